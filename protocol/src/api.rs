@@ -1,0 +1,923 @@
+//! The shapes of the HTTP API, `/v1`.
+//!
+//! | route | request → answer |
+//! |---|---|
+//! | `GET /v1/nodes?match=&allow_unknown=&cursor=&limit=` | → [`Page`]`<`[`NodeView`]`>` |
+//! | `GET /v1/nodes/{name}` | → [`NodeView`] |
+//! | `PATCH /v1/nodes/{name}` | [`NodeChange`] → [`NodeChanged`] |
+//! | `DELETE /v1/nodes/{name}` | → 204 |
+//! | `POST /v1/nodes/{name}/replace` | [`ReplaceRequest`] → [`Invite`] |
+//! | `POST /v1/match` | [`MatchRequest`] → [`MatchAnswer`] |
+//! | `POST /v1/ping` | [`PingRequest`] → [`PingAnswer`] |
+//! | `POST /v1/runs` | [`RunRequest`] → [`RunView`], or 428 with a [`Plan`] |
+//! | `GET /v1/runs?cursor=&limit=` | → [`Page`]`<`[`RunBrief`]`>` |
+//! | `GET /v1/runs/{run}` | → [`RunView`] |
+//! | `POST /v1/runs/{run}/cancel` | → [`RunView`] |
+//! | `POST /v1/runs/{run}/retry` | [`RetryRequest`] → [`RunView`], or 428 |
+//! | `GET /v1/runs/{run}/events` | → SSE of [`Frame`] |
+//! | `POST /v1/invites` | [`InviteRequest`] → [`Invites`] |
+//! | `GET /v1/invites` | → [`Page`]`<`[`InviteView`]`>` |
+//! | `DELETE /v1/invites/{id}` | → 204 |
+//! | `POST /v1/tokens` | [`TokenRequest`] → [`TokenCreated`] |
+//! | `GET /v1/tokens` | → [`Page`]`<`[`TokenView`]`>` |
+//! | `DELETE /v1/tokens/{id}` | → 204 |
+//! | `GET /v1/keys` | → [`crate::keys::KeyList`] |
+//! | `POST /v1/keys/rotate` | → [`crate::keys::KeyList`] |
+//! | `POST /v1/keys/{id}/revoke` | → [`crate::keys::KeyList`] |
+//! | `GET /v1/events?after=&limit=` | → [`Page`]`<`[`ClusterEvent`]`>` |
+//! | `GET /v1/status` | → [`Status`] |
+//! | `GET /v1/whoami` | → [`WhoAmI`] |
+//! | `GET /v1/trust` (open) | → [`crate::wire::Trust`] |
+//! | `POST /v1/agent/challenge` (open) | → [`Challenge`] |
+//! | `POST /v1/enroll` (by invite) | [`crate::wire::EnrollRequest`] → [`crate::wire::CredentialsAnswer`] |
+//! | `POST /v1/agent/credentials` (by node key) | [`crate::wire::CredentialsRequest`] → [`crate::wire::CredentialsAnswer`] |
+//! | `GET /healthz`, `/readyz`, `/openapi.json` (open) | |
+//!
+//! Wherever a route takes `{run}`, a prefix of at least four characters that
+//! stands for one run will do.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::envelope::{Door, Mode};
+use crate::ids::{ClusterId, PlanId, RunId, Serial, base32, from_base32, random_bytes};
+use crate::keys::Fingerprint;
+use crate::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName, ScenarioName};
+use crate::run::{Data, Outcome, RunOptions, RunPhase, Stream, Summary};
+use crate::units::{Amount, Span, Timestamp};
+
+/// Header by which a client names its door; the broker takes `cli` and
+/// `http`, and everything else as `http`.
+pub const DOOR_HEADER: &str = "muster-door";
+
+/// A page of a list.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct Page<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// Pass it as `cursor` for the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Whether a node is there.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Presence {
+    /// Its heartbeats arrive.
+    Up,
+    /// Two or more are missing.
+    Late,
+    /// Gone: it said so, its connection ended, or too many are missing.
+    Down,
+    /// Enrolled, and never seen since this broker started and before.
+    Never,
+}
+
+impl Presence {
+    /// The word, as in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Late => "late",
+            Self::Down => "down",
+            Self::Never => "never",
+        }
+    }
+}
+
+/// Something about a node that an operator should look at.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case", tag = "condition")]
+pub enum Condition {
+    /// Two machines live with its key; both are refused until `replace`.
+    Cloned,
+    /// Its clock is off by so many milliseconds (positive: ahead).
+    ClockSkew {
+        /// Milliseconds.
+        ms: i64,
+    },
+    /// Its agent is of a version that cannot work with this broker.
+    Incompatible {
+        /// The agent's protocol.
+        protocol: u32,
+    },
+    /// It has not taken up its newest roles and labels yet.
+    Stale {
+        /// The revision that it holds.
+        revision: u64,
+    },
+    /// It refused messages that look like an attack.
+    Refusing {
+        /// How many since its start, by kind.
+        counts: BTreeMap<String, u64>,
+    },
+    /// It sends more than it may, and the rest is thrown away.
+    Flooding,
+    /// What the node itself noticed, such as a fact with a label's name.
+    Note {
+        /// For people.
+        text: String,
+    },
+}
+
+/// A node, as people see it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct NodeView {
+    /// Its name.
+    pub name: NodeName,
+    /// Its enrolment serial.
+    pub serial: Serial,
+    /// Its roles.
+    pub roles: Vec<RoleName>,
+    /// Its labels.
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub labels: BTreeMap<LabelKey, LabelValue>,
+    /// What it reports about itself.
+    #[schema(value_type = Object)]
+    pub facts: serde_json::Map<String, Value>,
+    /// Whether it is there.
+    pub state: Presence,
+    /// When it was last heard.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub last_seen: Option<Timestamp>,
+    /// Version of its agent.
+    pub version: Option<String>,
+    /// Whether it is one of the broker's own machines.
+    pub infrastructure: bool,
+    /// When it enrolled.
+    #[schema(value_type = String, format = DateTime)]
+    pub enrolled: Timestamp,
+    /// Fingerprint of its identity key.
+    pub key: Fingerprint,
+    /// What an operator should look at.
+    pub conditions: Vec<Condition>,
+}
+
+/// Changes of a node's roles and labels: in one go, or not at all.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeChange {
+    /// Roles to give.
+    pub add_roles: Vec<RoleName>,
+    /// Roles to take.
+    pub remove_roles: Vec<RoleName>,
+    /// Labels to set.
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub set_labels: BTreeMap<LabelKey, LabelValue>,
+    /// Labels to take away.
+    pub remove_labels: Vec<LabelKey>,
+    /// Marks the node as one of the broker's own machines, or not.
+    pub infrastructure: Option<bool>,
+}
+
+/// The answer to a [`NodeChange`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct NodeChanged {
+    /// The node as it is now.
+    pub node: NodeView,
+    /// Whether the node itself has taken it up; when it is down, it will on
+    /// its return.
+    pub applied: bool,
+}
+
+/// New machine, same name and roles.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReplaceRequest {
+    /// How long the invite lives; an hour when absent.
+    pub expires: Option<Span>,
+}
+
+/// Which nodes match.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MatchRequest {
+    /// The predicate.
+    pub predicate: String,
+    /// Names that no node has are meant.
+    #[serde(default)]
+    pub allow_unknown: bool,
+    /// Explain the decision on this node.
+    #[serde(default)]
+    pub explain: Option<NodeName>,
+}
+
+/// The nodes that match, by name.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct MatchAnswer {
+    /// The predicate in canonical form.
+    pub predicate: String,
+    /// Sorted names.
+    pub nodes: Vec<NodeName>,
+    /// With `explain`: whether that node matches, and which clause decided,
+    /// for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<ExplainView>,
+}
+
+/// Why a node matches or not.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct ExplainView {
+    /// The node.
+    pub node: NodeName,
+    /// Whether it matches.
+    pub matches: bool,
+    /// For people, one clause a line.
+    pub text: String,
+}
+
+/// Who answers.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PingRequest {
+    /// The predicate.
+    pub predicate: String,
+    /// Names that no node has are meant.
+    #[serde(default)]
+    pub allow_unknown: bool,
+    /// How long to wait for the last one; 2 s when absent, at most 60 s.
+    #[serde(default)]
+    pub timeout: Option<Span>,
+}
+
+/// The answers to a ping.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct PingAnswer {
+    /// How many were asked.
+    pub asked: u32,
+    /// Round trip of each that answered, in microseconds, in the order of
+    /// arrival.
+    pub answered: Vec<PingReply>,
+    /// Who did not, and what is known about them.
+    pub silent: Vec<Silent>,
+    /// From the first byte sent to the last answer, in microseconds.
+    pub total_us: u64,
+}
+
+/// One answer.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct PingReply {
+    /// The node.
+    pub node: NodeName,
+    /// Round trip in microseconds.
+    pub us: u64,
+}
+
+/// A node that did not answer.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct Silent {
+    /// The node.
+    pub node: NodeName,
+    /// What is known.
+    pub state: Presence,
+    /// When it was last heard.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub last_seen: Option<Timestamp>,
+}
+
+/// Asks for a run.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunRequest {
+    /// The nodes.
+    pub predicate: String,
+    /// The scenario; `command` when absent.
+    #[serde(default = "command")]
+    pub scenario: ScenarioName,
+    /// Its parameters; for `command`: `{"argv": [...]}` or `{"shell": "..."}`.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    pub params: Value,
+    /// Apply or check.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Execution time on each node; 5 minutes when absent.
+    #[serde(default)]
+    pub timeout: Option<Span>,
+    /// Time to acknowledge; 15 seconds when absent.
+    #[serde(default)]
+    pub deliver_within: Option<Span>,
+    /// Nodes at a time.
+    #[serde(default)]
+    pub batch: Option<Amount>,
+    /// Failure budget.
+    #[serde(default)]
+    pub max_failures: Option<Amount>,
+    /// Only so many of the matching nodes, the first by name.
+    #[serde(default)]
+    pub limit: Option<Amount>,
+    /// Send also to nodes that are down.
+    #[serde(default)]
+    pub wait_down: bool,
+    /// Keep the broker's own machines in, also when not named.
+    #[serde(default)]
+    pub include_infrastructure: bool,
+    /// Names that no node has are meant.
+    #[serde(default)]
+    pub allow_unknown: bool,
+    /// Bytes of output kept per node; 1 MiB when absent.
+    #[serde(default)]
+    pub output_bytes: Option<u64>,
+    /// How a plan above the threshold is confirmed.
+    #[serde(default)]
+    pub confirm: Confirm,
+}
+
+fn command() -> ScenarioName {
+    "command".parse().expect("a constant name")
+}
+
+/// How a run above the confirmation threshold is confirmed.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Confirm {
+    /// Answer 428 with the plan when it needs a confirmation.
+    #[default]
+    Ask,
+    /// Confirmed beforehand, whatever the set is.
+    Yes,
+    /// This plan was shown and confirmed: exactly its set runs, or nothing.
+    Plan(PlanId),
+}
+
+/// What would run, for a person to confirm. It lives five minutes and works
+/// once, for the principal that it was made for and the same request.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct Plan {
+    /// Pass it back in [`Confirm::Plan`].
+    pub id: PlanId,
+    /// One line for people.
+    pub title: String,
+    /// The predicate in canonical form.
+    pub predicate: String,
+    /// The nodes, in the order in which they are taken.
+    pub nodes: Vec<NodeName>,
+    /// How many of them have each value of each label, for the question.
+    #[schema(value_type = BTreeMap<String, BTreeMap<String, u32>>)]
+    pub labels: BTreeMap<LabelKey, BTreeMap<String, u32>>,
+    /// When it stops working.
+    #[schema(value_type = String, format = DateTime)]
+    pub expires: Timestamp,
+}
+
+/// Asks for a retry: a run of its own, with the same scenario and parameters.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetryRequest {
+    /// On the nodes that failed, timed out, declined, were unreachable,
+    /// skipped or cancelled; else on all.
+    pub failed: bool,
+    /// Also where it cannot be said whether it ran.
+    pub include_unknown: bool,
+    /// As in [`RunRequest::confirm`].
+    pub confirm: Confirm,
+}
+
+/// A run in a list.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct RunBrief {
+    /// The run.
+    pub id: RunId,
+    /// Its shortest unambiguous prefix now, at least four characters.
+    pub short: String,
+    /// Who asked.
+    pub principal: PrincipalName,
+    /// Through which door.
+    pub door: Door,
+    /// One line for people.
+    pub title: String,
+    /// The scenario.
+    pub scenario: ScenarioName,
+    /// The predicate.
+    pub predicate: String,
+    /// Where it is.
+    pub state: RunPhase,
+    /// How many nodes.
+    pub nodes: u32,
+    /// Outcomes so far.
+    #[schema(value_type = BTreeMap<String, u32>)]
+    pub summary: Summary,
+    /// When it was created.
+    #[schema(value_type = String, format = DateTime)]
+    pub created: Timestamp,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub finished: Option<Timestamp>,
+    /// The run it retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<RunId>,
+}
+
+/// A run with its nodes.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct RunView {
+    /// The run.
+    #[serde(flatten)]
+    pub brief: RunBrief,
+    /// Its parameters.
+    #[schema(value_type = Object)]
+    pub params: Value,
+    /// How it goes about its nodes.
+    pub options: RunOptions,
+    /// Batches in all.
+    pub batches: u32,
+    /// Who asked for the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancelled_by: Option<PrincipalName>,
+    /// Its nodes, in the order in which they are taken.
+    pub results: Vec<RunNode>,
+}
+
+/// A node in a run.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct RunNode {
+    /// Its name when the set was frozen.
+    pub node: NodeName,
+    /// Its serial.
+    pub serial: Serial,
+    /// Its outcome, once it has one.
+    pub outcome: Option<Outcome>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Exit code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<i32>,
+    /// Signal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Execution time in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ms: Option<u64>,
+    /// What it said after its outcome was settled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub late: Vec<Outcome>,
+}
+
+/// One thing that happened in a run, as watchers see it; the `data` of an SSE
+/// event whose `id` is a position in the run's stream. [`Frame::Accepted`]
+/// has no id: it is not kept.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum Frame {
+    /// First.
+    RunCreated {
+        /// The run.
+        run: RunId,
+        /// Short id for people.
+        short: String,
+        /// One line.
+        title: String,
+        /// The predicate.
+        predicate: String,
+        /// Who asked.
+        principal: PrincipalName,
+        /// How many nodes.
+        nodes: u32,
+        /// In how many batches.
+        batches: u32,
+    },
+    /// A batch is sent.
+    BatchSent {
+        /// The run.
+        run: RunId,
+        /// Which, from 0.
+        batch: u32,
+        /// The nodes.
+        nodes: Vec<NodeName>,
+    },
+    /// A node runs it.
+    Accepted {
+        /// The run.
+        run: RunId,
+        /// The node.
+        node: NodeName,
+    },
+    /// A piece of output.
+    Output {
+        /// The run.
+        run: RunId,
+        /// The node.
+        node: NodeName,
+        /// Which stream.
+        stream: Stream,
+        /// Its number, over both streams of the node.
+        chunk: u32,
+        /// The bytes.
+        data: Data,
+    },
+    /// A node's outcome: one each.
+    Outcome {
+        /// The run.
+        run: RunId,
+        /// The node and how it ended.
+        #[serde(flatten)]
+        result: RunNode,
+        /// Whether output was thrown away.
+        #[serde(default)]
+        truncated: bool,
+    },
+    /// An answer after the outcome was settled.
+    LateOutcome {
+        /// The run.
+        run: RunId,
+        /// The node.
+        node: NodeName,
+        /// What it said.
+        outcome: Outcome,
+    },
+    /// Somebody asked for the end.
+    RunCancelling {
+        /// The run.
+        run: RunId,
+        /// Who.
+        by: PrincipalName,
+    },
+    /// Last.
+    RunFinished {
+        /// The run.
+        run: RunId,
+        /// How it ended.
+        state: RunPhase,
+        /// How many nodes had each outcome.
+        #[schema(value_type = BTreeMap<String, u32>)]
+        summary: Summary,
+        /// Every node's outcome.
+        #[schema(value_type = BTreeMap<String, Outcome>)]
+        nodes: BTreeMap<NodeName, Outcome>,
+    },
+}
+
+impl Frame {
+    /// The name of the SSE event, which is `type` in the JSON.
+    #[must_use]
+    pub fn event(&self) -> &'static str {
+        match self {
+            Self::RunCreated { .. } => "run_created",
+            Self::BatchSent { .. } => "batch_sent",
+            Self::Accepted { .. } => "accepted",
+            Self::Output { .. } => "output",
+            Self::Outcome { .. } => "outcome",
+            Self::LateOutcome { .. } => "late_outcome",
+            Self::RunCancelling { .. } => "run_cancelling",
+            Self::RunFinished { .. } => "run_finished",
+        }
+    }
+}
+
+/// Asks for invites.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InviteRequest {
+    /// The nodes' names; `{01..40}` in one stands for a range.
+    pub name: String,
+    /// How many; must agree with the pattern. One when absent.
+    #[serde(default)]
+    pub count: Option<u32>,
+    /// Their roles.
+    #[serde(default)]
+    pub roles: Vec<RoleName>,
+    /// Their labels.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub labels: BTreeMap<LabelKey, LabelValue>,
+    /// Whether they are the broker's own machines.
+    #[serde(default)]
+    pub infrastructure: bool,
+    /// How long they live; an hour when absent.
+    #[serde(default)]
+    pub expires: Option<Span>,
+}
+
+/// New invites: the only time that their tokens are seen.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct Invites {
+    /// One for each node.
+    pub invites: Vec<Invite>,
+}
+
+/// A new invite.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct Invite {
+    /// The node's name.
+    pub name: NodeName,
+    /// For `muster-agent enroll --token`.
+    pub token: String,
+    /// When it stops working.
+    #[schema(value_type = String, format = DateTime)]
+    pub expires: Timestamp,
+}
+
+/// An invite in a list, without its secret.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct InviteView {
+    /// For `DELETE /v1/invites/{id}`.
+    pub id: String,
+    /// The node's name.
+    pub name: NodeName,
+    /// Its roles.
+    pub roles: Vec<RoleName>,
+    /// Its labels.
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub labels: BTreeMap<LabelKey, LabelValue>,
+    /// Who made it.
+    pub by: PrincipalName,
+    /// Whether it is for a new key under an old name.
+    pub replaces: Option<Serial>,
+    /// When it stops working.
+    #[schema(value_type = String, format = DateTime)]
+    pub expires: Timestamp,
+}
+
+/// What a token may do.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Everything.
+    Admin,
+    /// Read, run, cancel, retry; invite and label nodes.
+    Operator,
+    /// Read.
+    Reader,
+    /// Only make invites: for an installer.
+    NodeEnroller,
+}
+
+impl Role {
+    /// All roles.
+    pub const ALL: [Self; 4] = [Self::Admin, Self::Operator, Self::Reader, Self::NodeEnroller];
+
+    /// The word, as in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Operator => "operator",
+            Self::Reader => "reader",
+            Self::NodeEnroller => "node-enroller",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Asks for a token.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    /// Whose it is.
+    #[serde(rename = "for")]
+    pub principal: PrincipalName,
+    /// What it may do.
+    pub role: Role,
+    /// How long it lives; 90 days when absent.
+    #[serde(default)]
+    pub expires: Option<Span>,
+}
+
+/// A new token: the only time that it is seen.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct TokenCreated {
+    /// The token's text.
+    pub token: String,
+    /// As in the list.
+    #[serde(flatten)]
+    pub view: TokenView,
+}
+
+/// A token in a list, without its secret.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct TokenView {
+    /// For `DELETE /v1/tokens/{id}`.
+    pub id: String,
+    /// Whose it is.
+    #[serde(rename = "for")]
+    pub principal: PrincipalName,
+    /// What it may do.
+    pub role: Role,
+    /// When it was made.
+    #[schema(value_type = String, format = DateTime)]
+    pub created: Timestamp,
+    /// When it stops working.
+    #[schema(value_type = String, format = DateTime)]
+    pub expires: Timestamp,
+}
+
+/// Who the token stands for.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct WhoAmI {
+    /// The principal.
+    pub principal: PrincipalName,
+    /// What it may do.
+    pub role: Role,
+    /// The token's id.
+    pub token: String,
+}
+
+/// Something that happened in the cluster.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct ClusterEvent {
+    /// Position in the stream of events; 0 before it is stored.
+    #[serde(default)]
+    pub seq: u64,
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// What kind: `alarm.cloned-node`, `node.enrolled`, `key.rotated`, …
+    pub kind: String,
+    /// What it is about: a node's name, a key's id.
+    pub subject: String,
+    /// For people.
+    pub text: String,
+}
+
+/// A one-use challenge for a node's proof.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Challenge {
+    /// To be signed within a minute.
+    pub challenge: String,
+}
+
+/// How the installation is.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct Status {
+    /// Version of the broker.
+    pub version: String,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Whether this broker is the active one.
+    pub active: bool,
+    /// The lease's epoch.
+    pub epoch: u64,
+    /// The key list's epoch.
+    pub key_epoch: u64,
+    /// Version of the NATS server.
+    pub nats_version: Option<String>,
+    /// Whether the broker is connected to it.
+    pub nats_connected: bool,
+    /// Nodes by presence.
+    #[schema(value_type = BTreeMap<String, u32>)]
+    pub nodes: BTreeMap<Presence, u32>,
+    /// Runs that have not ended.
+    pub open_runs: u32,
+    /// The broker's clock.
+    #[schema(value_type = String, format = DateTime)]
+    pub time: Timestamp,
+    /// What is wrong, for people; empty when nothing is.
+    pub findings: Vec<Finding>,
+}
+
+/// Something that an operator should look at.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct Finding {
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub hint: String,
+}
+
+/// A secret that cannot print.
+#[derive(Clone, Eq, PartialEq)]
+pub struct Secret(zeroize::Zeroizing<String>);
+
+impl Secret {
+    /// Wraps it.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(zeroize::Zeroizing::new(text.into()))
+    }
+
+    /// The text, to be sent or written where it belongs.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// Why a text is not a token.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("this is not a muster {0}")]
+pub struct TokenError(&'static str);
+
+/// The text of an API token: `mt1_<id>_<secret>`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ApiToken {
+    /// Public name of the token.
+    pub id: String,
+    /// 128 random bits; only their SHA-256 is stored.
+    pub secret: Secret,
+}
+
+impl ApiToken {
+    /// A new random token.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self { id: base32(&random_bytes::<5>()), secret: Secret::new(base32(&random_bytes::<16>())) }
+    }
+
+    /// The text that its owner keeps.
+    #[must_use]
+    pub fn text(&self) -> Secret {
+        Secret::new(format!("mt1_{}_{}", self.id, self.secret.expose()))
+    }
+}
+
+impl FromStr for ApiToken {
+    type Err = TokenError;
+
+    fn from_str(text: &str) -> Result<Self, TokenError> {
+        let fail = TokenError("API token");
+        let (id, secret) = text.strip_prefix("mt1_").and_then(|r| r.split_once('_')).ok_or(fail)?;
+        from_base32::<5>(id).ok_or(fail)?;
+        from_base32::<16>(secret).ok_or(fail)?;
+        Ok(Self { id: id.to_owned(), secret: Secret::new(secret) })
+    }
+}
+
+/// The text of an invite: `mi1_<id>_<secret>_<root key fingerprint>`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct InviteToken {
+    /// Public name of the invite.
+    pub id: String,
+    /// 128 random bits; only their SHA-256 is stored.
+    pub secret: Secret,
+    /// The root key that the node is to trust.
+    pub root: Fingerprint,
+}
+
+impl InviteToken {
+    /// A new random invite into the cluster of that root key.
+    #[must_use]
+    pub fn generate(root: Fingerprint) -> Self {
+        Self { id: base32(&random_bytes::<5>()), secret: Secret::new(base32(&random_bytes::<16>())), root }
+    }
+
+    /// The text that the node is given.
+    #[must_use]
+    pub fn text(&self) -> Secret {
+        Secret::new(format!("mi1_{}_{}_{}", self.id, self.secret.expose(), self.root))
+    }
+}
+
+impl FromStr for InviteToken {
+    type Err = TokenError;
+
+    fn from_str(text: &str) -> Result<Self, TokenError> {
+        let fail = TokenError("invite");
+        let mut parts = text.strip_prefix("mi1_").ok_or(fail)?.split('_');
+        let (Some(id), Some(secret), Some(root), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(fail);
+        };
+        from_base32::<5>(id).ok_or(fail)?;
+        from_base32::<16>(secret).ok_or(fail)?;
+        Ok(Self { id: id.to_owned(), secret: Secret::new(secret), root: root.parse().map_err(|_| fail)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_round_trip_and_do_not_print() {
+        let token = ApiToken::generate();
+        assert_eq!(token.text().expose().parse(), Ok(token.clone()));
+        assert!(!format!("{token:?}").contains(token.secret.expose()));
+        let invite = InviteToken::generate(crate::keys::PrivateKey::generate().public().fingerprint());
+        assert_eq!(invite.text().expose().parse(), Ok(invite));
+        for bad in ["", "mt1_", "mt1_a_b", "mt1__", "mi1_x_y_z", "mt1_00000000_é"] {
+            assert!(bad.parse::<ApiToken>().is_err(), "{bad}");
+            assert!(bad.parse::<InviteToken>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_run_can_be_asked_for_in_a_line() {
+        let json = r#"{"predicate":"role=web","params":{"argv":["true"]},"batch":"25%","confirm":"yes"}"#;
+        let request: RunRequest = serde_json::from_str(json).expect("reads");
+        assert_eq!(request.scenario.as_str(), "command");
+        assert_eq!(request.batch, Some(Amount::Percent(25)));
+        assert_eq!(request.confirm, Confirm::Yes);
+    }
+}

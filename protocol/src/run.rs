@@ -1,0 +1,663 @@
+//! What a run is, what can happen to it, and how its state follows from that.
+//!
+//! A run's journal is a sequence of [`RunEvent`]s. [`RunState::apply`] is the
+//! only thing that changes a state, in live use and in recovery alike, and it
+//! holds the promise that a node has one outcome: a second one is refused by
+//! the fold, and whoever writes the journal turns it into
+//! [`RunEvent::Late`] first.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::envelope::{BundleHash, Door, Mode};
+use crate::ids::{RunId, Serial};
+use crate::names::{FunctionName, NodeName, PrincipalName, ScenarioName};
+use crate::nodeset::NodeSet;
+use crate::units::{Amount, Span, Timestamp};
+
+/// How a step ended on a node: exactly one each, always.
+#[derive(
+    Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, utoipa::ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It ran and was well.
+    Succeeded,
+    /// It ran and was not.
+    Failed,
+    /// The node's own check said no.
+    Declined,
+    /// It ran longer than allowed and was ended.
+    TimedOut,
+    /// The node was known to be down; nothing was sent.
+    Unreachable,
+    /// Sent, and it cannot be said.
+    Unknown,
+    /// Ended, or kept from starting on the node, by a cancel.
+    Cancelled,
+    /// Never started.
+    Skipped,
+}
+
+impl Outcome {
+    /// All of them, in the order in which people read them.
+    pub const ALL: [Self; 8] = [
+        Self::Succeeded,
+        Self::Failed,
+        Self::Declined,
+        Self::TimedOut,
+        Self::Unreachable,
+        Self::Unknown,
+        Self::Cancelled,
+        Self::Skipped,
+    ];
+
+    /// The word, as in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Declined => "declined",
+            Self::TimedOut => "timed_out",
+            Self::Unreachable => "unreachable",
+            Self::Unknown => "unknown",
+            Self::Cancelled => "cancelled",
+            Self::Skipped => "skipped",
+        }
+    }
+
+    /// Whether it counts against a failure budget.
+    #[must_use]
+    pub fn is_failure(self) -> bool {
+        matches!(self, Self::Failed | Self::TimedOut | Self::Unreachable | Self::Unknown)
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Standard output or standard error.
+#[derive(
+    Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, utoipa::ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Bytes that a program wrote: text where they are UTF-8, else base64. Data
+/// for ever: whoever shows it escapes it.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+pub enum Data {
+    /// Valid UTF-8.
+    Text(String),
+    /// Anything else.
+    Bytes {
+        /// Base64, with padding.
+        base64: String,
+    },
+}
+
+impl Data {
+    /// From what was written.
+    #[must_use]
+    pub fn new(bytes: &[u8]) -> Self {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Self::Text(text.to_owned()),
+            Err(_) => Self::Bytes { base64: data_encoding::BASE64.encode(bytes) },
+        }
+    }
+
+    /// The bytes; `None` when the base64 is none.
+    #[must_use]
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Text(text) => Some(text.clone().into_bytes()),
+            Self::Bytes { base64 } => data_encoding::BASE64.decode(base64.as_bytes()).ok(),
+        }
+    }
+}
+
+/// How a step ended on one node.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NodeResult {
+    /// The node.
+    pub serial: Serial,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why, for people; always there unless it succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Exit code of a process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<i32>,
+    /// The signal that ended a process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Execution time on the node in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ms: Option<u64>,
+    /// Bytes of output kept.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub output_bytes: u64,
+    /// Whether more output was thrown away.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+impl NodeResult {
+    /// A result that is only an outcome and its reason.
+    #[must_use]
+    pub fn new(serial: Serial, outcome: Outcome, reason: impl Into<String>) -> Self {
+        Self {
+            serial,
+            outcome,
+            reason: Some(reason.into()),
+            exit: None,
+            signal: None,
+            ms: None,
+            output_bytes: 0,
+            truncated: false,
+        }
+    }
+}
+
+/// One node of a frozen set, under the name it had then.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// The node.
+    pub serial: Serial,
+    /// Its name when the set was frozen.
+    pub name: NodeName,
+}
+
+/// Most targets in one [`RunEvent::Targets`], so that an event stays far below
+/// the largest NATS message.
+pub const TARGETS_PER_EVENT: usize = 4_000;
+/// Most results in one [`RunEvent::Outcomes`].
+pub const RESULTS_PER_EVENT: usize = 1_000;
+
+/// How a run goes about its nodes.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunOptions {
+    /// Execution time on each node.
+    pub timeout: Span,
+    /// How long a node may take to acknowledge.
+    pub deliver_within: Span,
+    /// Nodes at a time; all at once when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<Amount>,
+    /// The failure budget: above it nothing more is started. Without it
+    /// failures stop nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_failures: Option<Amount>,
+    /// Send also to nodes that are down, in case they come back within
+    /// `deliver_within`.
+    #[serde(default)]
+    pub wait_down: bool,
+    /// Bytes of output kept per node and step.
+    pub output_bytes: u64,
+}
+
+/// Everything that is fixed when a run is created.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSpec {
+    /// The run.
+    pub id: RunId,
+    /// Who asked.
+    pub principal: PrincipalName,
+    /// Through which door.
+    pub door: Door,
+    /// What runs.
+    pub scenario: ScenarioName,
+    /// Its bundle, pinned.
+    pub bundle: BundleHash,
+    /// The function sent to the nodes.
+    pub function: FunctionName,
+    /// Its parameters.
+    pub params: Value,
+    /// Apply or check.
+    pub mode: Mode,
+    /// One line for people: `nginx -v`.
+    pub title: String,
+    /// The predicate as the person wrote it, in canonical form.
+    pub predicate: String,
+    /// How many targets follow in [`RunEvent::Targets`].
+    pub targets: u32,
+    /// How the run goes about them.
+    pub options: RunOptions,
+    /// The run that this one retries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<RunId>,
+    /// When it was created.
+    pub created: Timestamp,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RunEnd {
+    /// Every node succeeded.
+    Succeeded,
+    /// Some node did not.
+    Failed,
+    /// Somebody cancelled it.
+    Cancelled,
+}
+
+/// What can happen to a run. Serialised, this is its journal.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "event", deny_unknown_fields)]
+pub enum RunEvent {
+    /// First event: intent, before anything else.
+    Created {
+        /// Everything that is fixed.
+        spec: Box<RunSpec>,
+    },
+    /// A page of the frozen set, in the order in which nodes are taken.
+    Targets {
+        /// The nodes.
+        nodes: Vec<Target>,
+    },
+    /// Intent to send: in the journal before the request is on the wire.
+    Intent {
+        /// Which batch, from 0.
+        batch: u32,
+        /// The nodes it is sent to.
+        nodes: NodeSet,
+        /// When, by the broker's clock.
+        at: Timestamp,
+    },
+    /// Outcomes of nodes that had none.
+    Outcomes {
+        /// One each.
+        results: Vec<NodeResult>,
+        /// When they were taken down.
+        at: Timestamp,
+    },
+    /// An answer that came after the node's outcome was settled. It changes
+    /// nothing but is not forgotten.
+    Late {
+        /// What the node said.
+        result: NodeResult,
+        /// When it came.
+        at: Timestamp,
+    },
+    /// Somebody asked for the end.
+    Cancelling {
+        /// Who.
+        by: PrincipalName,
+        /// When.
+        at: Timestamp,
+    },
+    /// Last event but for [`RunEvent::Late`].
+    Finished {
+        /// How.
+        end: RunEnd,
+        /// When.
+        at: Timestamp,
+    },
+}
+
+/// Where a node is inside a run.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum NodePhase {
+    /// Nothing was sent.
+    Waiting,
+    /// The intent to send is in the journal.
+    Sent {
+        /// When.
+        at: Timestamp,
+    },
+    /// It has its outcome.
+    Done(NodeResult),
+}
+
+/// A node inside a run.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodeState {
+    /// Its name when the set was frozen.
+    pub name: NodeName,
+    /// Where it is.
+    pub phase: NodePhase,
+    /// What it said after its outcome was settled.
+    pub late: Vec<NodeResult>,
+}
+
+/// Where a run is.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RunPhase {
+    /// Its targets are being written down.
+    Preparing,
+    /// Under way.
+    Running,
+    /// Somebody asked for the end; nothing new is started.
+    Cancelling,
+    /// Every node succeeded.
+    Succeeded,
+    /// Ended, and some node did not succeed.
+    Failed,
+    /// Ended by a cancel.
+    Cancelled,
+}
+
+impl RunPhase {
+    /// Whether nothing more will happen but late answers.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+
+    /// The word, as in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Running => "running",
+            Self::Cancelling => "cancelling",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// How many nodes had each outcome; those with none are left out.
+pub type Summary = BTreeMap<Outcome, u32>;
+
+/// An event that cannot follow on the state: the journal is damaged, or two
+/// wrote it.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum FoldError {
+    /// The first event is not `created`, or a later one is.
+    #[error("a run's journal begins with `created`, once")]
+    Created,
+    /// A target twice, more than announced, or after the first intent.
+    #[error("the targets do not fit what was announced")]
+    Targets,
+    /// An intent for a node that is not a target or was sent to before.
+    #[error("node {0} is sent to twice, or is not a target")]
+    Intent(Serial),
+    /// A second outcome for a node, or one of a stranger.
+    #[error("node {0} has an outcome already, or is not a target")]
+    Outcome(Serial),
+    /// Something after the end.
+    #[error("the run has ended")]
+    Ended,
+    /// The end while a node has no outcome.
+    #[error("the run cannot end: node {0} has no outcome")]
+    Open(Serial),
+}
+
+/// A run, folded from its events.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunState {
+    /// What is fixed.
+    pub spec: RunSpec,
+    /// Where it is.
+    pub phase: RunPhase,
+    /// Its nodes.
+    pub nodes: BTreeMap<Serial, NodeState>,
+    /// The order in which nodes are taken.
+    pub order: Vec<Serial>,
+    /// Batches sent so far.
+    pub batches: u32,
+    /// Who asked for the end.
+    pub cancelled_by: Option<PrincipalName>,
+    /// When it ended.
+    pub finished: Option<Timestamp>,
+}
+
+/// What a run needs next. See [`RunState::next`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Next {
+    /// Write the intent, then send to these nodes.
+    Send {
+        /// Which batch.
+        batch: u32,
+        /// The nodes.
+        nodes: Vec<Serial>,
+    },
+    /// Write that these nodes are not started.
+    Skip {
+        /// The nodes.
+        nodes: Vec<Serial>,
+        /// The outcome they get.
+        outcome: Outcome,
+        /// Why.
+        reason: String,
+    },
+    /// Wait for outcomes or the clock.
+    Wait,
+    /// Write the end.
+    Finish(RunEnd),
+    /// Nothing: the run has ended.
+    Ended,
+}
+
+impl RunState {
+    /// A state from the first event of a journal.
+    ///
+    /// # Errors
+    /// [`FoldError::Created`] for any other event.
+    pub fn begin(event: &RunEvent) -> Result<Self, FoldError> {
+        let RunEvent::Created { spec } = event else {
+            return Err(FoldError::Created);
+        };
+        Ok(Self {
+            spec: (**spec).clone(),
+            phase: if spec.targets == 0 { RunPhase::Running } else { RunPhase::Preparing },
+            nodes: BTreeMap::new(),
+            order: Vec::new(),
+            batches: 0,
+            cancelled_by: None,
+            finished: None,
+        })
+    }
+
+    /// Takes one more event. On an error the state is as it was.
+    ///
+    /// # Errors
+    /// [`FoldError`]: the event cannot follow.
+    pub fn apply(&mut self, event: &RunEvent) -> Result<(), FoldError> {
+        if self.phase.is_final() && !matches!(event, RunEvent::Late { .. }) {
+            return Err(FoldError::Ended);
+        }
+        match event {
+            RunEvent::Created { .. } => return Err(FoldError::Created),
+            RunEvent::Targets { nodes } => self.targets(nodes)?,
+            RunEvent::Intent { nodes, at, .. } => {
+                self.check_each(
+                    nodes.iter(),
+                    |phase| matches!(phase, NodePhase::Waiting),
+                    FoldError::Intent,
+                )?;
+                for serial in nodes.iter() {
+                    self.set(serial, NodePhase::Sent { at: *at });
+                }
+                self.batches += 1;
+            }
+            RunEvent::Outcomes { results, .. } => {
+                let open = |phase: &NodePhase| !matches!(phase, NodePhase::Done(_));
+                self.check_each(results.iter().map(|r| r.serial), open, FoldError::Outcome)?;
+                for result in results {
+                    self.set(result.serial, NodePhase::Done(result.clone()));
+                }
+            }
+            RunEvent::Late { result, .. } => {
+                let node = self.nodes.get_mut(&result.serial).ok_or(FoldError::Outcome(result.serial))?;
+                if !node.late.contains(result) {
+                    node.late.push(result.clone());
+                }
+            }
+            RunEvent::Cancelling { by, .. } => {
+                self.phase = RunPhase::Cancelling;
+                self.cancelled_by.get_or_insert_with(|| by.clone());
+            }
+            RunEvent::Finished { end, at } => {
+                if let Some((serial, _)) = self.open().next() {
+                    return Err(FoldError::Open(serial));
+                }
+                self.phase = match end {
+                    RunEnd::Succeeded => RunPhase::Succeeded,
+                    RunEnd::Failed => RunPhase::Failed,
+                    RunEnd::Cancelled => RunPhase::Cancelled,
+                };
+                self.finished = Some(*at);
+            }
+        }
+        Ok(())
+    }
+
+    fn targets(&mut self, nodes: &[Target]) -> Result<(), FoldError> {
+        let fits = self.order.len() + nodes.len() <= self.spec.targets as usize;
+        let mut fresh = std::collections::BTreeSet::new();
+        let new = nodes.iter().all(|t| !self.nodes.contains_key(&t.serial) && fresh.insert(t.serial));
+        if !fits || !new {
+            return Err(FoldError::Targets);
+        }
+        for target in nodes {
+            self.order.push(target.serial);
+            let state = NodeState { name: target.name.clone(), phase: NodePhase::Waiting, late: Vec::new() };
+            self.nodes.insert(target.serial, state);
+        }
+        if self.phase == RunPhase::Preparing && self.order.len() == self.spec.targets as usize {
+            self.phase = RunPhase::Running;
+        }
+        Ok(())
+    }
+
+    fn check_each(
+        &self,
+        serials: impl Iterator<Item = Serial>,
+        allowed: impl Fn(&NodePhase) -> bool,
+        error: impl Fn(Serial) -> FoldError,
+    ) -> Result<(), FoldError> {
+        let mut once = std::collections::BTreeSet::new();
+        for serial in serials {
+            let fits = self.nodes.get(&serial).is_some_and(|n| allowed(&n.phase));
+            if !fits || !once.insert(serial) {
+                return Err(error(serial));
+            }
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, serial: Serial, phase: NodePhase) {
+        if let Some(node) = self.nodes.get_mut(&serial) {
+            node.phase = phase;
+        }
+    }
+
+    /// The nodes that have no outcome yet.
+    pub fn open(&self) -> impl Iterator<Item = (Serial, &NodeState)> {
+        self.nodes.iter().filter(|(_, n)| !matches!(n.phase, NodePhase::Done(_))).map(|(s, n)| (*s, n))
+    }
+
+    /// The results there are.
+    pub fn results(&self) -> impl Iterator<Item = &NodeResult> {
+        self.nodes.values().filter_map(|n| match &n.phase {
+            NodePhase::Done(result) => Some(result),
+            _ => None,
+        })
+    }
+
+    /// How many nodes had each outcome so far.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let mut summary = Summary::new();
+        for result in self.results() {
+            *summary.entry(result.outcome).or_default() += 1;
+        }
+        summary
+    }
+
+    /// What the run needs next: a pure function of the journal, so that a
+    /// broker that starts again goes on where the last one stopped. Deadlines
+    /// are the caller's: it turns a node that ran out of time into an outcome.
+    #[must_use]
+    pub fn next(&self) -> Next {
+        match self.phase {
+            RunPhase::Succeeded | RunPhase::Failed | RunPhase::Cancelled => return Next::Ended,
+            RunPhase::Preparing => return Next::Wait,
+            RunPhase::Running | RunPhase::Cancelling => {}
+        }
+        let phase_of = |serial: &Serial| self.nodes.get(serial).map(|n| &n.phase);
+        let waiting: Vec<Serial> =
+            self.order.iter().copied().filter(|s| phase_of(s) == Some(&NodePhase::Waiting)).collect();
+        let sent = self.order.iter().any(|s| matches!(phase_of(s), Some(NodePhase::Sent { .. })));
+        if !waiting.is_empty() {
+            if self.phase == RunPhase::Cancelling {
+                let by = self.cancelled_by.as_ref().map_or("", PrincipalName::as_str);
+                return Next::Skip {
+                    nodes: waiting,
+                    outcome: Outcome::Skipped,
+                    reason: format!("not started: {by} cancelled the run"),
+                };
+            }
+            if let Some(reason) = self.budget_spent() {
+                return Next::Skip { nodes: waiting, outcome: Outcome::Skipped, reason };
+            }
+            if !sent {
+                let size = self.batch_size();
+                let nodes = waiting.into_iter().take(size).collect();
+                return Next::Send { batch: self.batches, nodes };
+            }
+        }
+        if sent {
+            return Next::Wait;
+        }
+        Next::Finish(if self.phase == RunPhase::Cancelling {
+            RunEnd::Cancelled
+        } else if self.results().all(|r| r.outcome == Outcome::Succeeded) {
+            RunEnd::Succeeded
+        } else {
+            RunEnd::Failed
+        })
+    }
+
+    /// Nodes at a time, at least one.
+    #[must_use]
+    pub fn batch_size(&self) -> usize {
+        let all = self.order.len();
+        self.spec.options.batch.map_or(all, |b| b.of_rounded_up(all)).max(1)
+    }
+
+    /// Into how many batches the run is cut.
+    #[must_use]
+    pub fn batch_count(&self) -> usize {
+        self.order.len().div_ceil(self.batch_size())
+    }
+
+    /// Why nothing more is started, when the failure budget is spent.
+    fn budget_spent(&self) -> Option<String> {
+        let budget = self.spec.options.max_failures?;
+        let allowed = budget.of_rounded_down(self.order.len());
+        let failed = self.results().filter(|r| r.outcome.is_failure()).count();
+        (failed > allowed).then(|| format!("not started: {failed} failed, the budget was {budget}"))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,172 @@
+//! NATS subjects: the only place that builds one.
+//!
+//! | subject | who says it | what |
+//! |---|---|---|
+//! | `m1.do.all` | broker | a signed request to every node |
+//! | `m1.do.role.<role>`, `m1.do.label.<key>.<value>` | broker | to the nodes with that role or label |
+//! | `m1.do.node.<serial>` | broker | to one node |
+//! | `m1.from.<serial>.<kind>` | that node | everything a node says, see [`NodeSays`] |
+//! | `m1.run.<run>.j`, `m1.run.<run>.o` | broker | the run's journal, and its nodes' output |
+//! | `m1.event` | broker | what happened in the cluster |
+//!
+//! The subject is routing only. What a node obeys is the signed set.
+
+use std::fmt;
+
+use crate::ids::{RunId, Serial};
+
+/// Requests to every node.
+pub const ALL: &str = "m1.do.all";
+/// What all nodes say, for the broker's subscription.
+pub const FROM_ALL: &str = "m1.from.*.*";
+/// Every run's journal and output.
+pub const RUN_ALL: &str = "m1.run.>";
+/// Every run's journal.
+pub const JOURNAL_ALL: &str = "m1.run.*.j";
+/// What happened in the cluster.
+pub const EVENT: &str = "m1.event";
+
+/// Text as one token of a subject: `A-Z a-z 0-9 _ -` stay, every other byte
+/// becomes `=` and two hex digits, so that no text can add a token or a
+/// wildcard.
+#[must_use]
+pub fn token(text: &str) -> String {
+    use fmt::Write as _;
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-') {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "={byte:02X}");
+        }
+    }
+    out
+}
+
+/// Requests to one node.
+#[must_use]
+pub fn node_subject(node: Serial) -> String {
+    format!("m1.do.node.{node}")
+}
+
+/// Requests to the nodes with a role.
+#[must_use]
+pub fn role_subject(role: &str) -> String {
+    format!("m1.do.role.{}", token(role))
+}
+
+/// Requests to the nodes with a label of that value.
+#[must_use]
+pub fn label_subject(key: &str, value: &str) -> String {
+    format!("m1.do.label.{}.{}", token(key), token(value))
+}
+
+/// Where a node may publish: `m1.from.<serial>`, without a trailing dot.
+#[must_use]
+pub fn from_prefix(node: Serial) -> String {
+    format!("m1.from.{node}")
+}
+
+/// The prefix of a node's own reply subjects, without a trailing dot.
+#[must_use]
+pub fn inbox_prefix(node: Serial) -> String {
+    format!("_INBOX.m1.{node}")
+}
+
+/// The journal of a run.
+#[must_use]
+pub fn journal(run: RunId) -> String {
+    format!("m1.run.{run}.j")
+}
+
+/// The output of a run's nodes.
+#[must_use]
+pub fn output(run: RunId) -> String {
+    format!("m1.run.{run}.o")
+}
+
+/// Journal and output of a run, for a subscription.
+#[must_use]
+pub fn run_all(run: RunId) -> String {
+    format!("m1.run.{run}.*")
+}
+
+/// The kinds of message that a node sends.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum NodeSays {
+    /// [`crate::wire::Hello`], answered by [`crate::wire::Welcome`].
+    Hello,
+    /// [`crate::wire::Beat`].
+    Beat,
+    /// [`crate::wire::Facts`].
+    Facts,
+    /// [`crate::wire::Pong`].
+    Pong,
+    /// [`crate::wire::Accepted`].
+    Accepted,
+    /// [`crate::wire::OutputHead`] in a header, the bytes as payload.
+    Output,
+    /// [`crate::wire::OutcomeReport`], answered by [`crate::wire::OutcomeAnswer`].
+    Outcome,
+    /// [`crate::wire::Bye`].
+    Bye,
+}
+
+impl NodeSays {
+    const ALL: [(Self, &'static str); 8] = [
+        (Self::Hello, "hello"),
+        (Self::Beat, "beat"),
+        (Self::Facts, "facts"),
+        (Self::Pong, "pong"),
+        (Self::Accepted, "accepted"),
+        (Self::Output, "output"),
+        (Self::Outcome, "outcome"),
+        (Self::Bye, "bye"),
+    ];
+
+    /// The last token of the subject.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(k, _)| *k == self).map_or("", |(_, t)| t)
+    }
+
+    /// The subject for a node.
+    #[must_use]
+    pub fn subject(self, node: Serial) -> String {
+        format!("m1.from.{node}.{}", self.as_str())
+    }
+
+    /// Who said what, from the subject of a message. The server has checked
+    /// the serial against the sender's credentials, so it can be trusted;
+    /// `None` for anything else that a node may publish below its prefix.
+    #[must_use]
+    pub fn parse(subject: &str) -> Option<(Serial, Self)> {
+        let rest = subject.strip_prefix("m1.from.")?;
+        let (serial, kind) = rest.split_once('.')?;
+        let (kind, _) = Self::ALL.iter().find(|(_, text)| *text == kind)?;
+        Some((serial.parse().ok()?, *kind))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_stays_one_token() {
+        assert_eq!(label_subject("os.version", "12.1/a*>"), "m1.do.label.os=2Eversion.12=2E1=2Fa=2A=3E");
+        assert_eq!(token("="), "=3D");
+    }
+
+    #[test]
+    fn what_a_node_says_is_known_or_nothing() {
+        for (kind, _) in NodeSays::ALL {
+            assert_eq!(NodeSays::parse(&kind.subject(Serial(7))), Some((Serial(7), kind)));
+        }
+        for bad in
+            ["m1.from.7", "m1.from.7.x", "m1.from.x.beat", "m1.from.07.beat", "m1.from.7.beat.y", "m1.do.all"]
+        {
+            assert_eq!(NodeSays::parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Times, durations, counts and percentages as people write them.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A moment in UTC; RFC 3339 in JSON.
+pub type Timestamp = jiff::Timestamp;
+
+/// `at` moved by `by`, or the last moment that can be said.
+#[must_use]
+pub fn after(at: Timestamp, by: Duration) -> Timestamp {
+    at.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+/// How far `later` is behind `earlier`; zero when it is not later.
+#[must_use]
+pub fn elapsed(earlier: Timestamp, later: Timestamp) -> Duration {
+    Duration::try_from(later.duration_since(earlier)).unwrap_or_default()
+}
+
+/// Why a text is not a duration, a count or a percentage.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("`{text}` is not {what}; write it like {example}")]
+pub struct UnitError {
+    text: String,
+    what: &'static str,
+    example: &'static str,
+}
+
+macro_rules! string_serde {
+    ($name:ident) => {
+        impl Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+                String::schema()
+            }
+        }
+        impl utoipa::ToSchema for $name {}
+    };
+}
+
+/// A length of time, written `250ms`, `30s`, `5m`, `1h30m`, `90d`; whole
+/// milliseconds, at most ten years.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Span(Duration);
+
+const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const MAX_SPAN_MS: u64 = 3_660 * 86_400_000;
+
+impl Span {
+    /// From whole seconds, at most ten years.
+    #[must_use]
+    pub const fn from_secs(secs: u64) -> Self {
+        Self::from_millis(secs.saturating_mul(1000))
+    }
+
+    /// From milliseconds, at most ten years.
+    #[must_use]
+    pub const fn from_millis(ms: u64) -> Self {
+        Self(Duration::from_millis(if ms > MAX_SPAN_MS { MAX_SPAN_MS } else { ms }))
+    }
+
+    /// The duration.
+    #[must_use]
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
+        if rest == 0 {
+            return f.write_str("0s");
+        }
+        for (unit, ms) in UNITS {
+            if rest >= ms {
+                write!(f, "{}{unit}", rest / ms)?;
+                rest %= ms;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Span {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let fail = || UnitError {
+            text: crate::text::printable(text, 40),
+            what: "a duration",
+            example: "`30s`, `5m` or `1h30m`",
+        };
+        let mut rest = text;
+        let mut total = 0u64;
+        let mut last = u64::MAX;
+        if rest.is_empty() || rest.len() > 40 {
+            return Err(fail());
+        }
+        while !rest.is_empty() {
+            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+            let number: u64 = rest[..digits].parse().map_err(|_| fail())?;
+            rest = &rest[digits..];
+            let letters = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
+            let unit = &rest[..letters];
+            rest = &rest[letters..];
+            let (_, ms) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(fail)?;
+            // `5m1h` and `5m5m` are slips, not durations.
+            if *ms >= last {
+                return Err(fail());
+            }
+            last = *ms;
+            total = number.checked_mul(*ms).and_then(|n| total.checked_add(n)).ok_or_else(fail)?;
+        }
+        if total > MAX_SPAN_MS {
+            return Err(fail());
+        }
+        Ok(Self(Duration::from_millis(total)))
+    }
+}
+string_serde!(Span);
+
+/// A number of nodes, or a part of them: `10` or `25%`.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Amount {
+    /// So many nodes.
+    Count(u32),
+    /// So many of each hundred, 0 to 100.
+    Percent(u8),
+}
+
+impl Amount {
+    /// How many of `total` that is, rounded up: `10%` of 5 nodes is one, so
+    /// that a batch is never empty.
+    #[must_use]
+    pub fn of_rounded_up(self, total: usize) -> usize {
+        match self {
+            Self::Count(n) => (n as usize).min(total),
+            Self::Percent(p) => (total * usize::from(p)).div_ceil(100),
+        }
+    }
+
+    /// How many of `total` that is, rounded down: a budget of `10%` of 5
+    /// nodes allows no failure.
+    #[must_use]
+    pub fn of_rounded_down(self, total: usize) -> usize {
+        match self {
+            Self::Count(n) => (n as usize).min(total),
+            Self::Percent(p) => total * usize::from(p) / 100,
+        }
+    }
+
+    /// Whether it is zero, which makes no batch and no limit.
+    #[must_use]
+    pub fn is_zero(self) -> bool {
+        matches!(self, Self::Count(0) | Self::Percent(0))
+    }
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count(n) => write!(f, "{n}"),
+            Self::Percent(p) => write!(f, "{p}%"),
+        }
+    }
+}
+
+impl FromStr for Amount {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let fail = || UnitError {
+            text: crate::text::printable(text, 40),
+            what: "a number of nodes or a percentage",
+            example: "`10` or `25%`",
+        };
+        let digits = text.strip_suffix('%').unwrap_or(text);
+        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(fail());
+        }
+        if text.ends_with('%') {
+            let percent: u8 = digits.parse().map_err(|_| fail())?;
+            if percent > 100 {
+                return Err(fail());
+            }
+            return Ok(Self::Percent(percent));
+        }
+        digits.parse().map(Self::Count).map_err(|_| fail())
+    }
+}
+string_serde!(Amount);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn durations_are_what_people_write() {
+        for (text, ms) in [("0s", 0), ("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("1h30m", 5_400_000)]
+        {
+            assert_eq!(text.parse::<Span>().map(|s| s.get().as_millis()), Ok(ms), "{text}");
+        }
+        for bad in ["", "5", "m", "5 m", "-5m", "5m5m", "5m1h", "1.5h", "99999999999999999999s", "20000d"] {
+            assert!(bad.parse::<Span>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn amounts_never_round_the_dangerous_way() {
+        let ten = Amount::Percent(10);
+        assert_eq!(ten.of_rounded_up(5), 1);
+        assert_eq!(ten.of_rounded_down(5), 0);
+        assert_eq!(Amount::Count(7).of_rounded_up(5), 5);
+        for bad in ["", "%", "101%", "-1", "+1", "1.5", "1 %"] {
+            assert!(bad.parse::<Amount>().is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn spans_round_trip(ms in 0..MAX_SPAN_MS) {
+            let span = Span::from_millis(ms);
+            prop_assert_eq!(span.to_string().parse::<Span>(), Ok(span));
+        }
+    }
+}

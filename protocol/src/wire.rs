@@ -1,0 +1,310 @@
+//! What a node says, and what it is told in reply.
+//!
+//! The NATS server has checked that the serial in the subject is the
+//! sender's. Everything else in a message is only what the node claims.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::ids::{ClusterId, InstanceId, RequestId, Serial};
+use crate::keys::{PublicKey, Signature, SignedText};
+use crate::names::{LabelKey, LabelValue, NodeName, RoleName};
+use crate::run::{NodeResult, Stream};
+use crate::units::{Span, Timestamp};
+
+/// Most bytes of any one message from a node.
+pub const MAX_MESSAGE: usize = 256 * 1024;
+/// Most bytes of a node's facts.
+pub const MAX_FACTS: usize = 64 * 1024;
+/// Most bytes of output in one chunk.
+pub const MAX_CHUNK: usize = 32 * 1024;
+/// How often a node says that it is there, unless it is told otherwise.
+pub const BEAT_EVERY: Span = Span::from_secs(5);
+
+/// What the operators have given a node: the part of its identity that it
+/// believes and cannot choose. Rises in `revision` with every change.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Assignment {
+    /// Rises with every change of name, roles or labels.
+    pub revision: u64,
+    /// Its name.
+    pub name: NodeName,
+    /// Its roles, sorted.
+    pub roles: Vec<RoleName>,
+    /// Its labels.
+    pub labels: BTreeMap<LabelKey, LabelValue>,
+}
+
+/// Everything a node needs to connect: the answer to an enrolment and to
+/// [`CredentialsRequest`], signed by a broker key for
+/// [`crate::keys::Purpose::Credentials`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Credentials {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The node's serial.
+    pub serial: Serial,
+    /// The identity key this is for.
+    pub node_key: PublicKey,
+    /// Name, roles, labels.
+    pub assignment: Assignment,
+    /// Where NATS is, in the order to try.
+    pub nats_urls: Vec<String>,
+    /// The certificate authority of the NATS server, PEM, when it has TLS.
+    pub nats_ca: Option<String>,
+    /// The NATS user JWT for the node's NATS key.
+    pub jwt: String,
+    /// When the JWT ends; it is renewed at half of its life.
+    pub expires: Timestamp,
+    /// When this was issued, by the broker's clock.
+    pub issued: Timestamp,
+}
+
+/// `GET /v1/trust`: what can be known of a cluster before trusting it. The
+/// invite's fingerprint says whether the root key is the right one.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Trust {
+    /// The root key.
+    pub root: PublicKey,
+    /// The key list, signed by the root key.
+    pub keys: SignedText,
+    /// [`Authority`], signed by the root key: the certificate authority of
+    /// the broker's HTTPS.
+    pub authority: SignedText,
+}
+
+/// The cluster's certificate authority.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Authority {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The certificate, PEM; `None` where the broker speaks plain HTTP on
+    /// loopback only.
+    pub certificate: Option<String>,
+}
+
+/// `POST /v1/enroll`: a node presents its invite and its keys.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EnrollRequest {
+    /// The invite's text.
+    pub token: String,
+    /// The node's identity key.
+    pub node_key: PublicKey,
+    /// The node's NATS user key (an nkey that begins with `U`).
+    pub nats_key: String,
+    /// A challenge from `POST /v1/agent/challenge`.
+    pub challenge: String,
+    /// By the identity key, over [`proof_text`].
+    pub proof: Signature,
+}
+
+/// `POST /v1/agent/credentials`: an enrolled node asks for fresh credentials.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialsRequest {
+    /// The node's serial.
+    pub serial: Serial,
+    /// A challenge from `POST /v1/agent/challenge`.
+    pub challenge: String,
+    /// By the identity key, over [`proof_text`].
+    pub proof: Signature,
+}
+
+/// What the broker answers to both: [`Credentials`] signed by a broker key,
+/// and the key list that says that the key counts.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialsAnswer {
+    /// [`Credentials`], signed.
+    pub credentials: SignedText,
+    /// The key list, signed by the root key.
+    pub keys: SignedText,
+}
+
+/// The bytes that a node signs to prove that it holds its identity key:
+/// bound to the cluster's root key, the one-use challenge and the NATS key.
+#[must_use]
+pub fn proof_text(root: &PublicKey, challenge: &str, nats_key: &str) -> Vec<u8> {
+    // Lengths in front, so that no two different triples give the same bytes.
+    format!("{root}:{}:{challenge}:{}:{nats_key}", challenge.len(), nats_key.len()).into_bytes()
+}
+
+/// First message on every new connection, answered by [`Welcome`]. A node
+/// executes nothing before it was welcomed.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hello {
+    /// Protocol version.
+    pub protocol: u32,
+    /// Version of the agent.
+    pub version: String,
+    /// This start of the agent.
+    pub instance: InstanceId,
+    /// The machine's boot id.
+    pub boot_id: String,
+    /// The node's clock.
+    pub time: Timestamp,
+    /// The revision of the assignment it holds.
+    pub revision: u64,
+    /// The epoch of the key list it holds.
+    pub key_epoch: u64,
+    /// The highest broker epoch it has seen.
+    pub broker_epoch: u64,
+    /// What it can do: `command`, `shell`, …
+    pub capabilities: Vec<String>,
+}
+
+/// The reply to [`Hello`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "answer", deny_unknown_fields)]
+pub enum Welcome {
+    /// Take part.
+    Welcome {
+        /// The broker's clock.
+        time: Timestamp,
+        /// The key list, when the node's is older.
+        keys: Option<SignedText>,
+        /// The revision of the assignment: a node with a lower one fetches
+        /// its credentials again.
+        revision: u64,
+        /// How often to beat.
+        beat_every: Span,
+    },
+    /// Stay out; ask again after `retry_after`.
+    Refused {
+        /// For the node's log.
+        reason: String,
+        /// When to ask again.
+        retry_after: Span,
+    },
+}
+
+/// Sent every few seconds.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Beat {
+    /// This start of the agent.
+    pub instance: InstanceId,
+    /// The node's clock.
+    pub time: Timestamp,
+    /// The revision of the assignment it holds.
+    pub revision: u64,
+    /// Steps that run now.
+    pub running: u32,
+    /// Messages refused since the start, by [`crate::envelope::Refusal::kind`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// The node's facts, whole, when they changed. Answered with an empty reply
+/// when stored.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Facts {
+    /// A JSON object; dots in a predicate's name go down into it.
+    pub facts: serde_json::Map<String, Value>,
+    /// Custom facts that were left out because a label has their name, and
+    /// other things that the operator should know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// The answer to [`crate::envelope::Ask::Ping`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pong {
+    /// Of the ping.
+    pub request: RequestId,
+    /// This start of the agent.
+    pub instance: InstanceId,
+}
+
+/// The request is in the node's journal and will run. Sent when the step has
+/// not ended within a few hundred milliseconds; a quick one sends only its
+/// outcome. Also the answer to a repeat while the step runs.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Accepted {
+    /// Of the request.
+    pub request: RequestId,
+}
+
+/// In front of a chunk of output: NATS header [`OUTPUT_HEADER`], as JSON.
+/// The payload is the bytes as the program wrote them.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputHead {
+    /// Of the request.
+    pub request: RequestId,
+    /// Rises by one from 0 over both streams of a step on a node.
+    pub chunk: u32,
+    /// Which stream.
+    pub stream: Stream,
+}
+
+/// The NATS header that carries [`OutputHead`].
+pub const OUTPUT_HEADER: &str = "Muster-Output";
+
+/// How a step ended, from the node's journal. Sent until [`OutcomeAnswer::Stored`]
+/// comes back; then kept for another day.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutcomeReport {
+    /// Of the request.
+    pub request: RequestId,
+    /// What happened; its `serial` is the sender's own.
+    pub result: NodeResult,
+    /// How many chunks of output it sent.
+    pub chunks: u32,
+    /// Small output travels here instead of in chunks of its own; `chunks`
+    /// counts these too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inline: Vec<InlineChunk>,
+}
+
+/// Most bytes of output that travel inside an outcome report.
+pub const MAX_INLINE: usize = 8 * 1024;
+
+/// A chunk of output inside an [`OutcomeReport`].
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct InlineChunk {
+    /// Its number.
+    pub chunk: u32,
+    /// Which stream.
+    pub stream: Stream,
+    /// The bytes.
+    pub data: crate::run::Data,
+}
+
+/// The reply to [`OutcomeReport`].
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "answer", deny_unknown_fields)]
+pub enum OutcomeAnswer {
+    /// It is in the run's journal (or one that came first is): it need not be
+    /// sent again.
+    Stored,
+    /// These chunks of output have not arrived: send them, then the report
+    /// again.
+    Missing {
+        /// Their numbers.
+        chunks: Vec<u32>,
+    },
+    /// The broker does not know the run and never will.
+    Unknown,
+}
+
+/// The agent ends in good order.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bye {
+    /// This start of the agent.
+    pub instance: InstanceId,
+}
