@@ -1,1 +1,3 @@
 //! muster
+
+pub mod predicate;
