@@ -13,7 +13,7 @@ pub mod ids;
 pub mod keys;
 pub mod names;
 pub mod nodeset;
-// pub mod predicate;
+pub mod predicate;
 pub mod problem;
 pub mod run;
 pub mod subject;
