@@ -1,1 +1,4 @@
 //! muster
+
+pub mod nats;
+pub mod store;

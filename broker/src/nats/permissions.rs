@@ -1,0 +1,187 @@
+//! What each kind of NATS user may publish and subscribe to.
+//!
+//! Least privilege is decided here and enforced by the server: a node hears
+//! only what is addressed to it and speaks only under its own prefix.
+
+use self::subject::{ALL, from_prefix, inbox_prefix, label_subject, node_subject, role_subject};
+
+/// Allowed and denied subjects of a user. In NATS an empty allow list means
+/// EVERYTHING, so each constructor in this module fills both lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permissions {
+    /// Subjects that the user may publish to.
+    pub publish: SubjectRules,
+    /// Subjects that the user may subscribe to.
+    pub subscribe: SubjectRules,
+}
+
+/// One direction of [`Permissions`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SubjectRules {
+    /// Allowed subjects, wildcards included; empty means all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// Denied subjects; they win over the allowed ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<String>,
+}
+
+impl SubjectRules {
+    fn only(allow: Vec<String>) -> Self {
+        Self { allow, deny: Vec::new() }
+    }
+}
+
+/// A node: hears what is for everybody, for itself, its roles and its labels,
+/// and answers to its own inbox; says everything below its own prefix. No
+/// JetStream API, no `$SYS`, no replies to subjects that a message names.
+///
+/// Order and repetition of `roles` and `labels` do not matter.
+#[must_use]
+pub fn node_permissions(id: u32, roles: &[&str], labels: &[(&str, &str)]) -> Permissions {
+    let mut subscribe: Vec<String> = roles.iter().map(|role| role_subject(role)).collect();
+    subscribe.extend(labels.iter().map(|(key, value)| label_subject(key, value)));
+    subscribe.sort();
+    subscribe.dedup();
+    let own = [ALL.to_owned(), node_subject(id), format!("{}.>", inbox_prefix(id))];
+    Permissions {
+        publish: SubjectRules::only(vec![format!("{}.>", from_prefix(id))]),
+        subscribe: SubjectRules::only(own.into_iter().chain(subscribe).collect()),
+    }
+}
+
+/// A broker: everything inside muster's account.
+#[must_use]
+pub fn broker_permissions() -> Permissions {
+    Permissions {
+        publish: SubjectRules::only(vec![">".to_owned()]),
+        subscribe: SubjectRules::only(vec![">".to_owned()]),
+    }
+}
+
+/// muster's own administration of the server: asks servers, pushes claims,
+/// hears connections come and go.
+#[must_use]
+pub fn system_permissions() -> Permissions {
+    Permissions {
+        publish: SubjectRules::only(vec!["$SYS.REQ.>".to_owned()]),
+        subscribe: SubjectRules::only(vec![
+            "$SYS.ACCOUNT.*.CONNECT".to_owned(),
+            "$SYS.ACCOUNT.*.DISCONNECT".to_owned(),
+            "_INBOX.>".to_owned(),
+        ]),
+    }
+}
+
+/// Subject names, as the protocol defines them.
+pub mod subject {
+    use std::fmt::Write as _;
+
+    /// What every node subscribes to.
+    pub const ALL: &str = "m1.do.all";
+
+    /// Requests for one node.
+    #[must_use]
+    pub fn node_subject(serial: u32) -> String {
+        format!("m1.do.node.{serial}")
+    }
+
+    /// Requests for all nodes with a role.
+    #[must_use]
+    pub fn role_subject(role: &str) -> String {
+        format!("m1.do.role.{}", token(role))
+    }
+
+    /// Requests for all nodes with a label of this value.
+    #[must_use]
+    pub fn label_subject(key: &str, value: &str) -> String {
+        format!("m1.do.label.{}.{}", token(key), token(value))
+    }
+
+    /// Prefix of everything a node says, without the last dot.
+    #[must_use]
+    pub fn from_prefix(serial: u32) -> String {
+        format!("m1.from.{serial}")
+    }
+
+    /// Prefix of a node's inbox, without the last dot.
+    #[must_use]
+    pub fn inbox_prefix(serial: u32) -> String {
+        format!("_INBOX.m1.{serial}")
+    }
+
+    /// One subject token: `[A-Za-z0-9_-]` as they are, every other byte as
+    /// `=XX`. The empty text is `=`, which no other text encodes to: an empty
+    /// token would be an invalid subject.
+    fn token(text: &str) -> String {
+        if text.is_empty() {
+            return "=".to_owned();
+        }
+        let mut out = String::with_capacity(text.len());
+        for byte in text.bytes() {
+            if byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-' {
+                out.push(char::from(byte));
+            } else {
+                write!(out, "={byte:02X}").expect("writing to a String cannot fail");
+            }
+        }
+        out
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+        use proptest::prelude::*;
+
+        proptest! {
+            #[test]
+            fn a_token_is_one_token_without_wildcards(text in "\\PC*") {
+                let token = token(&text);
+                prop_assert!(!token.is_empty());
+                prop_assert!(token.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-=".contains(&b)));
+            }
+
+            #[test]
+            fn different_texts_have_different_tokens(a in "\\PC{0,8}", b in "\\PC{0,8}") {
+                prop_assert_eq!(a == b, token(&a) == token(&b));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_gets_exactly_its_own_subjects() {
+        let p = node_permissions(17, &["web", "lb"], &[("zone", "gva2"), ("os.version", "12.*"), ("zone", "gva2")]);
+        assert_eq!(p.publish.allow, ["m1.from.17.>"]);
+        assert_eq!(
+            p.subscribe.allow,
+            [
+                "m1.do.all",
+                "m1.do.node.17",
+                "_INBOX.m1.17.>",
+                "m1.do.label.os=2Eversion.12=2E=2A",
+                "m1.do.label.zone.gva2",
+                "m1.do.role.lb",
+                "m1.do.role.web",
+            ]
+        );
+        assert!(p.publish.deny.is_empty() && p.subscribe.deny.is_empty());
+    }
+
+    #[test]
+    fn no_list_is_ever_empty_because_that_would_allow_everything() {
+        for p in [node_permissions(0, &[], &[]), broker_permissions(), system_permissions()] {
+            assert!(!p.publish.allow.is_empty() && !p.subscribe.allow.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_hostile_role_stays_one_token() {
+        let p = node_permissions(1, &[">", "*", "a.b", "", "x y"], &[]);
+        assert!(p.subscribe.allow.iter().filter(|s| s.starts_with("m1.do.role.")).all(|s| s.split('.').count() == 4 && !s.contains(['>', '*', ' '])));
+    }
+}

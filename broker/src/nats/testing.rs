@@ -1,0 +1,222 @@
+//! A real nats-server in operator mode for tests: free port, directory of its
+//! own, killed on drop.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, ConnectOptions};
+
+use super::admin::SystemClient;
+use super::config::{EmbeddedConfig, Identity, embedded_config};
+use super::credentials::Credentials;
+use super::jwt::{
+    AccountClaims, JetStreamLimits, OperatorClaims, Revocations, UnixSeconds, UserClaims,
+};
+use super::keys::NatsKeys;
+use super::permissions::{Permissions, broker_permissions, system_permissions};
+use super::version::ServerVersion;
+
+/// How long anything may take in a test before it has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Seconds since the epoch.
+pub(crate) fn now() -> UnixSeconds {
+    u64::try_from(jiff::Timestamp::now().as_second()).unwrap()
+}
+
+/// A running server with keys of its own.
+pub(crate) struct TestServer {
+    dir: tempfile::TempDir,
+    pub(crate) keys: NatsKeys,
+    child: Child,
+    port: u16,
+}
+
+impl TestServer {
+    /// Starts a server whose account has all of JetStream.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(JetStreamLimits::default()).await
+    }
+
+    /// Starts a server whose account has these JetStream limits.
+    pub(crate) async fn start_with(limits: JetStreamLimits) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = NatsKeys::generate();
+        let config = dir.path().join("nats.conf");
+        let text = Self::config(dir.path(), &keys, limits, 0);
+        std::fs::write(&config, text).unwrap();
+        let child = spawn(&config, dir.path());
+        let port = port_of(dir.path(), child.id()).await;
+        Self { dir, keys, child, port }
+    }
+
+    fn config(dir: &Path, keys: &NatsKeys, limits: JetStreamLimits, port: u16) -> String {
+        let version = Command::new("nats-server").arg("--version").output().unwrap();
+        let version: ServerVersion = String::from_utf8(version.stdout).unwrap().parse().unwrap();
+        let identity = identity(keys, limits);
+        embedded_config(&EmbeddedConfig {
+            version,
+            server_name: "test".into(),
+            listen: ([127, 0, 0, 1], port).into(),
+            tls: None,
+            identity,
+            resolver_dir: dir.join("accounts"),
+            jetstream_dir: dir.join("jetstream"),
+            jetstream_memory: 16 << 20,
+            jetstream_disk: Some(256 << 20),
+            pid_file: dir.join("pid"),
+            ports_dir: Some(dir.to_owned()),
+            log_file: Some(dir.join("log")),
+        })
+        .unwrap()
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Kills the server with SIGKILL and starts it again with the
+    /// configuration that it was first started with, on the same port.
+    pub(crate) async fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let config = self.dir.path().join("nats.conf");
+        let text = std::fs::read_to_string(&config).unwrap();
+        std::fs::write(&config, text.replace("port: -1", &format!("port: {}", self.port))).unwrap();
+        self.child = spawn(&config, self.dir.path());
+        let port = port_of(self.dir.path(), self.child.id()).await;
+        assert_eq!(port, self.port);
+    }
+
+    /// Credentials of a user of muster's account with these permissions.
+    pub(crate) fn user(&self, name: &str, permissions: Permissions) -> Credentials {
+        Credentials::issue(self.keys.account(), |user| UserClaims {
+            name: name.into(),
+            user,
+            issued_at: now(),
+            expires_at: None,
+            permissions,
+            max_subscriptions: None,
+            max_payload: None,
+        })
+        .unwrap()
+    }
+
+    /// A connection that may do everything in muster's account.
+    pub(crate) async fn broker(&self) -> Client {
+        self.user("broker", broker_permissions())
+            .connect_options()
+            .connect(self.url())
+            .await
+            .unwrap()
+    }
+
+    /// A connection of the system account.
+    pub(crate) async fn system(&self) -> SystemClient {
+        let credentials = Credentials::issue(self.keys.system(), |user| UserClaims {
+            name: "system".into(),
+            user,
+            issued_at: now(),
+            expires_at: None,
+            permissions: system_permissions(),
+            max_subscriptions: None,
+            max_payload: None,
+        })
+        .unwrap();
+        SystemClient::connect(&[self.url()], &credentials, |o: ConnectOptions| o).await.unwrap()
+    }
+
+    /// Claims of muster's account with these revocations.
+    pub(crate) fn account_claims(&self, issued_at: UnixSeconds, revocations: Revocations) -> String {
+        AccountClaims {
+            name: "muster".into(),
+            account: self.keys.account_key(),
+            issued_at,
+            jetstream: Some(JetStreamLimits::default()),
+            revocations,
+        }
+        .sign(self.keys.operator())
+        .unwrap()
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            #[allow(clippy::print_stderr)]
+            for line in &lines[lines.len().saturating_sub(30)..] {
+                eprintln!("nats-server: {line}");
+            }
+        }
+    }
+}
+
+/// The identity of a server with these keys.
+pub(crate) fn identity(keys: &NatsKeys, limits: JetStreamLimits) -> Identity {
+    // A while ago, so that tests can issue newer claims at once.
+    let issued_at = now() - 100;
+    let account = |name: &str, account, jetstream| {
+        AccountClaims {
+            name: name.into(),
+            account,
+            issued_at,
+            jetstream,
+            revocations: Revocations::default(),
+        }
+        .sign(keys.operator())
+        .unwrap()
+    };
+    Identity {
+        operator_jwt: OperatorClaims {
+            name: "muster".into(),
+            system_account: keys.system_key(),
+            issued_at,
+        }
+        .sign(keys.operator())
+        .unwrap(),
+        system_account: keys.system_key(),
+        system_jwt: account("system", keys.system_key(), None),
+        account: keys.account_key(),
+        account_jwt: account("muster", keys.account_key(), Some(limits)),
+    }
+}
+
+fn spawn(config: &Path, dir: &Path) -> Child {
+    let log = |name: &str| std::fs::File::create(dir.join(name)).unwrap();
+    Command::new("nats-server")
+        .arg("-c")
+        .arg(config)
+        .stdin(Stdio::null())
+        .stdout(log("stdout"))
+        .stderr(log("stderr"))
+        .spawn()
+        .expect("nats-server is installed (make test does it)")
+}
+
+/// Waits for the file in which the server tells its ports.
+async fn port_of(dir: &Path, pid: u32) -> u16 {
+    let file: PathBuf = dir.join(format!("nats-server_{pid}.ports"));
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let told = std::fs::read_to_string(&file).ok().and_then(|text| {
+            let ports: serde_json::Value = serde_json::from_str(&text).ok()?;
+            let url = ports["nats"][0].as_str()?;
+            url.rsplit(':').next()?.parse().ok()
+        });
+        if let Some(port) = told {
+            return port;
+        }
+        assert!(
+            Instant::now() < end,
+            "nats-server did not start: {}{}",
+            std::fs::read_to_string(dir.join("stderr")).unwrap_or_default(),
+            std::fs::read_to_string(dir.join("log")).unwrap_or_default(),
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
