@@ -246,7 +246,9 @@ impl<'s> Parser<'s> {
                 },
                 has,
             )
-            .hint_with("write the label, the fact, or `role`; a node called has is \"has\""));
+            .hint_with(
+                "write for example `has zone`; if the word `has` itself is meant, put it in quotes",
+            ));
         };
         self.name(name)
     }
