@@ -27,12 +27,19 @@ pub fn bin(name: &str) -> PathBuf {
         || {
             let test = std::env::current_exe().expect("the test knows its own path");
             // target/debug/deps/e2e-…
-            test.ancestors().nth(2).expect("a build directory").to_owned()
+            test.ancestors()
+                .nth(2)
+                .expect("a build directory")
+                .to_owned()
         },
         PathBuf::from,
     );
     let path = dir.join(name);
-    assert!(path.is_file(), "{} is not there; `make test` builds it first", path.display());
+    assert!(
+        path.is_file(),
+        "{} is not there; `make test` builds it first",
+        path.display()
+    );
     path
 }
 
@@ -87,7 +94,9 @@ impl Said {
     pub fn json_lines(&self) -> Vec<Value> {
         self.out
             .lines()
-            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e} in {line}\n{self:?}")))
+            .map(|line| {
+                serde_json::from_str(line).unwrap_or_else(|e| panic!("{e} in {line}\n{self:?}"))
+            })
             .collect()
     }
 
@@ -98,7 +107,9 @@ impl Said {
     #[must_use]
     pub fn outcomes(&self) -> BTreeMap<String, String> {
         let lines = self.json_lines();
-        let last = lines.last().unwrap_or_else(|| panic!("nothing was printed: {self:?}"));
+        let last = lines
+            .last()
+            .unwrap_or_else(|| panic!("nothing was printed: {self:?}"));
         assert_eq!(last["type"], "run_finished", "{self:?}");
         serde_json::from_value(last["nodes"].clone()).expect("outcomes by name")
     }
@@ -113,7 +124,9 @@ impl Said {
         for line in self.json_lines() {
             if line["type"] == "output" && line["stream"] == stream {
                 let node = line["node"].as_str().expect("a name").to_owned();
-                all.entry(node).or_default().push_str(line["data"].as_str().expect("text"));
+                all.entry(node)
+                    .or_default()
+                    .push_str(line["data"].as_str().expect("text"));
             }
         }
         all
@@ -166,7 +179,12 @@ impl Up {
     pub fn start(nodes: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("muster-test-").tempdir()?;
         let nodes = nodes.iter().map(|n| (*n).to_owned()).collect();
-        let mut up = Self { dir, port: free_port()?, nodes, child: None };
+        let mut up = Self {
+            dir,
+            port: free_port()?,
+            nodes,
+            child: None,
+        };
         up.launch()?;
         Ok(up)
     }
@@ -189,7 +207,10 @@ impl Up {
     /// When the file is not there.
     pub fn token(&self) -> Result<String> {
         let file = self.state().join("admin.token");
-        Ok(std::fs::read_to_string(&file).with_context(|| file.display().to_string())?.trim().to_owned())
+        Ok(std::fs::read_to_string(&file)
+            .with_context(|| file.display().to_string())?
+            .trim()
+            .to_owned())
     }
 
     /// The command that would start it (again), not yet started.
@@ -197,7 +218,9 @@ impl Up {
     pub fn up_command(&self) -> Command {
         let mut command = self.bare("muster");
         command.arg("up").arg("--state").arg(self.state());
-        command.arg("--listen").arg(format!("127.0.0.1:{}", self.port));
+        command
+            .arg("--listen")
+            .arg(format!("127.0.0.1:{}", self.port));
         for node in &self.nodes {
             command.arg("--node").arg(node);
         }
@@ -212,7 +235,11 @@ impl Up {
         let log = self.dir.path().join("up.err");
         let errors = std::fs::File::create(&log)?;
         let mut command = self.up_command();
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).spawn()?;
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()?;
         let stdout = child.stdout.take().context("stdout is piped")?;
         self.child = Some(child);
         let (send, receive) = std::sync::mpsc::channel();
@@ -238,7 +265,10 @@ impl Up {
     #[must_use]
     pub fn logs(&self) -> String {
         let mut all = std::fs::read_to_string(self.dir.path().join("up.err")).unwrap_or_default();
-        let logs = std::fs::read_dir(self.state().join("log")).into_iter().flatten().flatten();
+        let logs = std::fs::read_dir(self.state().join("log"))
+            .into_iter()
+            .flatten()
+            .flatten();
         for file in logs {
             let text = std::fs::read_to_string(file.path()).unwrap_or_default();
             let tail: Vec<&str> = text.lines().rev().take(40).collect();
@@ -252,9 +282,17 @@ impl Up {
     #[must_use]
     pub fn bare(&self, name: &str) -> Command {
         let mut command = Command::new(bin(name));
-        command.env_remove("MUSTER_URL").env_remove("MUSTER_TOKEN").env_remove("XDG_RUNTIME_DIR");
-        command.env_remove("XDG_CONFIG_HOME").env_remove("MUSTER_LOG");
-        command.env("HOME", self.dir.path()).env("NO_COLOR", "1").stdin(Stdio::null());
+        command
+            .env_remove("MUSTER_URL")
+            .env_remove("MUSTER_TOKEN")
+            .env_remove("XDG_RUNTIME_DIR");
+        command
+            .env_remove("XDG_CONFIG_HOME")
+            .env_remove("MUSTER_LOG");
+        command
+            .env("HOME", self.dir.path())
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null());
         command
     }
 
@@ -302,7 +340,10 @@ impl Up {
         let file = self.state().join("run").join(format!("{name}.json"));
         let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
         let json: Value = serde_json::from_str(&text)?;
-        json["pid"].as_u64().and_then(|p| u32::try_from(p).ok()).context("no pid in the file")
+        json["pid"]
+            .as_u64()
+            .and_then(|p| u32::try_from(p).ok())
+            .context("no pid in the file")
     }
 
     /// The process id of `muster up` itself.
@@ -319,7 +360,9 @@ impl Up {
     /// # Errors
     /// When it does not end.
     pub fn stop(&mut self, with: Signal) -> Result<i32> {
-        let Some(mut child) = self.child.take() else { return Ok(0) };
+        let Some(mut child) = self.child.take() else {
+            return Ok(0);
+        };
         signal(child.id(), with)?;
         let status = wait_for("the end of `muster up`", || child.try_wait().ok().flatten())?;
         Ok(status.code().unwrap_or(-1))
@@ -329,7 +372,10 @@ impl Up {
     #[must_use]
     pub fn processes(&self) -> Vec<(u32, String)> {
         let needle = self.dir.path().to_string_lossy().into_owned();
-        processes().into_iter().filter(|(_, line)| line.contains(&needle)).collect()
+        processes()
+            .into_iter()
+            .filter(|(_, line)| line.contains(&needle))
+            .collect()
     }
 }
 
@@ -350,7 +396,9 @@ impl Drop for Up {
 pub fn processes() -> Vec<(u32, String)> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+            continue;
+        };
         if let Ok(line) = std::fs::read(entry.path().join("cmdline")) {
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             if !line.is_empty() && pid != std::process::id() {
@@ -366,7 +414,10 @@ pub fn processes() -> Vec<(u32, String)> {
 /// # Errors
 /// When the process is gone.
 pub fn signal(pid: u32, with: Signal) -> Result<()> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("not a pid")?;
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .context("not a pid")?;
     Ok(kill_process(pid, with)?)
 }
 
@@ -377,8 +428,11 @@ pub fn signal(pid: u32, with: Signal) -> Result<()> {
 #[must_use]
 pub fn finish(mut command: Command) -> Said {
     let shown = format!("{command:?}");
-    let mut child =
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{shown}: {e}"));
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{shown}: {e}"));
     let read = |pipe: Option<Box<dyn std::io::Read + Send>>| {
         std::thread::spawn(move || {
             let mut bytes = Vec::new();
@@ -388,13 +442,19 @@ pub fn finish(mut command: Command) -> Said {
     };
     let out = read(child.stdout.take().map(|p| Box::new(p) as _));
     let err = read(child.stderr.take().map(|p| Box::new(p) as _));
-    let status = wait_for(&format!("the end of {shown}"), || child.try_wait().ok().flatten());
+    let status = wait_for(&format!("the end of {shown}"), || {
+        child.try_wait().ok().flatten()
+    });
     if status.is_err() {
         let _ = child.kill();
     }
     let status = status.unwrap_or_else(|e| panic!("{e}"));
     let join = |t: std::thread::JoinHandle<Vec<u8>>| t.join().unwrap_or_default();
-    Said::new(&Output { status, stdout: join(out), stderr: join(err) })
+    Said::new(&Output {
+        status,
+        stdout: join(out),
+        stderr: join(err),
+    })
 }
 
 /// The names in a list that `muster match --json` printed.
@@ -409,5 +469,9 @@ pub fn names(said: &Said) -> Vec<String> {
 /// Lines of a file; none when it is not there. The tests' counters of effects.
 #[must_use]
 pub fn lines(file: &Path) -> Vec<String> {
-    std::fs::read_to_string(file).unwrap_or_default().lines().map(str::to_owned).collect()
+    std::fs::read_to_string(file)
+        .unwrap_or_default()
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }
