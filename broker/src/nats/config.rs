@@ -284,9 +284,9 @@ fn identity(
     out.set("  allow_delete", "false");
     why(
         out,
-        "  # How often servers compare their directories with each other.",
+        "  # How often servers compare their directories with each other: a server that was\n  # away may let a revoked node in for this long.",
     );
-    out.set("  interval", "\"2m\"");
+    out.set("  interval", "\"5s\"");
     out.line("}");
     why(
         out,

@@ -5,11 +5,10 @@ use async_nats::jetstream::Context;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::time::timeout;
 
+use super::append::{Append, append, append_all};
 use super::kv::{BucketConfig, Change, Kv, KvError, ensure_bucket};
 use super::read::read_from;
-use super::stream::{
-    Append, StreamError, StreamSettings, WhenFull, append, append_all, ensure_stream, purge_subject,
-};
+use super::stream::{StreamError, StreamSettings, WhenFull, ensure_stream, purge_subject};
 use crate::nats::jwt::JetStreamLimits;
 use crate::nats::testing::{PATIENCE, TestServer};
 
