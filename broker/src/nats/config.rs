@@ -8,8 +8,8 @@ use super::keys::AccountKey;
 use super::version::ServerVersion;
 
 /// Largest message, in bytes. Above the server's default of 1 MiB, because an
-/// account's claims carry one line for each revoked node.
-pub const MAX_PAYLOAD: u64 = 8 * 1024 * 1024;
+/// account's claims, which list revoked nodes, alone may be that long.
+pub const MAX_PAYLOAD: u64 = 4 * 1024 * 1024;
 
 /// Longest protocol line, in bytes. A node's JWT travels in its CONNECT line
 /// and grows with its roles and labels; the server's default is 4 KiB.
@@ -216,7 +216,7 @@ fn limits(out: &mut Text, explain: bool) {
     };
     why(
         out,
-        "# Largest message in bytes: revocations of many nodes travel in one.",
+        "# Largest message in bytes: the list of revoked nodes travels in one.",
     );
     out.set("max_payload", &MAX_PAYLOAD.to_string());
     why(

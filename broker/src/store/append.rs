@@ -3,11 +3,13 @@
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{Context, Error as ServerError};
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::error::{StreamError, reasons, refused};
+use super::stream::get_stream;
 use super::{Pause, READY_WITHIN};
 
 /// Messages that [`append_all`] has under way at a time.
@@ -129,7 +131,7 @@ pub async fn append(js: &Context, stream: &str, message: &Append) -> Result<Appe
     let mut pause = Pause::default();
     loop {
         let result = match send(js, stream, message).await {
-            Ok(ack) => confirmed(stream, message, ack).await,
+            Ok(ack) => confirmed(js, stream, message, ack).await,
             Err(e) => Err(e),
         };
         match result {
@@ -142,6 +144,36 @@ pub async fn append(js: &Context, stream: &str, message: &Append) -> Result<Appe
             result => return result,
         }
     }
+}
+
+/// The sequence of the last message of the subject, if it is this message.
+async fn own_last(
+    js: &Context,
+    stream: &str,
+    message: &Append,
+) -> Result<Option<u64>, StreamError> {
+    let handle = get_stream(js, stream).await?;
+    let last = match handle
+        .get_last_raw_message_by_subject(&message.subject)
+        .await
+    {
+        Ok(last) => last,
+        Err(e) => match e.kind() {
+            LastRawMessageErrorKind::NoMessageFound => return Ok(None),
+            LastRawMessageErrorKind::JetStream(server) => {
+                return Err(refused(&message.subject, &server));
+            }
+            _ => {
+                return Err(StreamError::Unconfirmed {
+                    subject: message.subject.clone(),
+                    reason: reasons(&e),
+                });
+            }
+        },
+    };
+    let id = last.headers.get(async_nats::header::NATS_MESSAGE_ID);
+    let own = id.map(async_nats::HeaderValue::as_str) == message.message_id.as_deref();
+    Ok(own.then_some(last.sequence))
 }
 
 /// Appends messages in their order, many under way at a time. The results are
@@ -173,7 +205,7 @@ pub async fn append_all(
         }
         for (message, ack) in chunk.iter().zip(sent) {
             let result = match ack {
-                Ok(ack) => confirmed(stream, message, ack).await,
+                Ok(ack) => confirmed(js, stream, message, ack).await,
                 Err(e) => Err(e),
             };
             failed |= result.is_err();
@@ -194,11 +226,26 @@ async fn send(
 }
 
 async fn confirmed(
+    js: &Context,
     stream: &str,
     message: &Append,
     ack: PublishAckFuture,
 ) -> Result<Appended, StreamError> {
-    let ack = ack.await.map_err(|e| message.failed(&e))?;
+    let ack = match ack.await.map_err(|e| message.failed(&e)) {
+        Ok(ack) => ack,
+        // Newer servers look at the expectation before the id: to them a
+        // repeated message conflicts with itself.
+        Err(StreamError::Conflict { subject, expected }) if message.message_id.is_some() => {
+            return match own_last(js, stream, message).await? {
+                Some(sequence) => Ok(Appended {
+                    sequence,
+                    duplicate: true,
+                }),
+                None => Err(StreamError::Conflict { subject, expected }),
+            };
+        }
+        Err(e) => return Err(e),
+    };
     if ack.stream != stream {
         return Err(StreamError::WrongStream {
             subject: message.subject.clone(),

@@ -325,24 +325,39 @@ async fn every_server_of_a_cluster_gets_new_claims() {
 }
 
 #[tokio::test]
-async fn the_revocations_of_a_whole_fleet_fit_into_one_push() {
+async fn ten_thousand_revocations_are_one_push_and_one_entry_for_everyone_replaces_them() {
     let server = TestServer::start().await;
     let system = server.system().await;
     let mut revoked = Revocations::default();
     let mut last = None;
-    for n in 0..20_000u32 {
+    for n in 0..10_000u32 {
         let mut seed = [7; 32];
         seed[..4].copy_from_slice(&n.to_le_bytes());
         let key = KeyPair::new_from_raw(nkeys::KeyPairType::User, seed).unwrap();
         revoked.revoke(UserKey::of(&key).unwrap(), now());
         last = Some(key);
     }
-    system
-        .push_account_claims(&server.account_claims(now(), revoked))
+    let at = now();
+    let claims = server.account_claims(at, revoked.clone());
+    system.push_account_claims(&claims).await.unwrap();
+    let who = node(&server, &Arc::new(last.unwrap()), at - 1);
+    assert!(connect(&server, &who).await.is_err());
+    let other = node(&server, &Arc::new(KeyPair::new_user()), at + 1);
+    let connection = connect(&server, &other).await.unwrap();
+
+    revoked.compact(at + 1);
+    assert_eq!(revoked.len(), 0);
+    let claims = server.account_claims(next_issued_at(now(), Some(at)), revoked);
+    system.push_account_claims(&claims).await.unwrap();
+    assert!(connect(&server, &who).await.is_err());
+    connect(&server, &other).await.unwrap();
+    let live = system
+        .live_connections(&server.keys.account_key())
         .await
         .unwrap();
-    let who = node(&server, &Arc::new(last.unwrap()), now() - 1);
-    assert!(connect(&server, &who).await.is_err());
-    let other = node(&server, &Arc::new(KeyPair::new_user()), now());
-    connect(&server, &other).await.unwrap();
+    assert!(
+        live.iter()
+            .any(|c| c.user_key.as_ref().map(UserKey::as_str) == Some(&other.public_key()))
+    );
+    drop(connection);
 }
