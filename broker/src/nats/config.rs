@@ -431,4 +431,61 @@ mod tests {
             "{text}"
         );
     }
+
+    /// Lets the installed server read a configuration.
+    fn accepted(text: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("nats.conf");
+        std::fs::write(&file, text).unwrap();
+        let said = std::process::Command::new("nats-server")
+            .arg("-t")
+            .arg("-c")
+            .arg(&file)
+            .output()
+            .unwrap();
+        assert!(
+            said.status.success(),
+            "{}\n{text}",
+            String::from_utf8_lossy(&said.stderr)
+        );
+    }
+
+    fn installed() -> ServerVersion {
+        let said = std::process::Command::new("nats-server")
+            .arg("--version")
+            .output()
+            .unwrap();
+        String::from_utf8(said.stdout).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn the_installed_server_accepts_both() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = crate::nats::keys::NatsKeys::generate();
+        let identity = crate::nats::testing::identity(&keys, Default::default());
+        let own = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        std::fs::write(&cert, own.cert.pem()).unwrap();
+        std::fs::write(&key, own.signing_key.serialize_pem()).unwrap();
+        let version = installed();
+        let embedded = EmbeddedConfig {
+            identity: identity.clone(),
+            version,
+            resolver_dir: dir.path().join("accounts"),
+            jetstream_disk: Some(1 << 30),
+            ports_dir: Some(dir.path().to_owned()),
+            log_file: Some(dir.path().join("log")),
+            tls: Some(TlsFiles {
+                cert: cert.clone(),
+                key,
+                client_ca: Some(cert),
+            }),
+            ..config("2.9.10", "0.0.0.0:0")
+        };
+        accepted(&embedded_config(&embedded).unwrap());
+        let resolver = dir.path().join("external");
+        for version in [None, Some(version)] {
+            accepted(&external_config(&identity, &resolver, version).unwrap());
+        }
+    }
 }
