@@ -5,15 +5,15 @@
 //! base32. Everything here is a pure function of its arguments: time comes
 //! from the caller, and the same claims always give the same text.
 
-use std::collections::BTreeMap;
-
-use data_encoding::BASE64URL_NOPAD;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nkeys::{KeyPair, KeyPairType};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha512_256};
 
 use super::keys::{AccountKey, UserKey};
 use super::permissions::{Permissions, SubjectRules};
+pub use super::revocations::Revocations;
 
 /// Seconds since the Unix epoch. Claims know no finer grain.
 pub type UnixSeconds = u64;
@@ -46,6 +46,18 @@ pub enum JwtError {
     /// The claims could not be written as JSON.
     #[error("cannot encode the claims: {0}")]
     Encode(serde_json::Error),
+    /// More than servers take.
+    #[error(
+        "the claims of account `{name}` are {bytes} bytes, NATS servers take {MAX_JWT}: {revocations} revocations are too many; give the nodes with the oldest credentials new ones, so that revocations can be dropped"
+    )]
+    TooLarge {
+        /// Name of the account.
+        name: String,
+        /// Size of the JWT in bytes.
+        bytes: usize,
+        /// How many users are revoked one by one.
+        revocations: usize,
+    },
     /// A text is not a NATS JWT, or its signature is wrong.
     #[error("this is not a valid NATS JWT: {0}")]
     Invalid(&'static str),
@@ -74,7 +86,7 @@ pub struct AccountClaims {
     pub issued_at: UnixSeconds,
     /// JetStream limits; `None` for an account without JetStream.
     pub jetstream: Option<JetStreamLimits>,
-    /// For each user key, the time up to which (inclusive) its JWTs are void.
+    /// Whose JWTs are void, and up to which issue time.
     pub revocations: Revocations,
 }
 
@@ -107,55 +119,9 @@ pub struct UserClaims {
     pub max_payload: Option<u32>,
 }
 
-/// Revoked users: for each key, the time up to which (inclusive) its JWTs are
-/// void.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Revocations(BTreeMap<UserKey, UnixSeconds>);
-
-impl Revocations {
-    /// Voids all JWTs of `user` issued up to `until`, inclusive. Never moves an
-    /// existing revocation back in time.
-    pub fn revoke(&mut self, user: UserKey, until: UnixSeconds) {
-        let at = self.0.entry(user).or_insert(until);
-        *at = (*at).max(until);
-    }
-
-    /// Whether a JWT of `user` issued at `issued_at` is void.
-    #[must_use]
-    pub fn revokes(&self, user: &UserKey, issued_at: UnixSeconds) -> bool {
-        self.0.get(user).is_some_and(|&until| issued_at <= until)
-    }
-
-    /// Until when the JWTs of `user` are void.
-    #[must_use]
-    pub fn get(&self, user: &UserKey) -> Option<UnixSeconds> {
-        self.0.get(user).copied()
-    }
-
-    /// Forgets entries that revoke nothing any more, because every JWT they
-    /// could void was issued before `oldest_valid` and has expired.
-    pub fn forget_before(&mut self, oldest_valid: UnixSeconds) {
-        self.0.retain(|_, until| *until >= oldest_valid);
-    }
-
-    /// Number of revoked users.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether nobody is revoked.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// All entries in the order of their keys.
-    pub fn iter(&self) -> impl Iterator<Item = (&UserKey, UnixSeconds)> {
-        self.0.iter().map(|(user, until)| (user, *until))
-    }
-}
+/// The largest JWT, in bytes, that every server takes; newer ones refuse more.
+/// It holds about eleven thousand revocations: see [`Revocations::compact`].
+pub const MAX_JWT: usize = 1024 * 1024;
 
 /// The issue time for a claim that replaces one of `previous`: now, but always
 /// later than it. Claims have a grain of one second, and of two claims with
@@ -265,7 +231,8 @@ impl AccountClaims {
     /// The signed JWT.
     ///
     /// # Errors
-    /// [`JwtError::WrongSigner`] unless `operator` is an operator's pair.
+    /// [`JwtError::WrongSigner`] unless `operator` is an operator's pair,
+    /// [`JwtError::TooLarge`] for too many revocations.
     pub fn sign(&self, operator: &KeyPair) -> Result<String, JwtError> {
         require(operator, "account", "an operator", |k| {
             matches!(k, KeyPairType::Operator)
@@ -294,14 +261,22 @@ impl AccountClaims {
             kind: "account",
             version: 2,
         };
-        sign(
+        let jwt = sign(
             operator,
             &self.name,
             self.account.as_str(),
             self.issued_at,
             None,
             body,
-        )
+        )?;
+        if jwt.len() > MAX_JWT {
+            return Err(JwtError::TooLarge {
+                name: self.name.clone(),
+                bytes: jwt.len(),
+                revocations: self.revocations.len(),
+            });
+        }
+        Ok(jwt)
     }
 }
 
@@ -373,8 +348,8 @@ fn sign<N: Serialize>(
     let unnamed = serde_json::to_vec(&claims).map_err(JwtError::Encode)?;
     claims.jti = Some(base32(&Sha512_256::digest(&unnamed)));
     claims.nats = Some(body);
-    let header = BASE64URL_NOPAD.encode(br#"{"typ":"JWT","alg":"ed25519-nkey"}"#);
-    let payload = BASE64URL_NOPAD.encode(&serde_json::to_vec(&claims).map_err(JwtError::Encode)?);
+    let header = URL_SAFE_NO_PAD.encode(r#"{"typ":"JWT","alg":"ed25519-nkey"}"#);
+    let payload = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&claims).map_err(JwtError::Encode)?);
     let signed = format!("{header}.{payload}");
     let signature = signer
         .sign(signed.as_bytes())
@@ -382,7 +357,7 @@ fn sign<N: Serialize>(
             key: issuer.clone(),
             reason: e.to_string(),
         })?;
-    Ok(format!("{signed}.{}", BASE64URL_NOPAD.encode(&signature)))
+    Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
 }
 
 /// RFC 4648 base32 without padding.
@@ -443,8 +418,8 @@ pub fn verify(jwt: &str) -> Result<Verified, JwtError> {
         .split_once('.')
         .ok_or(JwtError::Invalid("no payload"))?;
     let decode = |part: &str| {
-        BASE64URL_NOPAD
-            .decode(part.as_bytes())
+        URL_SAFE_NO_PAD
+            .decode(part)
             .map_err(|_| JwtError::Invalid("a part is not base64"))
     };
     #[derive(Deserialize)]
