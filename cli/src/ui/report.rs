@@ -172,7 +172,7 @@ fn batches(n: u32) -> String {
 pub fn body(book: &Book, style: Style) -> String {
     let groups = groups(book);
     let total: usize = groups.iter().map(|g| g.nodes.len()).sum();
-    let labels: Vec<String> = groups
+    let labels: Vec<_> = groups
         .iter()
         .enumerate()
         .map(|(i, g)| label(g, i == 0, total))
