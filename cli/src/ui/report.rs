@@ -179,7 +179,7 @@ pub fn body(book: &Book, style: Style) -> String {
         .collect();
     let columns = labels
         .iter()
-        .map(|l| width(l))
+        .map(|(l, _)| width(l))
         .filter(|w| *w <= LABEL)
         .max()
         .unwrap_or(0);
