@@ -123,7 +123,7 @@ impl ClientError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Problem(problem) => return problem.hint.clone(),
-            Self::Url { .. } => "write it like https://muster.example.org:7420".into(),
+            Self::Url { .. } => "write it like https://muster.example.org:7878".into(),
             Self::Reference { .. } => "copy it from the list: `muster runs`, `muster token list`".into(),
             Self::CaFile { .. } => "it must be a readable PEM file; the broker keeps its own in `ca.pem` of its state".into(),
             Self::Refused { .. } => {

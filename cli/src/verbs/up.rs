@@ -16,7 +16,7 @@ pub struct UpArgs {
     #[arg(long, value_name = "DIR")]
     pub state: PathBuf,
     /// Where the broker listens; beyond loopback with TLS
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7420")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7878")]
     pub listen: SocketAddr,
     /// Where the NATS server listens; beyond loopback with TLS [default: a free port of loopback]
     #[arg(long, value_name = "ADDR:PORT")]
