@@ -7,4 +7,5 @@ pub mod http;
 pub mod inventory;
 pub mod lease;
 pub mod nats;
+pub mod state_dir;
 pub mod store;
