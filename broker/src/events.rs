@@ -12,7 +12,9 @@ use muster_protocol::units::Timestamp;
 
 use crate::lease::Lease;
 use crate::store::read::read_from;
-use crate::store::stream::{Append, StreamError, StreamSettings, WhenFull, append, ensure_stream};
+use crate::store::append::{Append, append};
+use crate::store::error::StreamError;
+use crate::store::stream::{StreamSettings, WhenFull, ensure_stream};
 
 /// The stream that holds them.
 pub const STREAM: &str = "MUSTER_EVENTS";

@@ -2,10 +2,13 @@
 
 pub mod authority;
 pub mod authz;
+pub mod enroll;
 pub mod events;
 pub mod http;
 pub mod inventory;
 pub mod lease;
 pub mod nats;
+pub mod secrets;
 pub mod state_dir;
 pub mod store;
+pub mod tokens;

@@ -7,10 +7,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::nats::admin::{AdminError, SystemClient};
-use crate::nats::jwt::{
-    AccountClaims, JetStreamLimits, JwtError, Revocations, UnixSeconds, next_issued_at,
-};
+use crate::nats::jwt::{AccountClaims, JetStreamLimits, JwtError, UnixSeconds, next_issued_at};
 use crate::nats::keys::{NatsKeys, UserKey};
+use crate::nats::revocations::Revocations;
 use crate::store::kv::{Kv, KvError};
 
 /// The key in the bucket.
@@ -93,7 +92,7 @@ impl Accounts {
     pub(super) async fn revoke(&self, user: UserKey, until: UnixSeconds) -> Result<(), AccountError> {
         self.want(|wanted| wanted.revoke(user.clone(), until));
         let mut pushed = self.pushed.lock().await;
-        if !pushed.dirty && pushed.value.revocations.get(&user).is_some_and(|at| at >= until) {
+        if !pushed.dirty && pushed.value.revocations.revokes(&user, until) {
             return Ok(());
         }
         self.push(&mut pushed).await
@@ -115,15 +114,27 @@ impl Accounts {
     }
 
     async fn push(&self, pushed: &mut Pushed) -> Result<(), AccountError> {
+        match self.push_after(pushed, pushed.value.issued_at).await {
+            // A server has newer ones than the bucket knows: the bucket was
+            // set back in time.
+            Err(AccountError::Push(AdminError::Outdated { have, .. })) => {
+                self.push_after(pushed, have).await
+            }
+            other => other,
+        }
+    }
+
+    async fn push_after(&self, pushed: &mut Pushed, previous: UnixSeconds) -> Result<(), AccountError> {
         let now = now_seconds();
-        // A revocation whose every JWT has ended says nothing any more; an
-        // hour more, for clocks that are apart.
+        // All JWTs of nodes that were issued so long ago have ended; an hour
+        // more, for clocks that are apart. Those of brokers are issued in the
+        // far future, so that this never reaches them.
         let oldest = now.saturating_sub(self.life.get().as_secs() + 3600);
         let revocations = self.want(|wanted| {
-            wanted.forget_before(oldest);
+            wanted.compact(oldest);
             wanted.clone()
         });
-        let issued_at = next_issued_at(now, Some(pushed.value.issued_at));
+        let issued_at = next_issued_at(now, Some(previous));
         let value = AccountValue { issued_at, revocations };
         // Stored first: what a server has is never more than what a new
         // broker will know.

@@ -84,6 +84,28 @@ impl Inventory {
         }
     }
 
+    /// Whether [`Inventory::add`] would take such a node now.
+    ///
+    /// # Errors
+    /// [`InventoryError::NameTaken`], [`InventoryError::KnownKey`].
+    pub async fn could_add(
+        &self,
+        node_key: &PublicKey,
+        nats_key: &UserKey,
+        name: &NodeName,
+        replaces: Option<Serial>,
+    ) -> Result<(), InventoryError> {
+        let index = self.kept()?.index.lock().await;
+        let known = index.keys.get(node_key.as_bytes()).or_else(|| index.nats_keys.get(nats_key.as_str()));
+        if let Some((_, name)) = known {
+            return Err(InventoryError::KnownKey(name.clone()));
+        }
+        match self.snapshot().by_name(name) {
+            Some(holder) if replaces != Some(holder.serial) => Err(InventoryError::NameTaken(name.clone())),
+            _ => Ok(()),
+        }
+    }
+
     /// Adds a node. The node that it replaces becomes a tombstone first. The
     /// same keys under the same serial again are fine.
     ///
