@@ -47,7 +47,10 @@ pub fn executable() -> PathBuf {
 pub fn check(nodes: &[NodeSpec]) -> Result<(), Failure> {
     let mut seen = std::collections::BTreeSet::new();
     if let Some(twice) = nodes.iter().find(|n| !seen.insert(&n.name)) {
-        return Err(Failure::new(USAGE, format!("--node {} is given twice", twice.name)));
+        return Err(Failure::new(
+            USAGE,
+            format!("--node {} is given twice", twice.name),
+        ));
     }
     let agent = executable();
     if !nodes.is_empty() && !agent.is_file() {
@@ -64,7 +67,11 @@ pub fn part(layout: &Layout, name: &str, program: &Path) -> Part {
     Part {
         name: name.to_owned(),
         program: program.to_owned(),
-        args: vec!["run".into(), "--state".into(), layout.agent(name).into_os_string()],
+        args: vec![
+            "run".into(),
+            "--state".into(),
+            layout.agent(name).into_os_string(),
+        ],
         config: String::new(),
         log: layout.log(&file),
         note: layout.note(&file),
@@ -131,7 +138,11 @@ impl Runner {
         {
             return Err(Failure::new(
                 NOT_ALL,
-                format!("{} belongs to a node of another cluster ({})", self.layout.agent(name.as_str()).display(), here.cluster),
+                format!(
+                    "{} belongs to a node of another cluster ({})",
+                    self.layout.agent(name.as_str()).display(),
+                    here.cluster
+                ),
             )
             .hint("remove that directory to enrol it here"));
         }
@@ -144,7 +155,9 @@ impl Runner {
             (Some(_), None) => {
                 let token = self.invite(spec).await?;
                 self.enroll(name, &token, true).await?;
-                say(&format!("{name}: enrolled again with a new key; the old one was removed"));
+                say(&format!(
+                    "{name}: enrolled again with a new key; the old one was removed"
+                ));
             }
             (here, Some(view)) if here.as_ref().is_none_or(|h| h.serial != view.serial) => {
                 if matches!(view.state, Presence::Up | Presence::Late) {
@@ -154,9 +167,15 @@ impl Runner {
                     )
                     .hint(format!("end that agent, choose another name, or `muster node remove {name}`")));
                 }
-                let invite = self.client.replace_node(name, &ReplaceRequest { expires: None }).await?;
-                self.enroll(name, &Secret::new(invite.token), here.is_some()).await?;
-                say(&format!("{name}: its key was lost; it has a new one now, with the same name and roles"));
+                let invite = self
+                    .client
+                    .replace_node(name, &ReplaceRequest { expires: None })
+                    .await?;
+                self.enroll(name, &Secret::new(invite.token), here.is_some())
+                    .await?;
+                say(&format!(
+                    "{name}: its key was lost; it has a new one now, with the same name and roles"
+                ));
                 self.reconcile(spec, &view).await?;
             }
             (_, Some(view)) => self.reconcile(spec, &view).await?,
@@ -165,18 +184,25 @@ impl Runner {
     }
 
     async fn reconcile(&self, spec: &NodeSpec, view: &NodeView) -> Result<(), Failure> {
-        let Some(change) = spec.change(view) else { return Ok(()) };
+        let Some(change) = spec.change(view) else {
+            return Ok(());
+        };
         self.client.change_node(&spec.name, &change).await?;
-        say(&format!("{}: roles and labels changed to what --node says", spec.name));
+        say(&format!(
+            "{}: roles and labels changed to what --node says",
+            spec.name
+        ));
         Ok(())
     }
 
     async fn invite(&self, spec: &NodeSpec) -> Result<Secret, Failure> {
         let mut made = self.client.invite(&spec.invite()).await?;
-        let invite = made
-            .invites
-            .pop()
-            .ok_or_else(|| Failure::new(NOT_ALL, format!("the broker made no invite for {}", spec.name)))?;
+        let invite = made.invites.pop().ok_or_else(|| {
+            Failure::new(
+                NOT_ALL,
+                format!("the broker made no invite for {}", spec.name),
+            )
+        })?;
         Ok(Secret::new(invite.token))
     }
 
@@ -186,11 +212,24 @@ impl Runner {
         if !dir.exists() {
             return Ok(None);
         }
-        let said = self.agent(["status".into(), "--json".into(), "--state".into(), dir.into_os_string()], None).await?;
+        let said = self
+            .agent(
+                [
+                    "status".into(),
+                    "--json".into(),
+                    "--state".into(),
+                    dir.into_os_string(),
+                ],
+                None,
+            )
+            .await?;
         match said.status.code() {
             Some(0) => serde_json::from_slice(&said.stdout).map(Some).map_err(|e| {
-                Failure::new(NOT_ALL, format!("muster-agent status says what muster cannot read: {e}"))
-                    .hint("are muster and muster-agent of the same version?")
+                Failure::new(
+                    NOT_ALL,
+                    format!("muster-agent status says what muster cannot read: {e}"),
+                )
+                .hint("are muster and muster-agent of the same version?")
             }),
             // Not enrolled: the last time did not come so far.
             Some(3) => Ok(None),
@@ -199,13 +238,20 @@ impl Runner {
     }
 
     async fn enroll(&self, name: &NodeName, token: &Secret, again: bool) -> Result<(), Failure> {
-        let mut args: Vec<OsString> =
-            vec!["enroll".into(), "--state".into(), self.layout.agent(name.as_str()).into_os_string()];
+        let mut args: Vec<OsString> = vec![
+            "enroll".into(),
+            "--state".into(),
+            self.layout.agent(name.as_str()).into_os_string(),
+        ];
         if again {
             args.push("--again".into());
         }
         let said = self.agent(args, Some(token)).await?;
-        if said.status.success() { Ok(()) } else { Err(agent_failure(name, "enroll", &said)) }
+        if said.status.success() {
+            Ok(())
+        } else {
+            Err(agent_failure(name, "enroll", &said))
+        }
     }
 
     async fn agent(
@@ -214,15 +260,21 @@ impl Runner {
         token: Option<&Secret>,
     ) -> Result<std::process::Output, Failure> {
         let mut command = Command::new(&self.program);
-        command.args(args).stdin(Stdio::null()).kill_on_drop(true).env("MUSTER_ENROLL_URL", &self.url);
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .env("MUSTER_ENROLL_URL", &self.url);
         if let Some(token) = token {
             // Not an argument: those can be seen by every user.
             command.env("MUSTER_ENROLL_TOKEN", token.expose());
         }
-        command
-            .output()
-            .await
-            .map_err(|e| Failure::new(NOT_ALL, format!("cannot start {}: {e}", self.program.display())))
+        command.output().await.map_err(|e| {
+            Failure::new(
+                NOT_ALL,
+                format!("cannot start {}: {e}", self.program.display()),
+            )
+        })
     }
 
     /// Waits until every one of them is up with its newest roles and labels.
@@ -235,20 +287,37 @@ impl Runner {
         }
         let until = begun + UP_WITHIN + Duration::from_secs(nodes.len() as u64);
         loop {
-            let views: BTreeMap<NodeName, NodeView> =
-                self.client.nodes(None, false).await?.into_iter().map(|v| (v.name.clone(), v)).collect();
-            let missing: Vec<&NodeSpec> =
-                nodes.iter().filter(|n| !views.get(&n.name).is_some_and(is_ready)).collect();
-            let Some(first) = missing.first() else { return Ok(()) };
+            let views: BTreeMap<NodeName, NodeView> = self
+                .client
+                .nodes(None, false)
+                .await?
+                .into_iter()
+                .map(|v| (v.name.clone(), v))
+                .collect();
+            let missing: Vec<&NodeSpec> = nodes
+                .iter()
+                .filter(|n| !views.get(&n.name).is_some_and(is_ready))
+                .collect();
+            let Some(first) = missing.first() else {
+                return Ok(());
+            };
             if Instant::now() >= until {
                 let part = part(&self.layout, first.name.as_str(), &self.program);
                 let names = crate::ui::fold::folded(missing.iter().map(|n| n.name.as_str()), 80);
-                let mut detail: Vec<String> =
-                    views.get(&first.name).into_iter().flat_map(|v| &v.conditions).map(condition).collect();
+                let mut detail: Vec<String> = views
+                    .get(&first.name)
+                    .into_iter()
+                    .flat_map(|v| &v.conditions)
+                    .map(condition)
+                    .collect();
                 detail.push(part.last_words(5));
                 return Err(Failure::new(NOT_ALL, format!("not up in time: {names}"))
                     .detail(detail.join("\n"))
-                    .hint(format!("the whole log of {}: {}", first.name, part.log.display())));
+                    .hint(format!(
+                        "the whole log of {}: {}",
+                        first.name,
+                        part.log.display()
+                    )));
             }
             sleep(Duration::from_millis(100)).await;
         }
@@ -257,11 +326,23 @@ impl Runner {
 
 fn is_ready(view: &NodeView) -> bool {
     view.state == Presence::Up
-        && !view.conditions.iter().any(|c| matches!(c, Condition::Stale { .. } | Condition::Cloned))
+        && !view
+            .conditions
+            .iter()
+            .any(|c| matches!(c, Condition::Stale { .. } | Condition::Cloned))
 }
 
 fn agent_failure(name: &NodeName, verb: &str, said: &std::process::Output) -> Failure {
     let text = muster_protocol::text::lossy(&said.stderr);
-    let last = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("it said nothing").to_owned();
-    Failure::new(NOT_ALL, format!("{name}: `muster-agent {verb}` failed ({})", said.status)).detail(last)
+    let last = text
+        .lines()
+        .rev()
+        .find(|l| !l.trim().is_empty())
+        .unwrap_or("it said nothing")
+        .to_owned();
+    Failure::new(
+        NOT_ALL,
+        format!("{name}: `muster-agent {verb}` failed ({})", said.status),
+    )
+    .detail(last)
 }

@@ -41,13 +41,21 @@ impl Keeper {
         let stop = CancellationToken::new();
         let (tell, trouble) = watch::channel(Trouble::default());
         let task = tokio::spawn(keep(part.clone(), adopted, stop.clone(), tell, say));
-        Self { part, stop, task, trouble }
+        Self {
+            part,
+            stop,
+            task,
+            trouble,
+        }
     }
 
     /// A view of it that can be waited on elsewhere.
     #[must_use]
     pub fn watch(&self) -> Watch {
-        Watch { part: self.part.clone(), trouble: self.trouble.clone() }
+        Watch {
+            part: self.part.clone(),
+            trouble: self.trouble.clone(),
+        }
     }
 
     /// Ends the process, in good order if it can be, and waits for its end.
@@ -67,12 +75,16 @@ pub struct Watch {
 impl Watch {
     /// Waits until it has ended so many times in a row soon after its start.
     pub async fn troubled(mut self, times: u32) -> (Part, Trouble) {
-        let trouble = match self.trouble.wait_for(|t| t.times >= times).await {
-            Ok(trouble) => trouble.clone(),
+        let found = self
+            .trouble
+            .wait_for(|t| t.times >= times)
+            .await
+            .map(|t| t.clone());
+        match found {
+            Ok(trouble) => (self.part, trouble),
             // The task has ended: it was told to.
             Err(_) => std::future::pending().await,
-        };
-        (self.part, trouble)
+        }
     }
 }
 
@@ -106,9 +118,18 @@ async fn keep(
             }
             Err(error) => error.to_string(),
         };
-        times = if since.elapsed() >= STEADY { 1 } else { times + 1 };
-        tell.send_replace(Trouble { times, how: how.clone() });
-        let pause = FIRST_PAUSE.saturating_mul(1 << (times - 1).min(10)).min(LONGEST_PAUSE);
+        times = if since.elapsed() >= STEADY {
+            1
+        } else {
+            times + 1
+        };
+        tell.send_replace(Trouble {
+            times,
+            how: how.clone(),
+        });
+        let pause = FIRST_PAUSE
+            .saturating_mul(1 << (times - 1).min(10))
+            .min(LONGEST_PAUSE);
         say(&format!(
             "{} ended ({how}); starting it again in {:.1} s; its log: {}",
             part.name,
@@ -144,7 +165,9 @@ mod tests {
 
     async fn noted(part: &Part, not: u32) -> Identity {
         for _ in 0..1_000 {
-            let found = std::fs::read(&part.note).ok().and_then(|t| serde_json::from_slice::<Identity>(&t).ok());
+            let found = std::fs::read(&part.note)
+                .ok()
+                .and_then(|t| serde_json::from_slice::<Identity>(&t).ok());
             if let Some(identity) = found.filter(|i| i.pid != not && i.is_alive()) {
                 return identity;
             }
@@ -172,7 +195,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let part = part(dir.path(), "echo cannot; exit 3");
         let keeper = Keeper::new(part.clone(), None, quiet);
-        let (_, trouble) = tokio::time::timeout(Duration::from_secs(20), keeper.watch().troubled(2)).await.expect("in time");
+        let (_, trouble) =
+            tokio::time::timeout(Duration::from_secs(20), keeper.watch().troubled(2))
+                .await
+                .expect("in time");
         assert!(trouble.how.contains('3'), "{}", trouble.how);
         assert_eq!(part.last_words(1), "cannot");
         keeper.end().await;

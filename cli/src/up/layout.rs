@@ -27,17 +27,26 @@ impl Layout {
     /// The directories below it cannot be made, or its path is odd.
     pub fn new(root: &Path) -> Result<Self, Failure> {
         let fail = |path: &Path, e: std::io::Error| {
-            Failure::new(NOT_ALL, format!("cannot use the state directory {}: {e}", path.display()))
+            Failure::new(
+                NOT_ALL,
+                format!("cannot use the state directory {}: {e}", path.display()),
+            )
         };
         // Children are recognised by their arguments: one spelling only.
         let root = std::fs::canonicalize(root).map_err(|e| fail(root, e))?;
         if root.to_str().is_none() {
-            return Err(Failure::new(USAGE, format!("the path {} is not UTF-8", root.display()))
-                .hint("give a state directory with a plain name"));
+            return Err(
+                Failure::new(USAGE, format!("the path {} is not UTF-8", root.display()))
+                    .hint("give a state directory with a plain name"),
+            );
         }
         for name in ["run", "log", "agents"] {
             let path = root.join(name);
-            DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(|e| fail(&path, e))?;
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&path)
+                .map_err(|e| fail(&path, e))?;
         }
         Ok(Self { root })
     }
@@ -69,12 +78,16 @@ impl Layout {
     /// The names of agents that an earlier start has noted as running.
     #[must_use]
     pub fn noted_agents(&self) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(self.root.join("run")) else { return Vec::new() };
+        let Ok(entries) = std::fs::read_dir(self.root.join("run")) else {
+            return Vec::new();
+        };
         entries
             .flatten()
             .filter_map(|e| {
                 let name = e.file_name().into_string().ok()?;
-                name.strip_prefix(AGENT)?.strip_suffix(".json").map(str::to_owned)
+                name.strip_prefix(AGENT)?
+                    .strip_suffix(".json")
+                    .map(str::to_owned)
             })
             .collect()
     }
@@ -85,8 +98,9 @@ impl Layout {
     /// Another `muster up` runs on it.
     pub fn lock(&self) -> Result<UpLock, Failure> {
         let path = self.root.join("up.lock");
-        let fail =
-            |e: std::io::Error| Failure::new(NOT_ALL, format!("cannot lock {}: {e}", path.display()));
+        let fail = |e: std::io::Error| {
+            Failure::new(NOT_ALL, format!("cannot lock {}: {e}", path.display()))
+        };
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -102,12 +116,18 @@ impl Layout {
                 let _ = (&mut file).take(20).read_to_string(&mut pid);
                 let pid = pid.trim();
                 let known = !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit());
-                let whose = if known { format!(" (process {pid})") } else { String::new() };
+                let whose = if known {
+                    format!(" (process {pid})")
+                } else {
+                    String::new()
+                };
                 return Err(Failure::new(
                     USAGE,
                     format!("another `muster up`{whose} runs on {}", self.root.display()),
                 )
-                .hint("use that one, end it first, or give this one a state directory of its own"));
+                .hint(
+                    "use that one, end it first, or give this one a state directory of its own",
+                ));
             }
             Err(TryLockError::Error(e)) => return Err(fail(e)),
         }
@@ -134,7 +154,10 @@ mod tests {
         let layout = Layout::new(dir.path()).expect("layout");
         let lock = layout.lock().expect("first");
         let error = layout.lock().expect_err("second").render(Paint::plain());
-        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        assert!(
+            error.contains(&format!("process {}", std::process::id())),
+            "{error}"
+        );
         drop(lock);
         assert!(layout.lock().is_ok());
     }

@@ -70,7 +70,12 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let temporary = path.with_file_name(name);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)
@@ -100,7 +105,10 @@ impl Parts {
             Some(Ok((part, trouble))) => {
                 let mut failure = Failure::new(
                     NOT_ALL,
-                    format!("{} does not stay up: it ended {} times in a row ({})", part.name, trouble.times, trouble.how),
+                    format!(
+                        "{} does not stay up: it ended {} times in a row ({})",
+                        part.name, trouble.times, trouble.how
+                    ),
                 );
                 let words = part.last_words(5);
                 if !words.is_empty() {
@@ -185,7 +193,10 @@ async fn start(
         ports::require_free(prepared.nats_listen, "--nats-listen")?;
     }
     end_unwanted_agents(wish, layout).await;
-    say(&format!("nats-server {} on {}", server.version, prepared.nats_listen));
+    say(&format!(
+        "nats-server {} on {}",
+        server.version, prepared.nats_listen
+    ));
     parts.nats = Some(Keeper::new(nats, nats_running, say));
     parts.broker = Some(Keeper::new(broker, broker_running, say));
     let client = tokio::select! {
@@ -214,7 +225,11 @@ async fn start(
             "nodes": wish.nodes.iter().map(|n| &n.name).collect::<Vec<_>>(),
         }))?;
     } else {
-        let nodes = if wish.nodes.is_empty() { String::new() } else { format!("  {} up", count(wish.nodes.len(), "node")) };
+        let nodes = if wish.nodes.is_empty() {
+            String::new()
+        } else {
+            format!("  {} up", count(wish.nodes.len(), "node"))
+        };
         context.term.line(&format!(
             "ready  {}  nats {}{nodes}  in {}",
             prepared.url,
@@ -228,7 +243,10 @@ async fn start(
 async fn adopt(part: &Part) -> Option<Running> {
     let running = part.adopt(&|text| say(&text)).await;
     if let Some(running) = &running {
-        say(&format!("{}: adopted pid {}, which an earlier `muster up` started", part.name, running.identity.pid));
+        say(&format!(
+            "{}: adopted pid {}, which an earlier `muster up` started",
+            part.name, running.identity.pid
+        ));
     }
     running
 }
@@ -242,7 +260,10 @@ async fn end_unwanted_agents(wish: &Wish, layout: &Layout) {
         }
         let part = agents::part(layout, &name, &agents::executable());
         if let Some(running) = part.adopt(&|text| say(&text)).await {
-            say(&format!("{name}: ending pid {}, as there is no --node for it now", running.identity.pid));
+            say(&format!(
+                "{name}: ending pid {}, as there is no --node for it now",
+                running.identity.pid
+            ));
             running.end(part.patience).await;
         }
         part.forget();
@@ -263,9 +284,12 @@ async fn reachable(prepared: &Prepared, begun: Instant) -> Result<Client, Failur
             Err(why) => why,
         };
         if begun.elapsed() > READY_WITHIN {
-            return Err(Failure::new(crate::failure::UNREACHABLE, "the broker is not ready within a minute")
-                .detail(why)
-                .hint(format!("its log: {}", prepared.broker_log.display())));
+            return Err(Failure::new(
+                crate::failure::UNREACHABLE,
+                "the broker is not ready within a minute",
+            )
+            .detail(why)
+            .hint(format!("its log: {}", prepared.broker_log.display())));
         }
         sleep(LOOK_EVERY).await;
     }
@@ -296,11 +320,19 @@ impl Told {
     fn write(prepared: &Prepared) -> Result<Self, Failure> {
         let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
         let Some(path) = crate::find::up_path(var("XDG_RUNTIME_DIR"), var("HOME")) else {
-            say("neither XDG_RUNTIME_DIR nor HOME is set: other commands need --url and --token-file");
-            return Ok(Self { path: None, me: None });
+            say(
+                "neither XDG_RUNTIME_DIR nor HOME is set: other commands need --url and --token-file",
+            );
+            return Ok(Self {
+                path: None,
+                me: None,
+            });
         };
         let Some(me) = Identity::of(std::process::id()) else {
-            return Ok(Self { path: None, me: None });
+            return Ok(Self {
+                path: None,
+                me: None,
+            });
         };
         let file = UpFile {
             identity: me.clone(),
@@ -311,10 +343,19 @@ impl Told {
         let dir = path.parent().map(std::fs::create_dir_all).unwrap_or(Ok(()));
         let text = serde_json::to_vec(&file).map_err(std::io::Error::from);
         match dir.and(text).and_then(|text| write_private(&path, &text)) {
-            Ok(()) => Ok(Self { path: Some(path), me: Some(me) }),
+            Ok(()) => Ok(Self {
+                path: Some(path),
+                me: Some(me),
+            }),
             Err(e) => {
-                say(&format!("cannot write {}: {e}; other commands need --url and --token-file", path.display()));
-                Ok(Self { path: None, me: None })
+                say(&format!(
+                    "cannot write {}: {e}; other commands need --url and --token-file",
+                    path.display()
+                ));
+                Ok(Self {
+                    path: None,
+                    me: None,
+                })
             }
         }
     }
@@ -361,7 +402,9 @@ impl Stop {
     /// The first of two more signals is answered, the second obeyed.
     async fn third(&mut self) {
         let signal = self.next().await;
-        say(&format!("{signal}: still ending; once more to leave without waiting"));
+        say(&format!(
+            "{signal}: still ending; once more to leave without waiting"
+        ));
         self.next().await;
     }
 }

@@ -38,7 +38,11 @@ fn refused(address: SocketAddr, error: &std::io::Error) -> Failure {
         || "another process has it (of another user, or it cannot be seen from here)".to_owned(),
         |(pid, name)| format!("process {pid} ({name}) has it"),
     );
-    Failure::new(NOT_ALL, format!("port {} of {} is in use", address.port(), address.ip())).detail(whose)
+    Failure::new(
+        NOT_ALL,
+        format!("port {} of {} is in use", address.port(), address.ip()),
+    )
+    .detail(whose)
 }
 
 /// The process that listens on a port of any address, if it can be seen.
@@ -53,8 +57,16 @@ fn owner(port: u16) -> Option<(u32, String)> {
         return None;
     }
     for entry in std::fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
-        let Ok(files) = std::fs::read_dir(entry.path().join("fd")) else { continue };
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|n| n.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let Ok(files) = std::fs::read_dir(entry.path().join("fd")) else {
+            continue;
+        };
         for file in files.flatten() {
             let target = std::fs::read_link(file.path()).unwrap_or_default();
             if inodes.iter().any(|i| target.as_os_str() == i.as_str()) {
@@ -75,7 +87,8 @@ fn listening(table: &str, port: u16) -> Vec<String> {
         .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>())
         .filter(|fields| {
             // 0A is LISTEN.
-            fields.get(1).is_some_and(|local| local.ends_with(&wanted)) && fields.get(3) == Some(&"0A")
+            fields.get(1).is_some_and(|local| local.ends_with(&wanted))
+                && fields.get(3) == Some(&"0A")
         })
         .filter_map(|fields| fields.get(9).map(|inode| (*inode).to_owned()))
         .collect()
@@ -92,10 +105,21 @@ mod tests {
         let address = listener.local_addr().expect("address");
         let error = require_free(address, "--listen").expect_err("in use");
         let text = error.render(Paint::plain());
-        assert!(text.contains(&format!("port {} of 127.0.0.1 is in use", address.port())), "{text}");
-        assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
+        assert!(
+            text.contains(&format!("port {} of 127.0.0.1 is in use", address.port())),
+            "{text}"
+        );
+        assert!(
+            text.contains(&format!("process {}", std::process::id())),
+            "{text}"
+        );
         drop(listener);
         assert!(require_free(address, "--listen").is_ok());
-        assert_ne!(choose("127.0.0.1:0".parse().expect("address")).expect("free").port(), 0);
+        assert_ne!(
+            choose("127.0.0.1:0".parse().expect("address"))
+                .expect("free")
+                .port(),
+            0
+        );
     }
 }

@@ -14,14 +14,16 @@ use std::time::Duration;
 use rustix::fd::OwnedFd;
 use rustix::process::{Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
-use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::identity::Identity;
 
 /// A log larger than this is set aside when its process starts.
 const LARGE_LOG: u64 = 64 << 20;
+
+/// How often to look whether a process that was adopted still lives.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// One process that `muster up` runs, whether it runs now or not.
 #[derive(Clone, Debug)]
@@ -58,7 +60,7 @@ struct Note {
 pub struct Running {
     /// Which.
     pub identity: Identity,
-    handle: AsyncFd<OwnedFd>,
+    handle: OwnedFd,
     /// Only of one that this process started itself: it must be reaped.
     child: Option<Child>,
 }
@@ -118,7 +120,12 @@ impl Part {
             let aside = self.log.with_extension("log.1");
             std::fs::rename(&self.log, &aside).map_err(at(&aside))?;
         }
-        let log = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.log).map_err(at(&self.log))?;
+        let log = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&self.log)
+            .map_err(at(&self.log))?;
         let errors = log.try_clone().map_err(at(&self.log))?;
         let mut child = Command::new(&self.program)
             .args(&self.args)
@@ -128,15 +135,26 @@ impl Part {
             .stderr(errors)
             .kill_on_drop(false)
             .spawn()
-            .map_err(|source| StartError::Spawn { program: self.program.clone(), source })?;
-        let held = child.id().and_then(Identity::of).and_then(|i| i.handle().map(|h| (i, h)));
+            .map_err(|source| StartError::Spawn {
+                program: self.program.clone(),
+                source,
+            })?;
+        let held = child
+            .id()
+            .and_then(Identity::of)
+            .and_then(|i| i.handle().map(|h| (i, h)));
         let Some((identity, handle)) = held else {
-            let how = child.wait().await.map_or_else(|e| e.to_string(), |s| s.to_string());
+            let how = child
+                .wait()
+                .await
+                .map_or_else(|e| e.to_string(), |s| s.to_string());
             return Err(StartError::AtOnce { how });
         };
-        let handle = AsyncFd::new(handle)
-            .map_err(|source| StartError::Spawn { program: self.program.clone(), source })?;
-        let running = Running { identity, handle, child: Some(child) };
+        let running = Running {
+            identity,
+            handle,
+            child: Some(child),
+        };
         let note = Note {
             identity: running.identity.clone(),
             program: self.program.clone(),
@@ -162,18 +180,27 @@ impl Part {
             if note.fingerprint == self.fingerprint() {
                 adopted = running;
             } else if let Some(old) = running {
-                say(format!("{}: replacing pid {}, which runs with an older configuration", self.name, old.identity.pid));
+                say(format!(
+                    "{}: replacing pid {}, which runs with an older configuration",
+                    self.name, old.identity.pid
+                ));
                 old.end(self.patience).await;
             }
         }
         // Killed between starting a process and noting it: found by its
         // command line.
         for identity in self.scan() {
-            if adopted.as_ref().is_some_and(|a: &Running| a.identity == identity) {
+            if adopted
+                .as_ref()
+                .is_some_and(|a: &Running| a.identity == identity)
+            {
                 continue;
             }
             if let Some(stray) = hold(identity) {
-                say(format!("{}: ending pid {}, which was never noted", self.name, stray.identity.pid));
+                say(format!(
+                    "{}: ending pid {}, which was never noted",
+                    self.name, stray.identity.pid
+                ));
                 stray.end(self.patience).await;
             }
         }
@@ -185,26 +212,42 @@ impl Part {
         if !identity.is_alive() {
             return false;
         }
-        let Ok(line) = std::fs::read(format!("/proc/{}/cmdline", identity.pid)) else { return false };
+        let Ok(line) = std::fs::read(format!("/proc/{}/cmdline", identity.pid)) else {
+            return false;
+        };
         let mut words = line.strip_suffix(b"\0").unwrap_or(&line).split(|b| *b == 0);
         let first = words.next() == Some(self.program.as_os_str().as_bytes());
         let rest = words.eq(self.args.iter().map(|a| a.as_bytes()));
         // An executable that was replaced on disk shows as `… (deleted)`.
         let program = std::fs::canonicalize(&self.program).unwrap_or_else(|_| self.program.clone());
         let same = identity.executable().is_some_and(|exe| {
-            exe == program || exe.as_os_str().as_bytes().strip_suffix(b" (deleted)") == Some(program.as_os_str().as_bytes())
+            exe == program
+                || exe.as_os_str().as_bytes().strip_suffix(b" (deleted)")
+                    == Some(program.as_os_str().as_bytes())
         });
         first && rest && same
     }
 
     fn scan(&self) -> Vec<Identity> {
-        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-        let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-        let found: Vec<Identity> = pids.filter_map(Identity::of).filter(|i| self.is_it(i)).collect();
+        let Ok(entries) = std::fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        let pids = entries
+            .flatten()
+            .filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+        let found: Vec<Identity> = pids
+            .filter_map(Identity::of)
+            .filter(|i| self.is_it(i))
+            .collect();
         // A child of it that has not executed its own program yet looks the same.
         let children: Vec<u32> = found.iter().filter_map(|i| parent(i.pid)).collect();
         let all: Vec<u32> = found.iter().map(|i| i.pid).collect();
-        found.iter().zip(children).filter(|(_, parent)| !all.contains(parent)).map(|(i, _)| i.clone()).collect()
+        found
+            .iter()
+            .zip(children)
+            .filter(|(_, parent)| !all.contains(parent))
+            .map(|(i, _)| i.clone())
+            .collect()
     }
 
     /// Forgets that it runs.
@@ -227,18 +270,29 @@ impl Part {
         let text = muster_protocol::text::lossy(&text);
         let all: Vec<&str> = text.lines().collect();
         let last = &all[all.len().saturating_sub(lines)..];
-        last.iter().map(|l| muster_protocol::text::printable(l, 300)).collect::<Vec<_>>().join("\n")
+        last.iter()
+            .map(|l| muster_protocol::text::printable(l, 300))
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 }
 
 fn parent(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(1)?.parse().ok()
+    stat[stat.rfind(')')? + 1..]
+        .split_ascii_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
 }
 
 fn hold(identity: Identity) -> Option<Running> {
-    let handle = AsyncFd::new(identity.handle()?).ok()?;
-    Some(Running { identity, handle, child: None })
+    let handle = identity.handle()?;
+    Some(Running {
+        identity,
+        handle,
+        child: None,
+    })
 }
 
 fn read_note(path: &Path) -> Option<Note> {
@@ -253,29 +307,30 @@ fn write_note(path: &Path, note: &Note) -> std::io::Result<()> {
 impl Running {
     /// Waits for its end, and says how it ended.
     pub async fn ended(&mut self) -> String {
-        // A pidfd is readable from the process's end on, also of a stranger's
-        // child.
-        if self.handle.readable().await.is_err() {
-            return "cannot be watched".into();
-        }
         match &mut self.child {
             Some(child) => match child.wait().await {
                 Ok(status) => status.to_string(),
                 Err(e) => e.to_string(),
             },
-            None => "ended".into(),
+            // Only a parent can wait for its child; this one's is gone.
+            None => {
+                while self.identity.is_alive() {
+                    sleep(LOOK_EVERY).await;
+                }
+                "ended".into()
+            }
         }
     }
 
     /// Asks it to end, and ends it when it does not within `patience`.
     pub async fn end(mut self, patience: Duration) {
         if !patience.is_zero() {
-            let _ = pidfd_send_signal(self.handle.get_ref(), Signal::TERM);
+            let _ = pidfd_send_signal(&self.handle, Signal::TERM);
             if timeout(patience, self.ended()).await.is_ok() {
                 return;
             }
         }
-        let _ = pidfd_send_signal(self.handle.get_ref(), Signal::KILL);
+        let _ = pidfd_send_signal(&self.handle, Signal::KILL);
         // A killed process ends; one in the middle of a system call that
         // cannot be interrupted is not waited for for ever.
         let _ = timeout(Duration::from_secs(5), self.ended()).await;
@@ -319,7 +374,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let old = part(dir.path(), "31.002");
         let mut first = old.start().await.expect("starts");
-        let newer = Part { config: "two".into(), ..old.clone() };
+        let newer = Part {
+            config: "two".into(),
+            ..old.clone()
+        };
         assert!(newer.adopt(&quiet).await.is_none());
         assert!(first.ended().await.contains("signal"));
         // As if killed between the start and the note.
@@ -334,7 +392,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let part = part(dir.path(), "31.003");
         let me = Identity::of(std::process::id()).expect("lives");
-        let note = Note { identity: me, program: part.program.clone(), fingerprint: part.fingerprint() };
+        let note = Note {
+            identity: me,
+            program: part.program.clone(),
+            fingerprint: part.fingerprint(),
+        };
         write_note(&part.note, &note).expect("written");
         assert!(part.adopt(&quiet).await.is_none());
     }
@@ -344,7 +406,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let deaf = Part {
             program: "/bin/sh".into(),
-            args: vec!["-c".into(), "trap '' TERM; echo deaf; sleep 31.004 & wait; wait".into()],
+            args: vec![
+                "-c".into(),
+                "trap '' TERM; echo deaf; sleep 31.004 & wait; wait".into(),
+            ],
             ..part(dir.path(), "")
         };
         let running = deaf.start().await.expect("starts");
@@ -364,7 +429,16 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_start_says_why() {
         let dir = tempfile::tempdir().expect("directory");
-        let none = Part { program: "/nonexistent/x".into(), ..part(dir.path(), "1") };
-        assert!(none.start().await.expect_err("no such program").to_string().contains("/nonexistent/x"));
+        let none = Part {
+            program: "/nonexistent/x".into(),
+            ..part(dir.path(), "1")
+        };
+        assert!(
+            none.start()
+                .await
+                .expect_err("no such program")
+                .to_string()
+                .contains("/nonexistent/x")
+        );
     }
 }

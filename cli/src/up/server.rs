@@ -21,7 +21,9 @@ pub struct Server {
 /// # Errors
 /// There is none, or it is too old: names the package.
 pub fn find() -> Result<Server, Failure> {
-    let named = std::env::var_os("MUSTER_NATS_SERVER").filter(|v| !v.is_empty()).map(PathBuf::from);
+    let named = std::env::var_os("MUSTER_NATS_SERVER")
+        .filter(|v| !v.is_empty())
+        .map(PathBuf::from);
     let path = named.or_else(|| on_path("nats-server")).ok_or_else(|| {
         Failure::new(NOT_ALL, "there is no nats-server on PATH").hint(
             "install it: `apt install nats-server` (Debian 12 or newer), or from https://nats.io/download; it needs version 2.9 or newer",
@@ -51,5 +53,7 @@ fn on_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/usr/local/sbin", "/usr/local/bin"].map(PathBuf::from))
         .map(|dir| dir.join(name))
-        .find(|file| rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok() && file.is_file())
+        .find(|file| {
+            rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok() && file.is_file()
+        })
 }

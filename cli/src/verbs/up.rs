@@ -8,6 +8,7 @@ use clap::Args;
 use crate::Context;
 use crate::failure::Failure;
 use crate::up::spec::NodeSpec;
+use crate::up::{Wish, up};
 
 /// Arguments of `muster up`.
 #[derive(Args, Debug)]
@@ -33,6 +34,13 @@ pub struct UpArgs {
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(_context: &Context, _args: UpArgs) -> Result<u8, Failure> {
-    Err(Failure::new(5, "up is not built in yet"))
+pub async fn run(context: &Context, args: UpArgs) -> Result<u8, Failure> {
+    let wish = Wish {
+        state: args.state,
+        listen: args.listen,
+        nats_listen: args.nats_listen,
+        nodes: args.nodes,
+        json: args.json,
+    };
+    up(context, &wish).await
 }
