@@ -225,7 +225,7 @@ fn subject_names(listen: SocketAddr, names: &[String]) -> Vec<String> {
 /// The address by which others most likely reach this machine, when it
 /// listens on all of them. Nothing is sent: connecting a UDP socket only asks
 /// the routing table.
-fn outward_address(listen: SocketAddr) -> Option<IpAddr> {
+pub(crate) fn outward_address(listen: SocketAddr) -> Option<IpAddr> {
     if !listen.ip().is_unspecified() {
         return None;
     }

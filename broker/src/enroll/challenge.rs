@@ -8,9 +8,9 @@ use data_encoding::HEXLOWER;
 use muster_protocol::ids::random_bytes;
 
 /// How long a challenge works.
-pub const LIFE: Duration = Duration::from_secs(60);
+pub(super) const LIFE: Duration = Duration::from_secs(60);
 /// Most challenges that are open at a time.
-pub const MAX_OPEN: usize = 50_000;
+pub(super) const MAX_OPEN: usize = 50_000;
 
 /// The challenges that were given and not used.
 #[derive(Debug, Default)]
