@@ -5,14 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use muster_broker::config::{Config, NatsCa};
-use muster_broker::nats::config::{EmbeddedConfig, Identity, TlsFiles, embedded_config};
-use muster_broker::nats::jwt::{
-    AccountClaims, JetStreamLimits, JwtError, OperatorClaims, UnixSeconds,
-};
-use muster_broker::nats::keys::NatsKeys;
-use muster_broker::nats::revocations::Revocations;
 use muster_broker::state_dir::{StateDir, StateDirError};
-use muster_broker::tls::Ca;
+use muster_broker::{Embedded, EmbeddedError, EmbeddedOptions, prepare_embedded};
 
 use super::layout::Layout;
 use super::ports;
@@ -21,22 +15,11 @@ use super::server::Server;
 use super::{Wish, write_private};
 use crate::failure::{Failure, NOT_ALL, USAGE};
 
-/// When the claims in the server's configuration claim to be made: before any
-/// that a broker pushes, so that a restart never takes a revocation back. The
-/// configuration's text is the same each time because of it, too.
-const PRELOADED_AT: UnixSeconds = 1_700_000_000;
-/// Memory that JetStream may use; everything that matters is on the disk.
-const JETSTREAM_MEMORY: u64 = 64 << 20;
-/// Where the NATS server listens, if that is free and nobody says otherwise.
-const NATS_PORT: u16 = 4222;
-
-/// The keys of the cluster, from the state directory.
+/// The state directory, opened.
 #[derive(Debug)]
 pub struct State {
     dir: StateDir,
     cluster: String,
-    keys: NatsKeys,
-    ca: Ca,
 }
 
 /// Opens the state directory, or makes it.
@@ -44,25 +27,21 @@ pub struct State {
 /// # Errors
 /// Of a newer version, somebody else's, damaged, or not writable.
 pub fn open(path: &Path) -> Result<State, Failure> {
-    let fail = |e: StateDirError| {
-        let code = if matches!(e, StateDirError::Io { .. }) {
-            NOT_ALL
-        } else {
-            USAGE
-        };
-        Failure::new(code, e.to_string())
-    };
-    let dir = StateDir::open(path).map_err(fail)?;
-    let root = dir.root().map_err(fail)?;
-    let keys =
-        NatsKeys::load_or_create(&dir.keys()).map_err(|e| Failure::new(NOT_ALL, e.to_string()))?;
-    let ca = Ca::open(&dir, root.cluster).map_err(|e| Failure::new(NOT_ALL, e.to_string()))?;
+    let dir = StateDir::open(path).map_err(|e| state_failure(&e))?;
+    let root = dir.root().map_err(|e| state_failure(&e))?;
     Ok(State {
         dir,
         cluster: root.cluster.to_string(),
-        keys,
-        ca,
     })
+}
+
+fn state_failure(error: &StateDirError) -> Failure {
+    let code = if matches!(error, StateDirError::Io { .. }) {
+        NOT_ALL
+    } else {
+        USAGE
+    };
+    Failure::new(code, error.to_string())
 }
 
 /// Everything that is fixed before anything is started.
@@ -84,7 +63,7 @@ pub struct Prepared {
     pub broker_log: PathBuf,
     /// The cluster.
     pub cluster: String,
-    nats_conf: PathBuf,
+    nats: Embedded,
     nats_text: String,
     broker_toml: PathBuf,
     broker_text: String,
@@ -110,39 +89,28 @@ impl Prepared {
         };
         let before = config.as_ref().map(|c| c.listen);
         let listen = same_or_free(wish.listen, before)?;
-        let nats_before = config
-            .as_ref()
-            .and_then(|c| c.nats.urls.first())
-            .and_then(|url| address_of(url));
-        let nats_listen = match wish.nats_listen {
-            Some(wanted) => same_or_free(wanted, nats_before)?,
-            None => match nats_before.filter(|a| a.ip().is_loopback()) {
-                Some(before) => before,
-                None => usual_or_free()?,
-            },
-        };
-        let nats_tls = !nats_listen.ip().is_loopback();
-        let nats_dir = layout.root().join("nats");
-        std::fs::create_dir_all(&nats_dir).map_err(|e| {
-            Failure::new(NOT_ALL, format!("cannot make {}: {e}", nats_dir.display()))
-        })?;
-        let nats_conf = nats_dir.join("nats.conf");
-        let nats_text = nats_text(state, server, layout, &nats_dir, nats_listen, nats_tls)?;
-
-        let scheme = if nats_tls { "tls" } else { "nats" };
-        let near = SocketAddr::new(near(nats_listen.ip()), nats_listen.port());
         let config = config.get_or_insert_with(Config::default);
+        let options = EmbeddedOptions {
+            listen: wish.nats_listen,
+            names: config.names.clone(),
+            version: server.version,
+        };
+        let nats = prepare_embedded(layout.root(), &options).map_err(|e| match &e {
+            EmbeddedError::State(e) => state_failure(e),
+            e => Failure::new(NOT_ALL, e.to_string()),
+        })?;
+        // A server that was started with another text is replaced.
+        let nats_text = std::fs::read_to_string(&nats.config).map_err(|e| {
+            Failure::new(
+                NOT_ALL,
+                format!("cannot read {}: {e}", nats.config.display()),
+            )
+        })?;
+
         config.state = layout.root().to_owned();
         config.listen = listen;
-        config.nats.urls = vec![format!("{scheme}://{near}")];
-        config.nats.agent_urls = if nats_listen.ip().is_unspecified() {
-            hosts(nats_listen.ip())
-                .into_iter()
-                .map(|host| format!("{scheme}://{host}:{}", nats_listen.port()))
-                .collect()
-        } else {
-            Vec::new()
-        };
+        config.nats.urls.clone_from(&nats.urls);
+        config.nats.agent_urls.clone_from(&nats.agent_urls);
         config.nats.ca = NatsCa::Own;
         let broker_text = config
             .to_toml()
@@ -168,26 +136,24 @@ impl Prepared {
                 "{scheme}://{}",
                 SocketAddr::new(self::near(listen.ip()), listen.port())
             ),
-            nats_listen,
+            nats_listen: nats.listen,
             token_file: state.dir.admin_token(),
             ca_file: https.then(|| state.dir.keys().join("ca.pem")),
             broker_log: layout.log("broker"),
             cluster: state.cluster.clone(),
-            nats_conf,
+            nats,
             nats_text,
             broker_toml,
             broker_text,
         };
-        let write = |path: &Path, text: &str| {
-            write_private(path, text.as_bytes())
-                .map_err(|e| Failure::new(NOT_ALL, format!("cannot write {}: {e}", path.display())))
-        };
-        write(&prepared.nats_conf, &prepared.nats_text)?;
         let head = "# Written by `muster up`. It sets state, listen and [nats] at each start;\n# what else you set here stays.\n\n";
-        write(
-            &prepared.broker_toml,
-            &format!("{head}{}", prepared.broker_text),
-        )?;
+        let text = format!("{head}{}", prepared.broker_text);
+        write_private(&prepared.broker_toml, text.as_bytes()).map_err(|e| {
+            Failure::new(
+                NOT_ALL,
+                format!("cannot write {}: {e}", prepared.broker_toml.display()),
+            )
+        })?;
         Ok(prepared)
     }
 
@@ -208,9 +174,10 @@ impl Prepared {
         Part {
             name: "nats-server".into(),
             program: server.path.clone(),
-            args: vec!["-c".into(), self.nats_conf.clone().into_os_string()],
+            args: vec!["-c".into(), self.nats.config.clone().into_os_string()],
             config: self.nats_text.clone(),
-            log: layout.log("nats-server.start"),
+            // What it says before it has read where its own log is.
+            log: layout.log("nats-server"),
             note: layout.note("nats-server"),
             patience: Duration::from_secs(15),
         }
@@ -243,81 +210,6 @@ impl Prepared {
     }
 }
 
-fn nats_text(
-    state: &State,
-    server: &Server,
-    layout: &Layout,
-    dir: &Path,
-    listen: SocketAddr,
-    tls: bool,
-) -> Result<String, Failure> {
-    let failed = |e: &dyn std::fmt::Display| {
-        Failure::new(NOT_ALL, format!("cannot set up the NATS server: {e}"))
-    };
-    let tls = if tls {
-        let files = state
-            .ca
-            .server_files(&state.dir, "nats", listen, &[])
-            .map_err(|e| failed(&e))?;
-        Some(TlsFiles {
-            cert: files.cert,
-            key: files.key,
-            client_ca: None,
-        })
-    } else {
-        None
-    };
-    embedded_config(&EmbeddedConfig {
-        version: server.version,
-        server_name: "muster".into(),
-        listen,
-        tls,
-        identity: identity(&state.keys).map_err(|e| failed(&e))?,
-        resolver_dir: dir.join("accounts"),
-        jetstream_dir: dir.join("store"),
-        jetstream_memory: JETSTREAM_MEMORY,
-        jetstream_disk: None,
-        pid_file: dir.join("pid"),
-        ports_dir: None,
-        log_file: Some(layout.log("nats-server")),
-    })
-    .map_err(|e| failed(&e))
-}
-
-/// What a NATS server must know of this cluster, as it was in the beginning:
-/// brokers push what is newer.
-///
-/// # Errors
-/// The operator key cannot sign.
-pub fn identity(keys: &NatsKeys) -> Result<Identity, JwtError> {
-    let account = |name: &str, account, jetstream| {
-        AccountClaims {
-            name: name.into(),
-            account,
-            issued_at: PRELOADED_AT,
-            jetstream,
-            revocations: Revocations::default(),
-        }
-        .sign(keys.operator())
-    };
-    let operator = OperatorClaims {
-        name: "muster".into(),
-        system_account: keys.system_key(),
-        issued_at: PRELOADED_AT,
-    };
-    Ok(Identity {
-        operator_jwt: operator.sign(keys.operator())?,
-        system_account: keys.system_key(),
-        system_jwt: account("system", keys.system_key(), None)?,
-        account: keys.account_key(),
-        account_jwt: account(
-            "muster",
-            keys.account_key(),
-            Some(JetStreamLimits::default()),
-        )?,
-    })
-}
-
 /// `before`, when any port of its host will do; a free one otherwise.
 fn same_or_free(wanted: SocketAddr, before: Option<SocketAddr>) -> Result<SocketAddr, Failure> {
     match before {
@@ -326,18 +218,6 @@ fn same_or_free(wanted: SocketAddr, before: Option<SocketAddr>) -> Result<Socket
         }
         _ => ports::choose(wanted),
     }
-}
-
-fn usual_or_free() -> Result<SocketAddr, Failure> {
-    let usual = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), NATS_PORT);
-    if ports::require_free(usual, "--nats-listen").is_ok() {
-        return Ok(usual);
-    }
-    ports::choose(SocketAddr::new(usual.ip(), 0))
-}
-
-fn address_of(url: &str) -> Option<SocketAddr> {
-    url.split_once("://")?.1.parse().ok()
 }
 
 /// The address by which this machine itself reaches one that it listens on.
