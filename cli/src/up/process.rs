@@ -317,7 +317,7 @@ impl Running {
                 while self.identity.is_alive() {
                     sleep(LOOK_EVERY).await;
                 }
-                "ended".into()
+                "how is not known: an earlier `muster up` was its parent".into()
             }
         }
     }
