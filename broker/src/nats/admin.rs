@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectErrorKind, Event, RequestErrorKind};
+use async_nats::{Client, ConnectErrorKind, Event, RequestErrorKind, StatusCode};
 use futures_util::{Stream, StreamExt as _, stream};
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -20,14 +20,17 @@ use tokio::time::{Instant, timeout, timeout_at};
 pub use self::events::{ConnChange, ConnEvent, ConnUpdate, LiveConnection};
 use self::events::{ConnzPage, parse_event};
 use super::credentials::Credentials;
-use super::keys::{AccountKey, UserKey};
+use super::jwt::{UnixSeconds, verify};
+use super::keys::{AccountKey, KeyError, UserKey};
 use super::version::{ServerVersion, VersionError};
 
 /// How long a request to the servers may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A round of answers from several servers ends when none came for this long.
-const QUIET: Duration = Duration::from_millis(300);
+const QUIET: Duration = Duration::from_secs(1);
+
+const LOOKUP: &str = "present account claims";
 
 /// Connections asked for at a time: about half a megabyte of answer.
 const PAGE: usize = 1000;
@@ -49,8 +52,33 @@ pub enum AdminError {
     /// Not a version muster works with.
     #[error(transparent)]
     Version(#[from] VersionError),
+    /// A text that is not an account's claims.
+    #[error("these are not the claims of a NATS account: {0}")]
+    NotClaims(String),
+    /// The servers have newer claims already.
+    #[error(
+        "the NATS servers have newer claims of the account {account} (issued {have}) than these (issued {got}); read them and build on them: is another broker active?"
+    )]
+    Outdated {
+        /// The account.
+        account: AccountKey,
+        /// Issue time of the servers' claims.
+        have: UnixSeconds,
+        /// Issue time of the new claims.
+        got: UnixSeconds,
+    },
+    /// The account belongs to another operator.
+    #[error(
+        "the NATS servers know the account {account} under another operator key; this state directory is not the one that set the servers up"
+    )]
+    OtherOperator {
+        /// The account.
+        account: AccountKey,
+    },
     /// Nobody listens for claims.
-    #[error("the NATS server does not take account claims; its configuration needs `resolver {{ type: full }}`: see `muster nats-config`")]
+    #[error(
+        "the NATS server does not take account claims; its configuration needs `resolver {{ type: full }}`: see `muster nats-config`"
+    )]
     NoResolver,
     /// A server refused the claims.
     #[error("the NATS server {server} refused the account claims: {reason}")]
@@ -158,8 +186,16 @@ impl SystemClient {
                 }
             });
         let client = options.connect(urls).await.map_err(connect)?;
-        let version = client.server_info().version.parse::<ServerVersion>()?.require_minimum()?;
-        Ok(Self { client, version, gaps })
+        let version = client
+            .server_info()
+            .version
+            .parse::<ServerVersion>()?
+            .require_minimum()?;
+        Ok(Self {
+            client,
+            version,
+            gaps,
+        })
     }
 
     /// Version of the server that this is connected to; never below
@@ -183,19 +219,74 @@ impl SystemClient {
         #[derive(Deserialize)]
         struct Pong {
             server: Server,
+            #[serde(default)]
+            statsz: Stats,
+        }
+        #[derive(Deserialize, Default)]
+        struct Stats {
+            #[serde(default)]
+            active_servers: usize,
         }
         const WHAT: &str = "which servers are there";
-        let answers = self.scatter(WHAT, "$SYS.REQ.SERVER.PING", Vec::new(), None).await?;
+        // Each server tells how many it knows: so nobody waits for silence.
+        let all = |answers: &[bytes::Bytes]| {
+            answers
+                .iter()
+                .filter_map(|a| serde_json::from_slice::<Pong>(a).ok())
+                .any(|pong| {
+                    pong.statsz.active_servers > 0 && answers.len() >= pong.statsz.active_servers
+                })
+        };
+        let answers = self
+            .scatter(WHAT, "$SYS.REQ.SERVER.PING".into(), Vec::new(), QUIET, all)
+            .await?;
         let mut servers = BTreeSet::new();
         for answer in answers {
             let pong: Pong = serde_json::from_slice(&answer)
                 .map_err(|source| AdminError::Answer { what: WHAT, source })?;
-            servers.insert(ServerId { id: pong.server.id, name: pong.server.name });
+            servers.insert(ServerId {
+                id: pong.server.id,
+                name: pong.server.name,
+            });
         }
         if servers.is_empty() {
-            return Err(AdminError::NoAnswer { what: WHAT, reason: "no server answered".into() });
+            return Err(AdminError::NoAnswer {
+                what: WHAT,
+                reason: "no server answered".into(),
+            });
         }
         Ok(servers.into_iter().collect())
+    }
+
+    /// The claims that the servers have for an account: the newest that any of
+    /// `servers` knows. `None` when none knows the account.
+    ///
+    /// # Errors
+    /// [`AdminError::NoAnswer`].
+    pub async fn account_claims(&self, account: &AccountKey) -> Result<Option<String>, AdminError> {
+        let count = self.servers().await?.len();
+        self.newest_claims(account, count).await
+    }
+
+    async fn newest_claims(
+        &self,
+        account: &AccountKey,
+        servers: usize,
+    ) -> Result<Option<String>, AdminError> {
+        let subject = format!("$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP");
+        let all = |answers: &[bytes::Bytes]| answers.len() >= servers;
+        let answers = match self.scatter(LOOKUP, subject, Vec::new(), QUIET, all).await {
+            Ok(answers) => answers,
+            // A server that does not know the account says nothing.
+            Err(AdminError::NoAnswer { .. }) => Vec::new(),
+            Err(e) => return Err(e),
+        };
+        Ok(answers
+            .iter()
+            .filter_map(|answer| std::str::from_utf8(answer).ok())
+            .filter_map(|jwt| Some((verify(jwt).ok()?.issued_at, jwt)))
+            .max()
+            .map(|(_, jwt)| jwt.to_owned()))
     }
 
     /// Gives an account's new claims to every server. When this returns, each
@@ -203,9 +294,14 @@ impl SystemClient {
     /// are being closed, and stay out after a restart of the server.
     ///
     /// The claims must have been issued later than those that the servers have
-    /// ([`super::jwt::next_issued_at`]).
+    /// ([`super::jwt::next_issued_at`]): a server itself would take older ones,
+    /// and let revoked users in again, and servers of a cluster that compare
+    /// their claims would keep either of two with the same time. It would also
+    /// take those of a strange operator, and so lock the account. Therefore both
+    /// are looked at here, before.
     ///
     /// # Errors
+    /// [`AdminError::Outdated`], [`AdminError::OtherOperator`],
     /// [`AdminError::NoResolver`], [`AdminError::Refused`], or
     /// [`AdminError::Unconfirmed`] when only some servers have them: push again.
     pub async fn push_account_claims(&self, jwt: &str) -> Result<(), AdminError> {
@@ -219,9 +315,35 @@ impl SystemClient {
             description: String,
         }
         const WHAT: &str = "new account claims";
+        let new = verify(jwt).map_err(|e| AdminError::NotClaims(e.to_string()))?;
+        let account: AccountKey = new
+            .subject
+            .parse()
+            .map_err(|e: KeyError| AdminError::NotClaims(e.to_string()))?;
         let mut waiting: BTreeSet<ServerId> = self.servers().await?.into_iter().collect();
+        let all = waiting.len();
+        if let Some(old) = self.newest_claims(&account, all).await? {
+            // Pushing the same again is how a half-done push is finished.
+            if let Ok(old_claims) = verify(&old)
+                && old != jwt
+            {
+                if old_claims.issuer != new.issuer {
+                    return Err(AdminError::OtherOperator { account });
+                }
+                if new.issued_at <= old_claims.issued_at {
+                    return Err(AdminError::Outdated {
+                        account,
+                        have: old_claims.issued_at,
+                        got: new.issued_at,
+                    });
+                }
+            }
+        }
+        let subject = "$SYS.REQ.CLAIMS.UPDATE".to_owned();
         let answers = self
-            .scatter(WHAT, "$SYS.REQ.CLAIMS.UPDATE", jwt.as_bytes().to_vec(), Some(waiting.len()))
+            .scatter(WHAT, subject, jwt.as_bytes().to_vec(), TIMEOUT, |a| {
+                a.len() >= all
+            })
             .await?;
         if answers.is_empty() {
             return Err(AdminError::NoResolver);
@@ -235,12 +357,17 @@ impl SystemClient {
                     reason: error.description,
                 });
             }
-            waiting.remove(&ServerId { id: answer.server.id, name: answer.server.name });
+            waiting.remove(&ServerId {
+                id: answer.server.id,
+                name: answer.server.name,
+            });
         }
         if waiting.is_empty() {
             Ok(())
         } else {
-            Err(AdminError::Unconfirmed { missing: waiting.into_iter().map(|s| s.name).collect() })
+            Err(AdminError::Unconfirmed {
+                missing: waiting.into_iter().map(|s| s.name).collect(),
+            })
         }
     }
 
@@ -267,28 +394,29 @@ impl SystemClient {
         };
         let came = subscribe("CONNECT").await?;
         let went = subscribe("DISCONNECT").await?;
-        // The server has both subscriptions once it answered a ping.
-        timeout(TIMEOUT, self.client.flush())
-            .await
-            .map_err(|_| broken("timed out".into()))?
-            .map_err(|e| broken(e.to_string()))?;
+        // A server works in order: when it answers, it has the subscriptions.
+        // (`flush` of the client would only mean that they were sent.)
+        self.servers().await?;
         let messages = stream::select(came, went);
-        Ok(Box::pin(stream::unfold((messages, gaps), async |(mut messages, mut gaps)| {
-            loop {
-                tokio::select! {
-                    biased;
-                    changed = gaps.changed() => {
-                        return changed.ok().map(|()| (ConnUpdate::Resync, (messages, gaps)));
-                    }
-                    message = messages.next() => match parse_event(&message?.payload) {
-                        Ok(event) => return Some((ConnUpdate::Event(event), (messages, gaps))),
-                        Err(error) => {
-                            tracing::warn!(%error, "cannot understand a NATS connection event");
+        Ok(Box::pin(stream::unfold(
+            (messages, gaps),
+            async |(mut messages, mut gaps)| {
+                loop {
+                    tokio::select! {
+                        biased;
+                        changed = gaps.changed() => {
+                            return changed.ok().map(|()| (ConnUpdate::Resync, (messages, gaps)));
+                        }
+                        message = messages.next() => match parse_event(&message?.payload) {
+                            Ok(event) => return Some((ConnUpdate::Event(event), (messages, gaps))),
+                            Err(error) => {
+                                tracing::warn!(%error, "cannot understand a NATS connection event");
+                            }
                         }
                     }
                 }
-            }
-        })))
+            },
+        )))
     }
 
     /// All open connections of `account`, on all servers that answer now.
@@ -298,6 +426,14 @@ impl SystemClient {
     pub async fn live_connections(
         &self,
         account: &AccountKey,
+    ) -> Result<Vec<LiveConnection>, AdminError> {
+        self.live_in_pages(account, PAGE).await
+    }
+
+    async fn live_in_pages(
+        &self,
+        account: &AccountKey,
+        page_size: usize,
     ) -> Result<Vec<LiveConnection>, AdminError> {
         const WHAT: &str = "open connections";
         let mut found = Vec::new();
@@ -310,13 +446,18 @@ impl SystemClient {
                 // each end of a connection is an event, too.
                 let ask = serde_json::json!({
                     "auth": true, "acc": account, "state": 0, "sort": "cid",
-                    "limit": PAGE, "offset": offset,
+                    "limit": page_size, "offset": offset,
                 });
                 let page: ConnzPage = self.ask(WHAT, subject.clone(), &ask).await?;
                 let got = page.data.connections.len();
-                found.extend(page.data.connections.into_iter().map(|c| c.live(&server.id)));
+                found.extend(
+                    page.data
+                        .connections
+                        .into_iter()
+                        .map(|c| c.live(&server.id)),
+                );
                 offset += got;
-                if got < PAGE {
+                if got < page_size {
                     break;
                 }
             }
@@ -330,7 +471,11 @@ impl SystemClient {
     /// [`AdminError::Unsupported`] on servers before 2.11, which close a
     /// connection only when its user is revoked.
     pub async fn kick(&self, server_id: &str, connection: u64) -> Result<(), AdminError> {
-        const FIRST: ServerVersion = ServerVersion { major: 2, minor: 11, patch: 0 };
+        const FIRST: ServerVersion = ServerVersion {
+            major: 2,
+            minor: 11,
+            patch: 0,
+        };
         if self.version < FIRST {
             return Err(AdminError::Unsupported {
                 version: self.version.to_string(),
@@ -373,17 +518,20 @@ impl SystemClient {
                 RequestErrorKind::NoResponders => no_answer("it is gone, or too old".into()),
                 _ => no_answer(e.to_string()),
             })?;
-        serde_json::from_slice(&answer.payload).map_err(|source| AdminError::Answer { what, source })
+        serde_json::from_slice(&answer.payload)
+            .map_err(|source| AdminError::Answer { what, source })
     }
 
-    /// Sends one request and gathers the answers of all servers: until `want`
-    /// have come, or none came for a while, or nobody listens.
+    /// Sends one request and gathers the answers of several servers: until
+    /// there are `enough`, or none came for `quiet` after the last one, or
+    /// nobody listens.
     async fn scatter(
         &self,
         what: &'static str,
-        subject: &'static str,
+        subject: String,
         payload: Vec<u8>,
-        want: Option<usize>,
+        quiet: Duration,
+        enough: impl Fn(&[bytes::Bytes]) -> bool,
     ) -> Result<Vec<bytes::Bytes>, AdminError> {
         let no_answer = |reason: String| AdminError::NoAnswer { what, reason };
         let inbox = self.client.new_inbox();
@@ -398,14 +546,14 @@ impl SystemClient {
             .map_err(|e| no_answer(e.to_string()))?;
         let mut answers = Vec::new();
         let end = Instant::now() + TIMEOUT;
-        while want.is_none_or(|want| answers.len() < want) {
-            // Without a number to wait for, silence after an answer ends it.
-            let until = match want {
-                None if !answers.is_empty() => end.min(Instant::now() + QUIET),
-                _ => end,
+        while !enough(&answers) {
+            let until = if answers.is_empty() {
+                end
+            } else {
+                end.min(Instant::now() + quiet)
             };
             match timeout_at(until, replies.next()).await {
-                Ok(Some(reply)) if reply.status == Some(async_nats::StatusCode::NO_RESPONDERS) => break,
+                Ok(Some(reply)) if reply.status == Some(StatusCode::NO_RESPONDERS) => break,
                 Ok(Some(reply)) => answers.push(reply.payload),
                 Ok(None) => return Err(no_answer("the connection is closed".into())),
                 Err(_) if answers.is_empty() => return Err(no_answer("timed out".into())),

@@ -80,7 +80,9 @@ pub struct TlsFiles {
 #[non_exhaustive]
 pub enum ConfigError {
     /// Listens to the world without TLS.
-    #[error("the NATS server would listen on {0} without TLS; beyond loopback muster always uses TLS: give a certificate, or listen on 127.0.0.1")]
+    #[error(
+        "the NATS server would listen on {0} without TLS; beyond loopback muster always uses TLS: give a certificate, or listen on 127.0.0.1"
+    )]
     PlainBeyondLoopback(SocketAddr),
     /// A path is not UTF-8.
     #[error("the path {} is not UTF-8, which a nats-server configuration cannot express; use another directory", .0.display())]
@@ -159,7 +161,9 @@ pub fn external_config(
     let mut out = Text::default();
     out.line("# What muster needs from a NATS server or cluster, version 2.9 or newer.");
     out.line("# Put it into the configuration of EVERY server, restart them, then start the");
-    out.line("# broker with `urls = [\"tls://nats-1:4222\", ...]` in the [nats] section of its file.");
+    out.line(
+        "# broker with `urls = [\"tls://nats-1:4222\", ...]` in the [nats] section of its file.",
+    );
     out.line("# The server must have no `accounts`, `users` or `authorization` of its own: these");
     out.line("# keys make muster the operator of the servers. To share servers with other");
     out.line("# applications, run muster's NATS as a separate server.");
@@ -179,7 +183,9 @@ pub fn external_config(
             out.set("  sync_interval", "always");
         }
         None => {
-            out.line("  # Acknowledged messages must be on the disk. Servers from 2.10 on know this");
+            out.line(
+                "  # Acknowledged messages must be on the disk. Servers from 2.10 on know this",
+            );
             out.line("  # setting, a 2.9 refuses to start with it; take the comment sign away:");
             out.line("  # sync_interval: always");
         }
@@ -187,14 +193,20 @@ pub fn external_config(
     out.line("}");
     out.line("");
     out.line("# Agents are elsewhere: give the server a certificate that they can verify.");
-    out.line("# tls { cert_file: \"/etc/nats/cert.pem\", key_file: \"/etc/nats/key.pem\", timeout: 10 }");
+    out.line(
+        "# tls { cert_file: \"/etc/nats/cert.pem\", key_file: \"/etc/nats/key.pem\", timeout: 10 }",
+    );
     out.line("");
     identity(&mut out, who, resolver_dir, true)?;
     Ok(out.0)
 }
 
 /// First version that knows `sync_interval: always`.
-const SYNC_ALWAYS: ServerVersion = ServerVersion { major: 2, minor: 10, patch: 0 };
+const SYNC_ALWAYS: ServerVersion = ServerVersion {
+    major: 2,
+    minor: 10,
+    patch: 0,
+};
 
 fn limits(out: &mut Text, explain: bool) {
     let why = |out: &mut Text, text: &str| {
@@ -202,18 +214,36 @@ fn limits(out: &mut Text, explain: bool) {
             out.line(text);
         }
     };
-    why(out, "# Largest message in bytes: revocations of many nodes travel in one.");
+    why(
+        out,
+        "# Largest message in bytes: revocations of many nodes travel in one.",
+    );
     out.set("max_payload", &MAX_PAYLOAD.to_string());
-    why(out, "# A node's JWT travels in its CONNECT line and grows with its labels.");
+    why(
+        out,
+        "# A node's JWT travels in its CONNECT line and grows with its labels.",
+    );
     out.set("max_control_line", &MAX_CONTROL_LINE.to_string());
-    why(out, "# Twenty thousand agents, and room for the brokers and for reconnects.");
+    why(
+        out,
+        "# Twenty thousand agents, and room for the brokers and for reconnects.",
+    );
     out.set("max_connections", "65536");
-    why(out, "# A dead connection is noticed within about a minute and a half.");
+    why(
+        out,
+        "# A dead connection is noticed within about a minute and a half.",
+    );
     out.set("ping_interval", "\"30s\"");
     out.set("ping_max", "2");
-    why(out, "# How long a write to a slow agent may block before it is cut off.");
+    why(
+        out,
+        "# How long a write to a slow agent may block before it is cut off.",
+    );
     out.set("write_deadline", "\"10s\"");
-    why(out, "# A fleet that reconnects at once waits for its signatures to be checked.");
+    why(
+        out,
+        "# A fleet that reconnects at once waits for its signatures to be checked.",
+    );
     out.line("authorization { timeout: 10 }");
 }
 
@@ -230,23 +260,47 @@ fn identity(
     };
     why(out, "# Who signs accounts: muster's operator key.");
     out.set("operator", &quote(&who.operator_jwt));
-    why(out, "# The account in which muster asks the servers who is connected, and tells them");
+    why(
+        out,
+        "# The account in which muster asks the servers who is connected, and tells them",
+    );
     why(out, "# about revoked nodes.");
     out.set("system_account", &quote(who.system_account.as_str()));
-    why(out, "# Servers keep accounts in this directory and tell each other about changes: a");
-    why(out, "# revoked node stays revoked when a server restarts. It must be writable by the");
-    why(out, "# server. `full` is needed: with a memory resolver no node could be removed.");
+    why(
+        out,
+        "# Servers keep accounts in this directory and tell each other about changes: a",
+    );
+    why(
+        out,
+        "# revoked node stays revoked when a server restarts. It must be writable by the",
+    );
+    why(
+        out,
+        "# server. `full` is needed: with a memory resolver no node could be removed.",
+    );
     out.line("resolver {");
     out.set("  type", "full");
     out.set("  dir", &path(resolver_dir)?);
     out.set("  allow_delete", "false");
-    why(out, "  # How often servers compare their directories with each other.");
+    why(
+        out,
+        "  # How often servers compare their directories with each other.",
+    );
     out.set("  interval", "\"2m\"");
     out.line("}");
-    why(out, "# What a server starts with while its directory is empty: the system account and");
-    why(out, "# muster's account. A newer state in the directory wins over these.");
+    why(
+        out,
+        "# What a server starts with while its directory is empty: the system account and",
+    );
+    why(
+        out,
+        "# muster's account. A newer state in the directory wins over these.",
+    );
     out.line("resolver_preload {");
-    out.set(&format!("  {}", who.system_account), &quote(&who.system_jwt));
+    out.set(
+        &format!("  {}", who.system_account),
+        &quote(&who.system_jwt),
+    );
     out.set(&format!("  {}", who.account), &quote(&who.account_jwt));
     out.line("}");
     Ok(())
@@ -267,7 +321,9 @@ impl Text {
 }
 
 fn path(path: &Path) -> Result<String, ConfigError> {
-    path.to_str().map(quote).ok_or_else(|| ConfigError::Path(path.to_owned()))
+    path.to_str()
+        .map(quote)
+        .ok_or_else(|| ConfigError::Path(path.to_owned()))
 }
 
 /// A double-quoted string of nats-server's configuration language.
@@ -370,6 +426,9 @@ mod tests {
             ..config("2.9.10", "127.0.0.1:0")
         };
         let text = embedded_config(&odd).unwrap();
-        assert!(text.contains(r#"store_dir: "/tmp/a\"}\nport: 1 \\ $HOME""#), "{text}");
+        assert!(
+            text.contains(r#"store_dir: "/tmp/a\"}\nport: 1 \\ $HOME""#),
+            "{text}"
+        );
     }
 }

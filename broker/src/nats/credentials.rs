@@ -29,7 +29,10 @@ impl Credentials {
         let key = KeyPair::new_user();
         let public = UserKey::of(&key).expect("new_user makes a user key");
         let jwt = claims(public).sign(account)?;
-        Ok(Self { jwt, key: Arc::new(key) })
+        Ok(Self {
+            jwt,
+            key: Arc::new(key),
+        })
     }
 
     /// A JWT that somebody issued for a key that we hold.

@@ -249,9 +249,15 @@ impl OperatorClaims {
     /// # Errors
     /// [`JwtError::WrongSigner`] unless `operator` is an operator's pair.
     pub fn sign(&self, operator: &KeyPair) -> Result<String, JwtError> {
-        require(operator, "operator", "the operator itself", |k| matches!(k, KeyPairType::Operator))?;
+        require(operator, "operator", "the operator itself", |k| {
+            matches!(k, KeyPairType::Operator)
+        })?;
         let key = operator.public_key();
-        let body = OperatorBody { system_account: &self.system_account, kind: "operator", version: 2 };
+        let body = OperatorBody {
+            system_account: &self.system_account,
+            kind: "operator",
+            version: 2,
+        };
         sign(operator, &self.name, &key, self.issued_at, None, body)
     }
 }
@@ -262,8 +268,11 @@ impl AccountClaims {
     /// # Errors
     /// [`JwtError::WrongSigner`] unless `operator` is an operator's pair.
     pub fn sign(&self, operator: &KeyPair) -> Result<String, JwtError> {
-        require(operator, "account", "an operator", |k| matches!(k, KeyPairType::Operator))?;
-        let limit = |bytes: Option<u64>| bytes.map_or(NO_LIMIT, |b| i64::try_from(b).unwrap_or(i64::MAX));
+        require(operator, "account", "an operator", |k| {
+            matches!(k, KeyPairType::Operator)
+        })?;
+        let limit =
+            |bytes: Option<u64>| bytes.map_or(NO_LIMIT, |b| i64::try_from(b).unwrap_or(i64::MAX));
         let body = AccountBody {
             limits: AccountLimits {
                 subs: NO_LIMIT,
@@ -286,7 +295,14 @@ impl AccountClaims {
             kind: "account",
             version: 2,
         };
-        sign(operator, &self.name, self.account.as_str(), self.issued_at, None, body)
+        sign(
+            operator,
+            &self.name,
+            self.account.as_str(),
+            self.issued_at,
+            None,
+            body,
+        )
     }
 }
 
@@ -296,7 +312,9 @@ impl UserClaims {
     /// # Errors
     /// [`JwtError::WrongSigner`] unless `account` is an account's pair.
     pub fn sign(&self, account: &KeyPair) -> Result<String, JwtError> {
-        require(account, "user", "an account", |k| matches!(k, KeyPairType::Account))?;
+        require(account, "user", "an account", |k| {
+            matches!(k, KeyPairType::Account)
+        })?;
         let body = UserBody {
             publish: &self.permissions.publish,
             subscribe: &self.permissions.subscribe,
@@ -307,7 +325,14 @@ impl UserClaims {
             kind: "user",
             version: 2,
         };
-        sign(account, &self.name, self.user.as_str(), self.issued_at, self.expires_at, body)
+        sign(
+            account,
+            &self.name,
+            self.user.as_str(),
+            self.issued_at,
+            self.expires_at,
+            body,
+        )
     }
 }
 
@@ -320,7 +345,11 @@ fn require(
     if ok(&pair.key_pair_type()) {
         Ok(())
     } else {
-        Err(JwtError::WrongSigner { claim, wanted, got: pair.public_key() })
+        Err(JwtError::WrongSigner {
+            claim,
+            wanted,
+            got: pair.public_key(),
+        })
     }
 }
 
@@ -348,10 +377,12 @@ fn sign<N: Serialize>(
     let header = URL_SAFE_NO_PAD.encode(r#"{"typ":"JWT","alg":"ed25519-nkey"}"#);
     let payload = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&claims).map_err(JwtError::Encode)?);
     let signed = format!("{header}.{payload}");
-    let signature = signer.sign(signed.as_bytes()).map_err(|e| JwtError::CannotSign {
-        key: issuer.clone(),
-        reason: e.to_string(),
-    })?;
+    let signature = signer
+        .sign(signed.as_bytes())
+        .map_err(|e| JwtError::CannotSign {
+            key: issuer.clone(),
+            reason: e.to_string(),
+        })?;
     Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
 }
 
@@ -406,10 +437,16 @@ pub struct Verified {
 /// # Errors
 /// [`JwtError::Invalid`].
 pub fn verify(jwt: &str) -> Result<Verified, JwtError> {
-    let (signed, signature) = jwt.rsplit_once('.').ok_or(JwtError::Invalid("no signature"))?;
-    let (header, payload) = signed.split_once('.').ok_or(JwtError::Invalid("no payload"))?;
+    let (signed, signature) = jwt
+        .rsplit_once('.')
+        .ok_or(JwtError::Invalid("no signature"))?;
+    let (header, payload) = signed
+        .split_once('.')
+        .ok_or(JwtError::Invalid("no payload"))?;
     let decode = |part: &str| {
-        URL_SAFE_NO_PAD.decode(part).map_err(|_| JwtError::Invalid("a part is not base64"))
+        URL_SAFE_NO_PAD
+            .decode(part)
+            .map_err(|_| JwtError::Invalid("a part is not base64"))
     };
     #[derive(Deserialize)]
     struct Header {

@@ -26,7 +26,9 @@ const MAX_KEY_FILE: u64 = 4096;
 #[non_exhaustive]
 pub enum KeyError {
     /// There is no key file yet.
-    #[error("there is no NATS key file at {path}; `muster up` or `muster broker` makes one at its first start")]
+    #[error(
+        "there is no NATS key file at {path}; `muster up` or `muster broker` makes one at its first start"
+    )]
     Missing {
         /// Where it was looked for.
         path: PathBuf,
@@ -42,7 +44,9 @@ pub enum KeyError {
         source: io::Error,
     },
     /// Somebody besides the owner may read the file.
-    #[error("the NATS key file {path} has mode {mode:o}, others may read it; `chmod 600` it, and if somebody else could have read it, replace the keys")]
+    #[error(
+        "the NATS key file {path} has mode {mode:o}, others may read it; `chmod 600` it, and if somebody else could have read it, replace the keys"
+    )]
     TooOpen {
         /// The file.
         path: PathBuf,
@@ -50,7 +54,9 @@ pub enum KeyError {
         mode: u32,
     },
     /// The file is not what muster wrote.
-    #[error("the NATS key file {path} is damaged ({what}); restore it from a backup: without it no node can be enrolled or removed")]
+    #[error(
+        "the NATS key file {path} is damaged ({what}); restore it from a backup: without it no node can be enrolled or removed"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -196,7 +202,11 @@ impl NatsKeys {
     /// [`KeyError::Missing`] when there is no key file, else why it cannot be used.
     pub fn load(dir: &Path) -> Result<Self, KeyError> {
         let path = dir.join(KEY_FILE);
-        let io = |source| KeyError::Io { action: "read", path: path.clone(), source };
+        let io = |source| KeyError::Io {
+            action: "read",
+            path: path.clone(),
+            source,
+        };
         let file = match fs::File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -209,13 +219,26 @@ impl NatsKeys {
             return Err(KeyError::TooOpen { path, mode });
         }
         let mut text = Zeroizing::new(String::new());
-        file.take(MAX_KEY_FILE).read_to_string(&mut text).map_err(io)?;
-        let damaged = |what: String| KeyError::Damaged { path: path.clone(), what };
+        file.take(MAX_KEY_FILE)
+            .read_to_string(&mut text)
+            .map_err(io)?;
+        let damaged = |what: String| KeyError::Damaged {
+            path: path.clone(),
+            what,
+        };
         // Category and place only: serde's message could quote a seed.
-        let file: KeyFile = serde_json::from_str(&text)
-            .map_err(|e| damaged(format!("not a key file, line {} column {}", e.line(), e.column())))?;
+        let file: KeyFile = serde_json::from_str(&text).map_err(|e| {
+            damaged(format!(
+                "not a key file, line {} column {}",
+                e.line(),
+                e.column()
+            ))
+        })?;
         if file.version != 1 {
-            return Err(damaged(format!("version {}, this muster knows version 1", file.version)));
+            return Err(damaged(format!(
+                "version {}, this muster knows version 1",
+                file.version
+            )));
         }
         let seed = |name: &str, seed: &str, kind: fn(&KeyPairType) -> bool| {
             KeyPair::from_seed(seed)
@@ -224,9 +247,15 @@ impl NatsKeys {
                 .ok_or_else(|| damaged(format!("the {name} seed is not valid")))
         };
         Ok(Self {
-            operator: seed("operator", &file.operator, |k| matches!(k, KeyPairType::Operator))?,
-            system: seed("system account", &file.system, |k| matches!(k, KeyPairType::Account))?,
-            account: seed("account", &file.account, |k| matches!(k, KeyPairType::Account))?,
+            operator: seed("operator", &file.operator, |k| {
+                matches!(k, KeyPairType::Operator)
+            })?,
+            system: seed("system account", &file.system, |k| {
+                matches!(k, KeyPairType::Account)
+            })?,
+            account: seed("account", &file.account, |k| {
+                matches!(k, KeyPairType::Account)
+            })?,
         })
     }
 
@@ -238,7 +267,11 @@ impl NatsKeys {
     /// [`KeyError::Io`]; with `AlreadyExists` when there is a key file already.
     pub fn store(&self, dir: &Path) -> Result<(), KeyError> {
         let path = dir.join(KEY_FILE);
-        let io = |source| KeyError::Io { action: "write", path: path.clone(), source };
+        let io = |source| KeyError::Io {
+            action: "write",
+            path: path.clone(),
+            source,
+        };
         let seed = |pair: &KeyPair| pair.seed().map_err(|e| io(io::Error::other(e.to_string())));
         let file = KeyFile {
             version: 1,
@@ -349,7 +382,10 @@ mod tests {
         assert_eq!(made.system_key(), back.system_key());
         assert_eq!(made.account_key(), back.account_key());
         let path = dir.path().join(KEY_FILE);
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         // Nothing else is left lying about.
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
@@ -360,8 +396,13 @@ mod tests {
         let first = NatsKeys::generate();
         first.store(dir.path()).unwrap();
         let refused = NatsKeys::generate().store(dir.path()).unwrap_err();
-        assert!(matches!(refused, KeyError::Io { ref source, .. } if source.kind() == io::ErrorKind::AlreadyExists));
-        assert_eq!(NatsKeys::load(dir.path()).unwrap().account_key(), first.account_key());
+        assert!(
+            matches!(refused, KeyError::Io { ref source, .. } if source.kind() == io::ErrorKind::AlreadyExists)
+        );
+        assert_eq!(
+            NatsKeys::load(dir.path()).unwrap().account_key(),
+            first.account_key()
+        );
     }
 
     #[test]
@@ -370,7 +411,10 @@ mod tests {
         NatsKeys::generate().store(dir.path()).unwrap();
         let path = dir.path().join(KEY_FILE);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(NatsKeys::load(dir.path()), Err(KeyError::TooOpen { mode: 0o640, .. })));
+        assert!(matches!(
+            NatsKeys::load(dir.path()),
+            Err(KeyError::TooOpen { mode: 0o640, .. })
+        ));
     }
 
     #[test]
@@ -382,13 +426,20 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         let seed = keys.account().seed().unwrap();
         // The account's seed where the operator's belongs, then cut short.
-        for bad in [text.replace(&keys.operator().seed().unwrap(), &seed), text[..text.len() / 2].to_owned(), text.replace("\"version\": 1", "\"version\": 2")] {
+        for bad in [
+            text.replace(&keys.operator().seed().unwrap(), &seed),
+            text[..text.len() / 2].to_owned(),
+            text.replace("\"version\": 1", "\"version\": 2"),
+        ] {
             fs::write(&path, &bad).unwrap();
             let error = NatsKeys::load(dir.path()).unwrap_err();
             assert!(matches!(error, KeyError::Damaged { .. }), "{error}");
             assert!(!error.to_string().contains(&seed));
         }
-        assert!(matches!(NatsKeys::load(&dir.path().join("none")), Err(KeyError::Missing { .. })));
+        assert!(matches!(
+            NatsKeys::load(&dir.path().join("none")),
+            Err(KeyError::Missing { .. })
+        ));
     }
 
     #[test]
@@ -407,13 +458,24 @@ mod tests {
         assert!(user.public_key().parse::<UserKey>().is_ok());
         assert!(user.public_key().parse::<AccountKey>().is_err());
         assert!(user.seed().unwrap().parse::<UserKey>().is_err());
-        for bad in ["", "U", "U\u{1b}[31m", &user.public_key()[1..], &format!("{} ", user.public_key())] {
+        for bad in [
+            "",
+            "U",
+            "U\u{1b}[31m",
+            &user.public_key()[1..],
+            &format!("{} ", user.public_key()),
+        ] {
             let error = bad.parse::<UserKey>().unwrap_err().to_string();
             assert!(!error.contains('\u{1b}'), "{error}");
         }
         // One changed letter breaks the checksum.
         let mut changed = user.public_key().into_bytes();
         changed[20] = if changed[20] == b'A' { b'B' } else { b'A' };
-        assert!(String::from_utf8(changed).unwrap().parse::<UserKey>().is_err());
+        assert!(
+            String::from_utf8(changed)
+                .unwrap()
+                .parse::<UserKey>()
+                .is_err()
+        );
     }
 }

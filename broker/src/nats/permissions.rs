@@ -28,7 +28,10 @@ pub struct SubjectRules {
 
 impl SubjectRules {
     fn only(allow: Vec<String>) -> Self {
-        Self { allow, deny: Vec::new() }
+        Self {
+            allow,
+            deny: Vec::new(),
+        }
     }
 }
 
@@ -43,7 +46,11 @@ pub fn node_permissions(id: u32, roles: &[&str], labels: &[(&str, &str)]) -> Per
     subscribe.extend(labels.iter().map(|(key, value)| label_subject(key, value)));
     subscribe.sort();
     subscribe.dedup();
-    let own = [ALL.to_owned(), node_subject(id), format!("{}.>", inbox_prefix(id))];
+    let own = [
+        ALL.to_owned(),
+        node_subject(id),
+        format!("{}.>", inbox_prefix(id)),
+    ];
     Permissions {
         publish: SubjectRules::only(vec![format!("{}.>", from_prefix(id))]),
         subscribe: SubjectRules::only(own.into_iter().chain(subscribe).collect()),
@@ -155,7 +162,11 @@ mod tests {
 
     #[test]
     fn a_node_gets_exactly_its_own_subjects() {
-        let p = node_permissions(17, &["web", "lb"], &[("zone", "gva2"), ("os.version", "12.*"), ("zone", "gva2")]);
+        let p = node_permissions(
+            17,
+            &["web", "lb"],
+            &[("zone", "gva2"), ("os.version", "12.*"), ("zone", "gva2")],
+        );
         assert_eq!(p.publish.allow, ["m1.from.17.>"]);
         assert_eq!(
             p.subscribe.allow,
@@ -174,7 +185,11 @@ mod tests {
 
     #[test]
     fn no_list_is_ever_empty_because_that_would_allow_everything() {
-        for p in [node_permissions(0, &[], &[]), broker_permissions(), system_permissions()] {
+        for p in [
+            node_permissions(0, &[], &[]),
+            broker_permissions(),
+            system_permissions(),
+        ] {
             assert!(!p.publish.allow.is_empty() && !p.subscribe.allow.is_empty());
         }
     }
@@ -182,6 +197,197 @@ mod tests {
     #[test]
     fn a_hostile_role_stays_one_token() {
         let p = node_permissions(1, &[">", "*", "a.b", "", "x y"], &[]);
-        assert!(p.subscribe.allow.iter().filter(|s| s.starts_with("m1.do.role.")).all(|s| s.split('.').count() == 4 && !s.contains(['>', '*', ' '])));
+        assert!(
+            p.subscribe
+                .allow
+                .iter()
+                .filter(|s| s.starts_with("m1.do.role."))
+                .all(|s| s.split('.').count() == 4 && !s.contains(['>', '*', ' ']))
+        );
+    }
+
+    mod on_a_server {
+        use async_nats::{Client, Event};
+        use futures_util::StreamExt as _;
+        use tokio::sync::mpsc;
+        use tokio::time::timeout;
+
+        use super::*;
+        use crate::nats::testing::{PATIENCE, TestServer};
+
+        /// A node's connection, and what the server refuses it.
+        async fn node(server: &TestServer, id: u32) -> (Client, mpsc::UnboundedReceiver<String>) {
+            let (say, refusals) = mpsc::unbounded_channel();
+            let client = server
+                .user("node", node_permissions(id, &["web"], &[("zone", "gva2")]))
+                .connect_options()
+                .custom_inbox_prefix(inbox_prefix(id))
+                .event_callback(move |event| {
+                    let say = say.clone();
+                    async move {
+                        if let Event::ServerError(error) = event {
+                            let _ = say.send(error.to_string());
+                        }
+                    }
+                })
+                .connect(server.url())
+                .await
+                .unwrap();
+            (client, refusals)
+        }
+
+        async fn refusal(refusals: &mut mpsc::UnboundedReceiver<String>, of: &str) {
+            let said = timeout(PATIENCE, refusals.recv())
+                .await
+                .unwrap_or_else(|_| panic!("{of} was not refused"))
+                .unwrap();
+            assert!(
+                said.to_lowercase().contains("permissions violation"),
+                "{of}: {said}"
+            );
+            assert!(said.contains(of), "{of}: {said}");
+        }
+
+        /// Waits until the server has done what node 7 asked before: `flush`
+        /// of the client only means that it was sent.
+        async fn settled(client: &Client, broker: &Client) {
+            let mut hears = broker.subscribe("m1.from.7.settled").await.unwrap();
+            // The broker's own subscription is in place once it hears itself.
+            for from in [broker, client] {
+                from.publish("m1.from.7.settled", "x".into()).await.unwrap();
+                timeout(PATIENCE, hears.next()).await.unwrap().unwrap();
+            }
+        }
+
+        #[tokio::test]
+        async fn a_node_hears_what_is_for_it_and_nothing_else() {
+            let server = TestServer::start().await;
+            let (client, mut refusals) = node(&server, 7).await;
+            for subject in [
+                "m1.do.node.8",
+                "m1.do.>",
+                "m1.do.node.*",
+                "m1.do.role.db",
+                "m1.do.role.*",
+                "m1.do.label.zone.dk2",
+                "m1.from.8.>",
+                "m1.from.7.>",
+                "m1.run.>",
+                "_INBOX.>",
+                "_INBOX.m1.8.>",
+                "$SYS.>",
+                "$JS.>",
+                "$KV.>",
+                ">",
+                "*",
+            ] {
+                let _subscription = client.subscribe(subject).await.unwrap();
+                client.flush().await.unwrap();
+                refusal(&mut refusals, subject).await;
+            }
+            let broker = server.broker().await;
+            for subject in [
+                "m1.do.all",
+                "m1.do.node.7",
+                "m1.do.role.web",
+                "m1.do.label.zone.gva2",
+                "_INBOX.m1.7.x",
+            ] {
+                let mut hears = client.subscribe(subject).await.unwrap();
+                settled(&client, &broker).await;
+                broker.publish(subject, subject.into()).await.unwrap();
+                let heard = timeout(PATIENCE, hears.next()).await.unwrap().unwrap();
+                assert_eq!(heard.payload, subject);
+            }
+            assert!(refusals.try_recv().is_err());
+        }
+
+        #[tokio::test]
+        async fn a_node_speaks_below_its_own_prefix_and_nowhere_else() {
+            let server = TestServer::start().await;
+            let (client, mut refusals) = node(&server, 7).await;
+            let broker = server.broker().await;
+            settled(&client, &broker).await;
+            let mut everything = broker.subscribe("*.>").await.unwrap();
+            settled(&client, &broker).await;
+            while timeout(PATIENCE, everything.next())
+                .await
+                .unwrap()
+                .unwrap()
+                .subject
+                .as_str()
+                != "m1.from.7.settled"
+            {}
+            timeout(PATIENCE, everything.next()).await.unwrap().unwrap();
+            for subject in [
+                "m1.from.8.hello",
+                "m1.from.7",
+                "m1.from.77.hello",
+                "m1.do.all",
+                "m1.do.node.7",
+                "m1.run.x",
+                "_INBOX.m1.7.x",
+                "$JS.API.INFO",
+                "$JS.API.STREAM.CREATE.x",
+                "$JS.API.STREAM.NAMES",
+                "$JS.API.CONSUMER.CREATE.x",
+                "$KV.state.key",
+                "$SYS.REQ.SERVER.PING",
+                "$SYS.REQ.CLAIMS.UPDATE",
+            ] {
+                client.publish(subject, "x".into()).await.unwrap();
+                client.flush().await.unwrap();
+                refusal(&mut refusals, subject).await;
+            }
+            client
+                .publish("m1.from.7.hello", "mine".into())
+                .await
+                .unwrap();
+            // The first thing that anybody hears is the one that was allowed.
+            let heard = timeout(PATIENCE, everything.next()).await.unwrap().unwrap();
+            assert_eq!(
+                (heard.subject.as_str(), heard.payload),
+                ("m1.from.7.hello", "mine".into())
+            );
+            assert!(refusals.try_recv().is_err());
+        }
+
+        #[tokio::test]
+        async fn a_node_cannot_answer_to_a_subject_that_a_request_names() {
+            let server = TestServer::start().await;
+            let (client, mut refusals) = node(&server, 7).await;
+            let broker = server.broker().await;
+            let mut requests = client.subscribe("m1.do.node.7").await.unwrap();
+            settled(&client, &broker).await;
+            broker
+                .publish_with_reply("m1.do.node.7", "m1.do.all", "x".into())
+                .await
+                .unwrap();
+            let request = timeout(PATIENCE, requests.next()).await.unwrap().unwrap();
+            client
+                .publish(request.reply.unwrap(), "y".into())
+                .await
+                .unwrap();
+            client.flush().await.unwrap();
+            refusal(&mut refusals, "m1.do.all").await;
+        }
+
+        #[tokio::test]
+        async fn a_node_with_hundreds_of_labels_still_connects() {
+            let server = TestServer::start().await;
+            let values: Vec<String> = (0..300)
+                .map(|n| format!("value-{n}-with-some-length"))
+                .collect();
+            let labels: Vec<(&str, &str)> = values.iter().map(|v| ("label", v.as_str())).collect();
+            let user = server.user("labelled", node_permissions(1, &[], &labels));
+            assert!(user.jwt().len() > 16 * 1024);
+            user.connect_options()
+                .connect(server.url())
+                .await
+                .unwrap()
+                .flush()
+                .await
+                .unwrap();
+        }
     }
 }

@@ -41,18 +41,40 @@ impl TestServer {
 
     /// Starts a server whose account has these JetStream limits.
     pub(crate) async fn start_with(limits: JetStreamLimits) -> Self {
+        Self::start_edited(limits, |text| text).await
+    }
+
+    /// Starts a server whose accounts are in its configuration only.
+    pub(crate) async fn start_without_resolver() -> Self {
+        Self::start_edited(JetStreamLimits::default(), |text| {
+            let (before, rest) = text.split_once("resolver {").unwrap();
+            let (_, after) = rest.split_once("}\n").unwrap();
+            format!("{before}resolver: MEMORY\n{after}")
+        })
+        .await
+    }
+
+    async fn start_edited(limits: JetStreamLimits, edit: impl FnOnce(String) -> String) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let keys = NatsKeys::generate();
         let config = dir.path().join("nats.conf");
-        let text = Self::config(dir.path(), &keys, limits, 0);
+        let text = edit(Self::config(dir.path(), &keys, limits, 0));
         std::fs::write(&config, text).unwrap();
         let child = spawn(&config, dir.path());
         let port = port_of(dir.path(), child.id()).await;
-        Self { dir, keys, child, port }
+        Self {
+            dir,
+            keys,
+            child,
+            port,
+        }
     }
 
     fn config(dir: &Path, keys: &NatsKeys, limits: JetStreamLimits, port: u16) -> String {
-        let version = Command::new("nats-server").arg("--version").output().unwrap();
+        let version = Command::new("nats-server")
+            .arg("--version")
+            .output()
+            .unwrap();
         let version: ServerVersion = String::from_utf8(version.stdout).unwrap().parse().unwrap();
         let identity = identity(keys, limits);
         embedded_config(&EmbeddedConfig {
@@ -83,7 +105,11 @@ impl TestServer {
         self.child.wait().unwrap();
         let config = self.dir.path().join("nats.conf");
         let text = std::fs::read_to_string(&config).unwrap();
-        std::fs::write(&config, text.replace("port: -1", &format!("port: {}", self.port))).unwrap();
+        std::fs::write(
+            &config,
+            text.replace("port: -1", &format!("port: {}", self.port)),
+        )
+        .unwrap();
         self.child = spawn(&config, self.dir.path());
         let port = port_of(self.dir.path(), self.child.id()).await;
         assert_eq!(port, self.port);
@@ -114,7 +140,15 @@ impl TestServer {
 
     /// A connection of the system account.
     pub(crate) async fn system(&self) -> SystemClient {
-        let credentials = Credentials::issue(self.keys.system(), |user| UserClaims {
+        let credentials = self.system_credentials();
+        SystemClient::connect(&[self.url()], &credentials, |o: ConnectOptions| o)
+            .await
+            .unwrap()
+    }
+
+    /// Credentials of a user of the system account.
+    pub(crate) fn system_credentials(&self) -> Credentials {
+        Credentials::issue(self.keys.system(), |user| UserClaims {
             name: "system".into(),
             user,
             issued_at: now(),
@@ -123,12 +157,15 @@ impl TestServer {
             max_subscriptions: None,
             max_payload: None,
         })
-        .unwrap();
-        SystemClient::connect(&[self.url()], &credentials, |o: ConnectOptions| o).await.unwrap()
+        .unwrap()
     }
 
     /// Claims of muster's account with these revocations.
-    pub(crate) fn account_claims(&self, issued_at: UnixSeconds, revocations: Revocations) -> String {
+    pub(crate) fn account_claims(
+        &self,
+        issued_at: UnixSeconds,
+        revocations: Revocations,
+    ) -> String {
         AccountClaims {
             name: "muster".into(),
             account: self.keys.account_key(),

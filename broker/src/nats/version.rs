@@ -4,7 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 
 /// The oldest nats-server that muster works with.
-pub const MINIMUM: ServerVersion = ServerVersion { major: 2, minor: 9, patch: 0 };
+pub const MINIMUM: ServerVersion = ServerVersion {
+    major: 2,
+    minor: 9,
+    patch: 0,
+};
 
 /// Version of a nats-server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,7 +32,9 @@ pub enum VersionError {
         text: String,
     },
     /// Older than [`MINIMUM`].
-    #[error("the NATS server is version {found}, muster needs {MINIMUM} or newer; upgrade nats-server (Debian 12 and newer have it in `apt install nats-server`)")]
+    #[error(
+        "the NATS server is version {found}, muster needs {MINIMUM} or newer; upgrade nats-server (Debian 12 and newer have it in `apt install nats-server`)"
+    )]
     TooOld {
         /// What was found.
         found: ServerVersion,
@@ -41,7 +47,11 @@ impl ServerVersion {
     /// # Errors
     /// [`VersionError::TooOld`].
     pub fn require_minimum(self) -> Result<Self, VersionError> {
-        if self < MINIMUM { Err(VersionError::TooOld { found: self }) } else { Ok(self) }
+        if self < MINIMUM {
+            Err(VersionError::TooOld { found: self })
+        } else {
+            Ok(self)
+        }
     }
 }
 
@@ -52,16 +62,22 @@ impl FromStr for ServerVersion {
 
     fn from_str(text: &str) -> Result<Self, VersionError> {
         let bad = || VersionError::NotAVersion {
-            text: text.chars().take(80).flat_map(char::escape_default).collect(),
+            text: text
+                .chars()
+                .take(80)
+                .flat_map(char::escape_default)
+                .collect(),
         };
         let word = text.split_whitespace().last().ok_or_else(bad)?;
         let numbers = word.strip_prefix('v').unwrap_or(word);
         let numbers = numbers.split(['-', '+']).next().unwrap_or(numbers);
         let mut parts = numbers.split('.').map(str::parse::<u32>);
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(Ok(major)), Some(Ok(minor)), Some(Ok(patch)), None) => {
-                Ok(Self { major, minor, patch })
-            }
+            (Some(Ok(major)), Some(Ok(minor)), Some(Ok(patch)), None) => Ok(Self {
+                major,
+                minor,
+                patch,
+            }),
             _ => Err(bad()),
         }
     }
@@ -92,8 +108,17 @@ mod tests {
     fn old_servers_are_refused_with_the_way_out() {
         let old: ServerVersion = "2.8.4".parse().unwrap();
         let said = old.require_minimum().unwrap_err().to_string();
-        assert!(said.contains("2.8.4") && said.contains("2.9.0") && said.contains("apt"), "{said}");
-        assert!("2.9.0".parse::<ServerVersion>().unwrap().require_minimum().is_ok());
+        assert!(
+            said.contains("2.8.4") && said.contains("2.9.0") && said.contains("apt"),
+            "{said}"
+        );
+        assert!(
+            "2.9.0"
+                .parse::<ServerVersion>()
+                .unwrap()
+                .require_minimum()
+                .is_ok()
+        );
         assert!("2.10.0".parse::<ServerVersion>().unwrap() > "2.9.10".parse().unwrap());
     }
 }

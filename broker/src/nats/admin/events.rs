@@ -82,11 +82,15 @@ struct ClientInfo {
 pub(super) fn parse_event(payload: &[u8]) -> Result<ConnEvent, serde_json::Error> {
     let said: Advisory = serde_json::from_slice(payload)?;
     let change = if said.kind.ends_with("client_disconnect") {
-        ConnChange::Disconnected { reason: said.reason }
+        ConnChange::Disconnected {
+            reason: said.reason,
+        }
     } else if said.kind.ends_with("client_connect") {
         ConnChange::Connected
     } else {
-        return Err(serde::de::Error::custom("neither client_connect nor client_disconnect"));
+        return Err(serde::de::Error::custom(
+            "neither client_connect nor client_disconnect",
+        ));
     };
     Ok(ConnEvent {
         user_key: user_key(said.client.user.as_deref()),
@@ -125,7 +129,8 @@ pub(super) struct ConnzEntry {
 impl ConnzEntry {
     pub(super) fn live(self, server_id: &str) -> LiveConnection {
         LiveConnection {
-            user_key: user_key(self.authorized_user.as_deref()).or_else(|| user_key(self.nkey.as_deref())),
+            user_key: user_key(self.authorized_user.as_deref())
+                .or_else(|| user_key(self.nkey.as_deref())),
             client_name: self.name,
             server_id: server_id.to_owned(),
             connection: self.cid,

@@ -49,7 +49,10 @@ fn claims_look_as_nats_writes_them() {
             name: "muster".into(),
             account: account_key,
             issued_at: 1_700_000_002,
-            jetstream: Some(JetStreamLimits { memory_bytes: Some(0), disk_bytes: None }),
+            jetstream: Some(JetStreamLimits {
+                memory_bytes: Some(0),
+                disk_bytes: None,
+            }),
             revocations,
         }
         .sign(&operator)
@@ -90,9 +93,15 @@ fn only_the_right_kind_of_key_signs() {
         max_payload: None,
     };
     assert!(claims.sign(keys.account()).is_ok());
-    assert!(matches!(claims.sign(keys.operator()), Err(JwtError::WrongSigner { .. })));
+    assert!(matches!(
+        claims.sign(keys.operator()),
+        Err(JwtError::WrongSigner { .. })
+    ));
     let public_only = KeyPair::from_public_key(keys.account_key().as_str()).unwrap();
-    assert!(matches!(claims.sign(&public_only), Err(JwtError::CannotSign { .. })));
+    assert!(matches!(
+        claims.sign(&public_only),
+        Err(JwtError::CannotSign { .. })
+    ));
 }
 
 #[test]
@@ -108,8 +117,16 @@ fn a_changed_jwt_is_refused() {
     assert_eq!(verify(&jwt).unwrap().issued_at, 5);
     let parts: Vec<&str> = jwt.split('.').collect();
     let changed = payload(&jwt).replace("muster", "mustar");
-    let forged = format!("{}.{}.{}", parts[0], URL_SAFE_NO_PAD.encode(changed), parts[2]);
-    assert!(matches!(verify(&forged), Err(JwtError::Invalid("the signature is wrong"))));
+    let forged = format!(
+        "{}.{}.{}",
+        parts[0],
+        URL_SAFE_NO_PAD.encode(changed),
+        parts[2]
+    );
+    assert!(matches!(
+        verify(&forged),
+        Err(JwtError::Invalid("the signature is wrong"))
+    ));
     for bad in ["", "a", "a.b", "a.b.c", "....", "\u{0}.\u{0}.\u{0}"] {
         assert!(verify(bad).is_err(), "{bad:?}");
     }

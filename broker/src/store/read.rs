@@ -1,0 +1,250 @@
+//! Reading a stream from a place up to its present end.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::{
+    AckPolicy, Consumer, DeliverPolicy, pull::Config as PullConfig,
+};
+use async_nats::jetstream::stream::ConsumerErrorKind;
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt as _, stream};
+use tokio::time::timeout;
+
+use super::TIMEOUT;
+use super::stream::{Pause, StreamError, get_stream, reasons, refused};
+
+/// Messages fetched at a time.
+const BATCH: usize = 500;
+
+/// Bytes fetched at a time; above the largest message muster's servers take.
+const BATCH_BYTES: usize = 16 << 20;
+
+/// Attempts to go on after an interruption, before the reader gives up.
+const ATTEMPTS: u32 = 8;
+
+/// A server forgets the reader when it has not asked for this long.
+const FORGET: Duration = Duration::from_secs(60);
+
+/// A message of a stream.
+#[derive(Debug, Clone)]
+pub struct StoredMessage {
+    /// Its sequence in the stream.
+    pub sequence: u64,
+    /// Its subject.
+    pub subject: String,
+    /// When the server stored it.
+    pub time: jiff::Timestamp,
+    /// Its payload.
+    pub payload: Bytes,
+    /// Its headers.
+    pub headers: HeaderMap,
+}
+
+/// Reads the messages of `stream` whose subject matches `filter` (wildcards
+/// allowed), in their order, from sequence `start` on, and ENDS after the last
+/// one that was there when this was called. An empty or purged filter ends at
+/// once. An interruption (a restart of the server) is bridged without a gap or
+/// a repetition; when it lasts too long, the last item is an error.
+///
+/// # Errors
+/// At once: [`StreamError::NoStream`], [`StreamError::NoAnswer`]; as an item:
+/// the same.
+pub async fn read_from(
+    js: &Context,
+    stream: &str,
+    filter: &str,
+    start: u64,
+) -> Result<
+    impl Stream<Item = Result<StoredMessage, StreamError>> + Send + Unpin + use<>,
+    StreamError,
+> {
+    let info = get_stream(js, stream).await?;
+    let reader = Reader {
+        js: js.clone(),
+        stream: stream.to_owned(),
+        filter: filter.to_owned(),
+        next: start.max(1),
+        end: info.cached_info().state.last_sequence,
+        live: None,
+        fetched: VecDeque::new(),
+        done: false,
+    };
+    Ok(Box::pin(stream::try_unfold(
+        reader,
+        async |mut reader: Reader| Ok(reader.next().await?.map(|message| (message, reader))),
+    )))
+}
+
+struct Reader {
+    js: Context,
+    stream: String,
+    filter: String,
+    /// The lowest sequence not yet returned.
+    next: u64,
+    /// The last sequence of interest.
+    end: u64,
+    live: Option<Live>,
+    fetched: VecDeque<StoredMessage>,
+    done: bool,
+}
+
+/// A consumer on the server, and how far it is.
+struct Live {
+    consumer: Consumer<PullConfig>,
+    /// Messages that it has delivered.
+    delivered: u64,
+    /// Messages that it has yet to deliver.
+    pending: u64,
+}
+
+impl Reader {
+    async fn next(&mut self) -> Result<Option<StoredMessage>, StreamError> {
+        let mut pause = Pause::default();
+        let mut failures = 0;
+        while self.fetched.is_empty() && !self.done && self.next <= self.end {
+            match self.fetch().await {
+                Ok(()) => {}
+                // What is wrong for good stays wrong.
+                Err(
+                    e @ (StreamError::NoStream(_)
+                    | StreamError::BadName(_)
+                    | StreamError::NotEnabled { .. }),
+                ) => {
+                    return Err(e);
+                }
+                Err(e) => {
+                    // The place is known: go on with a new consumer.
+                    self.live = None;
+                    failures += 1;
+                    if failures >= ATTEMPTS {
+                        return Err(e);
+                    }
+                    pause.wait().await;
+                }
+            }
+        }
+        let message = self.fetched.pop_front();
+        if message.is_none()
+            && let Some(Live { consumer, .. }) = self.live.take()
+        {
+            // Good manners; the server would forget it by itself.
+            let name = consumer.cached_info().name.clone();
+            let _ = self
+                .js
+                .delete_consumer_from_stream(&name, &self.stream)
+                .await;
+        }
+        Ok(message)
+    }
+
+    /// Fetches some messages, or finds that there are no more.
+    async fn fetch(&mut self) -> Result<(), StreamError> {
+        let what = format!("read `{}` from {} on", self.filter, self.next);
+        let no_answer = |reason: String| StreamError::NoAnswer {
+            what: what.clone(),
+            reason,
+        };
+        let mut live = match self.live.take() {
+            Some(live) => live,
+            None => self.consume().await?,
+        };
+        if live.pending == 0 {
+            self.done = true;
+            self.live = Some(live);
+            return Ok(());
+        }
+        let mut batch = live
+            .consumer
+            .fetch()
+            .max_messages(BATCH)
+            .max_bytes(BATCH_BYTES)
+            .messages()
+            .await
+            .map_err(|e| no_answer(reasons(&e)))?;
+        let before = live.delivered;
+        // The client's batch itself waits for ever when the connection breaks.
+        while let Some(message) = timeout(TIMEOUT, batch.try_next())
+            .await
+            .map_err(|_| no_answer("timed out".into()))?
+            .map_err(|e| no_answer(e.to_string()))?
+        {
+            let info = message.info().map_err(|e| no_answer(e.to_string()))?;
+            // A lost message shows as a step in the consumer's own numbers.
+            live.delivered += 1;
+            if info.consumer_sequence != live.delivered {
+                return Err(no_answer("a message was lost on the way".into()));
+            }
+            live.pending = info.pending;
+            let sequence = info.stream_sequence;
+            if sequence > self.end {
+                self.done = true;
+                break;
+            }
+            let time = jiff::Timestamp::from_nanosecond(info.published.unix_timestamp_nanos())
+                .map_err(|e| no_answer(format!("a message with an impossible time: {e}")))?;
+            self.next = sequence + 1;
+            let message = message.message;
+            self.fetched.push_back(StoredMessage {
+                sequence,
+                subject: message.subject.to_string(),
+                time,
+                payload: message.payload,
+                headers: message.headers.unwrap_or_default(),
+            });
+        }
+        if live.delivered == before {
+            // No message although some were pending: deleted in the meantime,
+            // or the server was in trouble. It knows.
+            live.pending = live
+                .consumer
+                .get_info()
+                .await
+                .map_err(|e| no_answer(reasons(&e)))?
+                .num_pending;
+            if live.pending > 0 {
+                return Err(no_answer("fewer messages came than there are".into()));
+            }
+        }
+        self.live = Some(live);
+        Ok(())
+    }
+
+    async fn consume(&self) -> Result<Live, StreamError> {
+        let config = PullConfig {
+            description: Some("muster reads to the end".into()),
+            deliver_policy: DeliverPolicy::ByStartSequence {
+                start_sequence: self.next,
+            },
+            ack_policy: AckPolicy::None,
+            filter_subject: self.filter.clone(),
+            inactive_threshold: FORGET,
+            memory_storage: true,
+            num_replicas: 1,
+            ..PullConfig::default()
+        };
+        let created = timeout(
+            TIMEOUT,
+            self.js.create_consumer_on_stream(config, &self.stream),
+        )
+        .await;
+        let no_answer = |reason| StreamError::NoAnswer {
+            what: format!("read `{}` of `{}`", self.filter, self.stream),
+            reason,
+        };
+        let consumer = created
+            .map_err(|_| no_answer("timed out".into()))?
+            .map_err(|e| match e.kind() {
+                ConsumerErrorKind::JetStream(server) => refused(&self.stream, &server),
+                _ => no_answer(reasons(&e)),
+            })?;
+        let pending = consumer.cached_info().num_pending;
+        Ok(Live {
+            consumer,
+            delivered: 0,
+            pending,
+        })
+    }
+}
