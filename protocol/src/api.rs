@@ -66,7 +66,9 @@ pub struct Page<T> {
 }
 
 /// Whether a node is there.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Presence {
     /// Its heartbeats arrive.
@@ -638,7 +640,9 @@ pub struct InviteView {
 }
 
 /// What a token may do.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, ToSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Everything.
@@ -653,7 +657,12 @@ pub enum Role {
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; 4] = [Self::Admin, Self::Operator, Self::Reader, Self::NodeEnroller];
+    pub const ALL: [Self; 4] = [
+        Self::Admin,
+        Self::Operator,
+        Self::Reader,
+        Self::NodeEnroller,
+    ];
 
     /// The word, as in JSON.
     #[must_use]
@@ -831,7 +840,10 @@ impl ApiToken {
     /// A new random token.
     #[must_use]
     pub fn generate() -> Self {
-        Self { id: base32(&random_bytes::<5>()), secret: Secret::new(base32(&random_bytes::<16>())) }
+        Self {
+            id: base32(&random_bytes::<5>()),
+            secret: Secret::new(base32(&random_bytes::<16>())),
+        }
     }
 
     /// The text that its owner keeps.
@@ -846,10 +858,16 @@ impl FromStr for ApiToken {
 
     fn from_str(text: &str) -> Result<Self, TokenError> {
         let fail = TokenError("API token");
-        let (id, secret) = text.strip_prefix("mt1_").and_then(|r| r.split_once('_')).ok_or(fail)?;
+        let (id, secret) = text
+            .strip_prefix("mt1_")
+            .and_then(|r| r.split_once('_'))
+            .ok_or(fail)?;
         from_base32::<5>(id).ok_or(fail)?;
         from_base32::<16>(secret).ok_or(fail)?;
-        Ok(Self { id: id.to_owned(), secret: Secret::new(secret) })
+        Ok(Self {
+            id: id.to_owned(),
+            secret: Secret::new(secret),
+        })
     }
 }
 
@@ -868,13 +886,22 @@ impl InviteToken {
     /// A new random invite into the cluster of that root key.
     #[must_use]
     pub fn generate(root: Fingerprint) -> Self {
-        Self { id: base32(&random_bytes::<5>()), secret: Secret::new(base32(&random_bytes::<16>())), root }
+        Self {
+            id: base32(&random_bytes::<5>()),
+            secret: Secret::new(base32(&random_bytes::<16>())),
+            root,
+        }
     }
 
     /// The text that the node is given.
     #[must_use]
     pub fn text(&self) -> Secret {
-        Secret::new(format!("mi1_{}_{}_{}", self.id, self.secret.expose(), self.root))
+        Secret::new(format!(
+            "mi1_{}_{}_{}",
+            self.id,
+            self.secret.expose(),
+            self.root
+        ))
     }
 }
 
@@ -891,7 +918,11 @@ impl FromStr for InviteToken {
         };
         from_base32::<5>(id).ok_or(fail)?;
         from_base32::<16>(secret).ok_or(fail)?;
-        Ok(Self { id: id.to_owned(), secret: Secret::new(secret), root: root.parse().map_err(|_| fail)? })
+        Ok(Self {
+            id: id.to_owned(),
+            secret: Secret::new(secret),
+            root: root.parse().map_err(|_| fail)?,
+        })
     }
 }
 
@@ -904,9 +935,17 @@ mod tests {
         let token = ApiToken::generate();
         assert_eq!(token.text().expose().parse(), Ok(token.clone()));
         assert!(!format!("{token:?}").contains(token.secret.expose()));
-        let invite = InviteToken::generate(crate::keys::PrivateKey::generate().public().fingerprint());
+        let invite =
+            InviteToken::generate(crate::keys::PrivateKey::generate().public().fingerprint());
         assert_eq!(invite.text().expose().parse(), Ok(invite));
-        for bad in ["", "mt1_", "mt1_a_b", "mt1__", "mi1_x_y_z", "mt1_00000000_é"] {
+        for bad in [
+            "",
+            "mt1_",
+            "mt1_a_b",
+            "mt1__",
+            "mi1_x_y_z",
+            "mt1_00000000_é",
+        ] {
             assert!(bad.parse::<ApiToken>().is_err(), "{bad}");
             assert!(bad.parse::<InviteToken>().is_err(), "{bad}");
         }
@@ -914,7 +953,8 @@ mod tests {
 
     #[test]
     fn a_run_can_be_asked_for_in_a_line() {
-        let json = r#"{"predicate":"role=web","params":{"argv":["true"]},"batch":"25%","confirm":"yes"}"#;
+        let json =
+            r#"{"predicate":"role=web","params":{"argv":["true"]},"batch":"25%","confirm":"yes"}"#;
         let request: RunRequest = serde_json::from_str(json).expect("reads");
         assert_eq!(request.scenario.as_str(), "command");
         assert_eq!(request.batch, Some(Amount::Percent(25)));

@@ -181,7 +181,10 @@ impl Request {
     /// The id that a node answers for once.
     #[must_use]
     pub fn id(&self) -> RequestId {
-        RequestId { run: self.run, step: self.step }
+        RequestId {
+            run: self.run,
+            step: self.step,
+        }
     }
 
     /// Signs: the exact bytes to send, and the signature over them.
@@ -192,7 +195,11 @@ impl Request {
     pub fn seal(&self, key: &PrivateKey) -> Sealed {
         let bytes = serde_json::to_vec(self).expect("a request has a JSON form");
         let signature = key.sign(Purpose::Request, &bytes);
-        Sealed { bytes, key: key.public().id(), signature }
+        Sealed {
+            bytes,
+            key: key.public().id(),
+            signature,
+        }
     }
 }
 
@@ -370,14 +377,25 @@ impl Gate<'_> {
         if key.state == BrokerKeyState::Revoked {
             return Err(unbelieved(Refusal::RevokedKey(id)));
         }
-        if key.key.verify(Purpose::Request, message.bytes, &signature).is_err() {
+        if key
+            .key
+            .verify(Purpose::Request, message.bytes, &signature)
+            .is_err()
+        {
             return Err(unbelieved(Refusal::BadSignature));
         }
-        let request: Request = serde_json::from_slice(message.bytes)
-            .map_err(|e| unbelieved(Refusal::Unreadable(crate::text::printable(&e.to_string(), 200))))?;
+        let request: Request = serde_json::from_slice(message.bytes).map_err(|e| {
+            unbelieved(Refusal::Unreadable(crate::text::printable(
+                &e.to_string(),
+                200,
+            )))
+        })?;
         match self.judge(&request, id, now) {
             Ok(()) => Ok(request),
-            Err(why) => Err(Refused { why, request: Some(Box::new(request)) }),
+            Err(why) => Err(Refused {
+                why,
+                request: Some(Box::new(request)),
+            }),
         }
     }
 
@@ -389,7 +407,10 @@ impl Gate<'_> {
             return Err(Refusal::NotInSet);
         }
         if request.epoch < self.seen.epoch {
-            return Err(Refusal::LowerEpoch { ours: self.seen.epoch, theirs: request.epoch });
+            return Err(Refusal::LowerEpoch {
+                ours: self.seen.epoch,
+                theirs: request.epoch,
+            });
         }
         if request.start_before > after(request.issued, MAX_START_WINDOW) {
             return Err(Refusal::Window);
@@ -397,14 +418,22 @@ impl Gate<'_> {
         if let Some(newest) = self.seen.newest.get(&key) {
             let behind = elapsed(request.issued, *newest);
             if behind > MAX_AGE_BEHIND {
-                return Err(Refusal::Replayed { behind: behind.as_secs() });
+                return Err(Refusal::Replayed {
+                    behind: behind.as_secs(),
+                });
             }
         }
         if now > after(request.start_before, MAX_SKEW) {
-            return Err(Refusal::Late { now, start_before: request.start_before });
+            return Err(Refusal::Late {
+                now,
+                start_before: request.start_before,
+            });
         }
         if after(now, MAX_SKEW) < request.issued {
-            return Err(Refusal::Early { now, issued: request.issued });
+            return Err(Refusal::Early {
+                now,
+                issued: request.issued,
+            });
         }
         Ok(())
     }

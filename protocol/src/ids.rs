@@ -176,7 +176,17 @@ impl PlanId {
 /// the node is removed or its machine replaced. It is the node's bit in a
 /// [`crate::nodeset::NodeSet`] and its place in NATS subjects.
 #[derive(
-    Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, utoipa::ToSchema,
+    Clone,
+    Copy,
+    Debug,
+    Deserialize,
+    Eq,
+    Hash,
+    Ord,
+    PartialEq,
+    PartialOrd,
+    Serialize,
+    utoipa::ToSchema,
 )]
 #[serde(transparent)]
 pub struct Serial(pub u32);
@@ -193,10 +203,15 @@ impl FromStr for Serial {
     fn from_str(text: &str) -> Result<Self, IdError> {
         // `u32::from_str` takes a leading `+`, and leading zeros would give
         // one node two subjects.
-        let plain = text.bytes().all(|b| b.is_ascii_digit()) && !(text.len() > 1 && text.starts_with('0'));
+        let plain =
+            text.bytes().all(|b| b.is_ascii_digit()) && !(text.len() > 1 && text.starts_with('0'));
         match text.parse() {
             Ok(serial) if plain => Ok(Self(serial)),
-            _ => Err(IdError::new("an enrolment serial", text, "a number is expected")),
+            _ => Err(IdError::new(
+                "an enrolment serial",
+                text,
+                "a number is expected",
+            )),
         }
     }
 }

@@ -119,9 +119,16 @@ impl PublicKey {
     ///
     /// # Errors
     /// [`KeyError::Mismatch`].
-    pub fn verify(&self, purpose: Purpose, bytes: &[u8], signature: &Signature) -> Result<(), KeyError> {
+    pub fn verify(
+        &self,
+        purpose: Purpose,
+        bytes: &[u8],
+        signature: &Signature,
+    ) -> Result<(), KeyError> {
         let signature = ed25519_dalek::Signature::from_bytes(&signature.0);
-        self.0.verify_strict(&purpose.message(bytes), &signature).map_err(|_| KeyError::Mismatch)
+        self.0
+            .verify_strict(&purpose.message(bytes), &signature)
+            .map_err(|_| KeyError::Mismatch)
     }
 
     /// The key's id: the first 64 bits of its SHA-256.
@@ -166,7 +173,9 @@ impl FromStr for PublicKey {
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
         let bytes = decode(text).ok_or(KeyError::NotAKey)?;
-        VerifyingKey::from_bytes(&bytes).map(Self).map_err(|_| KeyError::NotAKey)
+        VerifyingKey::from_bytes(&bytes)
+            .map(Self)
+            .map_err(|_| KeyError::NotAKey)
     }
 }
 
@@ -214,7 +223,9 @@ impl FromStr for KeyId {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        crate::ids::from_base32(text).map(Self).ok_or(KeyError::NotAKey)
+        crate::ids::from_base32(text)
+            .map(Self)
+            .ok_or(KeyError::NotAKey)
     }
 }
 
@@ -238,12 +249,18 @@ impl FromStr for Fingerprint {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        crate::ids::from_base32(text).map(Self).ok_or(KeyError::NotAKey)
+        crate::ids::from_base32(text)
+            .map(Self)
+            .ok_or(KeyError::NotAKey)
     }
 }
 
 fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
-    BASE64URL_NOPAD.decode(text.as_bytes()).ok()?.try_into().ok()
+    BASE64URL_NOPAD
+        .decode(text.as_bytes())
+        .ok()?
+        .try_into()
+        .ok()
 }
 
 macro_rules! text_serde {
@@ -290,14 +307,22 @@ impl SignedText {
     pub fn sign<T: Serialize>(key: &PrivateKey, purpose: Purpose, value: &T) -> Self {
         let text = serde_json::to_string(value).expect("signed types have a JSON form");
         let signature = key.sign(purpose, text.as_bytes());
-        Self { text, key: key.public().id(), signature }
+        Self {
+            text,
+            key: key.public().id(),
+            signature,
+        }
     }
 
     /// The content, if this key signed it for this purpose.
     ///
     /// # Errors
     /// [`KeyError`].
-    pub fn open<T: DeserializeOwned>(&self, key: &PublicKey, purpose: Purpose) -> Result<T, KeyError> {
+    pub fn open<T: DeserializeOwned>(
+        &self,
+        key: &PublicKey,
+        purpose: Purpose,
+    ) -> Result<T, KeyError> {
         if key.id() != self.key {
             return Err(KeyError::Untrusted);
         }
@@ -397,10 +422,16 @@ impl KeyList {
     pub fn successor(&self, signed: &SignedText) -> Result<Self, KeyListError> {
         let next = Self::open(signed, &self.root)?;
         if next.cluster != self.cluster {
-            return Err(KeyListError::Cluster { ours: self.cluster, theirs: next.cluster });
+            return Err(KeyListError::Cluster {
+                ours: self.cluster,
+                theirs: next.cluster,
+            });
         }
         if next.epoch < self.epoch || (next.epoch == self.epoch && next != *self) {
-            return Err(KeyListError::Older { ours: self.epoch, theirs: next.epoch });
+            return Err(KeyListError::Older {
+                ours: self.epoch,
+                theirs: next.epoch,
+            });
         }
         Ok(next)
     }
@@ -449,7 +480,12 @@ mod tests {
         assert_eq!(public.verify(Purpose::Request, b"abc", &signature), Ok(()));
         assert!(public.verify(Purpose::KeyList, b"abc", &signature).is_err());
         assert!(public.verify(Purpose::Request, b"abd", &signature).is_err());
-        assert!(PrivateKey::generate().public().verify(Purpose::Request, b"abc", &signature).is_err());
+        assert!(
+            PrivateKey::generate()
+                .public()
+                .verify(Purpose::Request, b"abc", &signature)
+                .is_err()
+        );
     }
 
     #[test]
@@ -471,7 +507,10 @@ mod tests {
         assert!(held.successor(&list(&root, 9).sign(&stranger)).is_err());
         let mut foreign = list(&root, 9);
         foreign.cluster = ClusterId::from_bytes([2; 16]);
-        assert!(matches!(held.successor(&foreign.sign(&root)), Err(KeyListError::Cluster { .. })));
+        assert!(matches!(
+            held.successor(&foreign.sign(&root)),
+            Err(KeyListError::Cluster { .. })
+        ));
     }
 
     #[test]

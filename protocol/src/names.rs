@@ -23,13 +23,28 @@ pub const MAX_NAME: usize = 63;
 /// Longest label value, in bytes.
 pub const MAX_VALUE: usize = 128;
 
-fn check(what: &'static str, text: &str, extra: &str, upper: bool, max: usize) -> Result<(), NameError> {
-    let fail = |why: String| Err(NameError { what, text: printable(text, 80), why });
+fn check(
+    what: &'static str,
+    text: &str,
+    extra: &str,
+    upper: bool,
+    max: usize,
+) -> Result<(), NameError> {
+    let fail = |why: String| {
+        Err(NameError {
+            what,
+            text: printable(text, 80),
+            why,
+        })
+    };
     if text.is_empty() {
         return fail("it is empty".into());
     }
     if text.len() > max {
-        return fail(format!("it has {} bytes, at most {max} are allowed", text.len()));
+        return fail(format!(
+            "it has {} bytes, at most {max} are allowed",
+            text.len()
+        ));
     }
     for c in text.chars() {
         let ok = c.is_ascii_lowercase()
@@ -46,7 +61,9 @@ fn check(what: &'static str, text: &str, extra: &str, upper: bool, max: usize) -
     }
     let first = text.chars().next().unwrap_or('-');
     if !first.is_ascii_alphanumeric() {
-        return fail(format!("it begins with `{first}`; it must begin with a letter or a digit"));
+        return fail(format!(
+            "it begins with `{first}`; it must begin with a letter or a digit"
+        ));
     }
     Ok(())
 }
@@ -167,11 +184,26 @@ mod tests {
 
     #[test]
     fn names_refuse_what_a_subject_a_path_or_a_terminal_would_read_otherwise() {
-        for bad in ["", "-a", "a b", "a*", "a>", "../x", "a\n", "é", "A", "and", &"a".repeat(64)] {
+        for bad in [
+            "",
+            "-a",
+            "a b",
+            "a*",
+            "a>",
+            "../x",
+            "a\n",
+            "é",
+            "A",
+            "and",
+            &"a".repeat(64),
+        ] {
             assert!(bad.parse::<NodeName>().is_err(), "{bad:?}");
         }
         for good in ["web-01", "gva2-r03-h12", "db.example.org", "0"] {
-            assert_eq!(good.parse::<NodeName>().map(|n| n.to_string()), Ok(good.to_owned()));
+            assert_eq!(
+                good.parse::<NodeName>().map(|n| n.to_string()),
+                Ok(good.to_owned())
+            );
         }
         assert!("name".parse::<LabelKey>().is_err());
         assert!("role".parse::<LabelKey>().is_err());

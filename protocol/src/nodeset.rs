@@ -60,7 +60,9 @@ impl NodeSet {
     /// The nodes, by rising serial.
     pub fn iter(&self) -> impl Iterator<Item = Serial> + '_ {
         self.bits.iter().zip(self.base..).flat_map(|(byte, at)| {
-            (0..8).filter(move |bit| byte & (1 << bit) != 0).map(move |bit| Serial(at * 8 + bit))
+            (0..8)
+                .filter(move |bit| byte & (1 << bit) != 0)
+                .map(move |bit| Serial(at * 8 + bit))
         })
     }
 }
@@ -89,7 +91,12 @@ impl fmt::Debug for NodeSet {
 
 impl fmt::Display for NodeSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", u64::from(self.base) * 8, BASE64URL_NOPAD.encode(&self.bits))
+        write!(
+            f,
+            "{}.{}",
+            u64::from(self.base) * 8,
+            BASE64URL_NOPAD.encode(&self.bits)
+        )
     }
 }
 
@@ -98,12 +105,15 @@ impl FromStr for NodeSet {
 
     fn from_str(text: &str) -> Result<Self, NodeSetError> {
         let (first, bits) = text.split_once('.').ok_or(NodeSetError("it has no `.`"))?;
-        let first: Serial = first.parse().map_err(|_| NodeSetError("its first serial is not a number"))?;
+        let first: Serial = first
+            .parse()
+            .map_err(|_| NodeSetError("its first serial is not a number"))?;
         if bits.len() > MAX_BYTES {
             return Err(NodeSetError("it is too long"));
         }
-        let bits =
-            BASE64URL_NOPAD.decode(bits.as_bytes()).map_err(|_| NodeSetError("its bits are not base64"))?;
+        let bits = BASE64URL_NOPAD
+            .decode(bits.as_bytes())
+            .map_err(|_| NodeSetError("its bits are not base64"))?;
         let base = first.0 / 8;
         let ends = [bits.first(), bits.last()];
         let canonical = first.0 % 8 == 0
@@ -160,7 +170,9 @@ mod tests {
 
     #[test]
     fn the_extremes_hold() {
-        let far: NodeSet = [Serial(u32::MAX), Serial(u32::MAX - 9)].into_iter().collect();
+        let far: NodeSet = [Serial(u32::MAX), Serial(u32::MAX - 9)]
+            .into_iter()
+            .collect();
         assert_eq!(far.to_string().parse(), Ok(far.clone()));
         assert_eq!(far.iter().last(), Some(Serial(u32::MAX)));
         let fleet: NodeSet = (0..10_000).map(Serial).collect();

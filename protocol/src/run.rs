@@ -20,7 +20,17 @@ use crate::units::{Amount, Span, Timestamp};
 
 /// How a step ended on a node: exactly one each, always.
 #[derive(
-    Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, utoipa::ToSchema,
+    Clone,
+    Copy,
+    Debug,
+    Deserialize,
+    Eq,
+    Hash,
+    Ord,
+    PartialEq,
+    PartialOrd,
+    Serialize,
+    utoipa::ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -73,7 +83,10 @@ impl Outcome {
     /// Whether it counts against a failure budget.
     #[must_use]
     pub fn is_failure(self) -> bool {
-        matches!(self, Self::Failed | Self::TimedOut | Self::Unreachable | Self::Unknown)
+        matches!(
+            self,
+            Self::Failed | Self::TimedOut | Self::Unreachable | Self::Unknown
+        )
     }
 }
 
@@ -85,7 +98,17 @@ impl fmt::Display for Outcome {
 
 /// Standard output or standard error.
 #[derive(
-    Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, utoipa::ToSchema,
+    Clone,
+    Copy,
+    Debug,
+    Deserialize,
+    Eq,
+    Hash,
+    Ord,
+    PartialEq,
+    PartialOrd,
+    Serialize,
+    utoipa::ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Stream {
@@ -115,7 +138,9 @@ impl Data {
     pub fn new(bytes: &[u8]) -> Self {
         match std::str::from_utf8(bytes) {
             Ok(text) => Self::Text(text.to_owned()),
-            Err(_) => Self::Bytes { base64: data_encoding::BASE64.encode(bytes) },
+            Err(_) => Self::Bytes {
+                base64: data_encoding::BASE64.encode(bytes),
+            },
         }
     }
 
@@ -157,7 +182,10 @@ pub struct NodeResult {
     pub truncated: bool,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks for a reference"
+)]
 fn is_zero(n: &u64) -> bool {
     *n == 0
 }
@@ -467,7 +495,11 @@ impl RunState {
         };
         Ok(Self {
             spec: (**spec).clone(),
-            phase: if spec.targets == 0 { RunPhase::Running } else { RunPhase::Preparing },
+            phase: if spec.targets == 0 {
+                RunPhase::Running
+            } else {
+                RunPhase::Preparing
+            },
             nodes: BTreeMap::new(),
             order: Vec::new(),
             batches: 0,
@@ -506,7 +538,10 @@ impl RunState {
                 }
             }
             RunEvent::Late { result, .. } => {
-                let node = self.nodes.get_mut(&result.serial).ok_or(FoldError::Outcome(result.serial))?;
+                let node = self
+                    .nodes
+                    .get_mut(&result.serial)
+                    .ok_or(FoldError::Outcome(result.serial))?;
                 if !node.late.contains(result) {
                     node.late.push(result.clone());
                 }
@@ -533,13 +568,19 @@ impl RunState {
     fn targets(&mut self, nodes: &[Target]) -> Result<(), FoldError> {
         let fits = self.order.len() + nodes.len() <= self.spec.targets as usize;
         let mut fresh = std::collections::BTreeSet::new();
-        let new = nodes.iter().all(|t| !self.nodes.contains_key(&t.serial) && fresh.insert(t.serial));
+        let new = nodes
+            .iter()
+            .all(|t| !self.nodes.contains_key(&t.serial) && fresh.insert(t.serial));
         if !fits || !new {
             return Err(FoldError::Targets);
         }
         for target in nodes {
             self.order.push(target.serial);
-            let state = NodeState { name: target.name.clone(), phase: NodePhase::Waiting, late: Vec::new() };
+            let state = NodeState {
+                name: target.name.clone(),
+                phase: NodePhase::Waiting,
+                late: Vec::new(),
+            };
             self.nodes.insert(target.serial, state);
         }
         if self.phase == RunPhase::Preparing && self.order.len() == self.spec.targets as usize {
@@ -572,7 +613,10 @@ impl RunState {
 
     /// The nodes that have no outcome yet.
     pub fn open(&self) -> impl Iterator<Item = (Serial, &NodeState)> {
-        self.nodes.iter().filter(|(_, n)| !matches!(n.phase, NodePhase::Done(_))).map(|(s, n)| (*s, n))
+        self.nodes
+            .iter()
+            .filter(|(_, n)| !matches!(n.phase, NodePhase::Done(_)))
+            .map(|(s, n)| (*s, n))
     }
 
     /// The results there are.
@@ -604,9 +648,16 @@ impl RunState {
             RunPhase::Running | RunPhase::Cancelling => {}
         }
         let phase_of = |serial: &Serial| self.nodes.get(serial).map(|n| &n.phase);
-        let waiting: Vec<Serial> =
-            self.order.iter().copied().filter(|s| phase_of(s) == Some(&NodePhase::Waiting)).collect();
-        let sent = self.order.iter().any(|s| matches!(phase_of(s), Some(NodePhase::Sent { .. })));
+        let waiting: Vec<Serial> = self
+            .order
+            .iter()
+            .copied()
+            .filter(|s| phase_of(s) == Some(&NodePhase::Waiting))
+            .collect();
+        let sent = self
+            .order
+            .iter()
+            .any(|s| matches!(phase_of(s), Some(NodePhase::Sent { .. })));
         if !waiting.is_empty() {
             if self.phase == RunPhase::Cancelling {
                 let by = self.cancelled_by.as_ref().map_or("", PrincipalName::as_str);
@@ -617,12 +668,19 @@ impl RunState {
                 };
             }
             if let Some(reason) = self.budget_spent() {
-                return Next::Skip { nodes: waiting, outcome: Outcome::Skipped, reason };
+                return Next::Skip {
+                    nodes: waiting,
+                    outcome: Outcome::Skipped,
+                    reason,
+                };
             }
             if !sent {
                 let size = self.batch_size();
                 let nodes = waiting.into_iter().take(size).collect();
-                return Next::Send { batch: self.batches, nodes };
+                return Next::Send {
+                    batch: self.batches,
+                    nodes,
+                };
             }
         }
         if sent {
@@ -641,7 +699,11 @@ impl RunState {
     #[must_use]
     pub fn batch_size(&self) -> usize {
         let all = self.order.len();
-        self.spec.options.batch.map_or(all, |b| b.of_rounded_up(all)).max(1)
+        self.spec
+            .options
+            .batch
+            .map_or(all, |b| b.of_rounded_up(all))
+            .max(1)
     }
 
     /// Into how many batches the run is cut.

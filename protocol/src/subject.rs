@@ -127,7 +127,10 @@ impl NodeSays {
     /// The last token of the subject.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        Self::ALL.iter().find(|(k, _)| *k == self).map_or("", |(_, t)| t)
+        Self::ALL
+            .iter()
+            .find(|(k, _)| *k == self)
+            .map_or("", |(_, t)| t)
     }
 
     /// The subject for a node.
@@ -154,18 +157,29 @@ mod tests {
 
     #[test]
     fn text_stays_one_token() {
-        assert_eq!(label_subject("os.version", "12.1/a*>"), "m1.do.label.os=2Eversion.12=2E1=2Fa=2A=3E");
+        assert_eq!(
+            label_subject("os.version", "12.1/a*>"),
+            "m1.do.label.os=2Eversion.12=2E1=2Fa=2A=3E"
+        );
         assert_eq!(token("="), "=3D");
     }
 
     #[test]
     fn what_a_node_says_is_known_or_nothing() {
         for (kind, _) in NodeSays::ALL {
-            assert_eq!(NodeSays::parse(&kind.subject(Serial(7))), Some((Serial(7), kind)));
+            assert_eq!(
+                NodeSays::parse(&kind.subject(Serial(7))),
+                Some((Serial(7), kind))
+            );
         }
-        for bad in
-            ["m1.from.7", "m1.from.7.x", "m1.from.x.beat", "m1.from.07.beat", "m1.from.7.beat.y", "m1.do.all"]
-        {
+        for bad in [
+            "m1.from.7",
+            "m1.from.7.x",
+            "m1.from.x.beat",
+            "m1.from.07.beat",
+            "m1.from.7.beat.y",
+            "m1.do.all",
+        ] {
             assert_eq!(NodeSays::parse(bad), None, "{bad}");
         }
     }

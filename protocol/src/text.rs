@@ -33,7 +33,11 @@ pub fn printable(text: &str, limit: usize) -> String {
 pub fn printable_line(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c == '\t' { out.push(c) } else { push_safe(&mut out, c) }
+        if c == '\t' {
+            out.push(c)
+        } else {
+            push_safe(&mut out, c)
+        }
     }
     out
 }
@@ -41,7 +45,11 @@ pub fn printable_line(text: &str) -> String {
 fn push_safe(out: &mut String, c: char) {
     if is_unsafe(c) {
         let code = u32::from(c);
-        let _ = if code < 0x100 { write!(out, "\\x{code:02x}") } else { write!(out, "\\u{{{code:x}}}") };
+        let _ = if code < 0x100 {
+            write!(out, "\\x{code:02x}")
+        } else {
+            write!(out, "\\u{{{code:x}}}")
+        };
     } else {
         out.push(c);
     }

@@ -57,7 +57,13 @@ macro_rules! string_serde {
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Span(Duration);
 
-const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const UNITS: [(&str, u64); 5] = [
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1_000),
+    ("ms", 1),
+];
 const MAX_SPAN_MS: u64 = 3_660 * 86_400_000;
 
 impl Span {
@@ -70,7 +76,11 @@ impl Span {
     /// From milliseconds, at most ten years.
     #[must_use]
     pub const fn from_millis(ms: u64) -> Self {
-        Self(Duration::from_millis(if ms > MAX_SPAN_MS { MAX_SPAN_MS } else { ms }))
+        Self(Duration::from_millis(if ms > MAX_SPAN_MS {
+            MAX_SPAN_MS
+        } else {
+            ms
+        }))
     }
 
     /// The duration.
@@ -118,13 +128,19 @@ impl FromStr for Span {
             let letters = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
             let unit = &rest[..letters];
             rest = &rest[letters..];
-            let (_, ms) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(fail)?;
+            let (_, ms) = UNITS
+                .iter()
+                .find(|(name, _)| *name == unit)
+                .ok_or_else(fail)?;
             // `5m1h` and `5m5m` are slips, not durations.
             if *ms >= last {
                 return Err(fail());
             }
             last = *ms;
-            total = number.checked_mul(*ms).and_then(|n| total.checked_add(n)).ok_or_else(fail)?;
+            total = number
+                .checked_mul(*ms)
+                .and_then(|n| total.checked_add(n))
+                .ok_or_else(fail)?;
         }
         if total > MAX_SPAN_MS {
             return Err(fail());
@@ -212,11 +228,31 @@ mod tests {
 
     #[test]
     fn durations_are_what_people_write() {
-        for (text, ms) in [("0s", 0), ("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("1h30m", 5_400_000)]
-        {
-            assert_eq!(text.parse::<Span>().map(|s| s.get().as_millis()), Ok(ms), "{text}");
+        for (text, ms) in [
+            ("0s", 0),
+            ("250ms", 250),
+            ("30s", 30_000),
+            ("5m", 300_000),
+            ("1h30m", 5_400_000),
+        ] {
+            assert_eq!(
+                text.parse::<Span>().map(|s| s.get().as_millis()),
+                Ok(ms),
+                "{text}"
+            );
         }
-        for bad in ["", "5", "m", "5 m", "-5m", "5m5m", "5m1h", "1.5h", "99999999999999999999s", "20000d"] {
+        for bad in [
+            "",
+            "5",
+            "m",
+            "5 m",
+            "-5m",
+            "5m5m",
+            "5m1h",
+            "1.5h",
+            "99999999999999999999s",
+            "20000d",
+        ] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
         }
     }

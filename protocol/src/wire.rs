@@ -133,7 +133,12 @@ pub struct CredentialsAnswer {
 #[must_use]
 pub fn proof_text(root: &PublicKey, challenge: &str, nats_key: &str) -> Vec<u8> {
     // Lengths in front, so that no two different triples give the same bytes.
-    format!("{root}:{}:{challenge}:{}:{nats_key}", challenge.len(), nats_key.len()).into_bytes()
+    format!(
+        "{root}:{}:{challenge}:{}:{nats_key}",
+        challenge.len(),
+        nats_key.len()
+    )
+    .into_bytes()
 }
 
 /// First message on every new connection, answered by [`Welcome`]. A node

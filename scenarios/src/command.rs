@@ -66,8 +66,8 @@ impl Command {
     /// # Errors
     /// [`CommandError`]; the same on both sides.
     pub fn from_params(params: &Value) -> Result<Self, CommandError> {
-        let command: Self =
-            Self::deserialize(params).map_err(|e| CommandError::Shape(printable(&e.to_string(), 200)))?;
+        let command: Self = Self::deserialize(params)
+            .map_err(|e| CommandError::Shape(printable(&e.to_string(), 200)))?;
         command.check()?;
         Ok(command)
     }
@@ -81,7 +81,10 @@ impl Command {
         }
         for (index, arg) in argv.iter().enumerate() {
             if arg.len() > MAX_ARGUMENT {
-                return Err(CommandError::ArgumentTooLong { index, bytes: arg.len() });
+                return Err(CommandError::ArgumentTooLong {
+                    index,
+                    bytes: arg.len(),
+                });
             }
             if arg.contains('\0') {
                 return Err(CommandError::Zero(index));
@@ -121,8 +124,14 @@ impl Command {
                 .iter()
                 .map(|arg| {
                     let plain = !arg.is_empty()
-                        && arg.chars().all(|c| c.is_alphanumeric() || "-_./:=,@%+".contains(c));
-                    if plain { arg.clone() } else { format!("'{}'", arg.replace('\'', r"'\''")) }
+                        && arg
+                            .chars()
+                            .all(|c| c.is_alphanumeric() || "-_./:=,@%+".contains(c));
+                    if plain {
+                        arg.clone()
+                    } else {
+                        format!("'{}'", arg.replace('\'', r"'\''"))
+                    }
                 })
                 .collect::<Vec<_>>()
                 .join(" "),
@@ -146,24 +155,40 @@ mod tests {
         assert_eq!(read(json!({"argv": []})), Err(CommandError::Empty));
         assert_eq!(read(json!({"argv": [""]})), Err(CommandError::Empty));
         assert_eq!(read(json!({"shell": "  "})), Err(CommandError::Empty));
-        assert_eq!(read(json!({"argv": ["a", "b\0c"]})), Err(CommandError::Zero(1)));
-        for bad in
-            [json!(null), json!({"argv": "ls"}), json!({"argv": ["a"], "shell": "b"}), json!({"cmd": []})]
-        {
-            assert!(matches!(read(bad.clone()), Err(CommandError::Shape(_))), "{bad}");
+        assert_eq!(
+            read(json!({"argv": ["a", "b\0c"]})),
+            Err(CommandError::Zero(1))
+        );
+        for bad in [
+            json!(null),
+            json!({"argv": "ls"}),
+            json!({"argv": ["a"], "shell": "b"}),
+            json!({"cmd": []}),
+        ] {
+            assert!(
+                matches!(read(bad.clone()), Err(CommandError::Shape(_))),
+                "{bad}"
+            );
         }
         assert!(read(json!({"argv": ["a", "x".repeat(MAX_ARGUMENT)]})).is_ok());
         assert_eq!(
             read(json!({"argv": ["a", "x".repeat(MAX_ARGUMENT + 1)]})),
-            Err(CommandError::ArgumentTooLong { index: 1, bytes: 131_072 })
+            Err(CommandError::ArgumentTooLong {
+                index: 1,
+                bytes: 131_072
+            })
         );
         let many = vec!["x".repeat(100_000); 6];
-        assert_eq!(read(json!({ "argv": many })), Err(CommandError::TooLong(600_000)));
+        assert_eq!(
+            read(json!({ "argv": many })),
+            Err(CommandError::TooLong(600_000))
+        );
     }
 
     #[test]
     fn a_title_shows_the_words_apart_and_never_an_escape() {
-        let title = |argv: &[&str]| Command::Argv(argv.iter().map(|s| (*s).to_owned()).collect()).title();
+        let title =
+            |argv: &[&str]| Command::Argv(argv.iter().map(|s| (*s).to_owned()).collect()).title();
         assert_eq!(title(&["echo", "a b", "it's"]), r"echo 'a b' 'it'\''s'");
         assert_eq!(title(&["echo", "\x1b[2J"]), "echo '\\x1b[2J'");
     }

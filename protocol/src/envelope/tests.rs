@@ -19,16 +19,31 @@ fn world() -> World {
     let root = PrivateKey::from_seed(&[1; 32]);
     let broker = PrivateKey::from_seed(&[2; 32]);
     let retired = PrivateKey::from_seed(&[3; 32]);
-    let entry = |k: &PrivateKey, state| BrokerKey { key: k.public(), state, added: at(0) };
+    let entry = |k: &PrivateKey, state| BrokerKey {
+        key: k.public(),
+        state,
+        added: at(0),
+    };
     let keys = KeyList {
         cluster: ClusterId::from_bytes([9; 16]),
         epoch: 1,
         root: root.public(),
-        keys: vec![entry(&broker, BrokerKeyState::Active), entry(&retired, BrokerKeyState::Revoked)],
+        keys: vec![
+            entry(&broker, BrokerKeyState::Active),
+            entry(&retired, BrokerKeyState::Revoked),
+        ],
         issued: at(0),
     };
-    let seen = HighWater { epoch: 5, newest: BTreeMap::from([(broker.public().id(), at(0))]) };
-    World { broker, retired, keys, seen }
+    let seen = HighWater {
+        epoch: 5,
+        newest: BTreeMap::from([(broker.public().id(), at(0))]),
+    };
+    World {
+        broker,
+        retired,
+        keys,
+        seen,
+    }
 }
 
 fn request() -> Request {
@@ -50,8 +65,18 @@ fn request() -> Request {
 
 fn check(w: &World, sealed: &Sealed, now: Timestamp) -> Result<Request, Refusal> {
     let (key, signature) = (sealed.key.to_string(), sealed.signature.to_string());
-    let message = Incoming { key: Some(&key), signature: Some(&signature), bytes: &sealed.bytes };
-    Gate { keys: &w.keys, node: ME, seen: &w.seen }.check(message, now).map_err(|r| r.why)
+    let message = Incoming {
+        key: Some(&key),
+        signature: Some(&signature),
+        bytes: &sealed.bytes,
+    };
+    Gate {
+        keys: &w.keys,
+        node: ME,
+        seen: &w.seen,
+    }
+    .check(message, now)
+    .map_err(|r| r.why)
 }
 
 fn refused(change: impl FnOnce(&mut Request)) -> Refusal {
@@ -70,8 +95,14 @@ fn a_good_request_passes_and_means_what_was_signed() {
 #[test]
 fn each_thing_that_may_be_wrong_is_refused_by_its_name() {
     let w = world();
-    assert_eq!(refused(|r| r.cluster = ClusterId::from_bytes([8; 16])).kind(), "wrong_cluster");
-    assert_eq!(refused(|r| r.set = [Serial(40)].into_iter().collect()).kind(), "not_in_set");
+    assert_eq!(
+        refused(|r| r.cluster = ClusterId::from_bytes([8; 16])).kind(),
+        "wrong_cluster"
+    );
+    assert_eq!(
+        refused(|r| r.set = [Serial(40)].into_iter().collect()).kind(),
+        "not_in_set"
+    );
     assert_eq!(refused(|r| r.epoch = 4).kind(), "lower_epoch");
     assert_eq!(refused(|r| r.start_before = at(61)).kind(), "window");
     assert_eq!(
@@ -98,16 +129,33 @@ fn each_thing_that_may_be_wrong_is_refused_by_its_name() {
         .kind(),
         "early"
     );
-    assert_eq!(check(&w, &request().seal(&w.retired), at(1)).map_err(|r| r.kind()), Err("revoked_key"));
+    assert_eq!(
+        check(&w, &request().seal(&w.retired), at(1)).map_err(|r| r.kind()),
+        Err("revoked_key")
+    );
     let stranger = PrivateKey::from_seed(&[5; 32]);
-    assert_eq!(check(&w, &request().seal(&stranger), at(1)).map_err(|r| r.kind()), Err("unknown_key"));
+    assert_eq!(
+        check(&w, &request().seal(&stranger), at(1)).map_err(|r| r.kind()),
+        Err("unknown_key")
+    );
     // A stranger who writes a trusted key's id over the top.
     let mut forged = request().seal(&stranger);
     forged.key = w.broker.public().id();
     assert_eq!(check(&w, &forged, at(1)), Err(Refusal::BadSignature));
-    let gate = Gate { keys: &w.keys, node: ME, seen: &w.seen };
-    let bare = Incoming { key: None, signature: None, bytes: b"{}" };
-    assert_eq!(gate.check(bare, at(1)).map_err(|r| r.why), Err(Refusal::Unsigned));
+    let gate = Gate {
+        keys: &w.keys,
+        node: ME,
+        seen: &w.seen,
+    };
+    let bare = Incoming {
+        key: None,
+        signature: None,
+        bytes: b"{}",
+    };
+    assert_eq!(
+        gate.check(bare, at(1)).map_err(|r| r.why),
+        Err(Refusal::Unsigned)
+    );
 }
 
 #[test]
@@ -128,8 +176,15 @@ fn a_field_that_this_version_does_not_know_is_not_ignored() {
     json["only_if"] = "weekday".into();
     let bytes = serde_json::to_vec(&json).expect("json");
     let signature = w.broker.sign(Purpose::Request, &bytes);
-    let sealed = Sealed { bytes, key: w.broker.public().id(), signature };
-    assert_eq!(check(&w, &sealed, at(1)).map_err(|r| r.kind()), Err("unreadable"));
+    let sealed = Sealed {
+        bytes,
+        key: w.broker.public().id(),
+        signature,
+    };
+    assert_eq!(
+        check(&w, &sealed, at(1)).map_err(|r| r.kind()),
+        Err("unreadable")
+    );
 }
 
 #[test]
@@ -144,7 +199,10 @@ fn the_high_water_mark_only_rises() {
     assert_eq!((next.epoch, next.newest[&key]), (6, at(30)));
     later.issued = at(10);
     later.epoch = 7;
-    assert_eq!(next.advanced(&later, key).map(|n| n.newest[&key]), Some(at(30)));
+    assert_eq!(
+        next.advanced(&later, key).map(|n| n.newest[&key]),
+        Some(at(30))
+    );
 }
 
 proptest! {

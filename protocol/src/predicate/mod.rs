@@ -49,8 +49,10 @@
 //!
 //! ## Words, patterns, quotes
 //!
-//! - A word is made of letters, digits and `_ - . : / @ + % ~` (not `~` at its start). A word
-//!   with a colon is no node name: `role:web` is refused, and `"a:b"` is a way around.
+//! - A word is made of letters, digits and `_ - . : / @ + % ~` (not `~` at its start). Standing
+//!   alone, where it would be a node's name, a word with `:` or `~` is refused: `role:web` and
+//!   `name~web` are slips for `role=web` and `name =~ web`. For the same reason the name of a label
+//!   or fact is quoted if it has a `~`.
 //! - Unquoted, with `*` (any characters), `?` (any one) or `[a-z]`, `[!a-z]`, `[^a-z]` (any one of, any
 //!   one but), a word is a pattern for the **whole** value. Patterns go with `=`, `!=`, `in` and
 //!   node names. To take one of these characters as itself, write it as a class (`[*]`) or quote.
@@ -72,7 +74,8 @@
 //!    `+` or `~` if there is at least one dot (`6.1.0-18-amd64`), and a `v` before if there is a dot
 //!    (`v1.10`; it compares with versions that have the `v` too). Suffixes decide between versions
 //!    that are otherwise equal, in the order of Debian packages: runs of digits as numbers, `~` before
-//!    nothing, nothing before the rest. So `1.2-1` > `1.2` > `1.2~rc1`.
+//!    nothing, nothing before the rest. So `1.2-1` > `1.2` > `1.2~rc1`. Mind that a **label**
+//!    `weight=1.25` is therefore larger than 1.5: decimals belong in facts, as JSON numbers.
 //! 3. Text, when both sides are decimal numbers (which leaves those with a sign): **as numbers**.
 //! 4. Everything else **as text**, character by character (by code point). ISO dates fall in order.
 //!    A boolean is the text `true` or `false`.

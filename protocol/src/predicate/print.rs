@@ -50,9 +50,11 @@ impl Display for Test {
         match self {
             Self::Everything => f.write_str("*"),
             Self::Node(pattern) => {
-                // A bare word with a colon is refused as a slip, so such a text is quoted here.
+                // A bare word with one of these is refused as a slip, so such a text is quoted here.
                 match pattern {
-                    Pattern::Exact(text) if text.as_str().contains(':') => quote(f, text.as_str()),
+                    Pattern::Exact(text) if text.as_str().contains([':', '~']) => {
+                        quote(f, text.as_str())
+                    }
                     _ => pattern.fmt(f),
                 }
             }
@@ -86,7 +88,13 @@ impl Display for Test {
 
 impl Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        text(f, self.attribute.as_str())
+        let name = self.attribute.as_str();
+        // Unquoted, a `~` in a name is refused as a slip for `=~`.
+        if name.contains('~') {
+            quote(f, name)
+        } else {
+            text(f, name)
+        }
     }
 }
 

@@ -31,7 +31,10 @@ fn state(targets: u32, batch: Option<Amount>, max_failures: Option<Amount>) -> R
     let spec = Box::new(spec(targets, batch, max_failures));
     let mut state = RunState::begin(&RunEvent::Created { spec }).expect("created");
     let nodes = (0..targets)
-        .map(|i| Target { serial: Serial(i), name: format!("n{i}").parse().expect("valid") })
+        .map(|i| Target {
+            serial: Serial(i),
+            name: format!("n{i}").parse().expect("valid"),
+        })
         .collect();
     state.apply(&RunEvent::Targets { nodes }).expect("fits");
     state
@@ -42,17 +45,25 @@ fn done(serial: u32, outcome: Outcome) -> NodeResult {
 }
 
 fn outcomes(results: Vec<NodeResult>) -> RunEvent {
-    RunEvent::Outcomes { results, at: Timestamp::UNIX_EPOCH }
+    RunEvent::Outcomes {
+        results,
+        at: Timestamp::UNIX_EPOCH,
+    }
 }
 
 fn intent(nodes: &[Serial]) -> RunEvent {
-    RunEvent::Intent { batch: 0, nodes: nodes.iter().copied().collect(), at: Timestamp::UNIX_EPOCH }
+    RunEvent::Intent {
+        batch: 0,
+        nodes: nodes.iter().copied().collect(),
+        at: Timestamp::UNIX_EPOCH,
+    }
 }
 
 #[test]
 fn a_second_outcome_is_refused_whole() {
     let mut s = state(3, None, None);
-    s.apply(&outcomes(vec![done(0, Outcome::Failed)])).expect("first");
+    s.apply(&outcomes(vec![done(0, Outcome::Failed)]))
+        .expect("first");
     let before = s.clone();
     for bad in [
         vec![done(1, Outcome::Succeeded), done(0, Outcome::Succeeded)],
@@ -67,9 +78,17 @@ fn a_second_outcome_is_refused_whole() {
 #[test]
 fn a_late_answer_is_kept_and_changes_nothing() {
     let mut s = state(1, None, None);
-    s.apply(&outcomes(vec![done(0, Outcome::Unknown)])).expect("outcome");
-    s.apply(&RunEvent::Finished { end: RunEnd::Failed, at: Timestamp::UNIX_EPOCH }).expect("end");
-    let late = RunEvent::Late { result: done(0, Outcome::Succeeded), at: Timestamp::UNIX_EPOCH };
+    s.apply(&outcomes(vec![done(0, Outcome::Unknown)]))
+        .expect("outcome");
+    s.apply(&RunEvent::Finished {
+        end: RunEnd::Failed,
+        at: Timestamp::UNIX_EPOCH,
+    })
+    .expect("end");
+    let late = RunEvent::Late {
+        result: done(0, Outcome::Succeeded),
+        at: Timestamp::UNIX_EPOCH,
+    };
     s.apply(&late).expect("late");
     s.apply(&late).expect("again");
     assert_eq!(s.summary(), Summary::from([(Outcome::Unknown, 1)]));
@@ -80,24 +99,47 @@ fn a_late_answer_is_kept_and_changes_nothing() {
 #[test]
 fn a_run_does_not_end_while_a_node_is_open() {
     let mut s = state(2, None, None);
-    let end = RunEvent::Finished { end: RunEnd::Succeeded, at: Timestamp::UNIX_EPOCH };
+    let end = RunEvent::Finished {
+        end: RunEnd::Succeeded,
+        at: Timestamp::UNIX_EPOCH,
+    };
     assert_eq!(s.apply(&end), Err(FoldError::Open(Serial(0))));
 }
 
 #[test]
 fn a_spent_budget_skips_the_rest_and_a_cancel_too() {
     let mut s = state(4, Some(Amount::Count(2)), Some(Amount::Count(0)));
-    assert_eq!(s.next(), Next::Send { batch: 0, nodes: vec![Serial(0), Serial(1)] });
+    assert_eq!(
+        s.next(),
+        Next::Send {
+            batch: 0,
+            nodes: vec![Serial(0), Serial(1)]
+        }
+    );
     s.apply(&intent(&[Serial(0), Serial(1)])).expect("intent");
     assert_eq!(s.next(), Next::Wait);
-    s.apply(&outcomes(vec![done(0, Outcome::Unreachable)])).expect("outcome");
-    let Next::Skip { nodes, outcome, reason } = s.next() else { panic!("{:?}", s.next()) };
-    assert_eq!((nodes, outcome), (vec![Serial(2), Serial(3)], Outcome::Skipped));
+    s.apply(&outcomes(vec![done(0, Outcome::Unreachable)]))
+        .expect("outcome");
+    let Next::Skip {
+        nodes,
+        outcome,
+        reason,
+    } = s.next()
+    else {
+        panic!("{:?}", s.next())
+    };
+    assert_eq!(
+        (nodes, outcome),
+        (vec![Serial(2), Serial(3)], Outcome::Skipped)
+    );
     assert_eq!(reason, "not started: 1 failed, the budget was 0");
 
     let mut c = state(2, Some(Amount::Count(1)), None);
-    c.apply(&RunEvent::Cancelling { by: "ana".parse().expect("valid"), at: Timestamp::UNIX_EPOCH })
-        .expect("cancel");
+    c.apply(&RunEvent::Cancelling {
+        by: "ana".parse().expect("valid"),
+        at: Timestamp::UNIX_EPOCH,
+    })
+    .expect("cancel");
     assert!(matches!(c.next(), Next::Skip { .. }));
 }
 

@@ -3,11 +3,11 @@
 
 use super::ast::{Attribute, Expr, Leaf, Name, Order, Pattern, Place, Test};
 use super::error::{PredicateError, PredicateErrorKind as Kind, Span};
-use super::glob;
 use super::shown::{Shown, is_hidden};
 use super::value::Literal;
 use super::{MAX_DEPTH, MAX_LEN};
 
+mod mistake;
 mod operand;
 mod regexp;
 
@@ -246,7 +246,9 @@ impl<'s> Parser<'s> {
                 },
                 has,
             )
-            .hint_with("write the label, the fact, or `role`; a node called has is \"has\""));
+            .hint_with(
+                "write for example `has zone`; if the word `has` itself is meant, put it in quotes",
+            ));
         };
         self.name(name)
     }
@@ -254,6 +256,9 @@ impl<'s> Parser<'s> {
     /// Makes the left side of a comparison out of what was read.
     fn name(&self, operand: Operand) -> Parsed<Name> {
         let span = operand.span;
+        if !operand.quoted {
+            mistake::check_name(self.source, span)?;
+        }
         match operand.pattern {
             Pattern::Exact(text) => Ok(Name {
                 place: Place(span),
@@ -280,8 +285,8 @@ impl<'s> Parser<'s> {
         }
         let Some((operator, span)) = self.operator()? else {
             self.at = end;
-            if !operand.quoted && self.source[operand.span.start..operand.span.end].contains(':') {
-                return Err(not_a_node_name(self.source, operand.span));
+            if !operand.quoted {
+                mistake::check_node_name(self.source, operand.span)?;
             }
             return Ok(Test::Node(operand.pattern));
         };
@@ -418,118 +423,6 @@ impl<'s> Parser<'s> {
             }
         }
     }
-
-    /// The error for a place where a condition should begin and nothing that can is.
-    fn no_operand(&self, after: After) -> PredicateError {
-        let here = self.here();
-        let rest = self.rest();
-        if rest.starts_with('!') && !rest.starts_with("!=") && !rest.starts_with("!~") {
-            return PredicateError::new(
-                Kind::UnknownOperator {
-                    found: "!".to_owned(),
-                },
-                here,
-            )
-            .hint_with("write `not`");
-        }
-        if rest.starts_with(['=', '!', '<', '>', '~']) {
-            let end = rest
-                .find(|c| !matches!(c, '=' | '!' | '<' | '>' | '~'))
-                .unwrap_or(rest.len());
-            let operator = Shown(&rest[..end]).to_string();
-            let span = Span::new(self.at, self.at + end);
-            return PredicateError::new(Kind::MissingName { operator }, span)
-                .hint_with("write for example `role=web`");
-        }
-        match (rest.starts_with(')'), after) {
-            (true, Some((word, span))) => {
-                let place = format!("after `{word}`");
-                PredicateError::new(Kind::MissingCondition { place }, span)
-            }
-            (true, None) => PredicateError::new(Kind::UnopenedParenthesis, here),
-            (false, _) => self.unexpected(),
-        }
-    }
-
-    /// The error for a character that fits nothing here.
-    fn unexpected(&self) -> PredicateError {
-        let word = self.peek_word();
-        let span = if word.is_empty() {
-            self.here()
-        } else {
-            Span::new(self.at, self.at + word.len())
-        };
-        let found = Shown(&self.source[span.start..span.end]).to_string();
-        let hint = match self.peek() {
-            Some('“' | '”' | '‘' | '’' | '„' | '«' | '»') => {
-                "use plain quotes: \" or '"
-            }
-            Some('–' | '—' | '−') => "use a plain minus: -",
-            Some('{' | '}') => "alternatives are written `in [a, b]`",
-            Some('&' | '|') => "conditions are joined with `and` and `or`",
-            _ => "put text with special characters in quotes",
-        };
-        PredicateError::new(Kind::Unexpected { found }, span).hint_with(hint)
-    }
-
-    /// The error for something that follows a complete condition and cannot.
-    fn stray(&self, before: &Expr) -> PredicateError {
-        let rest = self.rest();
-        if rest.starts_with(')') {
-            return PredicateError::new(Kind::UnopenedParenthesis, self.here());
-        }
-        for (foreign, ours) in [
-            ("&&", "and"),
-            ("&", "and"),
-            ("||", "or"),
-            ("|", "or"),
-            (",", "and"),
-        ] {
-            if rest.starts_with(foreign) {
-                let span = Span::new(self.at, self.at + foreign.len());
-                let found = foreign.to_owned();
-                let hint = match foreign {
-                    "," => "write `and` or `or`".to_owned(),
-                    _ => format!("write `{ours}`"),
-                };
-                return PredicateError::new(Kind::Unexpected { found }, span).hint_with(hint);
-            }
-        }
-        // `NOT a=b`: the mistake is the word before.
-        if let Some((span, word)) = last_word(before, self.source)
-            && let Some(keyword) = keyword_in_other_case(word)
-        {
-            let found = word.to_owned();
-            return PredicateError::new(Kind::Unexpected { found }, span)
-                .hint_with(format!("keywords are in small letters: `{keyword}`"));
-        }
-        if let Some(keyword) = keyword_in_other_case(self.peek_word()) {
-            return self
-                .unexpected()
-                .hint_with(format!("keywords are in small letters: `{keyword}`"));
-        }
-        let error = self.unexpected();
-        match (self.peek_keyword(), self.peek()) {
-            (Some("not"), _) => {
-                error.hint_with("`not` goes before the whole condition: `not zone in [a, b]`")
-            }
-            (_, Some('=' | '!' | '<' | '>' | '~')) => {
-                error.hint_with("a condition has one comparison; join several with `and`")
-            }
-            (_, Some(c)) if is_word(c) || glob::is_meta(c) || matches!(c, '(' | '"' | '\'') => {
-                match last_word(before, self.source) {
-                    Some((_, word)) if is_plain(word) && is_plain(self.peek_word()) => error
-                        .hint_with(format!(
-                            "put `and` or `or` between conditions; a comparison is `{}={}`",
-                            Shown(word),
-                            Shown(self.peek_word())
-                        )),
-                    _ => error.hint_with("put `and` or `or` between two conditions"),
-                }
-            }
-            _ => error,
-        }
-    }
 }
 
 /// One expression, or several joined.
@@ -539,42 +432,4 @@ fn joined(first: Expr, mut items: Vec<Expr>, join: fn(Vec<Expr>) -> Expr) -> Exp
     }
     items.insert(0, first);
     join(items)
-}
-
-fn keyword_in_other_case(word: &str) -> Option<&'static str> {
-    KEYWORDS
-        .into_iter()
-        .find(|keyword| *keyword != word && keyword.eq_ignore_ascii_case(word))
-}
-
-/// The bare node name that ends an expression, if one does.
-fn last_word<'s>(expr: &Expr, source: &'s str) -> Option<(Span, &'s str)> {
-    match expr {
-        Expr::And(items) | Expr::Or(items) => last_word(items.last()?, source),
-        Expr::Not(inner) => last_word(inner, source),
-        Expr::Leaf(Leaf {
-            place: Place(span),
-            test: Test::Node(_),
-        }) => Some((*span, &source[span.start..span.end])),
-        Expr::Leaf(_) => None,
-    }
-}
-
-/// `role:web` is how other tools write a comparison; no node can be called so.
-fn not_a_node_name(source: &str, span: Span) -> PredicateError {
-    let found = &source[span.start..span.end];
-    let error = PredicateError::new(
-        Kind::NotANodeName {
-            found: Shown(found).to_string(),
-        },
-        span,
-    );
-    match found.split_once(':') {
-        Some((name, value)) if is_plain(name) && !value.is_empty() => error.hint_with(format!(
-            "to compare, write `{}={}`",
-            Shown(name),
-            Shown(value)
-        )),
-        _ => error,
-    }
 }

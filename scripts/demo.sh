@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# The tour: five agents, a real NATS server, a command on exactly the three
+# nodes that a predicate names; then one node is relabelled, and the next run
+# follows. Everything lives in .demo/ and ends with this script.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+bin=${MUSTER_BIN_DIR:-target/debug}
+state=.demo
+export PATH="$PWD/$bin:$PATH"
+
+step() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
+[ -t 1 ] || step() { printf '\n$ %s\n' "$*"; "$@"; }
+
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])' 2>/dev/null || echo 8420)
+rm -rf "$state"
+mkdir -p "$state"
+ready=$state/ready
+mkfifo "$ready"
+muster up --state "$state/state" --listen "127.0.0.1:$port" \
+    --node web-01:role=web,zone=gva2 \
+    --node web-02:role=web,zone=gva2 \
+    --node web-03:role=web,zone=dk2 \
+    --node db-01:role=db,zone=gva2 \
+    --node lb-01:role=lb,zone=dk2 >"$ready" 2>"$state/up.log" &
+up=$!
+finish() {
+    status=$?
+    kill -TERM "$up" 2>/dev/null || true
+    wait "$up" 2>/dev/null || true
+    [ "$status" = 0 ] && rm -rf "$state" || echo "demo: it ended with $status; the logs are in $state" >&2
+}
+trap finish EXIT
+
+if ! grep -m1 '^ready' <"$ready"; then
+    cat "$state/up.log" >&2
+    exit 1
+fi
+export MUSTER_URL=http://127.0.0.1:$port
+MUSTER_TOKEN=$(cat "$state/state/admin.token")
+export MUSTER_TOKEN
+
+step muster nodes
+step muster run role=web -- sh -c 'echo "$MUSTER_NODE runs Linux $(uname -r | cut -d. -f1,2)"'
+step muster run 'role=web and zone=gva2' -- true
+step muster node role db-01 +web
+step muster run role=web -- true
+step muster runs
+echo
+echo "A mistake is refused before anything is sent:"
+step muster run 'role=web and zoen=gva2' -- uptime || echo "(exit $?)"

@@ -1,0 +1,9 @@
+//! End-to-end tests: real executables, a real NATS server, effects on a real
+//! file system, driven as a user would.
+
+mod bad_input;
+mod enrolment;
+mod hostile;
+mod lifecycle;
+mod path;
+mod runs;
