@@ -373,8 +373,8 @@ fn sign<N: Serialize>(
     let unnamed = serde_json::to_vec(&claims).map_err(JwtError::Encode)?;
     claims.jti = Some(base32(&Sha512_256::digest(&unnamed)));
     claims.nats = Some(body);
-    let header = URL_SAFE_NO_PAD.encode(r#"{"typ":"JWT","alg":"ed25519-nkey"}"#);
-    let payload = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&claims).map_err(JwtError::Encode)?);
+    let header = BASE64URL_NOPAD.encode(br#"{"typ":"JWT","alg":"ed25519-nkey"}"#);
+    let payload = BASE64URL_NOPAD.encode(&serde_json::to_vec(&claims).map_err(JwtError::Encode)?);
     let signed = format!("{header}.{payload}");
     let signature = signer
         .sign(signed.as_bytes())
@@ -382,7 +382,7 @@ fn sign<N: Serialize>(
             key: issuer.clone(),
             reason: e.to_string(),
         })?;
-    Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
+    Ok(format!("{signed}.{}", BASE64URL_NOPAD.encode(&signature)))
 }
 
 /// RFC 4648 base32 without padding.
@@ -443,8 +443,8 @@ pub fn verify(jwt: &str) -> Result<Verified, JwtError> {
         .split_once('.')
         .ok_or(JwtError::Invalid("no payload"))?;
     let decode = |part: &str| {
-        URL_SAFE_NO_PAD
-            .decode(part)
+        BASE64URL_NOPAD
+            .decode(part.as_bytes())
             .map_err(|_| JwtError::Invalid("a part is not base64"))
     };
     #[derive(Deserialize)]

@@ -9,7 +9,15 @@ const TWO: [&str; 2] = ["a-1:role=a", "a-2:role=a"];
 const PARTS: [&str; 4] = ["nats-server", "broker", "agent-a-1", "agent-a-2"];
 
 fn pids(up: &Up) -> BTreeMap<&'static str, u32> {
-    PARTS.iter().map(|p| (*p, up.pid(p).unwrap_or_else(|e| panic!("{e}: {}", up.logs())))).collect()
+    PARTS
+        .iter()
+        .map(|p| {
+            (
+                *p,
+                up.pid(p).unwrap_or_else(|e| panic!("{e}: {}", up.logs())),
+            )
+        })
+        .collect()
 }
 
 fn works(up: &Up) {
@@ -29,7 +37,8 @@ fn it_ends_with_nothing_left_running() {
         let mut up = Up::start(&TWO).expect("starts");
         assert!(up.processes().len() >= 5, "{:?}", up.processes());
         up.stop(with).expect("ends");
-        wait_for("the end of all", || up.processes().is_empty().then_some(())).expect("nothing is left");
+        wait_for("the end of all", || up.processes().is_empty().then_some(()))
+            .expect("nothing is left");
     }
 }
 
@@ -39,8 +48,10 @@ fn what_dies_is_started_again() {
     for part in PARTS {
         let before = up.pid(part).expect("runs");
         signal(before, Signal::KILL).expect("kills");
-        wait_for(&format!("a new {part}"), || up.pid(part).ok().filter(|now| *now != before))
-            .unwrap_or_else(|e| panic!("{e}: {}", up.logs()));
+        wait_for(&format!("a new {part}"), || {
+            up.pid(part).ok().filter(|now| *now != before)
+        })
+        .unwrap_or_else(|e| panic!("{e}: {}", up.logs()));
         works(&up);
     }
 }
@@ -50,7 +61,12 @@ fn killed_hard_it_is_taken_up_again_with_its_children() {
     let mut up = Up::start(&TWO).expect("starts");
     let mark = up.dir.path().join("mark");
     let script = format!("sleep 5; echo done >> {}", mark.display());
-    let run = up.muster(&["run", "role=a", "--detach", "--json", "--shell", "--", &script]).exits(0).run();
+    let run = up
+        .muster(&[
+            "run", "role=a", "--detach", "--json", "--shell", "--", &script,
+        ])
+        .exits(0)
+        .run();
     let before = pids(&up);
     up.stop(Signal::KILL).expect("dies");
     up.launch().expect("starts again");
@@ -68,7 +84,11 @@ fn killed_hard_it_is_taken_up_again_with_its_children() {
     up.launch().expect("starts again");
     let after = pids(&up);
     for part in PARTS {
-        assert_eq!(after[part] == before[part], !["broker", "agent-a-2"].contains(&part), "{part}");
+        assert_eq!(
+            after[part] == before[part],
+            !["broker", "agent-a-2"].contains(&part),
+            "{part}"
+        );
     }
     works(&up);
 }
@@ -77,7 +97,10 @@ fn killed_hard_it_is_taken_up_again_with_its_children() {
 fn the_state_outlives_everything() {
     let mut up = Up::start(&TWO).expect("starts");
     up.muster(&["node", "label", "a-1", "zone=gva2"]).exits(0);
-    let run = up.muster(&["run", "a-1", "--json", "--", "echo", "kept"]).exits(0).run();
+    let run = up
+        .muster(&["run", "a-1", "--json", "--", "echo", "kept"])
+        .exits(0)
+        .run();
     let token = up.token().expect("token");
     up.stop(Signal::TERM).expect("ends");
     up.launch().expect("starts again");
@@ -91,15 +114,26 @@ fn the_state_outlives_everything() {
 fn a_second_one_is_refused_and_disturbs_nothing() {
     let up = Up::start(&TWO).expect("starts");
     let before = pids(&up);
-    finish(up.up_command()).exits(2).says(&["already", &up.up_pid().to_string()]);
+    finish(up.up_command())
+        .exits(2)
+        .says(&["already", &up.up_pid().to_string()]);
     assert_eq!(pids(&up), before);
     works(&up);
 
     // The port is taken by somebody else.
     let other = up.dir.path().join("other");
     let mut command = up.bare("muster");
-    command.args(["up", "--listen", &format!("127.0.0.1:{}", up.port), "--state"]).arg(&other);
-    finish(command).exits(2).says(&[&up.port.to_string(), "in use"]);
+    command
+        .args([
+            "up",
+            "--listen",
+            &format!("127.0.0.1:{}", up.port),
+            "--state",
+        ])
+        .arg(&other);
+    finish(command)
+        .exits(2)
+        .says(&[&up.port.to_string(), "in use"]);
     wait_for("nothing of the other", || {
         let needle = other.to_string_lossy().into_owned();
         (!up.processes().iter().any(|(_, l)| l.contains(&needle))).then_some(())
@@ -125,7 +159,12 @@ fn a_running_command_outlives_broker_and_server() {
     let up = Up::start(&TWO).expect("starts");
     let mark = up.dir.path().join("mark");
     let script = format!("sleep 3; echo done >> {}", mark.display());
-    let run = up.muster(&["run", "role=a", "--detach", "--json", "--shell", "--", &script]).exits(0).run();
+    let run = up
+        .muster(&[
+            "run", "role=a", "--detach", "--json", "--shell", "--", &script,
+        ])
+        .exits(0)
+        .run();
     signal(up.pid("broker").expect("runs"), Signal::KILL).expect("kills");
     signal(up.pid("nats-server").expect("runs"), Signal::KILL).expect("kills");
     let said = wait_for("the run's end", || {

@@ -6,7 +6,11 @@ use std::process::Stdio;
 use muster_tests::{PATIENCE, Up, finish, lines, signal, wait_for};
 use rustix::process::Signal;
 
-const THREE: [&str; 3] = ["a-1:role=a,zone=x", "a-2:role=a,zone=x", "a-3:role=a,zone=y"];
+const THREE: [&str; 3] = [
+    "a-1:role=a,zone=x",
+    "a-2:role=a,zone=x",
+    "a-3:role=a,zone=y",
+];
 
 #[test]
 fn every_outcome_is_told_with_its_reason() {
@@ -49,8 +53,23 @@ fn a_deadline_ends_the_whole_tree() {
     let up = Up::start(&THREE[..1]).expect("starts");
     let mark = format!("{}", 700_000 + up.port as u32);
     let script = format!("setsid sleep {mark} & sh -c 'sleep {mark}' & sleep {mark}");
-    up.muster(&["run", "a-1", "--timeout", "1s", "--json", "--", "sh", "-c", &script]).exits(1);
-    let alive = || muster_tests::processes().into_iter().find(|(_, l)| l.trim() == format!("sleep {mark}"));
+    up.muster(&[
+        "run",
+        "a-1",
+        "--timeout",
+        "1s",
+        "--json",
+        "--",
+        "sh",
+        "-c",
+        &script,
+    ])
+    .exits(1);
+    let alive = || {
+        muster_tests::processes()
+            .into_iter()
+            .find(|(_, l)| l.trim() == format!("sleep {mark}"))
+    };
     wait_for("the end of the tree", || alive().is_none().then_some(())).expect("all are gone");
 }
 
@@ -58,17 +77,27 @@ fn a_deadline_ends_the_whole_tree() {
 fn output_is_bounded_and_safe_to_show() {
     let up = Up::start(&THREE[..1]).expect("starts");
     let script = "yes 0123456789 | head -c 100000000; echo done >&2";
-    let said = up.muster(&["run", "a-1", "--json", "--", "sh", "-c", script]).exits(0);
+    let said = up
+        .muster(&["run", "a-1", "--json", "--", "sh", "-c", script])
+        .exits(0);
     let kept: usize = said.output("stdout")["a-1"].len();
     assert!(kept <= 1 << 20, "{kept} bytes were kept");
     assert!(said.out.contains("\"truncated\":true"), "no mark");
-    let said = up.muster(&["run", "a-1", "--", "sh", "-c", script]).exits(0);
+    let said = up
+        .muster(&["run", "a-1", "--", "sh", "-c", script])
+        .exits(0);
     assert!(said.out.contains("truncated"), "people are not told");
 
     let escape = r"printf 'caf\351 \033[31mred\033]0;title\007 \342\200\256rtl\n'";
     let said = up.muster(&["run", "a-1", "--shell", "--", escape]).exits(0);
-    assert!(!said.out.contains('\x1b') && !said.out.contains('\x07') && !said.out.contains('\u{202e}'), "{said:?}");
-    assert!(said.out.contains("\\xe9") && said.out.contains("\\x1b"), "{said:?}");
+    assert!(
+        !said.out.contains('\x1b') && !said.out.contains('\x07') && !said.out.contains('\u{202e}'),
+        "{said:?}"
+    );
+    assert!(
+        said.out.contains("\\xe9") && said.out.contains("\\x1b"),
+        "{said:?}"
+    );
 }
 
 #[test]
@@ -76,7 +105,9 @@ fn equal_outputs_are_grouped() {
     let up = Up::start(&THREE).expect("starts");
     let said = up.muster(&["run", "role=a", "--", "echo", "same"]).exits(0);
     assert_eq!(said.out.matches("same").count(), 1, "{said:?}");
-    let said = up.muster(&["run", "role=a", "--dedupe", "none", "--", "echo", "same"]).exits(0);
+    let said = up
+        .muster(&["run", "role=a", "--dedupe", "none", "--", "echo", "same"])
+        .exits(0);
     assert_eq!(said.out.matches("same").count(), 3, "{said:?}");
 }
 
@@ -84,8 +115,23 @@ fn equal_outputs_are_grouped() {
 fn batches_stop_at_the_budget() {
     let up = Up::start(&THREE).expect("starts");
     let order = up.dir.path().join("order");
-    let script = format!("echo $MUSTER_NODE >> {}; test $MUSTER_NODE != a-2", order.display());
-    let args = ["run", "role=a", "--batch", "1", "--max-failures", "0", "--json", "--", "sh", "-c", &script];
+    let script = format!(
+        "echo $MUSTER_NODE >> {}; test $MUSTER_NODE != a-2",
+        order.display()
+    );
+    let args = [
+        "run",
+        "role=a",
+        "--batch",
+        "1",
+        "--max-failures",
+        "0",
+        "--json",
+        "--",
+        "sh",
+        "-c",
+        &script,
+    ];
     let said = up.muster(&args).exits(1);
     let outcomes = said.outcomes();
     assert_eq!(outcomes["a-1"], "succeeded");
@@ -95,10 +141,14 @@ fn batches_stop_at_the_budget() {
 
     // What failed or was skipped is tried again, and only that.
     std::fs::remove_file(&order).expect("there");
-    let said = up.muster(&["runs", "retry", &said.run(), "--failed", "--json"]).exits(1);
+    let said = up
+        .muster(&["runs", "retry", &said.run(), "--failed", "--json"])
+        .exits(1);
     assert_eq!(said.outcomes().keys().collect::<Vec<_>>(), ["a-2", "a-3"]);
 
-    let said = up.muster(&["run", "role=a", "--limit", "2", "--json", "--", "true"]).exits(0);
+    let said = up
+        .muster(&["run", "role=a", "--limit", "2", "--json", "--", "true"])
+        .exits(0);
     assert_eq!(said.outcomes().len(), 2);
 }
 
@@ -106,14 +156,24 @@ fn batches_stop_at_the_budget() {
 fn a_cancel_ends_what_runs_and_what_waits() {
     let up = Up::start(&THREE).expect("starts");
     let mark = format!("{}", 800_000 + up.port as u32);
-    let args = ["run", "role=a", "--batch", "2", "--detach", "--json", "--", "sleep", &mark];
+    let args = [
+        "run", "role=a", "--batch", "2", "--detach", "--json", "--", "sleep", &mark,
+    ];
     let run = up.muster(&args).exits(0).run();
-    let count = || muster_tests::processes().iter().filter(|(_, l)| l.trim() == format!("sleep {mark}")).count();
+    let count = || {
+        muster_tests::processes()
+            .iter()
+            .filter(|(_, l)| l.trim() == format!("sleep {mark}"))
+            .count()
+    };
     wait_for("two sleepers", || (count() == 2).then_some(())).expect("run");
     up.muster(&["runs", "cancel", &run[..6]]).exits(0);
     let said = up.muster(&["runs", "watch", &run, "--json"]).exits(6);
     let outcomes = said.outcomes();
-    assert_eq!([&outcomes["a-1"], &outcomes["a-2"], &outcomes["a-3"]], ["cancelled", "cancelled", "skipped"]);
+    assert_eq!(
+        [&outcomes["a-1"], &outcomes["a-2"], &outcomes["a-3"]],
+        ["cancelled", "cancelled", "skipped"]
+    );
     assert_eq!(count(), 0);
 }
 
@@ -123,10 +183,26 @@ fn a_silent_node_is_never_silent_in_the_result() {
     // Stopped: connected, and it says nothing.
     let paused = up.pid("agent-a-3").expect("runs");
     signal(paused, Signal::STOP).expect("stops");
-    let said = up.muster(&["run", "role=a", "--deliver-within", "3s", "--json", "--", "true"]).exits(1);
+    let said = up
+        .muster(&[
+            "run",
+            "role=a",
+            "--deliver-within",
+            "3s",
+            "--json",
+            "--",
+            "true",
+        ])
+        .exits(1);
     let outcomes = said.outcomes();
-    assert_eq!([&outcomes["a-1"], &outcomes["a-2"]], ["succeeded", "succeeded"]);
-    assert!(["unknown", "unreachable"].contains(&outcomes["a-3"].as_str()), "{outcomes:?}");
+    assert_eq!(
+        [&outcomes["a-1"], &outcomes["a-2"]],
+        ["succeeded", "succeeded"]
+    );
+    assert!(
+        ["unknown", "unreachable"].contains(&outcomes["a-3"].as_str()),
+        "{outcomes:?}"
+    );
     signal(paused, Signal::CONT).expect("goes on");
 }
 
@@ -137,13 +213,18 @@ fn a_run_asks_above_the_threshold_and_takes_no_for_an_answer() {
     let up = Up::start(&nodes).expect("starts");
     let witness = up.dir.path().join("witness");
     let touch = format!("echo x >> {}", witness.display());
-    let said = up.muster(&["run", "role=n", "--shell", "--", &touch]).exits(6);
+    let said = up
+        .muster(&["run", "role=n", "--shell", "--", &touch])
+        .exits(6);
     assert!(said.err.contains("--yes"), "{said:?}");
     assert!(lines(&witness).is_empty());
-    let said = up.muster(&["run", "role=n", "--yes", "--json", "--shell", "--", &touch]).exits(0);
+    let said = up
+        .muster(&["run", "role=n", "--yes", "--json", "--shell", "--", &touch])
+        .exits(0);
     assert_eq!(said.outcomes().len(), 21);
     assert_eq!(lines(&witness).len(), 21);
-    up.muster(&["run", "role=n", "--limit", "20", "--shell", "--", "true"]).exits(0);
+    up.muster(&["run", "role=n", "--limit", "20", "--shell", "--", "true"])
+        .exits(0);
 
     // On a terminal: the question, and an answer.
     for (answer, code, effects) in [("n\n", 6, 21), ("y\n", 0, 42)] {
@@ -154,15 +235,29 @@ fn a_run_asks_above_the_threshold_and_takes_no_for_an_answer() {
             .collect();
         let mut script = std::process::Command::new("script");
         script.args(["-qec", &line.join(" "), "/dev/null"]);
-        script.env("MUSTER_URL", up.url()).env("MUSTER_TOKEN", up.token().expect("token")).env("HOME", up.dir.path());
-        script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        script
+            .env("MUSTER_URL", up.url())
+            .env("MUSTER_TOKEN", up.token().expect("token"))
+            .env("HOME", up.dir.path());
+        script
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = script.spawn().expect("script(1) is there");
-        child.stdin.take().expect("piped").write_all(answer.as_bytes()).expect("types");
+        child
+            .stdin
+            .take()
+            .expect("piped")
+            .write_all(answer.as_bytes())
+            .expect("types");
         let start = std::time::Instant::now();
         let output = child.wait_with_output().expect("ends");
         assert!(start.elapsed() < PATIENCE);
         let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains("21 nodes match") && text.contains("[y/N]"), "{text}");
+        assert!(
+            text.contains("21 nodes match") && text.contains("[y/N]"),
+            "{text}"
+        );
         assert_eq!(output.status.code(), Some(code), "{text}");
         assert_eq!(lines(&witness).len(), effects, "{text}");
     }
@@ -171,16 +266,28 @@ fn a_run_asks_above_the_threshold_and_takes_no_for_an_answer() {
 #[test]
 fn runs_are_listed_shown_and_watched_from_any_position() {
     let up = Up::start(&THREE[..1]).expect("starts");
-    let run = up.muster(&["run", "a-1", "--json", "--", "echo", "hello"]).exits(0).run();
+    let run = up
+        .muster(&["run", "a-1", "--json", "--", "echo", "hello"])
+        .exits(0)
+        .run();
     let list = up.muster(&["runs"]).exits(0);
-    assert!(list.out.contains(&run[..4]) && list.out.contains("echo hello"), "{list:?}");
+    assert!(
+        list.out.contains(&run[..4]) && list.out.contains("echo hello"),
+        "{list:?}"
+    );
     let show = up.muster(&["runs", "show", &run[..4]]).exits(0);
-    assert!(show.out.contains("a-1") && show.out.contains("hello"), "{show:?}");
+    assert!(
+        show.out.contains("a-1") && show.out.contains("hello"),
+        "{show:?}"
+    );
 
     let events = |after: Option<&str>| {
         let mut curl = std::process::Command::new("curl");
         curl.args(["-sN", "--max-time", "20", "-H"]);
-        curl.arg(format!("Authorization: Bearer {}", up.token().expect("token")));
+        curl.arg(format!(
+            "Authorization: Bearer {}",
+            up.token().expect("token")
+        ));
         if let Some(id) = after {
             curl.args(["-H", &format!("Last-Event-ID: {id}")]);
         }
@@ -188,10 +295,21 @@ fn runs_are_listed_shown_and_watched_from_any_position() {
         finish(curl).exits(0).out
     };
     let all = events(None);
-    let ids: Vec<&str> = all.lines().filter_map(|l| l.strip_prefix("id:")).map(str::trim).collect();
+    let ids: Vec<&str> = all
+        .lines()
+        .filter_map(|l| l.strip_prefix("id:"))
+        .map(str::trim)
+        .collect();
     assert!(ids.len() >= 4, "{all}");
-    assert!(all.contains("run_finished") && all.contains("hello"), "{all}");
+    assert!(
+        all.contains("run_finished") && all.contains("hello"),
+        "{all}"
+    );
     let rest = events(Some(ids[1]));
-    let tail: Vec<&str> = rest.lines().filter_map(|l| l.strip_prefix("id:")).map(str::trim).collect();
+    let tail: Vec<&str> = rest
+        .lines()
+        .filter_map(|l| l.strip_prefix("id:"))
+        .map(str::trim)
+        .collect();
     assert_eq!(tail, ids[2..], "{rest}");
 }

@@ -10,7 +10,7 @@ fn pair(kind: KeyPairType, fill: u8) -> KeyPair {
 fn payload(jwt: &str) -> String {
     let part = jwt.split('.').nth(1).unwrap();
     let value: serde_json::Value =
-        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap();
+        serde_json::from_slice(&BASE64URL_NOPAD.decode(part.as_bytes()).unwrap()).unwrap();
     serde_json::to_string_pretty(&value).unwrap()
 }
 
@@ -71,7 +71,7 @@ fn claims_look_as_nats_writes_them() {
     ];
     let header = jwts[0].split('.').next().unwrap();
     assert_eq!(
-        URL_SAFE_NO_PAD.decode(header).unwrap(),
+        BASE64URL_NOPAD.decode(header.as_bytes()).unwrap(),
         br#"{"typ":"JWT","alg":"ed25519-nkey"}"#
     );
     for jwt in &jwts {
@@ -120,7 +120,7 @@ fn a_changed_jwt_is_refused() {
     let forged = format!(
         "{}.{}.{}",
         parts[0],
-        URL_SAFE_NO_PAD.encode(changed),
+        BASE64URL_NOPAD.encode(changed.as_ref()),
         parts[2]
     );
     assert!(matches!(
