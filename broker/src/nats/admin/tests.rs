@@ -239,7 +239,7 @@ async fn connecting_says_what_is_wrong() {
     assert!(error.to_string().contains("muster nats-config"), "{error}");
     let url = stranger.url();
     drop(stranger);
-    let error = SystemClient::connect(&[url.clone()], &credentials, |o| o)
+    let error = SystemClient::connect(std::slice::from_ref(&url), &credentials, |o| o)
         .await
         .unwrap_err();
     assert!(error.to_string().contains(&url), "{error}");

@@ -1,0 +1,65 @@
+# muster: `make` or `make help` lists what there is.
+#
+# Each target does all of its own set-up; nothing has to be run before it.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+SHELL := /bin/bash
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+# Debian keeps nats-server where only root's PATH looks, and rustup keeps cargo
+# in the home directory.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
+export CARGO
+
+.PHONY: help
+help: ## Show this list
+	@echo 'make TARGET, where TARGET is one of:'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+.PHONY: demo
+demo: ## Five agents, one command on exactly the nodes that a predicate names
+	@scripts/setup.sh build
+	@$(CARGO) build --quiet --workspace --bins
+	@MUSTER_BIN_DIR="$$(scripts/bin-dir.sh)" scripts/demo.sh
+
+.PHONY: test
+test: ## Build everything and run all tests
+	@scripts/setup.sh build
+	@scripts/test.sh
+
+.PHONY: ci
+ci: ## Format, clippy, deny, tests, docs: all that has to be green
+	@.ci/run
+	@$(MAKE) --no-print-directory docs
+
+.PHONY: fmt
+fmt: ## Format the code
+	@scripts/setup.sh rust rustfmt
+	@$(CARGO) fmt --all
+
+.PHONY: lint
+lint: ## Check format, clippy and systemd units, with warnings denied
+	@scripts/setup.sh build rustfmt clippy
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@scripts/check-units.sh
+
+.PHONY: deny
+deny: ## Check licences, advisories and sources of dependencies
+	@scripts/setup.sh rust
+	@scripts/deny.sh
+
+.PHONY: docs
+docs: ## Build the documentation of the code, with warnings denied
+	@scripts/setup.sh build
+	@RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
+
+.PHONY: install
+install: ## Build for release and install below PREFIX (default /usr/local)
+	@scripts/setup.sh build
+	@$(CARGO) build --release --locked --workspace --bins
+	@CARGO_PROFILE=release PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install.sh

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Installs what was built: `make install PREFIX=/usr/local [DESTDIR=...]`.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
+
+PREFIX=${PREFIX:-/usr/local}
+case $PREFIX in
+    /*) ;;
+    *)
+        echo "error: PREFIX must be an absolute path, not \`$PREFIX\`" >&2
+        exit 2
+        ;;
+esac
+root=${DESTDIR:-}$PREFIX
+bins=$(scripts/bin-dir.sh "${CARGO_PROFILE:-release}")
+
+install -d "$root/bin" "$root/lib/systemd/system" "$root/lib/sysusers.d" "$root/share/doc/muster"
+install -m 0755 "$bins/muster" "$bins/muster-agent" "$root/bin/"
+install -m 0644 packaging/sysusers.d/muster.conf "$root/lib/sysusers.d/"
+install -m 0644 LICENSE "$root/share/doc/muster/"
+for unit in packaging/systemd/*.service; do
+    name=$(basename "$unit")
+    # Units name the place of the programs; `|` cannot be in it.
+    sed "s|/usr/local/bin/|${PREFIX//|/}/bin/|g" "$unit" >"$root/lib/systemd/system/$name"
+    chmod 0644 "$root/lib/systemd/system/$name"
+done
+echo "installed muster and muster-agent into $root/bin, their units into $root/lib/systemd/system"

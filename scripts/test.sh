@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Builds the programs and runs all tests: with cargo-nextest where it is
+# installed, else with cargo test, and the examples in the documentation.
+# `make test` calls this after scripts/setup.sh. Arguments go to the test runner.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
+cargo=${CARGO:-cargo}
+
+# The end-to-end tests start the real programs; cargo does not know that.
+"$cargo" build --workspace --bins
+MUSTER_BIN_DIR=$(scripts/bin-dir.sh)
+export MUSTER_BIN_DIR
+
+# A snapshot that differs is a failure, never a question or a new file.
+export INSTA_UPDATE=no INSTA_FORCE_PASS=0
+
+if "$cargo" nextest --version >/dev/null 2>&1; then
+    "$cargo" nextest run --workspace "$@"
+else
+    # The documentation's examples follow for both runners.
+    "$cargo" test --workspace --lib --bins --tests --examples "$@"
+fi
+"$cargo" test --workspace --doc --quiet
