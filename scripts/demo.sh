@@ -12,12 +12,14 @@ export PATH="$PWD/$bin:$PATH"
 step() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
 [ -t 1 ] || step() { printf '\n$ %s\n' "$*"; "$@"; }
 
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])' 2>/dev/null || echo 8420)
 rm -rf "$state"
 mkdir -p "$state"
 ready=$state/ready
 mkfifo "$ready"
-muster up --state "$state/state" --listen "127.0.0.1:$port" \
+# The command finds the `muster up` that runs here by itself.
+export XDG_RUNTIME_DIR=$PWD/$state HOME=$PWD/$state
+unset MUSTER_URL MUSTER_TOKEN
+muster up --state "$state/state" --listen 127.0.0.1:0 \
     --node web-01:role=web,zone=gva2 \
     --node web-02:role=web,zone=gva2 \
     --node web-03:role=web,zone=dk2 \
@@ -36,10 +38,6 @@ if ! grep -m1 '^ready' <"$ready"; then
     cat "$state/up.log" >&2
     exit 1
 fi
-export MUSTER_URL=http://127.0.0.1:$port
-MUSTER_TOKEN=$(cat "$state/state/admin.token")
-export MUSTER_TOKEN
-
 step muster nodes
 step muster run role=web -- sh -c 'echo "$MUSTER_NODE runs Linux $(uname -r | cut -d. -f1,2)"'
 step muster run 'role=web and zone=gva2' -- true

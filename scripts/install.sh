@@ -20,8 +20,8 @@ install -m 0644 packaging/sysusers.d/muster.conf "$root/lib/sysusers.d/"
 install -m 0644 LICENSE "$root/share/doc/muster/"
 for unit in packaging/systemd/*.service; do
     name=$(basename "$unit")
-    # Units name the place of the programs; `|` cannot be in it.
-    sed "s|/usr/local/bin/|${PREFIX//|/}/bin/|g" "$unit" >"$root/lib/systemd/system/$name"
+    # Units name places below the prefix; `|` cannot be in it.
+    sed "s|/usr/local/|${PREFIX//|/}/|g" "$unit" >"$root/lib/systemd/system/$name"
     chmod 0644 "$root/lib/systemd/system/$name"
 done
 echo "installed muster and muster-agent into $root/bin, their units into $root/lib/systemd/system"

@@ -28,7 +28,7 @@ pub const EVENT: &str = "m1.event";
 
 /// Text as one token of a subject: `A-Z a-z 0-9 _ -` stay, every other byte
 /// becomes `=` and two hex digits, so that no text can add a token or a
-/// wildcard.
+/// wildcard. The empty text is `=`: an empty token would be no subject.
 #[must_use]
 pub fn token(text: &str) -> String {
     use fmt::Write as _;
@@ -154,6 +154,21 @@ impl NodeSays {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_token_is_one_token_without_wildcards(text in "\\PC*") {
+            let token = token(&text);
+            prop_assert!(!token.is_empty());
+            prop_assert!(token.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-=".contains(&b)));
+        }
+
+        #[test]
+        fn different_texts_have_different_tokens(a in "\\PC{0,8}", b in "\\PC{0,8}") {
+            prop_assert_eq!(a == b, token(&a) == token(&b));
+        }
+    }
 
     #[test]
     fn text_stays_one_token() {

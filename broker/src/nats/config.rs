@@ -8,8 +8,8 @@ use super::keys::AccountKey;
 use super::version::ServerVersion;
 
 /// Largest message, in bytes. Above the server's default of 1 MiB, because an
-/// account's claims carry one line for each revoked node.
-pub const MAX_PAYLOAD: u64 = 8 * 1024 * 1024;
+/// account's claims, which list revoked nodes, alone may be that long.
+pub const MAX_PAYLOAD: u64 = 4 * 1024 * 1024;
 
 /// Longest protocol line, in bytes. A node's JWT travels in its CONNECT line
 /// and grows with its roles and labels; the server's default is 4 KiB.
@@ -216,7 +216,7 @@ fn limits(out: &mut Text, explain: bool) {
     };
     why(
         out,
-        "# Largest message in bytes: revocations of many nodes travel in one.",
+        "# Largest message in bytes: the list of revoked nodes travels in one.",
     );
     out.set("max_payload", &MAX_PAYLOAD.to_string());
     why(
@@ -284,9 +284,9 @@ fn identity(
     out.set("  allow_delete", "false");
     why(
         out,
-        "  # How often servers compare their directories with each other.",
+        "  # How often servers compare their directories with each other: a server that was\n  # away may let a revoked node in for this long.",
     );
-    out.set("  interval", "\"2m\"");
+    out.set("  interval", "\"5s\"");
     out.line("}");
     why(
         out,
@@ -430,5 +430,62 @@ mod tests {
             text.contains(r#"store_dir: "/tmp/a\"}\nport: 1 \\ $HOME""#),
             "{text}"
         );
+    }
+
+    /// Lets the installed server read a configuration.
+    fn accepted(text: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("nats.conf");
+        std::fs::write(&file, text).unwrap();
+        let said = std::process::Command::new("nats-server")
+            .arg("-t")
+            .arg("-c")
+            .arg(&file)
+            .output()
+            .unwrap();
+        assert!(
+            said.status.success(),
+            "{}\n{text}",
+            String::from_utf8_lossy(&said.stderr)
+        );
+    }
+
+    fn installed() -> ServerVersion {
+        let said = std::process::Command::new("nats-server")
+            .arg("--version")
+            .output()
+            .unwrap();
+        String::from_utf8(said.stdout).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn the_installed_server_accepts_both() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = crate::nats::keys::NatsKeys::generate();
+        let identity = crate::nats::testing::identity(&keys, Default::default());
+        let own = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        std::fs::write(&cert, own.cert.pem()).unwrap();
+        std::fs::write(&key, own.signing_key.serialize_pem()).unwrap();
+        let version = installed();
+        let embedded = EmbeddedConfig {
+            identity: identity.clone(),
+            version,
+            resolver_dir: dir.path().join("accounts"),
+            jetstream_disk: Some(1 << 30),
+            ports_dir: Some(dir.path().to_owned()),
+            log_file: Some(dir.path().join("log")),
+            tls: Some(TlsFiles {
+                cert: cert.clone(),
+                key,
+                client_ca: Some(cert),
+            }),
+            ..config("2.9.10", "0.0.0.0:0")
+        };
+        accepted(&embedded_config(&embedded).unwrap());
+        let resolver = dir.path().join("external");
+        for version in [None, Some(version)] {
+            accepted(&external_config(&identity, &resolver, version).unwrap());
+        }
     }
 }

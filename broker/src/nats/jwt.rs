@@ -5,8 +5,6 @@
 //! base32. Everything here is a pure function of its arguments: time comes
 //! from the caller, and the same claims always give the same text.
 
-use std::collections::BTreeMap;
-
 use data_encoding::BASE64URL_NOPAD;
 use nkeys::{KeyPair, KeyPairType};
 use serde::{Deserialize, Serialize};
@@ -14,6 +12,7 @@ use sha2::{Digest as _, Sha512_256};
 
 use super::keys::{AccountKey, UserKey};
 use super::permissions::{Permissions, SubjectRules};
+pub use super::revocations::Revocations;
 
 /// Seconds since the Unix epoch. Claims know no finer grain.
 pub type UnixSeconds = u64;
@@ -46,6 +45,18 @@ pub enum JwtError {
     /// The claims could not be written as JSON.
     #[error("cannot encode the claims: {0}")]
     Encode(serde_json::Error),
+    /// More than servers take.
+    #[error(
+        "the claims of account `{name}` are {bytes} bytes, NATS servers take {MAX_JWT}: {revocations} revocations are too many; give the nodes with the oldest credentials new ones, so that revocations can be dropped"
+    )]
+    TooLarge {
+        /// Name of the account.
+        name: String,
+        /// Size of the JWT in bytes.
+        bytes: usize,
+        /// How many users are revoked one by one.
+        revocations: usize,
+    },
     /// A text is not a NATS JWT, or its signature is wrong.
     #[error("this is not a valid NATS JWT: {0}")]
     Invalid(&'static str),
@@ -74,7 +85,7 @@ pub struct AccountClaims {
     pub issued_at: UnixSeconds,
     /// JetStream limits; `None` for an account without JetStream.
     pub jetstream: Option<JetStreamLimits>,
-    /// For each user key, the time up to which (inclusive) its JWTs are void.
+    /// Whose JWTs are void, and up to which issue time.
     pub revocations: Revocations,
 }
 
@@ -107,55 +118,9 @@ pub struct UserClaims {
     pub max_payload: Option<u32>,
 }
 
-/// Revoked users: for each key, the time up to which (inclusive) its JWTs are
-/// void.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Revocations(BTreeMap<UserKey, UnixSeconds>);
-
-impl Revocations {
-    /// Voids all JWTs of `user` issued up to `until`, inclusive. Never moves an
-    /// existing revocation back in time.
-    pub fn revoke(&mut self, user: UserKey, until: UnixSeconds) {
-        let at = self.0.entry(user).or_insert(until);
-        *at = (*at).max(until);
-    }
-
-    /// Whether a JWT of `user` issued at `issued_at` is void.
-    #[must_use]
-    pub fn revokes(&self, user: &UserKey, issued_at: UnixSeconds) -> bool {
-        self.0.get(user).is_some_and(|&until| issued_at <= until)
-    }
-
-    /// Until when the JWTs of `user` are void.
-    #[must_use]
-    pub fn get(&self, user: &UserKey) -> Option<UnixSeconds> {
-        self.0.get(user).copied()
-    }
-
-    /// Forgets entries that revoke nothing any more, because every JWT they
-    /// could void was issued before `oldest_valid` and has expired.
-    pub fn forget_before(&mut self, oldest_valid: UnixSeconds) {
-        self.0.retain(|_, until| *until >= oldest_valid);
-    }
-
-    /// Number of revoked users.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether nobody is revoked.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// All entries in the order of their keys.
-    pub fn iter(&self) -> impl Iterator<Item = (&UserKey, UnixSeconds)> {
-        self.0.iter().map(|(user, until)| (user, *until))
-    }
-}
+/// The largest JWT, in bytes, that every server takes; newer ones refuse more.
+/// It holds about eleven thousand revocations: see [`Revocations::compact`].
+pub const MAX_JWT: usize = 1024 * 1024;
 
 /// The issue time for a claim that replaces one of `previous`: now, but always
 /// later than it. Claims have a grain of one second, and of two claims with
@@ -265,7 +230,8 @@ impl AccountClaims {
     /// The signed JWT.
     ///
     /// # Errors
-    /// [`JwtError::WrongSigner`] unless `operator` is an operator's pair.
+    /// [`JwtError::WrongSigner`] unless `operator` is an operator's pair,
+    /// [`JwtError::TooLarge`] for too many revocations.
     pub fn sign(&self, operator: &KeyPair) -> Result<String, JwtError> {
         require(operator, "account", "an operator", |k| {
             matches!(k, KeyPairType::Operator)
@@ -294,14 +260,22 @@ impl AccountClaims {
             kind: "account",
             version: 2,
         };
-        sign(
+        let jwt = sign(
             operator,
             &self.name,
             self.account.as_str(),
             self.issued_at,
             None,
             body,
-        )
+        )?;
+        if jwt.len() > MAX_JWT {
+            return Err(JwtError::TooLarge {
+                name: self.name.clone(),
+                bytes: jwt.len(),
+                revocations: self.revocations.len(),
+            });
+        }
+        Ok(jwt)
     }
 }
 

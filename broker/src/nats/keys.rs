@@ -321,6 +321,17 @@ impl NatsKeys {
         }
     }
 
+    /// The same keys once more, for several servers of a test.
+    #[cfg(test)]
+    pub(crate) fn copy(&self) -> Self {
+        let copy = |pair: &KeyPair| KeyPair::from_seed(&pair.seed().unwrap()).unwrap();
+        Self {
+            operator: copy(&self.operator),
+            system: copy(&self.system),
+            account: copy(&self.account),
+        }
+    }
+
     /// The operator's pair: signs account claims.
     #[must_use]
     pub fn operator(&self) -> &KeyPair {

@@ -13,6 +13,7 @@ pub mod credentials;
 pub mod jwt;
 pub mod keys;
 pub mod permissions;
+pub mod revocations;
 pub mod version;
 
 #[cfg(test)]

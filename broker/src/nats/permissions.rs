@@ -3,7 +3,10 @@
 //! Least privilege is decided here and enforced by the server: a node hears
 //! only what is addressed to it and speaks only under its own prefix.
 
-use self::subject::{ALL, from_prefix, inbox_prefix, label_subject, node_subject, role_subject};
+use muster_protocol::ids::Serial;
+use muster_protocol::subject::{
+    ALL, from_prefix, inbox_prefix, label_subject, node_subject, role_subject,
+};
 
 /// Allowed and denied subjects of a user. In NATS an empty allow list means
 /// EVERYTHING, so each constructor in this module fills both lists.
@@ -48,11 +51,11 @@ pub fn node_permissions(id: u32, roles: &[&str], labels: &[(&str, &str)]) -> Per
     subscribe.dedup();
     let own = [
         ALL.to_owned(),
-        node_subject(id),
-        format!("{}.>", inbox_prefix(id)),
+        node_subject(Serial(id)),
+        format!("{}.>", inbox_prefix(Serial(id))),
     ];
     Permissions {
-        publish: SubjectRules::only(vec![format!("{}.>", from_prefix(id))]),
+        publish: SubjectRules::only(vec![format!("{}.>", from_prefix(Serial(id)))]),
         subscribe: SubjectRules::only(own.into_iter().chain(subscribe).collect()),
     }
 }
@@ -77,82 +80,6 @@ pub fn system_permissions() -> Permissions {
             "$SYS.ACCOUNT.*.DISCONNECT".to_owned(),
             "_INBOX.>".to_owned(),
         ]),
-    }
-}
-
-/// Subject names, as the protocol defines them.
-pub mod subject {
-    use std::fmt::Write as _;
-
-    /// What every node subscribes to.
-    pub const ALL: &str = "m1.do.all";
-
-    /// Requests for one node.
-    #[must_use]
-    pub fn node_subject(serial: u32) -> String {
-        format!("m1.do.node.{serial}")
-    }
-
-    /// Requests for all nodes with a role.
-    #[must_use]
-    pub fn role_subject(role: &str) -> String {
-        format!("m1.do.role.{}", token(role))
-    }
-
-    /// Requests for all nodes with a label of this value.
-    #[must_use]
-    pub fn label_subject(key: &str, value: &str) -> String {
-        format!("m1.do.label.{}.{}", token(key), token(value))
-    }
-
-    /// Prefix of everything a node says, without the last dot.
-    #[must_use]
-    pub fn from_prefix(serial: u32) -> String {
-        format!("m1.from.{serial}")
-    }
-
-    /// Prefix of a node's inbox, without the last dot.
-    #[must_use]
-    pub fn inbox_prefix(serial: u32) -> String {
-        format!("_INBOX.m1.{serial}")
-    }
-
-    /// One subject token: `[A-Za-z0-9_-]` as they are, every other byte as
-    /// `=XX`. The empty text is `=`, which no other text encodes to: an empty
-    /// token would be an invalid subject.
-    fn token(text: &str) -> String {
-        if text.is_empty() {
-            return "=".to_owned();
-        }
-        let mut out = String::with_capacity(text.len());
-        for byte in text.bytes() {
-            if byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-' {
-                out.push(char::from(byte));
-            } else {
-                write!(out, "={byte:02X}").expect("writing to a String cannot fail");
-            }
-        }
-        out
-    }
-
-    #[cfg(test)]
-    mod tests {
-        use super::*;
-        use proptest::prelude::*;
-
-        proptest! {
-            #[test]
-            fn a_token_is_one_token_without_wildcards(text in "\\PC*") {
-                let token = token(&text);
-                prop_assert!(!token.is_empty());
-                prop_assert!(token.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-=".contains(&b)));
-            }
-
-            #[test]
-            fn different_texts_have_different_tokens(a in "\\PC{0,8}", b in "\\PC{0,8}") {
-                prop_assert_eq!(a == b, token(&a) == token(&b));
-            }
-        }
     }
 }
 
@@ -221,7 +148,7 @@ mod tests {
             let client = server
                 .user("node", node_permissions(id, &["web"], &[("zone", "gva2")]))
                 .connect_options()
-                .custom_inbox_prefix(inbox_prefix(id))
+                .custom_inbox_prefix(inbox_prefix(Serial(id)))
                 .event_callback(move |event| {
                     let say = say.clone();
                     async move {

@@ -1,8 +1,10 @@
 //! A real nats-server in operator mode for tests: free port, directory of its
 //! own, killed on drop.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::{Client, ConnectOptions};
@@ -70,6 +72,46 @@ impl TestServer {
         }
     }
 
+    /// Starts servers that form a cluster, with the same keys and without
+    /// JetStream, which could not elect a leader among two.
+    pub(crate) async fn start_cluster(size: usize) -> Vec<Self> {
+        let keys = NatsKeys::generate();
+        let ports: Vec<u16> = (0..size).map(|_| unused_port()).collect();
+        let routes: Vec<String> = ports
+            .iter()
+            .map(|p| format!("nats://127.0.0.1:{p}"))
+            .collect();
+        let mut servers = Vec::new();
+        for (n, port) in ports.iter().enumerate() {
+            let dir = tempfile::tempdir().unwrap();
+            let config = dir.path().join("nats.conf");
+            let text = Self::config(dir.path(), &keys, JetStreamLimits::default(), 0);
+            let (before, rest) = text.split_once("jetstream {").unwrap();
+            let (_, after) = rest.split_once("}\n").unwrap();
+            let text = format!(
+                "{before}{after}cluster {{ name: test, listen: \"127.0.0.1:{port}\", routes: [{}] }}\n",
+                routes.join(", ")
+            )
+            .replace("\"test\"", &format!("\"test-{n}\""));
+            std::fs::write(&config, text).unwrap();
+            let child = spawn(&config, dir.path());
+            let port = port_of(dir.path(), child.id()).await;
+            servers.push(Self {
+                dir,
+                keys: keys.copy(),
+                child,
+                port,
+            });
+        }
+        servers
+    }
+
+    /// Ends the server with SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     fn config(dir: &Path, keys: &NatsKeys, limits: JetStreamLimits, port: u16) -> String {
         let version = Command::new("nats-server")
             .arg("--version")
@@ -101,8 +143,7 @@ impl TestServer {
     /// Kills the server with SIGKILL and starts it again with the
     /// configuration that it was first started with, on the same port.
     pub(crate) async fn kill_and_restart(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.kill();
         let config = self.dir.path().join("nats.conf");
         let text = std::fs::read_to_string(&config).unwrap();
         std::fs::write(
@@ -220,6 +261,19 @@ pub(crate) fn identity(keys: &NatsKeys, limits: JetStreamLimits) -> Identity {
         system_jwt: account("system", keys.system_key(), None),
         account: keys.account_key(),
         account_jwt: account("muster", keys.account_key(), Some(limits)),
+    }
+}
+
+/// A port that nobody listens on, below those that the kernel gives to outgoing
+/// connections, so that none takes it before the server does.
+fn unused_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let offset = u16::try_from(std::process::id() % 199).unwrap() * 100;
+    loop {
+        let port = 11_000 + (offset + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }
 

@@ -1,7 +1,21 @@
 //! Versions of nats-server, and the oldest one muster works with.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::str::FromStr;
+use std::time::Duration;
+
+use async_nats::Client;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// Where Debian keeps it: not on the PATH of everybody.
+const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// How long a server may take to say its version.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The oldest nats-server that muster works with.
 pub const MINIMUM: ServerVersion = ServerVersion {
@@ -31,6 +45,16 @@ pub enum VersionError {
         /// The text, shortened and escaped.
         text: String,
     },
+    /// There is no such program, or it does not run.
+    #[error(
+        "cannot run {program}: {reason}; install it: `apt install nats-server` on Debian 12 and newer, else https://github.com/nats-io/nats-server/releases"
+    )]
+    NotInstalled {
+        /// The program.
+        program: String,
+        /// Why not.
+        reason: String,
+    },
     /// Older than [`MINIMUM`].
     #[error(
         "the NATS server is version {found}, muster needs {MINIMUM} or newer; upgrade nats-server (Debian 12 and newer have it in `apt install nats-server`)"
@@ -53,6 +77,57 @@ impl ServerVersion {
             Ok(self)
         }
     }
+}
+
+/// Version of the server that a client is connected to; never below
+/// [`MINIMUM`].
+///
+/// # Errors
+/// [`VersionError::TooOld`], [`VersionError::NotAVersion`].
+pub fn connected(client: &Client) -> Result<ServerVersion, VersionError> {
+    client
+        .server_info()
+        .version
+        .parse::<ServerVersion>()?
+        .require_minimum()
+}
+
+/// The `nats-server` of this machine: from `path` (the value of `PATH`), else
+/// where systems keep their daemons.
+#[must_use]
+pub fn locate(path: Option<&OsStr>) -> Option<PathBuf> {
+    let listed = path.map(|path| std::env::split_paths(path).collect::<Vec<_>>());
+    listed
+        .unwrap_or_default()
+        .into_iter()
+        // An empty entry means the current directory: never start that one.
+        .filter(|dir| dir.is_absolute())
+        .chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from))
+        .map(|dir| dir.join("nats-server"))
+        .find(|program| program.is_file())
+}
+
+/// Version of an installed server program; never below [`MINIMUM`].
+///
+/// # Errors
+/// [`VersionError`]: does not run, says nothing sensible, or is too old.
+pub async fn installed(program: &Path) -> Result<ServerVersion, VersionError> {
+    let fails = |reason: String| VersionError::NotInstalled {
+        program: program.display().to_string(),
+        reason,
+    };
+    let run = Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let said = timeout(PATIENCE, run)
+        .await
+        .map_err(|_| fails("it does not answer".into()))?
+        .map_err(|e| fails(e.to_string()))?;
+    String::from_utf8_lossy(&said.stdout)
+        .parse::<ServerVersion>()?
+        .require_minimum()
 }
 
 /// Accepts `2.9.10`, `v2.10.27-preview.1`, and the whole line that
@@ -120,5 +195,37 @@ mod tests {
                 .is_ok()
         );
         assert!("2.10.0".parse::<ServerVersion>().unwrap() > "2.9.10".parse().unwrap());
+    }
+
+    #[tokio::test]
+    async fn the_installed_server_is_found_and_good_enough() {
+        let program = locate(std::env::var_os("PATH").as_deref()).unwrap();
+        installed(&program).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_says_how_to_get_it() {
+        let said = installed(Path::new("/nonexistent/nats-server"))
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            said.contains("/nonexistent/nats-server") && said.contains("apt install"),
+            "{said}"
+        );
+        let odd = installed(Path::new("/bin/true")).await.unwrap_err();
+        assert!(matches!(odd, VersionError::NotAVersion { .. }), "{odd}");
+    }
+
+    #[test]
+    fn the_current_directory_is_never_searched() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("nats-server"), "").unwrap();
+        let found = |path: &str| locate(Some(OsStr::new(path)));
+        assert_eq!(
+            found(dir.path().to_str().unwrap()),
+            Some(dir.path().join("nats-server"))
+        );
+        assert!(found(".:").is_none_or(|p| p.is_absolute()));
     }
 }

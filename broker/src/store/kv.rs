@@ -7,7 +7,6 @@
 //!
 //! Reads ask the stream's leader, so a broker always sees what it wrote.
 
-use std::fmt::Write as _;
 use std::marker::PhantomData;
 use std::time::Duration;
 
@@ -21,12 +20,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::read::read_from;
-use super::stream::{
-    Append, Pause, StreamError, StreamSettings, append, ensure_stream, purge_subject, reasons,
-};
+mod key;
 
-/// Longest key in bytes, before encoding.
-pub const MAX_KEY: usize = 512;
+use self::key::{decode, encode};
+use super::Pause;
+use super::append::{Append, append};
+use super::error::{StreamError, reasons};
+use super::stream::{StreamSettings, ensure_stream, purge_subject};
 
 const OPERATION: &str = "KV-Operation";
 
@@ -44,7 +44,7 @@ pub enum KvError {
         key: String,
     },
     /// A key that cannot be: empty, or too long.
-    #[error("a key of {0} bytes is not possible in a bucket (1 to {MAX_KEY})")]
+    #[error("a key of {len} bytes is not possible in a bucket (1 to {max})", len = .0, max = key::MAX_KEY)]
     BadKey(usize),
     /// A value that is not what this version of muster writes.
     #[error(
@@ -477,7 +477,7 @@ impl<T: Serialize + DeserializeOwned> Kv<T> {
             Err(e) => match e.kind() {
                 LastRawMessageErrorKind::NoMessageFound => Ok(None),
                 LastRawMessageErrorKind::JetStream(server) => {
-                    Err(self.failed(super::stream::refused(&subject, &server)))
+                    Err(self.failed(super::error::refused(&subject, &server)))
                 }
                 _ => Err(self.failed(StreamError::NoAnswer {
                     what: format!("read `{key}`"),
@@ -550,71 +550,4 @@ fn is_gone(headers: &HeaderMap) -> bool {
 /// must not stop a broker from reading its state.
 fn timestamp(nanoseconds: i128) -> jiff::Timestamp {
     jiff::Timestamp::from_nanosecond(nanoseconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
-}
-
-/// A key as one subject token: `[A-Za-z0-9_-]` as they are, every other byte
-/// as `=XX`.
-fn encode(key: &str) -> Result<String, KvError> {
-    if key.is_empty() || key.len() > MAX_KEY {
-        return Err(KvError::BadKey(key.len()));
-    }
-    let mut out = String::with_capacity(key.len());
-    for byte in key.bytes() {
-        if byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-' {
-            out.push(char::from(byte));
-        } else {
-            write!(out, "={byte:02X}").expect("writing to a String cannot fail");
-        }
-    }
-    Ok(out)
-}
-
-/// The inverse of [`encode`]; `None` for a text that it never makes.
-fn decode(token: &str) -> Option<String> {
-    let mut out = Vec::with_capacity(token.len());
-    let mut bytes = token.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte != b'=' {
-            out.push(byte);
-            continue;
-        }
-        let digits = [bytes.next()?, bytes.next()?];
-        out.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
-    }
-    let key = String::from_utf8(out).ok()?;
-    // One text for each key: no lower-case digits, no needless escapes.
-    (encode(&key).ok()? == token).then_some(key)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn a_key_comes_back(key in "\\PC{1,40}") {
-            let token = encode(&key).unwrap();
-            prop_assert!(token.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-=".contains(&b)));
-            let back = decode(&token);
-            prop_assert_eq!(back.as_deref(), Some(key.as_str()));
-        }
-
-        #[test]
-        fn decoding_never_panics_and_is_strict(token in "[=0-9A-Fa-f.é]{0,12}") {
-            if let Some(key) = decode(&token) {
-                prop_assert_eq!(encode(&key).unwrap(), token);
-            }
-        }
-    }
-
-    #[test]
-    fn keys_have_a_size() {
-        assert!(matches!(encode(""), Err(KvError::BadKey(0))));
-        assert!(encode(&"k".repeat(MAX_KEY)).is_ok());
-        assert!(matches!(
-            encode(&"k".repeat(MAX_KEY + 1)),
-            Err(KvError::BadKey(_))
-        ));
-    }
 }

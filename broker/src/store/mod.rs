@@ -5,6 +5,8 @@
 //! what they have not seen: an append or a write names the revision that it
 //! builds on.
 
+pub mod append;
+pub mod error;
 pub mod kv;
 pub mod read;
 pub mod stream;
@@ -13,6 +15,7 @@ use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream::{Context, context::ContextBuilder};
+use tokio::time::sleep;
 
 /// How long JetStream may take for one answer.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,6 +35,18 @@ pub fn context(client: Client) -> Context {
         .max_ack_inflight(IN_FLIGHT)
         .backpressure_on_inflight(true)
         .build(client)
+}
+
+/// Pauses that grow: 20 ms to half a second.
+#[derive(Default)]
+struct Pause(u32);
+
+impl Pause {
+    async fn wait(&mut self) {
+        let millis = (20u64 << self.0.min(5)).min(500);
+        self.0 += 1;
+        sleep(Duration::from_millis(millis)).await;
+    }
 }
 
 #[cfg(test)]

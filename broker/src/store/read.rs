@@ -13,8 +13,9 @@ use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt as _, stream};
 use tokio::time::timeout;
 
-use super::TIMEOUT;
-use super::stream::{Pause, StreamError, get_stream, reasons, refused};
+use super::error::{StreamError, reasons, refused};
+use super::stream::get_stream;
+use super::{Pause, TIMEOUT};
 
 /// Messages fetched at a time.
 const BATCH: usize = 500;

@@ -5,11 +5,10 @@ use async_nats::jetstream::Context;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::time::timeout;
 
+use super::append::{Append, append, append_all};
 use super::kv::{BucketConfig, Change, Kv, KvError, ensure_bucket};
 use super::read::read_from;
-use super::stream::{
-    Append, StreamError, StreamSettings, WhenFull, append, append_all, ensure_stream, purge_subject,
-};
+use super::stream::{StreamError, StreamSettings, WhenFull, ensure_stream, purge_subject};
 use crate::nats::jwt::JetStreamLimits;
 use crate::nats::testing::{PATIENCE, TestServer};
 
@@ -120,6 +119,10 @@ async fn a_repeated_id_is_stored_once() {
     let again = append(&js, STREAM, &message).await.unwrap();
     assert_eq!((first.sequence, first.duplicate), (1, false));
     assert_eq!((again.sequence, again.duplicate), (1, true));
+    // Another writer's id is a conflict all the same.
+    let other = Append::new("m1.run.a", "2").expecting(0).with_id("other");
+    let error = append(&js, STREAM, &other).await.unwrap_err();
+    assert!(matches!(error, StreamError::Conflict { .. }), "{error}");
 }
 
 #[tokio::test]

@@ -265,3 +265,99 @@ async fn many_connections_are_listed_page_by_page() {
     let numbers: BTreeSet<u64> = live.iter().map(|c| c.connection).collect();
     assert_eq!((live.len(), numbers.len()), (25, 25));
 }
+
+#[tokio::test]
+async fn every_server_of_a_cluster_gets_new_claims() {
+    let mut servers = TestServer::start_cluster(3).await;
+    let system = servers[0].system().await;
+    let end = Instant::now() + PATIENCE;
+    while system.servers().await.map_or(0, |s| s.len()) < 3 {
+        assert!(Instant::now() < end, "the cluster never formed");
+    }
+    let mut events = system
+        .connection_events(&servers[0].keys.account_key())
+        .await
+        .unwrap();
+    let key = Arc::new(KeyPair::new_user());
+    let at = now();
+    let who = node(&servers[2], &key, at);
+    // On another server than the administrator.
+    let _connection = connect(&servers[2], &who).await.unwrap();
+    assert_eq!(next_event(&mut events).await.change, ConnChange::Connected);
+    let live = system
+        .live_connections(&servers[0].keys.account_key())
+        .await
+        .unwrap();
+    assert_eq!(live.len(), 1);
+
+    let mut revoked = Revocations::default();
+    revoked.revoke(UserKey::of(&key).unwrap(), at);
+    let claims = servers[0].account_claims(now(), revoked);
+    system.push_account_claims(&claims).await.unwrap();
+    assert!(matches!(
+        next_event(&mut events).await.change,
+        ConnChange::Disconnected { reason } if reason == "Credentials Revoked"
+    ));
+    for server in &servers {
+        assert!(connect(server, &who).await.is_err());
+    }
+
+    // A server that was away hears of it when it comes back.
+    let mut revoked = Revocations::default();
+    revoked.revoke(UserKey::of(&key).unwrap(), at + 1);
+    servers[1].kill();
+    let claims = servers[0].account_claims(next_issued_at(now(), Some(now())), revoked);
+    let end = Instant::now() + PATIENCE;
+    // While the others still wait for the dead one, the push is unconfirmed.
+    while let Err(error) = system.push_account_claims(&claims).await {
+        assert!(matches!(error, AdminError::Unconfirmed { .. }), "{error}");
+        assert!(Instant::now() < end, "{error}");
+    }
+    servers[1].kill_and_restart().await;
+    let late = node(&servers[1], &key, at + 1);
+    let end = Instant::now() + PATIENCE;
+    while connect(&servers[1], &late).await.is_ok() {
+        assert!(
+            Instant::now() < end,
+            "the server that was away lets a revoked node in"
+        );
+    }
+}
+
+#[tokio::test]
+async fn ten_thousand_revocations_are_one_push_and_one_entry_for_everyone_replaces_them() {
+    let server = TestServer::start().await;
+    let system = server.system().await;
+    let mut revoked = Revocations::default();
+    let mut last = None;
+    for n in 0..10_000u32 {
+        let mut seed = [7; 32];
+        seed[..4].copy_from_slice(&n.to_le_bytes());
+        let key = KeyPair::new_from_raw(nkeys::KeyPairType::User, seed).unwrap();
+        revoked.revoke(UserKey::of(&key).unwrap(), now());
+        last = Some(key);
+    }
+    let at = now();
+    let claims = server.account_claims(at, revoked.clone());
+    system.push_account_claims(&claims).await.unwrap();
+    let who = node(&server, &Arc::new(last.unwrap()), at - 1);
+    assert!(connect(&server, &who).await.is_err());
+    let other = node(&server, &Arc::new(KeyPair::new_user()), at + 1);
+    let connection = connect(&server, &other).await.unwrap();
+
+    revoked.compact(at + 1);
+    assert_eq!(revoked.len(), 0);
+    let claims = server.account_claims(next_issued_at(now(), Some(at)), revoked);
+    system.push_account_claims(&claims).await.unwrap();
+    assert!(connect(&server, &who).await.is_err());
+    connect(&server, &other).await.unwrap();
+    let live = system
+        .live_connections(&server.keys.account_key())
+        .await
+        .unwrap();
+    assert!(
+        live.iter()
+            .any(|c| c.user_key.as_ref().map(UserKey::as_str) == Some(&other.public_key()))
+    );
+    drop(connection);
+}

@@ -133,18 +133,33 @@ fn a_changed_jwt_is_refused() {
 }
 
 #[test]
-fn revocations_only_grow_until_they_are_void() {
-    let user = UserKey::of(&KeyPair::new_user()).unwrap();
-    let mut revoked = Revocations::default();
-    assert!(!revoked.revokes(&user, 10));
-    revoked.revoke(user.clone(), 10);
-    revoked.revoke(user.clone(), 5);
-    assert_eq!(revoked.get(&user), Some(10));
-    assert!(revoked.revokes(&user, 10) && !revoked.revokes(&user, 11));
-    revoked.forget_before(10);
-    assert_eq!(revoked.len(), 1);
-    revoked.forget_before(11);
-    assert!(revoked.is_empty());
+fn more_revocations_than_servers_take_are_refused_and_compacting_helps() {
+    let keys = NatsKeys::generate();
+    let mut claims = AccountClaims {
+        name: "muster".into(),
+        account: keys.account_key(),
+        issued_at: 100,
+        jetstream: None,
+        revocations: Revocations::default(),
+    };
+    for n in 0..12_000u32 {
+        let mut seed = [7; 32];
+        seed[..4].copy_from_slice(&n.to_le_bytes());
+        let key = KeyPair::new_from_raw(KeyPairType::User, seed).unwrap();
+        claims
+            .revocations
+            .revoke(UserKey::of(&key).unwrap(), 1_700_000_000);
+    }
+    let refused = claims.sign(keys.operator()).unwrap_err();
+    assert!(matches!(
+        refused,
+        JwtError::TooLarge {
+            revocations: 12_000,
+            ..
+        }
+    ));
+    claims.revocations.compact(1_700_000_001);
+    assert!(claims.sign(keys.operator()).unwrap().len() < 2000);
 }
 
 proptest! {
