@@ -91,18 +91,34 @@ impl Plans {
     ) -> (PlanId, Timestamp) {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         table.waiting.retain(|_, plan| plan.expires > now);
-        let mut targets: usize = table.waiting.values().map(|plan| plan.run.targets.len()).sum();
+        let mut targets: usize = table
+            .waiting
+            .values()
+            .map(|plan| plan.run.targets.len())
+            .sum();
         targets += run.targets.len();
         while table.waiting.len() >= MOST || targets > MOST_TARGETS {
-            let oldest = table.waiting.iter().min_by_key(|(_, plan)| plan.order).map(|(id, _)| *id);
-            let Some(gone) = oldest.and_then(|id| table.waiting.remove(&id)) else { break };
+            let oldest = table
+                .waiting
+                .iter()
+                .min_by_key(|(_, plan)| plan.order)
+                .map(|(id, _)| *id);
+            let Some(gone) = oldest.and_then(|id| table.waiting.remove(&id)) else {
+                break;
+            };
             targets -= gone.run.targets.len();
         }
         let id = PlanId::random();
         let expires = after(now, PLAN_LIFE);
         table.made += 1;
         let order = table.made;
-        let plan = Waiting { principal: principal.clone(), request, run, expires, order };
+        let plan = Waiting {
+            principal: principal.clone(),
+            request,
+            run,
+            expires,
+            order,
+        };
         table.waiting.insert(id, plan);
         (id, expires)
     }

@@ -42,7 +42,10 @@ impl Resolved {
     pub fn targets(&self) -> Vec<Target> {
         self.nodes
             .iter()
-            .map(|node| Target { serial: node.serial, name: node.assignment.name.clone() })
+            .map(|node| Target {
+                serial: node.serial,
+                name: node.assignment.name.clone(),
+            })
             .collect()
     }
 }
@@ -94,21 +97,31 @@ impl ResolveError {
                 problem.hint = error.hint().map(str::to_owned);
                 problem
             }
-            Self::UnknownName { unknown, source_text } => {
+            Self::UnknownName {
+                unknown,
+                source_text,
+            } => {
                 let mut problem = Problem::new(Kind::UnknownName, title).hint(unknown.hint());
                 problem.span = Some((unknown.span().start, unknown.span().end));
                 problem.source = Some(source_text.clone());
                 problem
             }
-            Self::NoMatch { infrastructure: 0, enrolled: 0, .. } => {
-                Problem::new(Kind::NoMatch, title).hint("no node has enrolled yet: muster node invite")
-            }
-            Self::NoMatch { infrastructure: 0, .. } => Problem::new(Kind::NoMatch, title)
+            Self::NoMatch {
+                infrastructure: 0,
+                enrolled: 0,
+                ..
+            } => Problem::new(Kind::NoMatch, title)
+                .hint("no node has enrolled yet: muster node invite"),
+            Self::NoMatch {
+                infrastructure: 0, ..
+            } => Problem::new(Kind::NoMatch, title)
                 .hint("muster match PREDICATE --explain NODE says which clause keeps a node out"),
-            Self::NoMatch { infrastructure, .. } => Problem::new(Kind::NoMatch, title).hint(format!(
-                "{infrastructure} of the broker's own machines match: name them, or pass \
+            Self::NoMatch { infrastructure, .. } => {
+                Problem::new(Kind::NoMatch, title).hint(format!(
+                    "{infrastructure} of the broker's own machines match: name them, or pass \
                  --include-infrastructure"
-            )),
+                ))
+            }
             Self::ZeroLimit(_) => Problem::new(Kind::InvalidRequest, title),
         }
     }
@@ -118,10 +131,17 @@ impl ResolveError {
 ///
 /// # Errors
 /// [`ResolveError::Syntax`], [`ResolveError::UnknownName`].
-pub fn parse(text: &str, snapshot: &Snapshot, allow_unknown: bool) -> Result<Predicate, ResolveError> {
+pub fn parse(
+    text: &str,
+    snapshot: &Snapshot,
+    allow_unknown: bool,
+) -> Result<Predicate, ResolveError> {
     let predicate = Predicate::parse(text).map_err(|error| ResolveError::Syntax {
         error,
-        source_text: text.chars().take(muster_protocol::predicate::MAX_LEN).collect(),
+        source_text: text
+            .chars()
+            .take(muster_protocol::predicate::MAX_LEN)
+            .collect(),
     })?;
     // Where nobody has enrolled, every name is unknown, and that is not the
     // mistake.
@@ -139,8 +159,11 @@ pub fn parse(text: &str, snapshot: &Snapshot, allow_unknown: bool) -> Result<Pre
 /// Every node that matches, in order, the broker's own machines too.
 #[must_use]
 pub fn matching(predicate: &Predicate, snapshot: &Snapshot) -> Vec<Arc<NodeRecord>> {
-    let mut nodes: Vec<Arc<NodeRecord>> =
-        snapshot.iter().filter(|node| predicate.matches(&***node)).cloned().collect();
+    let mut nodes: Vec<Arc<NodeRecord>> = snapshot
+        .iter()
+        .filter(|node| predicate.matches(&***node))
+        .cloned()
+        .collect();
     nodes.sort_by(|a, b| {
         let by_name = || natural(a.assignment.name.as_str(), b.assignment.name.as_str());
         a.infrastructure.cmp(&b.infrastructure).then_with(by_name)
@@ -152,7 +175,11 @@ pub fn matching(predicate: &Predicate, snapshot: &Snapshot) -> Vec<Arc<NodeRecor
 ///
 /// # Errors
 /// [`ResolveError`]; nothing may run then.
-pub fn resolve(text: &str, snapshot: &Snapshot, options: Options) -> Result<Resolved, ResolveError> {
+pub fn resolve(
+    text: &str,
+    snapshot: &Snapshot,
+    options: Options,
+) -> Result<Resolved, ResolveError> {
     if let Some(limit) = options.limit.filter(|limit| limit.is_zero()) {
         return Err(ResolveError::ZeroLimit(limit));
     }

@@ -60,7 +60,10 @@ impl Group<'_> {
 
 fn groups(node: &Assignment) -> BTreeSet<Group<'_>> {
     let roles = node.roles.iter().map(|role| Group::Role(role.as_str()));
-    let labels = node.labels.iter().map(|(k, v)| Group::Label(k.as_str(), v.as_str()));
+    let labels = node
+        .labels
+        .iter()
+        .map(|(k, v)| Group::Label(k.as_str(), v.as_str()));
     roles.chain(labels).collect()
 }
 
@@ -70,19 +73,14 @@ fn groups(node: &Assignment) -> BTreeSet<Group<'_>> {
 /// smaller than that. `fleet` is every enrolled node with the assignment that
 /// it is known to live by.
 #[must_use]
-pub fn route<'a, F>(set: &NodeSet, fleet: F) -> Route
-where
-    F: Iterator<Item = (Serial, &'a Assignment)> + Clone,
-{
+pub fn route(set: &NodeSet, fleet: &[(Serial, &Assignment)]) -> Route {
     let wanted = set.len();
     if wanted <= 1 {
         return Route::Nodes(set.iter().collect());
     }
-    let mut covering: Option<BTreeSet<Group<'a>>> = None;
+    let mut covering: Option<BTreeSet<Group<'_>>> = None;
     let mut known = 0;
-    let mut size = 0;
-    for (serial, node) in fleet.clone() {
-        size += 1;
+    for &(serial, node) in fleet {
         if set.contains(serial) {
             known += 1;
             match &mut covering {
@@ -92,14 +90,23 @@ where
         }
     }
     // Of a node that is not in the inventory no group is known.
-    let covering = if known == wanted { covering.unwrap_or_default() } else { BTreeSet::new() };
+    let covering = if known == wanted {
+        covering.unwrap_or_default()
+    } else {
+        BTreeSet::new()
+    };
     let smallest = covering
         .into_iter()
-        .map(|group| (fleet.clone().filter(|(_, node)| group.has(node)).count(), group))
+        .map(|group| {
+            (
+                fleet.iter().filter(|(_, node)| group.has(node)).count(),
+                group,
+            )
+        })
         .min();
     let (members, subject) = match smallest {
         Some((members, group)) => (members, group.subject()),
-        None => (size, subject::ALL.to_owned()),
+        None => (fleet.len(), subject::ALL.to_owned()),
     };
     if wanted.saturating_mul(SPARSE) <= members {
         Route::Nodes(set.iter().collect())
@@ -130,13 +137,20 @@ mod tests {
     fn subscribed(serial: Serial, node: &Assignment) -> Vec<String> {
         let mut subjects = vec![subject::ALL.to_owned(), subject::node_subject(serial)];
         subjects.extend(node.roles.iter().map(|r| subject::role_subject(r.as_str())));
-        subjects.extend(node.labels.iter().map(|(k, v)| subject::label_subject(k.as_str(), v.as_str())));
+        subjects.extend(
+            node.labels
+                .iter()
+                .map(|(k, v)| subject::label_subject(k.as_str(), v.as_str())),
+        );
         subjects
     }
 
     fn routed(fleet: &BTreeMap<Serial, Assignment>, set: &[u32]) -> Route {
         let set = set.iter().copied().map(Serial).collect();
-        route(&set, fleet.iter().map(|(s, a)| (*s, a)))
+        route(
+            &set,
+            &fleet.iter().map(|(s, a)| (*s, a)).collect::<Vec<_>>(),
+        )
     }
 
     #[test]
@@ -144,19 +158,37 @@ mod tests {
         let mut fleet = BTreeMap::new();
         for i in 0..40 {
             let zone = if i < 10 { "gva2" } else { "dk2" };
-            fleet.insert(Serial(i), node(if i % 2 == 0 { &["web"] } else { &["db"] }, &[("zone", zone)]));
+            fleet.insert(
+                Serial(i),
+                node(
+                    if i % 2 == 0 { &["web"] } else { &["db"] },
+                    &[("zone", zone)],
+                ),
+            );
         }
         assert_eq!(routed(&fleet, &[]), Route::Nodes(vec![]));
         assert_eq!(routed(&fleet, &[7]), Route::Nodes(vec![Serial(7)]));
         // Both are web and in gva2; fewer nodes are in gva2.
-        assert_eq!(routed(&fleet, &[0, 2]).subjects(), ["m1.do.label.zone.gva2"]);
+        assert_eq!(
+            routed(&fleet, &[0, 2]).subjects(),
+            ["m1.do.label.zone.gva2"]
+        );
         assert_eq!(routed(&fleet, &[0, 2, 20]).subjects(), ["m1.do.role.web"]);
         // Nothing in common, and many enough.
-        assert_eq!(routed(&fleet, &[0, 1, 20, 21, 22, 23]).subjects(), ["m1.do.all"]);
+        assert_eq!(
+            routed(&fleet, &[0, 1, 20, 21, 22, 23]).subjects(),
+            ["m1.do.all"]
+        );
         // Nothing in common, and few: the other 38 sleep on.
-        assert_eq!(routed(&fleet, &[0, 11]), Route::Nodes(vec![Serial(0), Serial(11)]));
+        assert_eq!(
+            routed(&fleet, &[0, 11]),
+            Route::Nodes(vec![Serial(0), Serial(11)])
+        );
         // A node that nobody knows is in no group.
-        assert_eq!(routed(&fleet, &[0, 99]).subjects(), ["m1.do.node.0", "m1.do.node.99"]);
+        assert_eq!(
+            routed(&fleet, &[0, 99]).subjects(),
+            ["m1.do.node.0", "m1.do.node.99"]
+        );
     }
 
     proptest! {
@@ -180,7 +212,7 @@ mod tests {
                 .collect();
             let serials: Vec<Serial> = fleet.keys().copied().collect();
             let set: NodeSet = picked.iter().map(|i| *i.get(&serials)).collect();
-            let subjects = route(&set, fleet.iter().map(|(s, a)| (*s, a))).subjects();
+            let subjects = route(&set, &fleet.iter().map(|(s, a)| (*s, a)).collect::<Vec<_>>()).subjects();
             for serial in set.iter() {
                 let hears = subscribed(serial, &fleet[&serial]);
                 prop_assert!(subjects.iter().any(|s| hears.contains(s)), "{serial}: {subjects:?}");

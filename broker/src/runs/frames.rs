@@ -9,7 +9,9 @@ use std::str::FromStr;
 
 use muster_protocol::api::{Frame, RunNode};
 use muster_protocol::ids::{RunId, Serial};
-use muster_protocol::run::{Data, FoldError, NodePhase, NodeResult, NodeState, RunEvent, RunState, Stream};
+use muster_protocol::run::{
+    Data, FoldError, NodePhase, NodeResult, NodeState, RunEvent, RunState, Stream,
+};
 use serde::{Deserialize, Serialize};
 
 /// In front of a stored chunk of output: NATS header
@@ -66,7 +68,10 @@ impl FromStr for Place {
             Some((sequence, part)) => (sequence, part.parse().map_err(|_| PlaceError)?),
             None => (text, Self::LAST),
         };
-        Ok(Self { sequence: sequence.parse().map_err(|_| PlaceError)?, part })
+        Ok(Self {
+            sequence: sequence.parse().map_err(|_| PlaceError)?,
+            part,
+        })
     }
 }
 
@@ -107,8 +112,17 @@ impl Frames {
             RunEvent::Created { .. } | RunEvent::Targets { .. } => Vec::new(),
             RunEvent::Intent { batch, nodes, .. } => {
                 let inside = |serial: &&Serial| nodes.contains(**serial);
-                let names = state.order.iter().filter(inside).filter_map(named).map(|n| n.name.clone());
-                vec![Frame::BatchSent { run, batch: *batch, nodes: names.collect() }]
+                let names = state
+                    .order
+                    .iter()
+                    .filter(inside)
+                    .filter_map(named)
+                    .map(|n| n.name.clone());
+                vec![Frame::BatchSent {
+                    run,
+                    batch: *batch,
+                    nodes: names.collect(),
+                }]
             }
             RunEvent::Outcomes { results, .. } => results
                 .iter()
@@ -116,14 +130,25 @@ impl Frames {
                     // Answers that came earlier and were not believed cannot
                     // be; a late one has a frame of its own.
                     let node = run_node(result.serial, named(&result.serial)?);
-                    Some(Frame::Outcome { run, result: node, truncated: result.truncated })
+                    Some(Frame::Outcome {
+                        run,
+                        result: node,
+                        truncated: result.truncated,
+                    })
                 })
                 .collect(),
             RunEvent::Late { result, .. } => named(&result.serial)
-                .map(|node| Frame::LateOutcome { run, node: node.name.clone(), outcome: result.outcome })
+                .map(|node| Frame::LateOutcome {
+                    run,
+                    node: node.name.clone(),
+                    outcome: result.outcome,
+                })
                 .into_iter()
                 .collect(),
-            RunEvent::Cancelling { by, .. } => vec![Frame::RunCancelling { run, by: by.clone() }],
+            RunEvent::Cancelling { by, .. } => vec![Frame::RunCancelling {
+                run,
+                by: by.clone(),
+            }],
             RunEvent::Finished { .. } => vec![Frame::RunFinished {
                 run,
                 state: state.phase,
@@ -143,7 +168,13 @@ impl Frames {
     pub fn output(&self, head: StoredOutput, bytes: &[u8]) -> Option<Frame> {
         let node = self.state.as_ref()?.nodes.get(&head.serial)?.name.clone();
         let data = Data::new(bytes);
-        Some(Frame::Output { run: self.run, node, stream: head.stream, chunk: head.chunk, data })
+        Some(Frame::Output {
+            run: self.run,
+            node,
+            stream: head.stream,
+            chunk: head.chunk,
+            data,
+        })
     }
 }
 
@@ -164,7 +195,12 @@ fn created(state: &RunState) -> Frame {
 #[must_use]
 pub fn batches(state: &RunState) -> u32 {
     let all = state.spec.targets as usize;
-    let size = state.spec.options.batch.map_or(all, |b| b.of_rounded_up(all)).max(1);
+    let size = state
+        .spec
+        .options
+        .batch
+        .map_or(all, |b| b.of_rounded_up(all))
+        .max(1);
     u32::try_from(all.div_ceil(size)).unwrap_or(u32::MAX)
 }
 

@@ -27,24 +27,24 @@ const RECOVERY_GRACE: i64 = 20_000;
 /// A moment on the run's own monotonic clock, in milliseconds since its task
 /// started; negative for what happened before.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Moment(pub i64);
+pub(super) struct Moment(pub(super) i64);
 
 impl Moment {
     /// So much later.
     #[must_use]
-    pub fn plus(self, by: Duration) -> Self {
+    pub(super) fn plus(self, by: Duration) -> Self {
         Self(self.0.saturating_add(millis(by)))
     }
 
     /// So much earlier.
     #[must_use]
-    pub fn minus(self, by: Duration) -> Self {
+    pub(super) fn minus(self, by: Duration) -> Self {
         Self(self.0.saturating_sub(millis(by)))
     }
 
     /// How long until this moment, seen from `now`; zero when it has passed.
     #[must_use]
-    pub fn after(self, now: Self) -> Duration {
+    pub(super) fn after(self, now: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(now.0)).unwrap_or(0))
     }
 
@@ -73,7 +73,10 @@ struct Copies {
 
 impl Copies {
     fn due(next: Moment) -> Self {
-        Self { next, ..Self::default() }
+        Self {
+            next,
+            ..Self::default()
+        }
     }
 
     /// Whether certainly none has arrived.
@@ -91,7 +94,7 @@ impl Copies {
 
 /// How a copy was sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Sent {
+pub(super) enum Sent {
     /// On a subject of several nodes: nobody says when one does not hear it.
     ToGroup,
     /// On the node's own subject, with a reply subject on which the server
@@ -101,7 +104,7 @@ pub enum Sent {
 
 /// Which message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Message {
+pub(crate) enum Message {
     /// The call.
     Call,
     /// Its cancel.
@@ -128,7 +131,7 @@ struct Attempt {
 
 /// Why a node is no longer waited for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum GivenUp {
+pub(super) enum GivenUp {
     /// Every copy went to nobody: it has not run.
     NobodyListened {
         /// How many copies.
@@ -144,20 +147,20 @@ pub enum GivenUp {
 
 /// What is due.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Due {
+pub(super) struct Due {
     /// Send the call again to these; each was sent at least once.
-    pub call: Vec<Serial>,
+    pub(super) call: Vec<Serial>,
     /// Send the cancel (again) to these.
-    pub cancel: Vec<Serial>,
+    pub(super) cancel: Vec<Serial>,
     /// Stop waiting for these.
-    pub given_up: Vec<(Serial, GivenUp)>,
+    pub(super) given_up: Vec<(Serial, GivenUp)>,
     /// Nothing else is due before this moment; `None` while nothing is open.
-    pub wake: Option<Moment>,
+    pub(super) wake: Option<Moment>,
 }
 
 /// What was sent to the open nodes of a run, and what they said.
 #[derive(Clone, Debug)]
-pub struct Delivery {
+pub(super) struct Delivery {
     deliver_within: i64,
     timeout: i64,
     cancelled: Option<Moment>,
@@ -169,7 +172,7 @@ pub struct Delivery {
 impl Delivery {
     /// Nothing sent yet.
     #[must_use]
-    pub fn new(deliver_within: Duration, timeout: Duration) -> Self {
+    pub(super) fn new(deliver_within: Duration, timeout: Duration) -> Self {
         Self {
             deliver_within: millis(deliver_within),
             timeout: millis(timeout),
@@ -181,25 +184,44 @@ impl Delivery {
 
     /// The intent to send to these nodes is in the journal; say with
     /// [`Delivery::copied`] how the first copy went out.
-    pub fn begin(&mut self, nodes: impl IntoIterator<Item = Serial>, now: Moment) {
+    pub(super) fn begin(&mut self, nodes: impl IntoIterator<Item = Serial>, now: Moment) {
         for serial in nodes {
             let call = Copies::due(now);
-            let attempt = Attempt { begun: now, ack: Ack::None, call, cancel: Copies::due(now) };
+            let attempt = Attempt {
+                begun: now,
+                ack: Ack::None,
+                call,
+                cancel: Copies::due(now),
+            };
             self.open.insert(serial, attempt);
         }
     }
 
     /// A node that the journal says was sent to at `begun`, by a broker that
     /// is no more.
-    pub fn resume(&mut self, node: Serial, begun: Moment, now: Moment) {
-        let call = Copies { in_the_dark: true, ..Copies::due(now) };
-        let cancel = Copies { in_the_dark: true, ..Copies::due(now) };
-        self.open.insert(node, Attempt { begun, ack: Ack::Unclear, call, cancel });
+    pub(super) fn resume(&mut self, node: Serial, begun: Moment, now: Moment) {
+        let call = Copies {
+            in_the_dark: true,
+            ..Copies::due(now)
+        };
+        let cancel = Copies {
+            in_the_dark: true,
+            ..Copies::due(now)
+        };
+        self.open.insert(
+            node,
+            Attempt {
+                begun,
+                ack: Ack::Unclear,
+                call,
+                cancel,
+            },
+        );
         self.not_before = self.not_before.max(now.ms(RECOVERY_GRACE));
     }
 
     /// A copy of a message went out to a node.
-    pub fn copied(&mut self, node: Serial, message: Message, how: Sent, now: Moment) {
+    pub(super) fn copied(&mut self, node: Serial, message: Message, how: Sent, now: Moment) {
         if let Some(attempt) = self.open.get_mut(&node) {
             match message {
                 Message::Call => attempt.call.note(now, how),
@@ -209,7 +231,7 @@ impl Delivery {
     }
 
     /// The server said that a copy to that node alone went to nobody.
-    pub fn nobody_heard(&mut self, node: Serial, message: Message) {
+    pub(super) fn nobody_heard(&mut self, node: Serial, message: Message) {
         if let Some(attempt) = self.open.get_mut(&node) {
             let copies = match message {
                 Message::Call => &mut attempt.call,
@@ -220,7 +242,7 @@ impl Delivery {
     }
 
     /// The node runs it. Whether that is news.
-    pub fn accepted(&mut self, node: Serial, now: Moment) -> bool {
+    pub(super) fn accepted(&mut self, node: Serial, now: Moment) -> bool {
         match self.open.get_mut(&node) {
             Some(attempt) if !matches!(attempt.ack, Ack::Accepted(_)) => {
                 attempt.ack = Ack::Accepted(now);
@@ -231,7 +253,7 @@ impl Delivery {
     }
 
     /// The node has (re)connected: what it has not acknowledged is due now.
-    pub fn returned(&mut self, node: Serial, now: Moment) {
+    pub(super) fn returned(&mut self, node: Serial, now: Moment) {
         if let Some(attempt) = self.open.get_mut(&node) {
             attempt.call.next = attempt.call.next.min(now);
             attempt.cancel.next = attempt.cancel.next.min(now);
@@ -239,7 +261,7 @@ impl Delivery {
     }
 
     /// Somebody cancelled the run: no call is sent any more, cancels are.
-    pub fn cancel(&mut self, now: Moment) {
+    pub(super) fn cancel(&mut self, now: Moment) {
         if self.cancelled.is_none() {
             self.cancelled = Some(now);
             for attempt in self.open.values_mut() {
@@ -249,12 +271,12 @@ impl Delivery {
     }
 
     /// The node has its outcome.
-    pub fn settled(&mut self, node: Serial) {
+    pub(super) fn settled(&mut self, node: Serial) {
         self.open.remove(&node);
     }
 
     /// The broker could not hear for so long: no deadline may count it.
-    pub fn was_deaf(&mut self, by: Duration) {
+    pub(super) fn was_deaf(&mut self, by: Duration) {
         let by = millis(by);
         for attempt in self.open.values_mut() {
             attempt.begun = attempt.begun.ms(by);
@@ -265,33 +287,23 @@ impl Delivery {
         self.cancelled = self.cancelled.map(|at| at.ms(by));
     }
 
-    /// How many nodes are open.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.open.len()
-    }
-
     /// Whether no node is open.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
         self.open.is_empty()
-    }
-
-    /// Whether a call to this node has ever gone to a group, or may have.
-    #[must_use]
-    pub fn went_to_group(&self, node: Serial) -> bool {
-        self.open.get(&node).is_some_and(|a| a.call.in_the_dark)
     }
 
     /// How long a copy of the call that is sent now may wait to be started.
     #[must_use]
-    pub fn start_within(&self, node: Serial, now: Moment) -> Duration {
-        self.open.get(&node).map_or(Duration::ZERO, |a| a.begun.ms(self.deliver_within).after(now))
+    pub(super) fn start_within(&self, node: Serial, now: Moment) -> Duration {
+        self.open.get(&node).map_or(Duration::ZERO, |a| {
+            a.begun.ms(self.deliver_within).after(now)
+        })
     }
 
     /// What is due now.
     #[must_use]
-    pub fn schedule(&self, now: Moment) -> Due {
+    pub(super) fn schedule(&self, now: Moment) -> Due {
         let mut due = Due::default();
         for (&serial, attempt) in &self.open {
             let (deadline, why) = self.deadline(attempt);
@@ -319,7 +331,8 @@ impl Delivery {
     /// When the call is to be repeated, while it still can be.
     fn next_call(&self, attempt: &Attempt) -> Option<Moment> {
         let open = !matches!(attempt.ack, Ack::Accepted(_));
-        (open && attempt.call.next < attempt.begun.ms(self.deliver_within)).then_some(attempt.call.next)
+        (open && attempt.call.next < attempt.begun.ms(self.deliver_within))
+            .then_some(attempt.call.next)
     }
 
     fn deadline(&self, attempt: &Attempt) -> (Moment, GivenUp) {
@@ -328,9 +341,12 @@ impl Delivery {
         let (mut at, mut why) = match attempt.ack {
             Ack::Accepted(at) => (finish(at), GivenUp::NoOutcome),
             Ack::Unclear => (finish(delivered), GivenUp::NoOutcome),
-            Ack::None if attempt.call.none_arrived() && attempt.call.sent > 0 => {
-                (delivered, GivenUp::NobodyListened { copies: attempt.call.sent })
-            }
+            Ack::None if attempt.call.none_arrived() && attempt.call.sent > 0 => (
+                delivered,
+                GivenUp::NobodyListened {
+                    copies: attempt.call.sent,
+                },
+            ),
             Ack::None => (delivered.ms(ACK_SLACK), GivenUp::NotAcknowledged),
         };
         if let Some(cancelled) = self.cancelled {
@@ -339,8 +355,14 @@ impl Delivery {
                 (at, why) = (until, GivenUp::CancelUnanswered);
             }
             // It has not started and cannot any more.
-            if attempt.ack == Ack::None && attempt.call.none_arrived() && attempt.cancel.unheard > 0 {
-                (at, why) = (cancelled, GivenUp::NobodyListened { copies: attempt.call.sent });
+            if attempt.ack == Ack::None && attempt.call.none_arrived() && attempt.cancel.unheard > 0
+            {
+                (at, why) = (
+                    cancelled,
+                    GivenUp::NobodyListened {
+                        copies: attempt.call.sent,
+                    },
+                );
             }
         }
         (at.max(self.not_before), why)

@@ -52,7 +52,13 @@ fn a_node_that_nobody_could_reach_has_certainly_not_run() {
         let (when, due) = until_due(&d, now);
         now = when;
         if let Some(given_up) = due.given_up.first() {
-            assert_eq!((now, *given_up), (Moment(15_000), (NODE, GivenUp::NobodyListened { copies: 6 })));
+            assert_eq!(
+                (now, *given_up),
+                (
+                    Moment(15_000),
+                    (NODE, GivenUp::NobodyListened { copies: 6 })
+                )
+            );
             break;
         }
         d.copied(NODE, Message::Call, Sent::ToNode, now);
@@ -63,7 +69,10 @@ fn a_node_that_nobody_could_reach_has_certainly_not_run() {
     d.nobody_heard(NODE, Message::Call);
     d.copied(NODE, Message::Call, Sent::ToNode, Moment(500));
     assert_eq!(d.schedule(Moment(15_500)).given_up, []);
-    assert_eq!(d.schedule(Moment(17_000)).given_up, [(NODE, GivenUp::NotAcknowledged)]);
+    assert_eq!(
+        d.schedule(Moment(17_000)).given_up,
+        [(NODE, GivenUp::NotAcknowledged)]
+    );
 }
 
 #[test]
@@ -85,7 +94,10 @@ fn a_cancel_stops_the_calls_and_is_repeated_like_them() {
     assert_eq!((now, due.cancel), (Moment(1_000), vec![NODE]));
     d.copied(NODE, Message::Cancel, Sent::ToNode, now);
     let (now, due) = until_due(&d, now);
-    assert_eq!((now, due.cancel, due.call), (Moment(1_500), vec![NODE], vec![]));
+    assert_eq!(
+        (now, due.cancel, due.call),
+        (Moment(1_500), vec![NODE], vec![])
+    );
     let late = d.schedule(Moment(31_000));
     assert_eq!(late.given_up, [(NODE, GivenUp::CancelUnanswered)]);
 }
@@ -106,8 +118,14 @@ fn after_a_restart_the_time_that_remains_counts_and_nobody_is_given_up_at_once()
     let mut d = delivery();
     d.resume(NODE, Moment(-1_000_000), Moment(0));
     let due = d.schedule(Moment(0));
-    assert_eq!((due.call, due.given_up, due.wake), (vec![], vec![], Some(Moment(20_000))));
-    assert_eq!(d.schedule(Moment(20_000)).given_up, [(NODE, GivenUp::NoOutcome)]);
+    assert_eq!(
+        (due.call, due.given_up, due.wake),
+        (vec![], vec![], Some(Moment(20_000)))
+    );
+    assert_eq!(
+        d.schedule(Moment(20_000)).given_up,
+        [(NODE, GivenUp::NoOutcome)]
+    );
 }
 
 #[test]
