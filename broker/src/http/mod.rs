@@ -1,7 +1,11 @@
 //! The HTTP API: every route with its authorisation, every error a problem
 //! document.
 
+pub mod matching;
+pub mod ping;
 pub mod problem;
+pub mod runs;
+pub mod sse;
 
 use std::sync::Arc;
 
@@ -32,6 +36,8 @@ pub struct AppState {
     pub policy: Arc<dyn Policy>,
     /// The way to the nodes.
     pub control: Arc<dyn NodeControl>,
+    /// Runs, pings, plans: everything that talks with the nodes.
+    pub nodes: crate::bus::Nodes,
 }
 
 impl AppState {
