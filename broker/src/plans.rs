@@ -147,3 +147,58 @@ impl Plans {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use muster_protocol::api::RunRequest;
+    use muster_protocol::envelope::Door;
+    use muster_protocol::ids::RunId;
+    use muster_protocol::units::elapsed;
+
+    use super::*;
+    use crate::inventory::Snapshot;
+    use crate::resolve::{Resolved, matching};
+
+    fn run() -> FrozenRun {
+        let request: RunRequest =
+            serde_json::from_str(r#"{"predicate":"*","params":{"argv":["true"]}}"#)
+                .expect("a request");
+        let predicate = "*".parse().expect("a predicate");
+        let nodes = matching(&predicate, &Snapshot::new([]));
+        let resolved = Resolved { predicate, nodes };
+        let ana: PrincipalName = "ana".parse().expect("a name");
+        let checked = crate::runs::check(&request).expect("fine");
+        checked.freeze(
+            &request,
+            &resolved,
+            RunId::random(),
+            (&ana, Door::Cli),
+            Timestamp::UNIX_EPOCH,
+        )
+    }
+
+    #[test]
+    fn a_plan_works_once_for_its_principal_its_request_and_five_minutes() {
+        let plans = Plans::default();
+        let (ana, eve) = (
+            "ana".parse().expect("a name"),
+            "eve".parse().expect("a name"),
+        );
+        let (asked, other) = (RequestHash::of(&"a"), RequestHash::of(&"b"));
+        let now = Timestamp::UNIX_EPOCH;
+        let run = run();
+        let (id, expires) = plans.keep(&ana, asked, run.clone(), now);
+        assert_eq!(elapsed(now, expires), PLAN_LIFE);
+        assert_eq!(plans.take(id, &eve, asked, now), Err(PlanGone(id)));
+        assert_eq!(plans.take(id, &ana, other, now), Err(PlanGone(id)));
+        assert_eq!(plans.take(id, &ana, asked, expires), Err(PlanGone(id)));
+        assert_eq!(plans.take(id, &ana, asked, now), Ok(run.clone()));
+        assert_eq!(plans.take(id, &ana, asked, now), Err(PlanGone(id)));
+        // They are bounded: the oldest goes.
+        let (first, _) = plans.keep(&ana, asked, run.clone(), now);
+        for _ in 0..MOST {
+            plans.keep(&eve, asked, run.clone(), now);
+        }
+        assert_eq!(plans.take(first, &ana, asked, now), Err(PlanGone(first)));
+    }
+}

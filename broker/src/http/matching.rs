@@ -37,15 +37,18 @@ async fn match_nodes(
     caller: Caller,
     ApiJson(request): ApiJson<MatchRequest>,
 ) -> Result<ApiJson<MatchAnswer>, ApiError> {
-    let request = state.authorize(&caller, Action::MatchNodes, request)?.into_inner();
+    let request = state
+        .authorize(&caller, Action::MatchNodes, request)?
+        .into_inner();
     let snapshot = state.inventory.snapshot();
-    let predicate =
-        parse(&request.predicate, &snapshot, request.allow_unknown).map_err(|error| refused(&error))?;
+    let predicate = parse(&request.predicate, &snapshot, request.allow_unknown)
+        .map_err(|error| refused(&error))?;
     let explanation = match &request.explain {
         None => None,
         Some(name) => {
             let node = snapshot.by_name(name).ok_or_else(|| {
-                ApiError::new(Kind::NotFound, format!("there is no node {name}")).hint("muster nodes lists them")
+                ApiError::new(Kind::NotFound, format!("there is no node {name}"))
+                    .hint("muster nodes lists them")
             })?;
             let explained = predicate.explain(&**node);
             Some(ExplainView {
@@ -64,9 +67,16 @@ async fn match_nodes(
         };
         return Err(refused(&error));
     }
-    let mut nodes: Vec<_> = nodes.iter().map(|node| node.assignment.name.clone()).collect();
+    let mut nodes: Vec<_> = nodes
+        .iter()
+        .map(|node| node.assignment.name.clone())
+        .collect();
     nodes.sort();
-    Ok(ApiJson(MatchAnswer { predicate: predicate.text().to_owned(), nodes, explanation }))
+    Ok(ApiJson(MatchAnswer {
+        predicate: predicate.text().to_owned(),
+        nodes,
+        explanation,
+    }))
 }
 
 /// A resolve error where nothing would have been run anyway.

@@ -71,6 +71,9 @@ impl FromRequestParts<AppState> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(_parts: &mut Parts, _state: &AppState) -> Result<Self, ApiError> {
-        Err(ApiError::new(Kind::Unauthenticated, "a valid API token is needed"))
+        Err(ApiError::new(
+            Kind::Unauthenticated,
+            "a valid API token is needed",
+        ))
     }
 }

@@ -47,19 +47,33 @@ async fn ping(
     caller: Caller,
     ApiJson(request): ApiJson<PingRequest>,
 ) -> Result<ApiJson<PingAnswer>, ApiError> {
-    let request = state.authorize(&caller, Action::Ping, request)?.into_inner();
+    let request = state
+        .authorize(&caller, Action::Ping, request)?
+        .into_inner();
     state.active()?;
     let within = request.timeout.map_or(WITHIN, |span| span.get());
     if within.is_zero() || within > LONGEST {
-        return Err(ApiError::new(Kind::InvalidRequest, "a ping waits for more than nothing and at most 60s"));
+        return Err(ApiError::new(
+            Kind::InvalidRequest,
+            "a ping waits for more than nothing and at most 60s",
+        ));
     }
     // A ping does nothing to a node: the broker's own machines are in.
-    let options = Options { limit: None, include_infrastructure: true, allow_unknown: request.allow_unknown };
-    let resolved =
-        resolve(&request.predicate, &state.inventory.snapshot(), options).map_err(|error| refused(&error))?;
-    let answer = state.nodes.pinger.ping(&resolved.nodes, within).await.map_err(|error| match error {
-        PingError::Busy => ApiError::new(Kind::RateLimited, error.to_string()),
-        PingError::Send(_) => ApiError::new(Kind::Unavailable, error.to_string()),
-    })?;
+    let options = Options {
+        limit: None,
+        include_infrastructure: true,
+        allow_unknown: request.allow_unknown,
+    };
+    let resolved = resolve(&request.predicate, &state.inventory.snapshot(), options)
+        .map_err(|error| refused(&error))?;
+    let answer = state
+        .nodes
+        .pinger
+        .ping(&resolved.nodes, within)
+        .await
+        .map_err(|error| match error {
+            PingError::Busy => ApiError::new(Kind::RateLimited, error.to_string()),
+            PingError::Send(_) => ApiError::new(Kind::Unavailable, error.to_string()),
+        })?;
     Ok(ApiJson(answer))
 }

@@ -90,7 +90,13 @@ async fn create(
         }
     };
     let checked = runs::check(&request).map_err(|error| ApiError::from(error.problem()))?;
-    let hash = RequestHash::of(&("run", &RunRequest { confirm: Confirm::Ask, ..request.clone() }));
+    let hash = RequestHash::of(&(
+        "run",
+        &RunRequest {
+            confirm: Confirm::Ask,
+            ..request.clone()
+        },
+    ));
     let frozen = match &request.confirm {
         Confirm::Plan(plan) => state
             .nodes
@@ -105,7 +111,9 @@ async fn create(
             checked.freeze(&request, &resolved, id, by, Timestamp::now())
         }
     };
-    begin(&state, &caller, &request.confirm, hash, frozen).await.map(ApiJson)
+    begin(&state, &caller, &request.confirm, hash, frozen)
+        .await
+        .map(ApiJson)
 }
 
 /// List runs
@@ -128,17 +136,25 @@ async fn list(
     caller: Caller,
     ApiQuery(query): ApiQuery<ListQuery>,
 ) -> Result<ApiJson<Page<RunBrief>>, ApiError> {
-    let query = state.authorize(&caller, Action::ReadRuns, query)?.into_inner();
+    let query = state
+        .authorize(&caller, Action::ReadRuns, query)?
+        .into_inner();
     let before = match &query.cursor {
         None => None,
         Some(text) => Some(parse_cursor(text).ok_or_else(|| {
-            ApiError::new(Kind::InvalidRequest, format!("`{}` is not a cursor", printable(text, 60)))
-                .hint("take it from `next` of the page before")
+            ApiError::new(
+                Kind::InvalidRequest,
+                format!("`{}` is not a cursor", printable(text, 60)),
+            )
+            .hint("take it from `next` of the page before")
         })?),
     };
     let limit = query.limit.unwrap_or(PAGE);
     if !(1..=LONGEST_PAGE).contains(&limit) {
-        return Err(ApiError::new(Kind::InvalidRequest, format!("a limit is from 1 to {LONGEST_PAGE}")));
+        return Err(ApiError::new(
+            Kind::InvalidRequest,
+            format!("a limit is from 1 to {LONGEST_PAGE}"),
+        ));
     }
     let (items, more) = state.nodes.engine.list(before, limit)?;
     let next = more.then(|| items.last().map(cursor)).flatten();
@@ -177,7 +193,9 @@ async fn show(
     caller: Caller,
     ApiPath(run): ApiPath<String>,
 ) -> Result<ApiJson<RunView>, ApiError> {
-    let run = state.authorize(&caller, Action::ReadRuns, run)?.into_inner();
+    let run = state
+        .authorize(&caller, Action::ReadRuns, run)?
+        .into_inner();
     let engine = &state.nodes.engine;
     let run = engine.lookup(&run)?;
     Ok(ApiJson(engine.show(run).await?))
@@ -205,7 +223,9 @@ async fn cancel(
     caller: Caller,
     ApiPath(run): ApiPath<String>,
 ) -> Result<ApiJson<RunView>, ApiError> {
-    let run = state.authorize(&caller, Action::CancelRun, run)?.into_inner();
+    let run = state
+        .authorize(&caller, Action::CancelRun, run)?
+        .into_inner();
     let engine = &state.nodes.engine;
     let run = state.authorize(&caller, Action::CancelRun, engine.lookup(&run)?)?;
     Ok(ApiJson(engine.cancel(run).await?))
@@ -238,10 +258,19 @@ async fn retry(
     ApiPath(run): ApiPath<String>,
     ApiJson(request): ApiJson<RetryRequest>,
 ) -> Result<ApiJson<RunView>, ApiError> {
-    let run = state.authorize(&caller, Action::RetryRun, run)?.into_inner();
+    let run = state
+        .authorize(&caller, Action::RetryRun, run)?
+        .into_inner();
     let engine = &state.nodes.engine;
     let run = engine.lookup(&run)?;
-    let hash = RequestHash::of(&("retry", run, &RetryRequest { confirm: Confirm::Ask, ..request.clone() }));
+    let hash = RequestHash::of(&(
+        "retry",
+        run,
+        &RetryRequest {
+            confirm: Confirm::Ask,
+            ..request.clone()
+        },
+    ));
     let frozen = match &request.confirm {
         Confirm::Plan(plan) => state
             .nodes
@@ -251,19 +280,32 @@ async fn retry(
         Confirm::Ask | Confirm::Yes => {
             let old = engine.state(run).await?;
             if !old.phase.is_final() {
-                return Err(ApiError::new(Kind::Conflict, format!("run {} has not ended", run.short()))
-                    .hint("wait for its end, or cancel it"));
+                return Err(ApiError::new(
+                    Kind::Conflict,
+                    format!("run {} has not ended", run.short()),
+                )
+                .hint("wait for its end, or cancel it"));
             }
             let targets = chosen(&old, &request, &state.inventory.snapshot());
             if targets.is_empty() {
-                let title = format!("no node of run {} is left to retry; nothing was run", run.short());
+                let title = format!(
+                    "no node of run {} is left to retry; nothing was run",
+                    run.short()
+                );
                 return Err(ApiError::new(Kind::NoMatch, title)
                     .hint("nodes where it cannot be said whether it ran need --include-unknown"));
             }
-            runs::retry(&old, targets, (&caller.principal, caller.door), Timestamp::now())
+            runs::retry(
+                &old,
+                targets,
+                (&caller.principal, caller.door),
+                Timestamp::now(),
+            )
         }
     };
-    begin(&state, &caller, &request.confirm, hash, frozen).await.map(ApiJson)
+    begin(&state, &caller, &request.confirm, hash, frozen)
+        .await
+        .map(ApiJson)
 }
 
 /// The nodes of an ended run that a retry takes, in its order.
@@ -337,20 +379,42 @@ fn plan(state: &AppState, caller: &Caller, hash: RequestHash, frozen: FrozenRun)
     let snapshot = state.inventory.snapshot();
     let mut labels: BTreeMap<LabelKey, BTreeMap<String, u32>> = BTreeMap::new();
     for target in &frozen.targets {
-        let Some(node) = snapshot.get(target.serial) else { continue };
+        let Some(node) = snapshot.get(target.serial) else {
+            continue;
+        };
         for (key, value) in &node.assignment.labels {
-            *labels.entry(key.clone()).or_default().entry(value.to_string()).or_default() += 1;
+            *labels
+                .entry(key.clone())
+                .or_default()
+                .entry(value.to_string())
+                .or_default() += 1;
         }
     }
     let title = frozen.spec.title.clone();
     let predicate = frozen.spec.predicate.clone();
-    let nodes = frozen.targets.iter().map(|target| target.name.clone()).collect();
-    let (id, expires) = state.nodes.plans.keep(&caller.principal, hash, frozen, Timestamp::now());
-    Plan { id, title, predicate, nodes, labels, expires }
+    let nodes = frozen
+        .targets
+        .iter()
+        .map(|target| target.name.clone())
+        .collect();
+    let (id, expires) = state
+        .nodes
+        .plans
+        .keep(&caller.principal, hash, frozen, Timestamp::now());
+    Plan {
+        id,
+        title,
+        predicate,
+        nodes,
+        labels,
+        expires,
+    }
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
-    let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
+    let Some(value) = headers.get(IDEMPOTENCY_KEY) else {
+        return Ok(None);
+    };
     match value.to_str() {
         Ok(key) if !key.is_empty() && key.len() <= LONGEST_KEY => Ok(Some(key)),
         _ => Err(ApiError::new(
@@ -393,7 +457,10 @@ async fn repeated(
     if old.params != request.params || old.brief.scenario != request.scenario {
         return Err(ApiError::new(
             Kind::Conflict,
-            format!("this Idempotency-Key was used for another request (run {})", old.brief.short),
+            format!(
+                "this Idempotency-Key was used for another request (run {})",
+                old.brief.short
+            ),
         )
         .hint("use a new key for a new request"));
     }

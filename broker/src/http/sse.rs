@@ -75,15 +75,24 @@ async fn events(
     headers: HeaderMap,
     ApiPath(run): ApiPath<String>,
 ) -> Result<Response, ApiError> {
-    let run = state.authorize(&caller, Action::ReadRuns, run)?.into_inner();
+    let run = state
+        .authorize(&caller, Action::ReadRuns, run)?
+        .into_inner();
     let after = match headers.get(LAST_EVENT_ID) {
         None => None,
-        Some(value) => Some(value.to_str().ok().and_then(|text| text.parse::<Place>().ok()).ok_or_else(
-            || {
-                ApiError::new(Kind::InvalidRequest, "this Last-Event-ID is not the id of an event of a run")
+        Some(value) => Some(
+            value
+                .to_str()
+                .ok()
+                .and_then(|text| text.parse::<Place>().ok())
+                .ok_or_else(|| {
+                    ApiError::new(
+                        Kind::InvalidRequest,
+                        "this Last-Event-ID is not the id of an event of a run",
+                    )
                     .hint("leave it out to begin at the beginning")
-            },
-        )?),
+                })?,
+        ),
     };
     let room = Arc::clone(&ROOM).try_acquire_owned().map_err(|_| {
         ApiError::new(Kind::RateLimited, format!("{MOST} watchers are connected"))
@@ -96,8 +105,13 @@ async fn events(
         follow(watch, give).await;
         drop(room);
     });
-    let stream = Sse::new(ReceiverStream::new(take)).keep_alive(KeepAlive::new().interval(HEARTBEAT));
-    Ok(([("cache-control", "no-store"), ("x-accel-buffering", "no")], stream).into_response())
+    let stream =
+        Sse::new(ReceiverStream::new(take)).keep_alive(KeepAlive::new().interval(HEARTBEAT));
+    Ok((
+        [("cache-control", "no-store"), ("x-accel-buffering", "no")],
+        stream,
+    )
+        .into_response())
 }
 
 /// Gives a watcher its events until the run or the watcher ends, or the

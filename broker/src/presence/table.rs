@@ -14,7 +14,7 @@ const DOWN_AFTER: u32 = 60;
 /// What was on its way when a node was replaced or went may still arrive.
 const IN_FLIGHT: Duration = Duration::from_secs(3);
 /// The same, after the server said that the last connection has ended.
-const AFTER_END: Duration = Duration::from_millis(500);
+pub(super) const AFTER_END: Duration = Duration::from_millis(500);
 /// A flood is shown for so long after its last message.
 const FLOOD_SHOWN: Duration = Duration::from_secs(60);
 /// Old instances that are remembered.

@@ -282,7 +282,15 @@ mod tests {
             ["7f3k", "7f3", "zzzz", "7f3!", "é7f3", "", &"7".repeat(40)]
                 .map(|text| index.lookup(text).expect_err(text).to_string())
                 .join("\n"),
-            @""
+            @r"
+        `7f3k` stands for 2 runs: 7f3kab, 7f3kac
+        `7f3` is not a run: an id has letters and digits, at least four of them
+        there is no run zzzz
+        `7f3!` is not a run: an id has letters and digits, at least four of them
+        `é7f3` is not a run: an id has letters and digits, at least four of them
+        `` is not a run: an id has letters and digits, at least four of them
+        `7777777777777777777777777777777777777777` is not a run: an id has letters and digits, at least four of them
+        "
         );
     }
 

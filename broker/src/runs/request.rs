@@ -262,7 +262,16 @@ mod tests {
                 refused(json!({"params": {"argv": ["\u{1}".repeat(131_000), "\u{1}".repeat(131_000)]}})),
             ]
             .join("\n"),
-            @""
+            @r"
+        there is no scenario `web-upgrade`; nothing was run
+        there is no command to run; write it after `--`; nothing was run
+        a batch of 0 holds no node; nothing was run
+        a timeout of 0s is not possible; it takes more than nothing and at most 7d; nothing was run
+        a delivery time of 8d is not possible; it takes more than nothing and at most 7d; nothing was run
+        1099511627776 bytes of output per node are too many; at most 67108864 are kept; nothing was run
+        a command cannot be checked without running it; nothing was run
+        the parameters have 1572016 bytes as JSON; at most 917504 can be sent to nodes; nothing was run
+        "
         );
     }
 }

@@ -314,7 +314,7 @@ impl Delivery {
             let mut wake = deadline;
             let (list, next) = match self.cancelled {
                 Some(_) => (&mut due.cancel, Some(attempt.cancel.next)),
-                None => (&mut due.call, self.next_call(attempt)),
+                None => (&mut due.call, self.next_call(attempt, now)),
             };
             if let Some(next) = next {
                 if next <= now {
@@ -329,10 +329,10 @@ impl Delivery {
     }
 
     /// When the call is to be repeated, while it still can be.
-    fn next_call(&self, attempt: &Attempt) -> Option<Moment> {
+    fn next_call(&self, attempt: &Attempt, now: Moment) -> Option<Moment> {
         let open = !matches!(attempt.ack, Ack::Accepted(_));
-        (open && attempt.call.next < attempt.begun.ms(self.deliver_within))
-            .then_some(attempt.call.next)
+        let end = attempt.begun.ms(self.deliver_within);
+        (open && now < end && attempt.call.next < end).then_some(attempt.call.next)
     }
 
     fn deadline(&self, attempt: &Attempt) -> (Moment, GivenUp) {
