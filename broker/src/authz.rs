@@ -86,10 +86,12 @@ pub trait Policy: Send + Sync {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FixedRoles;
 
-impl Policy for FixedRoles {
-    fn allows(&self, caller: &Caller, action: &Action) -> bool {
+impl FixedRoles {
+    /// Whether that role may do this.
+    #[must_use]
+    pub fn may(role: Role, action: &Action) -> bool {
         use Action as A;
-        match caller.role {
+        match role {
             Role::Admin => true,
             Role::Operator => !matches!(action, A::RemoveNodes | A::ManageTokens | A::ManageKeys),
             Role::Reader => matches!(
@@ -107,7 +109,42 @@ impl Policy for FixedRoles {
     }
 }
 
+impl Policy for FixedRoles {
+    fn allows(&self, caller: &Caller, action: &Action) -> bool {
+        Self::may(caller.role, action)
+    }
+}
+
 impl Action {
+    /// One of each kind, for documentation and tests.
+    #[must_use]
+    pub fn examples() -> Vec<Self> {
+        let run = Self::CreateRun {
+            scenario: "command".parse().expect("a constant name"),
+            mode: Mode::Apply,
+            targets: NodeSet::new(),
+        };
+        vec![
+            Self::ReadNodes,
+            Self::MatchNodes,
+            Self::Ping,
+            run,
+            Self::ReadRuns,
+            Self::CancelRun,
+            Self::RetryRun,
+            Self::ChangeNodes,
+            Self::RemoveNodes,
+            Self::Invite,
+            Self::ManageInvites,
+            Self::ManageTokens,
+            Self::ReadKeys,
+            Self::ManageKeys,
+            Self::ReadStatus,
+            Self::ReadEvents,
+            Self::WhoAmI,
+        ]
+    }
+
     /// What it is, as words after "may not".
     #[must_use]
     pub fn what(&self) -> &'static str {
@@ -185,4 +222,58 @@ pub fn authorize<T>(
         "denied"
     );
     Err(Denied { principal: caller.principal.clone(), role: caller.role, what: action.what() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(role: Role) -> Caller {
+        Caller {
+            principal: "ana".parse().unwrap(),
+            role,
+            token: "t".into(),
+            door: Door::Http,
+        }
+    }
+
+    #[test]
+    fn who_may_do_what() {
+        let mut table = String::new();
+        for action in Action::examples() {
+            let may: Vec<_> = Role::ALL
+                .iter()
+                .filter(|role| authorize(&FixedRoles, &caller(**role), action.clone(), ()).is_ok())
+                .map(|role| role.as_str())
+                .collect();
+            table += &format!("{:<34} {}\n", action.what(), may.join(" "));
+        }
+        insta::assert_snapshot!(table, @r"
+        read nodes                         admin operator reader
+        resolve predicates                 admin operator reader
+        ping nodes                         admin operator
+        run anything                       admin operator
+        read runs                          admin operator reader
+        cancel runs                        admin operator
+        retry runs                         admin operator
+        change roles and labels of nodes   admin operator
+        remove or replace nodes            admin
+        invite nodes                       admin operator node-enroller
+        list or withdraw invites           admin operator
+        manage API tokens                  admin
+        read the broker keys               admin operator reader
+        rotate or revoke broker keys       admin
+        read the status                    admin operator reader
+        read events                        admin operator reader
+        ask who it is                      admin operator reader node-enroller
+        ");
+    }
+
+    #[test]
+    fn a_denial_says_who_and_what() {
+        let denied = authorize(&FixedRoles, &caller(Role::Reader), Action::Ping, ()).unwrap_err();
+        assert_eq!(denied.to_string(), "ana (reader) may not ping nodes");
+        let allowed = authorize(&FixedRoles, &caller(Role::Admin), Action::Ping, 7).unwrap();
+        assert_eq!((*allowed.get(), allowed.principal().as_str()), (7, "ana"));
+    }
 }

@@ -11,7 +11,7 @@ use crate::resolve::{ResolveError, matching, parse};
 
 /// The routes of this module.
 #[must_use]
-pub fn routes() -> OpenApiRouter<AppState> {
+pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(match_nodes))
 }
 

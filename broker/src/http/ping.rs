@@ -20,7 +20,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 
 /// The routes of this module.
 #[must_use]
-pub fn routes() -> OpenApiRouter<AppState> {
+pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(ping))
 }
 

@@ -34,7 +34,7 @@ const LONGEST_PAGE: usize = 1_000;
 
 /// The routes of this module.
 #[must_use]
-pub fn routes() -> OpenApiRouter<AppState> {
+pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(create, list))
         .routes(routes!(show))

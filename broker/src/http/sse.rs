@@ -36,7 +36,7 @@ static ROOM: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new
 
 /// The routes of this module.
 #[must_use]
-pub fn routes() -> OpenApiRouter<AppState> {
+pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(events))
 }
 
@@ -101,8 +101,9 @@ async fn events(
     let engine = &state.nodes.engine;
     let watch = engine.watch(engine.lookup(&run)?, after).await?;
     let (give, take) = mpsc::channel(WAITING);
+    let shutdown = state.shutdown.clone();
     tokio::spawn(async move {
-        follow(watch, give).await;
+        shutdown.run_until_cancelled(follow(watch, give)).await;
         drop(room);
     });
     let stream =

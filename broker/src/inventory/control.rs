@@ -62,3 +62,32 @@ pub trait NodeControl: Send + Sync {
     /// What is known of all nodes that were ever heard.
     fn presences(&self) -> HashMap<Serial, PresenceView>;
 }
+
+/// No way to any node: every node is as if it had never been heard. For tests
+/// and for a broker that only administers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Detached;
+
+impl NodeControl for Detached {
+    fn refresh(&self, _node: Serial, _revision: u64) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn push_keys(&self, _list: SignedText) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn wait_revision(&self, _node: Serial, _revision: u64, _within: Duration) -> BoxFuture<'_, bool> {
+        Box::pin(std::future::ready(false))
+    }
+
+    fn forget(&self, _node: Serial) {}
+
+    fn presence(&self, _node: Serial) -> PresenceView {
+        PresenceView::never()
+    }
+
+    fn presences(&self) -> HashMap<Serial, PresenceView> {
+        HashMap::new()
+    }
+}

@@ -35,7 +35,7 @@ const SKEW: Duration = Duration::from_secs(10);
 /// How often the table is looked through for changes to report.
 const TICK: Duration = Duration::from_millis(500);
 /// How often `last_seen` is stored.
-const STORE_EVERY: Duration = Duration::from_secs(60);
+const STORE_EVERY: Duration = Duration::from_secs(10);
 
 /// How a node can be sent to now.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -184,6 +184,8 @@ pub(super) struct Shared {
     numbers: AtomicU64,
     /// Outcomes and output for runs or steps that their node has no part in.
     pub(super) strays: AtomicU64,
+    /// Most bytes in the stream.
+    pub(super) limit: AtomicU64,
     /// Bytes in the stream, as far as known.
     pub(super) stored: AtomicU64,
 }
@@ -230,6 +232,7 @@ impl Engine {
             cache: Mutex::default(),
             numbers: AtomicU64::new(0),
             strays: AtomicU64::new(0),
+            limit: AtomicU64::new(u64::MAX),
             stored: AtomicU64::new(0),
         }))
     }

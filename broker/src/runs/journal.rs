@@ -70,21 +70,33 @@ pub enum ReadError {
     Store(#[from] StreamError),
 }
 
-/// Makes the stream of runs, or brings it to these limits.
+/// Smallest limit of the stream that muster works with.
+const LEAST_BYTES: u64 = 16 << 20;
+
+/// Makes the stream of runs, or brings it to these limits. When the server has
+/// less room than `max_bytes`, the limit is halved until it fits; the one that
+/// counts is returned.
 ///
 /// # Errors
 /// [`StreamError`].
-pub(super) async fn ensure(
-    js: &Context,
-    max_bytes: u64,
-    max_age: Duration,
-) -> Result<(), StreamError> {
-    let settings = StreamSettings {
-        max_bytes: Some(max_bytes),
-        max_age: Some(max_age),
-        ..StreamSettings::journal(STREAM, "journals and output of runs", &[subject::RUN_ALL])
-    };
-    ensure_stream(js, &settings).await.map(drop)
+pub(super) async fn ensure(js: &Context, max_bytes: u64, max_age: Duration) -> Result<u64, StreamError> {
+    let mut limit = max_bytes;
+    loop {
+        let settings = StreamSettings {
+            max_bytes: Some(limit),
+            max_age: Some(max_age),
+            ..StreamSettings::journal(STREAM, "journals and output of runs", &[subject::RUN_ALL])
+        };
+        match ensure_stream(js, &settings).await {
+            Err(StreamError::Full { .. }) if limit / 2 >= LEAST_BYTES => limit /= 2,
+            result => {
+                if limit < max_bytes {
+                    tracing::warn!(limit, wanted = max_bytes, "NATS has less room for runs than wanted");
+                }
+                return result.map(|_| limit);
+            }
+        }
+    }
 }
 
 /// A journal folded so far.

@@ -98,12 +98,8 @@ impl Engine {
 
     async fn recover(&self, epoch: u64, term: &CancellationToken) -> Result<(), StreamError> {
         let shared = &self.0;
-        ensure(
-            &shared.js,
-            shared.settings.max_bytes,
-            shared.settings.max_age,
-        )
-        .await?;
+        let limit = ensure(&shared.js, shared.settings.max_bytes, shared.settings.max_age).await?;
+        shared.limit.store(limit, Ordering::Relaxed);
         let mut runs: HashMap<RunId, Option<Folded>> = HashMap::new();
         let mut messages = read_from(&shared.js, STREAM, subject::JOURNAL_ALL, 1).await?;
         let mut damaged = 0;
@@ -221,7 +217,7 @@ impl Engine {
     /// ones when the stream gets full. An open run is never touched.
     async fn tidy(&self) -> Result<(), StreamError> {
         let shared = Arc::clone(&self.0);
-        let limit = shared.settings.max_bytes;
+        let limit = shared.limit.load(Ordering::Relaxed);
         let oldest = Timestamp::now()
             .checked_sub(shared.settings.max_age)
             .unwrap_or(Timestamp::MIN);

@@ -65,7 +65,6 @@ pub(crate) struct Log {
 }
 
 pub(crate) struct Node {
-    pub(crate) serial: Serial,
     pub(crate) instance: InstanceId,
     pub(crate) client: Client,
     pub(crate) script: Arc<Mutex<Script>>,
@@ -172,7 +171,6 @@ impl Node {
             }
         });
         Self {
-            serial,
             instance,
             client,
             script: Arc::clone(&shared.script),
