@@ -27,7 +27,11 @@ pub struct State {
 /// # Errors
 /// Of a newer version, somebody else's, damaged, or not writable.
 pub fn open(path: &Path) -> Result<State, Failure> {
-    let dir = StateDir::open(path).map_err(|e| state_failure(&e))?;
+    StateDir::open(path).map_err(|e| state_failure(&e))?;
+    // Paths in it are told to other processes, which may be elsewhere.
+    let path = std::fs::canonicalize(path)
+        .map_err(|e| Failure::new(NOT_ALL, format!("cannot find {}: {e}", path.display())))?;
+    let dir = StateDir::open(&path).map_err(|e| state_failure(&e))?;
     let root = dir.root().map_err(|e| state_failure(&e))?;
     Ok(State {
         dir,
@@ -165,13 +169,8 @@ impl Prepared {
 
     /// Where NATS is, for programs.
     #[must_use]
-    pub fn nats_url(&self) -> String {
-        let scheme = if self.nats_listen.ip().is_loopback() {
-            "nats"
-        } else {
-            "tls"
-        };
-        format!("{scheme}://{}", self.nats_listen)
+    pub fn nats_url(&self) -> &str {
+        self.nats.urls.first().map_or("", String::as_str)
     }
 
     /// The NATS server.

@@ -19,8 +19,8 @@ A node that is enrolled already gets the roles and labels of its --node when tha
 the last time; what `muster node label|role` changed since then stays otherwise. A node without
 a --node is not started; its keys stay in DIR/agents.
 
-The state is DIR: keys, admin.token (0600), broker.toml (what you set there stays), nats, agents,
-log/*.log. MUSTER_AGENT and MUSTER_NATS_SERVER name other executables.";
+The state is DIR: keys, admin.token (0600), broker.toml and agents/NAME.toml (what you set there
+stays), nats, log/*.log. MUSTER_AGENT and MUSTER_NATS_SERVER name other executables.";
 
 /// Arguments of `muster up`.
 #[derive(Args, Debug)]
