@@ -77,7 +77,7 @@ impl Process {
         let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else {
             return false;
         };
-        if !Self::read(self.pid).is_some_and(|now| now.started == self.started) {
+        if Self::read(self.pid).is_none_or(|now| now.started != self.started) {
             return false;
         }
         pidfd_send_signal(handle, signal).is_ok()
