@@ -127,6 +127,7 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
     };
     if let Some(process) = child.id().and_then(Process::read) {
         tree.root = Some((process.pid, process.started));
+        process.unprotect();
         if let Some(cgroup) = &spec.cgroup
             && cgroup.add(process.pid).is_ok()
         {
