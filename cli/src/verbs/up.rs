@@ -8,6 +8,7 @@ use clap::Args;
 use crate::Context;
 use crate::failure::Failure;
 use crate::up::spec::NodeSpec;
+use crate::up::{Wish, up};
 
 /// Arguments of `muster up`.
 #[derive(Args, Debug)]
@@ -16,7 +17,7 @@ pub struct UpArgs {
     #[arg(long, value_name = "DIR")]
     pub state: PathBuf,
     /// Where the broker listens; beyond loopback with TLS
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7420")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7878")]
     pub listen: SocketAddr,
     /// Where the NATS server listens; beyond loopback with TLS [default: a free port of loopback]
     #[arg(long, value_name = "ADDR:PORT")]
@@ -33,6 +34,13 @@ pub struct UpArgs {
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(_context: &Context, _args: UpArgs) -> Result<u8, Failure> {
-    Err(Failure::new(5, "up is not built in yet"))
+pub async fn run(context: &Context, args: UpArgs) -> Result<u8, Failure> {
+    let wish = Wish {
+        state: args.state,
+        listen: args.listen,
+        nats_listen: args.nats_listen,
+        nodes: args.nodes,
+        json: args.json,
+    };
+    up(context, &wish).await
 }
