@@ -215,13 +215,20 @@ pub fn authorize<T>(
     subject: T,
 ) -> Result<Authorized<T>, Denied> {
     if policy.allows(caller, &action) {
-        return Ok(Authorized { subject, caller: caller.clone() });
+        return Ok(Authorized {
+            subject,
+            caller: caller.clone(),
+        });
     }
     tracing::warn!(
         principal = %caller.principal, role = %caller.role, token = caller.token, action = action.what(),
         "denied"
     );
-    Err(Denied { principal: caller.principal.clone(), role: caller.role, what: action.what() })
+    Err(Denied {
+        principal: caller.principal.clone(),
+        role: caller.role,
+        what: action.what(),
+    })
 }
 
 #[cfg(test)]

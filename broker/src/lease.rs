@@ -104,7 +104,8 @@ impl Lease {
     #[must_use]
     pub fn epoch(&self) -> Option<u64> {
         let held = *self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.filter(|held| Instant::now() < held.until).map(|held| held.epoch)
+        held.filter(|held| Instant::now() < held.until)
+            .map(|held| held.epoch)
     }
 
     /// Where this broker stands, and every change of it.
@@ -133,9 +134,13 @@ impl Lease {
         holder: Holder,
         cancel: CancellationToken,
     ) -> (Self, tokio::task::JoinHandle<Result<(), LeaseError>>) {
-        let standby = Place::Standby { why: "the lease is being looked at".into() };
-        let lease =
-            Self(Arc::new(Inner { held: Mutex::new(None), place: watch::Sender::new(standby) }));
+        let standby = Place::Standby {
+            why: "the lease is being looked at".into(),
+        };
+        let lease = Self(Arc::new(Inner {
+            held: Mutex::new(None),
+            place: watch::Sender::new(standby),
+        }));
         let seeker = Seeker {
             bucket,
             state,
@@ -206,7 +211,9 @@ impl Seeker {
     async fn try_take(&mut self) -> Result<Option<(LeaseValue, u64)>, LeaseError> {
         let entry = match timeout(ANSWER, self.bucket.get(KEY)).await {
             Ok(Ok(entry)) => entry,
-            Ok(Err(error)) => return Ok(self.not_now(&format!("the lease cannot be read: {error}"))),
+            Ok(Err(error)) => {
+                return Ok(self.not_now(&format!("the lease cannot be read: {error}")));
+            }
             Err(_) => return Ok(self.not_now("the lease cannot be read: NATS does not answer")),
         };
         if let Some(entry) = &entry
@@ -259,7 +266,9 @@ impl Seeker {
         let revision = match timeout(ANSWER, write).await {
             Ok(Ok(revision)) => revision,
             // Whether an unconfirmed write was stored shows at the next look.
-            Ok(Err(error)) => return Ok(self.not_now(&format!("the lease cannot be taken: {error}"))),
+            Ok(Err(error)) => {
+                return Ok(self.not_now(&format!("the lease cannot be taken: {error}")));
+            }
             Err(_) => return Ok(self.not_now("the lease cannot be taken: NATS does not answer")),
         };
         // Somebody else was active in between, and this process has its state
@@ -269,8 +278,14 @@ impl Seeker {
         }
         self.first = false;
         self.was_active = true;
-        self.shared.set(Some(Held { epoch, until: sent + TTL.saturating_sub(MARGIN) }));
-        self.shared.tell(Place::Active { epoch, term: self.term });
+        self.shared.set(Some(Held {
+            epoch,
+            until: sent + TTL.saturating_sub(MARGIN),
+        }));
+        self.shared.tell(Place::Active {
+            epoch,
+            term: self.term,
+        });
         tracing::info!(epoch, "this broker is active");
         Ok(Some((value, revision)))
     }
@@ -284,7 +299,9 @@ impl Seeker {
 
     fn not_now(&mut self, why: &str) -> Option<(LeaseValue, u64)> {
         if !self.was_active {
-            self.shared.tell(Place::Standby { why: why.to_owned() });
+            self.shared.tell(Place::Standby {
+                why: why.to_owned(),
+            });
         }
         None
     }
@@ -318,7 +335,9 @@ impl Seeker {
             }
             // An unconfirmed renewal may have been stored after all.
             match timeout(ANSWER, self.bucket.get(KEY)).await {
-                Ok(Ok(Some(entry))) if entry.value.instance == self.instance => revision = entry.revision,
+                Ok(Ok(Some(entry))) if entry.value.instance == self.instance => {
+                    revision = entry.revision
+                }
                 Ok(Ok(_)) => {
                     tracing::error!("another broker has taken the lease");
                     self.lost();
@@ -327,13 +346,19 @@ impl Seeker {
                 Ok(Err(_)) | Err(_) => {}
             }
         }
-        tracing::warn!(epoch = value.epoch, "the lease has run out; nothing is written until it is back");
+        tracing::warn!(
+            epoch = value.epoch,
+            "the lease has run out; nothing is written until it is back"
+        );
         self.shared.set(None);
         self.shared.tell(Place::Suspended);
     }
 
     fn extend(&self, epoch: u64, sent: Instant) {
-        self.shared.set(Some(Held { epoch, until: sent + TTL.saturating_sub(MARGIN) }));
+        self.shared.set(Some(Held {
+            epoch,
+            until: sent + TTL.saturating_sub(MARGIN),
+        }));
     }
 
     async fn release(&self, mut value: LeaseValue, revision: u64) {
@@ -343,7 +368,9 @@ impl Seeker {
         value.released = true;
         match timeout(ANSWER, self.bucket.update(KEY, &value, revision)).await {
             Ok(Ok(_)) => tracing::info!(epoch = value.epoch, "the lease is given back"),
-            Ok(Err(error)) => tracing::warn!(%error, "the lease could not be given back; it will run out"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the lease could not be given back; it will run out")
+            }
             Err(_) => tracing::warn!("the lease could not be given back; it will run out"),
         }
     }

@@ -34,7 +34,10 @@ async fn trust(_open: OpenDoor, State(state): State<AppState>) -> ApiJson<Trust>
     responses((status = 200, body = Challenge), (status = 429, body = Problem)),
     extensions(("x-authorisation" = json!("open: a challenge gives no right")))
 )]
-async fn challenge(_open: OpenDoor, State(state): State<AppState>) -> Result<ApiJson<Challenge>, ApiError> {
+async fn challenge(
+    _open: OpenDoor,
+    State(state): State<AppState>,
+) -> Result<ApiJson<Challenge>, ApiError> {
     Ok(ApiJson(state.enrolment.challenge()?))
 }
 

@@ -10,7 +10,10 @@ use super::{ApiError, ApiJson, ApiPath, AppState};
 use crate::authz::{Action, Caller};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(rotate)).routes(routes!(revoke))
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(rotate))
+        .routes(routes!(revoke))
 }
 
 /// The list of broker keys that nodes obey.
@@ -31,7 +34,10 @@ async fn list(State(state): State<AppState>, caller: Caller) -> Result<ApiJson<K
     responses((status = 200, body = KeyList)),
     extensions(("x-authorisation" = json!("rotate or revoke broker keys")))
 )]
-async fn rotate(State(state): State<AppState>, caller: Caller) -> Result<ApiJson<KeyList>, ApiError> {
+async fn rotate(
+    State(state): State<AppState>,
+    caller: Caller,
+) -> Result<ApiJson<KeyList>, ApiError> {
     state.active()?;
     state.authorize(&caller, Action::ManageKeys, ())?;
     let by = caller.principal.as_str();

@@ -136,11 +136,18 @@ pub fn router(state: AppState) -> Router {
 }
 
 async fn not_found(uri: Uri) -> ApiError {
-    ApiError::new(Kind::NotFound, format!("there is no {}", printable(uri.path(), 120)))
-        .hint("GET /openapi.json lists what there is")
+    ApiError::new(
+        Kind::NotFound,
+        format!("there is no {}", printable(uri.path(), 120)),
+    )
+    .hint("GET /openapi.json lists what there is")
 }
 
 async fn not_allowed(method: Method, uri: Uri) -> ApiError {
-    let title = format!("{} does not take {}", printable(uri.path(), 120), printable(method.as_str(), 20));
+    let title = format!(
+        "{} does not take {}",
+        printable(uri.path(), 120),
+        printable(method.as_str(), 20)
+    );
     ApiError::new(Kind::InvalidRequest, title).status(405)
 }

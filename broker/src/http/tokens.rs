@@ -29,7 +29,9 @@ async fn create(
     ApiJson(request): ApiJson<TokenRequest>,
 ) -> Result<(StatusCode, ApiJson<TokenCreated>), ApiError> {
     state.active()?;
-    let request = state.authorize(&caller, Action::ManageTokens, request)?.into_inner();
+    let request = state
+        .authorize(&caller, Action::ManageTokens, request)?
+        .into_inner();
     let created = state.tokens.create(request, &caller.principal).await?;
     Ok((StatusCode::CREATED, ApiJson(created)))
 }
@@ -81,7 +83,17 @@ async fn revoke(
     responses((status = 200, body = WhoAmI)),
     extensions(("x-authorisation" = json!("ask who it is")))
 )]
-async fn whoami(State(state): State<AppState>, caller: Caller) -> Result<ApiJson<WhoAmI>, ApiError> {
-    let caller = state.authorize(&caller, Action::WhoAmI, ())?.caller().clone();
-    Ok(ApiJson(WhoAmI { principal: caller.principal, role: caller.role, token: caller.token }))
+async fn whoami(
+    State(state): State<AppState>,
+    caller: Caller,
+) -> Result<ApiJson<WhoAmI>, ApiError> {
+    let caller = state
+        .authorize(&caller, Action::WhoAmI, ())?
+        .caller()
+        .clone();
+    Ok(ApiJson(WhoAmI {
+        principal: caller.principal,
+        role: caller.role,
+        token: caller.token,
+    }))
 }
