@@ -155,14 +155,12 @@ impl Said {
     }
 
     /// Fails unless the exit code is this one.
-    #[must_use]
     pub fn exits(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self:#?}");
         self
     }
 
     /// Fails unless standard error holds each of these.
-    #[must_use]
     pub fn says(self, parts: &[&str]) -> Self {
         for part in parts {
             assert!(self.err.contains(part), "`{part}` is not said in {self:#?}");

@@ -90,7 +90,9 @@ fn a_machine_enrols_once_with_its_invite() {
     // An invite into another cluster: its root key is not this one.
     let (body, _) = token.rsplit_once('_').expect("three parts");
     enroll(&up, "m4", &format!("{body}_00000000000000000000000000")).says(&["root"]);
-    let expired = invite(&up, &["--name", "web-02", "--expires", "1ms"]).remove(0);
+    let expired = invite(&up, &["--name", "web-02", "--expires", "1s"]).remove(0);
+    let ends = std::time::Instant::now() + std::time::Duration::from_millis(1200);
+    std::thread::sleep(ends - std::time::Instant::now());
     enroll(&up, "m5", &expired).exits(4).says(&["expired"]);
     // The name is taken.
     up.muster(&["node", "invite", "--name", "web-01"])

@@ -131,7 +131,7 @@ fn a_second_one_is_refused_and_disturbs_nothing() {
             "--state",
         ])
         .arg(&other);
-    let _ = finish(command)
+    finish(command)
         .exits(1)
         .says(&[&up.port.to_string(), "in use"]);
     wait_for("nothing of the other", || {
