@@ -120,6 +120,10 @@ impl Runner {
         let mut parts = Vec::new();
         for spec in nodes {
             self.enrolled(spec).await?;
+            let file = self.layout.spec(spec.name.as_str());
+            super::write_private(&file, format!("{spec}\n").as_bytes()).map_err(|e| {
+                Failure::new(NOT_ALL, format!("cannot write {}: {e}", file.display()))
+            })?;
             parts.push(part(&self.layout, spec.name.as_str(), &self.program));
         }
         Ok(parts)

@@ -192,6 +192,7 @@ async fn start(
     if nats_running.is_none() {
         ports::require_free(prepared.nats_listen, "--nats-listen")?;
     }
+    prepared.write()?;
     end_unwanted_agents(wish, layout).await;
     say(&format!(
         "nats-server {} on {}",
