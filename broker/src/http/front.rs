@@ -110,7 +110,6 @@ impl Front {
     }
 
     /// As a service.
-    #[must_use]
     pub fn router(&self) -> Router {
         let (router, _) = routes().split_for_parts();
         router
