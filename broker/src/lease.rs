@@ -67,7 +67,9 @@ struct Held {
 /// Where this broker stands.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Place {
-    /// Another one is active, or nothing is known yet.
+    /// Another one is active, or nothing is known yet. After
+    /// [`Place::Active`] it says that another one has taken over: what this
+    /// one has in memory is out of date.
     Standby {
         /// For people.
         why: String,
@@ -83,9 +85,6 @@ pub enum Place {
     /// This broker was active and cannot renew. Nobody else has taken over:
     /// what it has in memory still holds.
     Suspended,
-    /// Another broker has taken over since this one was active: what this one
-    /// has in memory is out of date.
-    Lost,
 }
 
 /// The right to write and to publish. Cheap to clone.
@@ -294,7 +293,7 @@ impl Seeker {
         self.shared.set(None);
         self.was_active = false;
         self.term += 1;
-        self.shared.tell(Place::Lost);
+        self.shared.tell(Place::Standby { why: "another broker has taken the lease".into() });
     }
 
     fn not_now(&mut self, why: &str) -> Option<(LeaseValue, u64)> {
@@ -375,3 +374,6 @@ impl Seeker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -114,7 +114,6 @@ impl Front {
     }
 
     /// As a service.
-    #[must_use]
     pub fn router(&self) -> Router {
         let (router, _) = routes().split_for_parts();
         router

@@ -125,7 +125,6 @@ pub fn routes() -> OpenApiRouter<AppState> {
 }
 
 /// The API as a service.
-#[must_use]
 pub fn router(state: AppState) -> Router {
     let (router, _) = routes().split_for_parts();
     router

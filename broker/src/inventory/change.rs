@@ -137,13 +137,9 @@ impl Inventory {
         let kept = self.kept()?;
         let mut index = kept.index.lock().await;
         kept.active()?;
-        for (serial, name) in [
-            index.keys.get(new.node_key.as_bytes()),
-            index.nats_keys.get(new.nats_key.as_str()),
-        ]
-        .into_iter()
-        .flatten()
-        {
+        let known =
+            index.keys.get(new.node_key.as_bytes()).or_else(|| index.nats_keys.get(new.nats_key.as_str()));
+        if let Some((serial, name)) = known {
             let snapshot = self.snapshot();
             return match snapshot.get(*serial) {
                 Some(record)

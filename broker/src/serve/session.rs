@@ -91,14 +91,14 @@ impl Session {
             events.clone(),
         )
         .await?;
-        let inventory = Inventory::load(
+        let inventory = Box::pin(Inventory::load(
             stores.inventory.get(),
             Arc::clone(&parts.keys),
             link.system.clone(),
             lease.clone(),
             events.clone(),
             parts.config.credentials_life,
-        )
+        ))
         .await?;
         // Before anybody connects: a server that was set up anew, or set
         // back in time, must know who is revoked.
