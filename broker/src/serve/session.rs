@@ -137,7 +137,11 @@ impl Session {
         };
         tasks.spawn(inventory.tend(cancel.clone()));
         tasks.spawn(tidy(enrolment, cancel.clone()));
-        Ok(Self { state, cancel, tasks })
+        Ok(Self {
+            state,
+            cancel,
+            tasks,
+        })
     }
 
     /// The API of this session.
@@ -150,7 +154,10 @@ impl Session {
         self.cancel.cancel();
         self.tasks.close();
         if timeout(END_WITHIN, self.tasks.wait()).await.is_err() {
-            tracing::warn!(tasks = self.tasks.len(), "parts of the broker did not end in time");
+            tracing::warn!(
+                tasks = self.tasks.len(),
+                "parts of the broker did not end in time"
+            );
         }
     }
 }
@@ -160,7 +167,11 @@ async fn tidy(enrolment: Enrolment, cancel: CancellationToken) {
         if let Err(error) = enrolment.tidy().await {
             tracing::debug!(%error, "old invites could not be forgotten");
         }
-        if cancel.run_until_cancelled(sleep(TIDY_EVERY)).await.is_none() {
+        if cancel
+            .run_until_cancelled(sleep(TIDY_EVERY))
+            .await
+            .is_none()
+        {
             return;
         }
     }
