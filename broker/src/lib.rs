@@ -7,16 +7,24 @@
 
 pub mod authority;
 pub mod authz;
+pub mod bus;
 pub mod config;
 pub mod embedded;
 pub mod enroll;
 pub mod events;
+mod hello;
 pub mod http;
 pub mod inventory;
 pub mod lease;
 pub mod link;
 pub mod nats;
+pub mod ping;
+pub mod plans;
+pub mod presence;
+pub mod resolve;
+pub mod routing;
 mod run;
+pub mod runs;
 pub mod secrets;
 mod serve;
 pub mod state_dir;

@@ -1,1 +1,31 @@
-//! muster
+//! Typed client of the broker's HTTP API.
+//!
+//! One method a route of [`muster_protocol::api`], problem documents as
+//! [`ClientError::Problem`], and the events of a run as a sequence of frames
+//! that survives lost connections ([`RunEvents`]).
+//!
+//! ```no_run
+//! use muster_client::{Client, Endpoint};
+//!
+//! # async fn example() -> Result<(), muster_client::ClientError> {
+//! let client = Client::new(Endpoint::new("http://127.0.0.1:7878")?)?;
+//! println!("{}", client.status().await?.version);
+//! # Ok(())
+//! # }
+//! ```
+
+mod client;
+mod endpoint;
+mod error;
+mod reference;
+mod routes;
+mod sse;
+mod watch;
+
+pub use client::{Client, MAX_BODY};
+pub use endpoint::Endpoint;
+pub use error::ClientError;
+pub use reference::Reference;
+pub use watch::{RunEvents, Watch};
+
+pub use muster_protocol::api::Secret;

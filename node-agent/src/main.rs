@@ -1,2 +1,7 @@
-//! muster
-fn main() {}
+//! The `muster-agent` command.
+
+fn main() -> std::process::ExitCode {
+    muster_agent::install_crypto();
+    let args = std::env::args_os();
+    muster_agent::main(args)
+}

@@ -9,16 +9,19 @@ mod front;
 mod invites;
 mod keys;
 mod limit;
+mod matching;
 mod nodes;
 mod page;
+mod ping;
 pub mod problem;
+mod runs;
+mod sse;
 mod status;
 #[cfg(test)]
 mod tests;
 mod tokens;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -30,6 +33,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::authority::Authority;
 use crate::authz::{Action, Authorized, Caller, Policy, authorize};
+use crate::bus::Nodes;
 use crate::config::Config;
 use crate::enroll::Enrolment;
 use crate::events::Events;
@@ -71,8 +75,8 @@ pub struct AppState {
     pub control: Arc<dyn NodeControl>,
     /// The connections to NATS.
     pub link: Link,
-    /// How many runs have not ended; the engine counts.
-    pub open_runs: Arc<AtomicU32>,
+    /// Runs, pings, plans, presence: everything that talks with the nodes.
+    pub nodes: Nodes,
     /// How much those without a token may ask.
     pub limiter: Arc<Limiter>,
     /// Cancelled when this API ends: streams end then.
@@ -111,7 +115,11 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(events::routes())
         .merge(invites::routes())
         .merge(keys::routes())
+        .merge(matching::routes())
         .merge(nodes::routes())
+        .merge(ping::routes())
+        .merge(runs::routes())
+        .merge(sse::routes())
         .merge(status::routes())
         .merge(tokens::routes())
 }

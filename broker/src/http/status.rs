@@ -1,7 +1,5 @@
 //! How the installation is.
 
-use std::sync::atomic::Ordering;
-
 use axum::extract::State;
 use muster_protocol::api::{Finding, Presence, Status};
 use muster_protocol::keys::BrokerKeyState;
@@ -97,7 +95,7 @@ async fn status(
         nats_version: Some(state.link.version.to_string()),
         nats_connected: connected,
         nodes,
-        open_runs: state.open_runs.load(Ordering::Relaxed),
+        open_runs: state.nodes.engine.open_runs(),
         time: Timestamp::now(),
         findings,
     }))

@@ -1,7 +1,6 @@
 //! One time of being the active broker: everything that was loaded for it.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use axum::Router;
@@ -12,17 +11,21 @@ use tokio_util::task::TaskTracker;
 use super::{Parts, Stores};
 use crate::authority::{Authority, AuthorityError};
 use crate::authz::FixedRoles;
+use crate::bus::{self, Deps, Nodes, StartError};
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
 use crate::http::{AppState, Limiter, router};
-use crate::inventory::{Detached, Inventory, InventoryError, NodeControl};
+use crate::inventory::{Inventory, InventoryError};
 use crate::lease::Lease;
 use crate::link::{Link, nats_ca};
+use crate::runs;
 use crate::tls::TlsError;
 use crate::tokens::{Tokens, TokensError};
 
 /// How often invites that ended are forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(3_600);
+/// How long the journals of runs may take before the API opens without them.
+const JOURNALS_WITHIN: Duration = Duration::from_secs(10);
 /// How long the tasks of a session may take to end.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
@@ -45,6 +48,9 @@ pub enum SessionError {
     /// Certificates.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The subscriptions to what the nodes say.
+    #[error(transparent)]
+    Nodes(#[from] StartError),
 }
 
 impl SessionError {
@@ -56,7 +62,7 @@ impl SessionError {
             }
             Self::Tokens(error) => matches!(error, TokensError::State(_)),
             Self::Tls(_) => true,
-            Self::Inventory(_) | Self::Events(_) => false,
+            Self::Inventory(_) | Self::Events(_) | Self::Nodes(_) => false,
         }
     }
 }
@@ -119,7 +125,28 @@ impl Session {
         );
         let cancel = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let control: Arc<dyn NodeControl> = Arc::new(Detached);
+        let nodes = Nodes::start(Deps {
+            client: link.client.clone(),
+            js: link.js.clone(),
+            inventory: inventory.clone(),
+            authority: authority.clone(),
+            lease: lease.clone(),
+            events: events.clone(),
+            connections: Some((link.system.clone(), parts.keys.account_key())),
+            settings: bus::Settings {
+                runs: runs::Settings { max_age: parts.config.keep_runs.get(), ..runs::Settings::default() },
+                confirm_above: parts.config.confirm_above,
+                ..bus::Settings::default()
+            },
+            cancel: cancel.clone(),
+        })
+        .await?;
+        // Whoever asks as soon as the broker is ready finds every run. When
+        // the journals take longer, runs are `unavailable` for that time, and
+        // everything else is there.
+        if timeout(JOURNALS_WITHIN, nodes.engine.wait_ready()).await.is_err() {
+            tracing::warn!("the journals of runs are still being read");
+        }
         let state = AppState {
             config: Arc::clone(&parts.config),
             inventory: inventory.clone(),
@@ -129,19 +156,16 @@ impl Session {
             lease: lease.clone(),
             events,
             policy: Arc::new(FixedRoles),
-            control,
+            control: Arc::clone(&nodes.control),
+            nodes: nodes.clone(),
             link: link.clone(),
-            open_runs: Arc::new(AtomicU32::new(0)),
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
             shutdown: cancel.clone(),
         };
         tasks.spawn(inventory.tend(cancel.clone()));
         tasks.spawn(tidy(enrolment, cancel.clone()));
-        Ok(Self {
-            state,
-            cancel,
-            tasks,
-        })
+        tasks.spawn(async move { nodes.stopped().await });
+        Ok(Self { state, cancel, tasks })
     }
 
     /// The API of this session.

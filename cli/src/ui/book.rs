@@ -1,0 +1,220 @@
+//! A run as its watcher knows it: a fold of the frames that have come.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_protocol::api::{Frame, RunNode, RunView};
+use muster_protocol::names::NodeName;
+use muster_protocol::run::{Outcome, RunPhase, Summary};
+
+use super::output::{Assembly, Line};
+
+/// Most bytes of output that are held to be shown in groups. Beyond it output
+/// is not kept, and that is said.
+const MOST_OUTPUT: usize = 512 << 20;
+
+/// A run, folded from its frames.
+#[derive(Debug, Default)]
+pub struct Book {
+    /// Short id for people.
+    pub short: String,
+    /// One line: `nginx -v`.
+    pub title: String,
+    /// The predicate.
+    pub predicate: String,
+    /// How many nodes.
+    pub total: usize,
+    /// In how many batches.
+    pub batches: u32,
+    /// Batches sent so far.
+    pub sent_batches: u32,
+    /// Everything known of each node.
+    pub nodes: BTreeMap<NodeName, Entry>,
+    /// Who asked for the end.
+    pub cancelled_by: Option<String>,
+    /// How it ended.
+    pub end: Option<End>,
+    /// Wall-clock time of the run, when known.
+    pub took: Option<Duration>,
+    /// The budget or a cancel left nodes out; from the run's options.
+    pub max_failures: Option<String>,
+    /// Each distinct output once.
+    outputs: HashSet<Arc<Vec<Line>>>,
+    held: usize,
+    done: usize,
+    running: usize,
+}
+
+/// The last frame.
+#[derive(Clone, Debug, PartialEq)]
+pub struct End {
+    /// How it ended.
+    pub state: RunPhase,
+    /// How many of each.
+    pub summary: Summary,
+}
+
+/// A node in the book.
+#[derive(Debug, Default)]
+pub struct Entry {
+    /// Sent, and not ended.
+    pub running: bool,
+    /// What comes from it while it runs.
+    pub assembly: Assembly,
+    /// Its outcome.
+    pub result: Option<RunNode>,
+    /// All that it printed, once it has ended.
+    pub output: Arc<Vec<Line>>,
+    /// More was thrown away, by the node or by this book.
+    pub truncated: bool,
+    /// What it said afterwards.
+    pub late: Vec<Outcome>,
+}
+
+impl Book {
+    /// With what a view of the run says, before any frame.
+    #[must_use]
+    pub fn from_view(view: &RunView) -> Self {
+        let brief = &view.brief;
+        Self {
+            short: brief.short.clone(),
+            title: brief.title.clone(),
+            predicate: brief.predicate.clone(),
+            total: brief.nodes as usize,
+            batches: view.batches,
+            took: brief
+                .finished
+                .map(|end| muster_protocol::units::elapsed(brief.created, end)),
+            max_failures: view.options.max_failures.map(|m| m.to_string()),
+            ..Self::default()
+        }
+    }
+
+    /// Takes a frame.
+    pub fn apply(&mut self, frame: &Frame) {
+        match frame {
+            Frame::RunCreated {
+                short,
+                title,
+                predicate,
+                nodes,
+                batches,
+                ..
+            } => {
+                self.short.clone_from(short);
+                self.title.clone_from(title);
+                self.predicate.clone_from(predicate);
+                self.total = *nodes as usize;
+                self.batches = *batches;
+            }
+            Frame::BatchSent { batch, nodes, .. } => {
+                self.sent_batches = self.sent_batches.max(batch + 1);
+                for node in nodes {
+                    self.start(node);
+                }
+            }
+            Frame::Accepted { node, .. } => self.start(node),
+            Frame::Output {
+                node, stream, data, ..
+            } => {
+                let entry = self.nodes.entry(node.clone()).or_default();
+                let size = match data {
+                    muster_protocol::run::Data::Text(text) => text.len(),
+                    muster_protocol::run::Data::Bytes { base64 } => base64.len(),
+                };
+                if self.held + size > MOST_OUTPUT {
+                    entry.truncated = true;
+                    return;
+                }
+                self.held += size;
+                entry.assembly.push(*stream, data);
+            }
+            Frame::Outcome {
+                result, truncated, ..
+            } => self.outcome(result, *truncated),
+            Frame::LateOutcome { node, outcome, .. } => {
+                self.nodes
+                    .entry(node.clone())
+                    .or_default()
+                    .late
+                    .push(*outcome);
+            }
+            Frame::RunCancelling { by, .. } => self.cancelled_by = Some(by.to_string()),
+            Frame::RunFinished { state, summary, .. } => {
+                self.end = Some(End {
+                    state: *state,
+                    summary: summary.clone(),
+                });
+            }
+        }
+    }
+
+    fn start(&mut self, node: &NodeName) {
+        let entry = self.nodes.entry(node.clone()).or_default();
+        if entry.result.is_none() && !entry.running {
+            entry.running = true;
+            self.running += 1;
+        }
+    }
+
+    /// Takes an outcome with all the output that came before it.
+    pub fn outcome(&mut self, result: &RunNode, truncated: bool) {
+        let entry = self.nodes.entry(result.node.clone()).or_default();
+        if entry.result.is_none() {
+            self.done += 1;
+            self.running -= usize::from(std::mem::take(&mut entry.running));
+        }
+        entry.result = Some(result.clone());
+        entry.truncated |= truncated;
+        entry.late.extend(result.late.iter().copied());
+        let lines = std::mem::take(&mut entry.assembly).finish();
+        let size: usize = lines.iter().map(|l| l.text.len()).sum();
+        let lines = Arc::new(lines);
+        // A fleet that answers the same is held once.
+        entry.output = if let Some(same) = self.outputs.get(&lines) {
+            self.held = self.held.saturating_sub(size);
+            Arc::clone(same)
+        } else {
+            self.outputs.insert(Arc::clone(&lines));
+            lines
+        };
+    }
+
+    /// How many have their outcome.
+    #[must_use]
+    pub fn done(&self) -> usize {
+        self.done
+    }
+
+    /// How many run now.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.running
+    }
+
+    /// Outcomes so far, or at the end.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        if let Some(end) = &self.end {
+            return end.summary.clone();
+        }
+        let mut summary = Summary::new();
+        for result in self.nodes.values().filter_map(|n| n.result.as_ref()) {
+            if let Some(outcome) = result.outcome {
+                *summary.entry(outcome).or_default() += 1;
+            }
+        }
+        summary
+    }
+
+    /// How many did not succeed so far.
+    #[must_use]
+    pub fn not_well(&self) -> u32 {
+        self.summary()
+            .iter()
+            .filter(|(o, _)| **o != Outcome::Succeeded)
+            .map(|(_, n)| n)
+            .sum()
+    }
+}

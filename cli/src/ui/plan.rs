@@ -1,0 +1,91 @@
+//! The question before a large run.
+
+use muster_protocol::api::Plan;
+use muster_protocol::text::printable;
+
+use super::count;
+use super::fold::folded;
+
+/// Values of a label that are told apart; more of them say nothing.
+const MOST_VALUES: usize = 8;
+
+/// `24 nodes match role=web: web-01 … web-24, in gva2 (12), dk2 (12).  Run …?`
+#[must_use]
+pub fn question(plan: &Plan) -> String {
+    format!(
+        "{} match{} {}: {}{}.  Run `{}` on all of them?",
+        count(plan.nodes.len(), "node"),
+        if plan.nodes.len() == 1 { "es" } else { "" },
+        printable(&plan.predicate, 200),
+        folded(
+            plan.nodes
+                .iter()
+                .map(muster_protocol::names::NodeName::as_str),
+            120
+        ),
+        spread(plan),
+        printable(&plan.title, 200),
+    )
+}
+
+/// How the nodes are spread, by the label that tells most with fewest words:
+/// every node has it, and it has two to a handful of values.
+fn spread(plan: &Plan) -> String {
+    let total = plan.nodes.len();
+    let best = plan
+        .labels
+        .iter()
+        .filter(|(_, values)| (1..=MOST_VALUES).contains(&values.len()))
+        .filter(|(_, values)| values.values().map(|n| *n as usize).sum::<usize>() == total)
+        .min_by_key(|(key, values)| {
+            let rank = match key.as_str() {
+                "zone" => 0,
+                "site" | "datacenter" | "region" => 1,
+                _ => 2,
+            };
+            (rank, values.len() == 1, values.len())
+        });
+    let Some((_, values)) = best else {
+        return String::new();
+    };
+    let mut values: Vec<_> = values.iter().collect();
+    values.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+    let text: Vec<String> = values
+        .iter()
+        .map(|(v, n)| format!("{} ({n})", printable(v, 40)))
+        .collect();
+    format!(", in {}", text.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn the_question_says_what_and_where() {
+        let nodes = (1..=24)
+            .map(|n| format!("web-{n:02}").parse().expect("name"))
+            .collect();
+        let zones = BTreeMap::from([("gva2".to_owned(), 12), ("dk2".to_owned(), 12)]);
+        let racks = (1..=24).map(|n| (format!("r{n}"), 1)).collect();
+        let plan = Plan {
+            id: muster_protocol::ids::PlanId::from_bytes([1; 16]),
+            title: "systemctl restart webapp".into(),
+            predicate: "role=web".into(),
+            nodes,
+            labels: BTreeMap::from([
+                ("zone".parse().expect("label"), zones),
+                ("rack".parse().expect("label"), racks),
+            ]),
+            expires: "2026-11-21T06:00:00Z".parse().expect("time"),
+        };
+        insta::assert_snapshot!(question(&plan), @"24 nodes match role=web: web-01 … web-24, in dk2 (12), gva2 (12).  Run `systemctl restart webapp` on all of them?");
+        let bare = Plan {
+            labels: BTreeMap::new(),
+            nodes: plan.nodes[..1].to_vec(),
+            ..plan
+        };
+        insta::assert_snapshot!(question(&bare), @"1 node matches role=web: web-01.  Run `systemctl restart webapp` on all of them?");
+    }
+}

@@ -1,0 +1,80 @@
+//! `muster events`
+
+use std::time::Duration;
+
+use clap::Args;
+use muster_protocol::api::ClusterEvent;
+use muster_protocol::text::printable;
+
+use crate::Context;
+use crate::failure::Failure;
+use crate::ui::time::moment;
+use crate::ui::{Paint, pad};
+
+/// Arguments of `muster events`.
+#[derive(Args, Debug)]
+pub struct EventsArgs {
+    /// Only those after this position
+    #[arg(long, value_name = "SEQ")]
+    pub after: Option<u64>,
+    /// How many at most
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+    /// Go on, and show each as it comes
+    #[arg(long, short = 'f')]
+    pub follow: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How often to look for new ones.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Shows what happened.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn run(context: &Context, args: &EventsArgs) -> Result<u8, Failure> {
+    let client = context.client()?;
+    let mut after = args.after;
+    loop {
+        let page = client.events(after, args.limit).await?;
+        for event in &page.items {
+            after = Some(after.unwrap_or(0).max(event.seq));
+            if args.json {
+                context.term.json(event)?;
+            } else {
+                context.term.line(&render(event, context.term.out))?;
+            }
+        }
+        if !args.follow {
+            if page.items.is_empty() && !args.json {
+                context.term.note("no events");
+            }
+            return Ok(0);
+        }
+        if context.term.closed() {
+            return Ok(0);
+        }
+        // A full page: there are more at once.
+        if page.next.is_none() || page.items.is_empty() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+fn render(event: &ClusterEvent, paint: Paint) -> String {
+    let kind = pad(&printable(&event.kind, 40), 22);
+    let kind = if event.kind.starts_with("alarm.") {
+        paint.bad(&kind)
+    } else {
+        kind
+    };
+    format!(
+        "{}  {kind}  {}  {}",
+        paint.dim(&moment(event.at)),
+        pad(&printable(&event.subject, 80), 16),
+        printable(&event.text, 400)
+    )
+}

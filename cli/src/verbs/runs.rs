@@ -1,0 +1,430 @@
+//! `muster runs`
+
+use std::time::Instant;
+
+use clap::{Args, Subcommand};
+use muster_client::{Client, Reference};
+use muster_protocol::api::{Confirm, Frame, RetryRequest, RunBrief, RunView};
+use muster_protocol::names::NodeName;
+use muster_protocol::run::RunPhase;
+use muster_protocol::units::Timestamp;
+
+use crate::Context;
+use crate::failure::Failure;
+use crate::ui::book::Book;
+use crate::ui::report::{Style, body, counts, exit_code, foot, head};
+use crate::ui::table::{Cell, Table, Tone};
+use crate::ui::time::{ago, moment};
+use crate::ui::{Paint, fold::folded};
+use crate::verbs::now;
+use crate::verbs::run::{FollowArgs, confirmed, follow};
+use crate::verbs::watch::{Look, watch};
+
+/// Arguments of `muster runs`.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct RunsArgs {
+    /// What to do; the list when nothing is said.
+    #[command(subcommand)]
+    pub verb: Option<RunsVerb>,
+    /// As of `runs list`.
+    #[command(flatten)]
+    pub list: ListArgs,
+}
+
+/// What can be done with runs.
+#[derive(Debug, Subcommand)]
+pub enum RunsVerb {
+    /// List runs, newest first
+    List(ListArgs),
+    /// What a run did on every node
+    Show(ShowArgs),
+    /// Follow a run to its end
+    Watch(ShowArgs),
+    /// End a run: nothing new is started, what runs is killed
+    Cancel(CancelArgs),
+    /// Run it again, as a run of its own
+    Retry(RetryArgs),
+}
+
+/// Arguments of `muster runs list`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct ListArgs {
+    /// How many
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+    /// One JSON array
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `muster runs show` and `watch`.
+#[derive(Args, Debug)]
+pub struct ShowArgs {
+    /// The run: its id or the beginning of it
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// All output of those that did not succeed, not only the last lines
+    #[arg(long)]
+    pub full: bool,
+    /// As JSON: show one object, watch one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `muster runs cancel`.
+#[derive(Args, Debug)]
+pub struct CancelArgs {
+    /// The run: its id or the beginning of it
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `muster runs retry`.
+#[derive(Args, Debug)]
+pub struct RetryArgs {
+    /// The run: its id or the beginning of it
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// Only where it is sure that it did not succeed
+    #[arg(long)]
+    pub failed: bool,
+    /// Also where it cannot be said whether it ran
+    #[arg(long)]
+    pub include_unknown: bool,
+    /// How it is followed.
+    #[command(flatten)]
+    pub follow: FollowArgs,
+}
+
+/// Does it.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn run(context: &Context, args: RunsArgs) -> Result<u8, Failure> {
+    let client = context.client()?;
+    match args.verb {
+        None => list(context, &client, args.list).await,
+        Some(RunsVerb::List(args)) => list(context, &client, args).await,
+        Some(RunsVerb::Show(args)) => show(context, &client, &args).await,
+        Some(RunsVerb::Watch(args)) => {
+            let view = client.run(&args.run.parse()?).await?;
+            let look = Look {
+                json: args.json,
+                full: args.full,
+                since: None,
+                replay: view.brief.state.is_final(),
+            };
+            watch(context, &client, &view, look).await
+        }
+        Some(RunsVerb::Cancel(args)) => cancel(context, &client, &args).await,
+        Some(RunsVerb::Retry(args)) => retry(context, &client, args).await,
+    }
+}
+
+async fn list(context: &Context, client: &Client, args: ListArgs) -> Result<u8, Failure> {
+    let page = client.runs_page(None, args.limit).await?;
+    if args.json {
+        context.term.json(&page.items)?;
+    } else if page.items.is_empty() {
+        context.term.note("no runs yet");
+    } else {
+        context.term.say(&table(
+            &page.items,
+            context.term.out,
+            context.term.width,
+            now(),
+        ))?;
+        if page.next.is_some() && context.term.err_tty {
+            context
+                .term
+                .note(&context.term.err.dim("there are more: --limit N"));
+        }
+    }
+    Ok(0)
+}
+
+fn tone(state: RunPhase) -> Tone {
+    match state {
+        RunPhase::Succeeded => Tone::Good,
+        RunPhase::Failed => Tone::Bad,
+        _ => Tone::Odd,
+    }
+}
+
+/// The list of runs.
+#[must_use]
+pub fn table(runs: &[RunBrief], paint: Paint, width: usize, now: Timestamp) -> String {
+    let mut table = Table::new(&[
+        "RUN", "STATE", "STARTED", "BY", "NODES", "OUTCOMES", "WHAT", "ON",
+    ]);
+    for run in runs {
+        table.row([
+            run.short.as_str().into(),
+            Cell::toned(run.state.as_str(), tone(run.state)),
+            ago(run.created, now).into(),
+            run.principal.to_string().into(),
+            run.nodes.to_string().into(),
+            counts(&run.summary, Paint::plain()).into(),
+            run.title.as_str().into(),
+            run.predicate.as_str().into(),
+        ]);
+    }
+    table.render(paint, width)
+}
+
+async fn show(context: &Context, client: &Client, args: &ShowArgs) -> Result<u8, Failure> {
+    let reference: Reference = args.run.parse()?;
+    let view = client.run(&reference).await?;
+    if args.json {
+        context.term.json(&view)?;
+        return Ok(0);
+    }
+    let style = Style {
+        paint: context.term.out,
+        width: context.term.width,
+        full: args.full,
+    };
+    context.term.say(&facts(&view, style.paint, now()))?;
+    if view.brief.state.is_final() {
+        // Its events hold the output; they end by themselves.
+        let look = Look {
+            json: false,
+            full: args.full,
+            since: None,
+            replay: true,
+        };
+        // Showing went well, whatever is shown.
+        return watch(context, client, &view, look).await.map(|_| 0);
+    }
+    context.term.say(&snapshot(&view, style))?;
+    Ok(0)
+}
+
+/// What is fixed of a run: who, when, how.
+#[must_use]
+pub fn facts(view: &RunView, paint: Paint, now: Timestamp) -> String {
+    let brief = &view.brief;
+    let mut parts = vec![
+        format!(
+            "by {} at {} ({})",
+            brief.principal,
+            moment(brief.created),
+            ago(brief.created, now)
+        ),
+        format!("timeout {}", view.options.timeout),
+    ];
+    if let Some(batch) = view.options.batch {
+        parts.push(format!("batch {batch}"));
+    }
+    if let Some(budget) = view.options.max_failures {
+        parts.push(format!("max failures {budget}"));
+    }
+    if let Some(of) = brief.retry_of {
+        parts.push(format!("retries {}", of.short()));
+    }
+    if let Some(by) = &view.cancelled_by {
+        parts.push(format!("cancelled by {by}"));
+    }
+    format!(
+        "{}  {}\n",
+        paint.dim(&brief.id.to_string()),
+        paint.dim(&parts.join("  "))
+    )
+}
+
+/// A run that has not ended, as it is now.
+#[must_use]
+pub fn snapshot(view: &RunView, style: Style) -> String {
+    let mut book = Book::from_view(view);
+    let mut open: Vec<&NodeName> = Vec::new();
+    for result in &view.results {
+        if result.outcome.is_some() {
+            book.outcome(result, false);
+        } else {
+            open.push(&result.node);
+        }
+    }
+    let mut out = head(&book, style.paint);
+    // What they printed is in the events, not in this view.
+    let named = body(&book, style).replace("(no output)", "succeeded");
+    out.push_str(&named);
+    if !open.is_empty() {
+        let names = folded(
+            open.iter().map(|n| n.as_str()),
+            style.width.saturating_sub(20).clamp(40, 120),
+        );
+        out.push_str(&format!(
+            "{}  {}\n",
+            names,
+            style.paint.odd("no outcome yet")
+        ));
+    }
+    out.push_str(&foot(&book, style));
+    out
+}
+
+async fn cancel(context: &Context, client: &Client, args: &CancelArgs) -> Result<u8, Failure> {
+    let view = client.cancel_run(&args.run.parse()?).await?;
+    if args.json {
+        context.term.json(&view.brief)?;
+        return Ok(0);
+    }
+    let brief = &view.brief;
+    let said = if brief.state.is_final() {
+        let code = exit_code(brief.state);
+        debug_assert!(code <= crate::failure::CANCELLED);
+        format!(
+            "run {} is {}: {}",
+            brief.short,
+            brief.state.as_str(),
+            counts(&brief.summary, context.term.out)
+        )
+    } else {
+        let open = view.results.iter().filter(|r| r.outcome.is_none()).count();
+        format!(
+            "run {} is being cancelled; {} without an outcome yet: muster runs watch {}",
+            brief.short,
+            crate::ui::count(open, "node"),
+            brief.short
+        )
+    };
+    context.term.line(&said)?;
+    Ok(0)
+}
+
+async fn retry(context: &Context, client: &Client, args: RetryArgs) -> Result<u8, Failure> {
+    let run: Reference = args.run.parse()?;
+    let mut request = RetryRequest {
+        failed: args.failed,
+        include_unknown: args.include_unknown,
+        confirm: if args.follow.yes {
+            Confirm::Yes
+        } else {
+            Confirm::Ask
+        },
+    };
+    let mut since = Instant::now();
+    let view = match client.retry_run(&run, &request).await {
+        Ok(view) => view,
+        Err(error) => {
+            let plan = confirmed(context, error)?;
+            request.confirm = Confirm::Plan(plan.id);
+            since = Instant::now();
+            client.retry_run(&run, &request).await?
+        }
+    };
+    follow(context, client, &view, args.follow, since).await
+}
+
+/// Kept in one place so that scripts can rely on it.
+#[must_use]
+pub fn is_last(frame: &Frame) -> bool {
+    matches!(frame, Frame::RunFinished { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_protocol::api::RunNode;
+    use muster_protocol::envelope::Door;
+    use muster_protocol::ids::{RunId, Serial};
+    use muster_protocol::run::{Outcome, RunOptions};
+    use muster_protocol::units::{Amount, Span};
+
+    fn view() -> RunView {
+        let node = |name: &str, outcome, reason: Option<&str>| RunNode {
+            node: name.parse().expect("name"),
+            serial: Serial(1),
+            outcome,
+            reason: reason.map(Into::into),
+            exit: None,
+            signal: None,
+            ms: None,
+            late: vec![],
+        };
+        RunView {
+            brief: RunBrief {
+                id: RunId::from_bytes([7; 16]),
+                short: "0w3g".into(),
+                principal: "ana".parse().expect("name"),
+                door: Door::Cli,
+                title: "apt-get -y upgrade\x1b[2J".into(),
+                scenario: "command".parse().expect("name"),
+                predicate: "role=web".into(),
+                state: RunPhase::Running,
+                nodes: 6,
+                summary: [(Outcome::Succeeded, 2), (Outcome::TimedOut, 1)].into(),
+                created: "2026-11-21T05:56:00Z".parse().expect("time"),
+                finished: None,
+                retry_of: None,
+            },
+            params: serde_json::json!({}),
+            options: RunOptions {
+                timeout: Span::from_secs(300),
+                deliver_within: Span::from_secs(15),
+                batch: Some(Amount::Percent(25)),
+                max_failures: Some(Amount::Count(0)),
+                wait_down: false,
+                output_bytes: 1 << 20,
+            },
+            batches: 4,
+            cancelled_by: None,
+            results: vec![
+                node("web-01", Some(Outcome::Succeeded), None),
+                node("web-02", Some(Outcome::Succeeded), None),
+                node(
+                    "web-03",
+                    Some(Outcome::TimedOut),
+                    Some("ran longer than 5m"),
+                ),
+                node("web-04", None, None),
+                node("web-05", None, None),
+                node("web-06", None, None),
+            ],
+        }
+    }
+
+    #[test]
+    fn a_run_under_way_is_shown_as_it_is() {
+        let now = "2026-11-21T06:00:00Z".parse().expect("time");
+        let style = Style {
+            paint: Paint::plain(),
+            width: 80,
+            full: false,
+        };
+        let view = view();
+        insta::assert_snapshot!(format!(
+            "{}{}",
+            facts(&view, Paint::plain(), now),
+            snapshot(&view, style)
+        ));
+    }
+
+    #[test]
+    fn the_list_fits_a_terminal() {
+        let now = "2026-11-21T06:00:00Z".parse().expect("time");
+        let table = table(&[view().brief], Paint::plain(), 80, now);
+        insta::assert_snapshot!(table);
+        assert!(table.lines().all(|l| crate::ui::width(l) <= 80));
+    }
+
+    #[test]
+    fn the_last_line_of_json_is_what_scripts_were_promised() {
+        let frame = Frame::RunFinished {
+            run: RunId::from_bytes([7; 16]),
+            state: RunPhase::Failed,
+            summary: [(Outcome::Succeeded, 1), (Outcome::TimedOut, 1)].into(),
+            nodes: [
+                ("a".parse().expect("name"), Outcome::Succeeded),
+                ("b".parse().expect("name"), Outcome::TimedOut),
+            ]
+            .into(),
+        };
+        assert!(is_last(&frame));
+        insta::assert_snapshot!(serde_json::to_string(&frame).expect("json"), @r#"{"type":"run_finished","run":"0w3ge1r70w3ge1r70w3ge1r70w","state":"failed","summary":{"succeeded":1,"timed_out":1},"nodes":{"a":"succeeded","b":"timed_out"}}"#);
+    }
+}

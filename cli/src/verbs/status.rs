@@ -1,0 +1,141 @@
+//! `muster status` and `muster whoami`
+
+use clap::Args;
+use muster_protocol::api::Status;
+use muster_protocol::text::printable_line;
+use muster_protocol::units::Timestamp;
+
+use crate::Context;
+use crate::failure::{Failure, NOT_ALL};
+use crate::ui::{Paint, count};
+use crate::verbs::now;
+
+/// Arguments of `muster status`.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `muster whoami`.
+#[derive(Args, Debug)]
+pub struct WhoamiArgs {
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Shows how the installation is.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn run(context: &Context, args: &StatusArgs) -> Result<u8, Failure> {
+    let status = context.client()?.status().await?;
+    if args.json {
+        context.term.json(&status)?;
+    } else {
+        context
+            .term
+            .say(&render(&status, context.term.out, now()))?;
+    }
+    Ok(if status.findings.is_empty() {
+        0
+    } else {
+        NOT_ALL
+    })
+}
+
+/// A few lines for people.
+#[must_use]
+pub fn render(status: &Status, paint: Paint, now: Timestamp) -> String {
+    let active = if status.active {
+        "active"
+    } else {
+        "standing by"
+    };
+    let nats = match (&status.nats_version, status.nats_connected) {
+        (Some(version), true) => format!("connected, version {}", printable_line(version)),
+        (None, true) => "connected".into(),
+        (_, false) => paint.bad("not connected"),
+    };
+    let nodes: Vec<String> = status
+        .nodes
+        .iter()
+        .filter(|(_, n)| **n > 0)
+        .map(|(state, n)| format!("{n} {}", state.as_str()))
+        .collect();
+    let total: u32 = status.nodes.values().sum();
+    let skew = status.time.duration_since(now).as_secs();
+    let clock = if skew.abs() >= 2 {
+        format!("{skew:+} s from here")
+    } else {
+        "as here".into()
+    };
+    let mut out = format!(
+        "broker   {active}, version {}, epoch {}, keys of epoch {}\ncluster  {}\nNATS     {nats}\nnodes    {}{}{}\nruns     {} open\nclock    {clock}\n",
+        printable_line(&status.version),
+        status.epoch,
+        status.key_epoch,
+        status.cluster,
+        count(total as usize, "node"),
+        if nodes.is_empty() { "" } else { ": " },
+        nodes.join(", "),
+        status.open_runs,
+    );
+    for finding in &status.findings {
+        out.push_str(&format!(
+            "{} {}\n  {}\n",
+            paint.bad("!"),
+            printable_line(&finding.what),
+            printable_line(&finding.hint)
+        ));
+    }
+    out
+}
+
+/// Shows who the token stands for.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn whoami(context: &Context, args: &WhoamiArgs) -> Result<u8, Failure> {
+    let found = context.sources.find()?;
+    let me = found.client()?.whoami().await?;
+    if args.json {
+        context.term.json(&me)?;
+    } else {
+        context.term.line(&format!(
+            "{} ({}), by token {} from {}, at {} from {}",
+            me.principal, me.role, me.token, found.token_from, found.url, found.url_from
+        ))?;
+    }
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_protocol::api::{Finding, Presence};
+
+    #[test]
+    fn status_in_a_few_lines() {
+        let status = Status {
+            version: "0.1.0".into(),
+            cluster: muster_protocol::ids::ClusterId::from_bytes([3; 16]),
+            active: true,
+            epoch: 4,
+            key_epoch: 2,
+            nats_version: Some("2.9.10".into()),
+            nats_connected: true,
+            nodes: [(Presence::Up, 23), (Presence::Down, 1), (Presence::Late, 0)].into(),
+            open_runs: 1,
+            time: "2026-11-21T06:00:09Z".parse().expect("time"),
+            findings: vec![Finding {
+                what: "web-19 has been down for 4 min".into(),
+                hint: "look at its agent: systemctl status muster-agent".into(),
+            }],
+        };
+        let now = "2026-11-21T06:00:00Z".parse().expect("time");
+        insta::assert_snapshot!(render(&status, Paint::plain(), now));
+    }
+}

@@ -1,0 +1,46 @@
+//! `muster up`
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::Context;
+use crate::failure::Failure;
+use crate::up::spec::NodeSpec;
+use crate::up::{Wish, up};
+
+/// Arguments of `muster up`.
+#[derive(Args, Debug)]
+pub struct UpArgs {
+    /// Directory that holds everything; made when it is missing
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+    /// Where the broker listens; beyond loopback with TLS
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7878")]
+    pub listen: SocketAddr,
+    /// Where the NATS server listens; beyond loopback with TLS [default: a free port of loopback]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub nats_listen: Option<SocketAddr>,
+    /// Run an agent on this machine: NAME:role=web,zone=gva2; may be given again
+    #[arg(long = "node", value_name = "SPEC")]
+    pub nodes: Vec<NodeSpec>,
+    /// The line that says `ready` is a JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs everything until it is told to end.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn run(context: &Context, args: UpArgs) -> Result<u8, Failure> {
+    let wish = Wish {
+        state: args.state,
+        listen: args.listen,
+        nats_listen: args.nats_listen,
+        nodes: args.nodes,
+        json: args.json,
+    };
+    up(context, &wish).await
+}

@@ -1,0 +1,441 @@
+//! One method a route.
+
+use std::time::Duration;
+
+use muster_protocol::api::{
+    Challenge, ClusterEvent, Invite, InviteRequest, InviteView, Invites, MatchAnswer, MatchRequest,
+    NodeChange, NodeChanged, NodeView, Page, PingAnswer, PingRequest, ReplaceRequest, RetryRequest,
+    RunBrief, RunRequest, RunView, Status, TokenCreated, TokenRequest, TokenView, WhoAmI,
+};
+use muster_protocol::keys::{KeyId, KeyList};
+use muster_protocol::names::NodeName;
+use muster_protocol::wire::{CredentialsAnswer, CredentialsRequest, EnrollRequest, Trust};
+use reqwest::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::client::{Ask, Client};
+use crate::error::ClientError;
+use crate::reference::Reference;
+use crate::watch::RunEvents;
+
+/// Most items that are asked for in one page.
+const PAGE: u32 = 1_000;
+/// Most pages that are followed, so that a broker that says `next` for ever
+/// does not hold the client for ever.
+const MAX_PAGES: usize = 1_000;
+/// A change of a node waits for the node, up to 5 s.
+const FOR_THE_NODE: Duration = Duration::from_secs(10);
+
+type Answer<T> = Result<T, ClientError>;
+
+impl Client {
+    async fn get<T: DeserializeOwned>(&self, path: &[&str], query: &[(&str, String)]) -> Answer<T> {
+        self.ask::<(), T>(Ask {
+            method: Method::GET,
+            path,
+            query,
+            body: None,
+            extra_time: Duration::ZERO,
+        })
+        .await
+    }
+
+    async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &[&str], body: &B) -> Answer<T> {
+        self.post_slow(path, body, Duration::ZERO).await
+    }
+
+    async fn post_slow<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &B,
+        extra_time: Duration,
+    ) -> Answer<T> {
+        self.ask(Ask {
+            method: Method::POST,
+            path,
+            query: &[],
+            body: Some(body),
+            extra_time,
+        })
+        .await
+    }
+
+    async fn post_empty<T: DeserializeOwned>(&self, path: &[&str]) -> Answer<T> {
+        self.ask::<(), T>(Ask {
+            method: Method::POST,
+            path,
+            query: &[],
+            body: None,
+            extra_time: Duration::ZERO,
+        })
+        .await
+    }
+
+    async fn delete(&self, path: &[&str]) -> Answer<()> {
+        let ask = Ask {
+            method: Method::DELETE,
+            path,
+            query: &[],
+            body: None,
+            extra_time: FOR_THE_NODE,
+        };
+        self.tell::<()>(ask).await
+    }
+
+    /// Follows the pages of a list to its end.
+    async fn all<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &[(&str, String)],
+    ) -> Answer<Vec<T>> {
+        let mut items = Vec::new();
+        let mut cursor: Option<String> = None;
+        for _ in 0..MAX_PAGES {
+            let mut query = query.to_vec();
+            query.push(("limit", PAGE.to_string()));
+            if let Some(cursor) = &cursor {
+                query.push(("cursor", cursor.clone()));
+            }
+            let page: Page<T> = self.get(path, &query).await?;
+            items.extend(page.items);
+            match page.next {
+                // A cursor that does not move would be read for ever.
+                Some(next) if cursor.as_ref() != Some(&next) => cursor = Some(next),
+                _ => return Ok(items),
+            }
+        }
+        Ok(items)
+    }
+
+    /// `GET /v1/nodes`, one page.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every method here.
+    pub async fn nodes_page(
+        &self,
+        predicate: Option<&str>,
+        allow_unknown: bool,
+        cursor: Option<&str>,
+        limit: Option<u32>,
+    ) -> Answer<Page<NodeView>> {
+        let mut query = match_query(predicate, allow_unknown);
+        if let Some(cursor) = cursor {
+            query.push(("cursor", cursor.to_owned()));
+        }
+        if let Some(limit) = limit {
+            query.push(("limit", limit.to_string()));
+        }
+        self.get(&["v1", "nodes"], &query).await
+    }
+
+    /// `GET /v1/nodes`, all pages.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn nodes(
+        &self,
+        predicate: Option<&str>,
+        allow_unknown: bool,
+    ) -> Answer<Vec<NodeView>> {
+        self.all(&["v1", "nodes"], &match_query(predicate, allow_unknown))
+            .await
+    }
+
+    /// `GET /v1/nodes/{name}`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn node(&self, name: &NodeName) -> Answer<NodeView> {
+        self.get(&["v1", "nodes", name.as_str()], &[]).await
+    }
+
+    /// `PATCH /v1/nodes/{name}`: waits up to 5 s for the node to take it up.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn change_node(&self, name: &NodeName, change: &NodeChange) -> Answer<NodeChanged> {
+        self.ask(Ask {
+            method: Method::PATCH,
+            path: &["v1", "nodes", name.as_str()],
+            query: &[],
+            body: Some(change),
+            extra_time: FOR_THE_NODE,
+        })
+        .await
+    }
+
+    /// `DELETE /v1/nodes/{name}`: its key is refused for ever.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn remove_node(&self, name: &NodeName) -> Answer<()> {
+        self.delete(&["v1", "nodes", name.as_str()]).await
+    }
+
+    /// `POST /v1/nodes/{name}/replace`: an invite for a new key under the name.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn replace_node(&self, name: &NodeName, request: &ReplaceRequest) -> Answer<Invite> {
+        self.post(&["v1", "nodes", name.as_str(), "replace"], request)
+            .await
+    }
+
+    /// `POST /v1/match`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn matching(&self, request: &MatchRequest) -> Answer<MatchAnswer> {
+        self.post(&["v1", "match"], request).await
+    }
+
+    /// `POST /v1/ping`: answers when the last node did, or its time is over.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn ping(&self, request: &PingRequest) -> Answer<PingAnswer> {
+        let extra = request
+            .timeout
+            .map_or(Duration::from_secs(2), muster_protocol::units::Span::get);
+        self.post_slow(&["v1", "ping"], request, extra).await
+    }
+
+    /// `POST /v1/runs`. A run that needs a confirmation is
+    /// [`ClientError::Problem`] of kind `confirmation-required` with a plan.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn create_run(&self, request: &RunRequest) -> Answer<RunView> {
+        self.post(&["v1", "runs"], request).await
+    }
+
+    /// `GET /v1/runs`, newest first, one page.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn runs_page(&self, cursor: Option<&str>, limit: u32) -> Answer<Page<RunBrief>> {
+        let mut query = vec![("limit", limit.to_string())];
+        if let Some(cursor) = cursor {
+            query.push(("cursor", cursor.to_owned()));
+        }
+        self.get(&["v1", "runs"], &query).await
+    }
+
+    /// `GET /v1/runs/{run}`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn run(&self, run: &Reference) -> Answer<RunView> {
+        self.get(&["v1", "runs", run.as_str()], &[]).await
+    }
+
+    /// `POST /v1/runs/{run}/cancel`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn cancel_run(&self, run: &Reference) -> Answer<RunView> {
+        self.post_empty(&["v1", "runs", run.as_str(), "cancel"])
+            .await
+    }
+
+    /// `POST /v1/runs/{run}/retry`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn retry_run(&self, run: &Reference, request: &RetryRequest) -> Answer<RunView> {
+        self.post(&["v1", "runs", run.as_str(), "retry"], request)
+            .await
+    }
+
+    /// `GET /v1/runs/{run}/events`, from the beginning to `run_finished`,
+    /// through lost connections. Connects at the first
+    /// [`RunEvents::next`].
+    #[must_use]
+    pub fn run_events(&self, run: &Reference) -> RunEvents {
+        RunEvents::new(self.clone(), run.clone())
+    }
+
+    /// `POST /v1/invites`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn invite(&self, request: &InviteRequest) -> Answer<Invites> {
+        self.post(&["v1", "invites"], request).await
+    }
+
+    /// `GET /v1/invites`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn invites(&self) -> Answer<Vec<InviteView>> {
+        self.all(&["v1", "invites"], &[]).await
+    }
+
+    /// `DELETE /v1/invites/{id}`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn revoke_invite(&self, id: &Reference) -> Answer<()> {
+        self.delete(&["v1", "invites", id.as_str()]).await
+    }
+
+    /// `POST /v1/tokens`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn create_token(&self, request: &TokenRequest) -> Answer<TokenCreated> {
+        self.post(&["v1", "tokens"], request).await
+    }
+
+    /// `GET /v1/tokens`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn tokens(&self) -> Answer<Vec<TokenView>> {
+        self.all(&["v1", "tokens"], &[]).await
+    }
+
+    /// `DELETE /v1/tokens/{id}`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn revoke_token(&self, id: &Reference) -> Answer<()> {
+        self.delete(&["v1", "tokens", id.as_str()]).await
+    }
+
+    /// `GET /v1/keys`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn keys(&self) -> Answer<KeyList> {
+        self.get(&["v1", "keys"], &[]).await
+    }
+
+    /// `POST /v1/keys/rotate`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn rotate_keys(&self) -> Answer<KeyList> {
+        self.post_empty(&["v1", "keys", "rotate"]).await
+    }
+
+    /// `POST /v1/keys/{id}/revoke`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn revoke_key(&self, id: KeyId) -> Answer<KeyList> {
+        self.post_empty(&["v1", "keys", &id.to_string(), "revoke"])
+            .await
+    }
+
+    /// `GET /v1/events`: those after a position, oldest first.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn events(&self, after: Option<u64>, limit: u32) -> Answer<Page<ClusterEvent>> {
+        let mut query = vec![("limit", limit.to_string())];
+        if let Some(after) = after {
+            query.push(("after", after.to_string()));
+        }
+        self.get(&["v1", "events"], &query).await
+    }
+
+    /// `GET /v1/status`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn status(&self) -> Answer<Status> {
+        self.get(&["v1", "status"], &[]).await
+    }
+
+    /// `GET /v1/whoami`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn whoami(&self) -> Answer<WhoAmI> {
+        self.get(&["v1", "whoami"], &[]).await
+    }
+
+    /// `GET /v1/trust`: needs no token.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn trust(&self) -> Answer<Trust> {
+        self.get(&["v1", "trust"], &[]).await
+    }
+
+    /// `POST /v1/agent/challenge`: needs no token.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn challenge(&self) -> Answer<Challenge> {
+        self.post_empty(&["v1", "agent", "challenge"]).await
+    }
+
+    /// `POST /v1/enroll`: by invite.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn enroll(&self, request: &EnrollRequest) -> Answer<CredentialsAnswer> {
+        self.post(&["v1", "enroll"], request).await
+    }
+
+    /// `POST /v1/agent/credentials`: by node key.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn agent_credentials(
+        &self,
+        request: &CredentialsRequest,
+    ) -> Answer<CredentialsAnswer> {
+        self.post(&["v1", "agent", "credentials"], request).await
+    }
+
+    /// `GET /healthz`: the process serves.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn healthz(&self) -> Answer<()> {
+        self.probe("healthz").await
+    }
+
+    /// `GET /readyz`: it can take runs.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn readyz(&self) -> Answer<()> {
+        self.probe("readyz").await
+    }
+
+    async fn probe(&self, path: &str) -> Answer<()> {
+        let ask = Ask {
+            method: Method::GET,
+            path: &[path],
+            query: &[],
+            body: None,
+            extra_time: Duration::ZERO,
+        };
+        self.tell::<()>(ask).await
+    }
+
+    /// `GET /openapi.json`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn openapi(&self) -> Answer<Value> {
+        self.get(&["openapi.json"], &[]).await
+    }
+}
+
+fn match_query(predicate: Option<&str>, allow_unknown: bool) -> Vec<(&'static str, String)> {
+    let mut query = Vec::new();
+    if let Some(predicate) = predicate {
+        query.push(("match", predicate.to_owned()));
+    }
+    if allow_unknown {
+        query.push(("allow_unknown", "true".to_owned()));
+    }
+    query
+}

@@ -1,0 +1,200 @@
+//! The running agent: its parts, wired together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_protocol::ids::InstanceId;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info};
+
+use crate::bus::{Bus, Link, LinkParts};
+use crate::config::Config;
+use crate::executor::{Commands, Executor};
+use crate::facts::Gatherer;
+use crate::host::environment::Environment;
+use crate::identity::Identity;
+use crate::journal::{Journal, JournalError};
+use crate::keeper::Keeper;
+use crate::report::Reporter;
+use crate::state::{StateDir, StateError};
+use crate::steps::{Steps, StepsParts};
+use crate::verify::Verifier;
+
+/// How often the journal is looked through for what can go.
+const PRUNE_EVERY: Duration = Duration::from_secs(1800);
+/// How often it is looked whether it has to be done sooner.
+const PRUNE_LOOK: Duration = Duration::from_secs(30);
+/// How long an agent that ends tries to deliver its last outcomes.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+/// The journal's file in the state directory.
+pub const JOURNAL_FILE: &str = "journal.db";
+
+/// Why the agent did not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// Runs the agent until `stop`, then ends it in good order: no new steps,
+/// the running ones waited for or ended, outcomes sent, goodbye said.
+///
+/// # Errors
+/// [`AgentError`] when it cannot begin.
+pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentError> {
+    let commands = Arc::new(Commands::new(&config));
+    if let Some(cgroups) = commands.cgroups() {
+        cgroups.sweep();
+    } else {
+        debug!("no control groups for commands");
+    }
+    run_with(config, commands, stop).await
+}
+
+/// The same, with another executor.
+///
+/// # Errors
+/// [`AgentError`] when it cannot begin.
+pub async fn run_with(
+    config: Config,
+    executor: Arc<dyn Executor>,
+    stop: CancellationToken,
+) -> Result<(), AgentError> {
+    let dir = StateDir::open(&config.state)?;
+    let _lock = dir.lock()?;
+    let identity = Identity::load(&dir)?;
+    let journal = Journal::open(&dir.path(JOURNAL_FILE))?;
+    let instance = InstanceId::random();
+    let boot_id = crate::host::boot_id();
+    {
+        let enrolled = identity.now();
+        info!(
+            node = %enrolled.assignment().name,
+            serial = enrolled.serial().0,
+            version = crate::VERSION,
+            %instance,
+            "agent begins"
+        );
+    }
+    let (voice, bus) = Bus::new();
+    let reporter = Reporter::new();
+    let keeper = Keeper::new();
+    let (facts_now, facts) = watch::channel(Arc::new(Gatherer::first(&journal, &identity).await));
+    let steps = Steps::new(StepsParts {
+        journal: journal.clone(),
+        bus: bus.clone(),
+        reporter: reporter.clone(),
+        identity: identity.clone(),
+        instance,
+        boot_id: boot_id.clone(),
+        limits: config.limits,
+        executor,
+        facts,
+    });
+    // Before anything is heard: who asks about an old step gets its outcome.
+    steps.recover(config.command.kill_grace.get()).await?;
+    let verifier = Arc::new(Verifier::new(identity.clone(), journal.clone()).await?);
+    let gatherer = Gatherer {
+        identity: identity.clone(),
+        journal: journal.clone(),
+        bus: bus.clone(),
+        dir: config.facts_dir.clone(),
+        environment: Environment::new(&config.command.environment),
+        every: config.facts_every.get(),
+    };
+    let link = Link::new(LinkParts {
+        identity: identity.clone(),
+        keeper: keeper.clone(),
+        verifier,
+        steps: steps.clone(),
+        instance,
+        boot_id,
+        nats: config.nats.clone(),
+        voice,
+    });
+    // The helpers end with `stop`; the link stays until the last outcomes
+    // are out.
+    let (helpers, hang_up) = (CancellationToken::new(), CancellationToken::new());
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(keeper.run(identity, config.brokers.clone(), helpers.clone()));
+    tasks.spawn(gatherer.run(facts_now, helpers.clone()));
+    tasks.spawn(
+        reporter
+            .clone()
+            .run(journal.clone(), bus.clone(), helpers.clone()),
+    );
+    tasks.spawn(prune(
+        journal.clone(),
+        config.journal,
+        steps.clone(),
+        helpers.clone(),
+    ));
+    let mut link = tokio::spawn(link.run(hang_up.clone()));
+
+    tokio::select! {
+        () = stop.cancelled() => {}
+        // None of them ends before it is told to; one that does has failed,
+        // and the service manager starts the agent anew.
+        _ = &mut link => error!("the connection's task has failed; the agent ends"),
+        ended = tasks.join_next() => {
+            if let Some(Err(e)) = ended {
+                error!("a task of the agent has failed: {e}");
+            }
+        }
+    }
+    info!("agent ends");
+    steps.stop(config.limits.stop_grace.get()).await;
+    helpers.cancel();
+    let gone = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(Duration::from_millis(500), gone)
+        .await
+        .is_err()
+    {
+        // One waits for an answer or a program. Nothing is lost with it.
+        tasks.shutdown().await;
+    }
+    if let Ok(voice) = bus.voice() {
+        let _ = tokio::time::timeout(LAST_WORDS, reporter.flush(&journal, &voice)).await;
+    }
+    hang_up.cancel();
+    if !link.is_finished() {
+        let _ = tokio::time::timeout(LAST_WORDS, link).await;
+    }
+    Ok(())
+}
+
+async fn prune(
+    journal: Journal,
+    keep: crate::config::Retention,
+    steps: Steps,
+    stop: CancellationToken,
+) {
+    loop {
+        steps.output(true);
+        match journal.prune(keep).await {
+            Ok(pruned) if pruned.outcomes + pruned.outputs > 0 => {
+                debug!(
+                    outcomes = pruned.outcomes,
+                    outputs = pruned.outputs,
+                    "journal pruned"
+                );
+            }
+            Ok(_) => {}
+            Err(e) => error!("the journal cannot be pruned: {e}"),
+        }
+        let next = tokio::time::Instant::now() + PRUNE_EVERY;
+        // Sooner when much output came.
+        while tokio::time::Instant::now() < next && steps.output(false) < keep.max_output_bytes / 8
+        {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(PRUNE_LOOK) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,494 @@
+//! What happens on a connection: hello, then requests, beats, and the end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{Client, Message};
+use futures_util::future::BoxFuture;
+use futures_util::stream::SelectAll;
+use futures_util::{FutureExt as _, StreamExt as _};
+use muster_protocol::PROTOCOL_VERSION;
+use muster_protocol::envelope::Ask;
+use muster_protocol::ids::InstanceId;
+use muster_protocol::subject::{self, NodeSays};
+use muster_protocol::text::printable;
+use muster_protocol::units::{Span, Timestamp, elapsed};
+use muster_protocol::wire::{Assignment, BEAT_EVERY, Beat, Bye, Hello, Pong, Welcome};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::connection::{ConnectError, Connection, Happened, connect};
+use super::{SayError, Voice};
+use crate::identity::Identity;
+use crate::keeper::Keeper;
+use crate::pace::{Backoff, jitter};
+use crate::steps::Steps;
+use crate::verify::{Verdict, Verifier};
+
+/// How long the broker may take to answer a hello; it may have to find out
+/// whether this node is a clone.
+const WELCOME_WITHIN: Duration = Duration::from_secs(8);
+/// Messages held while a newer key list is asked for.
+const MAX_HELD: usize = 64;
+/// Fewest seconds between two hellos because of unknown keys.
+const ASK_KEYS_EVERY: Duration = Duration::from_secs(10);
+/// Bounds for what the broker may ask for.
+const BEAT_BOUNDS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(300));
+/// Bounds for how long a refused node stays out.
+const REFUSED_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
+
+/// What the link needs of the agent.
+pub struct LinkParts {
+    /// Who this node is.
+    pub identity: Identity,
+    /// Asked for fresh credentials.
+    pub keeper: Keeper,
+    /// Judges messages.
+    pub verifier: Arc<Verifier>,
+    /// Does what they ask.
+    pub steps: Steps,
+    /// This start of the agent.
+    pub instance: InstanceId,
+    /// This start of the machine.
+    pub boot_id: String,
+    /// NATS addresses in place of the broker's.
+    pub nats: Vec<String>,
+    /// Gives the bus its voice.
+    pub voice: watch::Sender<Option<Arc<Voice>>>,
+}
+
+/// The task that keeps a connection.
+pub struct Link {
+    parts: LinkParts,
+}
+
+/// Why a session ended.
+#[derive(Debug)]
+enum Over {
+    Stopped,
+    Lost,
+    Unauthorized(String),
+    Renewed,
+}
+
+impl Link {
+    /// One that nobody runs yet.
+    #[must_use]
+    pub fn new(parts: LinkParts) -> Self {
+        Self { parts }
+    }
+
+    /// Connects, again and again, until `stop`; then says goodbye.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+        // A node that is refused again and again asks ever more rarely.
+        let mut refused = Backoff::new(Duration::from_secs(2), Duration::from_secs(300));
+        let mut refusals = 0;
+        loop {
+            let mut changes = self.parts.identity.watch();
+            let jwt = self.parts.identity.now().stored.credentials.jwt.clone();
+            let connected = tokio::select! {
+                () = stop.cancelled() => return,
+                connected = connect(&self.parts.identity, &self.parts.nats) => connected,
+            };
+            let wait = match connected {
+                Ok(connection) => {
+                    let (over, welcomed) = Box::pin(self.session(connection, &stop)).await;
+                    self.parts.voice.send_replace(None);
+                    if welcomed {
+                        backoff.reset();
+                        refused.reset();
+                        refusals = 0;
+                    }
+                    match over {
+                        Over::Stopped => return,
+                        Over::Renewed => Duration::ZERO,
+                        Over::Lost => {
+                            warn!("the connection to NATS is lost");
+                            backoff.wait()
+                        }
+                        Over::Unauthorized(why) => {
+                            warn!(
+                                "NATS no longer accepts this node's credentials ({why}); fetching fresh ones"
+                            );
+                            self.parts.keeper.want();
+                            refusals += 1;
+                            refused.wait()
+                        }
+                    }
+                }
+                Err(e @ ConnectError::Unauthorized { .. }) => {
+                    warn!("{e}; fetching fresh ones");
+                    self.parts.keeper.want();
+                    refusals += 1;
+                    refused.wait()
+                }
+                Err(e) => {
+                    let wait = backoff.wait();
+                    warn!("{e}; trying again in {wait:.1?}");
+                    wait
+                }
+            };
+            // Fresh credentials are tried at once, unless fresh ones were
+            // refused too.
+            let renewed = async {
+                while self.parts.identity.now().stored.credentials.jwt == jwt {
+                    if changes.changed().await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+                () = renewed, if refusals < 3 => {}
+            }
+        }
+    }
+
+    /// One connection to its end; whether the broker welcomed the node on it.
+    async fn session(&self, connection: Connection, stop: &CancellationToken) -> (Over, bool) {
+        let mut session = match Session::begin(&self.parts, connection).await {
+            Ok(session) => session,
+            Err(e) => {
+                warn!("NATS takes no subscriptions: {e}");
+                return (Over::Lost, false);
+            }
+        };
+        let over = session.live(stop).await;
+        if matches!(over, Over::Stopped) {
+            let bye = Bye {
+                instance: self.parts.instance,
+            };
+            let voice = Voice::new(session.connection.client.clone(), session.serial);
+            let _ = voice.say(NodeSays::Bye, &bye).await;
+            let _ = voice.flush().await;
+        }
+        (over, session.ever_welcomed)
+    }
+}
+
+/// A connection in use.
+struct Session<'a> {
+    parts: &'a LinkParts,
+    connection: Connection,
+    serial: muster_protocol::ids::Serial,
+    requests: SelectAll<async_nats::Subscriber>,
+    jwt: String,
+    greeting: Option<BoxFuture<'static, Welcome>>,
+    welcomed: bool,
+    ever_welcomed: bool,
+    beat_every: Duration,
+    next_beat: Instant,
+    held: Vec<Message>,
+    asked_keys: Option<Instant>,
+}
+
+/// The subjects that a node with this assignment hears.
+fn subjects(serial: muster_protocol::ids::Serial, assignment: &Assignment) -> Vec<String> {
+    let mut all = vec![subject::ALL.to_owned(), subject::node_subject(serial)];
+    all.extend(
+        assignment
+            .roles
+            .iter()
+            .map(|role| subject::role_subject(role.as_str())),
+    );
+    all.extend(
+        assignment
+            .labels
+            .iter()
+            .map(|(k, v)| subject::label_subject(k.as_str(), v.as_str())),
+    );
+    all
+}
+
+impl<'a> Session<'a> {
+    async fn begin(parts: &'a LinkParts, connection: Connection) -> Result<Self, SayError> {
+        let enrolled = parts.identity.now();
+        let mut requests = SelectAll::new();
+        for subject in subjects(enrolled.serial(), enrolled.assignment()) {
+            let subscriber = connection
+                .client
+                .subscribe(subject)
+                .await
+                .map_err(|e| SayError::Other(printable(&e.to_string(), 200)))?;
+            requests.push(subscriber);
+        }
+        let mut session = Self {
+            parts,
+            serial: enrolled.serial(),
+            requests,
+            jwt: enrolled.stored.credentials.jwt.clone(),
+            greeting: None,
+            welcomed: false,
+            ever_welcomed: false,
+            beat_every: BEAT_EVERY.get(),
+            next_beat: Instant::now(),
+            held: Vec::new(),
+            asked_keys: None,
+            connection,
+        };
+        session.greet(Duration::ZERO).await;
+        Ok(session)
+    }
+
+    async fn live(&mut self, stop: &CancellationToken) -> Over {
+        let mut changes = self.parts.identity.watch();
+        loop {
+            if self.parts.identity.now().stored.credentials.jwt != self.jwt {
+                info!("connecting again, with fresh credentials");
+                return Over::Renewed;
+            }
+            let greeting = async {
+                match &mut self.greeting {
+                    Some(greeting) => greeting.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Over::Stopped,
+                happened = self.connection.events.recv() => return match happened {
+                    Some(Happened::Unauthorized(why)) => Over::Unauthorized(why),
+                    Some(Happened::Ended) | None => Over::Lost,
+                },
+                _ = changes.changed() => {}
+                welcome = greeting => {
+                    self.greeting = None;
+                    self.take_welcome(welcome).await;
+                }
+                () = tokio::time::sleep_until(self.next_beat), if self.welcomed => self.beat().await,
+                message = self.requests.next() => match message {
+                    Some(message) => self.hear(message, true).await,
+                    None => return Over::Lost,
+                },
+            }
+        }
+    }
+
+    /// Says hello after `delay`, until the broker answers.
+    async fn greet(&mut self, delay: Duration) {
+        let enrolled = self.parts.identity.now();
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            version: crate::VERSION.to_owned(),
+            instance: self.parts.instance,
+            boot_id: self.parts.boot_id.clone(),
+            time: Timestamp::now(),
+            revision: enrolled.assignment().revision,
+            key_epoch: enrolled.keys.epoch,
+            broker_epoch: self.parts.verifier.epoch().await,
+            capabilities: self.parts.steps.capabilities(),
+        };
+        let client = self.connection.client.clone();
+        self.greeting = Some(ask_welcome(client, self.serial, hello, delay).boxed());
+    }
+
+    async fn take_welcome(&mut self, welcome: Welcome) {
+        match welcome {
+            Welcome::Welcome {
+                time,
+                keys,
+                revision,
+                beat_every,
+            } => {
+                if let Some(keys) = keys {
+                    self.take_keys(&keys);
+                }
+                if revision > self.parts.identity.now().assignment().revision {
+                    info!(revision, "this node's assignment has changed");
+                    self.parts.keeper.want();
+                }
+                let now = Timestamp::now();
+                let apart = elapsed(time, now).max(elapsed(now, time));
+                if apart > muster_protocol::envelope::MAX_SKEW {
+                    warn!(
+                        "the clock of this machine and the broker's are {} s apart (here {now}, there {time}): requests will be declined. Check time synchronisation",
+                        apart.as_secs()
+                    );
+                }
+                self.beat_every = beat_every.get().clamp(BEAT_BOUNDS.0, BEAT_BOUNDS.1);
+                if !self.welcomed {
+                    let enrolled = self.parts.identity.now();
+                    info!(
+                        node = %enrolled.assignment().name,
+                        serial = self.serial.0,
+                        revision = enrolled.assignment().revision,
+                        "welcomed by the broker"
+                    );
+                }
+                self.welcomed = true;
+                self.ever_welcomed = true;
+                self.next_beat = Instant::now();
+                let voice = Voice::new(self.connection.client.clone(), self.serial);
+                self.parts.voice.send_replace(Some(Arc::new(voice)));
+                for message in std::mem::take(&mut self.held) {
+                    self.hear(message, false).await;
+                }
+            }
+            Welcome::Refused {
+                reason,
+                retry_after,
+            } => {
+                let wait = retry_after.get().clamp(REFUSED_BOUNDS.0, REFUSED_BOUNDS.1);
+                error!(
+                    "the broker refuses this node: {}; asking again in {}",
+                    printable(&reason, 300),
+                    Span::from_millis(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
+                );
+                self.welcomed = false;
+                self.parts.voice.send_replace(None);
+                self.greet(wait).await;
+            }
+        }
+    }
+
+    fn take_keys(&self, keys: &muster_protocol::keys::SignedText) {
+        match self.parts.identity.take_keys(keys) {
+            Ok(true) => {
+                let epoch = self.parts.identity.now().keys.epoch;
+                info!(epoch, "a newer list of broker keys");
+            }
+            Ok(false) => {}
+            Err(e) => warn!("a list of broker keys is refused: {e}"),
+        }
+    }
+
+    async fn beat(&mut self) {
+        self.next_beat = Instant::now() + self.beat_every;
+        let refused: BTreeMap<String, u64> = self.parts.verifier.refusals().counts();
+        let beat = Beat {
+            instance: self.parts.instance,
+            time: Timestamp::now(),
+            revision: self.parts.identity.now().assignment().revision,
+            running: self.parts.steps.running(),
+            refused,
+        };
+        let voice = Voice::new(self.connection.client.clone(), self.serial);
+        if let Err(e) = voice.say(NodeSays::Beat, &beat).await {
+            debug!("no beat: {e}");
+        }
+    }
+
+    /// Judges a message and does what it asks. `first` is false for one that
+    /// was held until the key list was renewed.
+    async fn hear(&mut self, message: Message, first: bool) {
+        let (request, new_broker) =
+            match self.parts.verifier.check(&message, Timestamp::now()).await {
+                Verdict::Obey {
+                    request,
+                    new_broker,
+                } => (request, new_broker),
+                Verdict::Decline { request, reason } => {
+                    if self.welcomed {
+                        self.parts.steps.decline(request.id(), reason).await;
+                    }
+                    return;
+                }
+                Verdict::UnknownKey if first => return self.hold(message).await,
+                Verdict::UnknownKey | Verdict::Drop => return,
+            };
+        if new_broker && self.greeting.is_none() {
+            // Another broker is active, or the same one began anew: it has
+            // to know this node.
+            self.greet(jitter(Duration::from_millis(500))).await;
+        }
+        match &request.ask {
+            Ask::Call(call) if self.welcomed => self.parts.steps.call(&request, call).await,
+            Ask::Cancel if self.welcomed => self.parts.steps.cancel(request.id()).await,
+            Ask::Call(_) | Ask::Cancel => {
+                debug!(run = %request.run, "not followed before the broker's welcome");
+            }
+            Ask::Ping => {
+                let pong = Pong {
+                    request: request.id(),
+                    instance: self.parts.instance,
+                };
+                let voice = Voice::new(self.connection.client.clone(), self.serial);
+                let _ = voice.say(NodeSays::Pong, &pong).await;
+            }
+            Ask::Refresh { revision } => {
+                if *revision > self.parts.identity.now().assignment().revision {
+                    info!(revision, "this node's assignment has changed");
+                    self.parts.keeper.want();
+                }
+            }
+            Ask::Keys { list } => self.take_keys(list),
+        }
+    }
+
+    /// Keeps a message by an unknown key, and asks whether there is a newer
+    /// list of keys. Rarely, because a stranger can send such messages too.
+    async fn hold(&mut self, message: Message) {
+        let now = Instant::now();
+        let asked = self
+            .asked_keys
+            .is_some_and(|at| now.duration_since(at) < ASK_KEYS_EVERY);
+        if self.greeting.is_none() && asked {
+            return;
+        }
+        if self.held.len() < MAX_HELD {
+            self.held.push(message);
+        }
+        if self.greeting.is_none() {
+            self.asked_keys = Some(now);
+            self.greet(Duration::ZERO).await;
+        }
+    }
+}
+
+async fn ask_welcome(
+    client: Client,
+    serial: muster_protocol::ids::Serial,
+    mut hello: Hello,
+    delay: Duration,
+) -> Welcome {
+    tokio::time::sleep(delay).await;
+    let voice = Voice::new(client, serial);
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+    let mut said = false;
+    loop {
+        hello.time = Timestamp::now();
+        match voice.ask(NodeSays::Hello, &hello, WELCOME_WITHIN).await {
+            Ok(answer) => match serde_json::from_slice(&answer) {
+                Ok(welcome) => return welcome,
+                Err(e) => warn!("the broker's answer to the hello cannot be read: {e}"),
+            },
+            Err(e) if !said => {
+                info!("connected to NATS; waiting for a broker: {e}");
+                said = true;
+            }
+            Err(e) => debug!("no answer to the hello: {e}"),
+        }
+        tokio::time::sleep(backoff.wait()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_protocol::ids::Serial;
+    use serde_json::json;
+
+    #[test]
+    fn a_node_hears_what_its_credentials_allow_and_no_more() {
+        let assignment: Assignment = serde_json::from_value(json!({
+            "revision": 1, "name": "web-01", "roles": ["lb", "web"], "labels": {"zone": "gva2", "os.x": "1.2"},
+        }))
+        .expect("reads");
+        assert_eq!(
+            subjects(Serial(17), &assignment),
+            [
+                "m1.do.all",
+                "m1.do.node.17",
+                "m1.do.role.lb",
+                "m1.do.role.web",
+                "m1.do.label.os=2Ex.1=2E2",
+                "m1.do.label.zone.gva2",
+            ]
+        );
+    }
+}

@@ -1,0 +1,315 @@
+//! The agent's configuration: one TOML file, every key optional.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use muster_protocol::units::Span;
+use serde::{Deserialize, Serialize};
+
+/// Where the configuration is looked for when neither `--config` nor
+/// `--state` is given.
+pub const DEFAULT_PATH: &str = "/etc/muster/agent.toml";
+/// Where the state is kept unless something else is said.
+pub const DEFAULT_STATE: &str = "/var/lib/muster-agent";
+
+/// Everything that can be configured. `muster-agent run --check-config`
+/// prints what is in effect.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The state directory: keys, credentials, journal. `--state` wins.
+    pub state: PathBuf,
+    /// Base URLs of the brokers' HTTP API, tried in order; without any, the
+    /// one that the node enrolled with.
+    pub brokers: Vec<String>,
+    /// Addresses of NATS, tried in order; without any, those that the broker
+    /// gives with the credentials.
+    pub nats: Vec<String>,
+    /// Where custom facts are: `*.json`, `*.toml`, and executables.
+    pub facts_dir: PathBuf,
+    /// How often facts are gathered; they are sent when they changed.
+    pub facts_every: Span,
+    /// What this node does when it is asked.
+    pub capabilities: Capabilities,
+    /// How much at once, and for how long.
+    pub limits: Limits,
+    /// How commands are run.
+    pub command: Commands,
+    /// How long outcomes and output are kept.
+    pub journal: Retention,
+}
+
+/// What this node grants. Anything else is declined, by name.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Capabilities {
+    /// Programs with their arguments.
+    pub command: bool,
+    /// Lines of shell.
+    pub shell: bool,
+}
+
+/// Bounds that no request can lift.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Steps that run at once.
+    pub concurrent: u16,
+    /// Steps that wait for their turn; more are declined.
+    pub queued: u16,
+    /// Most bytes of output kept for one step, whatever a request allows.
+    pub output_bytes: u64,
+    /// Longest execution time, whatever a request allows.
+    pub timeout: Span,
+    /// How long running steps are waited for when the agent is stopped,
+    /// before they are ended.
+    pub stop_grace: Span,
+}
+
+/// How commands are run.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Commands {
+    /// Added to, or put in place of, the clean environment of each command.
+    pub environment: BTreeMap<String, String>,
+    /// Whether each command gets a control group of its own where the system
+    /// lets the agent make one.
+    pub cgroup: bool,
+    /// How long a program has between SIGTERM and SIGKILL at its deadline or
+    /// on cancel.
+    pub kill_grace: Span,
+}
+
+/// How long the journal keeps what the broker already has.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    /// How long after the broker has acknowledged an outcome.
+    pub keep: Span,
+    /// How long an outcome is kept that the broker never acknowledged.
+    pub keep_unsent: Span,
+    /// Most bytes of output; above it the oldest output goes first,
+    /// acknowledged before unacknowledged.
+    pub max_output_bytes: u64,
+    /// Most outcomes; above it the oldest acknowledged ones go first.
+    pub max_outcomes: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state: DEFAULT_STATE.into(),
+            brokers: Vec::new(),
+            nats: Vec::new(),
+            facts_dir: "/etc/muster/facts.d".into(),
+            facts_every: Span::from_secs(60),
+            capabilities: Capabilities::default(),
+            limits: Limits::default(),
+            command: Commands::default(),
+            journal: Retention::default(),
+        }
+    }
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self {
+            command: true,
+            shell: true,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            concurrent: 16,
+            queued: 256,
+            output_bytes: 16 << 20,
+            timeout: Span::from_secs(86_400),
+            stop_grace: Span::from_secs(10),
+        }
+    }
+}
+
+impl Default for Commands {
+    fn default() -> Self {
+        Self {
+            environment: BTreeMap::new(),
+            cgroup: true,
+            kill_grace: Span::from_secs(2),
+        }
+    }
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            keep: Span::from_secs(86_400),
+            keep_unsent: Span::from_secs(30 * 86_400),
+            max_output_bytes: 256 << 20,
+            max_outcomes: 100_000,
+        }
+    }
+}
+
+/// Why a configuration is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path} cannot be read: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key, a wrong type.
+    #[error("{path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        message: String,
+    },
+    /// Readable, but not sensible.
+    #[error("`{key}` {why}")]
+    Value {
+        /// Which key.
+        key: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl Config {
+    /// Reads the configuration for `run` and `status`: the file that was
+    /// named, else [`DEFAULT_PATH`] unless a state directory was named; then
+    /// `state` on top.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(file: Option<&Path>, state: Option<&Path>) -> Result<Self, ConfigError> {
+        let default = Path::new(DEFAULT_PATH);
+        let file = file.or_else(|| (state.is_none() && default.exists()).then_some(default));
+        let mut config = match file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                Self::parse(&text).map_err(|message| ConfigError::Parse {
+                    path: path.to_owned(),
+                    message,
+                })?
+            }
+            None => Self::default(),
+        };
+        if let Some(state) = state {
+            config.state = state.to_owned();
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads TOML.
+    ///
+    /// # Errors
+    /// What is wrong, with its line.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let fail = |key, why: &str| {
+            Err(ConfigError::Value {
+                key,
+                why: why.to_owned(),
+            })
+        };
+        if self.limits.concurrent == 0 {
+            return fail(
+                "limits.concurrent",
+                "is 0: the node could never run anything; say at least 1",
+            );
+        }
+        if self.facts_every.get().as_secs() < 5 {
+            return fail(
+                "facts_every",
+                "is below 5s, which would keep the node busy with itself",
+            );
+        }
+        if self.limits.timeout.get().is_zero() {
+            return fail("limits.timeout", "is 0: no command could run");
+        }
+        for (name, value) in &self.command.environment {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return fail(
+                    "command.environment",
+                    &format!("has a variable that none can be: {name:?}"),
+                );
+            }
+            if name.starts_with("MUSTER_") {
+                return fail(
+                    "command.environment",
+                    &format!("sets {name}, but names that begin with MUSTER_ are the agent's own"),
+                );
+            }
+        }
+        for url in &self.brokers {
+            crate::http::BaseUrl::parse(url).map_err(|e| ConfigError::Value {
+                key: "brokers",
+                why: format!("has `{url}`: {e}"),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What is in effect, as TOML.
+    #[must_use]
+    pub fn effective(&self) -> String {
+        toml::to_string_pretty(self).unwrap_or_else(|e| format!("# {e}\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_says_the_defaults() {
+        let text = include_str!("../../packaging/muster-agent.toml");
+        assert_eq!(Config::parse(text), Ok(Config::default()));
+        // Every key is there, if only as a comment.
+        for line in Config::default().effective().lines() {
+            let key = line.split(" = ").next().unwrap_or_default();
+            assert!(text.contains(key), "the example lacks {key}");
+        }
+    }
+
+    #[test]
+    fn what_is_effective_can_be_read_again() {
+        let config = Config::default();
+        assert_eq!(Config::parse(&config.effective()), Ok(config));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let error = Config::parse("[limits]\nconcurent = 3\n").expect_err("misspelled");
+        assert!(
+            error.contains("concurent") && error.contains("line 2"),
+            "{error}"
+        );
+        for (text, word) in [
+            ("limits.concurrent = 0", "limits.concurrent"),
+            ("facts_every = \"1s\"", "facts_every"),
+            ("command.environment = { \"A=B\" = \"c\" }", "A=B"),
+            ("command.environment = { MUSTER_RUN = \"c\" }", "MUSTER_"),
+            ("brokers = [\"http://example.org\"]", "brokers"),
+        ] {
+            let config = Config::parse(text).expect("is TOML");
+            let error = config.check().expect_err(text).to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

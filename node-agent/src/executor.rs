@@ -1,0 +1,366 @@
+//! The one door to an effect: a call goes in, a result comes out.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use muster_protocol::envelope::{Call, Mode};
+use muster_protocol::ids::{RequestId, Serial};
+use muster_protocol::names::NodeName;
+use muster_protocol::run::{NodeResult, Outcome};
+use muster_protocol::text::printable;
+use muster_protocol::units::Span;
+use muster_scenarios::command::{self, Command};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Capabilities, Config};
+use crate::host::cgroup::Cgroups;
+use crate::host::environment::{Environment, marks};
+use crate::host::process::{self, End, Sink, Spec, Why};
+use crate::host::tree::Ended;
+
+/// What a call may use while it runs.
+pub struct Step<'a> {
+    /// Which.
+    pub request: RequestId,
+    /// This node.
+    pub serial: Serial,
+    /// Its name when the step began.
+    pub name: NodeName,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// Bytes of output kept.
+    pub output_bytes: u64,
+    /// Where output goes.
+    pub sink: &'a mut dyn Sink,
+    /// Ends it.
+    pub cancel: &'a CancellationToken,
+}
+
+/// Something that executes calls. The native `command` is one; the engine
+/// for scenarios will be the other.
+pub trait Executor: Send + Sync {
+    /// Whether the call is one of this executor's, is well formed, and is
+    /// granted on this node.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has happened then.
+    fn check(&self, call: &Call) -> Result<(), Refused>;
+
+    /// Executes it. The result's reason is for people; who cancelled is said
+    /// by the caller.
+    fn call<'a>(&'a self, call: &'a Call, step: Step<'a>) -> BoxFuture<'a, NodeResult>;
+
+    /// What this node grants, by name.
+    fn capabilities(&self) -> Vec<String>;
+}
+
+/// Why a call is declined before anything happens.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Refused {
+    /// This node does not have the scenario.
+    #[error("this agent does not have the scenario `{0}` in that version")]
+    Bundle(String),
+    /// The scenario has no such function.
+    #[error("`{scenario}` has no function `{function}`")]
+    Function {
+        /// The scenario.
+        scenario: String,
+        /// The function.
+        function: String,
+    },
+    /// The node's own policy.
+    #[error("this node does not grant the capability `{0}`")]
+    Capability(&'static str),
+    /// The parameters.
+    #[error("{0}")]
+    Parameters(#[from] command::CommandError),
+    /// It cannot say what it would do.
+    #[error("a command cannot be tried in check mode: nobody knows what it would do")]
+    CheckMode,
+}
+
+/// The built-in scenario `command`.
+pub struct Commands {
+    granted: Capabilities,
+    environment: Environment,
+    cgroups: Option<Cgroups>,
+    kill_grace: Span,
+}
+
+impl Commands {
+    /// From the configuration, with what the system offers now.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        Self {
+            granted: config.capabilities,
+            environment: Environment::new(&config.command.environment),
+            cgroups: config.command.cgroup.then(Cgroups::detect).flatten(),
+            kill_grace: config.command.kill_grace,
+        }
+    }
+
+    /// Where control groups are made, if they are.
+    #[must_use]
+    pub fn cgroups(&self) -> Option<&Cgroups> {
+        self.cgroups.as_ref()
+    }
+}
+
+impl Executor for Commands {
+    fn check(&self, call: &Call) -> Result<(), Refused> {
+        if call.bundle != command::bundle() {
+            return Err(Refused::Bundle(call.scenario.to_string()));
+        }
+        if call.function.as_str() != command::FUNCTION {
+            return Err(Refused::Function {
+                scenario: call.scenario.to_string(),
+                function: call.function.to_string(),
+            });
+        }
+        let command = Command::from_params(&call.params)?;
+        let granted = match command {
+            Command::Argv(_) => self.granted.command,
+            Command::Shell(_) => self.granted.shell,
+        };
+        if !granted {
+            return Err(Refused::Capability(command.capability()));
+        }
+        if call.mode == Mode::Check {
+            return Err(Refused::CheckMode);
+        }
+        Ok(())
+    }
+
+    fn call<'a>(&'a self, call: &'a Call, step: Step<'a>) -> BoxFuture<'a, NodeResult> {
+        Box::pin(async move {
+            let serial = step.serial;
+            let command = match self
+                .check(call)
+                .and_then(|()| Ok(Command::from_params(&call.params)?))
+            {
+                Ok(command) => command,
+                Err(e) => return NodeResult::new(serial, Outcome::Declined, e.to_string()),
+            };
+            let mut argv = command.argv().into_iter().map(str::to_owned);
+            let program = argv.next().unwrap_or_default();
+            let cgroup_name = format!(
+                "{}-{}-{serial}",
+                step.request.run.short(),
+                step.request.step
+            );
+            let spec = Spec {
+                program: program.clone(),
+                arguments: argv.collect(),
+                environment: self.environment.for_step(step.request, serial, &step.name),
+                marks: marks(step.request, serial),
+                cgroup: self
+                    .cgroups
+                    .as_ref()
+                    .and_then(|c| c.make(&cgroup_name).ok()),
+                timeout: step.timeout,
+                kill_grace: self.kill_grace.get(),
+                output_bytes: step.output_bytes,
+            };
+            match process::run(&spec, step.sink, step.cancel).await {
+                Ok(end) => result(serial, &end, step.timeout),
+                Err(e) => {
+                    if let Some(cgroup) = &spec.cgroup {
+                        cgroup.remove();
+                    }
+                    not_started(serial, &program, &spec.environment, &e)
+                }
+            }
+        })
+    }
+
+    fn capabilities(&self) -> Vec<String> {
+        [
+            ("command", self.granted.command),
+            ("shell", self.granted.shell),
+        ]
+        .into_iter()
+        .filter(|(_, granted)| *granted)
+        .map(|(name, _)| name.to_owned())
+        .collect()
+    }
+}
+
+fn result(serial: Serial, end: &End, timeout: Duration) -> NodeResult {
+    let (exit, signal) = (end.exit(), end.signal());
+    let ended = |e: Ended, what: &str| match e {
+        Ended {
+            left: 0,
+            found: 0 | 1,
+        } => what.to_owned(),
+        Ended { left: 0, found } => format!("{what}, with all of its {found} processes ended"),
+        Ended { left, found } => {
+            format!("{what}, but {left} of its {found} processes could not be ended")
+        }
+    };
+    let (outcome, reason) = match end.why {
+        Why::TimedOut(e) => {
+            let limit = Span::from_millis(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+            (
+                Outcome::TimedOut,
+                Some(ended(e, &format!("still running after {limit}"))),
+            )
+        }
+        Why::Cancelled(e) => (Outcome::Cancelled, Some(ended(e, "cancelled while it ran"))),
+        Why::Exited => match (exit, signal) {
+            (Some(0), _) => (Outcome::Succeeded, None),
+            (Some(code), _) => (Outcome::Failed, Some(format!("exit code {code}"))),
+            (None, Some(signal)) => (
+                Outcome::Failed,
+                Some(format!("ended by signal {}", signal_name(signal))),
+            ),
+            (None, None) => (
+                Outcome::Unknown,
+                Some("its end could not be seen".to_owned()),
+            ),
+        },
+    };
+    NodeResult {
+        serial,
+        outcome,
+        reason,
+        exit,
+        signal,
+        ms: Some(u64::try_from(end.took.as_millis()).unwrap_or(u64::MAX)),
+        output_bytes: end.output_bytes,
+        truncated: end.truncated,
+    }
+}
+
+/// The exit codes that a shell gives for the same mistakes.
+fn not_started(
+    serial: Serial,
+    program: &str,
+    environment: &BTreeMap<String, String>,
+    error: &io::Error,
+) -> NodeResult {
+    let shown = printable(program, 120);
+    let (exit, reason) = match error.kind() {
+        io::ErrorKind::NotFound
+            if program.contains('/') && std::path::Path::new(program).exists() =>
+        {
+            (
+                Some(127),
+                format!("`{shown}` cannot be run: the interpreter that it names does not exist"),
+            )
+        }
+        io::ErrorKind::NotFound if program.contains('/') => (
+            Some(127),
+            format!("command not found: `{shown}` does not exist"),
+        ),
+        io::ErrorKind::NotFound => {
+            let path = environment.get("PATH").map_or("", String::as_str);
+            (
+                Some(127),
+                format!(
+                    "command not found: `{shown}` is not in {}",
+                    printable(path, 200)
+                ),
+            )
+        }
+        io::ErrorKind::PermissionDenied => {
+            (Some(126), format!("`{shown}` may not be executed: {error}"))
+        }
+        _ => (
+            Some(126),
+            format!("`{shown}` could not be started: {error}"),
+        ),
+    };
+    let mut result = NodeResult::new(serial, Outcome::Failed, reason);
+    result.exit = exit;
+    result.ms = Some(0);
+    result
+}
+
+/// `9 (SIGKILL)`: the number, with the name of those that people know.
+fn signal_name(signal: i32) -> String {
+    const NAMES: [(i32, &str); 12] = [
+        (1, "SIGHUP"),
+        (2, "SIGINT"),
+        (3, "SIGQUIT"),
+        (4, "SIGILL"),
+        (6, "SIGABRT"),
+        (7, "SIGBUS"),
+        (8, "SIGFPE"),
+        (9, "SIGKILL"),
+        (11, "SIGSEGV"),
+        (13, "SIGPIPE"),
+        (14, "SIGALRM"),
+        (15, "SIGTERM"),
+    ];
+    match NAMES.iter().find(|(number, _)| *number == signal) {
+        Some((number, name)) => format!("{number} ({name})"),
+        None => signal.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_protocol::envelope::{BundleHash, Limits};
+    use serde_json::{Value, json};
+
+    fn call(params: Value) -> Call {
+        Call {
+            scenario: "command".parse().expect("a name"),
+            bundle: command::bundle(),
+            function: "run".parse().expect("a name"),
+            params,
+            mode: Mode::Apply,
+            limits: Limits {
+                timeout: Span::from_secs(5),
+                output_bytes: 1000,
+            },
+        }
+    }
+
+    fn commands(shell: bool) -> Commands {
+        let mut config = Config::default();
+        config.capabilities.shell = shell;
+        Commands::new(&config)
+    }
+
+    #[test]
+    fn what_is_not_granted_is_declined_by_name() {
+        let line = call(json!({"shell": "uptime"}));
+        assert_eq!(commands(true).check(&line), Ok(()));
+        assert_eq!(
+            commands(false).check(&line),
+            Err(Refused::Capability("shell"))
+        );
+        assert_eq!(commands(false).capabilities(), ["command"]);
+        assert_eq!(
+            commands(false).check(&call(json!({"argv": ["true"]}))),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn what_this_agent_does_not_have_is_declined() {
+        let mut other = call(json!({"argv": ["true"]}));
+        other.bundle = BundleHash::of(b"something else");
+        assert!(matches!(
+            commands(true).check(&other),
+            Err(Refused::Bundle(_))
+        ));
+        let mut other = call(json!({"argv": ["true"]}));
+        other.function = "upgrade".parse().expect("a name");
+        assert!(matches!(
+            commands(true).check(&other),
+            Err(Refused::Function { .. })
+        ));
+        let mut other = call(json!({"argv": ["true"]}));
+        other.mode = Mode::Check;
+        assert_eq!(commands(true).check(&other), Err(Refused::CheckMode));
+        assert!(matches!(
+            commands(true).check(&call(json!({"argv": []}))),
+            Err(Refused::Parameters(_))
+        ));
+    }
+}

@@ -1,0 +1,332 @@
+//! The broker over HTTP, as far as an agent needs it. A client is made when
+//! it is needed and dropped after, so that an idle agent holds none.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use muster_protocol::api::Challenge;
+use muster_protocol::problem::{Kind, Problem};
+use muster_protocol::text::printable;
+use muster_protocol::wire::{CredentialsAnswer, CredentialsRequest, EnrollRequest, Trust};
+use reqwest::Certificate;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Most bytes of an answer.
+const MAX_ANSWER: usize = 1 << 20;
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// The address of a broker: `https`, or `http` to this machine itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct BaseUrl(reqwest::Url);
+
+/// Why a text is not the address of a broker.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum UrlError {
+    /// Not a URL.
+    #[error("it is not a URL ({0}); write it like `https://broker.example.org:7443`")]
+    Syntax(String),
+    /// Another scheme.
+    #[error("its scheme is `{0}`; it must be https")]
+    Scheme(String),
+    /// Unencrypted over a network.
+    #[error(
+        "plain http is only taken for loopback addresses, because the token would travel readable; use https"
+    )]
+    Plain,
+}
+
+impl BaseUrl {
+    /// Reads and checks it.
+    ///
+    /// # Errors
+    /// [`UrlError`].
+    pub fn parse(text: &str) -> Result<Self, UrlError> {
+        let mut url = reqwest::Url::parse(text).map_err(|e| UrlError::Syntax(e.to_string()))?;
+        let host = url
+            .host_str()
+            .unwrap_or_default()
+            .trim_matches(['[', ']'])
+            .to_owned();
+        match url.scheme() {
+            "https" if !host.is_empty() => {}
+            "http" => {
+                let loopback =
+                    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+                if !loopback {
+                    return Err(UrlError::Plain);
+                }
+            }
+            other => return Err(UrlError::Scheme(printable(other, 20))),
+        }
+        if !url.path().ends_with('/') {
+            let path = format!("{}/", url.path());
+            url.set_path(&path);
+        }
+        url.set_query(None);
+        url.set_fragment(None);
+        Ok(Self(url))
+    }
+
+    /// Whether it is encrypted.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.0.scheme() == "https"
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str().trim_end_matches('/'))
+    }
+}
+
+/// Why the broker did not give what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// No connection, no answer, no TLS.
+    #[error("no broker answers at {url}: {why}")]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// Why, with all causes.
+        why: String,
+    },
+    /// An answer that says no.
+    #[error("{}", show(.0))]
+    Problem(Box<Problem>),
+    /// An answer that is none of muster's.
+    #[error("{url} does not answer like a muster broker (HTTP {status}); is the URL right?")]
+    Strange {
+        /// Where.
+        url: String,
+        /// The status.
+        status: u16,
+    },
+    /// The certificate authority cannot be read.
+    #[error("the certificate authority is not usable: {0}")]
+    Certificate(String),
+}
+
+fn show(problem: &Problem) -> String {
+    let mut text = printable(&problem.title, 300);
+    for more in [&problem.detail, &problem.hint].into_iter().flatten() {
+        text.push_str("; ");
+        text.push_str(&printable(more, 300));
+    }
+    text
+}
+
+impl HttpError {
+    /// Whether the broker said that this node or token has no business here,
+    /// so that asking again soon is of no use.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Problem(p) if matches!(p.kind, Kind::Denied | Kind::NotFound | Kind::Unauthenticated))
+    }
+}
+
+/// How far the other side is believed to be who it says.
+#[derive(Clone, Debug)]
+pub enum Verify {
+    /// Not at all. Only for [`Client::trust`], whose content carries its own
+    /// proof.
+    Nothing,
+    /// It has a certificate by one of these authorities, PEM.
+    Authority(String),
+    /// It has a certificate that the operating system trusts.
+    System,
+}
+
+/// A client for one broker.
+pub struct Client {
+    base: BaseUrl,
+    http: reqwest::Client,
+}
+
+impl Client {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// [`HttpError::Certificate`].
+    pub fn new(base: &BaseUrl, verify: &Verify) -> Result<Self, HttpError> {
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_WITHIN)
+            .timeout(ANSWER_WITHIN)
+            .redirect(reqwest::redirect::Policy::none())
+            .pool_max_idle_per_host(1)
+            .user_agent(concat!("muster-agent/", env!("CARGO_PKG_VERSION")));
+        if !base.is_tls() {
+            builder = builder.no_proxy();
+        }
+        let bad = |e: &dyn fmt::Display| HttpError::Certificate(e.to_string());
+        builder = match verify {
+            // A client needs some roots even when they are not asked.
+            Verify::Nothing => builder
+                .tls_certs_only([])
+                .tls_danger_accept_invalid_certs(true),
+            Verify::Authority(pem) => {
+                let certificates =
+                    Certificate::from_pem_bundle(pem.as_bytes()).map_err(|e| bad(&chain(&e)))?;
+                if certificates.is_empty() {
+                    return Err(bad(&"it holds no certificate"));
+                }
+                builder.tls_certs_only(certificates)
+            }
+            Verify::System if base.is_tls() => builder,
+            Verify::System => builder.tls_certs_only([]),
+        };
+        let http = builder.build().map_err(|e| bad(&chain(&e)))?;
+        Ok(Self {
+            base: base.clone(),
+            http,
+        })
+    }
+
+    /// What can be known of a cluster before trusting it.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub async fn trust(&self) -> Result<Trust, HttpError> {
+        self.send(self.http.get(self.url("v1/trust")?)).await
+    }
+
+    /// A challenge to sign.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub async fn challenge(&self) -> Result<Challenge, HttpError> {
+        self.send(self.http.post(self.url("v1/agent/challenge")?))
+            .await
+    }
+
+    /// Presents an invite.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub async fn enroll(&self, request: &EnrollRequest) -> Result<CredentialsAnswer, HttpError> {
+        self.post("v1/enroll", request).await
+    }
+
+    /// Asks for fresh credentials.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub async fn credentials(
+        &self,
+        request: &CredentialsRequest,
+    ) -> Result<CredentialsAnswer, HttpError> {
+        self.post("v1/agent/credentials", request).await
+    }
+
+    fn url(&self, path: &str) -> Result<reqwest::Url, HttpError> {
+        self.base
+            .0
+            .join(path)
+            .map_err(|e| self.unreachable(e.to_string()))
+    }
+
+    async fn post<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, HttpError> {
+        self.send(self.http.post(self.url(path)?).json(body)).await
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        request: reqwest::RequestBuilder,
+    ) -> Result<T, HttpError> {
+        let mut answer = request
+            .send()
+            .await
+            .map_err(|e| self.unreachable(chain(&e.without_url())))?;
+        let status = answer.status();
+        let mut body = Vec::new();
+        while let Some(part) = answer
+            .chunk()
+            .await
+            .map_err(|e| self.unreachable(chain(&e.without_url())))?
+        {
+            if body.len() + part.len() > MAX_ANSWER {
+                return Err(self.unreachable("the answer is too large".into()));
+            }
+            body.extend_from_slice(&part);
+        }
+        let strange = || HttpError::Strange {
+            url: self.base.to_string(),
+            status: status.as_u16(),
+        };
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|_| strange());
+        }
+        match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) => Err(HttpError::Problem(Box::new(problem))),
+            Err(_) => Err(strange()),
+        }
+    }
+
+    fn unreachable(&self, why: String) -> HttpError {
+        HttpError::Unreachable {
+            url: self.base.to_string(),
+            why: printable(&why, 300),
+        }
+    }
+}
+
+/// An error with its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_never_travels_readable() {
+        for good in [
+            "https://broker.example.org:7443",
+            "http://127.0.0.1:80",
+            "http://[::1]:1/x",
+            "http://localhost",
+        ] {
+            assert!(BaseUrl::parse(good).is_ok(), "{good}");
+        }
+        assert_eq!(
+            BaseUrl::parse("http://broker.example.org"),
+            Err(UrlError::Plain)
+        );
+        assert_eq!(
+            BaseUrl::parse("http://127.0.0.1.example.org"),
+            Err(UrlError::Plain)
+        );
+        for bad in [
+            "",
+            "broker",
+            "ftp://127.0.0.1",
+            "https://",
+            "file:///etc/passwd",
+        ] {
+            assert!(BaseUrl::parse(bad).is_err(), "{bad}");
+        }
+        let url = BaseUrl::parse("https://a.example/muster?x#y").expect("is one");
+        assert_eq!(url.to_string(), "https://a.example/muster");
+        assert_eq!(
+            url.0.join("v1/trust").expect("joins").as_str(),
+            "https://a.example/muster/v1/trust"
+        );
+    }
+}

@@ -1,0 +1,324 @@
+//! The node's own journal: what it was asked, began, and how it ended.
+//!
+//! SQLite with write-ahead log. Two connections: one syncs at every commit
+//! (`started` before the first effect, `finished` before the report), one
+//! does not (output while it comes; the sync of `finished` covers it, because
+//! both write the same log).
+
+mod db;
+mod prune;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use muster_protocol::envelope::HighWater;
+use muster_protocol::ids::{InstanceId, RequestId};
+use muster_protocol::run::{NodeResult, Stream};
+use muster_protocol::units::Timestamp;
+use muster_protocol::wire::OutcomeReport;
+
+pub use db::Db;
+pub use prune::Pruned;
+
+/// Why the journal did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// It cannot be opened.
+    #[error(
+        "the journal {path} cannot be opened: {why}; if it is damaged, move it away: the node then forgets what it has executed"
+    )]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// There is no room.
+    #[error("there is no room on the disk for the journal")]
+    Full,
+    /// Anything else that SQLite said.
+    #[error("the journal failed: {0}")]
+    Sql(String),
+    /// A row that this version cannot read.
+    #[error("the journal holds a row that cannot be read: {0}")]
+    Row(String),
+}
+
+impl From<rusqlite::Error> for JournalError {
+    fn from(e: rusqlite::Error) -> Self {
+        match e.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
+            _ => Self::Sql(e.to_string()),
+        }
+    }
+}
+
+/// A process as the journal knows it: enough to find it again, and to be sure
+/// that it is the same.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ProcessNote {
+    /// Its id; also its session's.
+    pub pid: u32,
+    /// When it started, in the kernel's ticks since boot.
+    pub started: u64,
+    /// Its control group, when it has one of its own.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// What is known when a step begins.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct StartNote {
+    /// This start of the agent.
+    pub instance: InstanceId,
+    /// This start of the machine.
+    pub boot_id: String,
+    /// How long it may take, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// What the journal says about a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry {
+    /// It waits for its turn.
+    Queued,
+    /// It began, and has not ended.
+    Started,
+    /// It ended.
+    Finished,
+}
+
+/// A step that the agent had not ended when it ended itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unfinished {
+    /// Which.
+    pub request: RequestId,
+    /// `None` when it only waited.
+    pub start: Option<StartNote>,
+    /// Its process, when there was one.
+    pub process: Option<ProcessNote>,
+}
+
+/// Chunks of output, as they travel.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Chunk {
+    /// Its number.
+    pub number: u32,
+    /// Which stream.
+    pub stream: Stream,
+    /// What was written.
+    pub data: Bytes,
+}
+
+/// How many there are of what.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// Waiting or running.
+    pub open: u64,
+    /// Ended, and the broker has the outcome.
+    pub acknowledged: u64,
+    /// Ended, and the broker has not said that it has the outcome.
+    pub unacknowledged: u64,
+    /// Bytes of output.
+    pub output_bytes: u64,
+}
+
+/// The journal, shared; each call runs where blocking is allowed.
+#[derive(Clone)]
+pub struct Journal {
+    db: Arc<Mutex<Db>>,
+}
+
+impl Journal {
+    /// Opens or makes it.
+    ///
+    /// # Errors
+    /// [`JournalError::Open`].
+    pub fn open(path: &Path) -> Result<Self, JournalError> {
+        Ok(Self {
+            db: Arc::new(Mutex::new(Db::open(path)?)),
+        })
+    }
+
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Db) -> Result<T, JournalError> + Send + 'static,
+    ) -> Result<T, JournalError> {
+        let db = self.db.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            work(&mut db.lock().unwrap_or_else(PoisonError::into_inner))
+        });
+        done.await
+            .unwrap_or_else(|e| Err(JournalError::Sql(format!("its thread ended: {e}"))))
+    }
+
+    /// What is known of a request.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn look(&self, request: RequestId) -> Result<Option<Entry>, JournalError> {
+        self.with(move |db| db.look(request)).await
+    }
+
+    /// Notes that a request waits for its turn. Durable.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn queue(&self, request: RequestId) -> Result<(), JournalError> {
+        self.with(move |db| db.queue(request, Timestamp::now()))
+            .await
+    }
+
+    /// Notes that a step begins. Durable when it returns: only then may
+    /// anything happen.
+    ///
+    /// # Errors
+    /// [`JournalError`]; also when the request is known and not queued.
+    pub async fn start(&self, request: RequestId, note: StartNote) -> Result<(), JournalError> {
+        self.with(move |db| db.start(request, &note, Timestamp::now()))
+            .await
+    }
+
+    /// Notes the process of a step.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn process(&self, request: RequestId, note: ProcessNote) -> Result<(), JournalError> {
+        self.with(move |db| db.process(request, &note)).await
+    }
+
+    /// Adds output. Durable with the step's end.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn output(&self, request: RequestId, chunk: Chunk) -> Result<(), JournalError> {
+        self.with(move |db| db.output(request, &chunk)).await
+    }
+
+    /// Notes how a step ended. Durable when it returns. For a request that
+    /// the journal does not know yet (a tombstone, a refusal) it makes the
+    /// row; one that ended already stays as it is.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn finish(
+        &self,
+        request: RequestId,
+        result: NodeResult,
+        chunks: u32,
+        inline: bool,
+    ) -> Result<(), JournalError> {
+        self.with(move |db| db.finish(request, &result, chunks, inline, Timestamp::now()))
+            .await
+    }
+
+    /// Throws away the output of a step.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn drop_output(&self, request: RequestId) -> Result<(), JournalError> {
+        self.with(move |db| db.drop_output(request)).await
+    }
+
+    /// Steps without an end.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn unfinished(&self) -> Result<Vec<Unfinished>, JournalError> {
+        self.with(|db| db.unfinished()).await
+    }
+
+    /// Outcomes that the broker has not acknowledged, oldest first.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn unacknowledged(&self, limit: u32) -> Result<Vec<RequestId>, JournalError> {
+        self.with(move |db| db.unacknowledged(limit)).await
+    }
+
+    /// The report of a step that ended; `None` when it has not.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn report(&self, request: RequestId) -> Result<Option<OutcomeReport>, JournalError> {
+        self.with(move |db| db.report(request)).await
+    }
+
+    /// One chunk of output, when it is still there.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn chunk(
+        &self,
+        request: RequestId,
+        number: u32,
+    ) -> Result<Option<Chunk>, JournalError> {
+        self.with(move |db| db.chunk(request, number)).await
+    }
+
+    /// Notes that the broker has an outcome.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn acknowledged(&self, request: RequestId) -> Result<(), JournalError> {
+        self.with(move |db| db.acknowledged(request, Timestamp::now()))
+            .await
+    }
+
+    /// What was seen of brokers, as stored.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn high_water(&self) -> Result<HighWater, JournalError> {
+        self.with(|db| {
+            let Some(text) = db.meta("high_water")? else {
+                return Ok(HighWater::default());
+            };
+            serde_json::from_str(&text).map_err(|e| JournalError::Row(e.to_string()))
+        })
+        .await
+    }
+
+    /// Stores what was seen of brokers. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn set_high_water(&self, seen: &HighWater) -> Result<(), JournalError> {
+        let text = serde_json::to_string(seen).map_err(|e| JournalError::Row(e.to_string()))?;
+        self.with(move |db| db.set_meta("high_water", &text)).await
+    }
+
+    /// The facts that were sent last.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn facts(&self) -> Result<Option<String>, JournalError> {
+        self.with(|db| db.meta("facts")).await
+    }
+
+    /// Stores the facts that were sent.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn set_facts(&self, json: String) -> Result<(), JournalError> {
+        self.with(move |db| db.set_meta("facts", &json)).await
+    }
+
+    /// Throws away what is old, or too much.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn prune(&self, keep: crate::config::Retention) -> Result<Pruned, JournalError> {
+        self.with(move |db| db.prune(&keep, Timestamp::now())).await
+    }
+
+    /// How many there are of what.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn counts(&self) -> Result<Counts, JournalError> {
+        self.with(|db| db.counts()).await
+    }
+}

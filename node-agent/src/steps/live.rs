@@ -1,0 +1,138 @@
+//! A step's output on its way: numbered, kept in the journal, and sent while
+//! the step runs, unless the step is so quick and quiet that all of it fits
+//! into the outcome.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use muster_protocol::ids::RequestId;
+use muster_protocol::run::Stream;
+use muster_protocol::wire::{MAX_INLINE, OutputHead};
+use tokio::sync::Mutex;
+use tracing::warn;
+
+use crate::bus::Bus;
+use crate::host::proc::Process;
+use crate::host::process::Sink;
+use crate::journal::{Chunk, Journal, ProcessNote};
+
+/// The output of one step.
+#[derive(Clone)]
+pub(super) struct Live {
+    request: RequestId,
+    journal: Journal,
+    bus: Bus,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The number of the next chunk.
+    next: u32,
+    /// Held back while it may still travel inside the outcome.
+    held: Vec<Chunk>,
+    bytes: usize,
+    /// Chunks are sent as they come.
+    live: bool,
+    /// Some could not be kept.
+    lost: bool,
+    closed: bool,
+}
+
+impl Live {
+    pub(super) fn new(request: RequestId, journal: Journal, bus: Bus) -> Self {
+        Self {
+            request,
+            journal,
+            bus,
+            state: Arc::default(),
+        }
+    }
+
+    /// Holds nothing back any more.
+    pub(super) async fn go_live(&self) {
+        let mut state = self.state.lock().await;
+        if !state.closed {
+            self.release(&mut state).await;
+        }
+    }
+
+    /// No more output: how many chunks there are, whether all of them travel
+    /// inside the outcome, whether some were lost.
+    pub(super) async fn close(&self) -> (u32, bool, bool) {
+        let mut state = self.state.lock().await;
+        state.closed = true;
+        let inline = !state.live && state.next > 0;
+        (state.next, inline, state.lost)
+    }
+
+    async fn release(&self, state: &mut State) {
+        state.live = true;
+        for chunk in std::mem::take(&mut state.held) {
+            self.send(chunk).await;
+        }
+    }
+
+    /// Best effort: what does not arrive is asked for when the step has
+    /// ended.
+    async fn send(&self, chunk: Chunk) {
+        if let Ok(voice) = self.bus.voice() {
+            let head = OutputHead {
+                request: self.request,
+                chunk: chunk.number,
+                stream: chunk.stream,
+            };
+            let _ = voice.output(&head, chunk.data).await;
+        }
+    }
+}
+
+impl Sink for Live {
+    fn started<'a>(
+        &'a mut self,
+        process: &'a Process,
+        cgroup: Option<&'a Path>,
+    ) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let cgroup = cgroup.map(Path::to_owned);
+            let note = ProcessNote {
+                pid: process.pid,
+                started: process.started,
+                cgroup,
+            };
+            if let Err(e) = self.journal.process(self.request, note).await {
+                warn!("the process of a step cannot be noted: {e}");
+            }
+        })
+    }
+
+    fn output(&mut self, stream: Stream, data: Bytes) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let mut state = self.state.lock().await;
+            let chunk = Chunk {
+                number: state.next,
+                stream,
+                data,
+            };
+            if let Err(e) = self.journal.output(self.request, chunk.clone()).await {
+                if !state.lost {
+                    warn!("output is lost, because it cannot be journaled: {e}");
+                }
+                state.lost = true;
+                return;
+            }
+            state.next += 1;
+            state.bytes += chunk.data.len();
+            if state.live {
+                self.send(chunk).await;
+                return;
+            }
+            state.held.push(chunk);
+            if state.bytes > MAX_INLINE {
+                self.release(&mut state).await;
+            }
+        })
+    }
+}

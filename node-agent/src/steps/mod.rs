@@ -1,0 +1,462 @@
+//! Steps: each request is executed at most once, and always accounted for.
+//!
+//! ```text
+//! known? → predicate → granted? → room? → [queued] → started on disk
+//!        → effect → finished on disk → reported
+//! ```
+
+mod live;
+mod recover;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use muster_protocol::envelope::{Call, MAX_SKEW, Request};
+use muster_protocol::ids::{InstanceId, RequestId};
+use muster_protocol::run::{NodeResult, Outcome};
+use muster_protocol::subject::NodeSays;
+use muster_protocol::text::printable;
+use muster_protocol::units::{Timestamp, after};
+use muster_protocol::wire::{Accepted, OutcomeReport};
+use serde_json::Value;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, error, info, info_span, warn};
+
+use crate::bus::Bus;
+use crate::config::Limits;
+use crate::executor::{Executor, Step};
+use crate::identity::Identity;
+use crate::journal::{Entry, Journal, StartNote};
+use crate::pace::Backoff;
+use crate::report::Reporter;
+use crate::view::NodeView;
+use live::Live;
+
+/// A step that takes longer is acknowledged; a quicker one only says its
+/// outcome.
+const QUICK: Duration = Duration::from_millis(200);
+
+/// What steps need of the agent.
+pub struct StepsParts {
+    /// Where they are written down.
+    pub journal: Journal,
+    /// Where output and acknowledgements go.
+    pub bus: Bus,
+    /// Where outcomes go.
+    pub reporter: Reporter,
+    /// Who this node is.
+    pub identity: Identity,
+    /// This start of the agent.
+    pub instance: InstanceId,
+    /// This start of the machine.
+    pub boot_id: String,
+    /// Bounds.
+    pub limits: Limits,
+    /// Who executes.
+    pub executor: Arc<dyn Executor>,
+    /// The facts that the predicate is held against.
+    pub facts: watch::Receiver<Arc<Value>>,
+}
+
+/// All steps of this agent.
+#[derive(Clone)]
+pub struct Steps(Arc<Inner>);
+
+struct Inner {
+    parts: StepsParts,
+    slots: Semaphore,
+    running: AtomicU32,
+    /// Bytes of output that came since somebody asked.
+    output: AtomicU64,
+    accepting: AtomicBool,
+    active: Mutex<HashMap<RequestId, Active>>,
+    /// A step has left `active`.
+    left: Notify,
+}
+
+/// A step that waits or runs.
+#[derive(Clone, Default)]
+struct Active {
+    cancel: CancellationToken,
+    /// Why it was cancelled.
+    why: Arc<OnceLock<&'static str>>,
+}
+
+impl Active {
+    fn cancel(&self, why: &'static str) {
+        let _ = self.why.set(why);
+        self.cancel.cancel();
+    }
+}
+
+impl Steps {
+    /// None yet.
+    #[must_use]
+    pub fn new(parts: StepsParts) -> Self {
+        Self(Arc::new(Inner {
+            slots: Semaphore::new(parts.limits.concurrent.into()),
+            parts,
+            running: AtomicU32::new(0),
+            output: AtomicU64::new(0),
+            accepting: AtomicBool::new(true),
+            active: Mutex::default(),
+            left: Notify::new(),
+        }))
+    }
+
+    /// How many run now.
+    #[must_use]
+    pub fn running(&self) -> u32 {
+        self.0.running.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of output that ended steps have left since this was last asked
+    /// with `reset`.
+    pub fn output(&self, reset: bool) -> u64 {
+        if reset {
+            self.0.output.swap(0, Ordering::Relaxed)
+        } else {
+            self.0.output.load(Ordering::Relaxed)
+        }
+    }
+
+    /// What this node grants, by name.
+    #[must_use]
+    pub fn capabilities(&self) -> Vec<String> {
+        self.0.parts.executor.capabilities()
+    }
+
+    /// Does what an authentic request asks, or answers for it.
+    pub async fn call(&self, request: &Request, call: &Call) {
+        let inner = &self.0;
+        if !inner.accepting.load(Ordering::Relaxed) {
+            // Silence: the broker sends it again, and whoever comes after
+            // this agent may answer.
+            return;
+        }
+        let id = request.id();
+        let Some((active, others)) = inner.enter(id) else {
+            let _ = inner
+                .parts
+                .bus
+                .say(NodeSays::Accepted, &Accepted { request: id })
+                .await;
+            return;
+        };
+        let guard = Leave {
+            inner: inner.clone(),
+            id,
+        };
+        if inner.answer_again(id).await {
+            return;
+        }
+        if let Err(reason) = inner.judge(request, call, others) {
+            inner
+                .end(id, inner.result(Outcome::Declined, reason), 0, false)
+                .await;
+            return;
+        }
+        let span = info_span!(
+            "step",
+            run = %request.run,
+            step = request.step,
+            node = %inner.parts.identity.now().assignment().name
+        );
+        let (inner, call, start_before) = (inner.clone(), call.clone(), request.start_before);
+        let principal = request.principal.clone();
+        tokio::spawn(
+            async move {
+                let _guard = guard;
+                info!(%principal, scenario = %call.scenario, "step");
+                Box::pin(inner.run(id, &call, start_before, &active)).await;
+            }
+            .instrument(span),
+        );
+    }
+
+    /// Answers an authentic request that this node does not follow.
+    pub async fn decline(&self, id: RequestId, reason: String) {
+        let inner = &self.0;
+        let Some(_) = inner.enter(id) else { return };
+        let _guard = Leave {
+            inner: inner.clone(),
+            id,
+        };
+        if !inner.answer_again(id).await {
+            inner
+                .end(id, inner.result(Outcome::Declined, reason), 0, false)
+                .await;
+        }
+    }
+
+    /// Ends a step, or keeps it from ever starting.
+    pub async fn cancel(&self, id: RequestId) {
+        let inner = &self.0;
+        let Some(_) = inner.enter(id) else {
+            let active = inner.active().get(&id).cloned();
+            if let Some(active) = active {
+                info!(run = %id.run, step = id.step, "cancelled");
+                active.cancel("cancelled");
+            }
+            return;
+        };
+        let _guard = Leave {
+            inner: inner.clone(),
+            id,
+        };
+        if !inner.answer_again(id).await {
+            let result = inner.result(Outcome::Cancelled, "cancelled before it started");
+            inner.end(id, result, 0, false).await;
+        }
+    }
+
+    /// Takes no more steps, waits for those that run, and ends those that
+    /// still run after `grace`. The journal has all of them when it returns.
+    pub async fn stop(&self, grace: Duration) {
+        let inner = &self.0;
+        inner.accepting.store(false, Ordering::Relaxed);
+        if tokio::time::timeout(grace, inner.idle()).await.is_err() {
+            let open: Vec<Active> = inner.active().values().cloned().collect();
+            warn!("{} steps still run; they are ended", open.len());
+            for active in open {
+                active.cancel("the agent was stopped");
+            }
+            // The kill grace, the kill, and the journal.
+            let _ = tokio::time::timeout(Duration::from_secs(15), inner.idle()).await;
+        }
+    }
+}
+
+/// Takes a step off the list, however its task ends.
+struct Leave {
+    inner: Arc<Inner>,
+    id: RequestId,
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.inner.active().remove(&self.id);
+        self.inner.left.notify_waiters();
+    }
+}
+
+impl Inner {
+    fn active(&self) -> std::sync::MutexGuard<'_, HashMap<RequestId, Active>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a step on the list, with how many others are on it; `None` when
+    /// it is on it already.
+    fn enter(&self, id: RequestId) -> Option<(Active, usize)> {
+        let mut active = self.active();
+        if active.contains_key(&id) {
+            return None;
+        }
+        let others = active.len();
+        Some((active.entry(id).or_default().clone(), others))
+    }
+
+    async fn idle(&self) {
+        loop {
+            let left = self.left.notified();
+            if self.active().is_empty() {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    fn result(&self, outcome: Outcome, reason: impl Into<String>) -> NodeResult {
+        NodeResult::new(self.parts.identity.now().serial(), outcome, reason)
+    }
+
+    /// Whether the request was answered for before; the outcome is sent
+    /// again then. A journal that cannot be read counts as such, because
+    /// nobody knows.
+    async fn answer_again(&self, id: RequestId) -> bool {
+        if self.parts.reporter.holds(id) {
+            self.parts.reporter.wake();
+            return true;
+        }
+        match self.parts.journal.look(id).await {
+            Ok(None) => false,
+            Ok(Some(Entry::Finished)) => {
+                self.parts.reporter.again(id);
+                true
+            }
+            // Rows of an earlier start are answered for when the agent
+            // begins; until then the broker asks again.
+            Ok(Some(Entry::Queued | Entry::Started)) => true,
+            Err(e) => {
+                error!(run = %id.run, step = id.step, "nothing is executed: {e}");
+                true
+            }
+        }
+    }
+
+    /// The node's own checks.
+    fn judge(&self, request: &Request, call: &Call, others: usize) -> Result<(), String> {
+        let enrolled = self.parts.identity.now();
+        let facts = self.parts.facts.borrow().clone();
+        NodeView {
+            assignment: enrolled.assignment(),
+            facts: &facts,
+        }
+        .check(&request.predicate)?;
+        self.parts
+            .executor
+            .check(call)
+            .map_err(|e| printable(&e.to_string(), 500))?;
+        let limits = &self.parts.limits;
+        if others >= usize::from(limits.concurrent) + usize::from(limits.queued) {
+            return Err(format!(
+                "busy: {} steps run and {} wait, which is as many as this node takes",
+                limits.concurrent, limits.queued
+            ));
+        }
+        Ok(())
+    }
+
+    async fn run(
+        self: &Arc<Self>,
+        id: RequestId,
+        call: &Call,
+        start_before: Timestamp,
+        active: &Active,
+    ) {
+        let live = Live::new(id, self.parts.journal.clone(), self.parts.bus.clone());
+        let slow = live.clone();
+        let bus = self.parts.bus.clone();
+        // Says that it goes on, once it is no longer quick.
+        let acknowledge = tokio::spawn(async move {
+            tokio::time::sleep(QUICK).await;
+            let _ = bus.say(NodeSays::Accepted, &Accepted { request: id }).await;
+            slow.go_live().await;
+        });
+        let result = self.execute(id, call, start_before, active, &live).await;
+        acknowledge.abort();
+        if let Some(mut result) = result {
+            let (chunks, inline, lost) = live.close().await;
+            result.truncated |= lost;
+            if let (Outcome::Cancelled, Some(why)) = (result.outcome, active.why.get()) {
+                result.reason = Some(match result.reason.take() {
+                    Some(reason) if *why != "cancelled" => format!("{why}; {reason}"),
+                    Some(reason) => reason,
+                    None => (*why).to_owned(),
+                });
+            }
+            info!(outcome = %result.outcome, exit = result.exit, ms = result.ms, "step ended");
+            self.end(id, result, chunks, inline).await;
+        }
+    }
+
+    /// Waits for a slot, writes `started` down, and only then acts.
+    async fn execute(
+        self: &Arc<Self>,
+        id: RequestId,
+        call: &Call,
+        start_before: Timestamp,
+        active: &Active,
+        live: &Live,
+    ) -> Option<NodeResult> {
+        let unwritten = |e: crate::journal::JournalError| {
+            error!("nothing is executed: {e}");
+            Some(self.result(
+                Outcome::Declined,
+                format!("nothing was executed, because it cannot be journaled here: {e}"),
+            ))
+        };
+        let slot = match self.slots.try_acquire() {
+            Ok(slot) => slot,
+            Err(_) => {
+                if let Err(e) = self.parts.journal.queue(id).await {
+                    return unwritten(e);
+                }
+                tokio::select! {
+                    slot = self.slots.acquire() => slot.ok()?,
+                    () = active.cancel.cancelled() => {
+                        return Some(self.result(Outcome::Cancelled, "cancelled before it started"));
+                    }
+                }
+            }
+        };
+        if active.cancel.is_cancelled() {
+            return Some(self.result(Outcome::Cancelled, "cancelled before it started"));
+        }
+        let now = Timestamp::now();
+        if now > after(start_before, MAX_SKEW) {
+            return Some(self.result(
+                Outcome::Declined,
+                format!("it waited here for its turn until {now}, but had to start before {start_before}"),
+            ));
+        }
+        let limits = &self.parts.limits;
+        let timeout = call.limits.timeout.get().min(limits.timeout.get());
+        let note = StartNote {
+            instance: self.parts.instance,
+            boot_id: self.parts.boot_id.clone(),
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+        };
+        if let Err(e) = self.parts.journal.start(id, note).await {
+            return unwritten(e);
+        }
+        self.running.fetch_add(1, Ordering::Relaxed);
+        let enrolled = self.parts.identity.now();
+        let mut sink = live.clone();
+        let step = Step {
+            request: id,
+            serial: enrolled.serial(),
+            name: enrolled.assignment().name.clone(),
+            timeout,
+            output_bytes: call.limits.output_bytes.min(limits.output_bytes),
+            sink: &mut sink,
+            cancel: &active.cancel,
+        };
+        let result = self.parts.executor.call(call, step).await;
+        self.running.fetch_sub(1, Ordering::Relaxed);
+        drop(slot);
+        Some(result)
+    }
+
+    /// Writes an outcome down and has it reported. A full disk is waited
+    /// out where something was executed: its outcome must not be lost.
+    async fn end(&self, id: RequestId, result: NodeResult, chunks: u32, inline: bool) {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+        let executed = result.ms.is_some();
+        self.output
+            .fetch_add(result.output_bytes, Ordering::Relaxed);
+        let (mut result, mut chunks, mut inline) = (result, chunks, inline);
+        loop {
+            match self
+                .parts
+                .journal
+                .finish(id, result.clone(), chunks, inline)
+                .await
+            {
+                Ok(()) => return self.parts.reporter.wake(),
+                Err(e) => {
+                    error!(run = %id.run, step = id.step, "the outcome cannot be journaled: {e}");
+                    let report = OutcomeReport {
+                        request: id,
+                        result: result.clone(),
+                        chunks: 0,
+                        inline: Vec::new(),
+                    };
+                    if !executed {
+                        return self.parts.reporter.volatile(report);
+                    }
+                    // Room for the outcome is worth more than output.
+                    if chunks > 0 && self.parts.journal.drop_output(id).await.is_ok() {
+                        result.truncated = true;
+                        result.output_bytes = 0;
+                        (chunks, inline) = (0, false);
+                    }
+                }
+            }
+            tokio::time::sleep(backoff.wait()).await;
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What an earlier start of the agent left unfinished.
+
+use std::time::Duration;
+
+use muster_protocol::run::Outcome;
+use tracing::{error, info, warn};
+
+use super::Steps;
+use crate::host::cgroup::Cgroup;
+use crate::host::environment::marks;
+use crate::host::tree::{Ended, Tree};
+use crate::journal::{JournalError, Unfinished};
+
+impl Steps {
+    /// Answers for each step that was begun and not ended: its processes are
+    /// found and ended, and its outcome is `unknown`, because nobody saw how
+    /// far it came. One that only waited never ran, and says so.
+    ///
+    /// # Errors
+    /// [`JournalError`] when the journal cannot be read; the agent must not
+    /// begin then.
+    pub async fn recover(&self, kill_grace: Duration) -> Result<(), JournalError> {
+        for step in self.0.parts.journal.unfinished().await? {
+            let id = step.request;
+            let (outcome, reason) = if step.start.is_some() {
+                let ended = self.end_orphans(&step, kill_grace).await;
+                (
+                    Outcome::Unknown,
+                    reason(&step, &self.0.parts.boot_id, ended),
+                )
+            } else {
+                (
+                    Outcome::Cancelled,
+                    "the agent ended before the step's turn came; it never ran".to_owned(),
+                )
+            };
+            warn!(run = %id.run, step = id.step, %outcome, "{reason}");
+            let mut result = self.0.result(outcome, reason);
+            let journal = &self.0.parts.journal;
+            let mut chunks = 0;
+            while let Some(chunk) = journal.chunk(id, chunks).await? {
+                chunks += 1;
+                result.output_bytes += chunk.data.len() as u64;
+            }
+            journal.finish(id, result, chunks, false).await?;
+        }
+        self.0.parts.reporter.wake();
+        Ok(())
+    }
+
+    async fn end_orphans(&self, step: &Unfinished, kill_grace: Duration) -> Option<Ended> {
+        let same_boot = step
+            .start
+            .as_ref()
+            .is_some_and(|s| s.boot_id == self.0.parts.boot_id);
+        if !same_boot {
+            return None;
+        }
+        let tree = Tree {
+            root: step.process.as_ref().map(|p| (p.pid, p.started)),
+            cgroup: step
+                .process
+                .as_ref()
+                .and_then(|p| p.cgroup.as_deref())
+                .and_then(Cgroup::remembered),
+            marks: marks(step.request, self.0.parts.identity.now().serial()),
+        };
+        match tokio::task::spawn_blocking(move || tree.end(kill_grace)).await {
+            Ok(ended) => {
+                info!(found = ended.found, left = ended.left, "orphans of a step");
+                Some(ended)
+            }
+            Err(e) => {
+                error!("orphans of a step could not be looked for: {e}");
+                None
+            }
+        }
+    }
+}
+
+fn reason(step: &Unfinished, boot_id: &str, ended: Option<Ended>) -> String {
+    let rebooted = step.start.as_ref().is_some_and(|s| s.boot_id != boot_id);
+    let rest = match ended {
+        _ if rebooted => "the machine was started anew since".to_owned(),
+        None => "its processes could not be looked for".to_owned(),
+        Some(Ended { found: 0, .. }) => "no process of it was left".to_owned(),
+        Some(Ended { found, left: 0 }) => {
+            format!("{found} of its processes still ran and were ended")
+        }
+        Some(Ended { found, left }) => {
+            format!("{found} of its processes still ran, {left} could not be ended")
+        }
+    };
+    format!("the agent ended while the command ran; {rest}")
+}

@@ -1,0 +1,5 @@
+//! The verbs of the command line.
+
+pub mod enroll;
+pub mod run;
+pub mod status;
