@@ -27,6 +27,10 @@ fn keys_of(server: &TestServer) -> Arc<NatsKeys> {
 }
 
 async fn load(server: &TestServer, lease: Lease) -> Inventory {
+    Box::pin(read(server, lease)).await
+}
+
+async fn read(server: &TestServer, lease: Lease) -> Inventory {
     let buckets = Buckets {
         nodes: kv(server, "muster_nodes").await,
         facts: kv(server, "muster_facts").await,
