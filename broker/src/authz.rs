@@ -172,9 +172,10 @@ impl Action {
 
 /// Something that its caller may do. Only [`authorize`] makes one:
 ///
-/// ```compile_fail
-/// use muster_broker::authz::Authorized;
-/// let forged = Authorized { subject: (), caller: todo!() };
+/// ```compile_fail,E0451
+/// fn forge(caller: muster_broker::authz::Caller) {
+///     let _ = muster_broker::authz::Authorized { subject: (), caller };
+/// }
 /// ```
 #[derive(Debug)]
 pub struct Authorized<T> {

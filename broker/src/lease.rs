@@ -124,6 +124,16 @@ impl Lease {
         Self(Arc::new(inner))
     }
 
+    /// A lease that is never held, for tests.
+    #[cfg(test)]
+    pub(crate) fn not_held() -> Self {
+        let place = watch::Sender::new(Place::Suspended);
+        Self(Arc::new(Inner {
+            held: Mutex::new(None),
+            place,
+        }))
+    }
+
     /// Begins to seek the lease, and keeps it until `cancel`; then it is
     /// given back. The task ends with an error when this broker can never be
     /// active.
@@ -293,7 +303,9 @@ impl Seeker {
         self.shared.set(None);
         self.was_active = false;
         self.term += 1;
-        self.shared.tell(Place::Standby { why: "another broker has taken the lease".into() });
+        self.shared.tell(Place::Standby {
+            why: "another broker has taken the lease".into(),
+        });
     }
 
     fn not_now(&mut self, why: &str) -> Option<(LeaseValue, u64)> {

@@ -7,7 +7,7 @@ use muster_protocol::wire::{CredentialsAnswer, CredentialsRequest, EnrollRequest
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, AppState, OpenDoor};
+use super::{ApiError, ApiJson, AppState, OpenDoor, finish};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
@@ -58,7 +58,9 @@ async fn enroll(
     ApiJson(request): ApiJson<EnrollRequest>,
 ) -> Result<ApiJson<CredentialsAnswer>, ApiError> {
     state.active()?;
-    Ok(ApiJson(state.enrolment.enroll(&request).await?))
+    Ok(ApiJson(
+        finish(async move { state.enrolment.enroll(&request).await }).await?,
+    ))
 }
 
 /// Fresh credentials for a node that proves its key.
@@ -78,5 +80,7 @@ async fn credentials(
     ApiJson(request): ApiJson<CredentialsRequest>,
 ) -> Result<ApiJson<CredentialsAnswer>, ApiError> {
     state.active()?;
-    Ok(ApiJson(state.enrolment.credentials(&request).await?))
+    Ok(ApiJson(
+        finish(async move { state.enrolment.credentials(&request).await }).await?,
+    ))
 }

@@ -118,6 +118,7 @@ impl Front {
         let (router, _) = routes().split_for_parts();
         router
             .fallback(pass_on)
+            .method_not_allowed_fallback(super::not_allowed)
             .layer(middleware::from_fn(within))
             .layer(CatchPanicLayer::custom(panicked))
             .layer(middleware::from_fn_with_state(self.clone(), finish))

@@ -7,7 +7,7 @@ use muster_protocol::problem::Problem;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, page};
+use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, finish, page};
 use crate::authz::{Action, Caller};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
@@ -35,7 +35,8 @@ async fn create(
     let request = state
         .authorize(&caller, Action::Invite, request)?
         .into_inner();
-    let invites = state.enrolment.invite(request, &caller.principal).await?;
+    let invites =
+        finish(async move { state.enrolment.invite(request, &caller.principal).await }).await?;
     Ok((StatusCode::CREATED, ApiJson(invites)))
 }
 

@@ -6,7 +6,7 @@ use muster_protocol::problem::Problem;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, ApiPath, AppState};
+use super::{ApiError, ApiJson, ApiPath, AppState, finish};
 use crate::authz::{Action, Caller};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
@@ -40,8 +40,9 @@ async fn rotate(
 ) -> Result<ApiJson<KeyList>, ApiError> {
     state.active()?;
     state.authorize(&caller, Action::ManageKeys, ())?;
-    let by = caller.principal.as_str();
-    let list = state.authority.rotate(&*state.control, by).await?;
+    let by = caller.principal;
+    let list =
+        finish(async move { state.authority.rotate(&*state.control, by.as_str()).await }).await?;
     Ok(ApiJson((*list).clone()))
 }
 
@@ -63,7 +64,13 @@ async fn revoke(
 ) -> Result<ApiJson<KeyList>, ApiError> {
     state.active()?;
     state.authorize(&caller, Action::ManageKeys, ())?;
-    let by = caller.principal.as_str();
-    let list = state.authority.revoke(id, &*state.control, by).await?;
+    let by = caller.principal;
+    let list = finish(async move {
+        state
+            .authority
+            .revoke(id, &*state.control, by.as_str())
+            .await
+    })
+    .await?;
     Ok(ApiJson((*list).clone()))
 }

@@ -134,6 +134,21 @@ pub fn router(state: AppState) -> Router {
         .with_state(state)
 }
 
+/// Does something that must be finished once it is begun, also when the client
+/// goes away and its request is dropped.
+pub(super) async fn finish<T, E>(
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, ApiError>
+where
+    T: Send + 'static,
+    E: Into<ApiError> + Send + 'static,
+{
+    tokio::spawn(work)
+        .await
+        .map_err(|e| ApiError::internal(&e))?
+        .map_err(Into::into)
+}
+
 async fn not_found(uri: Uri) -> ApiError {
     ApiError::new(
         Kind::NotFound,

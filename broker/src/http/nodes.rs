@@ -15,7 +15,7 @@ use serde::Deserialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, page};
+use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, finish, page};
 use crate::authz::{Action, Caller};
 use crate::inventory::{Inventory, NodeRecord, PresenceView, Standing};
 
@@ -135,10 +135,9 @@ async fn change(
         .authorize(&caller, Action::ChangeNodes, change)?
         .into_inner();
     let by = caller.principal.as_str();
-    // What was begun is finished, also when the client goes away.
     let done = {
         let (state, name, by) = (state.clone(), name.clone(), by.to_owned());
-        spawn(async move {
+        finish(async move {
             state
                 .inventory
                 .change(&name, &change, &*state.control, &by)
@@ -173,7 +172,7 @@ async fn remove(
     let name = node_name(&name)?;
     state.authorize(&caller, Action::RemoveNodes, ())?;
     let by = caller.principal.to_string();
-    spawn(async move { state.inventory.remove(&name, &*state.control, &by).await }).await?;
+    finish(async move { state.inventory.remove(&name, &*state.control, &by).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -194,24 +193,14 @@ async fn replace(
     state.active()?;
     let name = node_name(&name)?;
     state.authorize(&caller, Action::RemoveNodes, ())?;
-    let invite = state
-        .enrolment
-        .invite_replacement(&name, request.expires, &caller.principal)
-        .await?;
+    let (enrolment, by) = (state.enrolment, caller.principal);
+    let invite = finish(async move {
+        enrolment
+            .invite_replacement(&name, request.expires, &by)
+            .await
+    })
+    .await?;
     Ok((StatusCode::CREATED, ApiJson(invite)))
-}
-
-async fn spawn<T, E>(
-    work: impl Future<Output = Result<T, E>> + Send + 'static,
-) -> Result<T, ApiError>
-where
-    T: Send + 'static,
-    E: Into<ApiError> + Send + 'static,
-{
-    tokio::spawn(work)
-        .await
-        .map_err(|e| ApiError::internal(&e))?
-        .map_err(Into::into)
 }
 
 fn node_name(text: &str) -> Result<NodeName, ApiError> {

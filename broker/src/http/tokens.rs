@@ -7,7 +7,7 @@ use muster_protocol::problem::Problem;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, page};
+use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, finish, page};
 use crate::authz::{Action, Caller};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
@@ -32,7 +32,8 @@ async fn create(
     let request = state
         .authorize(&caller, Action::ManageTokens, request)?
         .into_inner();
-    let created = state.tokens.create(request, &caller.principal).await?;
+    let created =
+        finish(async move { state.tokens.create(request, &caller.principal).await }).await?;
     Ok((StatusCode::CREATED, ApiJson(created)))
 }
 
@@ -73,7 +74,7 @@ async fn revoke(
     state.active()?;
     state.authorize(&caller, Action::ManageTokens, ())?;
     let id = muster_protocol::text::printable(&id, 40);
-    state.tokens.revoke(&id, &caller.principal).await?;
+    finish(async move { state.tokens.revoke(&id, &caller.principal).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

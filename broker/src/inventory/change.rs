@@ -137,8 +137,10 @@ impl Inventory {
         let kept = self.kept()?;
         let mut index = kept.index.lock().await;
         kept.active()?;
-        let known =
-            index.keys.get(new.node_key.as_bytes()).or_else(|| index.nats_keys.get(new.nats_key.as_str()));
+        let known = index
+            .keys
+            .get(new.node_key.as_bytes())
+            .or_else(|| index.nats_keys.get(new.nats_key.as_str()));
         if let Some((serial, name)) = known {
             let snapshot = self.snapshot();
             return match snapshot.get(*serial) {
@@ -155,7 +157,8 @@ impl Inventory {
         check_counts(&new.roles, &new.labels)?;
         let snapshot = self.snapshot();
         let mut revision = 1;
-        if let Some(holder) = snapshot.by_name(&new.name) {
+        let old = snapshot.by_name(&new.name);
+        if let Some(holder) = old {
             if new.replaces != Some(holder.serial) {
                 return Err(InventoryError::NameTaken(new.name));
             }
@@ -188,7 +191,13 @@ impl Inventory {
             notes: Vec::new(),
             last_seen: None,
         };
-        self.store(kept, &mut index, record).await
+        let added = self.store(kept, &mut index, record).await;
+        drop(index);
+        // Also when the new one could not be stored: the old one is out.
+        if let Some(old) = old {
+            self.shut_out(kept, old).await;
+        }
+        added
     }
 
     /// Changes roles and labels, all or nothing: a new revision, new
@@ -271,6 +280,7 @@ impl Inventory {
         let old = self.named(name)?;
         self.bury(kept, &mut index, &old, by).await?;
         drop(index);
+        self.shut_out(kept, &old).await;
         control.forget(old.serial);
         kept.events
             .emit(
@@ -366,7 +376,17 @@ impl Inventory {
             .ok_or_else(|| InventoryError::NoNode(name.to_string()))
     }
 
-    /// Turns a node into a tombstone and ends its connections.
+    /// Ends the connections of a node that is a tombstone, and forgets what
+    /// it reported.
+    async fn shut_out(&self, kept: &Kept, old: &NodeRecord) {
+        self.revoke(kept, old, now_seconds().max(old.jwt_iat)).await;
+        if let Err(error) = kept.buckets.facts.forget(&old.serial.to_string()).await {
+            tracing::warn!(node = %old.assignment.name, %error, "facts of a removed node stay in the bucket");
+        }
+    }
+
+    /// Turns a node into a tombstone. [`Inventory::shut_out`] comes next,
+    /// without the lock: it takes longer.
     async fn bury(
         &self,
         kept: &Kept,
@@ -375,14 +395,9 @@ impl Inventory {
         by: &str,
     ) -> Result<(), InventoryError> {
         let buried = StoredNode::removed(old, by, Timestamp::now());
-        write(kept, index, old.serial, &buried).await?;
+        self.write(kept, index, old.serial, &buried).await?;
         self.0.snapshot.rcu(|now| Arc::new(now.without(old.serial)));
         self.seen().at.remove(&old.serial);
-        let facts = old.serial.to_string();
-        if let Err(error) = kept.buckets.facts.forget(&facts).await {
-            tracing::warn!(node = %old.assignment.name, %error, "facts of a removed node stay in the bucket");
-        }
-        self.revoke(kept, old, now_seconds().max(old.jwt_iat)).await;
         Ok(())
     }
 
@@ -409,57 +424,66 @@ impl Inventory {
         index: &mut MutexGuard<'_, Index>,
         record: NodeRecord,
     ) -> Result<Arc<NodeRecord>, InventoryError> {
-        write(kept, index, record.serial, &StoredNode::of(&record)).await?;
+        self.write(kept, index, record.serial, &StoredNode::of(&record))
+            .await?;
         Ok(self.show(record))
+    }
+
+    async fn write(
+        &self,
+        kept: &Kept,
+        index: &mut MutexGuard<'_, Index>,
+        serial: Serial,
+        node: &StoredNode,
+    ) -> Result<(), InventoryError> {
+        kept.active()?;
+        let key = serial.to_string();
+        let written = match index.revisions.get(&serial) {
+            None => kept.buckets.nodes.create(&key, node).await,
+            Some(revision) => kept.buckets.nodes.update(&key, node, *revision).await,
+        };
+        let revision = match written {
+            Ok(revision) => revision,
+            Err(error) => match kept.buckets.nodes.get(&key).await? {
+                // It was not confirmed, and stored all the same.
+                Some(entry) if entry.value == *node => entry.revision,
+                // An earlier write that was taken for failed was stored: the
+                // memory is behind, and catches up.
+                Some(entry) => {
+                    index.note(serial, &entry.value, entry.revision);
+                    match entry
+                        .value
+                        .into_record(serial, super::StoredFacts::default(), None)
+                    {
+                        Some(record) => drop(self.show(record)),
+                        None => drop(self.0.snapshot.rcu(|now| Arc::new(now.without(serial)))),
+                    }
+                    return Err(error.into());
+                }
+                None => return Err(error.into()),
+            },
+        };
+        index.note(serial, node, revision);
+        Ok(())
     }
 
     fn show(&self, record: NodeRecord) -> Arc<NodeRecord> {
         let serial = record.serial;
-        let next = self.0.snapshot.rcu(|now| {
+        self.0.snapshot.rcu(|now| {
             let mut record = record.clone();
             // Facts are written beside this.
             if let Some(old) = now.get(serial) {
                 record.facts = Arc::clone(&old.facts);
                 record.notes.clone_from(&old.notes);
+                record.last_seen = record.last_seen.or(old.last_seen);
             }
             Arc::new(now.with(Arc::new(record)))
         });
-        // `rcu` gives what was there before.
-        drop(next);
         self.snapshot()
             .get(serial)
             .cloned()
             .unwrap_or_else(|| Arc::new(record))
     }
-}
-
-async fn write(
-    kept: &Kept,
-    index: &mut MutexGuard<'_, Index>,
-    serial: Serial,
-    node: &StoredNode,
-) -> Result<(), InventoryError> {
-    kept.active()?;
-    let key = serial.to_string();
-    let written = match index.revisions.get(&serial) {
-        None => kept.buckets.nodes.create(&key, node).await,
-        Some(revision) => kept.buckets.nodes.update(&key, node, *revision).await,
-    };
-    let revision = match written {
-        Ok(revision) => revision,
-        // An unconfirmed write may have been stored; a conflict says that the
-        // memory is behind.
-        Err(error) => match kept.buckets.nodes.get(&key).await? {
-            Some(entry) if entry.value == *node => entry.revision,
-            Some(entry) => {
-                index.revisions.insert(serial, entry.revision);
-                return Err(error.into());
-            }
-            None => return Err(error.into()),
-        },
-    };
-    index.note(serial, node, revision);
-    Ok(())
 }
 
 fn check_counts(

@@ -9,6 +9,8 @@ mod control;
 mod record;
 mod snapshot;
 mod stored;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
