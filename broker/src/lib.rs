@@ -29,6 +29,8 @@ pub mod secrets;
 mod serve;
 pub mod state_dir;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 pub mod tokens;
 

@@ -147,7 +147,7 @@ pub fn parse(
     // mistake.
     if !allow_unknown && snapshot.iter().next().is_some() {
         predicate
-            .check_known(&|name| snapshot.knows(name), &snapshot.candidates())
+            .check_known(&|name| snapshot.knows(name), snapshot.candidates())
             .map_err(|unknown| ResolveError::UnknownName {
                 unknown,
                 source_text: predicate.source().to_owned(),

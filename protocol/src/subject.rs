@@ -32,6 +32,9 @@ pub const EVENT: &str = "m1.event";
 #[must_use]
 pub fn token(text: &str) -> String {
     use fmt::Write as _;
+    if text.is_empty() {
+        return "=".to_owned();
+    }
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-') {

@@ -79,7 +79,11 @@ const LEAST_BYTES: u64 = 16 << 20;
 ///
 /// # Errors
 /// [`StreamError`].
-pub(super) async fn ensure(js: &Context, max_bytes: u64, max_age: Duration) -> Result<u64, StreamError> {
+pub(super) async fn ensure(
+    js: &Context,
+    max_bytes: u64,
+    max_age: Duration,
+) -> Result<u64, StreamError> {
     let mut limit = max_bytes;
     loop {
         let settings = StreamSettings {
@@ -91,7 +95,11 @@ pub(super) async fn ensure(js: &Context, max_bytes: u64, max_age: Duration) -> R
             Err(StreamError::Full { .. }) if limit / 2 >= LEAST_BYTES => limit /= 2,
             result => {
                 if limit < max_bytes {
-                    tracing::warn!(limit, wanted = max_bytes, "NATS has less room for runs than wanted");
+                    tracing::warn!(
+                        limit,
+                        wanted = max_bytes,
+                        "NATS has less room for runs than wanted"
+                    );
                 }
                 return result.map(|_| limit);
             }

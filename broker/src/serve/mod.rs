@@ -3,6 +3,8 @@
 
 mod listen;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,21 +100,28 @@ impl InventoryBuckets {
 impl Stores {
     /// Makes the buckets where there are none.
     pub(crate) async fn ensure(js: &Context) -> Result<Self, KvError> {
-        let bucket = |name: &str| BucketConfig::new(name);
         Ok(Self {
             inventory: InventoryBuckets {
-                nodes: ensure_bucket(js, bucket("muster_nodes")).await?,
-                facts: ensure_bucket(js, bucket("muster_facts")).await?,
-                seen: ensure_bucket(js, bucket("muster_cluster")).await?,
-                serial: ensure_bucket(js, bucket("muster_cluster")).await?,
-                account: ensure_bucket(js, bucket("muster_cluster")).await?,
+                nodes: bucket(js, "muster_nodes").await?,
+                facts: bucket(js, "muster_facts").await?,
+                seen: bucket(js, "muster_cluster").await?,
+                serial: bucket(js, "muster_cluster").await?,
+                account: bucket(js, "muster_cluster").await?,
             },
-            key_list: ensure_bucket(js, bucket("muster_cluster")).await?,
-            lease: ensure_bucket(js, bucket("muster_cluster")).await?,
-            invites: ensure_bucket(js, bucket("muster_invites")).await?,
-            tokens: ensure_bucket(js, bucket("muster_tokens")).await?,
+            key_list: bucket(js, "muster_cluster").await?,
+            lease: bucket(js, "muster_cluster").await?,
+            invites: bucket(js, "muster_invites").await?,
+            tokens: bucket(js, "muster_tokens").await?,
         })
     }
+}
+
+/// Boxed: what it takes to open a bucket is a large future.
+async fn bucket<T>(js: &Context, name: &str) -> Result<Kv<T>, KvError>
+where
+    T: serde::Serialize + serde::de::DeserializeOwned,
+{
+    Box::pin(ensure_bucket(js, BucketConfig::new(name))).await
 }
 
 /// Runs a broker until `cancel`. Without NATS, or with one that cannot be
@@ -134,15 +143,29 @@ pub async fn serve(
     let address = listener.local_addr().map_err(ServeError::Listener)?;
     // What is not this machine alone is never spoken to in the clear.
     let https = !address.ip().is_loopback();
-    let tls = https.then(|| ca.server_config(address, &config.names)).transpose()?;
-    let parts = Parts { config: Arc::new(config), state, root, keys, ca, https };
+    let tls = https
+        .then(|| ca.server_config(address, &config.names))
+        .transpose()?;
+    let parts = Parts {
+        config: Arc::new(config),
+        state,
+        root,
+        keys,
+        ca,
+        https,
+    };
     let front = Front::new(https);
     let scheme = if https { "https" } else { "http" };
     tracing::info!(url = %format!("{scheme}://{address}"), cluster = %parts.root.cluster, "listening");
 
     let stop_listening = CancellationToken::new();
-    let serving = tokio::spawn(listen::listen(listener, tls, front.router(), stop_listening.clone()));
-    let result = live(&parts, &front, &cancel).await;
+    let serving = tokio::spawn(listen::listen(
+        listener,
+        tls,
+        front.router(),
+        stop_listening.clone(),
+    ));
+    let result = Box::pin(live(&parts, &front, &cancel)).await;
     front.close(Readiness::Stopping);
     stop_listening.cancel();
     serving.await?;
@@ -150,15 +173,21 @@ pub async fn serve(
 }
 
 async fn live(parts: &Parts, front: &Front, cancel: &CancellationToken) -> Result<(), ServeError> {
-    let Some((link, stores)) = until(cancel, connect(parts, front)).await else { return Ok(()) };
+    let Some((link, stores)) = until(cancel, Box::pin(connect(parts, front))).await else {
+        return Ok(());
+    };
     tracing::info!(version = %link.version, "connected to NATS");
     let holder = parts.state.holder()?;
     // The lease ends last: what a session still writes at its end needs it.
     let end_lease = CancellationToken::new();
-    let (lease, mut seeking) =
-        Lease::seek(stores.lease.clone(), parts.state.clone(), holder, end_lease.clone());
+    let (lease, mut seeking) = Lease::seek(
+        stores.lease.clone(),
+        parts.state.clone(),
+        holder,
+        end_lease.clone(),
+    );
     let result = tokio::select! {
-        result = sessions(parts, front, &link, &stores, &lease, cancel) => result,
+        result = Box::pin(sessions(parts, front, &link, &stores, &lease, cancel)) => result,
         ended = &mut seeking => match ended {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(error.into()),
@@ -177,8 +206,8 @@ async fn live(parts: &Parts, front: &Front, cancel: &CancellationToken) -> Resul
 async fn connect(parts: &Parts, front: &Front) -> (Link, Stores) {
     let mut waiting = Waiting::new(front);
     loop {
-        match Link::connect(&parts.config, &parts.keys, &parts.ca).await {
-            Ok(link) => match Stores::ensure(&link.js).await {
+        match Box::pin(Link::connect(&parts.config, &parts.keys, &parts.ca)).await {
+            Ok(link) => match Box::pin(Stores::ensure(&link.js)).await {
                 Ok(stores) => return (link, stores),
                 Err(error) => {
                     waiting.say(&error);
@@ -200,6 +229,7 @@ async fn sessions(
     cancel: &CancellationToken,
 ) -> Result<(), ServeError> {
     let mut places = lease.places();
+    let mut waiting = Waiting::new(front);
     loop {
         let place = places.borrow_and_update().clone();
         let term = match place {
@@ -211,16 +241,18 @@ async fn sessions(
                 }
                 continue;
             }
-            Place::Suspended | Place::Lost => {
-                front.say(Readiness::Standby { reason: "another broker is active, or NATS is away".into() });
+            Place::Suspended => {
+                front.say(Readiness::Standby {
+                    reason: "NATS is away or slow".into(),
+                });
                 if until(cancel, places.changed()).await.is_none() {
                     return Ok(());
                 }
                 continue;
             }
         };
-        let mut waiting = Waiting::new(front);
-        let session = match until(cancel, Session::open(parts, link, stores, lease)).await {
+        let session = match until(cancel, Box::pin(Session::open(parts, link, stores, lease))).await
+        {
             None => return Ok(()),
             Some(Ok(session)) => session,
             Some(Err(error)) if error.is_final() => return Err(error.into()),
@@ -237,9 +269,9 @@ async fn sessions(
             // Suspended is not the end: while nobody else was active, what is
             // in memory holds.
             let other = |place: &Place| match place {
-                Place::Lost => true,
+                Place::Standby { .. } => true,
                 Place::Active { term: now, .. } => *now != term,
-                Place::Standby { .. } | Place::Suspended => false,
+                Place::Suspended => false,
             };
             // An error says that the lease's task has ended.
             let _ = places.wait_for(other).await;
@@ -249,7 +281,9 @@ async fn sessions(
         let end = if stopped {
             Readiness::Stopping
         } else {
-            Readiness::Standby { reason: "another broker has taken over".into() }
+            Readiness::Standby {
+                reason: "another broker has taken over".into(),
+            }
         };
         front.close(end);
         session.end().await;
@@ -278,8 +312,13 @@ impl<'a> Waiting<'a> {
 
     fn say(&mut self, error: &dyn std::error::Error) {
         let reason = error.to_string();
-        self.front.say(Readiness::Starting { reason: reason.clone() });
-        let new = self.said.as_ref().is_none_or(|(said, at)| *said != reason || at.elapsed() >= SAY_AGAIN);
+        self.front.say(Readiness::Starting {
+            reason: reason.clone(),
+        });
+        let new = self
+            .said
+            .as_ref()
+            .is_none_or(|(said, at)| *said != reason || at.elapsed() >= SAY_AGAIN);
         if new {
             tracing::warn!(reason, "the broker waits");
             self.said = Some((reason, tokio::time::Instant::now()));

@@ -91,14 +91,14 @@ impl Session {
             events.clone(),
         )
         .await?;
-        let inventory = Inventory::load(
+        let inventory = Box::pin(Inventory::load(
             stores.inventory.get(),
             Arc::clone(&parts.keys),
             link.system.clone(),
             lease.clone(),
             events.clone(),
             parts.config.credentials_life,
-        )
+        ))
         .await?;
         // Before anybody connects: a server that was set up anew, or set
         // back in time, must know who is revoked.
@@ -134,7 +134,10 @@ impl Session {
             events: events.clone(),
             connections: Some((link.system.clone(), parts.keys.account_key())),
             settings: bus::Settings {
-                runs: runs::Settings { max_age: parts.config.keep_runs.get(), ..runs::Settings::default() },
+                runs: runs::Settings {
+                    max_age: parts.config.keep_runs.get(),
+                    ..runs::Settings::default()
+                },
                 confirm_above: parts.config.confirm_above,
                 ..bus::Settings::default()
             },
@@ -144,7 +147,10 @@ impl Session {
         // Whoever asks as soon as the broker is ready finds every run. When
         // the journals take longer, runs are `unavailable` for that time, and
         // everything else is there.
-        if timeout(JOURNALS_WITHIN, nodes.engine.wait_ready()).await.is_err() {
+        if timeout(JOURNALS_WITHIN, nodes.engine.wait_ready())
+            .await
+            .is_err()
+        {
             tracing::warn!("the journals of runs are still being read");
         }
         let state = AppState {
@@ -165,7 +171,11 @@ impl Session {
         tasks.spawn(inventory.tend(cancel.clone()));
         tasks.spawn(tidy(enrolment, cancel.clone()));
         tasks.spawn(async move { nodes.stopped().await });
-        Ok(Self { state, cancel, tasks })
+        Ok(Self {
+            state,
+            cancel,
+            tasks,
+        })
     }
 
     /// The API of this session.
@@ -178,7 +188,10 @@ impl Session {
         self.cancel.cancel();
         self.tasks.close();
         if timeout(END_WITHIN, self.tasks.wait()).await.is_err() {
-            tracing::warn!(tasks = self.tasks.len(), "parts of the broker did not end in time");
+            tracing::warn!(
+                tasks = self.tasks.len(),
+                "parts of the broker did not end in time"
+            );
         }
     }
 }
@@ -188,7 +201,11 @@ async fn tidy(enrolment: Enrolment, cancel: CancellationToken) {
         if let Err(error) = enrolment.tidy().await {
             tracing::debug!(%error, "old invites could not be forgotten");
         }
-        if cancel.run_until_cancelled(sleep(TIDY_EVERY)).await.is_none() {
+        if cancel
+            .run_until_cancelled(sleep(TIDY_EVERY))
+            .await
+            .is_none()
+        {
             return;
         }
     }

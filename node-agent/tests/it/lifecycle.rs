@@ -291,6 +291,28 @@ async fn one_agent_for_one_state_and_a_status_for_people() {
         .arg(empty.path())
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("muster-agent enroll"));
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_down_is_not_executed() {
+    let lab = Lab::start().await;
+    assert_eq!(lab.run("true").await.result.outcome, Outcome::Succeeded);
+    let witness = lab.path("witness");
+    // Somebody holds the journal; a full disk ends in the same place.
+    let journal = rusqlite::Connection::open(lab.path("state/journal.db")).unwrap();
+    journal.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let request = lab.shell(format!("echo x >> {}", witness.display()));
+    lab.send(&request).await;
+    let result = lab.broker.outcome(request.id()).await.result;
+    assert_eq!(result.outcome, Outcome::Declined);
+    let reason = result.reason.unwrap();
+    assert!(
+        reason.starts_with("nothing was executed, because it cannot be journaled here"),
+        "{reason}"
+    );
+    journal.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(lab.run("true").await.result.outcome, Outcome::Succeeded);
+    assert_eq!(lines(&witness), 0);
 }

@@ -1,6 +1,12 @@
 //! The real agent against a real NATS server; the test speaks the broker's
 //! side of the protocol.
-#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::zombie_processes,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test"
+)]
 
 mod enrolment;
 mod http;
