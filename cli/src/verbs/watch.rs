@@ -65,14 +65,13 @@ pub async fn watch(
             }
         }
     });
+    let mut book = Book::from_view(view);
+    book.apart = look.dedupe == Dedupe::None;
     let mut watcher = Watcher {
         context,
         client,
         run,
-        book: Book {
-            apart: look.dedupe == Dedupe::None,
-            ..Book::from_view(view)
-        },
+        book,
         live: if look.replay {
             Live::Silent
         } else {
