@@ -174,9 +174,18 @@ impl Authority {
             Some((held, signed)) if held == list => signed,
             _ => list.sign(&root.key),
         };
-        let kept = Kept { state, bucket, lease, events, revision: Mutex::new(revision) };
+        let kept = Kept {
+            state,
+            bucket,
+            lease,
+            events,
+            revision: Mutex::new(revision),
+        };
         let now = Now {
-            signer: Signer { cluster: root.cluster, key },
+            signer: Signer {
+                cluster: root.cluster,
+                key,
+            },
             list: Arc::new(list),
             signed: signed.clone(),
         };
@@ -186,7 +195,11 @@ impl Authority {
         } else {
             kept.state.store(FILE, &signed)?;
         }
-        Ok(Self(Arc::new(Inner { now: ArcSwap::from_pointee(now), root: root.key, kept: Some(kept) })))
+        Ok(Self(Arc::new(Inner {
+            now: ArcSwap::from_pointee(now),
+            root: root.key,
+            kept: Some(kept),
+        })))
     }
 
     /// The key to sign with now. Ask each time: a rotation changes it at once.
@@ -228,7 +241,11 @@ impl Authority {
     ///
     /// # Errors
     /// [`AuthorityError`]; nothing has changed then, or only the list.
-    pub async fn rotate(&self, control: &dyn NodeControl, by: &str) -> Result<Arc<KeyList>, AuthorityError> {
+    pub async fn rotate(
+        &self,
+        control: &dyn NodeControl,
+        by: &str,
+    ) -> Result<Arc<KeyList>, AuthorityError> {
         let kept = self.kept()?;
         let mut revision = kept.revision.lock().await;
         let old = self.0.now.load_full();
@@ -245,9 +262,20 @@ impl Authority {
         self.show(&list, &signed, old.signer.clone());
         control.push_keys(signed.clone()).await;
         let id = key.public().id();
-        self.show(&list, &signed, Signer { cluster: list.cluster, key });
+        self.show(
+            &list,
+            &signed,
+            Signer {
+                cluster: list.cluster,
+                key,
+            },
+        );
         kept.events
-            .emit("key.rotated", &id.to_string(), format!("{by} rotated the broker key: {id} signs now"))
+            .emit(
+                "key.rotated",
+                &id.to_string(),
+                format!("{by} rotated the broker key: {id} signs now"),
+            )
             .await;
         Ok(list)
     }
@@ -272,7 +300,11 @@ impl Authority {
             Some(key) if key.state == BrokerKeyState::Revoked => return Ok(Arc::clone(&old.list)),
             Some(_) => {}
         }
-        let mut list = KeyList { epoch: old.list.epoch + 1, issued: Timestamp::now(), ..(*old.list).clone() };
+        let mut list = KeyList {
+            epoch: old.list.epoch + 1,
+            issued: Timestamp::now(),
+            ..(*old.list).clone()
+        };
         for key in &mut list.keys {
             if key.key.id() == id {
                 key.state = BrokerKeyState::Revoked;
@@ -287,19 +319,40 @@ impl Authority {
         kept.store(&signed, &mut revision).await?;
         // The list itself is signed by the root, but the request that carries
         // it by a broker key: by one that is on both lists.
-        self.show(&list, &signed, Signer { cluster: list.cluster, key });
+        self.show(
+            &list,
+            &signed,
+            Signer {
+                cluster: list.cluster,
+                key,
+            },
+        );
         control.push_keys(signed).await;
         kept.state.drop_broker_key(id)?;
-        kept.events.emit("key.revoked", &id.to_string(), format!("{by} revoked the broker key {id}")).await;
+        kept.events
+            .emit(
+                "key.revoked",
+                &id.to_string(),
+                format!("{by} revoked the broker key {id}"),
+            )
+            .await;
         Ok(list)
     }
 
     fn kept(&self) -> Result<&Kept, AuthorityError> {
-        self.0.kept.as_ref().filter(|kept| kept.lease.epoch().is_some()).ok_or(AuthorityError::NotActive)
+        self.0
+            .kept
+            .as_ref()
+            .filter(|kept| kept.lease.epoch().is_some())
+            .ok_or(AuthorityError::NotActive)
     }
 
     fn show(&self, list: &Arc<KeyList>, signed: &SignedText, signer: Signer) {
-        let now = Now { signer, list: Arc::clone(list), signed: signed.clone() };
+        let now = Now {
+            signer,
+            list: Arc::clone(list),
+            signed: signed.clone(),
+        };
         self.0.now.store(Arc::new(now));
     }
 
@@ -309,12 +362,28 @@ impl Authority {
     pub fn in_memory() -> (PrivateKey, Self) {
         let (root, key) = (PrivateKey::generate(), PrivateKey::generate());
         let cluster = ClusterId::random();
-        let empty =
-            KeyList { cluster, epoch: 0, root: root.public(), keys: Vec::new(), issued: Timestamp::now() };
+        let empty = KeyList {
+            cluster,
+            epoch: 0,
+            root: root.public(),
+            keys: Vec::new(),
+            issued: Timestamp::now(),
+        };
         let list = with_key(&empty, key.public());
         let signed = list.sign(&root);
-        let now = ArcSwap::from_pointee(Now { signer: Signer { cluster, key }, list: Arc::new(list), signed });
-        (root.clone(), Self(Arc::new(Inner { now, root, kept: None })))
+        let now = ArcSwap::from_pointee(Now {
+            signer: Signer { cluster, key },
+            list: Arc::new(list),
+            signed,
+        });
+        (
+            root.clone(),
+            Self(Arc::new(Inner {
+                now,
+                root,
+                kept: None,
+            })),
+        )
     }
 }
 
@@ -358,14 +427,22 @@ fn open(signed: &SignedText, root: &Root, place: &'static str) -> Result<KeyList
         }
     })?;
     if list.cluster != root.cluster {
-        return Err(AuthorityError::OtherCluster { ours: root.cluster, theirs: list.cluster.to_string() });
+        return Err(AuthorityError::OtherCluster {
+            ours: root.cluster,
+            theirs: list.cluster.to_string(),
+        });
     }
     Ok(list)
 }
 
 /// The newest active key of the list whose private half is here.
 fn newest_own(state: &StateDir, list: &KeyList) -> Result<Option<PrivateKey>, AuthorityError> {
-    for key in list.keys.iter().rev().filter(|key| key.state == BrokerKeyState::Active) {
+    for key in list
+        .keys
+        .iter()
+        .rev()
+        .filter(|key| key.state == BrokerKeyState::Active)
+    {
         if let Some(private) = state.broker_key(&key.key)? {
             return Ok(Some(private));
         }
@@ -375,7 +452,15 @@ fn newest_own(state: &StateDir, list: &KeyList) -> Result<Option<PrivateKey>, Au
 
 fn with_key(list: &KeyList, key: PublicKey) -> KeyList {
     let now = Timestamp::now();
-    let mut next = KeyList { epoch: list.epoch + 1, issued: now, ..list.clone() };
-    next.keys.push(BrokerKey { key, state: BrokerKeyState::Active, added: now });
+    let mut next = KeyList {
+        epoch: list.epoch + 1,
+        issued: now,
+        ..list.clone()
+    };
+    next.keys.push(BrokerKey {
+        key,
+        state: BrokerKeyState::Active,
+        added: now,
+    });
     next
 }

@@ -172,9 +172,10 @@ impl Action {
 
 /// Something that its caller may do. Only [`authorize`] makes one:
 ///
-/// ```compile_fail
-/// use muster_broker::authz::Authorized;
-/// let forged = Authorized { subject: (), caller: todo!() };
+/// ```compile_fail,E0451
+/// fn forge(caller: muster_broker::authz::Caller) {
+///     let _ = muster_broker::authz::Authorized { subject: (), caller };
+/// }
 /// ```
 #[derive(Debug)]
 pub struct Authorized<T> {
@@ -215,13 +216,20 @@ pub fn authorize<T>(
     subject: T,
 ) -> Result<Authorized<T>, Denied> {
     if policy.allows(caller, &action) {
-        return Ok(Authorized { subject, caller: caller.clone() });
+        return Ok(Authorized {
+            subject,
+            caller: caller.clone(),
+        });
     }
     tracing::warn!(
         principal = %caller.principal, role = %caller.role, token = caller.token, action = action.what(),
         "denied"
     );
-    Err(Denied { principal: caller.principal.clone(), role: caller.role, what: action.what() })
+    Err(Denied {
+        principal: caller.principal.clone(),
+        role: caller.role,
+        what: action.what(),
+    })
 }
 
 #[cfg(test)]

@@ -122,7 +122,11 @@ pub struct NatsConfig {
 
 impl Default for NatsConfig {
     fn default() -> Self {
-        Self { urls: vec!["nats://127.0.0.1:4222".into()], agent_urls: Vec::new(), ca: NatsCa::Own }
+        Self {
+            urls: vec!["nats://127.0.0.1:4222".into()],
+            agent_urls: Vec::new(),
+            ca: NatsCa::Own,
+        }
     }
 }
 
@@ -148,8 +152,10 @@ impl Config {
     /// # Errors
     /// [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         Self::parse(&text, path)
     }
 
@@ -158,8 +164,10 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Parse`], [`ConfigError::Value`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text)
-            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: source.into() })?;
+        let config: Self = toml::from_str(text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: source.into(),
+        })?;
         config.check()?;
         Ok(config)
     }
@@ -169,25 +177,44 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Value`] for a path that is not UTF-8.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
-        toml::to_string(self).map_err(|e| ConfigError::Value { field: "state", why: e.to_string() })
+        toml::to_string(self).map_err(|e| ConfigError::Value {
+            field: "state",
+            why: e.to_string(),
+        })
     }
 
     /// Where agents find NATS.
     #[must_use]
     pub fn agent_urls(&self) -> &[String] {
-        if self.nats.agent_urls.is_empty() { &self.nats.urls } else { &self.nats.agent_urls }
+        if self.nats.agent_urls.is_empty() {
+            &self.nats.urls
+        } else {
+            &self.nats.agent_urls
+        }
     }
 
     /// Whether NATS is reached with TLS.
     #[must_use]
     pub fn nats_tls(&self) -> bool {
-        self.nats.urls.iter().chain(&self.nats.agent_urls).any(|url| url.starts_with("tls://"))
+        self.nats
+            .urls
+            .iter()
+            .chain(&self.nats.agent_urls)
+            .any(|url| url.starts_with("tls://"))
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let wrong = |field, why: &str| Err(ConfigError::Value { field, why: why.to_owned() });
+        let wrong = |field, why: &str| {
+            Err(ConfigError::Value {
+                field,
+                why: why.to_owned(),
+            })
+        };
         if self.nats.urls.is_empty() {
-            return wrong("nats.urls", "is empty; name at least one server, like nats://127.0.0.1:4222");
+            return wrong(
+                "nats.urls",
+                "is empty; name at least one server, like nats://127.0.0.1:4222",
+            );
         }
         for url in self.nats.urls.iter().chain(&self.nats.agent_urls) {
             check_url(url)?;
@@ -195,10 +222,15 @@ impl Config {
         for name in &self.names {
             let dns = name.len() <= 253
                 && !name.is_empty()
-                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.*".contains(&b));
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"-.*".contains(&b));
             if !dns && name.parse::<IpAddr>().is_err() {
                 let name = muster_protocol::text::printable(name, 60);
-                return wrong("names", &format!("holds `{name}`, which is neither a host name nor an address"));
+                return wrong(
+                    "names",
+                    &format!("holds `{name}`, which is neither a host name nor an address"),
+                );
             }
         }
         let life = self.credentials_life.get().as_secs();
@@ -217,15 +249,24 @@ impl Config {
 
 fn check_url(url: &str) -> Result<(), ConfigError> {
     let shown = muster_protocol::text::printable(url, 80);
-    let wrong = |why: String| Err(ConfigError::Value { field: "nats.urls", why });
+    let wrong = |why: String| {
+        Err(ConfigError::Value {
+            field: "nats.urls",
+            why,
+        })
+    };
     let Some((scheme, rest)) = url.split_once("://") else {
-        return wrong(format!("holds `{shown}`, which is no URL; write it like nats://HOST:4222"));
+        return wrong(format!(
+            "holds `{shown}`, which is no URL; write it like nats://HOST:4222"
+        ));
     };
     if rest.contains('@') {
         return wrong("holds a URL with a password; muster makes its own credentials".into());
     }
     if !matches!(scheme, "nats" | "tls") || rest.is_empty() || rest.contains(['/', '?', '#', ' ']) {
-        return wrong(format!("holds `{shown}`; write it like nats://HOST:4222 or tls://HOST:4222"));
+        return wrong(format!(
+            "holds `{shown}`; write it like nats://HOST:4222 or tls://HOST:4222"
+        ));
     }
     Ok(())
 }
@@ -260,7 +301,10 @@ mod tests {
     fn what_is_written_comes_back() {
         let config = Config {
             names: vec!["muster.example".into()],
-            nats: NatsConfig { ca: NatsCa::File("/etc/ca.pem".into()), ..NatsConfig::default() },
+            nats: NatsConfig {
+                ca: NatsCa::File("/etc/ca.pem".into()),
+                ..NatsConfig::default()
+            },
             ..Config::default()
         };
         assert_eq!(parse(&config.to_toml().unwrap()).unwrap(), config);
@@ -270,7 +314,12 @@ mod tests {
     #[test]
     fn mistakes_are_said_with_their_place() {
         let said = parse("confirm_abvoe = 3").unwrap_err();
-        assert!(said.contains("broker.toml") && said.contains("confirm_abvoe") && said.contains("confirm_above"), "{said}");
+        assert!(
+            said.contains("broker.toml")
+                && said.contains("confirm_abvoe")
+                && said.contains("confirm_above"),
+            "{said}"
+        );
         for (text, word) in [
             ("nats.urls = []", "nats.urls"),
             ("nats.urls = ['http://x']", "nats://HOST"),

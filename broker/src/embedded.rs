@@ -90,8 +90,11 @@ pub fn prepare_embedded(dir: &Path, options: &EmbeddedOptions) -> Result<Embedde
     let root = state.root()?;
     let keys = NatsKeys::load_or_create(&state.keys())?;
     // nats-server reads relative paths from its own directory.
-    let base = std::path::absolute(state.path())
-        .map_err(|source| StateDirError::Io { action: "find", path: dir.to_owned(), source })?;
+    let base = std::path::absolute(state.path()).map_err(|source| StateDirError::Io {
+        action: "find",
+        path: dir.to_owned(),
+        source,
+    })?;
     let nats = base.join("nats");
     make_dir(&nats)?;
     let listen = choose(&nats, options.listen)?;
@@ -100,9 +103,17 @@ pub fn prepare_embedded(dir: &Path, options: &EmbeddedOptions) -> Result<Embedde
     } else {
         let ca = Ca::open(&StateDir::open(&base)?, root.cluster)?;
         let files = ca.server_files(&StateDir::open(&base)?, "nats", listen, &options.names)?;
-        Some(TlsFiles { cert: files.cert, key: files.key, client_ca: None })
+        Some(TlsFiles {
+            cert: files.cert,
+            key: files.key,
+            client_ca: None,
+        })
     };
-    let (scheme, secure) = if tls.is_some() { ("tls", true) } else { ("nats", false) };
+    let (scheme, secure) = if tls.is_some() {
+        ("tls", true)
+    } else {
+        ("nats", false)
+    };
     let text = embedded_config(&EmbeddedConfig {
         version: options.version,
         server_name: format!("muster-{}", root.cluster),
@@ -129,8 +140,12 @@ pub fn prepare_embedded(dir: &Path, options: &EmbeddedOptions) -> Result<Embedde
     };
     let url = |host: String| format!("{scheme}://{host}");
     let urls = vec![url(SocketAddr::new(here, listen.port()).to_string())];
-    let mut agent_urls: Vec<String> =
-        options.names.iter().filter(|name| secure && !name.contains('*')).map(|name| url(host(name, listen.port()))).collect();
+    let mut agent_urls: Vec<String> = options
+        .names
+        .iter()
+        .filter(|name| secure && !name.contains('*'))
+        .map(|name| url(host(name, listen.port())))
+        .collect();
     if listen.ip().is_unspecified() {
         let outward = outward_address(listen).unwrap_or(here);
         agent_urls.push(url(SocketAddr::new(outward, listen.port()).to_string()));
@@ -190,7 +205,11 @@ fn identity(keys: &NatsKeys) -> Result<Identity, JwtError> {
         system_account: keys.system_key(),
         system_jwt: account("system", keys.system_key(), None)?,
         account: keys.account_key(),
-        account_jwt: account(ACCOUNT_NAME, keys.account_key(), Some(JetStreamLimits::default()))?,
+        account_jwt: account(
+            ACCOUNT_NAME,
+            keys.account_key(),
+            Some(JetStreamLimits::default()),
+        )?,
     })
 }
 
@@ -201,13 +220,18 @@ fn choose(nats: &Path, wanted: Option<SocketAddr>) -> Result<SocketAddr, Embedde
         return Ok(wanted);
     }
     let file = nats.join("port");
-    let kept = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse::<u16>().ok());
+    let kept = std::fs::read_to_string(&file)
+        .ok()
+        .and_then(|text| text.trim().parse::<u16>().ok());
     if let Some(port) = kept.filter(|port| *port != 0) {
         return Ok(SocketAddr::new(wanted.ip(), port));
     }
     let port = TcpListener::bind(wanted)
         .and_then(|listener| listener.local_addr())
-        .map_err(|source| EmbeddedError::Port { ip: wanted.ip(), source })?
+        .map_err(|source| EmbeddedError::Port {
+            ip: wanted.ip(),
+            source,
+        })?
         .port();
     write_atomic(&file, format!("{port}\n").as_bytes(), 0o600)?;
     Ok(SocketAddr::new(wanted.ip(), port))

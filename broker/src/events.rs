@@ -11,9 +11,9 @@ use muster_protocol::text::printable;
 use muster_protocol::units::Timestamp;
 
 use crate::lease::Lease;
-use crate::store::read::read_from;
 use crate::store::append::{Append, append};
 use crate::store::error::StreamError;
+use crate::store::read::read_from;
 use crate::store::stream::{StreamSettings, WhenFull, ensure_stream};
 
 /// The stream that holds them.
@@ -52,7 +52,9 @@ impl Events {
             ..StreamSettings::journal(STREAM, "what happened in the muster cluster", &[EVENT])
         };
         ensure_stream(&js, &settings).await?;
-        Ok(Self(Arc::new(Inner { kept: Some((js, lease)) })))
+        Ok(Self(Arc::new(Inner {
+            kept: Some((js, lease)),
+        })))
     }
 
     /// Stores an event. One that cannot be stored is logged: whatever it
@@ -60,9 +62,15 @@ impl Events {
     pub async fn emit(&self, kind: &str, subject: &str, text: impl Into<String>) {
         let text = printable(&text.into(), MAX_TEXT);
         tracing::info!(kind, subject, text, "event");
-        let Some((js, lease)) = &self.0.kept else { return };
+        let Some((js, lease)) = &self.0.kept else {
+            return;
+        };
         if lease.epoch().is_none() {
-            tracing::warn!(kind, subject, "an event is not stored: this broker is not active now");
+            tracing::warn!(
+                kind,
+                subject,
+                "an event is not stored: this broker is not active now"
+            );
             return;
         }
         let event = ClusterEvent {
@@ -73,7 +81,9 @@ impl Events {
             text,
         };
         let stored = match serde_json::to_vec(&event) {
-            Ok(json) => append(js, STREAM, &Append::new(EVENT, json)).await.map(drop),
+            Ok(json) => append(js, STREAM, &Append::new(EVENT, json))
+                .await
+                .map(drop),
             Err(error) => {
                 tracing::error!(kind, %error, "an event has no JSON form");
                 return;
@@ -89,14 +99,19 @@ impl Events {
     /// # Errors
     /// [`EventsError`].
     pub async fn list(&self, after: u64, limit: usize) -> Result<Vec<ClusterEvent>, EventsError> {
-        let Some((js, _)) = &self.0.kept else { return Ok(Vec::new()) };
+        let Some((js, _)) = &self.0.kept else {
+            return Ok(Vec::new());
+        };
         let mut messages = read_from(js, STREAM, EVENT, after.saturating_add(1)).await?;
         let mut events = Vec::new();
         while events.len() < limit
             && let Some(message) = messages.try_next().await?
         {
             match serde_json::from_slice::<ClusterEvent>(&message.payload) {
-                Ok(event) => events.push(ClusterEvent { seq: message.sequence, ..event }),
+                Ok(event) => events.push(ClusterEvent {
+                    seq: message.sequence,
+                    ..event
+                }),
                 Err(error) => {
                     tracing::warn!(seq = message.sequence, %error, "an event cannot be read");
                 }

@@ -103,7 +103,8 @@ impl Lease {
     #[must_use]
     pub fn epoch(&self) -> Option<u64> {
         let held = *self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.filter(|held| Instant::now() < held.until).map(|held| held.epoch)
+        held.filter(|held| Instant::now() < held.until)
+            .map(|held| held.epoch)
     }
 
     /// Where this broker stands, and every change of it.
@@ -123,6 +124,16 @@ impl Lease {
         Self(Arc::new(inner))
     }
 
+    /// A lease that is never held, for tests.
+    #[cfg(test)]
+    pub(crate) fn not_held() -> Self {
+        let place = watch::Sender::new(Place::Suspended);
+        Self(Arc::new(Inner {
+            held: Mutex::new(None),
+            place,
+        }))
+    }
+
     /// Begins to seek the lease, and keeps it until `cancel`; then it is
     /// given back. The task ends with an error when this broker can never be
     /// active.
@@ -132,9 +143,13 @@ impl Lease {
         holder: Holder,
         cancel: CancellationToken,
     ) -> (Self, tokio::task::JoinHandle<Result<(), LeaseError>>) {
-        let standby = Place::Standby { why: "the lease is being looked at".into() };
-        let lease =
-            Self(Arc::new(Inner { held: Mutex::new(None), place: watch::Sender::new(standby) }));
+        let standby = Place::Standby {
+            why: "the lease is being looked at".into(),
+        };
+        let lease = Self(Arc::new(Inner {
+            held: Mutex::new(None),
+            place: watch::Sender::new(standby),
+        }));
         let seeker = Seeker {
             bucket,
             state,
@@ -205,7 +220,9 @@ impl Seeker {
     async fn try_take(&mut self) -> Result<Option<(LeaseValue, u64)>, LeaseError> {
         let entry = match timeout(ANSWER, self.bucket.get(KEY)).await {
             Ok(Ok(entry)) => entry,
-            Ok(Err(error)) => return Ok(self.not_now(&format!("the lease cannot be read: {error}"))),
+            Ok(Err(error)) => {
+                return Ok(self.not_now(&format!("the lease cannot be read: {error}")));
+            }
             Err(_) => return Ok(self.not_now("the lease cannot be read: NATS does not answer")),
         };
         if let Some(entry) = &entry
@@ -258,7 +275,9 @@ impl Seeker {
         let revision = match timeout(ANSWER, write).await {
             Ok(Ok(revision)) => revision,
             // Whether an unconfirmed write was stored shows at the next look.
-            Ok(Err(error)) => return Ok(self.not_now(&format!("the lease cannot be taken: {error}"))),
+            Ok(Err(error)) => {
+                return Ok(self.not_now(&format!("the lease cannot be taken: {error}")));
+            }
             Err(_) => return Ok(self.not_now("the lease cannot be taken: NATS does not answer")),
         };
         // Somebody else was active in between, and this process has its state
@@ -268,8 +287,14 @@ impl Seeker {
         }
         self.first = false;
         self.was_active = true;
-        self.shared.set(Some(Held { epoch, until: sent + TTL.saturating_sub(MARGIN) }));
-        self.shared.tell(Place::Active { epoch, term: self.term });
+        self.shared.set(Some(Held {
+            epoch,
+            until: sent + TTL.saturating_sub(MARGIN),
+        }));
+        self.shared.tell(Place::Active {
+            epoch,
+            term: self.term,
+        });
         tracing::info!(epoch, "this broker is active");
         Ok(Some((value, revision)))
     }
@@ -278,12 +303,16 @@ impl Seeker {
         self.shared.set(None);
         self.was_active = false;
         self.term += 1;
-        self.shared.tell(Place::Standby { why: "another broker has taken the lease".into() });
+        self.shared.tell(Place::Standby {
+            why: "another broker has taken the lease".into(),
+        });
     }
 
     fn not_now(&mut self, why: &str) -> Option<(LeaseValue, u64)> {
         if !self.was_active {
-            self.shared.tell(Place::Standby { why: why.to_owned() });
+            self.shared.tell(Place::Standby {
+                why: why.to_owned(),
+            });
         }
         None
     }
@@ -317,7 +346,9 @@ impl Seeker {
             }
             // An unconfirmed renewal may have been stored after all.
             match timeout(ANSWER, self.bucket.get(KEY)).await {
-                Ok(Ok(Some(entry))) if entry.value.instance == self.instance => revision = entry.revision,
+                Ok(Ok(Some(entry))) if entry.value.instance == self.instance => {
+                    revision = entry.revision
+                }
                 Ok(Ok(_)) => {
                     tracing::error!("another broker has taken the lease");
                     self.lost();
@@ -326,13 +357,19 @@ impl Seeker {
                 Ok(Err(_)) | Err(_) => {}
             }
         }
-        tracing::warn!(epoch = value.epoch, "the lease has run out; nothing is written until it is back");
+        tracing::warn!(
+            epoch = value.epoch,
+            "the lease has run out; nothing is written until it is back"
+        );
         self.shared.set(None);
         self.shared.tell(Place::Suspended);
     }
 
     fn extend(&self, epoch: u64, sent: Instant) {
-        self.shared.set(Some(Held { epoch, until: sent + TTL.saturating_sub(MARGIN) }));
+        self.shared.set(Some(Held {
+            epoch,
+            until: sent + TTL.saturating_sub(MARGIN),
+        }));
     }
 
     async fn release(&self, mut value: LeaseValue, revision: u64) {
@@ -342,7 +379,9 @@ impl Seeker {
         value.released = true;
         match timeout(ANSWER, self.bucket.update(KEY, &value, revision)).await {
             Ok(Ok(_)) => tracing::info!(epoch = value.epoch, "the lease is given back"),
-            Ok(Err(error)) => tracing::warn!(%error, "the lease could not be given back; it will run out"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the lease could not be given back; it will run out")
+            }
             Err(_) => tracing::warn!("the lease could not be given back; it will run out"),
         }
     }

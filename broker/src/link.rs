@@ -71,7 +71,8 @@ impl Link {
         let tls = tls(config, ca)?;
         let urls = &config.nats.urls;
         let system = issue(keys.system(), "muster-broker-system", system_permissions())?;
-        let system = SystemClient::connect(urls, &system, |o| with_tls(o, tls.clone(), config)).await?;
+        let system =
+            SystemClient::connect(urls, &system, |o| with_tls(o, tls.clone(), config)).await?;
         let user = issue(keys.account(), "muster-broker", broker_permissions())?;
         let options = with_tls(user.connect_options(), tls, config)
             .name("muster-broker")
@@ -85,13 +86,21 @@ impl Link {
                     other => tracing::warn!(event = %other, "connection to NATS"),
                 }
             });
-        let client = options.connect(urls).await.map_err(|source| LinkError::Connect {
-            urls: urls.join(", "),
-            hint: hint(&source),
-            source,
-        })?;
+        let client = options
+            .connect(urls)
+            .await
+            .map_err(|source| LinkError::Connect {
+                urls: urls.join(", "),
+                hint: hint(&source),
+                source,
+            })?;
         let version = connected(&client)?;
-        Ok(Self { js: store::context(client.clone()), client, system, version })
+        Ok(Self {
+            js: store::context(client.clone()),
+            client,
+            system,
+            version,
+        })
     }
 
     /// Whether the connection is up now.
@@ -103,7 +112,8 @@ impl Link {
     /// Sends what is under way and ends the connections.
     pub async fn close(&self) {
         for client in [&self.client, self.system.client()] {
-            let ended = tokio::time::timeout(std::time::Duration::from_secs(2), client.drain()).await;
+            let ended =
+                tokio::time::timeout(std::time::Duration::from_secs(2), client.drain()).await;
             if !matches!(ended, Ok(Ok(()))) {
                 tracing::debug!("a connection to NATS did not end in good order");
             }
@@ -162,9 +172,14 @@ pub fn nats_ca(config: &Config, ca: &Ca) -> Result<Option<String>, TlsError> {
     match &config.nats.ca {
         NatsCa::Own => Ok(Some(ca.pem().to_owned())),
         NatsCa::System => Ok(None),
-        NatsCa::File(path) => std::fs::read_to_string(path)
-            .map(Some)
-            .map_err(|e| TlsError::Certificates { path: path.clone(), why: e.to_string() }),
+        NatsCa::File(path) => {
+            std::fs::read_to_string(path)
+                .map(Some)
+                .map_err(|e| TlsError::Certificates {
+                    path: path.clone(),
+                    why: e.to_string(),
+                })
+        }
     }
 }
 

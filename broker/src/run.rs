@@ -44,7 +44,10 @@ pub fn run_broker(args: &BrokerArgs) -> anyhow::Result<()> {
         None => Config::default(),
     };
     if args.check_config {
-        let name = args.config.as_ref().map_or("the default".into(), |path| path.display().to_string());
+        let name = args
+            .config
+            .as_ref()
+            .map_or("the default".into(), |path| path.display().to_string());
         writeln!(std::io::stdout(), "{name}: the configuration is fine")?;
         return Ok(());
     }
@@ -71,7 +74,9 @@ pub fn run_broker(args: &BrokerArgs) -> anyhow::Result<()> {
 /// and above without it. Once; again does nothing.
 pub fn init_log(format: LogFormat) {
     let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let _ = match format {
         LogFormat::Human => log.with_ansi(false).try_init(),
         LogFormat::Json => log.json().try_init(),

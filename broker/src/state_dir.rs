@@ -37,7 +37,16 @@ const MAX_FILE: u64 = 1024 * 1024;
 
 /// What may be in a directory that has no version file yet: made by `muster
 /// up` just before, or by a mount.
-const HARMLESS: &[&str] = &["up.lock", "up.json", "run", "log", "agents", "lost+found", "broker.toml", "nats"];
+const HARMLESS: &[&str] = &[
+    "up.lock",
+    "up.json",
+    "run",
+    "log",
+    "agents",
+    "lost+found",
+    "broker.toml",
+    "nats",
+];
 
 /// Why a state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +124,11 @@ pub enum StateDirError {
 }
 
 fn io_at<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StateDirError + 'a {
-    move |source| StateDirError::Io { action, path: path.to_owned(), source }
+    move |source| StateDirError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// An existing state directory of a known format.
@@ -183,7 +196,10 @@ impl StateDir {
                     what: "it does not hold a number".into(),
                 })?;
                 if found > FORMAT {
-                    return Err(StateDirError::Newer { path: path.to_owned(), found });
+                    return Err(StateDirError::Newer {
+                        path: path.to_owned(),
+                        found,
+                    });
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -192,10 +208,16 @@ impl StateDir {
             }
             Err(e) => return Err(io_at("read", &version)(e)),
         }
-        let dir = Self { root: path.to_owned() };
+        let dir = Self {
+            root: path.to_owned(),
+        };
         make_dir(&dir.keys())?;
         let keys = dir.keys();
-        let mode = fs::metadata(&keys).map_err(io_at("read", &keys))?.permissions().mode() & 0o777;
+        let mode = fs::metadata(&keys)
+            .map_err(io_at("read", &keys))?
+            .permissions()
+            .mode()
+            & 0o777;
         if mode & 0o077 != 0 {
             return Err(StateDirError::TooOpen { path: keys, mode });
         }
@@ -241,8 +263,15 @@ impl StateDir {
                 let _ = (&file).take(20).read_to_string(&mut pid);
                 let pid = pid.trim();
                 let known = !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit());
-                let pid = if known { pid.to_owned() } else { "of unknown id".to_owned() };
-                return Err(StateDirError::Locked { path: self.root.clone(), pid });
+                let pid = if known {
+                    pid.to_owned()
+                } else {
+                    "of unknown id".to_owned()
+                };
+                return Err(StateDirError::Locked {
+                    path: self.root.clone(),
+                    pid,
+                });
             }
             Err(TryLockError::Error(e)) => return Err(io_at("lock", &path)(e)),
         }
@@ -270,21 +299,36 @@ impl StateDir {
             cluster: ClusterId::random(),
             root: BASE64URL_NOPAD.encode(&*key.seed()),
         };
-        let text = Zeroizing::new(serde_json::to_vec_pretty(&file).map_err(|e| io_at("write", &path)(e.into()))?);
+        let text = Zeroizing::new(
+            serde_json::to_vec_pretty(&file).map_err(|e| io_at("write", &path)(e.into()))?,
+        );
         write_new(&path, &text, 0o600)?;
         // Whoever was first, its key counts.
-        self.load_root(&path)?.ok_or_else(|| StateDirError::Damaged { path, what: "it is gone".into() })
+        self.load_root(&path)?
+            .ok_or_else(|| StateDirError::Damaged {
+                path,
+                what: "it is gone".into(),
+            })
     }
 
     fn load_root(&self, path: &Path) -> Result<Option<Root>, StateDirError> {
-        let Some(text) = read_private(path)? else { return Ok(None) };
-        let damaged = |what: &str| StateDirError::Damaged { path: path.to_owned(), what: what.to_owned() };
-        let file: ClusterFile = serde_json::from_str(&text).map_err(|_| damaged("it is not a cluster file"))?;
+        let Some(text) = read_private(path)? else {
+            return Ok(None);
+        };
+        let damaged = |what: &str| StateDirError::Damaged {
+            path: path.to_owned(),
+            what: what.to_owned(),
+        };
+        let file: ClusterFile =
+            serde_json::from_str(&text).map_err(|_| damaged("it is not a cluster file"))?;
         if file.version != 1 {
             return Err(damaged("it has a version that this muster does not know"));
         }
         let key = seed(&file.root).ok_or_else(|| damaged("the root key is not a key"))?;
-        Ok(Some(Root { cluster: file.cluster, key }))
+        Ok(Some(Root {
+            cluster: file.cluster,
+            key,
+        }))
     }
 
     /// Stores a broker's signing key.
@@ -293,7 +337,11 @@ impl StateDir {
     /// [`StateDirError::Io`].
     pub fn store_broker_key(&self, key: &PrivateKey) -> Result<(), StateDirError> {
         let text = Zeroizing::new(BASE64URL_NOPAD.encode(&*key.seed()));
-        write_atomic(&self.broker_key_path(key.public().id()), text.as_bytes(), 0o600)
+        write_atomic(
+            &self.broker_key_path(key.public().id()),
+            text.as_bytes(),
+            0o600,
+        )
     }
 
     /// A broker's signing key, if this directory holds it.
@@ -302,10 +350,15 @@ impl StateDir {
     /// [`StateDirError`]: unreadable, or not the key that its name says.
     pub fn broker_key(&self, public: &PublicKey) -> Result<Option<PrivateKey>, StateDirError> {
         let path = self.broker_key_path(public.id());
-        let Some(text) = read_private(&path)? else { return Ok(None) };
+        let Some(text) = read_private(&path)? else {
+            return Ok(None);
+        };
         match seed(&text) {
             Some(key) if key.public() == *public => Ok(Some(key)),
-            _ => Err(StateDirError::Damaged { path, what: "it is not the key that its name says".into() }),
+            _ => Err(StateDirError::Damaged {
+                path,
+                what: "it is not the key that its name says".into(),
+            }),
         }
     }
 
@@ -336,11 +389,19 @@ impl StateDir {
             if holder.machine == machine {
                 return Ok(holder);
             }
-            let holder = Holder { id: InstanceId::random(), machine, epoch: holder.epoch };
+            let holder = Holder {
+                id: InstanceId::random(),
+                machine,
+                epoch: holder.epoch,
+            };
             self.store_holder(&holder)?;
             return Ok(holder);
         }
-        let holder = Holder { id: InstanceId::random(), machine, epoch: 0 };
+        let holder = Holder {
+            id: InstanceId::random(),
+            machine,
+            epoch: 0,
+        };
         self.store_holder(&holder)?;
         Ok(holder)
     }
@@ -362,7 +423,10 @@ impl StateDir {
         match read_small(&path) {
             Ok(text) => serde_json::from_str(&text)
                 .map(Some)
-                .map_err(|e| StateDirError::Damaged { path, what: e.to_string() }),
+                .map_err(|e| StateDirError::Damaged {
+                    path,
+                    what: e.to_string(),
+                }),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(io_at("read", &path)(e)),
         }
@@ -391,13 +455,19 @@ fn seed(text: &str) -> Option<PrivateKey> {
 
 /// Something that differs between machines; empty where nothing is known.
 fn machine() -> String {
-    read_small(Path::new("/etc/machine-id")).map(|id| id.trim().to_owned()).unwrap_or_default()
+    read_small(Path::new("/etc/machine-id"))
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// Makes a directory, and those above it, that only its owner can enter. An
 /// existing one is left as it is.
 pub(crate) fn make_dir(path: &Path) -> Result<(), StateDirError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_at("make", path))
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(io_at("make", path))
 }
 
 fn refuse_foreign(path: &Path) -> Result<(), StateDirError> {
@@ -406,7 +476,10 @@ fn refuse_foreign(path: &Path) -> Result<(), StateDirError> {
         let name = name.to_string_lossy();
         if !HARMLESS.contains(&&*name) && !name.starts_with(".version.") {
             let example = muster_protocol::text::printable(&name, 60);
-            return Err(StateDirError::Foreign { path: path.to_owned(), example });
+            return Err(StateDirError::Foreign {
+                path: path.to_owned(),
+                example,
+            });
         }
     }
     Ok(())
@@ -425,12 +498,22 @@ pub(crate) fn read_private(path: &Path) -> Result<Option<Zeroizing<String>>, Sta
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(io_at("read", path)(e)),
     };
-    let mode = file.metadata().map_err(io_at("read", path))?.permissions().mode() & 0o777;
+    let mode = file
+        .metadata()
+        .map_err(io_at("read", path))?
+        .permissions()
+        .mode()
+        & 0o777;
     if mode & 0o077 != 0 {
-        return Err(StateDirError::TooOpen { path: path.to_owned(), mode });
+        return Err(StateDirError::TooOpen {
+            path: path.to_owned(),
+            mode,
+        });
     }
     let mut text = Zeroizing::new(String::new());
-    file.take(MAX_FILE).read_to_string(&mut text).map_err(io_at("read", path))?;
+    file.take(MAX_FILE)
+        .read_to_string(&mut text)
+        .map_err(io_at("read", path))?;
     Ok(Some(text))
 }
 
@@ -445,9 +528,11 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), S
 pub(crate) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateDirError> {
     let (temporary, dir) = beside(path);
     // A hard link, unlike a rename, fails if the name is taken.
-    let written = write_beside(&temporary, bytes, mode).and_then(|()| match fs::hard_link(&temporary, path) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other,
+    let written = write_beside(&temporary, bytes, mode).and_then(|()| {
+        match fs::hard_link(&temporary, path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
     });
     let _ = fs::remove_file(&temporary);
     finish(written, &temporary, path, dir)
@@ -461,17 +546,28 @@ fn beside(path: &Path) -> (PathBuf, &Path) {
 }
 
 fn write_beside(temporary: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let mut out = OpenOptions::new().write(true).create_new(true).mode(mode).open(temporary)?;
+    let mut out = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(temporary)?;
     out.write_all(bytes)?;
     out.sync_all()
 }
 
-fn finish(written: io::Result<()>, temporary: &Path, path: &Path, dir: &Path) -> Result<(), StateDirError> {
+fn finish(
+    written: io::Result<()>,
+    temporary: &Path,
+    path: &Path,
+    dir: &Path,
+) -> Result<(), StateDirError> {
     if let Err(e) = written {
         let _ = fs::remove_file(temporary);
         return Err(io_at("write", path)(e));
     }
-    File::open(dir).and_then(|d| d.sync_all()).map_err(io_at("sync", dir))
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(io_at("sync", dir))
 }
 
 #[cfg(test)]
@@ -512,9 +608,15 @@ mod tests {
         StateDir::open(tmp.path()).unwrap();
         fs::write(tmp.path().join("version"), "7\n").unwrap();
         let said = StateDir::open(tmp.path()).unwrap_err().to_string();
-        assert!(said.contains("format 7") && said.contains("up to 1") && said.contains("newer muster"), "{said}");
+        assert!(
+            said.contains("format 7") && said.contains("up to 1") && said.contains("newer muster"),
+            "{said}"
+        );
         fs::write(tmp.path().join("version"), "x").unwrap();
-        assert!(matches!(StateDir::open(tmp.path()), Err(StateDirError::Damaged { .. })));
+        assert!(matches!(
+            StateDir::open(tmp.path()),
+            Err(StateDirError::Damaged { .. })
+        ));
     }
 
     #[test]
@@ -549,7 +651,10 @@ mod tests {
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(matches!(dir.root(), Err(StateDirError::TooOpen { .. })));
         fs::set_permissions(dir.keys(), fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(matches!(StateDir::open(tmp.path()), Err(StateDirError::TooOpen { .. })));
+        assert!(matches!(
+            StateDir::open(tmp.path()),
+            Err(StateDirError::TooOpen { .. })
+        ));
     }
 
     #[test]

@@ -33,7 +33,6 @@ pub(crate) async fn wait_for<T>(what: &str, mut ready: impl AsyncFnMut() -> Opti
 pub(crate) struct TestBroker {
     pub(crate) port: u16,
     pub(crate) token: String,
-    pub(crate) config: Config,
     cancel: CancellationToken,
     task: JoinHandle<Result<(), ServeError>>,
 }
@@ -49,7 +48,10 @@ pub(crate) fn state_for(server: &TestServer, path: &Path) -> StateDir {
 pub(crate) fn config_for(server: &TestServer, path: &Path) -> Config {
     Config {
         state: path.to_owned(),
-        nats: NatsConfig { urls: vec![server.url()], ..NatsConfig::default() },
+        nats: NatsConfig {
+            urls: vec![server.url()],
+            ..NatsConfig::default()
+        },
         ..Config::default()
     }
 }
@@ -59,8 +61,10 @@ impl TestBroker {
     pub(crate) async fn start(server: &TestServer, path: &Path) -> Self {
         let mut broker = Self::begin(config_for(server, path)).await;
         broker.wait_active().await;
-        broker.token =
-            std::fs::read_to_string(path.join("admin.token")).unwrap_or_default().trim().to_owned();
+        broker.token = std::fs::read_to_string(path.join("admin.token"))
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
         broker
     }
 
@@ -69,8 +73,13 @@ impl TestBroker {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let cancel = CancellationToken::new();
-        let task = tokio::spawn(serve(config.clone(), listener, cancel.clone()));
-        Self { port, token: String::new(), config, cancel, task }
+        let task = tokio::spawn(serve(config, listener, cancel.clone()));
+        Self {
+            port,
+            token: String::new(),
+            cancel,
+            task,
+        }
     }
 
     pub(crate) async fn wait_active(&self) {
@@ -95,7 +104,10 @@ impl TestBroker {
 
     /// Waits for its end.
     pub(crate) async fn ended(self) -> Result<(), ServeError> {
-        tokio::time::timeout(PATIENCE, self.task).await.expect("the broker ends").unwrap()
+        tokio::time::timeout(PATIENCE, self.task)
+            .await
+            .expect("the broker ends")
+            .unwrap()
     }
 
     /// A request with the admin token.
@@ -133,7 +145,11 @@ impl TestBroker {
         let _ = stream.read_to_end(&mut answer).await;
         let answer = String::from_utf8(answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|s| s.parse().ok())
+            .unwrap_or(0);
         (status, head.to_owned(), body.to_owned())
     }
 
@@ -159,7 +175,10 @@ pub(crate) struct Joined {
 
 impl TestNode {
     pub(crate) fn new() -> Self {
-        Self { key: PrivateKey::generate(), nats: Arc::new(nkeys::KeyPair::new_user()) }
+        Self {
+            key: PrivateKey::generate(),
+            nats: Arc::new(nkeys::KeyPair::new_user()),
+        }
     }
 
     async fn proof(&self, broker: &TestBroker) -> (Trust, String, String) {
@@ -195,7 +214,9 @@ impl TestNode {
     pub(crate) async fn try_refresh(&self, broker: &TestBroker, serial: u32) -> (u16, Value) {
         let (_, challenge, proof) = self.proof(broker).await;
         let body = json!({ "serial": serial, "challenge": challenge, "proof": proof });
-        broker.send("POST", "/v1/agent/credentials", None, Some(body)).await
+        broker
+            .send("POST", "/v1/agent/credentials", None, Some(body))
+            .await
     }
 
     /// Gets fresh credentials.
@@ -209,18 +230,24 @@ impl TestNode {
         let (trust, _, _) = self.proof(broker).await;
         let answer: CredentialsAnswer = serde_json::from_value(answer).unwrap();
         let keys = KeyList::open(&answer.keys, &trust.root).unwrap();
-        let credentials: Credentials =
-            keys.open_signed(&answer.credentials, Purpose::Credentials).unwrap();
+        let credentials: Credentials = keys
+            .open_signed(&answer.credentials, Purpose::Credentials)
+            .unwrap();
         assert_eq!(credentials.node_key, self.key.public());
         Joined { credentials, keys }
     }
 
     /// Connects to NATS as an agent does, without coming back by itself.
-    pub(crate) async fn connect(&self, joined: &Joined) -> Result<async_nats::Client, async_nats::ConnectError> {
+    pub(crate) async fn connect(
+        &self,
+        joined: &Joined,
+    ) -> Result<async_nats::Client, async_nats::ConnectError> {
         let jwt = joined.credentials.jwt.clone();
         crate::nats::credentials::Credentials::new(jwt, Arc::clone(&self.nats))
             .connect_options()
-            .custom_inbox_prefix(muster_protocol::subject::inbox_prefix(joined.credentials.serial))
+            .custom_inbox_prefix(muster_protocol::subject::inbox_prefix(
+                joined.credentials.serial,
+            ))
             .max_reconnects(1)
             .connect(&joined.credentials.nats_urls)
             .await

@@ -67,7 +67,9 @@ pub struct Ca {
 
 impl std::fmt::Debug for Ca {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ca").field("key", &"[redacted]").finish_non_exhaustive()
+        f.debug_struct("Ca")
+            .field("key", &"[redacted]")
+            .finish_non_exhaustive()
     }
 }
 
@@ -96,11 +98,18 @@ impl Ca {
         let pem_path = state.keys().join("ca.pem");
         if read_private(&key_path)?.is_none() {
             let key = KeyPair::generate()?;
-            write_new(&key_path, Zeroizing::new(key.serialize_pem()).as_bytes(), 0o600)?;
+            write_new(
+                &key_path,
+                Zeroizing::new(key.serialize_pem()).as_bytes(),
+                0o600,
+            )?;
         }
-        let damaged = |path: &PathBuf, why: String| TlsError::Damaged { path: path.clone(), why };
-        let text = read_private(&key_path)?
-            .ok_or_else(|| damaged(&key_path, "it is gone".into()))?;
+        let damaged = |path: &PathBuf, why: String| TlsError::Damaged {
+            path: path.clone(),
+            why,
+        };
+        let text =
+            read_private(&key_path)?.ok_or_else(|| damaged(&key_path, "it is gone".into()))?;
         let key = KeyPair::from_pem(&text).map_err(|e| damaged(&key_path, e.to_string()))?;
         if read_private(&pem_path)?.is_none() {
             let cert = authority(cluster)?.self_signed(&key)?;
@@ -109,7 +118,8 @@ impl Ca {
         let pem = read_private(&pem_path)?
             .ok_or_else(|| damaged(&pem_path, "it is gone".into()))?
             .to_string();
-        let issuer = Issuer::from_ca_cert_pem(&pem, key).map_err(|e| damaged(&pem_path, e.to_string()))?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&pem, key).map_err(|e| damaged(&pem_path, e.to_string()))?;
         Ok(Self { issuer, pem })
     }
 
@@ -155,8 +165,10 @@ impl Ca {
         let dir = state.path().join("tls");
         make_dir(&dir)?;
         let leaf = self.leaf(listen, names)?;
-        let files =
-            ServerFiles { cert: dir.join(format!("{name}.pem")), key: dir.join(format!("{name}.key")) };
+        let files = ServerFiles {
+            cert: dir.join(format!("{name}.pem")),
+            key: dir.join(format!("{name}.key")),
+        };
         let key = Zeroizing::new(leaf.key.serialize_pem());
         write_atomic(&files.key, key.as_bytes(), 0o600)?;
         write_atomic(&files.cert, leaf.cert_pem.as_bytes(), 0o644)?;
@@ -173,13 +185,19 @@ impl Ca {
         validity(&mut params, SERVER_YEARS);
         let key = KeyPair::generate()?;
         let cert = params.signed_by(&key, &self.issuer)?;
-        Ok(Leaf { cert_pem: cert.pem(), cert: cert.der().clone(), key })
+        Ok(Leaf {
+            cert_pem: cert.pem(),
+            cert: cert.der().clone(),
+            key,
+        })
     }
 }
 
 fn authority(cluster: ClusterId) -> Result<CertificateParams, TlsError> {
     let mut params = CertificateParams::new(Vec::<String>::new())?;
-    params.distinguished_name.push(DnType::CommonName, format!("muster cluster {cluster}"));
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("muster cluster {cluster}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     validity(&mut params, AUTHORITY_YEARS);
@@ -188,7 +206,9 @@ fn authority(cluster: ClusterId) -> Result<CertificateParams, TlsError> {
 
 /// From the first day of last month, so that no clock of a node is too early.
 fn validity(params: &mut CertificateParams, years: i16) {
-    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let today = jiff::Timestamp::now()
+        .to_zoned(jiff::tz::TimeZone::UTC)
+        .date();
     let (year, month) = match today.month() {
         1 => (today.year() - 1, 12),
         month => (today.year(), month - 1),
@@ -202,13 +222,23 @@ fn validity(params: &mut CertificateParams, years: i16) {
 /// The address it listens on, this machine's name and addresses, `localhost`,
 /// and what the operator names.
 fn subject_names(listen: SocketAddr, names: &[String]) -> Vec<String> {
-    let mut all = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    let mut all = vec![
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+        "::1".to_owned(),
+    ];
     if !listen.ip().is_unspecified() {
         all.push(listen.ip().to_string());
     }
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
     let dns = |name: &str| {
-        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b))
+        !name.is_empty()
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b))
     };
     if dns(&host) {
         all.push(host);
@@ -232,7 +262,11 @@ pub(crate) fn outward_address(listen: SocketAddr) -> Option<IpAddr> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
     // A documentation address (RFC 5737): takes the default route.
     socket.connect("192.0.2.1:9").ok()?;
-    socket.local_addr().ok().map(|a| a.ip()).filter(|ip| !ip.is_unspecified())
+    socket
+        .local_addr()
+        .ok()
+        .map(|a| a.ip())
+        .filter(|ip| !ip.is_unspecified())
 }
 
 /// A client's configuration that trusts exactly these certificates (PEM).
@@ -240,7 +274,10 @@ pub(crate) fn outward_address(listen: SocketAddr) -> Option<IpAddr> {
 /// # Errors
 /// [`TlsError`]; `path` is for the error.
 pub fn client_config(pem: &str, path: &std::path::Path) -> Result<rustls::ClientConfig, TlsError> {
-    let wrong = |why: String| TlsError::Certificates { path: path.to_owned(), why };
+    let wrong = |why: String| TlsError::Certificates {
+        path: path.to_owned(),
+        why,
+    };
     let mut roots = rustls::RootCertStore::empty();
     for cert in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         let cert = cert.map_err(|e| wrong(e.to_string()))?;
@@ -249,10 +286,14 @@ pub fn client_config(pem: &str, path: &std::path::Path) -> Result<rustls::Client
     if roots.is_empty() {
         return Err(wrong("there is none in it".into()));
     }
-    Ok(rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+    Ok(
+        rustls::ClientConfig::builder_with_provider(
+            rustls::crypto::ring::default_provider().into(),
+        )
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
-        .with_no_client_auth())
+        .with_no_client_auth(),
+    )
 }
 
 #[cfg(test)]
@@ -291,7 +332,10 @@ mod tests {
             std::io::Result::Ok(said)
         };
         let trusting = || client_config(ca.pem(), tmp.path()).unwrap();
-        assert_eq!(connect(trusting(), "muster.example").await.unwrap(), "hello");
+        assert_eq!(
+            connect(trusting(), "muster.example").await.unwrap(),
+            "hello"
+        );
         assert!(connect(trusting(), "other.example").await.is_err());
         let other_dir = tempfile::tempdir().unwrap();
         let other = StateDir::open(other_dir.path()).unwrap();
@@ -304,6 +348,12 @@ mod tests {
     #[test]
     fn a_file_without_certificates_is_refused() {
         assert!(client_config("", std::path::Path::new("/x")).is_err());
-        assert!(client_config("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", std::path::Path::new("/x")).is_err());
+        assert!(
+            client_config(
+                "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+                std::path::Path::new("/x")
+            )
+            .is_err()
+        );
     }
 }

@@ -43,7 +43,9 @@ pub enum TokensError {
     #[error("there is no token {0}; `muster token list` shows them")]
     NoToken(String),
     /// It would lock everybody out.
-    #[error("token {0} is the last one with the role admin; make another first: `muster token create --role admin`")]
+    #[error(
+        "token {0} is the last one with the role admin; make another first: `muster token create --role admin`"
+    )]
     LastAdmin(String),
     /// A token that would never work.
     #[error("a token must live for at least a second")]
@@ -108,11 +110,24 @@ impl Tokens {
     ///
     /// # Errors
     /// [`TokensError::Store`].
-    pub async fn load(bucket: Kv<StoredToken>, lease: Lease, events: Events) -> Result<Self, TokensError> {
+    pub async fn load(
+        bucket: Kv<StoredToken>,
+        lease: Lease,
+        events: Events,
+    ) -> Result<Self, TokensError> {
         let entries = bucket.list().await?.entries;
-        let held = entries.into_iter().map(|e| (e.key, (e.value, e.revision))).collect();
+        let held = entries
+            .into_iter()
+            .map(|e| (e.key, (e.value, e.revision)))
+            .collect();
         let (held, writing) = (RwLock::new(held), Mutex::new(()));
-        Ok(Self(Arc::new(Inner { bucket, lease, events, held, writing })))
+        Ok(Self(Arc::new(Inner {
+            bucket,
+            lease,
+            events,
+            held,
+            writing,
+        })))
     }
 
     /// Makes an admin token and writes it to `path`, mode 0600, when there is
@@ -127,9 +142,14 @@ impl Tokens {
         }
         let token = ApiToken::generate();
         // The file first: a token that nobody has would lock everybody out.
-        write_atomic(path, format!("{}\n", token.text().expose()).as_bytes(), 0o600)?;
+        write_atomic(
+            path,
+            format!("{}\n", token.text().expose()).as_bytes(),
+            0o600,
+        )?;
         let admin: PrincipalName = "admin".parse().expect("a constant name");
-        self.store(&token, admin.clone(), Role::Admin, ADMIN_LIFE, admin).await?;
+        self.store(&token, admin.clone(), Role::Admin, ADMIN_LIFE, admin)
+            .await?;
         Ok(true)
     }
 
@@ -137,7 +157,11 @@ impl Tokens {
     ///
     /// # Errors
     /// [`TokensError`].
-    pub async fn create(&self, request: TokenRequest, by: &PrincipalName) -> Result<TokenCreated, TokensError> {
+    pub async fn create(
+        &self,
+        request: TokenRequest,
+        by: &PrincipalName,
+    ) -> Result<TokenCreated, TokensError> {
         let life = request.expires.unwrap_or(DEFAULT_LIFE);
         if life.get().as_secs() == 0 {
             return Err(TokensError::NoLife);
@@ -148,10 +172,18 @@ impl Tokens {
             return Err(TokensError::TooMany);
         }
         let token = ApiToken::generate();
-        let text = format!("{by} made a token ({}) for {}", request.role, request.principal);
-        let view = self.store(&token, request.principal, request.role, life, by.clone()).await?;
+        let text = format!(
+            "{by} made a token ({}) for {}",
+            request.role, request.principal
+        );
+        let view = self
+            .store(&token, request.principal, request.role, life, by.clone())
+            .await?;
         self.0.events.emit("token.created", &token.id, text).await;
-        Ok(TokenCreated { token: token.text().expose().to_owned(), view })
+        Ok(TokenCreated {
+            token: token.text().expose().to_owned(),
+            view,
+        })
     }
 
     /// Revokes a token: it stops working before this returns.
@@ -161,8 +193,11 @@ impl Tokens {
     pub async fn revoke(&self, id: &str, by: &PrincipalName) -> Result<(), TokensError> {
         let _one = self.0.writing.lock().await;
         let now = Timestamp::now();
-        let (token, revision) =
-            self.held().get(id).cloned().ok_or_else(|| TokensError::NoToken(id.to_owned()))?;
+        let (token, revision) = self
+            .held()
+            .get(id)
+            .cloned()
+            .ok_or_else(|| TokensError::NoToken(id.to_owned()))?;
         let works = token.expires > now;
         if works && token.role == Role::Admin && self.admins(now) == 1 {
             return Err(TokensError::LastAdmin(id.to_owned()));
@@ -179,7 +214,10 @@ impl Tokens {
                 }
             }
         }
-        let text = format!("{by} revoked the token of {} ({})", token.principal, token.role);
+        let text = format!(
+            "{by} revoked the token of {} ({})",
+            token.principal, token.role
+        );
         self.0.events.emit("token.revoked", id, text).await;
         Ok(())
     }
@@ -212,7 +250,11 @@ impl Tokens {
         if stored.expires <= now {
             return Err(Refused::Expired);
         }
-        Ok(Bearer { principal: stored.principal.clone(), role: stored.role, id: token.id })
+        Ok(Bearer {
+            principal: stored.principal.clone(),
+            role: stored.role,
+            id: token.id,
+        })
     }
 
     async fn store(
@@ -227,7 +269,14 @@ impl Tokens {
         let created = Timestamp::now();
         let expires = after(created, life.get());
         let hash = SecretHash::of(&token.secret);
-        let stored = StoredToken { hash, principal, role, created, expires, by };
+        let stored = StoredToken {
+            hash,
+            principal,
+            role,
+            created,
+            expires,
+            by,
+        };
         let revision = self.0.bucket.create(&token.id, &stored).await?;
         let shown = view(&token.id, &stored);
         self.held_mut().insert(token.id.clone(), (stored, revision));
@@ -240,7 +289,9 @@ impl Tokens {
         let old: Vec<_> = self
             .held()
             .iter()
-            .filter(|(_, (token, _))| after(token.expires, std::time::Duration::from_secs(86_400)) < now)
+            .filter(|(_, (token, _))| {
+                after(token.expires, std::time::Duration::from_secs(86_400)) < now
+            })
             .map(|(id, (_, revision))| (id.clone(), *revision))
             .collect();
         for (id, revision) in old {
@@ -251,7 +302,10 @@ impl Tokens {
     }
 
     fn admins(&self, now: Timestamp) -> usize {
-        self.held().values().filter(|(t, _)| t.role == Role::Admin && t.expires > now).count()
+        self.held()
+            .values()
+            .filter(|(t, _)| t.role == Role::Admin && t.expires > now)
+            .count()
     }
 
     fn active(&self) -> Result<u64, TokensError> {

@@ -34,7 +34,8 @@ impl Challenges {
     /// Whether it was given, not used, and not too long ago; it is used now.
     pub(super) fn take(&self, text: &str, now: Instant) -> bool {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        open.remove(text).is_some_and(|given| now.saturating_duration_since(given) < LIFE)
+        open.remove(text)
+            .is_some_and(|given| now.saturating_duration_since(given) < LIFE)
     }
 }
 

@@ -92,7 +92,9 @@ pub enum EnrollError {
     #[error("there is no invite {0}; `muster node invites` shows them")]
     NoInvite(String),
     /// Unknown, or with a wrong secret.
-    #[error("this invite is not valid: it is unknown, was withdrawn, or is mistyped; ask for a new one")]
+    #[error(
+        "this invite is not valid: it is unknown, was withdrawn, or is mistyped; ask for a new one"
+    )]
     BadInvite,
     /// Too late.
     #[error("this invite ended at {0}; ask for a new one")]
@@ -171,14 +173,27 @@ impl Enrolment {
         connect: Connect,
     ) -> Self {
         let challenges = Challenges::default();
-        Self(Arc::new(Inner { bucket, inventory, authority, keys, lease, events, connect, challenges }))
+        Self(Arc::new(Inner {
+            bucket,
+            inventory,
+            authority,
+            keys,
+            lease,
+            events,
+            connect,
+            challenges,
+        }))
     }
 
     /// Makes invites, one for each name.
     ///
     /// # Errors
     /// [`EnrollError`]; then none of them works.
-    pub async fn invite(&self, request: InviteRequest, by: &PrincipalName) -> Result<Invites, EnrollError> {
+    pub async fn invite(
+        &self,
+        request: InviteRequest,
+        by: &PrincipalName,
+    ) -> Result<Invites, EnrollError> {
         let names = expand(&request.name, request.count)?;
         if request.roles.len() > MAX_ROLES || request.labels.len() > MAX_LABELS {
             return Err(EnrollError::TooMany);
@@ -202,10 +217,15 @@ impl Enrolment {
             replaces: None,
             used: None,
         });
-        let stored = stream::iter(made).map(|invite| self.store(invite)).buffered(64);
+        let stored = stream::iter(made)
+            .map(|invite| self.store(invite))
+            .buffered(64);
         let invites: Vec<Invite> = stored.try_collect().await?;
         let text = format!("{by} made {count} invite(s) for {}", request.name);
-        self.0.events.emit("invite.created", &request.name, text).await;
+        self.0
+            .events
+            .emit("invite.created", &request.name, text)
+            .await;
         Ok(Invites { invites })
     }
 
@@ -221,7 +241,9 @@ impl Enrolment {
     ) -> Result<Invite, EnrollError> {
         let expires = ends(expires)?;
         let snapshot = self.0.inventory.snapshot();
-        let node = snapshot.by_name(name).ok_or_else(|| InventoryError::NoNode(name.to_string()))?;
+        let node = snapshot
+            .by_name(name)
+            .ok_or_else(|| InventoryError::NoNode(name.to_string()))?;
         let invite = self
             .store(StoredInvite {
                 hash: SecretHash::of(&Secret::new("")),
@@ -236,7 +258,10 @@ impl Enrolment {
             })
             .await?;
         let text = format!("{by} made an invite for a new key of {name}");
-        self.0.events.emit("invite.created", name.as_str(), text).await;
+        self.0
+            .events
+            .emit("invite.created", name.as_str(), text)
+            .await;
         Ok(invite)
     }
 
@@ -274,14 +299,31 @@ impl Enrolment {
         if id.is_empty() || id.len() > 40 {
             return Err(missing());
         }
-        let entry = self.0.bucket.get(id).await?.filter(|e| e.value.used.is_none()).ok_or_else(missing)?;
-        self.0.bucket.delete(id, entry.revision).await.map_err(|error| match error {
-            // It was used just now.
-            KvError::Conflict { .. } => missing(),
-            error => error.into(),
-        })?;
+        let entry = self
+            .0
+            .bucket
+            .get(id)
+            .await?
+            .filter(|e| e.value.used.is_none())
+            .ok_or_else(missing)?;
+        self.0
+            .bucket
+            .delete(id, entry.revision)
+            .await
+            .map_err(|error| match error {
+                // It was used just now.
+                KvError::Conflict { .. } => missing(),
+                error => error.into(),
+            })?;
         let name = entry.value.name.as_str();
-        self.0.events.emit("invite.withdrawn", name, format!("{by} withdrew an invite for {name}")).await;
+        self.0
+            .events
+            .emit(
+                "invite.withdrawn",
+                name,
+                format!("{by} withdrew an invite for {name}"),
+            )
+            .await;
         Ok(())
     }
 
@@ -306,11 +348,17 @@ impl Enrolment {
     #[must_use]
     pub fn trust(&self) -> Trust {
         let cluster = self.0.authority.list().cluster;
-        let authority = wire::Authority { cluster, certificate: self.0.connect.broker_ca.clone() };
+        let authority = wire::Authority {
+            cluster,
+            certificate: self.0.connect.broker_ca.clone(),
+        };
         Trust {
             root: self.0.authority.root(),
             keys: self.0.authority.signed_list(),
-            authority: self.0.authority.sign_with_root(Purpose::Authority, &authority),
+            authority: self
+                .0
+                .authority
+                .sign_with_root(Purpose::Authority, &authority),
         }
     }
 
@@ -319,7 +367,11 @@ impl Enrolment {
     /// # Errors
     /// [`EnrollError::Busy`].
     pub fn challenge(&self) -> Result<Challenge, EnrollError> {
-        let challenge = self.0.challenges.give(Instant::now()).ok_or(EnrollError::Busy)?;
+        let challenge = self
+            .0
+            .challenges
+            .give(Instant::now())
+            .ok_or(EnrollError::Busy)?;
         Ok(Challenge { challenge })
     }
 
@@ -331,12 +383,25 @@ impl Enrolment {
     /// [`EnrollError`].
     pub async fn enroll(&self, request: &EnrollRequest) -> Result<CredentialsAnswer, EnrollError> {
         self.active()?;
-        let nats_key: UserKey = request.nats_key.parse().map_err(|_| EnrollError::BadNatsKey)?;
-        self.prove(&request.node_key, &request.challenge, nats_key.as_str(), &request.proof)?;
+        let nats_key: UserKey = request
+            .nats_key
+            .parse()
+            .map_err(|_| EnrollError::BadNatsKey)?;
+        self.prove(
+            &request.node_key,
+            &request.challenge,
+            nats_key.as_str(),
+            &request.proof,
+        )?;
         let token: InviteToken = request.token.parse().map_err(|_| EnrollError::BadInvite)?;
         // Twice at most: the second time it is used, for better or worse.
         for _ in 0..2 {
-            let entry = self.0.bucket.get(&token.id).await?.ok_or(EnrollError::BadInvite)?;
+            let entry = self
+                .0
+                .bucket
+                .get(&token.id)
+                .await?
+                .ok_or(EnrollError::BadInvite)?;
             let mut invite = entry.value;
             if !invite.hash.fits(&token.secret) {
                 return Err(EnrollError::BadInvite);
@@ -352,7 +417,10 @@ impl Enrolment {
                 return Err(EnrollError::Expired(invite.expires));
             }
             // What will surely fail must not use the invite up.
-            self.0.inventory.could_add(&request.node_key, &nats_key, &invite.name, invite.replaces).await?;
+            self.0
+                .inventory
+                .could_add(&request.node_key, &nats_key, &invite.name, invite.replaces)
+                .await?;
             let serial = self.0.inventory.allocate().await?;
             invite.used = Some(Used {
                 serial,
@@ -360,7 +428,12 @@ impl Enrolment {
                 nats_key: request.nats_key.clone(),
             });
             self.active()?;
-            match self.0.bucket.update(&token.id, &invite, entry.revision).await {
+            match self
+                .0
+                .bucket
+                .update(&token.id, &invite, entry.revision)
+                .await
+            {
                 Ok(_) => return self.join(invite, serial, request, nats_key).await,
                 Err(KvError::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -382,7 +455,11 @@ impl Enrolment {
         // was made.
         let old = invite.replaces.and_then(|old| snapshot.get(old));
         let (roles, labels, infrastructure) = match old {
-            Some(old) => (old.assignment.roles.clone(), old.assignment.labels.clone(), old.infrastructure),
+            Some(old) => (
+                old.assignment.roles.clone(),
+                old.assignment.labels.clone(),
+                old.infrastructure,
+            ),
             None => (invite.roles, invite.labels, invite.infrastructure),
         };
         let new = NewNode {
@@ -400,7 +477,9 @@ impl Enrolment {
             let name = record.assignment.name.as_str();
             let print = request.node_key.fingerprint();
             let what = match old {
-                Some(_) => format!("{name} enrolled with a new key {print}; its old key is refused"),
+                Some(_) => {
+                    format!("{name} enrolled with a new key {print}; its old key is refused")
+                }
                 None => format!("{name} enrolled with key {print}, invited by {}", invite.by),
             };
             self.0.events.emit("node.enrolled", name, what).await;
@@ -412,11 +491,21 @@ impl Enrolment {
     ///
     /// # Errors
     /// [`EnrollError`].
-    pub async fn credentials(&self, request: &CredentialsRequest) -> Result<CredentialsAnswer, EnrollError> {
+    pub async fn credentials(
+        &self,
+        request: &CredentialsRequest,
+    ) -> Result<CredentialsAnswer, EnrollError> {
         self.active()?;
         let snapshot = self.0.inventory.snapshot();
-        let record = snapshot.get(request.serial).ok_or(EnrollError::Gone(request.serial))?;
-        self.prove(&record.node_key, &request.challenge, &record.nats_key, &request.proof)?;
+        let record = snapshot
+            .get(request.serial)
+            .ok_or(EnrollError::Gone(request.serial))?;
+        self.prove(
+            &record.node_key,
+            &request.challenge,
+            &record.nats_key,
+            &request.proof,
+        )?;
         self.issue(request.serial).await
     }
 
@@ -431,7 +520,8 @@ impl Enrolment {
             return Err(EnrollError::BadChallenge);
         }
         let text = proof_text(&self.0.authority.root(), challenge, nats_key);
-        key.verify(Purpose::NodeProof, &text, proof).map_err(|_| EnrollError::BadProof)
+        key.verify(Purpose::NodeProof, &text, proof)
+            .map_err(|_| EnrollError::BadProof)
     }
 
     async fn issue(&self, serial: Serial) -> Result<CredentialsAnswer, EnrollError> {
@@ -448,7 +538,9 @@ impl Enrolment {
             .ok()
             .and_then(|at| Timestamp::from_second(at).ok())
             .unwrap_or(Timestamp::MAX);
-        let jwt = self.claims(&record, iat, ends_at)?.sign(self.0.keys.account())?;
+        let jwt = self
+            .claims(&record, iat, ends_at)?
+            .sign(self.0.keys.account())?;
         let signer = self.0.authority.signer();
         let credentials = Credentials {
             cluster: signer.cluster,
@@ -467,8 +559,16 @@ impl Enrolment {
         })
     }
 
-    fn claims(&self, record: &NodeRecord, iat: u64, expires_at: u64) -> Result<UserClaims, EnrollError> {
-        let user: UserKey = record.nats_key.parse().map_err(|_| EnrollError::BadNatsKey)?;
+    fn claims(
+        &self,
+        record: &NodeRecord,
+        iat: u64,
+        expires_at: u64,
+    ) -> Result<UserClaims, EnrollError> {
+        let user: UserKey = record
+            .nats_key
+            .parse()
+            .map_err(|_| EnrollError::BadNatsKey)?;
         let Assigned { roles, labels } = Assigned::of(record);
         let subscriptions = roles.len() + labels.len() + SPARE_SUBSCRIPTIONS;
         Ok(UserClaims {
@@ -491,7 +591,11 @@ impl Enrolment {
             match self.0.bucket.create(&token.id, &invite).await {
                 Ok(_) => {
                     let token = token.text().expose().to_owned();
-                    return Ok(Invite { name: invite.name, token, expires: invite.expires });
+                    return Ok(Invite {
+                        name: invite.name,
+                        token,
+                        expires: invite.expires,
+                    });
                 }
                 // An id of 40 random bits that was there already.
                 Err(KvError::Conflict { .. }) => {}
@@ -515,7 +619,11 @@ impl<'a> Assigned<'a> {
         let assignment = &record.assignment;
         Self {
             roles: assignment.roles.iter().map(RoleName::as_str).collect(),
-            labels: assignment.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+            labels: assignment
+                .labels
+                .iter()
+                .map(|(k, v)| (k.as_str(), v.as_str()))
+                .collect(),
         }
     }
 }

@@ -23,7 +23,9 @@ pub enum PatternError {
         last: u32,
     },
     /// `--count` says another number.
-    #[error("the name stands for {names} nodes, but the count is {count}; give one of them, or the same number")]
+    #[error(
+        "the name stands for {names} nodes, but the count is {count}; give one of them, or the same number"
+    )]
     Count {
         /// What the pattern gives.
         names: u32,
@@ -71,7 +73,9 @@ pub fn expand(pattern: &str, count: Option<u32>) -> Result<Vec<NodeName>, Patter
         return Err(PatternError::Count { names, count });
     }
     let width = first_text.len();
-    (first..=last).map(|n| Ok(format!("{before}{n:0width$}{after}").parse()?)).collect()
+    (first..=last)
+        .map(|n| Ok(format!("{before}{n:0width$}{after}").parse()?))
+        .collect()
 }
 
 #[cfg(test)]
@@ -88,21 +92,37 @@ mod tests {
     fn a_range_gives_its_names() {
         assert_eq!(names("web-01", None).unwrap(), ["web-01"]);
         assert_eq!(names("web-01", Some(1)).unwrap(), ["web-01"]);
-        assert_eq!(names("h{08..11}.x", Some(4)).unwrap(), ["h08.x", "h09.x", "h10.x", "h11.x"]);
+        assert_eq!(
+            names("h{08..11}.x", Some(4)).unwrap(),
+            ["h08.x", "h09.x", "h10.x", "h11.x"]
+        );
         assert_eq!(names("h{9..10}", None).unwrap(), ["h9", "h10"]);
         assert_eq!(names("h{0001..10000}", None).unwrap().len(), 10_000);
     }
 
     #[test]
     fn what_is_no_range_is_said() {
-        for bad in ["h{1..2", "h1..2}", "h{}", "h{1}", "h{a..b}", "h{1..2}{3..4}", "h{-1..2}", "h{1..99999999999}"] {
+        for bad in [
+            "h{1..2",
+            "h1..2}",
+            "h{}",
+            "h{1}",
+            "h{a..b}",
+            "h{1..2}{3..4}",
+            "h{-1..2}",
+            "h{1..99999999999}",
+        ] {
             assert!(names(bad, None).unwrap_err().contains("range"), "{bad}");
         }
         assert!(names("h{2..1}", None).unwrap_err().contains("2..1"));
         assert!(names("h{0..10000}", None).unwrap_err().contains("10000"));
         assert!(names("h{1..3}", Some(4)).unwrap_err().contains("3 nodes"));
         assert!(names("web", Some(3)).unwrap_err().contains("web-{01..03}"));
-        assert!(names("Web{1..2}", None).unwrap_err().contains("not a valid node name"));
+        assert!(
+            names("Web{1..2}", None)
+                .unwrap_err()
+                .contains("not a valid node name")
+        );
         assert!(names("", None).is_err());
     }
 }

@@ -7,7 +7,7 @@ use muster_protocol::wire::{CredentialsAnswer, CredentialsRequest, EnrollRequest
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, AppState, OpenDoor};
+use super::{ApiError, ApiJson, AppState, OpenDoor, finish};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
@@ -34,7 +34,10 @@ async fn trust(_open: OpenDoor, State(state): State<AppState>) -> ApiJson<Trust>
     responses((status = 200, body = Challenge), (status = 429, body = Problem)),
     extensions(("x-authorisation" = json!("open: a challenge gives no right")))
 )]
-async fn challenge(_open: OpenDoor, State(state): State<AppState>) -> Result<ApiJson<Challenge>, ApiError> {
+async fn challenge(
+    _open: OpenDoor,
+    State(state): State<AppState>,
+) -> Result<ApiJson<Challenge>, ApiError> {
     Ok(ApiJson(state.enrolment.challenge()?))
 }
 
@@ -55,7 +58,9 @@ async fn enroll(
     ApiJson(request): ApiJson<EnrollRequest>,
 ) -> Result<ApiJson<CredentialsAnswer>, ApiError> {
     state.active()?;
-    Ok(ApiJson(state.enrolment.enroll(&request).await?))
+    Ok(ApiJson(
+        finish(async move { state.enrolment.enroll(&request).await }).await?,
+    ))
 }
 
 /// Fresh credentials for a node that proves its key.
@@ -75,5 +80,7 @@ async fn credentials(
     ApiJson(request): ApiJson<CredentialsRequest>,
 ) -> Result<ApiJson<CredentialsAnswer>, ApiError> {
     state.active()?;
-    Ok(ApiJson(state.enrolment.credentials(&request).await?))
+    Ok(ApiJson(
+        finish(async move { state.enrolment.credentials(&request).await }).await?,
+    ))
 }

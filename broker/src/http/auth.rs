@@ -45,13 +45,23 @@ impl FromRequestParts<AppState> for Caller {
             let (scheme, token) = text.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
         });
-        let Some(text) = text else { return Err(refuse(&"not a bearer token")) };
-        let bearer = state.tokens.authenticate(text, Timestamp::now()).map_err(|why| refuse(&why))?;
+        let Some(text) = text else {
+            return Err(refuse(&"not a bearer token"));
+        };
+        let bearer = state
+            .tokens
+            .authenticate(text, Timestamp::now())
+            .map_err(|why| refuse(&why))?;
         let door = match parts.headers.get(DOOR_HEADER).map(|door| door.as_bytes()) {
             Some(b"cli") => Door::Cli,
             _ => Door::Http,
         };
-        let caller = Self { principal: bearer.principal, role: bearer.role, token: bearer.id, door };
+        let caller = Self {
+            principal: bearer.principal,
+            role: bearer.role,
+            token: bearer.id,
+            door,
+        };
         tracing::debug!(
             principal = %caller.principal, token = caller.token, method = %parts.method,
             path = parts.uri.path(), "authenticated"
@@ -73,7 +83,9 @@ impl FromRequestParts<AppState> for OpenDoor {
             return Ok(Self);
         }
         tracing::debug!(address = ?ip, path = parts.uri.path(), "too many requests without a token");
-        Err(ApiError::new(Kind::RateLimited, "too many requests from this address")
-            .hint("try again in a second"))
+        Err(
+            ApiError::new(Kind::RateLimited, "too many requests from this address")
+                .hint("try again in a second"),
+        )
     }
 }

@@ -28,9 +28,13 @@ pub(super) fn base() -> utoipa::openapi::OpenApi {
     env!("CARGO_PKG_VERSION").clone_into(&mut api.info.version);
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
-        .description(Some("an API token, `mt1_…`; `muster token create` makes one"))
+        .description(Some(
+            "an API token, `mt1_…`; `muster token create` makes one",
+        ))
         .build();
-    api.components.get_or_insert_default().add_security_scheme("bearer", SecurityScheme::Http(bearer));
+    api.components
+        .get_or_insert_default()
+        .add_security_scheme("bearer", SecurityScheme::Http(bearer));
     api
 }
 
@@ -63,7 +67,11 @@ pub fn document() -> utoipa::openapi::OpenApi {
 fn roles(what: &str) -> String {
     let may: Vec<_> = Role::ALL
         .iter()
-        .filter(|role| Action::examples().iter().any(|a| a.what() == what && FixedRoles::may(**role, a)))
+        .filter(|role| {
+            Action::examples()
+                .iter()
+                .any(|a| a.what() == what && FixedRoles::may(**role, a))
+        })
         .map(|role| role.as_str())
         .collect();
     format!("role {}", may.join(", "))

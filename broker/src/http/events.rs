@@ -44,7 +44,10 @@ async fn list(
     state.authorize(&caller, Action::ReadEvents, ())?;
     let limit = range.limit.unwrap_or(100);
     if !(1..=MAX_LIMIT).contains(&limit) {
-        return Err(ApiError::new(Kind::InvalidRequest, format!("`limit` must be 1 to {MAX_LIMIT}")));
+        return Err(ApiError::new(
+            Kind::InvalidRequest,
+            format!("`limit` must be 1 to {MAX_LIMIT}"),
+        ));
     }
     let limit = limit as usize;
     let mut items = state
@@ -54,6 +57,9 @@ async fn list(
         .map_err(|e| ApiError::storage(&e))?;
     let more = items.len() > limit;
     items.truncate(limit);
-    let next = items.last().filter(|_| more).map(|event| event.seq.to_string());
+    let next = items
+        .last()
+        .filter(|_| more)
+        .map(|event| event.seq.to_string());
     Ok(ApiJson(Page { items, next }))
 }

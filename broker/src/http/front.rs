@@ -72,7 +72,9 @@ impl Front {
     /// A front with nothing behind it yet.
     #[must_use]
     pub fn new(https: bool) -> Self {
-        let starting = Readiness::Starting { reason: "the broker has just begun".into() };
+        let starting = Readiness::Starting {
+            reason: "the broker has just begun".into(),
+        };
         Self(Arc::new(Inner {
             readiness: ArcSwap::from_pointee(starting),
             api: ArcSwapOption::empty(),
@@ -103,7 +105,9 @@ impl Front {
         match &*self.0.api.load() {
             Some(api) if said != Readiness::Stopping => match api.lease.epoch() {
                 Some(epoch) => Readiness::Active { epoch },
-                None => Readiness::Suspended { reason: "the lease cannot be renewed: NATS is away or slow".into() },
+                None => Readiness::Suspended {
+                    reason: "the lease cannot be renewed: NATS is away or slow".into(),
+                },
             },
             _ => said,
         }
@@ -114,6 +118,7 @@ impl Front {
         let (router, _) = routes().split_for_parts();
         router
             .fallback(pass_on)
+            .method_not_allowed_fallback(super::not_allowed)
             .layer(middleware::from_fn(within))
             .layer(CatchPanicLayer::custom(panicked))
             .layer(middleware::from_fn_with_state(self.clone(), finish))
@@ -168,7 +173,10 @@ async fn openapi() -> Response {
 async fn pass_on(State(front): State<Front>, request: Request) -> Response {
     if let Some(api) = &*front.0.api.load() {
         let router = api.router.clone();
-        return router.oneshot(request).await.unwrap_or_else(|never| match never {});
+        return router
+            .oneshot(request)
+            .await
+            .unwrap_or_else(|never| match never {});
     }
     let (title, detail) = match front.readiness() {
         Readiness::Starting { reason } => ("this broker is not ready yet", Some(reason)),
@@ -177,7 +185,8 @@ async fn pass_on(State(front): State<Front>, request: Request) -> Response {
         Readiness::Active { .. } => ("this broker is about to be ready", None),
         Readiness::Stopping => ("this broker is stopping", None),
     };
-    let mut error = ApiError::new(Kind::Unavailable, title).hint("try again in a few seconds, or ask another broker");
+    let mut error = ApiError::new(Kind::Unavailable, title)
+        .hint("try again in a few seconds, or ask another broker");
     error.0.detail = detail;
     error.into_response()
 }
@@ -205,7 +214,10 @@ async fn finish(State(front): State<Front>, request: Request, next: Next) -> Res
     let begun = Instant::now();
     let method = request.method().clone();
     let path = printable(request.uri().path(), 200);
-    let address = request.extensions().get::<RemoteAddr>().map(|a| a.0.to_string());
+    let address = request
+        .extensions()
+        .get::<RemoteAddr>()
+        .map(|a| a.0.to_string());
     let quiet = matches!(request.uri().path(), "/healthz" | "/readyz");
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
@@ -213,7 +225,10 @@ async fn finish(State(front): State<Front>, request: Request, next: Next) -> Res
         headers.insert(name, value);
     }
     if front.0.https {
-        headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
+        headers.insert(
+            header::STRICT_TRANSPORT_SECURITY,
+            HeaderValue::from_static("max-age=31536000"),
+        );
     }
     let (status, ms) = (response.status().as_u16(), begun.elapsed().as_millis());
     if quiet {
@@ -225,10 +240,18 @@ async fn finish(State(front): State<Front>, request: Request, next: Next) -> Res
 }
 
 const SECURITY: [(HeaderName, HeaderValue); 5] = [
-    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    ),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
-    (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
-    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
+    ),
+    (
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
+    ),
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
 ];
-

@@ -7,11 +7,13 @@ use muster_protocol::problem::Problem;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, page};
+use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, finish, page};
 use crate::authz::{Action, Caller};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(withdraw))
+    OpenApiRouter::new()
+        .routes(routes!(create, list))
+        .routes(routes!(withdraw))
 }
 
 /// Makes invites, one for each name. Their tokens are shown only here.
@@ -30,8 +32,11 @@ async fn create(
     ApiJson(request): ApiJson<InviteRequest>,
 ) -> Result<(StatusCode, ApiJson<Invites>), ApiError> {
     state.active()?;
-    let request = state.authorize(&caller, Action::Invite, request)?.into_inner();
-    let invites = state.enrolment.invite(request, &caller.principal).await?;
+    let request = state
+        .authorize(&caller, Action::Invite, request)?
+        .into_inner();
+    let invites =
+        finish(async move { state.enrolment.invite(request, &caller.principal).await }).await?;
     Ok((StatusCode::CREATED, ApiJson(invites)))
 }
 
@@ -50,7 +55,12 @@ async fn list(
     let invites = state.enrolment.list().await?;
     // In the order of the list: moments before 1970 do not occur.
     let key = |invite: &InviteView| {
-        format!("{:020}.{}.{}", invite.expires.as_millisecond(), invite.name, invite.id)
+        format!(
+            "{:020}.{}.{}",
+            invite.expires.as_millisecond(),
+            invite.name,
+            invite.id
+        )
     };
     let mut sorted = invites;
     sorted.sort_by_cached_key(key);

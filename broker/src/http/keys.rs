@@ -6,11 +6,14 @@ use muster_protocol::problem::Problem;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, ApiPath, AppState};
+use super::{ApiError, ApiJson, ApiPath, AppState, finish};
 use crate::authz::{Action, Caller};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(rotate)).routes(routes!(revoke))
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(rotate))
+        .routes(routes!(revoke))
 }
 
 /// The list of broker keys that nodes obey.
@@ -31,11 +34,15 @@ async fn list(State(state): State<AppState>, caller: Caller) -> Result<ApiJson<K
     responses((status = 200, body = KeyList)),
     extensions(("x-authorisation" = json!("rotate or revoke broker keys")))
 )]
-async fn rotate(State(state): State<AppState>, caller: Caller) -> Result<ApiJson<KeyList>, ApiError> {
+async fn rotate(
+    State(state): State<AppState>,
+    caller: Caller,
+) -> Result<ApiJson<KeyList>, ApiError> {
     state.active()?;
     state.authorize(&caller, Action::ManageKeys, ())?;
-    let by = caller.principal.as_str();
-    let list = state.authority.rotate(&*state.control, by).await?;
+    let by = caller.principal;
+    let list =
+        finish(async move { state.authority.rotate(&*state.control, by.as_str()).await }).await?;
     Ok(ApiJson((*list).clone()))
 }
 
@@ -57,7 +64,13 @@ async fn revoke(
 ) -> Result<ApiJson<KeyList>, ApiError> {
     state.active()?;
     state.authorize(&caller, Action::ManageKeys, ())?;
-    let by = caller.principal.as_str();
-    let list = state.authority.revoke(id, &*state.control, by).await?;
+    let by = caller.principal;
+    let list = finish(async move {
+        state
+            .authority
+            .revoke(id, &*state.control, by.as_str())
+            .await
+    })
+    .await?;
     Ok(ApiJson((*list).clone()))
 }

@@ -36,7 +36,10 @@ impl Limiter {
     /// So many requests in a second from each address, on the average.
     #[must_use]
     pub fn new(per_second: u32) -> Self {
-        Self { per_second: f64::from(per_second), buckets: Mutex::default() }
+        Self {
+            per_second: f64::from(per_second),
+            buckets: Mutex::default(),
+        }
     }
 
     /// Takes one request from this address, if it may make one now.
@@ -52,7 +55,10 @@ impl Limiter {
                 origin = Origin::Others;
             }
         }
-        let bucket = buckets.entry(origin).or_insert(Bucket { left: full, at: now });
+        let bucket = buckets.entry(origin).or_insert(Bucket {
+            left: full,
+            at: now,
+        });
         let waited = now.saturating_duration_since(bucket.at).as_secs_f64();
         bucket.left = (bucket.left + waited * self.per_second).min(full);
         bucket.at = now;
@@ -91,12 +97,27 @@ mod tests {
     fn an_address_has_its_burst_and_its_rate() {
         let limiter = Limiter::new(2);
         let now = Instant::now();
-        assert_eq!((0..50).filter(|_| limiter.allows(ip("192.0.2.1"), now)).count(), 20);
+        assert_eq!(
+            (0..50)
+                .filter(|_| limiter.allows(ip("192.0.2.1"), now))
+                .count(),
+            20
+        );
         assert!(limiter.allows(ip("192.0.2.2"), now));
         let later = now + Duration::from_secs(3);
-        assert_eq!((0..50).filter(|_| limiter.allows(ip("192.0.2.1"), later)).count(), 6);
+        assert_eq!(
+            (0..50)
+                .filter(|_| limiter.allows(ip("192.0.2.1"), later))
+                .count(),
+            6
+        );
         // One /64 is one address; a mapped address is the one it maps.
-        assert_eq!((0..50).filter(|_| limiter.allows(ip("2001:db8::1"), now)).count(), 20);
+        assert_eq!(
+            (0..50)
+                .filter(|_| limiter.allows(ip("2001:db8::1"), now))
+                .count(),
+            20
+        );
         assert!(!limiter.allows(ip("2001:db8::2"), now));
         assert!(limiter.allows(ip("2001:db8:0:1::2"), now));
         assert!(limiter.allows(ip("::ffff:192.0.2.7"), now));

@@ -134,12 +134,34 @@ pub fn router(state: AppState) -> Router {
         .with_state(state)
 }
 
+/// Does something that must be finished once it is begun, also when the client
+/// goes away and its request is dropped.
+pub(super) async fn finish<T, E>(
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, ApiError>
+where
+    T: Send + 'static,
+    E: Into<ApiError> + Send + 'static,
+{
+    tokio::spawn(work)
+        .await
+        .map_err(|e| ApiError::internal(&e))?
+        .map_err(Into::into)
+}
+
 async fn not_found(uri: Uri) -> ApiError {
-    ApiError::new(Kind::NotFound, format!("there is no {}", printable(uri.path(), 120)))
-        .hint("GET /openapi.json lists what there is")
+    ApiError::new(
+        Kind::NotFound,
+        format!("there is no {}", printable(uri.path(), 120)),
+    )
+    .hint("GET /openapi.json lists what there is")
 }
 
 async fn not_allowed(method: Method, uri: Uri) -> ApiError {
-    let title = format!("{} does not take {}", printable(uri.path(), 120), printable(method.as_str(), 20));
+    let title = format!(
+        "{} does not take {}",
+        printable(uri.path(), 120),
+        printable(method.as_str(), 20)
+    );
     ApiError::new(Kind::InvalidRequest, title).status(405)
 }

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, page};
+use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, finish, page};
 use crate::authz::{Action, Caller};
 use crate::inventory::{Inventory, NodeRecord, PresenceView, Standing};
 
@@ -71,16 +71,25 @@ async fn list(
             .or_else(|_| predicate.check_known(&|name| snapshot.knows(name), snapshot.candidates()))
             .map_err(|e| ApiError::unknown_name(&e, predicate.source()))?;
     }
-    let mut nodes: Vec<_> = snapshot.iter().filter(|node| predicate.matches(&***node)).collect();
+    let mut nodes: Vec<_> = snapshot
+        .iter()
+        .filter(|node| predicate.matches(&***node))
+        .collect();
     nodes.sort_by(|a, b| a.assignment.name.cmp(&b.assignment.name));
-    let paging = Paging { cursor: filter.cursor, limit: filter.limit };
+    let paging = Paging {
+        cursor: filter.cursor,
+        limit: filter.limit,
+    };
     let part = page(nodes, |node| node.assignment.name.to_string(), &paging)?;
     let items = part
         .items
         .into_iter()
         .map(|node| view(node, state.control.presence(node.serial), &state.inventory))
         .collect();
-    Ok(ApiJson(Page { items, next: part.next }))
+    Ok(ApiJson(Page {
+        items,
+        next: part.next,
+    }))
 }
 
 /// One node.
@@ -99,7 +108,11 @@ async fn show(
     let name = node_name(&name)?;
     let snapshot = state.inventory.snapshot();
     let node = snapshot.by_name(&name).ok_or_else(|| no_node(&name))?;
-    Ok(ApiJson(view(node, state.control.presence(node.serial), &state.inventory)))
+    Ok(ApiJson(view(
+        node,
+        state.control.presence(node.serial),
+        &state.inventory,
+    )))
 }
 
 /// Changes roles and labels, all or nothing, and waits a few seconds for the
@@ -118,15 +131,29 @@ async fn change(
 ) -> Result<ApiJson<NodeChanged>, ApiError> {
     state.active()?;
     let name = node_name(&name)?;
-    let change = state.authorize(&caller, Action::ChangeNodes, change)?.into_inner();
+    let change = state
+        .authorize(&caller, Action::ChangeNodes, change)?
+        .into_inner();
     let by = caller.principal.as_str();
-    // What was begun is finished, also when the client goes away.
     let done = {
         let (state, name, by) = (state.clone(), name.clone(), by.to_owned());
-        spawn(async move { state.inventory.change(&name, &change, &*state.control, &by).await }).await?
+        finish(async move {
+            state
+                .inventory
+                .change(&name, &change, &*state.control, &by)
+                .await
+        })
+        .await?
     };
-    let node = view(&done.node, state.control.presence(done.node.serial), &state.inventory);
-    Ok(ApiJson(NodeChanged { node, applied: done.applied }))
+    let node = view(
+        &done.node,
+        state.control.presence(done.node.serial),
+        &state.inventory,
+    );
+    Ok(ApiJson(NodeChanged {
+        node,
+        applied: done.applied,
+    }))
 }
 
 /// Removes a node: its connections end, its key is refused for ever.
@@ -145,7 +172,7 @@ async fn remove(
     let name = node_name(&name)?;
     state.authorize(&caller, Action::RemoveNodes, ())?;
     let by = caller.principal.to_string();
-    spawn(async move { state.inventory.remove(&name, &*state.control, &by).await }).await?;
+    finish(async move { state.inventory.remove(&name, &*state.control, &by).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -166,28 +193,26 @@ async fn replace(
     state.active()?;
     let name = node_name(&name)?;
     state.authorize(&caller, Action::RemoveNodes, ())?;
-    let invite = state.enrolment.invite_replacement(&name, request.expires, &caller.principal).await?;
+    let (enrolment, by) = (state.enrolment, caller.principal);
+    let invite = finish(async move {
+        enrolment
+            .invite_replacement(&name, request.expires, &by)
+            .await
+    })
+    .await?;
     Ok((StatusCode::CREATED, ApiJson(invite)))
 }
 
-async fn spawn<T, E>(
-    work: impl Future<Output = Result<T, E>> + Send + 'static,
-) -> Result<T, ApiError>
-where
-    T: Send + 'static,
-    E: Into<ApiError> + Send + 'static,
-{
-    tokio::spawn(work).await.map_err(|e| ApiError::internal(&e))?.map_err(Into::into)
-}
-
 fn node_name(text: &str) -> Result<NodeName, ApiError> {
-    text.parse().map_err(|e: muster_protocol::names::NameError| {
-        ApiError::new(Kind::InvalidRequest, e.to_string())
-    })
+    text.parse()
+        .map_err(|e: muster_protocol::names::NameError| {
+            ApiError::new(Kind::InvalidRequest, e.to_string())
+        })
 }
 
 fn no_node(name: &NodeName) -> ApiError {
-    ApiError::new(Kind::NotFound, format!("there is no node {name}")).hint("`muster nodes` lists them")
+    ApiError::new(Kind::NotFound, format!("there is no node {name}"))
+        .hint("`muster nodes` lists them")
 }
 
 /// A node as people see it: what is stored, and what is known of its presence.
@@ -197,17 +222,32 @@ pub(super) fn view(node: &NodeRecord, presence: PresenceView, inventory: &Invent
     if let Standing::Quarantined { reason, .. } = &node.standing {
         state = Presence::Down;
         add(&mut conditions, Condition::Cloned);
-        add(&mut conditions, Condition::Note { text: reason.clone() });
+        add(
+            &mut conditions,
+            Condition::Note {
+                text: reason.clone(),
+            },
+        );
     } else if let Some(revision) = presence.revision
         && revision < node.assignment.revision
-        && !conditions.iter().any(|c| matches!(c, Condition::Stale { .. }))
+        && !conditions
+            .iter()
+            .any(|c| matches!(c, Condition::Stale { .. }))
     {
         conditions.push(Condition::Stale { revision });
     }
     for note in &node.notes {
-        add(&mut conditions, Condition::Note { text: muster_protocol::text::printable(note, 300) });
+        add(
+            &mut conditions,
+            Condition::Note {
+                text: muster_protocol::text::printable(note, 300),
+            },
+        );
     }
-    let last_seen = presence.last_seen.max(inventory.last_seen(node.serial)).max(node.last_seen);
+    let last_seen = presence
+        .last_seen
+        .max(inventory.last_seen(node.serial))
+        .max(node.last_seen);
     // "Never seen" is only said of a node that nobody ever heard.
     if state == Presence::Never && last_seen.is_some() {
         state = Presence::Down;
@@ -241,7 +281,9 @@ pub(super) fn count(
 ) -> std::collections::BTreeMap<Presence, u32> {
     let mut counts = std::collections::BTreeMap::new();
     for node in inventory.snapshot().iter() {
-        let known = presences.get(&node.serial).map_or(Presence::Never, |p| p.state);
+        let known = presences
+            .get(&node.serial)
+            .map_or(Presence::Never, |p| p.state);
         let state = match known {
             _ if !node.is_active() => Presence::Down,
             Presence::Never if inventory.last_seen(node.serial).is_some() => Presence::Down,

@@ -33,7 +33,10 @@ impl Paging {
     pub fn limit(&self) -> Result<usize, ApiError> {
         let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
         if !(1..=MAX_LIMIT).contains(&limit) {
-            return Err(ApiError::new(Kind::InvalidRequest, format!("`limit` must be 1 to {MAX_LIMIT}")));
+            return Err(ApiError::new(
+                Kind::InvalidRequest,
+                format!("`limit` must be 1 to {MAX_LIMIT}"),
+            ));
         }
         Ok(limit as usize)
     }
@@ -43,7 +46,9 @@ impl Paging {
     /// # Errors
     /// An `invalid-request` problem.
     pub fn after(&self) -> Result<String, ApiError> {
-        let Some(cursor) = &self.cursor else { return Ok(String::new()) };
+        let Some(cursor) = &self.cursor else {
+            return Ok(String::new());
+        };
         BASE64URL_NOPAD
             .decode(cursor.as_bytes())
             .ok()
@@ -65,10 +70,16 @@ pub fn page<T>(
     paging: &Paging,
 ) -> Result<Page<T>, ApiError> {
     let (limit, after) = (paging.limit()?, paging.after()?);
-    let mut rest = items.into_iter().skip_while(|item| !after.is_empty() && key(item) <= after).peekable();
+    let mut rest = items
+        .into_iter()
+        .skip_while(|item| !after.is_empty() && key(item) <= after)
+        .peekable();
     let items: Vec<T> = rest.by_ref().take(limit).collect();
     let more = rest.peek().is_some();
-    let next = items.last().filter(|_| more).map(|last| BASE64URL_NOPAD.encode(key(last).as_bytes()));
+    let next = items
+        .last()
+        .filter(|_| more)
+        .map(|last| BASE64URL_NOPAD.encode(key(last).as_bytes()));
     Ok(Page { items, next })
 }
 
@@ -80,7 +91,10 @@ mod tests {
     fn pages_hold_every_item_once() {
         let all: Vec<String> = (0..25).map(|n| format!("web-{n:02}")).collect();
         let mut seen = Vec::new();
-        let mut paging = Paging { cursor: None, limit: Some(10) };
+        let mut paging = Paging {
+            cursor: None,
+            limit: Some(10),
+        };
         loop {
             let got = page(all.clone(), Clone::clone, &paging).unwrap();
             assert!(got.items.len() <= 10);
@@ -95,8 +109,16 @@ mod tests {
 
     #[test]
     fn odd_pages_are_refused() {
-        for (cursor, limit) in [(None, Some(0)), (None, Some(1001)), (Some("!"), None), (Some("_w"), None)] {
-            let paging = Paging { cursor: cursor.map(str::to_owned), limit };
+        for (cursor, limit) in [
+            (None, Some(0)),
+            (None, Some(1001)),
+            (Some("!"), None),
+            (Some("_w"), None),
+        ] {
+            let paging = Paging {
+                cursor: cursor.map(str::to_owned),
+                limit,
+            };
             assert!(page(Vec::<String>::new(), Clone::clone, &paging).is_err());
         }
     }

@@ -73,16 +73,22 @@ impl ApiError {
     #[must_use]
     pub fn internal(error: &dyn std::fmt::Display) -> Self {
         tracing::error!(%error, "a request failed");
-        Self::new(Kind::Internal, "the broker could not do this; its log says why")
+        Self::new(
+            Kind::Internal,
+            "the broker could not do this; its log says why",
+        )
     }
 
     /// NATS, or JetStream in it, does not do what is asked.
     #[must_use]
     pub fn storage(error: &dyn std::fmt::Display) -> Self {
         tracing::error!(%error, "NATS failed a request");
-        Self::new(Kind::Unavailable, "NATS does not take what the broker stores")
-            .detail(printable(&error.to_string(), 500))
-            .hint("`muster doctor` shows what is wrong")
+        Self::new(
+            Kind::Unavailable,
+            "NATS does not take what the broker stores",
+        )
+        .detail(printable(&error.to_string(), 500))
+        .hint("`muster doctor` shows what is wrong")
     }
 }
 
@@ -185,7 +191,10 @@ impl IntoResponse for ApiError {
         let body = serde_json::to_vec(&self.0).unwrap_or_default();
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         let retry = match self.0.kind {
             Kind::RateLimited => Some("1"),
             Kind::Unavailable => Some("2"),
@@ -249,8 +258,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ApiQuery<T> {
             .await
             .map(|axum::extract::Query(value)| Self(value))
             .map_err(|rejection: QueryRejection| {
-                ApiError::new(Kind::InvalidRequest, "a parameter of the query cannot be read")
-                    .detail(printable(&rejection.body_text(), 300))
+                ApiError::new(
+                    Kind::InvalidRequest,
+                    "a parameter of the query cannot be read",
+                )
+                .detail(printable(&rejection.body_text(), 300))
             })
     }
 }

@@ -22,16 +22,27 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
     responses((status = 200, body = Status)),
     extensions(("x-authorisation" = json!("read the status")))
 )]
-async fn status(State(state): State<AppState>, caller: Caller) -> Result<ApiJson<Status>, ApiError> {
+async fn status(
+    State(state): State<AppState>,
+    caller: Caller,
+) -> Result<ApiJson<Status>, ApiError> {
     state.authorize(&caller, Action::ReadStatus, ())?;
     let list = state.authority.list();
     let nodes = count(&state.inventory, &state.control.presences());
     let epoch = state.lease.epoch();
     let connected = state.link.is_connected();
     let mut findings = Vec::new();
-    let mut find = |what: String, hint: &str| findings.push(Finding { what, hint: hint.to_owned() });
+    let mut find = |what: String, hint: &str| {
+        findings.push(Finding {
+            what,
+            hint: hint.to_owned(),
+        })
+    };
     if !connected {
-        find("the broker is not connected to NATS".into(), "is nats-server running, and is `nats.urls` right?");
+        find(
+            "the broker is not connected to NATS".into(),
+            "is nats-server running, and is `nats.urls` right?",
+        );
     }
     if epoch.is_none() {
         find(
@@ -45,7 +56,11 @@ async fn status(State(state): State<AppState>, caller: Caller) -> Result<ApiJson
             "it is tried again every few seconds; the broker's log says which server is missing",
         );
     }
-    let active = list.keys.iter().filter(|k| k.state == BrokerKeyState::Active).count();
+    let active = list
+        .keys
+        .iter()
+        .filter(|k| k.state == BrokerKeyState::Active)
+        .count();
     if active > 1 {
         find(
             format!("{active} broker keys are active"),
@@ -61,9 +76,15 @@ async fn status(State(state): State<AppState>, caller: Caller) -> Result<ApiJson
             );
         }
     }
-    let gone = [Presence::Down, Presence::Never].iter().filter_map(|p| nodes.get(p)).sum::<u32>();
+    let gone = [Presence::Down, Presence::Never]
+        .iter()
+        .filter_map(|p| nodes.get(p))
+        .sum::<u32>();
     if gone > 0 {
-        find(format!("{gone} node(s) are not there"), "`muster nodes` shows which, and since when");
+        find(
+            format!("{gone} node(s) are not there"),
+            "`muster nodes` shows which, and since when",
+        );
     }
     Ok(ApiJson(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -7,7 +7,7 @@ use muster_protocol::problem::Problem;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, page};
+use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, finish, page};
 use crate::authz::{Action, Caller};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
@@ -29,8 +29,11 @@ async fn create(
     ApiJson(request): ApiJson<TokenRequest>,
 ) -> Result<(StatusCode, ApiJson<TokenCreated>), ApiError> {
     state.active()?;
-    let request = state.authorize(&caller, Action::ManageTokens, request)?.into_inner();
-    let created = state.tokens.create(request, &caller.principal).await?;
+    let request = state
+        .authorize(&caller, Action::ManageTokens, request)?
+        .into_inner();
+    let created =
+        finish(async move { state.tokens.create(request, &caller.principal).await }).await?;
     Ok((StatusCode::CREATED, ApiJson(created)))
 }
 
@@ -71,7 +74,7 @@ async fn revoke(
     state.active()?;
     state.authorize(&caller, Action::ManageTokens, ())?;
     let id = muster_protocol::text::printable(&id, 40);
-    state.tokens.revoke(&id, &caller.principal).await?;
+    finish(async move { state.tokens.revoke(&id, &caller.principal).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -81,7 +84,17 @@ async fn revoke(
     responses((status = 200, body = WhoAmI)),
     extensions(("x-authorisation" = json!("ask who it is")))
 )]
-async fn whoami(State(state): State<AppState>, caller: Caller) -> Result<ApiJson<WhoAmI>, ApiError> {
-    let caller = state.authorize(&caller, Action::WhoAmI, ())?.caller().clone();
-    Ok(ApiJson(WhoAmI { principal: caller.principal, role: caller.role, token: caller.token }))
+async fn whoami(
+    State(state): State<AppState>,
+    caller: Caller,
+) -> Result<ApiJson<WhoAmI>, ApiError> {
+    let caller = state
+        .authorize(&caller, Action::WhoAmI, ())?
+        .caller()
+        .clone();
+    Ok(ApiJson(WhoAmI {
+        principal: caller.principal,
+        role: caller.role,
+        token: caller.token,
+    }))
 }

@@ -75,21 +75,31 @@ impl Accounts {
         bucket: Kv<AccountValue>,
         life: Span,
     ) -> Result<Self, AccountError> {
-        let (value, revision) =
-            bucket.get(KEY).await?.map_or_else(Default::default, |entry| (entry.value, entry.revision));
+        let (value, revision) = bucket
+            .get(KEY)
+            .await?
+            .map_or_else(Default::default, |entry| (entry.value, entry.revision));
         Ok(Self {
             keys,
             system,
             bucket,
             life,
             wanted: StdMutex::new(value.revocations.clone()),
-            pushed: Mutex::new(Pushed { revision, value, dirty: true }),
+            pushed: Mutex::new(Pushed {
+                revision,
+                value,
+                dirty: true,
+            }),
         })
     }
 
     /// Voids all JWTs of `user` issued up to `until`. When this returns, every
     /// server closes its connections.
-    pub(super) async fn revoke(&self, user: UserKey, until: UnixSeconds) -> Result<(), AccountError> {
+    pub(super) async fn revoke(
+        &self,
+        user: UserKey,
+        until: UnixSeconds,
+    ) -> Result<(), AccountError> {
         self.want(|wanted| wanted.revoke(user.clone(), until));
         let mut pushed = self.pushed.lock().await;
         if !pushed.dirty && pushed.value.revocations.revokes(&user, until) {
@@ -124,7 +134,11 @@ impl Accounts {
         }
     }
 
-    async fn push_after(&self, pushed: &mut Pushed, previous: UnixSeconds) -> Result<(), AccountError> {
+    async fn push_after(
+        &self,
+        pushed: &mut Pushed,
+        previous: UnixSeconds,
+    ) -> Result<(), AccountError> {
         let now = now_seconds();
         // All JWTs of nodes that were issued so long ago have ended; an hour
         // more, for clocks that are apart. Those of brokers are issued in the
@@ -135,7 +149,10 @@ impl Accounts {
             wanted.clone()
         });
         let issued_at = next_issued_at(now, Some(previous));
-        let value = AccountValue { issued_at, revocations };
+        let value = AccountValue {
+            issued_at,
+            revocations,
+        };
         // Stored first: what a server has is never more than what a new
         // broker will know.
         let written = match pushed.revision {

@@ -70,11 +70,27 @@ impl Inventory {
             let entry = kept.buckets.serial.get(SERIAL_KEY).await?;
             let last = entry.as_ref().map_or(0, |e| e.value.0);
             // A bucket from a backup may have an older counter than nodes.
-            let known = kept.index.lock().await.revisions.keys().max().map_or(0, |s| s.0);
-            let next = SerialCounter(last.max(known).checked_add(1).ok_or(InventoryError::NoSerials)?);
+            let known = kept
+                .index
+                .lock()
+                .await
+                .revisions
+                .keys()
+                .max()
+                .map_or(0, |s| s.0);
+            let next = SerialCounter(
+                last.max(known)
+                    .checked_add(1)
+                    .ok_or(InventoryError::NoSerials)?,
+            );
             let written = match entry {
                 None => kept.buckets.serial.create(SERIAL_KEY, &next).await,
-                Some(entry) => kept.buckets.serial.update(SERIAL_KEY, &next, entry.revision).await,
+                Some(entry) => {
+                    kept.buckets
+                        .serial
+                        .update(SERIAL_KEY, &next, entry.revision)
+                        .await
+                }
             };
             match written {
                 Ok(_) => return Ok(Serial(next.0)),
@@ -96,12 +112,17 @@ impl Inventory {
         replaces: Option<Serial>,
     ) -> Result<(), InventoryError> {
         let index = self.kept()?.index.lock().await;
-        let known = index.keys.get(node_key.as_bytes()).or_else(|| index.nats_keys.get(nats_key.as_str()));
+        let known = index
+            .keys
+            .get(node_key.as_bytes())
+            .or_else(|| index.nats_keys.get(nats_key.as_str()));
         if let Some((_, name)) = known {
             return Err(InventoryError::KnownKey(name.clone()));
         }
         match self.snapshot().by_name(name) {
-            Some(holder) if replaces != Some(holder.serial) => Err(InventoryError::NameTaken(name.clone())),
+            Some(holder) if replaces != Some(holder.serial) => {
+                Err(InventoryError::NameTaken(name.clone()))
+            }
             _ => Ok(()),
         }
     }
@@ -116,8 +137,10 @@ impl Inventory {
         let kept = self.kept()?;
         let mut index = kept.index.lock().await;
         kept.active()?;
-        let known =
-            index.keys.get(new.node_key.as_bytes()).or_else(|| index.nats_keys.get(new.nats_key.as_str()));
+        let known = index
+            .keys
+            .get(new.node_key.as_bytes())
+            .or_else(|| index.nats_keys.get(new.nats_key.as_str()));
         if let Some((serial, name)) = known {
             let snapshot = self.snapshot();
             return match snapshot.get(*serial) {
@@ -134,12 +157,17 @@ impl Inventory {
         check_counts(&new.roles, &new.labels)?;
         let snapshot = self.snapshot();
         let mut revision = 1;
-        if let Some(holder) = snapshot.by_name(&new.name) {
+        let old = snapshot.by_name(&new.name);
+        if let Some(holder) = old {
             if new.replaces != Some(holder.serial) {
                 return Err(InventoryError::NameTaken(new.name));
             }
             revision = holder.assignment.revision + 1;
-            let by = format!("replaced by node {} with key {}", new.serial, fingerprint(&new.node_key));
+            let by = format!(
+                "replaced by node {} with key {}",
+                new.serial,
+                fingerprint(&new.node_key)
+            );
             self.bury(kept, &mut index, holder, &by).await?;
         }
         let mut roles = new.roles;
@@ -149,7 +177,12 @@ impl Inventory {
             serial: new.serial,
             node_key: new.node_key,
             nats_key: new.nats_key.as_str().to_owned(),
-            assignment: Assignment { revision, name: new.name, roles, labels: new.labels },
+            assignment: Assignment {
+                revision,
+                name: new.name,
+                roles,
+                labels: new.labels,
+            },
             infrastructure: new.infrastructure,
             enrolled: Timestamp::now(),
             jwt_iat: now_seconds(),
@@ -158,7 +191,13 @@ impl Inventory {
             notes: Vec::new(),
             last_seen: None,
         };
-        self.store(kept, &mut index, record).await
+        let added = self.store(kept, &mut index, record).await;
+        drop(index);
+        // Also when the new one could not be stored: the old one is out.
+        if let Some(old) = old {
+            self.shut_out(kept, old).await;
+        }
+        added
     }
 
     /// Changes roles and labels, all or nothing: a new revision, new
@@ -189,17 +228,32 @@ impl Inventory {
         let mut record = (*old).clone();
         record.infrastructure = infrastructure;
         if !same {
-            record.assignment = Assignment { revision: old.assignment.revision + 1, ..assignment };
+            record.assignment = Assignment {
+                revision: old.assignment.revision + 1,
+                ..assignment
+            };
             record.jwt_iat = now_seconds().max(old.jwt_iat + 1);
         }
         let node = self.store(kept, &mut index, record).await?;
         drop(index);
-        kept.events.emit("node.changed", name.as_str(), format!("{by} changed {}", describe(name, change))).await;
+        kept.events
+            .emit(
+                "node.changed",
+                name.as_str(),
+                format!("{by} changed {}", describe(name, change)),
+            )
+            .await;
         if same {
-            return Ok(Changed { node, applied: true });
+            return Ok(Changed {
+                node,
+                applied: true,
+            });
         }
         let (serial, revision) = (node.serial, node.assignment.revision);
-        let live = matches!(control.presence(serial).state, Presence::Up | Presence::Late);
+        let live = matches!(
+            control.presence(serial).state,
+            Presence::Up | Presence::Late
+        );
         control.refresh(serial, revision).await;
         let mut applied = live && control.wait_revision(serial, revision, COURTESY).await;
         self.revoke(kept, &node, node.jwt_iat - 1).await;
@@ -226,8 +280,15 @@ impl Inventory {
         let old = self.named(name)?;
         self.bury(kept, &mut index, &old, by).await?;
         drop(index);
+        self.shut_out(kept, &old).await;
         control.forget(old.serial);
-        kept.events.emit("node.removed", name.as_str(), format!("{by} removed {name}; its key is refused")).await;
+        kept.events
+            .emit(
+                "node.removed",
+                name.as_str(),
+                format!("{by} removed {name}; its key is refused"),
+            )
+            .await;
         Ok(())
     }
 
@@ -238,9 +299,14 @@ impl Inventory {
     /// [`InventoryError`].
     pub async fn quarantine(&self, node: Serial, reason: String) -> Result<(), InventoryError> {
         let snapshot = self.snapshot();
-        let old = snapshot.get(node).ok_or_else(|| InventoryError::NoNode(node.to_string()))?;
+        let old = snapshot
+            .get(node)
+            .ok_or_else(|| InventoryError::NoNode(node.to_string()))?;
         let mut record = (**old).clone();
-        record.standing = Standing::Quarantined { reason, since: Timestamp::now() };
+        record.standing = Standing::Quarantined {
+            reason,
+            since: Timestamp::now(),
+        };
         let Some(kept) = &self.0.kept else {
             self.show(record);
             return Ok(());
@@ -249,7 +315,9 @@ impl Inventory {
         kept.active()?;
         // Again under the lock: it may have been changed or removed.
         let snapshot = self.snapshot();
-        let now = snapshot.get(node).ok_or_else(|| InventoryError::NoNode(node.to_string()))?;
+        let now = snapshot
+            .get(node)
+            .ok_or_else(|| InventoryError::NoNode(node.to_string()))?;
         if !now.is_active() {
             return Ok(());
         }
@@ -275,7 +343,9 @@ impl Inventory {
         let mut index = kept.index.lock().await;
         kept.active()?;
         let snapshot = self.snapshot();
-        let record = snapshot.get(node).ok_or_else(|| InventoryError::NoNode(node.to_string()))?;
+        let record = snapshot
+            .get(node)
+            .ok_or_else(|| InventoryError::NoNode(node.to_string()))?;
         if let Standing::Quarantined { reason, .. } = &record.standing {
             return Err(InventoryError::Quarantined {
                 name: record.assignment.name.clone(),
@@ -287,7 +357,10 @@ impl Inventory {
             return Ok((Arc::clone(record), iat));
         }
         // Before it is issued: a later revocation must reach it.
-        let record = NodeRecord { jwt_iat: iat, ..(**record).clone() };
+        let record = NodeRecord {
+            jwt_iat: iat,
+            ..(**record).clone()
+        };
         Ok((self.store(kept, &mut index, record).await?, iat))
     }
 
@@ -297,10 +370,23 @@ impl Inventory {
 
     fn named(&self, name: &NodeName) -> Result<Arc<NodeRecord>, InventoryError> {
         let snapshot = self.snapshot();
-        snapshot.by_name(name).cloned().ok_or_else(|| InventoryError::NoNode(name.to_string()))
+        snapshot
+            .by_name(name)
+            .cloned()
+            .ok_or_else(|| InventoryError::NoNode(name.to_string()))
     }
 
-    /// Turns a node into a tombstone and ends its connections.
+    /// Ends the connections of a node that is a tombstone, and forgets what
+    /// it reported.
+    async fn shut_out(&self, kept: &Kept, old: &NodeRecord) {
+        self.revoke(kept, old, now_seconds().max(old.jwt_iat)).await;
+        if let Err(error) = kept.buckets.facts.forget(&old.serial.to_string()).await {
+            tracing::warn!(node = %old.assignment.name, %error, "facts of a removed node stay in the bucket");
+        }
+    }
+
+    /// Turns a node into a tombstone. [`Inventory::shut_out`] comes next,
+    /// without the lock: it takes longer.
     async fn bury(
         &self,
         kept: &Kept,
@@ -309,14 +395,9 @@ impl Inventory {
         by: &str,
     ) -> Result<(), InventoryError> {
         let buried = StoredNode::removed(old, by, Timestamp::now());
-        write(kept, index, old.serial, &buried).await?;
+        self.write(kept, index, old.serial, &buried).await?;
         self.0.snapshot.rcu(|now| Arc::new(now.without(old.serial)));
         self.seen().at.remove(&old.serial);
-        let facts = old.serial.to_string();
-        if let Err(error) = kept.buckets.facts.forget(&facts).await {
-            tracing::warn!(node = %old.assignment.name, %error, "facts of a removed node stay in the bucket");
-        }
-        self.revoke(kept, old, now_seconds().max(old.jwt_iat)).await;
         Ok(())
     }
 
@@ -328,7 +409,11 @@ impl Inventory {
             let name = record.assignment.name.as_str();
             tracing::error!(node = name, %error, "the node's old credentials are not revoked everywhere yet");
             kept.events
-                .emit("alarm.revocation-pending", name, format!("old credentials of {name} still work: {error}"))
+                .emit(
+                    "alarm.revocation-pending",
+                    name,
+                    format!("old credentials of {name} still work: {error}"),
+                )
                 .await;
         }
     }
@@ -339,54 +424,66 @@ impl Inventory {
         index: &mut MutexGuard<'_, Index>,
         record: NodeRecord,
     ) -> Result<Arc<NodeRecord>, InventoryError> {
-        write(kept, index, record.serial, &StoredNode::of(&record)).await?;
+        self.write(kept, index, record.serial, &StoredNode::of(&record))
+            .await?;
         Ok(self.show(record))
+    }
+
+    async fn write(
+        &self,
+        kept: &Kept,
+        index: &mut MutexGuard<'_, Index>,
+        serial: Serial,
+        node: &StoredNode,
+    ) -> Result<(), InventoryError> {
+        kept.active()?;
+        let key = serial.to_string();
+        let written = match index.revisions.get(&serial) {
+            None => kept.buckets.nodes.create(&key, node).await,
+            Some(revision) => kept.buckets.nodes.update(&key, node, *revision).await,
+        };
+        let revision = match written {
+            Ok(revision) => revision,
+            Err(error) => match kept.buckets.nodes.get(&key).await? {
+                // It was not confirmed, and stored all the same.
+                Some(entry) if entry.value == *node => entry.revision,
+                // An earlier write that was taken for failed was stored: the
+                // memory is behind, and catches up.
+                Some(entry) => {
+                    index.note(serial, &entry.value, entry.revision);
+                    match entry
+                        .value
+                        .into_record(serial, super::StoredFacts::default(), None)
+                    {
+                        Some(record) => drop(self.show(record)),
+                        None => drop(self.0.snapshot.rcu(|now| Arc::new(now.without(serial)))),
+                    }
+                    return Err(error.into());
+                }
+                None => return Err(error.into()),
+            },
+        };
+        index.note(serial, node, revision);
+        Ok(())
     }
 
     fn show(&self, record: NodeRecord) -> Arc<NodeRecord> {
         let serial = record.serial;
-        let next = self.0.snapshot.rcu(|now| {
+        self.0.snapshot.rcu(|now| {
             let mut record = record.clone();
             // Facts are written beside this.
             if let Some(old) = now.get(serial) {
                 record.facts = Arc::clone(&old.facts);
                 record.notes.clone_from(&old.notes);
+                record.last_seen = record.last_seen.or(old.last_seen);
             }
             Arc::new(now.with(Arc::new(record)))
         });
-        // `rcu` gives what was there before.
-        drop(next);
-        self.snapshot().get(serial).cloned().unwrap_or_else(|| Arc::new(record))
+        self.snapshot()
+            .get(serial)
+            .cloned()
+            .unwrap_or_else(|| Arc::new(record))
     }
-}
-
-async fn write(
-    kept: &Kept,
-    index: &mut MutexGuard<'_, Index>,
-    serial: Serial,
-    node: &StoredNode,
-) -> Result<(), InventoryError> {
-    kept.active()?;
-    let key = serial.to_string();
-    let written = match index.revisions.get(&serial) {
-        None => kept.buckets.nodes.create(&key, node).await,
-        Some(revision) => kept.buckets.nodes.update(&key, node, *revision).await,
-    };
-    let revision = match written {
-        Ok(revision) => revision,
-        // An unconfirmed write may have been stored; a conflict says that the
-        // memory is behind.
-        Err(error) => match kept.buckets.nodes.get(&key).await? {
-            Some(entry) if entry.value == *node => entry.revision,
-            Some(entry) => {
-                index.revisions.insert(serial, entry.revision);
-                return Err(error.into());
-            }
-            None => return Err(error.into()),
-        },
-    };
-    index.note(serial, node, revision);
-    Ok(())
 }
 
 fn check_counts(
@@ -400,19 +497,29 @@ fn check_counts(
 }
 
 fn changed(old: &Assignment, change: &NodeChange) -> Result<Assignment, InventoryError> {
-    if let Some(role) = change.add_roles.iter().find(|r| change.remove_roles.contains(r)) {
+    if let Some(role) = change
+        .add_roles
+        .iter()
+        .find(|r| change.remove_roles.contains(r))
+    {
         return Err(InventoryError::Contradiction(role.to_string()));
     }
-    if let Some(key) = change.set_labels.keys().find(|k| change.remove_labels.contains(k)) {
+    if let Some(key) = change
+        .set_labels
+        .keys()
+        .find(|k| change.remove_labels.contains(k))
+    {
         return Err(InventoryError::Contradiction(key.to_string()));
     }
     let mut next = old.clone();
     next.roles.extend(change.add_roles.iter().cloned());
-    next.roles.retain(|role| !change.remove_roles.contains(role));
+    next.roles
+        .retain(|role| !change.remove_roles.contains(role));
     next.roles.sort();
     next.roles.dedup();
     next.labels.extend(change.set_labels.clone());
-    next.labels.retain(|key, _| !change.remove_labels.contains(key));
+    next.labels
+        .retain(|key, _| !change.remove_labels.contains(key));
     check_counts(&next.roles, &next.labels)?;
     Ok(next)
 }
@@ -423,6 +530,10 @@ fn describe(name: &NodeName, change: &NodeChange) -> String {
         .chain(change.remove_roles.iter().map(|r| format!("role -{r}")))
         .chain(change.set_labels.iter().map(|(k, v)| format!("{k}={v}")))
         .chain(change.remove_labels.iter().map(|k| format!("-{k}")))
-        .chain(change.infrastructure.map(|on| format!("infrastructure {on}")));
+        .chain(
+            change
+                .infrastructure
+                .map(|on| format!("infrastructure {on}")),
+        );
     format!("{name}: {}", words.collect::<Vec<_>>().join(" "))
 }

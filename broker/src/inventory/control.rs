@@ -77,7 +77,12 @@ impl NodeControl for Detached {
         Box::pin(std::future::ready(()))
     }
 
-    fn wait_revision(&self, _node: Serial, _revision: u64, _within: Duration) -> BoxFuture<'_, bool> {
+    fn wait_revision(
+        &self,
+        _node: Serial,
+        _revision: u64,
+        _within: Duration,
+    ) -> BoxFuture<'_, bool> {
         Box::pin(std::future::ready(false))
     }
 

@@ -9,6 +9,8 @@ mod control;
 mod record;
 mod snapshot;
 mod stored;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
@@ -31,8 +33,8 @@ use crate::nats::admin::SystemClient;
 use crate::nats::keys::{NatsKeys, UserKey};
 use crate::store::kv::{Kv, KvError};
 
-pub use self::accounts::{AccountError, AccountValue};
 pub(crate) use self::accounts::{ACCOUNT_NAME, now_seconds};
+pub use self::accounts::{AccountError, AccountValue};
 pub use self::change::{Changed, NewNode};
 pub use self::control::{Detached, NodeControl, PresenceView};
 pub use self::record::{NodeRecord, Standing};
@@ -66,7 +68,9 @@ pub enum InventoryError {
     )]
     KnownKey(NodeName),
     /// It may not take part.
-    #[error("node {name} is quarantined: {reason}; `muster node replace {name}` gives its name to a new key")]
+    #[error(
+        "node {name} is quarantined: {reason}; `muster node replace {name}` gives its name to a new key"
+    )]
     Quarantined {
         /// The node.
         name: NodeName,
@@ -167,7 +171,8 @@ impl Index {
             StoredNode::Removed { name, .. } => name,
         };
         self.keys.insert(*key.as_bytes(), (serial, name.clone()));
-        self.nats_keys.insert(nats_key.to_owned(), (serial, name.clone()));
+        self.nats_keys
+            .insert(nats_key.to_owned(), (serial, name.clone()));
         self.revisions.insert(serial, revision);
     }
 }
@@ -185,9 +190,16 @@ impl Inventory {
         events: Events,
         credentials_life: Span,
     ) -> Result<Self, InventoryError> {
-        let accounts = Accounts::load(keys, system, buckets.account.clone(), credentials_life).await?;
-        let mut facts: HashMap<String, StoredFacts> =
-            buckets.facts.list().await?.entries.into_iter().map(|e| (e.key, e.value)).collect();
+        let accounts =
+            Accounts::load(keys, system, buckets.account.clone(), credentials_life).await?;
+        let mut facts: HashMap<String, StoredFacts> = buckets
+            .facts
+            .list()
+            .await?
+            .entries
+            .into_iter()
+            .map(|e| (e.key, e.value))
+            .collect();
         let seen: HashMap<Serial, Timestamp> = match buckets.seen.get(SEEN_KEY).await? {
             Some(entry) => entry
                 .value
@@ -200,17 +212,33 @@ impl Inventory {
         let mut records = Vec::new();
         for entry in buckets.nodes.list().await?.entries {
             let Ok(serial) = entry.key.parse::<Serial>() else {
-                tracing::warn!(key = entry.key, "muster_nodes has a key that muster never writes");
+                tracing::warn!(
+                    key = entry.key,
+                    "muster_nodes has a key that muster never writes"
+                );
                 continue;
             };
             index.note(serial, &entry.value, entry.revision);
             let facts = facts.remove(&entry.key).unwrap_or_default();
-            records.extend(entry.value.into_record(serial, facts, seen.get(&serial).copied()));
+            records.extend(
+                entry
+                    .value
+                    .into_record(serial, facts, seen.get(&serial).copied()),
+            );
         }
         let inventory = Self(Arc::new(Inner {
             snapshot: ArcSwap::from_pointee(Snapshot::new(records)),
-            seen: StdMutex::new(Seen { at: seen, changed: false }),
-            kept: Some(Kept { buckets, accounts, lease, events, index: Mutex::new(index) }),
+            seen: StdMutex::new(Seen {
+                at: seen,
+                changed: false,
+            }),
+            kept: Some(Kept {
+                buckets,
+                accounts,
+                lease,
+                events,
+                index: Mutex::new(index),
+            }),
         }));
         tracing::info!(nodes = inventory.snapshot().len(), "the inventory is read");
         Ok(inventory)
@@ -245,11 +273,16 @@ impl Inventory {
     /// [`InventoryError`].
     pub async fn set_facts(&self, node: Serial, facts: Facts) -> Result<(), InventoryError> {
         let snapshot = self.snapshot();
-        let record = snapshot.get(node).ok_or_else(|| InventoryError::NoNode(node.to_string()))?;
+        let record = snapshot
+            .get(node)
+            .ok_or_else(|| InventoryError::NoNode(node.to_string()))?;
         if *record.facts == facts.facts && record.notes == facts.notes {
             return Ok(());
         }
-        let stored = StoredFacts { facts: Arc::new(facts.facts), notes: facts.notes };
+        let stored = StoredFacts {
+            facts: Arc::new(facts.facts),
+            notes: facts.notes,
+        };
         let size = serde_json::to_vec(&stored).map_or(usize::MAX, |json| json.len());
         // The notes have room of their own.
         if size > 2 * MAX_FACTS {
@@ -285,7 +318,10 @@ impl Inventory {
     /// Whether every NATS server knows every revocation.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.0.kept.as_ref().is_none_or(|kept| kept.accounts.is_settled())
+        self.0
+            .kept
+            .as_ref()
+            .is_none_or(|kept| kept.accounts.is_settled())
     }
 
     /// Gives the NATS servers all revocations, as after a start.
@@ -317,7 +353,9 @@ impl Inventory {
                 match kept.accounts.settle().await {
                     Ok(true) => tracing::info!("every NATS server has all revocations"),
                     Ok(false) => {}
-                    Err(error) => tracing::warn!(%error, "revocations are not in force everywhere yet"),
+                    Err(error) => {
+                        tracing::warn!(%error, "revocations are not in force everywhere yet")
+                    }
                 }
             }
             if since.elapsed() >= SEEN_EVERY {
@@ -339,7 +377,10 @@ impl Inventory {
                 return;
             }
             seen.at.retain(|node, _| snapshot.get(*node).is_some());
-            seen.at.iter().map(|(node, at)| (*node, at.as_second())).collect()
+            seen.at
+                .iter()
+                .map(|(node, at)| (*node, at.as_second()))
+                .collect()
         };
         if let Err(error) = kept.buckets.seen.put(SEEN_KEY, &value).await {
             tracing::warn!(%error, "when nodes were last heard could not be stored");

@@ -33,13 +33,21 @@ impl Snapshot {
     pub fn new(records: impl IntoIterator<Item = NodeRecord>) -> Self {
         let mut pages: BTreeMap<u32, PageMap> = BTreeMap::new();
         for record in records {
-            pages.entry(record.serial.0 / PAGE).or_default().insert(record.serial, Arc::new(record));
+            pages
+                .entry(record.serial.0 / PAGE)
+                .or_default()
+                .insert(record.serial, Arc::new(record));
         }
         let nodes = pages.values().flat_map(BTreeMap::values);
-        let names: HashMap<_, _> = nodes.map(|r| (r.assignment.name.clone(), r.serial)).collect();
+        let names: HashMap<_, _> = nodes
+            .map(|r| (r.assignment.name.clone(), r.serial))
+            .collect();
         Self {
             len: pages.values().map(BTreeMap::len).sum(),
-            pages: pages.into_iter().map(|(at, page)| (at, Arc::new(page))).collect(),
+            pages: pages
+                .into_iter()
+                .map(|(at, page)| (at, Arc::new(page)))
+                .collect(),
             names: Arc::new(names),
             revision: 1,
             candidates: OnceLock::new(),
@@ -85,7 +93,8 @@ impl Snapshot {
     /// facts).
     #[must_use]
     pub fn knows(&self, name: &str) -> bool {
-        self.iter().any(|node| node.label(name).is_some() || node.fact(name).is_some())
+        self.iter()
+            .any(|node| node.label(name).is_some() || node.fact(name).is_some())
     }
 
     /// The names of all labels and facts, sorted, for suggestions.
@@ -129,7 +138,9 @@ impl Snapshot {
     /// The next snapshot, without this node.
     #[must_use]
     pub(super) fn without(&self, serial: Serial) -> Self {
-        let Some(old) = self.get(serial) else { return self.next() };
+        let Some(old) = self.get(serial) else {
+            return self.next();
+        };
         let mut next = self.next();
         if self.names.get(&old.assignment.name) == Some(&serial) {
             Arc::make_mut(&mut next.names).remove(&old.assignment.name);
@@ -159,7 +170,9 @@ fn fact_names(path: &str, value: &Value, depth: usize, names: &mut BTreeSet<Stri
     if !names.contains(path) {
         names.insert(path.to_owned());
     }
-    let Some(map) = value.as_object().filter(|_| depth > 0) else { return };
+    let Some(map) = value.as_object().filter(|_| depth > 0) else {
+        return;
+    };
     for (key, inner) in map {
         fact_names(&format!("{path}.{key}"), inner, depth - 1, names);
     }

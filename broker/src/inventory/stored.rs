@@ -86,9 +86,12 @@ impl StoredNode {
 
     pub(super) fn keys(&self) -> (PublicKey, &str) {
         match self {
-            Self::Enrolled { node_key, nats_key, .. } | Self::Removed { node_key, nats_key, .. } => {
-                (*node_key, nats_key)
+            Self::Enrolled {
+                node_key, nats_key, ..
             }
+            | Self::Removed {
+                node_key, nats_key, ..
+            } => (*node_key, nats_key),
         }
     }
 
@@ -98,8 +101,15 @@ impl StoredNode {
         facts: StoredFacts,
         last_seen: Option<Timestamp>,
     ) -> Option<NodeRecord> {
-        let Self::Enrolled { node_key, nats_key, assignment, infrastructure, enrolled, jwt_iat, standing } =
-            self
+        let Self::Enrolled {
+            node_key,
+            nats_key,
+            assignment,
+            infrastructure,
+            enrolled,
+            jwt_iat,
+            standing,
+        } = self
         else {
             return None;
         };

@@ -15,7 +15,9 @@ struct Broker {
 
 async fn bucket(server: &TestServer) -> Kv<LeaseValue> {
     let js = crate::store::context(server.broker().await);
-    Box::pin(ensure_bucket(&js, BucketConfig::new("muster_cluster"))).await.unwrap()
+    Box::pin(ensure_bucket(&js, BucketConfig::new("muster_cluster")))
+        .await
+        .unwrap()
 }
 
 async fn seek(bucket: &Kv<LeaseValue>) -> Broker {
@@ -28,7 +30,13 @@ fn begin(bucket: &Kv<LeaseValue>, state: StateDir, dir: tempfile::TempDir) -> Br
     let cancel = CancellationToken::new();
     let holder = state.holder().unwrap();
     let (lease, task) = Lease::seek(bucket.clone(), state.clone(), holder, cancel.clone());
-    Broker { lease, task, cancel, _dir: dir, state }
+    Broker {
+        lease,
+        task,
+        cancel,
+        _dir: dir,
+        state,
+    }
 }
 
 async fn active(broker: &Broker) -> u64 {
@@ -80,7 +88,10 @@ async fn the_same_state_directory_has_it_back_at_once_after_a_crash() {
     let begun = Instant::now();
     let again = begin(&kv, state, dir);
     assert_eq!(active(&again).await, 2);
-    assert!(begun.elapsed() < TTL, "it has not waited for its own lease to run out");
+    assert!(
+        begun.elapsed() < TTL,
+        "it has not waited for its own lease to run out"
+    );
     again.cancel.cancel();
 }
 
@@ -100,15 +111,21 @@ async fn whoever_is_overtaken_learns_it_and_a_wiped_server_brings_no_old_epoch_b
         released: false,
     };
     kv.put(KEY, &stranger).await.unwrap();
-    tokio::time::timeout(crate::nats::testing::PATIENCE, places.wait_for(|p| matches!(p, Place::Standby { .. })))
-        .await
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(
+        crate::nats::testing::PATIENCE,
+        places.wait_for(|p| matches!(p, Place::Standby { .. })),
+    )
+    .await
+    .unwrap()
+    .unwrap();
     assert_eq!(broker.lease.epoch(), None);
     // The stranger says nothing more: after the time it is taken over, in
     // another term.
     assert_eq!(active(&broker).await, 41);
-    assert!(matches!(*broker.lease.places().borrow(), Place::Active { epoch: 41, term: 1 }));
+    assert!(matches!(
+        *broker.lease.places().borrow(),
+        Place::Active { epoch: 41, term: 1 }
+    ));
     broker.cancel.cancel();
     broker.task.await.unwrap().unwrap();
     kv.forget(KEY).await.unwrap();
@@ -124,13 +141,18 @@ async fn an_outage_suspends_and_nobody_else_was_active_so_the_term_stays() {
     let broker = seek(&kv).await;
     assert_eq!(active(&broker).await, 1);
     server.kill();
-    wait_for("it stops by itself", async || broker.lease.epoch().is_none().then_some(())).await;
+    wait_for("it stops by itself", async || {
+        broker.lease.epoch().is_none().then_some(())
+    })
+    .await;
     server.kill_and_restart().await;
     let epoch = active(&broker).await;
     assert!(epoch > 1);
-    wait_for("the same term", async || match *broker.lease.places().borrow() {
-        Place::Active { term: 0, .. } => Some(()),
-        _ => None,
+    wait_for("the same term", async || {
+        match *broker.lease.places().borrow() {
+            Place::Active { term: 0, .. } => Some(()),
+            _ => None,
+        }
     })
     .await;
     broker.cancel.cancel();

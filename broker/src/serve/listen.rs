@@ -48,7 +48,9 @@ pub(super) async fn listen(
             () = cancel.cancelled() => break,
             accepted = accept(&listener, &room) => accepted,
         };
-        let Some((stream, address, permit)) = accepted else { continue };
+        let Some((stream, address, permit)) = accepted else {
+            continue;
+        };
         let (tls, router, cancel) = (tls.clone(), router.clone(), cancel.clone());
         connections.spawn(async move {
             let _permit = permit;
@@ -65,8 +67,14 @@ pub(super) async fn listen(
     }
     drop(listener);
     connections.close();
-    if timeout(FINISH + Duration::from_secs(1), connections.wait()).await.is_err() {
-        tracing::warn!(open = connections.len(), "connections were cut off at the end");
+    if timeout(FINISH + Duration::from_secs(1), connections.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            open = connections.len(),
+            "connections were cut off at the end"
+        );
     }
 }
 

@@ -143,14 +143,28 @@ pub async fn serve(
     let address = listener.local_addr().map_err(ServeError::Listener)?;
     // What is not this machine alone is never spoken to in the clear.
     let https = !address.ip().is_loopback();
-    let tls = https.then(|| ca.server_config(address, &config.names)).transpose()?;
-    let parts = Parts { config: Arc::new(config), state, root, keys, ca, https };
+    let tls = https
+        .then(|| ca.server_config(address, &config.names))
+        .transpose()?;
+    let parts = Parts {
+        config: Arc::new(config),
+        state,
+        root,
+        keys,
+        ca,
+        https,
+    };
     let front = Front::new(https);
     let scheme = if https { "https" } else { "http" };
     tracing::info!(url = %format!("{scheme}://{address}"), cluster = %parts.root.cluster, "listening");
 
     let stop_listening = CancellationToken::new();
-    let serving = tokio::spawn(listen::listen(listener, tls, front.router(), stop_listening.clone()));
+    let serving = tokio::spawn(listen::listen(
+        listener,
+        tls,
+        front.router(),
+        stop_listening.clone(),
+    ));
     let result = Box::pin(live(&parts, &front, &cancel)).await;
     front.close(Readiness::Stopping);
     stop_listening.cancel();
@@ -159,13 +173,19 @@ pub async fn serve(
 }
 
 async fn live(parts: &Parts, front: &Front, cancel: &CancellationToken) -> Result<(), ServeError> {
-    let Some((link, stores)) = until(cancel, Box::pin(connect(parts, front))).await else { return Ok(()) };
+    let Some((link, stores)) = until(cancel, Box::pin(connect(parts, front))).await else {
+        return Ok(());
+    };
     tracing::info!(version = %link.version, "connected to NATS");
     let holder = parts.state.holder()?;
     // The lease ends last: what a session still writes at its end needs it.
     let end_lease = CancellationToken::new();
-    let (lease, mut seeking) =
-        Lease::seek(stores.lease.clone(), parts.state.clone(), holder, end_lease.clone());
+    let (lease, mut seeking) = Lease::seek(
+        stores.lease.clone(),
+        parts.state.clone(),
+        holder,
+        end_lease.clone(),
+    );
     let result = tokio::select! {
         result = Box::pin(sessions(parts, front, &link, &stores, &lease, cancel)) => result,
         ended = &mut seeking => match ended {
@@ -209,6 +229,7 @@ async fn sessions(
     cancel: &CancellationToken,
 ) -> Result<(), ServeError> {
     let mut places = lease.places();
+    let mut waiting = Waiting::new(front);
     loop {
         let place = places.borrow_and_update().clone();
         let term = match place {
@@ -221,15 +242,17 @@ async fn sessions(
                 continue;
             }
             Place::Suspended => {
-                front.say(Readiness::Standby { reason: "NATS is away or slow".into() });
+                front.say(Readiness::Standby {
+                    reason: "NATS is away or slow".into(),
+                });
                 if until(cancel, places.changed()).await.is_none() {
                     return Ok(());
                 }
                 continue;
             }
         };
-        let mut waiting = Waiting::new(front);
-        let session = match until(cancel, Box::pin(Session::open(parts, link, stores, lease))).await {
+        let session = match until(cancel, Box::pin(Session::open(parts, link, stores, lease))).await
+        {
             None => return Ok(()),
             Some(Ok(session)) => session,
             Some(Err(error)) if error.is_final() => return Err(error.into()),
@@ -258,7 +281,9 @@ async fn sessions(
         let end = if stopped {
             Readiness::Stopping
         } else {
-            Readiness::Standby { reason: "another broker has taken over".into() }
+            Readiness::Standby {
+                reason: "another broker has taken over".into(),
+            }
         };
         front.close(end);
         session.end().await;
@@ -287,8 +312,13 @@ impl<'a> Waiting<'a> {
 
     fn say(&mut self, error: &dyn std::error::Error) {
         let reason = error.to_string();
-        self.front.say(Readiness::Starting { reason: reason.clone() });
-        let new = self.said.as_ref().is_none_or(|(said, at)| *said != reason || at.elapsed() >= SAY_AGAIN);
+        self.front.say(Readiness::Starting {
+            reason: reason.clone(),
+        });
+        let new = self
+            .said
+            .as_ref()
+            .is_none_or(|(said, at)| *said != reason || at.elapsed() >= SAY_AGAIN);
         if new {
             tracing::warn!(reason, "the broker waits");
             self.said = Some((reason, tokio::time::Instant::now()));

@@ -178,7 +178,10 @@ impl Session {
         self.cancel.cancel();
         self.tasks.close();
         if timeout(END_WITHIN, self.tasks.wait()).await.is_err() {
-            tracing::warn!(tasks = self.tasks.len(), "parts of the broker did not end in time");
+            tracing::warn!(
+                tasks = self.tasks.len(),
+                "parts of the broker did not end in time"
+            );
         }
     }
 }
@@ -188,7 +191,11 @@ async fn tidy(enrolment: Enrolment, cancel: CancellationToken) {
         if let Err(error) = enrolment.tidy().await {
             tracing::debug!(%error, "old invites could not be forgotten");
         }
-        if cancel.run_until_cancelled(sleep(TIDY_EVERY)).await.is_none() {
+        if cancel
+            .run_until_cancelled(sleep(TIDY_EVERY))
+            .await
+            .is_none()
+        {
             return;
         }
     }

@@ -21,7 +21,9 @@ async fn a_restart_keeps_everything_and_raises_the_epoch() {
     let broker = TestBroker::start(&server, tmp.path()).await;
     let token = broker.token.clone();
     let node = TestNode::new();
-    let invite = broker.invite(json!({ "name": "web-01", "labels": { "zone": "gva2" } })).await;
+    let invite = broker
+        .invite(json!({ "name": "web-01", "labels": { "zone": "gva2" } }))
+        .await;
     let joined = node.enroll(&broker, &invite).await;
     let spare = broker.invite(json!({ "name": "web-02" })).await;
     let made = json!({ "for": "ana", "role": "reader" });
@@ -37,9 +39,17 @@ async fn a_restart_keeps_everything_and_raises_the_epoch() {
     let broker = TestBroker::start(&server, tmp.path()).await;
     assert_eq!(broker.token, token, "no second admin token");
     assert_eq!(broker.call("GET", "/v1/nodes/web-01", None).await, before);
-    let (_, who) = broker.send("GET", "/v1/whoami", ana["token"].as_str(), None).await;
-    assert_eq!((who["principal"].as_str(), who["role"].as_str()), (Some("ana"), Some("reader")));
-    assert!(node.connect(&joined).await.is_err(), "what was revoked stays revoked");
+    let (_, who) = broker
+        .send("GET", "/v1/whoami", ana["token"].as_str(), None)
+        .await;
+    assert_eq!(
+        (who["principal"].as_str(), who["role"].as_str()),
+        (Some("ana"), Some("reader"))
+    );
+    assert!(
+        node.connect(&joined).await.is_err(),
+        "what was revoked stays revoked"
+    );
     let fresh = node.refresh(&broker, joined.credentials.serial.0).await;
     assert_eq!(fresh.credentials.assignment.revision, 2);
     node.connect(&fresh).await.unwrap();
@@ -50,17 +60,33 @@ async fn a_restart_keeps_everything_and_raises_the_epoch() {
     assert_eq!(after["key_epoch"], status["key_epoch"]);
     let (_, events) = broker.call("GET", "/v1/events?limit=2", None).await;
     assert_eq!(events["items"].as_array().unwrap().len(), 2);
-    let (_, rest) = broker.call("GET", &format!("/v1/events?after={}", events["next"].as_str().unwrap()), None).await;
-    let kinds: Vec<_> =
-        rest["items"].as_array().unwrap().iter().map(|e| e["kind"].as_str().unwrap()).collect();
-    assert!(kinds.contains(&"node.changed") && kinds.contains(&"node.enrolled"), "{kinds:?}");
+    let (_, rest) = broker
+        .call(
+            "GET",
+            &format!("/v1/events?after={}", events["next"].as_str().unwrap()),
+            None,
+        )
+        .await;
+    let kinds: Vec<_> = rest["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e["kind"].as_str().unwrap())
+        .collect();
+    assert!(
+        kinds.contains(&"node.changed") && kinds.contains(&"node.enrolled"),
+        "{kinds:?}"
+    );
     broker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_says_so_takes_over_and_knows_everything() {
-    let (server, one, two) =
-        (TestServer::start().await, tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (server, one, two) = (
+        TestServer::start().await,
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+    );
     state_for(&server, one.path());
     let first = TestBroker::start(&server, one.path()).await;
     copy_keys(one.path(), two.path());
@@ -72,7 +98,10 @@ async fn a_standby_says_so_takes_over_and_knows_everything() {
     })
     .await;
     let (status, problem) = second.call("GET", "/v1/nodes", None).await;
-    assert_eq!((status, problem["kind"].as_str()), (503, Some("unavailable")));
+    assert_eq!(
+        (status, problem["kind"].as_str()),
+        (503, Some("unavailable"))
+    );
     let invite = first.invite(json!({ "name": "web-01" })).await;
     let joined = TestNode::new().enroll(&first, &invite).await;
     // In the middle of its life, the first broker gives up in good order.
@@ -82,7 +111,10 @@ async fn a_standby_says_so_takes_over_and_knows_everything() {
     assert_eq!(nodes["items"][0]["serial"], joined.credentials.serial.0);
     let (_, status) = second.call("GET", "/v1/status", None).await;
     assert_eq!(status["epoch"], 2);
-    assert!(!two.path().join("admin.token").exists(), "there is an admin token already");
+    assert!(
+        !two.path().join("admin.token").exists(),
+        "there is an admin token already"
+    );
     second.stop().await;
 }
 
@@ -93,12 +125,23 @@ async fn keys_rotate_and_are_revoked_and_that_survives() {
     let broker = TestBroker::start(&server, tmp.path()).await;
     let (_, list) = broker.call("GET", "/v1/keys", None).await;
     let id = |key: &serde_json::Value| {
-        key["key"].as_str().unwrap().parse::<muster_protocol::keys::PublicKey>().unwrap().id().to_string()
+        key["key"]
+            .as_str()
+            .unwrap()
+            .parse::<muster_protocol::keys::PublicKey>()
+            .unwrap()
+            .id()
+            .to_string()
     };
     let old = id(&list["keys"][0]);
-    let (status, answer) = broker.call("POST", &format!("/v1/keys/{old}/revoke"), None).await;
+    let (status, answer) = broker
+        .call("POST", &format!("/v1/keys/{old}/revoke"), None)
+        .await;
     assert_eq!((status, answer["kind"].as_str()), (409, Some("conflict")));
-    assert!(answer["hint"].as_str().unwrap().contains("rotate"), "{answer}");
+    assert!(
+        answer["hint"].as_str().unwrap().contains("rotate"),
+        "{answer}"
+    );
     let (status, rotated) = broker.call("POST", "/v1/keys/rotate", None).await;
     assert_eq!((status, rotated["epoch"].as_u64()), (200, Some(2)));
     let new = id(&rotated["keys"][1]);
@@ -108,11 +151,22 @@ async fn keys_rotate_and_are_revoked_and_that_survives() {
     let invite = broker.invite(json!({ "name": "web-01" })).await;
     let joined = node.enroll(&broker, &invite).await;
     assert_eq!(joined.keys.epoch, 2);
-    let (status, revoked) = broker.call("POST", &format!("/v1/keys/{old}/revoke"), None).await;
+    let (status, revoked) = broker
+        .call("POST", &format!("/v1/keys/{old}/revoke"), None)
+        .await;
     assert_eq!((status, revoked["epoch"].as_u64()), (200, Some(3)));
     assert_eq!(revoked["keys"][0]["state"], "revoked");
-    assert_eq!(broker.call("POST", &format!("/v1/keys/{new}/revoke"), None).await.0, 409);
-    assert_eq!(broker.call("POST", "/v1/keys/00000/revoke", None).await.0, 400);
+    assert_eq!(
+        broker
+            .call("POST", &format!("/v1/keys/{new}/revoke"), None)
+            .await
+            .0,
+        409
+    );
+    assert_eq!(
+        broker.call("POST", "/v1/keys/00000/revoke", None).await.0,
+        400
+    );
     assert!(!tmp.path().join(format!("keys/broker-{old}.key")).exists());
     broker.stop().await;
     let broker = TestBroker::start(&server, tmp.path()).await;
@@ -129,7 +183,8 @@ async fn an_older_list_in_nats_does_not_bring_a_revoked_key_back() {
     state_for(&server, tmp.path());
     let broker = TestBroker::start(&server, tmp.path()).await;
     let js = crate::store::context(server.broker().await);
-    let bucket: Kv<muster_protocol::keys::SignedText> = bucket(&js, "muster_cluster").await.unwrap();
+    let bucket: Kv<muster_protocol::keys::SignedText> =
+        bucket(&js, "muster_cluster").await.unwrap();
     let old = bucket.get("key-list").await.unwrap().unwrap().value;
     broker.call("POST", "/v1/keys/rotate", None).await;
     broker.stop().await;
@@ -144,7 +199,10 @@ async fn an_older_list_in_nats_does_not_bring_a_revoked_key_back() {
     bucket.put("key-list", &forged).await.unwrap();
     let broker = TestBroker::begin(config_for(&server, tmp.path())).await;
     let error = broker.ended().await.unwrap_err().to_string();
-    assert!(error.contains("key") && error.contains("refused"), "{error}");
+    assert!(
+        error.contains("key") && error.contains("refused"),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -161,7 +219,10 @@ async fn without_nats_the_broker_waits_and_says_for_what() {
     .await;
     assert_eq!(broker.send("GET", "/healthz", None, None).await.0, 200);
     let (status, problem) = broker.send("GET", "/v1/status", None, None).await;
-    assert_eq!((status, problem["kind"].as_str()), (503, Some("unavailable")));
+    assert_eq!(
+        (status, problem["kind"].as_str()),
+        (503, Some("unavailable"))
+    );
     // A second broker on the same state does not begin at all.
     let second = TestBroker::begin(config_for(&server, tmp.path())).await;
     let error = second.ended().await.unwrap_err().to_string();
@@ -178,7 +239,11 @@ async fn a_server_of_another_operator_is_named() {
     let broker = TestBroker::begin(config_for(&server, tmp.path())).await;
     wait_for("it says why", async || {
         let (_, said) = broker.send("GET", "/readyz", None, None).await;
-        said["reason"].as_str().unwrap_or_default().contains("muster nats-config").then_some(())
+        said["reason"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("muster nats-config")
+            .then_some(())
     })
     .await;
     broker.stop().await;
@@ -196,8 +261,15 @@ async fn a_supervised_server_can_be_prepared_with_tls_and_serves_a_broker() {
         version,
     };
     let prepared = prepare_embedded(tmp.path(), &options).unwrap();
-    assert_eq!(prepare_embedded(tmp.path(), &options).unwrap(), prepared, "the port stays");
-    assert!(prepared.agent_urls[0].starts_with("tls://muster.example:"), "{prepared:?}");
+    assert_eq!(
+        prepare_embedded(tmp.path(), &options).unwrap(),
+        prepared,
+        "the port stays"
+    );
+    assert!(
+        prepared.agent_urls[0].starts_with("tls://muster.example:"),
+        "{prepared:?}"
+    );
     let mut child = tokio::process::Command::new(program)
         .arg("-c")
         .arg(&prepared.config)
@@ -207,7 +279,10 @@ async fn a_supervised_server_can_be_prepared_with_tls_and_serves_a_broker() {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let mut config = Config { state: tmp.path().to_owned(), ..Config::default() };
+    let mut config = Config {
+        state: tmp.path().to_owned(),
+        ..Config::default()
+    };
     config.nats.urls.clone_from(&prepared.urls);
     let broker = TestBroker::begin(config).await;
     broker.wait_active().await;
@@ -224,11 +299,18 @@ async fn beyond_loopback_it_speaks_https_only() {
     let state = StateDir::open(tmp.path()).unwrap();
     let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let mut config = Config { state: tmp.path().to_owned(), ..Config::default() };
+    let mut config = Config {
+        state: tmp.path().to_owned(),
+        ..Config::default()
+    };
     config.nats.urls = vec!["nats://127.0.0.1:1".into()];
     let cancel = CancellationToken::new();
     let task = tokio::spawn(serve(config, listener, cancel.clone()));
-    let connect = async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let connect = async || {
+        tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .unwrap()
+    };
     let ask = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     let pem = wait_for("the authority is made", async || {
         std::fs::read_to_string(state.keys().join("ca.pem")).ok()
@@ -238,14 +320,23 @@ async fn beyond_loopback_it_speaks_https_only() {
     plain.write_all(ask).await.unwrap();
     let mut said = Vec::new();
     let _ = plain.read_to_end(&mut said).await;
-    assert!(!String::from_utf8_lossy(&said).contains("200"), "no answer in the clear");
+    assert!(
+        !String::from_utf8_lossy(&said).contains("200"),
+        "no answer in the clear"
+    );
     let client = crate::tls::client_config(&pem, tmp.path()).unwrap();
     let tls = tokio_rustls::TlsConnector::from(Arc::new(client));
-    let mut stream = tls.connect("localhost".try_into().unwrap(), connect().await).await.unwrap();
+    let mut stream = tls
+        .connect("localhost".try_into().unwrap(), connect().await)
+        .await
+        .unwrap();
     stream.write_all(ask).await.unwrap();
     let mut said = String::new();
     let _ = stream.read_to_string(&mut said).await;
-    assert!(said.starts_with("HTTP/1.1 200") && said.contains("strict-transport-security"), "{said}");
+    assert!(
+        said.starts_with("HTTP/1.1 200") && said.contains("strict-transport-security"),
+        "{said}"
+    );
     cancel.cancel();
     task.await.unwrap().unwrap();
 }
