@@ -688,10 +688,7 @@ impl Task {
         }
     }
 
-    async fn cancel(
-        &mut self,
-        by: PrincipalName,
-    ) -> Result<Cancelled, JournalError> {
+    async fn cancel(&mut self, by: PrincipalName) -> Result<Cancelled, JournalError> {
         if self.state.phase.is_final() {
             return Ok(Err(Arc::new(self.state.clone())));
         }

@@ -683,7 +683,11 @@ async fn what_a_live_watcher_sees_is_what_a_replay_shows_from_any_place() {
                 .all(|n: &usize| !nodes[*n].log.lock().unwrap().answers.is_empty())
         })
         .await;
-    world.until("the others run", || nodes.iter().all(|node| node.executed() == 1)).await;
+    world
+        .until("the others run", || {
+            nodes.iter().all(|node| node.executed() == 1)
+        })
+        .await;
     for node in &nodes {
         // One that does not wait yet finds that it may go on.
         node.release.notify_one();
@@ -807,20 +811,40 @@ async fn a_thousand_nodes_end_in_few_events_and_each_is_told() {
     let world = World::new(webs(N)).await;
     let serials: Vec<Serial> = (1..=N).map(Serial).collect();
     let swarm = Swarm::start(&world.server, serials, world.authority.list()).await;
-    world.until("all are up", || {
-        world.nodes.presence.views().values().filter(|view| view.state == State::Up).count() == N as usize
-    })
-    .await;
+    world
+        .until("all are up", || {
+            world
+                .nodes
+                .presence
+                .views()
+                .values()
+                .filter(|view| view.state == State::Up)
+                .count()
+                == N as usize
+        })
+        .await;
     let run = world.run(json!({"predicate": "role=web"})).await;
     let view = world.ended(run).await;
     assert_eq!(view.brief.state, RunPhase::Succeeded);
     assert_eq!(view.brief.summary.get(&Outcome::Succeeded), Some(&N));
-    world.until("all are told", || swarm.stored.lock().unwrap().len() == N as usize).await;
+    world
+        .until("all are told", || {
+            swarm.stored.lock().unwrap().len() == N as usize
+        })
+        .await;
     let journal = world.journal(run).await;
     assert!(journal.len() < 400, "{} events", journal.len());
     let frames = world.frames(run, None).await;
-    let count = |kind: &str| frames.iter().filter(|seen| seen.frame.event() == kind).count();
-    assert_eq!((count("output"), count("outcome"), count("run_finished")), (N as usize, N as usize, 1));
+    let count = |kind: &str| {
+        frames
+            .iter()
+            .filter(|seen| seen.frame.event() == kind)
+            .count()
+    };
+    assert_eq!(
+        (count("output"), count("outcome"), count("run_finished")),
+        (N as usize, N as usize, 1)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -828,7 +852,9 @@ async fn a_restart_of_the_nats_server_costs_no_run() {
     let mut world = World::new(webs(2)).await;
     let nodes = world.all(&Script::Hold).await;
     let run = world.run(json!({"predicate": "*"})).await;
-    world.until("both run", || nodes.iter().all(|node| node.executed() == 1)).await;
+    world
+        .until("both run", || nodes.iter().all(|node| node.executed() == 1))
+        .await;
     let mut watch = world.engine().watch(run, None).await.expect("watched");
     let watching = tokio::spawn(async move {
         let mut seen = Vec::new();
@@ -843,8 +869,14 @@ async fn a_restart_of_the_nats_server_costs_no_run() {
     }
     let view = world.ended(run).await;
     assert_eq!(view.brief.state, RunPhase::Succeeded, "{view:?}");
-    let watched = timeout(PATIENCE * 2, watching).await.expect("it ends").expect("no panic");
-    let kept: Vec<Seen> = watched.into_iter().filter(|seen| seen.place.is_some()).collect();
+    let watched = timeout(PATIENCE * 2, watching)
+        .await
+        .expect("it ends")
+        .expect("no panic");
+    let kept: Vec<Seen> = watched
+        .into_iter()
+        .filter(|seen| seen.place.is_some())
+        .collect();
     assert_eq!(world.frames(run, None).await, kept);
     assert!(nodes.iter().all(|node| node.executed() == 1));
 }
@@ -854,7 +886,10 @@ async fn the_server_says_at_once_that_a_node_is_gone_and_that_it_is_back() {
     let mut records = webs(2);
     let server = TestServer::start().await;
     let (_, authority) = Authority::in_memory();
-    let credentials = server.user("web-1", crate::nats::permissions::node_permissions(1, &["web"], &[]));
+    let credentials = server.user(
+        "web-1",
+        crate::nats::permissions::node_permissions(1, &["web"], &[]),
+    );
     records[0].nats_key = credentials.public_key();
     let inventory = Inventory::in_memory(records);
     let client = server.broker().await;
@@ -868,7 +903,10 @@ async fn the_server_says_at_once_that_a_node_is_gone_and_that_it_is_back() {
         events: Events::log_only(),
         connections: Some((server.system().await, server.keys.account_key())),
         // No heartbeat is missed for minutes.
-        settings: bus::Settings { beat_every: Some(Span::from_secs(60)), ..bus::Settings::default() },
+        settings: bus::Settings {
+            beat_every: Some(Span::from_secs(60)),
+            ..bus::Settings::default()
+        },
         cancel: cancel.clone(),
     })
     .await
@@ -893,16 +931,27 @@ async fn the_server_says_at_once_that_a_node_is_gone_and_that_it_is_back() {
             refused: [].into(),
         };
         let subject = muster_protocol::subject::NodeSays::Beat.subject(Serial(1));
-        client.publish(subject, serde_json::to_vec(&beat).expect("json").into()).await.expect("published");
+        client
+            .publish(subject, serde_json::to_vec(&beat).expect("json").into())
+            .await
+            .expect("published");
         client.flush().await.expect("flushed");
     };
     until(State::Never).await;
-    let one = credentials.connect_options().connect(server.url()).await.expect("connected");
+    let one = credentials
+        .connect_options()
+        .connect(server.url())
+        .await
+        .expect("connected");
     beat(one.clone()).await;
     until(State::Up).await;
     drop(one);
     until(State::Down).await;
-    let again = credentials.connect_options().connect(server.url()).await.expect("connected");
+    let again = credentials
+        .connect_options()
+        .connect(server.url())
+        .await
+        .expect("connected");
     until(State::Late).await;
     beat(again.clone()).await;
     until(State::Up).await;

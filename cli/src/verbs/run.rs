@@ -65,8 +65,8 @@ pub struct RunArgs {
     /// Output kept of each node [default: 1MiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub output_limit: Option<u64>,
-    /// Whether the same run may be asked for twice; only `none` is known: every call is a new run
-    #[arg(long, value_name = "HOW", value_enum)]
+    /// How to tell a repeated request; only `none` is known: every call is a new run
+    #[arg(long, value_name = "none", value_enum, hide_possible_values = true)]
     pub dedupe: Option<Dedupe>,
     /// How it is followed.
     #[command(flatten)]

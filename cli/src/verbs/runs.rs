@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use clap::{Args, Subcommand};
 use muster_client::{Client, Reference};
-use muster_protocol::api::{Confirm, Frame, RetryRequest, RunBrief, RunView};
+use muster_protocol::api::{Confirm, RetryRequest, RunBrief, RunView};
 use muster_protocol::names::NodeName;
 use muster_protocol::run::RunPhase;
 use muster_protocol::units::Timestamp;
@@ -12,7 +12,7 @@ use muster_protocol::units::Timestamp;
 use crate::Context;
 use crate::failure::Failure;
 use crate::ui::book::Book;
-use crate::ui::report::{Style, body, counts, exit_code, foot, head};
+use crate::ui::report::{Style, body, counts, foot, head};
 use crate::ui::table::{Cell, Table, Tone};
 use crate::ui::time::{ago, moment};
 use crate::ui::{Paint, fold::folded};
@@ -275,8 +275,6 @@ async fn cancel(context: &Context, client: &Client, args: &CancelArgs) -> Result
     }
     let brief = &view.brief;
     let said = if brief.state.is_final() {
-        let code = exit_code(brief.state);
-        debug_assert!(code <= crate::failure::CANCELLED);
         format!(
             "run {} is {}: {}",
             brief.short,
@@ -320,16 +318,10 @@ async fn retry(context: &Context, client: &Client, args: RetryArgs) -> Result<u8
     follow(context, client, &view, args.follow, since).await
 }
 
-/// Kept in one place so that scripts can rely on it.
-#[must_use]
-pub fn is_last(frame: &Frame) -> bool {
-    matches!(frame, Frame::RunFinished { .. })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use muster_protocol::api::RunNode;
+    use muster_protocol::api::{Frame, RunNode};
     use muster_protocol::envelope::Door;
     use muster_protocol::ids::{RunId, Serial};
     use muster_protocol::run::{Outcome, RunOptions};
@@ -424,7 +416,6 @@ mod tests {
             ]
             .into(),
         };
-        assert!(is_last(&frame));
         insta::assert_snapshot!(serde_json::to_string(&frame).expect("json"), @r#"{"type":"run_finished","run":"0w3ge1r70w3ge1r70w3ge1r70w","state":"failed","summary":{"succeeded":1,"timed_out":1},"nodes":{"a":"succeeded","b":"timed_out"}}"#);
     }
 }

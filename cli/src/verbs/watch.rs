@@ -77,9 +77,14 @@ pub async fn watch(
         streamed: Streamed::default(),
         interrupts: 0,
     };
-    if !look.json {
-        let paint = context.term.err;
-        context.term.note(head(&watcher.book, paint).trim_end());
+    if look.replay {
+        // Asked to show it: its head is part of the answer.
+        if !look.json {
+            context.term.say(&head(&watcher.book, context.term.out))?;
+        }
+    } else if !look.json {
+        let text = head(&watcher.book, context.term.err);
+        context.term.note(text.trim_end());
     }
     let code = watcher.follow(&mut frames).await;
     watcher.live.clear();

@@ -485,7 +485,11 @@ impl Drop for Swarm {
 }
 
 impl Swarm {
-    pub(crate) async fn start(server: &TestServer, serials: Vec<Serial>, keys: Arc<KeyList>) -> Self {
+    pub(crate) async fn start(
+        server: &TestServer,
+        serials: Vec<Serial>,
+        keys: Arc<KeyList>,
+    ) -> Self {
         let client = server.broker().await;
         let asked = client.subscribe("m1.do.>").await.expect("subscribed");
         let answers = client.subscribe("_INBOX.m1.*.*").await.expect("subscribed");
@@ -495,7 +499,10 @@ impl Swarm {
             let client = client.clone();
             async move {
                 let reply = format!("{}.r", inbox_prefix(serial));
-                client.publish_with_reply(kind.subject(serial), reply, json.into()).await.expect("published");
+                client
+                    .publish_with_reply(kind.subject(serial), reply, json.into())
+                    .await
+                    .expect("published");
             }
         };
         for serial in &serials {
@@ -510,7 +517,12 @@ impl Swarm {
                 broker_epoch: 0,
                 capabilities: Vec::new(),
             };
-            said(*serial, NodeSays::Hello, serde_json::to_vec(&hello).expect("json")).await;
+            said(
+                *serial,
+                NodeSays::Hello,
+                serde_json::to_vec(&hello).expect("json"),
+            )
+            .await;
         }
         let noted = Arc::clone(&stored);
         let voice = client.clone();
@@ -519,13 +531,20 @@ impl Swarm {
             while let Some(message) = heard.next().await {
                 if let Some(rest) = message.subject.strip_prefix("_INBOX.m1.") {
                     let serial = rest.split('.').next().and_then(|s| s.parse().ok());
-                    if let (Some(serial), Ok(OutcomeAnswer::Stored)) = (serial, serde_json::from_slice(&message.payload)) {
+                    if let (Some(serial), Ok(OutcomeAnswer::Stored)) =
+                        (serial, serde_json::from_slice(&message.payload))
+                    {
                         noted.lock().unwrap().insert(serial);
                     }
                     continue;
                 }
-                let header =
-                    |name: &str| message.headers.as_ref().and_then(|h| h.get(name)).map(|v| v.as_str());
+                let header = |name: &str| {
+                    message
+                        .headers
+                        .as_ref()
+                        .and_then(|h| h.get(name))
+                        .map(|v| v.as_str())
+                };
                 let incoming = Incoming {
                     key: header(KEY_HEADER),
                     signature: header(SIGNATURE_HEADER),
@@ -534,7 +553,13 @@ impl Swarm {
                 let seen = HighWater::default();
                 // The set is signed once for all: one check speaks for them.
                 let Some(request) = serials.iter().find_map(|serial| {
-                    Gate { keys: &keys, node: *serial, seen: &seen }.check(incoming, Timestamp::now()).ok()
+                    Gate {
+                        keys: &keys,
+                        node: *serial,
+                        seen: &seen,
+                    }
+                    .check(incoming, Timestamp::now())
+                    .ok()
                 }) else {
                     continue;
                 };
@@ -544,8 +569,17 @@ impl Swarm {
                     let mut result = NodeResult::new(serial, Outcome::Succeeded, "");
                     result.reason = None;
                     let data = muster_protocol::run::Data::new(line.as_bytes());
-                    let inline = vec![InlineChunk { chunk: 0, stream: Stream::Stdout, data }];
-                    let report = OutcomeReport { request: request.id(), result, chunks: 1, inline };
+                    let inline = vec![InlineChunk {
+                        chunk: 0,
+                        stream: Stream::Stdout,
+                        data,
+                    }];
+                    let report = OutcomeReport {
+                        request: request.id(),
+                        result,
+                        chunks: 1,
+                        inline,
+                    };
                     let reply = format!("{}.r", inbox_prefix(serial));
                     let json = serde_json::to_vec(&report).expect("json");
                     voice
