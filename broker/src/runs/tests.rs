@@ -1,6 +1,6 @@
 //! Runs over a real server with scripted nodes.
 
-mod node;
+pub(crate) mod node;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
