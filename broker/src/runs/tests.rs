@@ -1,6 +1,6 @@
 //! Runs over a real server with scripted nodes.
 
-mod node;
+pub(crate) mod node;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -956,4 +956,22 @@ async fn the_server_says_at_once_that_a_node_is_gone_and_that_it_is_back() {
     beat(again.clone()).await;
     until(State::Up).await;
     cancel.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_with_little_room_gives_what_it_has() {
+    let server = TestServer::start().await;
+    let js = store::context(server.broker().await);
+    let ensure = async || super::journal::ensure(&js, 4 << 30, Duration::from_secs(3_600)).await;
+    let limit = ensure().await.expect("a stream");
+    assert_eq!(limit, 256 << 20);
+    assert_eq!(ensure().await.expect("the same"), limit);
+    js.delete_stream(STREAM).await.expect("deleted");
+    // Most is promised to somebody else.
+    let other = store::stream::StreamSettings {
+        max_bytes: Some(200 << 20),
+        ..store::stream::StreamSettings::journal("OTHER", "other", &["other"])
+    };
+    store::stream::ensure_stream(&js, &other).await.expect("a stream");
+    assert_eq!(ensure().await.expect("a stream"), 32 << 20);
 }
