@@ -1,0 +1,2 @@
+//! stub
+pub const READ_BUFFER: u16 = 2048;
