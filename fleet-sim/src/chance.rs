@@ -201,9 +201,7 @@ impl Faults {
         } else {
             Duration::ZERO
         };
-        let copy = draw
-            .hits(self.duplicate)
-            .then(|| draw.within(COPY_WITHIN));
+        let copy = draw.hits(self.duplicate).then(|| draw.within(COPY_WITHIN));
         (first, copy)
     }
 
@@ -251,7 +249,10 @@ impl Draw {
 
     /// From 0 up to, and without, 1.
     pub fn unit(&mut self) -> f64 {
-        #[allow(clippy::cast_precision_loss, reason = "53 bits are what a double holds")]
+        #[allow(
+            clippy::cast_precision_loss,
+            reason = "53 bits are what a double holds"
+        )]
         let unit = (self.next() >> 11) as f64 / (1u64 << 53) as f64;
         unit
     }

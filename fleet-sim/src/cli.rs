@@ -202,7 +202,7 @@ async fn simulate(args: FleetArgs) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(io)?;
     let mut ask = signal(SignalKind::user_defined1()).map_err(io)?;
     let stats = args.stats.clone();
-    let mut running = tokio::select! {
+    let running = tokio::select! {
         running = Box::pin(begin(args)) => running?,
         _ = interrupt.recv() => return Ok(()),
         _ = terminate.recv() => return Ok(()),
@@ -225,14 +225,15 @@ async fn simulate(args: FleetArgs) -> Result<(), Failure> {
         }
     }
     info!("the fleet ends");
-    running.enrolled_ms = running.enrolled_ms.max(0);
     let statistics = running.end().await;
     write_stats(stats.as_deref(), &statistics)?;
     match statistics.testimony.more_than_once {
         0 => Ok(()),
         twice => Err(Failure::new(
             1,
-            &format!("{twice} steps took effect more than once on a node; the statistics say which"),
+            &format!(
+                "{twice} steps took effect more than once on a node; the statistics say which"
+            ),
         )),
     }
 }
@@ -418,7 +419,10 @@ mod tests {
             "muster-fleet-sim --url u --fail 1",
             "muster-fleet-sim --url u --nodes 0",
         ] {
-            assert!(Cli::try_parse_from(bad.split_whitespace()).is_err(), "{bad}");
+            assert!(
+                Cli::try_parse_from(bad.split_whitespace()).is_err(),
+                "{bad}"
+            );
         }
     }
 }

@@ -87,10 +87,7 @@ impl Drop for Connection {
 ///
 /// # Errors
 /// [`ConnectError`] of the last address.
-pub async fn connect(
-    address: &Address,
-    member: &Member,
-) -> Result<Connection, ConnectError> {
+pub async fn connect(address: &Address, member: &Member) -> Result<Connection, ConnectError> {
     let mut last = ConnectError::Unreachable {
         url: "NATS".to_owned(),
         why: "the broker gave no address".to_owned(),

@@ -311,8 +311,11 @@ async fn jobs(plan: &Plan, known: &[Member]) -> Result<Vec<Job>, EnrolError> {
                 name: name.clone(),
                 source,
             })?;
-            let mut tokens: BTreeMap<NodeName, String> =
-                answer.invites.into_iter().map(|i| (i.name, i.token)).collect();
+            let mut tokens: BTreeMap<NodeName, String> = answer
+                .invites
+                .into_iter()
+                .map(|i| (i.name, i.token))
+                .collect();
             let jobs = names.into_iter().map(|name| {
                 let text = tokens.remove(&name);
                 let invite = text.and_then(|text| text.parse().ok());
@@ -374,7 +377,9 @@ fn requests(plan: &Plan, missing: &[(u32, &NodeName)]) -> Vec<(String, Vec<NodeN
 
 /// Where the last row of digits of a name is.
 fn digits(name: &str) -> (usize, usize) {
-    let end = name.rfind(|c: char| c.is_ascii_digit()).map_or(0, |i| i + 1);
+    let end = name
+        .rfind(|c: char| c.is_ascii_digit())
+        .map_or(0, |i| i + 1);
     let begin = name[..end].bytes().rev().take_while(u8::is_ascii_digit);
     (end - begin.count(), end)
 }

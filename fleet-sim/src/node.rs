@@ -273,7 +273,9 @@ impl Node {
             return Err("a command cannot be tried in check mode".to_owned());
         }
         if self.journal.open() >= MAX_OPEN {
-            return Err(format!("busy: {MAX_OPEN} steps are open, which is as many as it takes"));
+            return Err(format!(
+                "busy: {MAX_OPEN} steps are open, which is as many as it takes"
+            ));
         }
         Ok(())
     }

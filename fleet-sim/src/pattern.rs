@@ -191,17 +191,34 @@ mod tests {
                 .map(ToString::to_string)
                 .collect()
         };
-        assert_eq!(names("sim-{08..11}.x"), ["sim-08.x", "sim-09.x", "sim-10.x", "sim-11.x"]);
+        assert_eq!(
+            names("sim-{08..11}.x"),
+            ["sim-08.x", "sim-09.x", "sim-10.x", "sim-11.x"]
+        );
         assert_eq!(names("one"), ["one"]);
         assert_eq!(Pattern::numbered("s", 5000).nth(41), "s0042");
-        for bad in ["a{1..2", "a}", "a{}", "a{1}", "a{x..y}", "a{1..2}{3..4}", "a}b{1..2}"] {
+        for bad in [
+            "a{1..2",
+            "a}",
+            "a{}",
+            "a{1}",
+            "a{x..y}",
+            "a{1..2}{3..4}",
+            "a}b{1..2}",
+        ] {
             assert!(
                 matches!(bad.parse::<Pattern>(), Err(PatternError::NotARange(_))),
                 "{bad}"
             );
         }
-        assert!(matches!("a{2..1}".parse::<Pattern>(), Err(PatternError::Range { .. })));
-        assert!(matches!("a{1..100001}".parse::<Pattern>(), Err(PatternError::Range { .. })));
+        assert!(matches!(
+            "a{2..1}".parse::<Pattern>(),
+            Err(PatternError::Range { .. })
+        ));
+        assert!(matches!(
+            "a{1..100001}".parse::<Pattern>(),
+            Err(PatternError::Range { .. })
+        ));
     }
 
     #[test]
@@ -210,7 +227,11 @@ mod tests {
         let values: Vec<String> = (0..5).map(|n| label.value(n).to_string()).collect();
         assert_eq!(values, ["r1", "r2", "r3", "r1", "r2"]);
         assert!(!label.is_constant());
-        assert!("zone=gva2".parse::<LabelPattern>().is_ok_and(|l| l.is_constant()));
+        assert!(
+            "zone=gva2"
+                .parse::<LabelPattern>()
+                .is_ok_and(|l| l.is_constant())
+        );
         for bad in ["rack", "role=x", "Rack=r1", "rack=", "rack={1..2"] {
             assert!(bad.parse::<LabelPattern>().is_err(), "{bad}");
         }

@@ -367,9 +367,7 @@ impl<'a> Session<'a> {
         };
         let mut acts = std::mem::take(&mut self.life.acts);
         let now = Timestamp::now();
-        self.life
-            .node
-            .hear(incoming, self.welcomed, now, &mut acts);
+        self.life.node.hear(incoming, self.welcomed, now, &mut acts);
         let mut hold = false;
         for act in acts.drain(..) {
             match act {
@@ -522,7 +520,8 @@ impl<'a> Session<'a> {
         );
         if runs {
             count(&self.life.tally().accepted);
-            self.say(NodeSays::Accepted, &Accepted { request: id }).await;
+            self.say(NodeSays::Accepted, &Accepted { request: id })
+                .await;
         }
     }
 
