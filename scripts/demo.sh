@@ -5,9 +5,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-bin=${MUSTER_BIN_DIR:-target/debug}
+bin=$(realpath "${MUSTER_BIN_DIR:-target/debug}")
 state=.demo
-export PATH="$PWD/$bin:$PATH"
+export PATH="$bin:$PATH"
 
 step() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
 [ -t 1 ] || step() { printf '\n$ %s\n' "$*"; "$@"; }

@@ -1,4 +1,40 @@
-//! muster
+//! muster's control plane: who the nodes and the principals are, what they
+//! may do, and what runs.
+//!
+//! [`serve`] is the whole broker. [`run_broker`] is `muster broker`,
+//! [`nats_config`] is `muster nats-config`, and [`prepare_embedded`] prepares
+//! the NATS server of `muster up`.
 
+pub mod authority;
+pub mod authz;
+pub mod bus;
+pub mod config;
+pub mod embedded;
+pub mod enroll;
+pub mod events;
+mod hello;
+pub mod http;
+pub mod inventory;
+pub mod lease;
+pub mod link;
 pub mod nats;
+pub mod ping;
+pub mod plans;
+pub mod presence;
+pub mod resolve;
+pub mod routing;
+mod run;
+pub mod runs;
+pub mod secrets;
+mod serve;
+pub mod state_dir;
 pub mod store;
+#[cfg(test)]
+mod testing;
+pub mod tls;
+pub mod tokens;
+
+pub use self::config::Config;
+pub use self::embedded::{Embedded, EmbeddedError, EmbeddedOptions, nats_config, prepare_embedded};
+pub use self::run::{BrokerArgs, init_log, run_broker};
+pub use self::serve::{ServeError, serve};

@@ -29,7 +29,7 @@ pub(crate) enum CaSource {
 }
 
 impl Endpoint {
-    /// From a URL such as `http://127.0.0.1:7420`. A path in it is kept as a
+    /// From a URL such as `http://127.0.0.1:7878`. A path in it is kept as a
     /// prefix (for a reverse proxy); user, query and fragment are refused.
     ///
     /// # Errors

@@ -123,7 +123,7 @@ impl ClientError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Problem(problem) => return problem.hint.clone(),
-            Self::Url { .. } => "write it like https://muster.example.org:7420".into(),
+            Self::Url { .. } => "write it like https://muster.example.org:7878".into(),
             Self::Reference { .. } => "copy it from the list: `muster runs`, `muster token list`".into(),
             Self::CaFile { .. } => "it must be a readable PEM file; the broker keeps its own in `ca.pem` of its state".into(),
             Self::Refused { .. } => {
@@ -176,24 +176,27 @@ impl ClientError {
         what: &str,
         after: Duration,
     ) -> Self {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        let mut causes: Vec<&(dyn std::error::Error + 'static)> = vec![error];
         let mut last = String::new();
         let mut refused = false;
         let mut tls = None;
-        while let Some(e) = cause {
+        // Nobody's chain is so long; a cycle would be.
+        for _ in 0..64 {
+            let Some(e) = causes.pop() else { break };
+            last = e.to_string();
+            causes.extend(e.source());
             if let Some(io) = e.downcast_ref::<std::io::Error>() {
                 refused |= io.kind() == std::io::ErrorKind::ConnectionRefused;
-                // rustls errors hide inside an io::Error, which does not give
-                // its content as its source.
-                if let Some(inner) = io.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
-                    tls = Some(inner.to_string());
-                }
+                // An io::Error does not give its content as its source, but
+                // the source of its content.
+                causes.extend(
+                    io.get_ref()
+                        .map(|inner| inner as &(dyn std::error::Error + 'static)),
+                );
             }
             if let Some(rustls) = e.downcast_ref::<rustls::Error>() {
                 tls = Some(rustls.to_string());
             }
-            last = e.to_string();
-            cause = e.source();
         }
         let url = url.to_owned();
         let what = what.to_owned();

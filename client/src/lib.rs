@@ -8,7 +8,7 @@
 //! use muster_client::{Client, Endpoint};
 //!
 //! # async fn example() -> Result<(), muster_client::ClientError> {
-//! let client = Client::new(Endpoint::new("http://127.0.0.1:7420")?)?;
+//! let client = Client::new(Endpoint::new("http://127.0.0.1:7878")?)?;
 //! println!("{}", client.status().await?.version);
 //! # Ok(())
 //! # }

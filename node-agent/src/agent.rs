@@ -23,6 +23,8 @@ use crate::verify::Verifier;
 
 /// How often the journal is looked through for what can go.
 const PRUNE_EVERY: Duration = Duration::from_secs(1800);
+/// How often it is looked whether it has to be done sooner.
+const PRUNE_LOOK: Duration = Duration::from_secs(30);
 /// How long an agent that ends tries to deliver its last outcomes.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// The journal's file in the state directory.
@@ -126,7 +128,12 @@ pub async fn run_with(
             .clone()
             .run(journal.clone(), bus.clone(), helpers.clone()),
     );
-    tasks.spawn(prune(journal.clone(), config.journal, helpers.clone()));
+    tasks.spawn(prune(
+        journal.clone(),
+        config.journal,
+        steps.clone(),
+        helpers.clone(),
+    ));
     let mut link = tokio::spawn(link.run(hang_up.clone()));
 
     tokio::select! {
@@ -143,7 +150,14 @@ pub async fn run_with(
     info!("agent ends");
     steps.stop(config.limits.stop_grace.get()).await;
     helpers.cancel();
-    while tasks.join_next().await.is_some() {}
+    let gone = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(Duration::from_millis(500), gone)
+        .await
+        .is_err()
+    {
+        // One waits for an answer or a program. Nothing is lost with it.
+        tasks.shutdown().await;
+    }
     if let Ok(voice) = bus.voice() {
         let _ = tokio::time::timeout(LAST_WORDS, reporter.flush(&journal, &voice)).await;
     }
@@ -154,8 +168,14 @@ pub async fn run_with(
     Ok(())
 }
 
-async fn prune(journal: Journal, keep: crate::config::Retention, stop: CancellationToken) {
+async fn prune(
+    journal: Journal,
+    keep: crate::config::Retention,
+    steps: Steps,
+    stop: CancellationToken,
+) {
     loop {
+        steps.output(true);
         match journal.prune(keep).await {
             Ok(pruned) if pruned.outcomes + pruned.outputs > 0 => {
                 debug!(
@@ -167,9 +187,14 @@ async fn prune(journal: Journal, keep: crate::config::Retention, stop: Cancellat
             Ok(_) => {}
             Err(e) => error!("the journal cannot be pruned: {e}"),
         }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(PRUNE_EVERY) => {}
+        let next = tokio::time::Instant::now() + PRUNE_EVERY;
+        // Sooner when much output came.
+        while tokio::time::Instant::now() < next && steps.output(false) < keep.max_output_bytes / 8
+        {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(PRUNE_LOOK) => {}
+            }
         }
     }
 }

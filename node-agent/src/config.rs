@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Where the configuration is looked for when neither `--config` nor
 /// `--state` is given.
-pub const DEFAULT_PATH: &str = "/etc/muster/muster-agent.toml";
+pub const DEFAULT_PATH: &str = "/etc/muster/agent.toml";
 /// Where the state is kept unless something else is said.
 pub const DEFAULT_STATE: &str = "/var/lib/muster-agent";
 

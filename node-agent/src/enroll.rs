@@ -309,6 +309,6 @@ where
         if !soon || tries == TRIES {
             return Err(error);
         }
-        tokio::time::sleep(backoff.next()).await;
+        tokio::time::sleep(backoff.wait()).await;
     }
 }

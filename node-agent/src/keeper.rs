@@ -93,7 +93,7 @@ impl Keeper {
                         Some(jitter(REMOVED_EVERY) + REMOVED_EVERY / 2)
                     }
                     Err(e) => {
-                        let wait = backoff.next();
+                        let wait = backoff.wait();
                         warn!("no fresh credentials: {e}; trying again in {:.0?}", wait);
                         Some(wait)
                     }

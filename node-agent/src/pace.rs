@@ -32,7 +32,7 @@ impl Backoff {
     }
 
     /// How long to wait before the next try.
-    pub fn next(&mut self) -> Duration {
+    pub fn wait(&mut self) -> Duration {
         let wait = self.next;
         self.next = (self.next * 2).min(self.longest);
         jitter(wait)
@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn waits_grow_to_their_limit_and_stay_apart() {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
-        let waits: Vec<Duration> = (0..50).map(|_| backoff.next()).collect();
+        let waits: Vec<Duration> = (0..50).map(|_| backoff.wait()).collect();
         assert!(waits[0] >= Duration::from_millis(50) && waits[0] <= Duration::from_millis(100));
         assert!(
             waits[10..]
@@ -63,6 +63,6 @@ mod tests {
             "all waits are equal"
         );
         backoff.reset();
-        assert!(backoff.next() <= Duration::from_millis(100));
+        assert!(backoff.wait() <= Duration::from_millis(100));
     }
 }

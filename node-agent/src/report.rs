@@ -127,7 +127,7 @@ impl Reporter {
                             now,
                         )
                     });
-                    entry.1 = now + entry.0.next();
+                    entry.1 = now + entry.0.wait();
                 }
             }
             let next = waiting.values().map(|(_, at)| *at).min();

@@ -116,7 +116,7 @@ impl FromStr for NodeSet {
             .map_err(|_| NodeSetError("its bits are not base64"))?;
         let base = first.0 / 8;
         let ends = [bits.first(), bits.last()];
-        let canonical = first.0 % 8 == 0
+        let canonical = first.0.is_multiple_of(8)
             && ends.iter().flatten().all(|byte| **byte != 0)
             && (base == 0 || !bits.is_empty());
         if !canonical {

@@ -51,12 +51,15 @@ fn split(name: &str) -> Option<(&str, &str, &str)> {
     Some((&name[..start], &name[start..end], &name[end..]))
 }
 
+/// Names by their number, and how many digits it is written with.
+type Numbers<'a> = BTreeMap<(u64, usize), &'a str>;
+
 /// Folds names into ranges without losing or adding one. The pieces are in
 /// the order of their first names; doubles are dropped.
 pub fn fold<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<Piece> {
     let mut pieces = Vec::new();
-    // (text before the digits, text after them) → number → digits as written.
-    let mut numbered: BTreeMap<(&str, &str), BTreeMap<(u64, usize), &str>> = BTreeMap::new();
+    // By the text before the digits and the text after them.
+    let mut numbered: BTreeMap<(&str, &str), Numbers<'_>> = BTreeMap::new();
     for name in names {
         // Up to 18 digits fit the number; longer ones are not counted up.
         match split(name).filter(|(_, digits, _)| digits.len() <= 18) {

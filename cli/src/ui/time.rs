@@ -9,11 +9,15 @@ use muster_protocol::units::{Timestamp, elapsed};
 pub fn ago(at: Timestamp, now: Timestamp) -> String {
     if at > now {
         let left = elapsed(now, at);
-        if left.as_secs() < 2 {
-            "now".into()
-        } else {
-            format!("in {}", coarse(left))
-        }
+        // Rounded to the nearest: 90 days are said as 90, also a second later.
+        let half = match left.as_secs() {
+            0..=1 => return "now".into(),
+            2..=99 => 0,
+            100..=5_999 => 30,
+            6_000..=172_799 => 1_800,
+            _ => 43_200,
+        };
+        format!("in {}", coarse(left + Duration::from_secs(half)))
     } else {
         let gone = elapsed(at, now);
         if gone.as_secs() < 2 {
@@ -81,6 +85,8 @@ mod tests {
         assert_eq!(at("2026-11-21T02:59:00Z"), "3 h ago");
         assert_eq!(at("2026-11-08T02:59:00Z"), "13 days ago");
         assert_eq!(at("2026-11-21T07:30:00Z"), "in 90 min");
+        assert_eq!(at("2026-11-21T07:29:58Z"), "in 90 min");
+        assert_eq!(at("2027-02-19T05:59:58Z"), "in 90 days");
         assert_eq!(took(Duration::from_millis(310)), "0.31 s");
         assert_eq!(took(Duration::from_millis(59_940)), "59.9 s");
         assert_eq!(took(Duration::from_secs(200)), "3 min 20 s");

@@ -8,15 +8,29 @@ use clap::Args;
 use crate::Context;
 use crate::failure::Failure;
 use crate::up::spec::NodeSpec;
+use crate::up::{Wish, up};
+
+const AFTER: &str = "\
+Prints a line that begins with `ready` when everything answers. Ctrl-C and SIGTERM end the agents,
+the broker and the NATS server, in this order. Killed with -9, they go on, and the next `muster up`
+on the same state adopts them.
+
+A node that is enrolled already gets the roles and labels of its --node when that is another than
+the last time; what `muster node label|role` changed since then stays otherwise. A node without
+a --node is not started; its keys stay in DIR/agents.
+
+The state is DIR: keys, admin.token (0600), broker.toml (what you set there stays), nats, agents,
+log/*.log. MUSTER_AGENT and MUSTER_NATS_SERVER name other executables.";
 
 /// Arguments of `muster up`.
 #[derive(Args, Debug)]
+#[command(after_help = AFTER)]
 pub struct UpArgs {
     /// Directory that holds everything; made when it is missing
     #[arg(long, value_name = "DIR")]
     pub state: PathBuf,
     /// Where the broker listens; beyond loopback with TLS
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7420")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7878")]
     pub listen: SocketAddr,
     /// Where the NATS server listens; beyond loopback with TLS [default: a free port of loopback]
     #[arg(long, value_name = "ADDR:PORT")]
@@ -33,6 +47,13 @@ pub struct UpArgs {
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(_context: &Context, _args: UpArgs) -> Result<u8, Failure> {
-    Err(Failure::new(5, "up is not built in yet"))
+pub async fn run(context: &Context, args: UpArgs) -> Result<u8, Failure> {
+    let wish = Wish {
+        state: args.state,
+        listen: args.listen,
+        nats_listen: args.nats_listen,
+        nodes: args.nodes,
+        json: args.json,
+    };
+    up(context, &wish).await
 }

@@ -86,6 +86,7 @@ impl Link {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
         // A node that is refused again and again asks ever more rarely.
         let mut refused = Backoff::new(Duration::from_secs(2), Duration::from_secs(300));
+        let mut refusals = 0;
         loop {
             let mut changes = self.parts.identity.watch();
             let jwt = self.parts.identity.now().stored.credentials.jwt.clone();
@@ -100,35 +101,39 @@ impl Link {
                     if welcomed {
                         backoff.reset();
                         refused.reset();
+                        refusals = 0;
                     }
                     match over {
                         Over::Stopped => return,
                         Over::Renewed => Duration::ZERO,
                         Over::Lost => {
                             warn!("the connection to NATS is lost");
-                            backoff.next()
+                            backoff.wait()
                         }
                         Over::Unauthorized(why) => {
                             warn!(
                                 "NATS no longer accepts this node's credentials ({why}); fetching fresh ones"
                             );
                             self.parts.keeper.want();
-                            refused.next()
+                            refusals += 1;
+                            refused.wait()
                         }
                     }
                 }
                 Err(e @ ConnectError::Unauthorized { .. }) => {
                     warn!("{e}; fetching fresh ones");
                     self.parts.keeper.want();
-                    refused.next()
+                    refusals += 1;
+                    refused.wait()
                 }
                 Err(e) => {
-                    let wait = backoff.next();
+                    let wait = backoff.wait();
                     warn!("{e}; trying again in {wait:.1?}");
                     wait
                 }
             };
-            // Fresh credentials are tried at once.
+            // Fresh credentials are tried at once, unless fresh ones were
+            // refused too.
             let renewed = async {
                 while self.parts.identity.now().stored.credentials.jwt == jwt {
                     if changes.changed().await.is_err() {
@@ -139,7 +144,7 @@ impl Link {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
-                () = renewed => {}
+                () = renewed, if refusals < 3 => {}
             }
         }
     }
@@ -458,7 +463,7 @@ async fn ask_welcome(
             }
             Err(e) => debug!("no answer to the hello: {e}"),
         }
-        tokio::time::sleep(backoff.next()).await;
+        tokio::time::sleep(backoff.wait()).await;
     }
 }
 

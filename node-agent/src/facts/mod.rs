@@ -100,7 +100,7 @@ impl Gatherer {
                     }
                     Err(e) => {
                         debug!("facts are not stored: {e}");
-                        retry = Some(Instant::now() + backoff.next());
+                        retry = Some(Instant::now() + backoff.wait());
                     }
                 }
             }

@@ -14,3 +14,22 @@ pub fn boot_id() -> String {
         .trim()
         .to_owned()
 }
+
+/// Closes everything that this process was started with beyond its three
+/// streams, so that no command inherits it. To be called before anything is
+/// opened.
+pub fn close_inherited() {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    // Collected first: the directory is itself open while it is read.
+    let open: Vec<i32> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    for descriptor in open {
+        if descriptor > 2 {
+            let _ = nix::unistd::close(descriptor);
+        }
+    }
+}

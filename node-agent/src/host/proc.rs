@@ -67,6 +67,15 @@ impl Process {
         })
     }
 
+    /// Lets the kernel end it when memory is short, also where the agent
+    /// itself is spared: what the agent starts inherits its protection.
+    pub fn unprotect(&self) {
+        let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+        if own.trim().parse::<i32>().is_ok_and(|score| score < 0) {
+            let _ = fs::write(format!("/proc/{}/oom_score_adj", self.pid), "0");
+        }
+    }
+
     /// Sends a signal to this very process: its id is turned into a handle
     /// first, and the start time looked at again, so that a process which got
     /// the id later is never hit. Whether it was sent.
@@ -77,7 +86,7 @@ impl Process {
         let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else {
             return false;
         };
-        if !Self::read(self.pid).is_some_and(|now| now.started == self.started) {
+        if Self::read(self.pid).is_none_or(|now| now.started != self.started) {
             return false;
         }
         pidfd_send_signal(handle, signal).is_ok()

@@ -127,6 +127,7 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
     };
     if let Some(process) = child.id().and_then(Process::read) {
         tree.root = Some((process.pid, process.started));
+        process.unprotect();
         if let Some(cgroup) = &spec.cgroup
             && cgroup.add(process.pid).is_ok()
         {
@@ -144,7 +145,7 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
     let mut why = Why::Exited;
     let mut status = None;
     let mut took = None;
-    let mut ending = None;
+    let mut ending: Option<tokio::task::JoinHandle<Ended>> = None;
     let mut drain_until = None;
     loop {
         let killing = ending.is_some();
@@ -163,10 +164,7 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
                 }
             }
             ended = async { ending.as_mut().expect("guarded").await }, if killing => {
-                let ended: Ended = match ended {
-                    Ok(ended) => ended,
-                    Err(_) => Ended::default(),
-                };
+                let ended: Ended = ended.unwrap_or_default();
                 ending = None;
                 match &mut why {
                     Why::TimedOut(e) | Why::Cancelled(e) => *e = ended,

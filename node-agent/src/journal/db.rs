@@ -61,7 +61,8 @@ fn key(request: &RequestId) -> (&[u8], u32) {
 
 fn connect(path: &Path, synchronous: &str) -> Result<Connection, rusqlite::Error> {
     let connection = Connection::open(path)?;
-    connection.busy_timeout(Duration::from_secs(10))?;
+    // Nobody else writes; a reader holds it for a moment at most.
+    connection.busy_timeout(Duration::from_secs(2))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", synchronous)?;
     // An idle agent holds little: 256 KiB of pages, and a log that is folded

@@ -9,7 +9,7 @@ mod live;
 mod recover;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -69,6 +69,8 @@ struct Inner {
     parts: StepsParts,
     slots: Semaphore,
     running: AtomicU32,
+    /// Bytes of output that came since somebody asked.
+    output: AtomicU64,
     accepting: AtomicBool,
     active: Mutex<HashMap<RequestId, Active>>,
     /// A step has left `active`.
@@ -98,6 +100,7 @@ impl Steps {
             slots: Semaphore::new(parts.limits.concurrent.into()),
             parts,
             running: AtomicU32::new(0),
+            output: AtomicU64::new(0),
             accepting: AtomicBool::new(true),
             active: Mutex::default(),
             left: Notify::new(),
@@ -108,6 +111,16 @@ impl Steps {
     #[must_use]
     pub fn running(&self) -> u32 {
         self.0.running.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of output that ended steps have left since this was last asked
+    /// with `reset`.
+    pub fn output(&self, reset: bool) -> u64 {
+        if reset {
+            self.0.output.swap(0, Ordering::Relaxed)
+        } else {
+            self.0.output.load(Ordering::Relaxed)
+        }
     }
 
     /// What this node grants, by name.
@@ -413,6 +426,8 @@ impl Inner {
     async fn end(&self, id: RequestId, result: NodeResult, chunks: u32, inline: bool) {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
         let executed = result.ms.is_some();
+        self.output
+            .fetch_add(result.output_bytes, Ordering::Relaxed);
         let (mut result, mut chunks, mut inline) = (result, chunks, inline);
         loop {
             match self
@@ -441,7 +456,7 @@ impl Inner {
                     }
                 }
             }
-            tokio::time::sleep(backoff.next()).await;
+            tokio::time::sleep(backoff.wait()).await;
         }
     }
 }

@@ -34,6 +34,7 @@ pub struct Args {
 /// # Errors
 /// [`Failure`].
 pub fn main(args: &Args) -> Result<(), Failure> {
+    crate::host::close_inherited();
     let config = Config::load(args.config.as_deref(), args.state.as_deref())
         .map_err(|e| Failure::new(2, &e))?;
     if args.check_config {

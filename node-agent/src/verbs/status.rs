@@ -29,14 +29,11 @@ pub struct Args {
 /// Says what this machine is.
 ///
 /// # Errors
-/// [`Failure`]; exit code 3 when it is not enrolled.
+/// [`Failure`]; also when it is not enrolled.
 pub fn main(args: &Args) -> Result<(), Failure> {
     let config = Config::load(args.config.as_deref(), args.state.as_deref())
         .map_err(|e| Failure::new(2, &e))?;
-    let fail = |e: StateError| match e {
-        StateError::Absent(_) => Failure::new(3, &e),
-        e => Failure::new(1, &e),
-    };
+    let fail = |e: StateError| Failure::new(1, &e);
     let dir = StateDir::open(&config.state).map_err(fail)?;
     let enrolled = Identity::load(&dir).map_err(fail)?.now();
     let journal = dir.path(JOURNAL_FILE);

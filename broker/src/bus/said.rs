@@ -1,0 +1,142 @@
+//! What a node says, read: pure.
+
+use async_nats::Subject;
+use bytes::Bytes;
+use muster_protocol::ids::Serial;
+use muster_protocol::subject::NodeSays;
+use muster_protocol::text::printable;
+use muster_protocol::wire::{
+    Accepted, Beat, Bye, Facts, Hello, MAX_CHUNK, MAX_FACTS, MAX_MESSAGE, OUTPUT_HEADER,
+    OutcomeReport, OutputHead, Pong,
+};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// A message of a node.
+#[derive(Debug)]
+pub(super) enum Said {
+    Hello(Hello),
+    /// A hello of a protocol that this broker does not speak.
+    Stranger {
+        protocol: u32,
+    },
+    Beat(Beat),
+    Facts(Facts),
+    Pong(Pong),
+    Accepted(Accepted),
+    Output(OutputHead, Bytes),
+    Outcome(Box<OutcomeReport>),
+    Bye(Bye),
+}
+
+/// A message that makes no sense.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Nonsense(pub(super) String);
+
+/// Who said what kind of thing, from the subject alone. `None` for what no
+/// agent says.
+pub(super) fn kind(subject: &Subject) -> Option<(Serial, NodeSays)> {
+    NodeSays::parse(subject)
+}
+
+/// Only what all versions of a hello have.
+#[derive(Deserialize)]
+struct AnyHello {
+    protocol: u32,
+}
+
+/// Reads a message of that kind.
+pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said, Nonsense> {
+    let bytes = &message.payload;
+    let limit = match kind {
+        NodeSays::Facts => MAX_FACTS + 4096,
+        NodeSays::Output => MAX_CHUNK,
+        NodeSays::Outcome | NodeSays::Hello => MAX_MESSAGE,
+        NodeSays::Beat | NodeSays::Pong | NodeSays::Accepted | NodeSays::Bye => 16 * 1024,
+    };
+    if bytes.len() > limit {
+        return Err(Nonsense(format!(
+            "{}: {} bytes, at most {limit} are read",
+            kind.as_str(),
+            bytes.len()
+        )));
+    }
+    Ok(match kind {
+        NodeSays::Hello => match json(kind, bytes) {
+            Ok(hello) => Said::Hello(hello),
+            // Another version may say more or less; what it is must be told.
+            Err(error) => match serde_json::from_slice::<AnyHello>(bytes) {
+                Ok(any) if any.protocol != muster_protocol::PROTOCOL_VERSION => Said::Stranger {
+                    protocol: any.protocol,
+                },
+                _ => return Err(error),
+            },
+        },
+        NodeSays::Beat => Said::Beat(json(kind, bytes)?),
+        NodeSays::Facts => Said::Facts(json(kind, bytes)?),
+        NodeSays::Pong => Said::Pong(json(kind, bytes)?),
+        NodeSays::Accepted => Said::Accepted(json(kind, bytes)?),
+        NodeSays::Output => {
+            let head = message.headers.as_ref().and_then(|h| h.get(OUTPUT_HEADER));
+            let Some(head) = head else {
+                return Err(Nonsense("output: no header".to_owned()));
+            };
+            Said::Output(json(kind, head.as_str().as_bytes())?, bytes.clone())
+        }
+        NodeSays::Outcome => Said::Outcome(json(kind, bytes)?),
+        NodeSays::Bye => Said::Bye(json(kind, bytes)?),
+    })
+}
+
+fn json<T: DeserializeOwned>(kind: NodeSays, bytes: &[u8]) -> Result<T, Nonsense> {
+    serde_json::from_slice(bytes)
+        .map_err(|e| Nonsense(printable(&format!("{}: {e}", kind.as_str()), 200)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn message(payload: &[u8]) -> async_nats::Message {
+        async_nats::Message {
+            subject: "m1.from.1.x".into(),
+            reply: None,
+            payload: Bytes::copy_from_slice(payload),
+            headers: None,
+            status: None,
+            description: None,
+            length: payload.len(),
+        }
+    }
+
+    #[test]
+    fn a_hello_of_another_version_is_told_from_nonsense() {
+        let said = read(NodeSays::Hello, &message(br#"{"protocol":9,"new":[]}"#));
+        assert!(
+            matches!(said, Ok(Said::Stranger { protocol: 9 })),
+            "{said:?}"
+        );
+        assert!(read(NodeSays::Hello, &message(br#"{"protocol":1}"#)).is_err());
+        assert!(read(NodeSays::Output, &message(b"x")).is_err());
+        let nested = "[".repeat(100_000);
+        assert!(read(NodeSays::Facts, &message(nested.as_bytes())).is_err());
+        let deep = format!("{{\"facts\":{}", "{\"a\":".repeat(5_000));
+        assert!(read(NodeSays::Facts, &message(deep.as_bytes())).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(payload in prop::collection::vec(any::<u8>(), 0..200)) {
+            for kind in [NodeSays::Hello, NodeSays::Beat, NodeSays::Facts, NodeSays::Pong, NodeSays::Accepted,
+                NodeSays::Output, NodeSays::Outcome, NodeSays::Bye]
+            {
+                if let Err(Nonsense(why)) = read(kind, &message(&payload)) {
+                    let safe = !why.contains('\x1b') && why.len() < 1_000;
+                    prop_assert!(safe, "{}", why);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The broker's configuration file.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use muster_protocol::units::Span;
+use serde::{Deserialize, Serialize};
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// Not readable.
+    #[error("cannot read the configuration {}: {source}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not TOML, or not this.
+    #[error("the configuration {} is wrong:\n{source}", .path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A value that cannot be.
+    #[error("the configuration is wrong: `{field}` {why}")]
+    Value {
+        /// The setting.
+        field: &'static str,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Who signs the certificate of the NATS servers.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(from = "String", into = "String")]
+pub enum NatsCa {
+    /// This cluster's own authority.
+    #[default]
+    Own,
+    /// An authority that the machine trusts; agents use theirs, too.
+    System,
+    /// The authorities in this PEM file; agents are given them.
+    File(PathBuf),
+}
+
+impl From<String> for NatsCa {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "own" => Self::Own,
+            "system" => Self::System,
+            _ => Self::File(text.into()),
+        }
+    }
+}
+
+impl From<NatsCa> for String {
+    fn from(ca: NatsCa) -> Self {
+        match ca {
+            NatsCa::Own => "own".into(),
+            NatsCa::System => "system".into(),
+            NatsCa::File(path) => path.display().to_string(),
+        }
+    }
+}
+
+/// Everything that can be set. Every setting has a default, and a file with
+/// an unknown one is refused.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The state directory.
+    pub state: PathBuf,
+    /// Where the HTTP API listens. Beyond loopback it speaks HTTPS with a
+    /// certificate of the cluster's own authority.
+    pub listen: SocketAddr,
+    /// Names and addresses that the certificates are for, besides this
+    /// machine's own.
+    pub names: Vec<String>,
+    /// A run on more nodes asks for a confirmation.
+    pub confirm_above: u32,
+    /// How long a node's NATS credentials live; renewed at half of it.
+    pub credentials_life: Span,
+    /// How long runs and their output are kept.
+    pub keep_runs: Span,
+    /// How many unauthenticated requests (enrolments, credentials) one
+    /// address may make in a second, on the average.
+    pub open_requests_per_second: u32,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// NATS.
+    pub nats: NatsConfig,
+}
+
+/// Where NATS is.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NatsConfig {
+    /// Where the broker finds it: `nats://` or `tls://`.
+    pub urls: Vec<String>,
+    /// Where agents find it; the same when empty.
+    pub agent_urls: Vec<String>,
+    /// Who signs the servers' certificate.
+    pub ca: NatsCa,
+}
+
+impl Default for NatsConfig {
+    fn default() -> Self {
+        Self {
+            urls: vec!["nats://127.0.0.1:4222".into()],
+            agent_urls: Vec::new(),
+            ca: NatsCa::Own,
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state: "/var/lib/muster".into(),
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7878),
+            names: Vec::new(),
+            confirm_above: 20,
+            credentials_life: Span::from_secs(7 * 86_400),
+            keep_runs: Span::from_secs(90 * 86_400),
+            open_requests_per_second: 100,
+            log_format: LogFormat::Human,
+            nats: NatsConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of a file; `path` is for the error.
+    ///
+    /// # Errors
+    /// [`ConfigError::Parse`], [`ConfigError::Value`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: source.into(),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The text of a file with these settings.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] for a path that is not UTF-8.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        toml::to_string(self).map_err(|e| ConfigError::Value {
+            field: "state",
+            why: e.to_string(),
+        })
+    }
+
+    /// Where agents find NATS.
+    #[must_use]
+    pub fn agent_urls(&self) -> &[String] {
+        if self.nats.agent_urls.is_empty() {
+            &self.nats.urls
+        } else {
+            &self.nats.agent_urls
+        }
+    }
+
+    /// Whether NATS is reached with TLS.
+    #[must_use]
+    pub fn nats_tls(&self) -> bool {
+        self.nats
+            .urls
+            .iter()
+            .chain(&self.nats.agent_urls)
+            .any(|url| url.starts_with("tls://"))
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |field, why: &str| {
+            Err(ConfigError::Value {
+                field,
+                why: why.to_owned(),
+            })
+        };
+        if self.nats.urls.is_empty() {
+            return wrong(
+                "nats.urls",
+                "is empty; name at least one server, like nats://127.0.0.1:4222",
+            );
+        }
+        for url in self.nats.urls.iter().chain(&self.nats.agent_urls) {
+            check_url(url)?;
+        }
+        for name in &self.names {
+            let dns = name.len() <= 253
+                && !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"-.*".contains(&b));
+            if !dns && name.parse::<IpAddr>().is_err() {
+                let name = muster_protocol::text::printable(name, 60);
+                return wrong(
+                    "names",
+                    &format!("holds `{name}`, which is neither a host name nor an address"),
+                );
+            }
+        }
+        let life = self.credentials_life.get().as_secs();
+        if !(60..=90 * 86_400).contains(&life) {
+            return wrong("credentials_life", "must be between a minute and 90 days");
+        }
+        if self.keep_runs < Span::from_secs(3_600) {
+            return wrong("keep_runs", "must be at least an hour");
+        }
+        if self.open_requests_per_second == 0 {
+            return wrong("open_requests_per_second", "must be at least 1");
+        }
+        Ok(())
+    }
+}
+
+fn check_url(url: &str) -> Result<(), ConfigError> {
+    let shown = muster_protocol::text::printable(url, 80);
+    let wrong = |why: String| {
+        Err(ConfigError::Value {
+            field: "nats.urls",
+            why,
+        })
+    };
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return wrong(format!(
+            "holds `{shown}`, which is no URL; write it like nats://HOST:4222"
+        ));
+    };
+    if rest.contains('@') {
+        return wrong("holds a URL with a password; muster makes its own credentials".into());
+    }
+    if !matches!(scheme, "nats" | "tls") || rest.is_empty() || rest.contains(['/', '?', '#', ' ']) {
+        return wrong(format!(
+            "holds `{shown}`; write it like nats://HOST:4222 or tls://HOST:4222"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("broker.toml")).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_example_is_the_default() {
+        let example = include_str!("../../packaging/muster-broker.toml");
+        assert_eq!(parse(example).unwrap(), Config::default());
+        // Every setting is in it.
+        let example: toml::Table = toml::from_str(example).unwrap();
+        let all = toml::Table::try_from(Config::default()).unwrap();
+        assert_eq!(example.keys().collect::<Vec<_>>().len(), all.len());
+        for (key, value) in all {
+            if let Some(table) = value.as_table() {
+                for inner in table.keys() {
+                    assert!(example[&key].get(inner).is_some(), "{key}.{inner}");
+                }
+            }
+            assert!(example.contains_key(&key), "{key}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_comes_back() {
+        let config = Config {
+            names: vec!["muster.example".into()],
+            nats: NatsConfig {
+                ca: NatsCa::File("/etc/ca.pem".into()),
+                ..NatsConfig::default()
+            },
+            ..Config::default()
+        };
+        assert_eq!(parse(&config.to_toml().unwrap()).unwrap(), config);
+        assert_eq!(parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn mistakes_are_said_with_their_place() {
+        let said = parse("confirm_abvoe = 3").unwrap_err();
+        assert!(
+            said.contains("broker.toml")
+                && said.contains("confirm_abvoe")
+                && said.contains("confirm_above"),
+            "{said}"
+        );
+        for (text, word) in [
+            ("nats.urls = []", "nats.urls"),
+            ("nats.urls = ['http://x']", "nats://HOST"),
+            ("nats.urls = ['nats://a:b@x']", "password"),
+            ("nats.urls = ['x']", "no URL"),
+            ("names = ['a b']", "names"),
+            ("credentials_life = '1s'", "credentials_life"),
+            ("credentials_life = '5'", "duration"),
+            ("keep_runs = '0s'", "keep_runs"),
+            ("listen = 'everywhere'", "listen"),
+            ("open_requests_per_second = 0", "open_requests"),
+            ("log_format = 'xml'", "log_format"),
+        ] {
+            let said = parse(text).unwrap_err();
+            assert!(said.contains(word), "{text}: {said}");
+        }
+    }
+}

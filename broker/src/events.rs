@@ -1,0 +1,128 @@
+//! What happened in the cluster: alarms, node changes, keys.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::Context;
+use futures_util::TryStreamExt as _;
+use muster_protocol::api::ClusterEvent;
+use muster_protocol::subject::EVENT;
+use muster_protocol::text::printable;
+use muster_protocol::units::Timestamp;
+
+use crate::lease::Lease;
+use crate::store::append::{Append, append};
+use crate::store::error::StreamError;
+use crate::store::read::read_from;
+use crate::store::stream::{StreamSettings, WhenFull, ensure_stream};
+
+/// The stream that holds them.
+pub const STREAM: &str = "MUSTER_EVENTS";
+/// How long events are kept.
+const KEEP: Duration = Duration::from_secs(400 * 86_400);
+/// Most bytes of all events together; the oldest go first.
+const MAX_BYTES: u64 = 256 * 1024 * 1024;
+/// Longest text of an event, in characters.
+const MAX_TEXT: usize = 2_000;
+
+/// Why the events could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the cluster's events cannot be read: {0}")]
+pub struct EventsError(#[from] StreamError);
+
+/// The stream of cluster events. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Events(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    kept: Option<(Context, Lease)>,
+}
+
+impl Events {
+    /// Makes the stream where there is none.
+    ///
+    /// # Errors
+    /// [`EventsError`].
+    pub async fn open(js: Context, lease: Lease) -> Result<Self, EventsError> {
+        let settings = StreamSettings {
+            max_bytes: Some(MAX_BYTES),
+            max_age: Some(KEEP),
+            when_full: WhenFull::DropOld,
+            ..StreamSettings::journal(STREAM, "what happened in the muster cluster", &[EVENT])
+        };
+        ensure_stream(&js, &settings).await?;
+        Ok(Self(Arc::new(Inner {
+            kept: Some((js, lease)),
+        })))
+    }
+
+    /// Stores an event. One that cannot be stored is logged: whatever it
+    /// tells of has happened all the same.
+    pub async fn emit(&self, kind: &str, subject: &str, text: impl Into<String>) {
+        let text = printable(&text.into(), MAX_TEXT);
+        tracing::info!(kind, subject, text, "event");
+        let Some((js, lease)) = &self.0.kept else {
+            return;
+        };
+        if lease.epoch().is_none() {
+            tracing::warn!(
+                kind,
+                subject,
+                "an event is not stored: this broker is not active now"
+            );
+            return;
+        }
+        let event = ClusterEvent {
+            seq: 0,
+            at: Timestamp::now(),
+            kind: kind.to_owned(),
+            subject: printable(subject, 200),
+            text,
+        };
+        let stored = match serde_json::to_vec(&event) {
+            Ok(json) => append(js, STREAM, &Append::new(EVENT, json))
+                .await
+                .map(drop),
+            Err(error) => {
+                tracing::error!(kind, %error, "an event has no JSON form");
+                return;
+            }
+        };
+        if let Err(error) = stored {
+            tracing::warn!(kind, subject, %error, "an event could not be stored");
+        }
+    }
+
+    /// Events after the position `after`, oldest first, at most `limit`.
+    ///
+    /// # Errors
+    /// [`EventsError`].
+    pub async fn list(&self, after: u64, limit: usize) -> Result<Vec<ClusterEvent>, EventsError> {
+        let Some((js, _)) = &self.0.kept else {
+            return Ok(Vec::new());
+        };
+        let mut messages = read_from(js, STREAM, EVENT, after.saturating_add(1)).await?;
+        let mut events = Vec::new();
+        while events.len() < limit
+            && let Some(message) = messages.try_next().await?
+        {
+            match serde_json::from_slice::<ClusterEvent>(&message.payload) {
+                Ok(event) => events.push(ClusterEvent {
+                    seq: message.sequence,
+                    ..event
+                }),
+                Err(error) => {
+                    tracing::warn!(seq = message.sequence, %error, "an event cannot be read");
+                }
+            }
+        }
+        Ok(events)
+    }
+
+    /// Events that are only logged, for tests.
+    #[must_use]
+    pub fn log_only() -> Self {
+        Self(Arc::new(Inner { kept: None }))
+    }
+}

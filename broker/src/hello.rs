@@ -1,0 +1,267 @@
+//! Who may take part: the first exchange with every agent.
+//!
+//! A cloned machine is two agents with one node key. They are told apart by
+//! their instance: when a second one says hello while the first was heard a
+//! moment ago, the first is asked whether it is still there. If it is, both
+//! are kept out until an operator replaces the node.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::Subject;
+use muster_protocol::PROTOCOL_VERSION;
+use muster_protocol::ids::{InstanceId, Serial};
+use muster_protocol::units::{Span, Timestamp};
+use muster_protocol::wire::{Hello, Welcome};
+use tokio::sync::Semaphore;
+
+use crate::bus::Bus;
+use crate::events::Events;
+use crate::inventory::{Inventory, NodeRecord, Standing};
+use crate::ping::Pinger;
+use crate::presence::{Presence, Rival};
+use crate::runs::Engine;
+
+/// How long an instance that was heard before may take to show that it lives.
+const STILL_THERE: Duration = Duration::from_secs(2);
+/// When a node that was refused is to ask again.
+const RETRY: Span = Span::from_secs(300);
+/// Checks for a clone that run at a time; what is above waits for the agent's
+/// own repeat.
+const CHECKS: usize = 256;
+
+/// Welcomes agents. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Porter(Arc<Inner>);
+
+struct Inner {
+    bus: Bus,
+    inventory: Inventory,
+    presence: Presence,
+    pinger: Pinger,
+    events: Events,
+    engine: Engine,
+    checks: Semaphore,
+    /// Nodes that are being checked.
+    checking: Mutex<HashSet<Serial>>,
+}
+
+impl Porter {
+    pub(crate) fn new(
+        bus: Bus,
+        inventory: Inventory,
+        presence: Presence,
+        pinger: Pinger,
+        events: Events,
+        engine: Engine,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            bus,
+            inventory,
+            presence,
+            pinger,
+            events,
+            engine,
+            checks: Semaphore::new(CHECKS),
+            checking: Mutex::default(),
+        }))
+    }
+
+    /// An agent says hello.
+    pub(crate) async fn hello(&self, serial: Serial, hello: Hello, reply: Option<Subject>) {
+        let Some((record, reply)) = self.admitted(serial, reply).await else {
+            return;
+        };
+        if hello.protocol != PROTOCOL_VERSION {
+            self.incompatible(&record, hello.protocol, &reply).await;
+            return;
+        }
+        let inner = &*self.0;
+        match inner.presence.rival(serial, hello.instance) {
+            None => self.welcome(&record, &hello, &reply).await,
+            Some(rival) => {
+                let this = self.clone();
+                self.check(serial, async move {
+                    if this.is_clone(&record, rival, hello.instance).await {
+                        this.refuse(
+                            serial,
+                            &reply,
+                            "another machine lives with this node's key".to_owned(),
+                        )
+                        .await;
+                    } else {
+                        this.welcome(&record, &hello, &reply).await;
+                    }
+                });
+            }
+        }
+    }
+
+    /// An agent says hello in a protocol that this broker does not speak.
+    pub(crate) async fn stranger(&self, serial: Serial, protocol: u32, reply: Option<Subject>) {
+        if let Some((record, reply)) = self.admitted(serial, reply).await {
+            self.incompatible(&record, protocol, &reply).await;
+        }
+    }
+
+    /// A beat came of another instance than the one that was heard before.
+    pub(crate) fn rival_beats(&self, serial: Serial, instance: InstanceId, rival: Rival) {
+        let Some(record) = self.0.inventory.snapshot().get(serial).cloned() else {
+            return;
+        };
+        if !record.is_active() {
+            return;
+        }
+        let this = self.clone();
+        self.check(serial, async move {
+            // When the other one is gone, the next beat finds it so.
+            let _ = this.is_clone(&record, rival, instance).await;
+        });
+    }
+
+    /// The node, if it may ask at all; what cannot be answered is dropped.
+    async fn admitted(
+        &self,
+        serial: Serial,
+        reply: Option<Subject>,
+    ) -> Option<(Arc<NodeRecord>, Subject)> {
+        let reply = reply?;
+        let record = self.0.inventory.snapshot().get(serial).cloned()?;
+        if let Standing::Quarantined { reason, .. } = &record.standing {
+            self.refuse(
+                serial,
+                &reply,
+                format!("this node is kept out until it is replaced: {reason}"),
+            )
+            .await;
+            return None;
+        }
+        Some((record, reply))
+    }
+
+    async fn incompatible(&self, record: &NodeRecord, protocol: u32, reply: &Subject) {
+        self.0.presence.incompatible(record.serial, protocol);
+        tracing::warn!(node = %record.assignment.name, protocol, "an agent speaks another protocol");
+        let reason = format!(
+            "this agent speaks protocol {protocol}, the broker speaks {PROTOCOL_VERSION}: install the agent \
+             of the broker's version"
+        );
+        self.refuse(record.serial, reply, reason).await;
+    }
+
+    async fn refuse(&self, serial: Serial, reply: &Subject, reason: String) {
+        self.0
+            .bus
+            .reply(
+                serial,
+                reply,
+                &Welcome::Refused {
+                    reason,
+                    retry_after: RETRY,
+                },
+            )
+            .await;
+    }
+
+    /// Runs a check in the background, one for a node at a time.
+    fn check(&self, serial: Serial, check: impl Future<Output = ()> + Send + 'static) {
+        let this = self.clone();
+        let fresh = this
+            .0
+            .checking
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(serial);
+        if !fresh {
+            return;
+        }
+        tokio::spawn(async move {
+            if let Ok(_permit) = this.0.checks.try_acquire() {
+                check.await;
+            }
+            this.0
+                .checking
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&serial);
+        });
+    }
+
+    /// Whether two machines live with the node's key; if so, both are kept
+    /// out from now on.
+    async fn is_clone(&self, record: &NodeRecord, rival: Rival, instance: InstanceId) -> bool {
+        let inner = &*self.0;
+        let both = match rival {
+            Rival::Certainly => true,
+            Rival::Perhaps(other) => {
+                let lives = inner
+                    .pinger
+                    .answers(record.serial, other, STILL_THERE)
+                    .await;
+                if !lives {
+                    inner.presence.superseded(record.serial, other);
+                }
+                lives
+            }
+        };
+        if !both {
+            return false;
+        }
+        let name = &record.assignment.name;
+        tracing::error!(node = %name, serial = %record.serial, %instance, "two machines live with one node key");
+        let reason = format!("two machines live with the key of {name}");
+        if let Err(error) = inner.inventory.quarantine(record.serial, reason).await {
+            tracing::error!(node = %name, %error, "cannot keep a cloned node out");
+        }
+        let text = format!(
+            "two machines live with the key of {name}; both are kept out. Find the copy, then: muster node \
+             replace {name}"
+        );
+        inner
+            .events
+            .emit("alarm.cloned-node", name.as_str(), text)
+            .await;
+        true
+    }
+
+    async fn welcome(&self, record: &NodeRecord, hello: &Hello, reply: &Subject) {
+        let inner = &*self.0;
+        let Some(epoch) = inner.bus.lease().epoch() else {
+            return;
+        };
+        let (serial, name) = (record.serial, &record.assignment.name);
+        if hello.broker_epoch > epoch {
+            tracing::error!(
+                node = %name, theirs = hello.broker_epoch, ours = epoch,
+                "a node has obeyed a broker of a higher epoch: was this broker's state restored?"
+            );
+            let text = format!(
+                "{name} has seen broker epoch {}, this broker has {epoch}: it refuses what this broker sends \
+                 until its epoch is as high",
+                hello.broker_epoch
+            );
+            inner
+                .events
+                .emit("alarm.epoch-behind", name.as_str(), text)
+                .await;
+        }
+        inner.presence.welcomed(serial, hello);
+        let authority = inner.bus.authority();
+        let keys = (hello.key_epoch < authority.list().epoch).then(|| authority.signed_list());
+        // Read again: it may have changed while the node was checked.
+        let snapshot = inner.inventory.snapshot();
+        let revision = snapshot
+            .get(serial)
+            .map_or(record.assignment.revision, |r| r.assignment.revision);
+        let welcome = Welcome::Welcome {
+            time: Timestamp::now(),
+            keys,
+            revision,
+            beat_every: inner.presence.beat_every(),
+        };
+        inner.bus.reply(serial, reply, &welcome).await;
+        tracing::debug!(node = %name, version = hello.version, "welcomed");
+        inner.engine.returned(serial);
+    }
+}

@@ -1,0 +1,91 @@
+//! Who asks: bearer tokens, and the door for those who have none yet.
+
+use std::net::SocketAddr;
+
+use axum::extract::FromRequestParts;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use muster_protocol::api::DOOR_HEADER;
+use muster_protocol::envelope::Door;
+use muster_protocol::problem::Kind;
+use muster_protocol::units::Timestamp;
+
+use super::{ApiError, AppState};
+use crate::authz::Caller;
+
+/// The other end of the connection, put into every request by the server.
+#[derive(Clone, Copy, Debug)]
+pub struct RemoteAddr(pub SocketAddr);
+
+fn address(parts: &Parts) -> Option<SocketAddr> {
+    parts.extensions.get::<RemoteAddr>().map(|remote| remote.0)
+}
+
+/// The caller, by its bearer token. A handler that takes no `Caller` is open.
+impl FromRequestParts<AppState> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        // One answer for every reason: it tells a guesser nothing.
+        let refuse = |why: &dyn std::fmt::Display| {
+            let address = address(parts).map(|a| a.to_string());
+            tracing::warn!(
+                address, method = %parts.method, path = parts.uri.path(), %why,
+                "a request without a valid token was refused"
+            );
+            ApiError::new(Kind::Unauthenticated, "a valid API token is needed").hint(
+                "send it as `Authorization: Bearer TOKEN`; an administrator makes one with `muster token create`",
+            )
+        };
+        let mut values = parts.headers.get_all(AUTHORIZATION).iter();
+        let (Some(value), None) = (values.next(), values.next()) else {
+            return Err(refuse(&"none, or more than one, in the request"));
+        };
+        let text = value.to_str().ok().and_then(|text| {
+            let (scheme, token) = text.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+        });
+        let Some(text) = text else {
+            return Err(refuse(&"not a bearer token"));
+        };
+        let bearer = state
+            .tokens
+            .authenticate(text, Timestamp::now())
+            .map_err(|why| refuse(&why))?;
+        let door = match parts.headers.get(DOOR_HEADER).map(|door| door.as_bytes()) {
+            Some(b"cli") => Door::Cli,
+            _ => Door::Http,
+        };
+        let caller = Self {
+            principal: bearer.principal,
+            role: bearer.role,
+            token: bearer.id,
+            door,
+        };
+        tracing::debug!(
+            principal = %caller.principal, token = caller.token, method = %parts.method,
+            path = parts.uri.path(), "authenticated"
+        );
+        Ok(caller)
+    }
+}
+
+/// Taken by every handler that needs no token: no address may ask too much.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenDoor;
+
+impl FromRequestParts<AppState> for OpenDoor {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let ip = address(parts).map(|address| address.ip());
+        if state.limiter.allows(ip, std::time::Instant::now()) {
+            return Ok(Self);
+        }
+        tracing::debug!(address = ?ip, path = parts.uri.path(), "too many requests without a token");
+        Err(
+            ApiError::new(Kind::RateLimited, "too many requests from this address")
+                .hint("try again in a second"),
+        )
+    }
+}

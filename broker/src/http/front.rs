@@ -1,0 +1,257 @@
+//! What answers in every state of the broker: it says whether the broker is
+//! ready, and passes everything else on to the API of the moment.
+
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use muster_protocol::problem::Kind;
+use muster_protocol::text::printable;
+use serde::Serialize;
+use tower::ServiceExt as _;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::{ApiError, ApiJson, RemoteAddr, document};
+use crate::lease::Lease;
+
+/// How long a handler may take until its answer begins; a stream may go on
+/// for ever after that. Above the longest ping.
+const ANSWER_WITHIN: Duration = Duration::from_secs(90);
+
+/// Where the broker is, for `/readyz`.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum Readiness {
+    /// It starts, or waits for NATS.
+    Starting {
+        /// What it waits for.
+        reason: String,
+    },
+    /// Another broker is active; this one takes over when that ends.
+    Standby {
+        /// What is known.
+        reason: String,
+    },
+    /// It serves.
+    Active {
+        /// The lease's epoch.
+        epoch: u64,
+    },
+    /// It was active, and cannot renew its lease now.
+    Suspended {
+        /// What is known.
+        reason: String,
+    },
+    /// It ends.
+    Stopping,
+}
+
+/// What listens: the same for the life of the process.
+#[derive(Clone)]
+pub struct Front(Arc<Inner>);
+
+struct Inner {
+    readiness: ArcSwap<Readiness>,
+    api: ArcSwapOption<Api>,
+    https: bool,
+}
+
+struct Api {
+    router: Router,
+    lease: Lease,
+}
+
+impl Front {
+    /// A front with nothing behind it yet.
+    #[must_use]
+    pub fn new(https: bool) -> Self {
+        let starting = Readiness::Starting {
+            reason: "the broker has just begun".into(),
+        };
+        Self(Arc::new(Inner {
+            readiness: ArcSwap::from_pointee(starting),
+            api: ArcSwapOption::empty(),
+            https,
+        }))
+    }
+
+    /// Says where the broker is.
+    pub fn say(&self, readiness: Readiness) {
+        self.0.readiness.store(Arc::new(readiness));
+    }
+
+    /// Puts the API of an active broker behind it.
+    pub fn open(&self, router: Router, lease: Lease) {
+        self.0.api.store(Some(Arc::new(Api { router, lease })));
+    }
+
+    /// Takes the API away.
+    pub fn close(&self, readiness: Readiness) {
+        self.say(readiness);
+        self.0.api.store(None);
+    }
+
+    /// Where the broker is now.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        let said = (**self.0.readiness.load()).clone();
+        match &*self.0.api.load() {
+            Some(api) if said != Readiness::Stopping => match api.lease.epoch() {
+                Some(epoch) => Readiness::Active { epoch },
+                None => Readiness::Suspended {
+                    reason: "the lease cannot be renewed: NATS is away or slow".into(),
+                },
+            },
+            _ => said,
+        }
+    }
+
+    /// As a service.
+    pub fn router(&self) -> Router {
+        let (router, _) = routes().split_for_parts();
+        router
+            .fallback(pass_on)
+            .method_not_allowed_fallback(super::not_allowed)
+            .layer(middleware::from_fn(within))
+            .layer(CatchPanicLayer::custom(panicked))
+            .layer(middleware::from_fn_with_state(self.clone(), finish))
+            .with_state(self.clone())
+    }
+}
+
+pub(super) fn routes() -> OpenApiRouter<Front> {
+    OpenApiRouter::with_openapi(document::base())
+        .routes(routes!(healthz))
+        .routes(routes!(readyz))
+        .routes(routes!(openapi))
+}
+
+/// Whether the process is alive. It says nothing about NATS.
+#[utoipa::path(
+    get, path = "/healthz", tag = "health", security(()),
+    responses((status = 200, body = String, content_type = "text/plain")),
+    extensions(("x-authorisation" = json!("open: it says only that the process is alive")))
+)]
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Whether this broker serves: 200 when it is the active one and NATS is
+/// there, else 503, with the reason.
+#[utoipa::path(
+    get, path = "/readyz", tag = "health", security(()),
+    responses((status = 200, body = Readiness), (status = 503, body = Readiness)),
+    extensions(("x-authorisation" = json!("open: whoever balances loads or waits for the start asks this")))
+)]
+async fn readyz(State(front): State<Front>) -> Response {
+    let readiness = front.readiness();
+    let status = match readiness {
+        Readiness::Active { .. } => StatusCode::OK,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, ApiJson(readiness)).into_response()
+}
+
+/// This document.
+#[utoipa::path(
+    get, path = "/openapi.json", tag = "health", security(()),
+    responses((status = 200, content_type = "application/json")),
+    extensions(("x-authorisation" = json!("open: it is the same for everybody")))
+)]
+async fn openapi() -> Response {
+    static TEXT: LazyLock<String> = LazyLock::new(|| document().to_json().unwrap_or_default());
+    ([(header::CONTENT_TYPE, "application/json")], TEXT.as_str()).into_response()
+}
+
+async fn pass_on(State(front): State<Front>, request: Request) -> Response {
+    if let Some(api) = &*front.0.api.load() {
+        let router = api.router.clone();
+        return router
+            .oneshot(request)
+            .await
+            .unwrap_or_else(|never| match never {});
+    }
+    let (title, detail) = match front.readiness() {
+        Readiness::Starting { reason } => ("this broker is not ready yet", Some(reason)),
+        Readiness::Standby { reason } => ("this broker is a standby", Some(reason)),
+        Readiness::Suspended { reason } => ("this broker is not the active one now", Some(reason)),
+        Readiness::Active { .. } => ("this broker is about to be ready", None),
+        Readiness::Stopping => ("this broker is stopping", None),
+    };
+    let mut error = ApiError::new(Kind::Unavailable, title)
+        .hint("try again in a few seconds, or ask another broker");
+    error.0.detail = detail;
+    error.into_response()
+}
+
+async fn within(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(ANSWER_WITHIN, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => ApiError::new(Kind::Unavailable, "the request took too long")
+            .hint("look whether what you asked for has happened before you ask again")
+            .into_response(),
+    }
+}
+
+fn panicked(panic: Box<dyn std::any::Any + Send + 'static>) -> Response {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    ApiError::internal(&format!("a handler panicked: {text}")).into_response()
+}
+
+/// Logs the request, and adds what every answer has.
+async fn finish(State(front): State<Front>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let method = request.method().clone();
+    let path = printable(request.uri().path(), 200);
+    let address = request
+        .extensions()
+        .get::<RemoteAddr>()
+        .map(|a| a.0.to_string());
+    let quiet = matches!(request.uri().path(), "/healthz" | "/readyz");
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    for (name, value) in SECURITY {
+        headers.insert(name, value);
+    }
+    if front.0.https {
+        headers.insert(
+            header::STRICT_TRANSPORT_SECURITY,
+            HeaderValue::from_static("max-age=31536000"),
+        );
+    }
+    let (status, ms) = (response.status().as_u16(), begun.elapsed().as_millis());
+    if quiet {
+        tracing::trace!(%method, path, status, ms, address, "request");
+    } else {
+        tracing::debug!(%method, path, status, ms, address, "request");
+    }
+    response
+}
+
+const SECURITY: [(HeaderName, HeaderValue); 5] = [
+    (
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    ),
+    (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+    (
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"),
+    ),
+    (
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
+    ),
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+];

@@ -1,0 +1,86 @@
+//! Invites for new nodes.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use muster_protocol::api::{InviteRequest, InviteView, Invites, Page};
+use muster_protocol::problem::Problem;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, finish, page};
+use crate::authz::{Action, Caller};
+
+pub(super) fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(create, list))
+        .routes(routes!(withdraw))
+}
+
+/// Makes invites, one for each name. Their tokens are shown only here.
+#[utoipa::path(
+    post, path = "/v1/invites", tag = "invites", request_body = InviteRequest, security(("bearer" = [])),
+    responses(
+        (status = 201, body = Invites),
+        (status = 400, body = Problem),
+        (status = 409, description = "a name is taken", body = Problem),
+    ),
+    extensions(("x-authorisation" = json!("invite nodes")))
+)]
+async fn create(
+    State(state): State<AppState>,
+    caller: Caller,
+    ApiJson(request): ApiJson<InviteRequest>,
+) -> Result<(StatusCode, ApiJson<Invites>), ApiError> {
+    state.active()?;
+    let request = state
+        .authorize(&caller, Action::Invite, request)?
+        .into_inner();
+    let invites =
+        finish(async move { state.enrolment.invite(request, &caller.principal).await }).await?;
+    Ok((StatusCode::CREATED, ApiJson(invites)))
+}
+
+/// Invites that can be used, the next to end first.
+#[utoipa::path(
+    get, path = "/v1/invites", tag = "invites", params(Paging), security(("bearer" = [])),
+    responses((status = 200, body = Page<InviteView>), (status = 400, body = Problem)),
+    extensions(("x-authorisation" = json!("list or withdraw invites")))
+)]
+async fn list(
+    State(state): State<AppState>,
+    caller: Caller,
+    ApiQuery(paging): ApiQuery<Paging>,
+) -> Result<ApiJson<Page<InviteView>>, ApiError> {
+    state.authorize(&caller, Action::ManageInvites, ())?;
+    let invites = state.enrolment.list().await?;
+    // In the order of the list: moments before 1970 do not occur.
+    let key = |invite: &InviteView| {
+        format!(
+            "{:020}.{}.{}",
+            invite.expires.as_millisecond(),
+            invite.name,
+            invite.id
+        )
+    };
+    let mut sorted = invites;
+    sorted.sort_by_cached_key(key);
+    Ok(ApiJson(page(sorted, key, &paging)?))
+}
+
+/// Withdraws an invite that was not used.
+#[utoipa::path(
+    delete, path = "/v1/invites/{id}", tag = "invites", params(("id" = String, Path)),
+    security(("bearer" = [])),
+    responses((status = 204), (status = 404, body = Problem)),
+    extensions(("x-authorisation" = json!("list or withdraw invites")))
+)]
+async fn withdraw(
+    State(state): State<AppState>,
+    caller: Caller,
+    ApiPath(id): ApiPath<String>,
+) -> Result<StatusCode, ApiError> {
+    state.active()?;
+    state.authorize(&caller, Action::ManageInvites, ())?;
+    state.enrolment.withdraw(&id, &caller.principal).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

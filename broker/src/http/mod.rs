@@ -1,0 +1,167 @@
+//! The HTTP API: every route with its authorisation, every error a problem
+//! document.
+
+mod agent;
+mod auth;
+mod document;
+mod events;
+mod front;
+mod invites;
+mod keys;
+mod limit;
+mod matching;
+mod nodes;
+mod page;
+mod ping;
+pub mod problem;
+mod runs;
+mod sse;
+mod status;
+#[cfg(test)]
+mod tests;
+mod tokens;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{Method, Uri};
+use muster_protocol::problem::Kind;
+use muster_protocol::text::printable;
+use tokio_util::sync::CancellationToken;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::authority::Authority;
+use crate::authz::{Action, Authorized, Caller, Policy, authorize};
+use crate::bus::Nodes;
+use crate::config::Config;
+use crate::enroll::Enrolment;
+use crate::events::Events;
+use crate::inventory::{Inventory, NodeControl};
+use crate::lease::Lease;
+use crate::link::Link;
+use crate::tokens::Tokens;
+
+pub use self::auth::{OpenDoor, RemoteAddr};
+pub use self::document::document;
+pub use self::front::{Front, Readiness};
+pub use self::limit::Limiter;
+pub use self::page::{Paging, page};
+pub use self::problem::{ApiError, ApiJson, ApiPath, ApiQuery};
+
+/// Largest body of a request, in bytes.
+pub const MAX_BODY: usize = 1024 * 1024;
+
+/// Everything that handlers use. Cheap to clone.
+#[derive(Clone)]
+pub struct AppState {
+    /// What the operator has set.
+    pub config: Arc<Config>,
+    /// The nodes.
+    pub inventory: Inventory,
+    /// The keys.
+    pub authority: Authority,
+    /// Invites and credentials of nodes.
+    pub enrolment: Enrolment,
+    /// API tokens.
+    pub tokens: Tokens,
+    /// Whether this broker may write.
+    pub lease: Lease,
+    /// What happens in the cluster.
+    pub events: Events,
+    /// Who may do what.
+    pub policy: Arc<dyn Policy>,
+    /// The way to the nodes.
+    pub control: Arc<dyn NodeControl>,
+    /// The connections to NATS.
+    pub link: Link,
+    /// Runs, pings, plans, presence: everything that talks with the nodes.
+    pub nodes: Nodes,
+    /// How much those without a token may ask.
+    pub limiter: Arc<Limiter>,
+    /// Cancelled when this API ends: streams end then.
+    pub shutdown: CancellationToken,
+}
+
+impl AppState {
+    /// [`authorize`] under this broker's policy.
+    ///
+    /// # Errors
+    /// A `denied` problem.
+    pub fn authorize<T>(
+        &self,
+        caller: &Caller,
+        action: Action,
+        subject: T,
+    ) -> Result<Authorized<T>, ApiError> {
+        Ok(authorize(&*self.policy, caller, action, subject)?)
+    }
+
+    /// The lease's epoch, for a handler that is about to write.
+    ///
+    /// # Errors
+    /// An `unavailable` problem when this broker is not the active one now.
+    pub fn active(&self) -> Result<u64, ApiError> {
+        self.lease.epoch().ok_or_else(problem::not_active)
+    }
+}
+
+/// Every route of the API, with its description. Whoever adds routes merges
+/// them here.
+#[must_use]
+pub fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(document::base())
+        .merge(agent::routes())
+        .merge(events::routes())
+        .merge(invites::routes())
+        .merge(keys::routes())
+        .merge(matching::routes())
+        .merge(nodes::routes())
+        .merge(ping::routes())
+        .merge(runs::routes())
+        .merge(sse::routes())
+        .merge(status::routes())
+        .merge(tokens::routes())
+}
+
+/// The API as a service.
+pub fn router(state: AppState) -> Router {
+    let (router, _) = routes().split_for_parts();
+    router
+        .fallback(not_found)
+        .method_not_allowed_fallback(not_allowed)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(state)
+}
+
+/// Does something that must be finished once it is begun, also when the client
+/// goes away and its request is dropped.
+pub(super) async fn finish<T, E>(
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, ApiError>
+where
+    T: Send + 'static,
+    E: Into<ApiError> + Send + 'static,
+{
+    tokio::spawn(work)
+        .await
+        .map_err(|e| ApiError::internal(&e))?
+        .map_err(Into::into)
+}
+
+async fn not_found(uri: Uri) -> ApiError {
+    ApiError::new(
+        Kind::NotFound,
+        format!("there is no {}", printable(uri.path(), 120)),
+    )
+    .hint("GET /openapi.json lists what there is")
+}
+
+async fn not_allowed(method: Method, uri: Uri) -> ApiError {
+    let title = format!(
+        "{} does not take {}",
+        printable(uri.path(), 120),
+        printable(method.as_str(), 20)
+    );
+    ApiError::new(Kind::InvalidRequest, title).status(405)
+}

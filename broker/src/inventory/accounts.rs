@@ -1,0 +1,194 @@
+//! Revoked NATS credentials: kept in `muster_cluster`, pushed to the servers.
+
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+
+use muster_protocol::units::Span;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use crate::nats::admin::{AdminError, SystemClient};
+use crate::nats::jwt::{AccountClaims, JetStreamLimits, JwtError, UnixSeconds, next_issued_at};
+use crate::nats::keys::{NatsKeys, UserKey};
+use crate::nats::revocations::Revocations;
+use crate::store::kv::{Kv, KvError};
+
+/// The key in the bucket.
+const KEY: &str = "account";
+
+/// What is in the bucket.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccountValue {
+    /// When the newest claims were issued, seconds.
+    issued_at: UnixSeconds,
+    /// Who is revoked up to when.
+    revocations: Revocations,
+}
+
+/// Why a revocation is not in force.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AccountError {
+    /// Not stored.
+    #[error("the revocation could not be stored: {0}")]
+    Store(#[from] KvError),
+    /// Stored, and not with all servers; it is tried again.
+    #[error("the revocation is stored, but not every NATS server has it yet: {0}")]
+    Push(#[from] AdminError),
+    /// The account key cannot sign.
+    #[error("the account's claims cannot be signed: {0}")]
+    Sign(#[from] JwtError),
+}
+
+/// Seconds since the epoch, now.
+pub(crate) fn now_seconds() -> UnixSeconds {
+    u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0)
+}
+
+/// The claims of muster's NATS account.
+#[derive(Debug)]
+pub(super) struct Accounts {
+    keys: Arc<NatsKeys>,
+    system: SystemClient,
+    bucket: Kv<AccountValue>,
+    life: Span,
+    /// Everything that is to be revoked. Many changes at once travel in one
+    /// push.
+    wanted: StdMutex<Revocations>,
+    /// What the servers have.
+    pushed: Mutex<Pushed>,
+}
+
+#[derive(Debug)]
+struct Pushed {
+    revision: u64,
+    value: AccountValue,
+    /// The servers may not have `value` yet.
+    dirty: bool,
+}
+
+impl Accounts {
+    /// What is stored; [`Accounts::settle`] gives it to the servers.
+    pub(super) async fn load(
+        keys: Arc<NatsKeys>,
+        system: SystemClient,
+        bucket: Kv<AccountValue>,
+        life: Span,
+    ) -> Result<Self, AccountError> {
+        let (value, revision) = bucket
+            .get(KEY)
+            .await?
+            .map_or_else(Default::default, |entry| (entry.value, entry.revision));
+        Ok(Self {
+            keys,
+            system,
+            bucket,
+            life,
+            wanted: StdMutex::new(value.revocations.clone()),
+            pushed: Mutex::new(Pushed {
+                revision,
+                value,
+                dirty: true,
+            }),
+        })
+    }
+
+    /// Voids all JWTs of `user` issued up to `until`. When this returns, every
+    /// server closes its connections.
+    pub(super) async fn revoke(
+        &self,
+        user: UserKey,
+        until: UnixSeconds,
+    ) -> Result<(), AccountError> {
+        self.want(|wanted| wanted.revoke(user.clone(), until));
+        let mut pushed = self.pushed.lock().await;
+        if !pushed.dirty && pushed.value.revocations.revokes(&user, until) {
+            return Ok(());
+        }
+        self.push(&mut pushed).await
+    }
+
+    /// Gives the servers what they may not have yet. `true` when there was
+    /// something.
+    pub(super) async fn settle(&self) -> Result<bool, AccountError> {
+        let mut pushed = self.pushed.lock().await;
+        if !pushed.dirty {
+            return Ok(false);
+        }
+        self.push(&mut pushed).await.map(|()| true)
+    }
+
+    /// Whether every server has everything.
+    pub(super) fn is_settled(&self) -> bool {
+        self.pushed.try_lock().is_ok_and(|pushed| !pushed.dirty)
+    }
+
+    async fn push(&self, pushed: &mut Pushed) -> Result<(), AccountError> {
+        match self.push_after(pushed, pushed.value.issued_at).await {
+            // A server has newer ones than the bucket knows: the bucket was
+            // set back in time.
+            Err(AccountError::Push(AdminError::Outdated { have, .. })) => {
+                self.push_after(pushed, have).await
+            }
+            other => other,
+        }
+    }
+
+    async fn push_after(
+        &self,
+        pushed: &mut Pushed,
+        previous: UnixSeconds,
+    ) -> Result<(), AccountError> {
+        let now = now_seconds();
+        // All JWTs of nodes that were issued so long ago have ended; an hour
+        // more, for clocks that are apart. Those of brokers are issued in the
+        // far future, so that this never reaches them.
+        let oldest = now.saturating_sub(self.life.get().as_secs() + 3600);
+        let revocations = self.want(|wanted| {
+            wanted.compact(oldest);
+            wanted.clone()
+        });
+        let issued_at = next_issued_at(now, Some(previous));
+        let value = AccountValue {
+            issued_at,
+            revocations,
+        };
+        // Stored first: what a server has is never more than what a new
+        // broker will know.
+        let written = match pushed.revision {
+            0 => self.bucket.create(KEY, &value).await,
+            known => self.bucket.update(KEY, &value, known).await,
+        };
+        match written {
+            Ok(revision) => pushed.revision = revision,
+            Err(error) => match self.bucket.get(KEY).await? {
+                Some(entry) if entry.value == value => pushed.revision = entry.revision,
+                other => {
+                    pushed.revision = other.map_or(0, |entry| entry.revision);
+                    pushed.dirty = true;
+                    return Err(error.into());
+                }
+            },
+        }
+        pushed.value = value;
+        pushed.dirty = true;
+        let claims = AccountClaims {
+            name: ACCOUNT_NAME.into(),
+            account: self.keys.account_key(),
+            issued_at: pushed.value.issued_at,
+            jetstream: Some(JetStreamLimits::default()),
+            revocations: pushed.value.revocations.clone(),
+        };
+        let jwt = claims.sign(self.keys.operator())?;
+        self.system.push_account_claims(&jwt).await?;
+        pushed.dirty = false;
+        Ok(())
+    }
+
+    fn want<T>(&self, change: impl FnOnce(&mut Revocations) -> T) -> T {
+        change(&mut self.wanted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Name of muster's account, for people.
+pub(crate) const ACCOUNT_NAME: &str = "muster";

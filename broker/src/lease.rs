@@ -1,0 +1,391 @@
+//! Which of several brokers is the active one.
+//!
+//! The lease is one value in `muster_cluster`, replaced by compare-and-swap.
+//! Its holder renews it every [`RENEW_EVERY`]; another broker takes it when it
+//! has watched it unchanged for [`TTL`] on its own monotonic clock. The holder
+//! counts from *before* it sent a renewal that succeeded, and stops
+//! [`MARGIN`] early: it always stops before another can begin, whatever the
+//! wall clocks say, and also when its own task hangs, because
+//! [`Lease::epoch`] looks at the clock itself.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use muster_protocol::ids::InstanceId;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::state_dir::{Holder, StateDir, StateDirError};
+use crate::store::kv::{Kv, KvEntry, KvError};
+
+/// After so long without a renewal another broker may take the lease.
+pub const TTL: Duration = Duration::from_secs(8);
+/// How often the holder renews it.
+pub const RENEW_EVERY: Duration = Duration::from_secs(2);
+/// How much earlier than [`TTL`] the holder stops.
+pub const MARGIN: Duration = Duration::from_secs(1);
+/// How long one answer of NATS is waited for.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How often a standby looks.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// The key in the bucket.
+const KEY: &str = "lease";
+
+/// What is in the bucket.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseValue {
+    /// Who: survives a restart.
+    holder: InstanceId,
+    /// Which process of that holder.
+    instance: InstanceId,
+    /// Rises at every acquisition.
+    epoch: u64,
+    /// Counts renewals, so that each is a new value.
+    beat: u64,
+    /// Given back in good order: anybody may take it at once.
+    released: bool,
+}
+
+/// Why the lease cannot be worked with at all.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LeaseError {
+    /// The highest epoch could not be stored.
+    #[error("the lease's epoch cannot be stored, so this broker must not be active: {0}")]
+    State(#[from] StateDirError),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    epoch: u64,
+    until: Instant,
+}
+
+/// Where this broker stands.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Place {
+    /// Another one is active, or nothing is known yet. After
+    /// [`Place::Active`] it says that another one has taken over: what this
+    /// one has in memory is out of date.
+    Standby {
+        /// For people.
+        why: String,
+    },
+    /// This broker is active.
+    Active {
+        /// With this epoch.
+        epoch: u64,
+        /// Rises when another broker was active in between: what was loaded
+        /// in another term is out of date.
+        term: u64,
+    },
+    /// This broker was active and cannot renew. Nobody else has taken over:
+    /// what it has in memory still holds.
+    Suspended,
+}
+
+/// The right to write and to publish. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Lease(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    held: Mutex<Option<Held>>,
+    place: watch::Sender<Place>,
+}
+
+impl Lease {
+    /// The epoch of this broker's lease. `None`: it is not active now, and
+    /// nothing may be published or written.
+    #[must_use]
+    pub fn epoch(&self) -> Option<u64> {
+        let held = *self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.filter(|held| Instant::now() < held.until)
+            .map(|held| held.epoch)
+    }
+
+    /// Where this broker stands, and every change of it.
+    #[must_use]
+    pub fn places(&self) -> watch::Receiver<Place> {
+        self.0.place.subscribe()
+    }
+
+    /// A lease that is held for ever, for tests.
+    #[must_use]
+    pub fn fixed(epoch: u64) -> Self {
+        let until = Instant::now() + Duration::from_secs(1_000_000_000);
+        let inner = Inner {
+            held: Mutex::new(Some(Held { epoch, until })),
+            place: watch::Sender::new(Place::Active { epoch, term: 0 }),
+        };
+        Self(Arc::new(inner))
+    }
+
+    /// A lease that is never held, for tests.
+    #[cfg(test)]
+    pub(crate) fn not_held() -> Self {
+        let place = watch::Sender::new(Place::Suspended);
+        Self(Arc::new(Inner {
+            held: Mutex::new(None),
+            place,
+        }))
+    }
+
+    /// Begins to seek the lease, and keeps it until `cancel`; then it is
+    /// given back. The task ends with an error when this broker can never be
+    /// active.
+    pub fn seek(
+        bucket: Kv<LeaseValue>,
+        state: StateDir,
+        holder: Holder,
+        cancel: CancellationToken,
+    ) -> (Self, tokio::task::JoinHandle<Result<(), LeaseError>>) {
+        let standby = Place::Standby {
+            why: "the lease is being looked at".into(),
+        };
+        let lease = Self(Arc::new(Inner {
+            held: Mutex::new(None),
+            place: watch::Sender::new(standby),
+        }));
+        let seeker = Seeker {
+            bucket,
+            state,
+            holder,
+            instance: InstanceId::random(),
+            shared: lease.clone(),
+            seen: None,
+            first: true,
+            was_active: false,
+            term: 0,
+        };
+        (lease, tokio::spawn(seeker.run(cancel)))
+    }
+
+    fn set(&self, held: Option<Held>) {
+        *self.0.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
+    }
+
+    fn tell(&self, place: Place) {
+        self.0.place.send_if_modified(|now| {
+            let changed = *now != place;
+            *now = place;
+            changed
+        });
+    }
+}
+
+struct Seeker {
+    bucket: Kv<LeaseValue>,
+    state: StateDir,
+    holder: Holder,
+    instance: InstanceId,
+    shared: Lease,
+    /// The revision that was seen last, and since when it is unchanged.
+    seen: Option<(u64, Instant)>,
+    /// Nothing was acquired by this process yet.
+    first: bool,
+    was_active: bool,
+    /// See [`Place::Active`].
+    term: u64,
+}
+
+impl Seeker {
+    async fn run(mut self, cancel: CancellationToken) -> Result<(), LeaseError> {
+        loop {
+            let taken = tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                taken = self.try_take() => taken?,
+            };
+            if let Some((value, revision)) = taken {
+                self.keep(value, revision, &cancel).await;
+                if cancel.is_cancelled() {
+                    return Ok(());
+                }
+                continue;
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                () = sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    fn is_mine(&self, value: &LeaseValue) -> bool {
+        value.instance == self.instance || (self.first && value.holder == self.holder.id)
+    }
+
+    async fn try_take(&mut self) -> Result<Option<(LeaseValue, u64)>, LeaseError> {
+        let entry = match timeout(ANSWER, self.bucket.get(KEY)).await {
+            Ok(Ok(entry)) => entry,
+            Ok(Err(error)) => {
+                return Ok(self.not_now(&format!("the lease cannot be read: {error}")));
+            }
+            Err(_) => return Ok(self.not_now("the lease cannot be read: NATS does not answer")),
+        };
+        if let Some(entry) = &entry
+            && !self.is_mine(&entry.value)
+        {
+            if self.was_active && !entry.value.released {
+                self.lost();
+            }
+            let since = match self.seen {
+                Some((revision, since)) if revision == entry.revision => since,
+                _ => {
+                    self.seen = Some((entry.revision, Instant::now()));
+                    Instant::now()
+                }
+            };
+            if !entry.value.released && since.elapsed() < TTL {
+                return Ok(self.not_now(&format!(
+                    "another broker is active (epoch {})",
+                    entry.value.epoch
+                )));
+            }
+        }
+        self.take(entry).await
+    }
+
+    async fn take(
+        &mut self,
+        entry: Option<KvEntry<LeaseValue>>,
+    ) -> Result<Option<(LeaseValue, u64)>, LeaseError> {
+        let last = entry.as_ref().map_or(0, |e| e.value.epoch);
+        let epoch = last.max(self.holder.epoch) + 1;
+        // On disk before it is used: a wiped NATS must not bring an old epoch
+        // back.
+        self.holder.epoch = epoch;
+        self.state.store_holder(&self.holder)?;
+        let value = LeaseValue {
+            holder: self.holder.id,
+            instance: self.instance,
+            epoch,
+            beat: 0,
+            released: false,
+        };
+        let sent = Instant::now();
+        let write = async {
+            match &entry {
+                None => self.bucket.create(KEY, &value).await,
+                Some(entry) => self.bucket.update(KEY, &value, entry.revision).await,
+            }
+        };
+        let revision = match timeout(ANSWER, write).await {
+            Ok(Ok(revision)) => revision,
+            // Whether an unconfirmed write was stored shows at the next look.
+            Ok(Err(error)) => {
+                return Ok(self.not_now(&format!("the lease cannot be taken: {error}")));
+            }
+            Err(_) => return Ok(self.not_now("the lease cannot be taken: NATS does not answer")),
+        };
+        // Somebody else was active in between, and this process has its state
+        // from before.
+        if self.was_active && entry.is_some_and(|e| e.value.instance != self.instance) {
+            self.term += 1;
+        }
+        self.first = false;
+        self.was_active = true;
+        self.shared.set(Some(Held {
+            epoch,
+            until: sent + TTL.saturating_sub(MARGIN),
+        }));
+        self.shared.tell(Place::Active {
+            epoch,
+            term: self.term,
+        });
+        tracing::info!(epoch, "this broker is active");
+        Ok(Some((value, revision)))
+    }
+
+    fn lost(&mut self) {
+        self.shared.set(None);
+        self.was_active = false;
+        self.term += 1;
+        self.shared.tell(Place::Standby {
+            why: "another broker has taken the lease".into(),
+        });
+    }
+
+    fn not_now(&mut self, why: &str) -> Option<(LeaseValue, u64)> {
+        if !self.was_active {
+            self.shared.tell(Place::Standby {
+                why: why.to_owned(),
+            });
+        }
+        None
+    }
+
+    /// Renews until it cannot, or until `cancel`.
+    async fn keep(&mut self, mut value: LeaseValue, mut revision: u64, cancel: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => {
+                    self.release(value, revision).await;
+                    return;
+                }
+                () = sleep(RENEW_EVERY) => {}
+            }
+            // After its end it is not renewed but taken again, with a new
+            // epoch.
+            if self.shared.epoch().is_none() {
+                break;
+            }
+            value.beat += 1;
+            let sent = Instant::now();
+            match timeout(ANSWER, self.bucket.update(KEY, &value, revision)).await {
+                Ok(Ok(renewed)) => {
+                    revision = renewed;
+                    self.extend(value.epoch, sent);
+                    continue;
+                }
+                Ok(Err(KvError::Conflict { .. })) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "the lease could not be renewed"),
+                Err(_) => tracing::warn!("the lease could not be renewed: NATS does not answer"),
+            }
+            // An unconfirmed renewal may have been stored after all.
+            match timeout(ANSWER, self.bucket.get(KEY)).await {
+                Ok(Ok(Some(entry))) if entry.value.instance == self.instance => {
+                    revision = entry.revision
+                }
+                Ok(Ok(_)) => {
+                    tracing::error!("another broker has taken the lease");
+                    self.lost();
+                    return;
+                }
+                Ok(Err(_)) | Err(_) => {}
+            }
+        }
+        tracing::warn!(
+            epoch = value.epoch,
+            "the lease has run out; nothing is written until it is back"
+        );
+        self.shared.set(None);
+        self.shared.tell(Place::Suspended);
+    }
+
+    fn extend(&self, epoch: u64, sent: Instant) {
+        self.shared.set(Some(Held {
+            epoch,
+            until: sent + TTL.saturating_sub(MARGIN),
+        }));
+    }
+
+    async fn release(&self, mut value: LeaseValue, revision: u64) {
+        // First this broker stops, then others may begin.
+        self.shared.set(None);
+        self.shared.tell(Place::Suspended);
+        value.released = true;
+        match timeout(ANSWER, self.bucket.update(KEY, &value, revision)).await {
+            Ok(Ok(_)) => tracing::info!(epoch = value.epoch, "the lease is given back"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the lease could not be given back; it will run out")
+            }
+            Err(_) => tracing::warn!("the lease could not be given back; it will run out"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,204 @@
+//! Plans that wait for a confirmation.
+//!
+//! A plan lives five minutes and works once, for the principal that it was
+//! made for and for the same request. It holds the frozen set that the person
+//! was shown: exactly that runs.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use muster_protocol::ids::PlanId;
+use muster_protocol::names::PrincipalName;
+use muster_protocol::problem::{Kind, Problem};
+use muster_protocol::units::{Timestamp, after};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::runs::FrozenRun;
+
+/// How long a plan waits.
+pub const PLAN_LIFE: Duration = Duration::from_secs(300);
+/// Plans kept at a time; above it the oldest goes.
+const MOST: usize = 1_000;
+/// Targets of all plans together; above it the oldest go. A target is some
+/// hundred bytes.
+const MOST_TARGETS: usize = 500_000;
+
+/// Stands for what was asked, whatever its confirmation: the plan of one
+/// request confirms no other.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RequestHash([u8; 32]);
+
+impl RequestHash {
+    /// Of anything that has a JSON form; what is hashed must not hold the
+    /// confirmation itself.
+    #[must_use]
+    pub fn of<T: Serialize>(what: &T) -> Self {
+        let json = serde_json::to_vec(what).unwrap_or_default();
+        Self(Sha256::digest(&json).into())
+    }
+}
+
+/// Why a plan cannot be confirmed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("plan {} is not there any more, was used already, or was made for something else; nothing was run", .0.short())]
+pub struct PlanGone(pub PlanId);
+
+impl PlanGone {
+    /// As it is shown at the edge.
+    #[must_use]
+    pub fn problem(self) -> Problem {
+        Problem::new(Kind::PlanGone, self.to_string())
+            .hint("ask again without the plan, to be shown what would run now")
+    }
+}
+
+struct Waiting {
+    principal: PrincipalName,
+    request: RequestHash,
+    run: FrozenRun,
+    expires: Timestamp,
+    /// Rises with each plan: which is the oldest.
+    order: u64,
+}
+
+#[derive(Default)]
+struct Table {
+    waiting: BTreeMap<PlanId, Waiting>,
+    made: u64,
+}
+
+/// The plans of this broker, in memory: after a restart a person is asked
+/// again. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Plans(Arc<Mutex<Table>>);
+
+impl std::fmt::Debug for Plans {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plans").finish_non_exhaustive()
+    }
+}
+
+impl Plans {
+    /// Keeps a run until it is confirmed. Its id, and when it stops working.
+    pub fn keep(
+        &self,
+        principal: &PrincipalName,
+        request: RequestHash,
+        run: FrozenRun,
+        now: Timestamp,
+    ) -> (PlanId, Timestamp) {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.waiting.retain(|_, plan| plan.expires > now);
+        let mut targets: usize = table
+            .waiting
+            .values()
+            .map(|plan| plan.run.targets.len())
+            .sum();
+        targets += run.targets.len();
+        while table.waiting.len() >= MOST || targets > MOST_TARGETS {
+            let oldest = table
+                .waiting
+                .iter()
+                .min_by_key(|(_, plan)| plan.order)
+                .map(|(id, _)| *id);
+            let Some(gone) = oldest.and_then(|id| table.waiting.remove(&id)) else {
+                break;
+            };
+            targets -= gone.run.targets.len();
+        }
+        let id = PlanId::random();
+        let expires = after(now, PLAN_LIFE);
+        table.made += 1;
+        let order = table.made;
+        let plan = Waiting {
+            principal: principal.clone(),
+            request,
+            run,
+            expires,
+            order,
+        };
+        table.waiting.insert(id, plan);
+        (id, expires)
+    }
+
+    /// Takes the run of a plan: it works once. A plan that was made for
+    /// somebody or something else stays, and is not told from one that is
+    /// gone.
+    ///
+    /// # Errors
+    /// [`PlanGone`].
+    pub fn take(
+        &self,
+        id: PlanId,
+        principal: &PrincipalName,
+        request: RequestHash,
+        now: Timestamp,
+    ) -> Result<FrozenRun, PlanGone> {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = table
+            .waiting
+            .get(&id)
+            .is_some_and(|p| p.principal == *principal && p.request == request && p.expires > now);
+        match fits.then(|| table.waiting.remove(&id)).flatten() {
+            Some(plan) => Ok(plan.run),
+            None => Err(PlanGone(id)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_protocol::api::RunRequest;
+    use muster_protocol::envelope::Door;
+    use muster_protocol::ids::RunId;
+    use muster_protocol::units::elapsed;
+
+    use super::*;
+    use crate::inventory::Snapshot;
+    use crate::resolve::{Resolved, matching};
+
+    fn run() -> FrozenRun {
+        let request: RunRequest =
+            serde_json::from_str(r#"{"predicate":"*","params":{"argv":["true"]}}"#)
+                .expect("a request");
+        let predicate = "*".parse().expect("a predicate");
+        let nodes = matching(&predicate, &Snapshot::new([]));
+        let resolved = Resolved { predicate, nodes };
+        let ana: PrincipalName = "ana".parse().expect("a name");
+        let checked = crate::runs::check(&request).expect("fine");
+        checked.freeze(
+            &request,
+            &resolved,
+            RunId::random(),
+            (&ana, Door::Cli),
+            Timestamp::UNIX_EPOCH,
+        )
+    }
+
+    #[test]
+    fn a_plan_works_once_for_its_principal_its_request_and_five_minutes() {
+        let plans = Plans::default();
+        let (ana, eve) = (
+            "ana".parse().expect("a name"),
+            "eve".parse().expect("a name"),
+        );
+        let (asked, other) = (RequestHash::of(&"a"), RequestHash::of(&"b"));
+        let now = Timestamp::UNIX_EPOCH;
+        let run = run();
+        let (id, expires) = plans.keep(&ana, asked, run.clone(), now);
+        assert_eq!(elapsed(now, expires), PLAN_LIFE);
+        assert_eq!(plans.take(id, &eve, asked, now), Err(PlanGone(id)));
+        assert_eq!(plans.take(id, &ana, other, now), Err(PlanGone(id)));
+        assert_eq!(plans.take(id, &ana, asked, expires), Err(PlanGone(id)));
+        assert_eq!(plans.take(id, &ana, asked, now), Ok(run.clone()));
+        assert_eq!(plans.take(id, &ana, asked, now), Err(PlanGone(id)));
+        // They are bounded: the oldest goes.
+        let (first, _) = plans.keep(&ana, asked, run.clone(), now);
+        for _ in 0..MOST {
+            plans.keep(&eve, asked, run.clone(), now);
+        }
+        assert_eq!(plans.take(first, &ana, asked, now), Err(PlanGone(first)));
+    }
+}

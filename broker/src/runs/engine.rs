@@ -1,0 +1,653 @@
+//! The handle to all runs.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::Subject;
+use async_nats::jetstream::Context;
+use bytes::Bytes;
+use muster_protocol::api::{Frame, RunBrief, RunView};
+use muster_protocol::ids::{RunId, Serial};
+use muster_protocol::problem::{Kind, Problem};
+use muster_protocol::run::{RunEvent, RunState, TARGETS_PER_EVENT};
+use muster_protocol::units::Timestamp;
+use muster_protocol::wire::{Accepted, OutcomeAnswer, OutcomeReport, OutputHead};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::index::{Index, Known, LookupError, brief};
+use super::journal::{Folded, Journal, JournalError, ReadError, fold};
+use super::request::FrozenRun;
+use super::schedule::Message;
+use super::task::{Task, ToRun};
+use super::view::view;
+use crate::authz::Authorized;
+use crate::bus::{Bus, SendError};
+use crate::events::Events;
+use crate::inventory::Inventory;
+use crate::presence::Presence;
+
+/// How long a run's task may take to answer.
+const ANSWER: Duration = Duration::from_secs(15);
+/// Messages that wait for one run's task.
+const INBOX: usize = 4_096;
+/// What nodes have said and no task has taken yet, over all runs, in KiB.
+const WAITING_KIB: usize = 128 * 1024;
+/// Open runs at a time.
+const MOST_OPEN: usize = 1_000;
+/// Ended runs that are opened again at a time, for answers that come late.
+const MOST_REOPENED: usize = 16;
+/// Ended runs whose state is kept in memory.
+const CACHED: usize = 8;
+/// Targets of all cached states together.
+const CACHED_TARGETS: usize = 100_000;
+
+/// How runs are kept.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Settings {
+    /// Age at which a run's journal and output go.
+    pub max_age: Duration,
+    /// Bytes of journals and output together; before that the oldest ended
+    /// runs go.
+    pub max_bytes: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_age: Duration::from_secs(30 * 86_400),
+            max_bytes: 4 << 30,
+        }
+    }
+}
+
+/// Why something about a run could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// This broker is not the active one, or has not read its journals yet.
+    #[error("this broker cannot serve runs now: it starts, or another one is active")]
+    NotReady,
+    /// No such run.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// The run has ended.
+    #[error("run {short} has ended ({state}); there is nothing to cancel")]
+    Ended {
+        /// Its short id.
+        short: String,
+        /// How.
+        state: &'static str,
+    },
+    /// Its journal cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Its task did not answer.
+    #[error("run {0} does not answer now: NATS is away, or this broker stops")]
+    NoAnswer(RunId),
+}
+
+impl EngineError {
+    /// As it is shown at the edge.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        let title = self.to_string();
+        match self {
+            Self::NotReady | Self::NoAnswer(_) => Problem::new(Kind::Unavailable, title)
+                .hint("try again in a few seconds; if it stays so, look at `muster doctor`"),
+            Self::Lookup(LookupError::NotAnId(_) | LookupError::NoRun(_)) => {
+                Problem::new(Kind::NotFound, title).hint("muster runs lists them")
+            }
+            Self::Lookup(LookupError::Ambiguous { .. }) => {
+                Problem::new(Kind::Ambiguous, title).hint("give more characters of the id")
+            }
+            Self::Ended { .. } => Problem::new(Kind::Conflict, title),
+            Self::Read(ReadError::Gone(_)) => Problem::new(Kind::NotFound, title),
+            Self::Read(ReadError::Store(_)) => Problem::new(Kind::Unavailable, title),
+            Self::Read(_) => Problem::new(Kind::Internal, title),
+        }
+    }
+}
+
+/// Why a run was not created. Nothing was sent to any node.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// This broker is not the active one, or has not read its journals yet.
+    #[error("this broker cannot run anything now: it starts, or another one is active")]
+    NotReady,
+    /// Too many at once.
+    #[error("{MOST_OPEN} runs are under way; nothing was run")]
+    Busy,
+    /// There is a run of that id.
+    #[error("there is a run {0} already")]
+    Exists(RunId),
+    /// The request does not fit into a message.
+    #[error("{0}; nothing was run")]
+    TooLarge(SendError),
+    /// The journal could not be written.
+    #[error("the run could not be written down, so nothing was run: {0}")]
+    Journal(#[from] JournalError),
+}
+
+impl CreateError {
+    /// As it is shown at the edge.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        let title = self.to_string();
+        match self {
+            Self::NotReady | Self::Journal(_) => Problem::new(Kind::Unavailable, title)
+                .hint("try again in a few seconds; if it stays so, look at `muster doctor`"),
+            Self::Busy => Problem::new(Kind::RateLimited, title).hint("wait for some to end"),
+            Self::Exists(_) => Problem::new(Kind::Conflict, title),
+            Self::TooLarge(_) => {
+                Problem::new(Kind::TooLarge, title).hint("put large data in a file on the nodes")
+            }
+        }
+    }
+}
+
+/// An open run, as the engine holds it.
+#[derive(Clone)]
+pub(super) struct Open {
+    pub(super) inbox: mpsc::Sender<ToRun>,
+    /// What is not kept: acknowledgements, for live watchers.
+    pub(super) live: broadcast::Sender<Frame>,
+    /// Which task it is.
+    pub(super) number: u64,
+}
+
+pub(super) struct Active {
+    pub(super) epoch: u64,
+    pub(super) cancel: CancellationToken,
+}
+
+/// Everything that the engine and its tasks share.
+pub(super) struct Shared {
+    pub(super) js: Context,
+    pub(super) bus: Bus,
+    pub(super) inventory: Inventory,
+    pub(super) presence: Presence,
+    pub(super) events: Events,
+    pub(super) settings: Settings,
+    pub(super) index: Mutex<Index>,
+    pub(super) open: Mutex<HashMap<RunId, Open>>,
+    /// Present while this broker is active and has read its journals.
+    pub(super) active: Mutex<Option<Active>>,
+    pub(super) ready: watch::Sender<bool>,
+    pub(super) tasks: TaskTracker,
+    waiting: Arc<Semaphore>,
+    reopened: Arc<Semaphore>,
+    cache: Mutex<VecDeque<Arc<RunState>>>,
+    numbers: AtomicU64,
+    /// Outcomes and output for runs or steps that their node has no part in.
+    pub(super) strays: AtomicU64,
+    /// Most bytes in the stream.
+    pub(super) limit: AtomicU64,
+    /// Bytes in the stream, as far as known.
+    pub(super) stored: AtomicU64,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All runs. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine(pub(super) Arc<Shared>);
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// An engine that knows no run yet; [`Engine::supervise`] makes it go.
+    #[must_use]
+    pub fn new(
+        js: Context,
+        bus: Bus,
+        inventory: Inventory,
+        presence: Presence,
+        events: Events,
+        settings: Settings,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            js,
+            bus,
+            inventory,
+            presence,
+            events,
+            settings,
+            index: Mutex::default(),
+            open: Mutex::default(),
+            active: Mutex::new(None),
+            ready: watch::Sender::new(false),
+            tasks: TaskTracker::new(),
+            waiting: Arc::new(Semaphore::new(WAITING_KIB)),
+            reopened: Arc::new(Semaphore::new(MOST_REOPENED)),
+            cache: Mutex::default(),
+            numbers: AtomicU64::new(0),
+            strays: AtomicU64::new(0),
+            limit: AtomicU64::new(u64::MAX),
+            stored: AtomicU64::new(0),
+        }))
+    }
+
+    /// Whether runs are served: this broker is active and has read its
+    /// journals.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        *self.0.ready.borrow()
+    }
+
+    /// Waits until runs are served.
+    pub async fn wait_ready(&self) {
+        let mut ready = self.0.ready.subscribe();
+        // The sender lives as long as this handle.
+        let _ = ready.wait_for(|ready| *ready).await;
+    }
+
+    /// How many runs have not ended.
+    #[must_use]
+    pub fn open_runs(&self) -> u32 {
+        u32::try_from(lock(&self.0.index).open()).unwrap_or(u32::MAX)
+    }
+
+    /// How many messages came from nodes for runs or steps that they have no
+    /// part in.
+    #[must_use]
+    pub fn strays(&self) -> u64 {
+        self.0.strays.load(Ordering::Relaxed)
+    }
+
+    /// Creates a run: writes it down, then begins with it. The only entry,
+    /// and nothing comes to it that was not authorised.
+    ///
+    /// # Errors
+    /// [`CreateError`]; nothing was sent.
+    pub async fn create(&self, run: Authorized<FrozenRun>) -> Result<RunView, CreateError> {
+        let shared = &self.0;
+        let FrozenRun { spec, targets } = run.into_inner();
+        let id = spec.id;
+        let (epoch, _) = shared.active().ok_or(CreateError::NotReady)?;
+        shared
+            .fits(&spec, &targets)
+            .map_err(CreateError::TooLarge)?;
+        if lock(&shared.open).len() >= MOST_OPEN {
+            return Err(CreateError::Busy);
+        }
+        let mut journal = Journal::new(shared.js.clone(), shared.bus.lease().clone(), epoch, id, 0);
+        let created = RunEvent::Created {
+            spec: Box::new(spec),
+        };
+        let first = match journal.append(&created).await {
+            Err(JournalError::Conflict(_)) => return Err(CreateError::Exists(id)),
+            result => result?,
+        };
+        let mut state = RunState::begin(&created).expect("it is a `created`");
+        let mut written = Ok(());
+        for nodes in targets.chunks(TARGETS_PER_EVENT) {
+            let page = RunEvent::Targets {
+                nodes: nodes.to_vec(),
+            };
+            if let Err(error) = journal.append(&page).await {
+                written = Err(error);
+                break;
+            }
+            state
+                .apply(&page)
+                .expect("a frozen set holds each node once");
+        }
+        let run = brief(&state);
+        tracing::info!(
+            run = %id, principal = %run.principal, title = run.title, predicate = run.predicate, nodes = run.nodes,
+            "run created"
+        );
+        lock(&shared.index).insert(Known { brief: run, first });
+        let answer = self.view_of(&state);
+        // Also when its targets could not be written: then the task ends it.
+        self.open(
+            Folded {
+                last: journal.last(),
+                first,
+                state,
+            },
+            Vec::new(),
+        );
+        written?;
+        Ok(answer)
+    }
+
+    /// The run that a text stands for: its id, or an unambiguous beginning of
+    /// at least four characters.
+    ///
+    /// # Errors
+    /// [`EngineError::NotReady`], [`EngineError::Lookup`].
+    pub fn lookup(&self, text: &str) -> Result<RunId, EngineError> {
+        self.0.active().ok_or(EngineError::NotReady)?;
+        Ok(lock(&self.0.index).lookup(text)?)
+    }
+
+    /// Runs, newest first, and whether there are more.
+    ///
+    /// # Errors
+    /// [`EngineError::NotReady`].
+    pub fn list(
+        &self,
+        before: Option<(Timestamp, RunId)>,
+        limit: usize,
+    ) -> Result<(Vec<RunBrief>, bool), EngineError> {
+        self.0.active().ok_or(EngineError::NotReady)?;
+        Ok(lock(&self.0.index).page(before, limit))
+    }
+
+    /// A run with its nodes, as it is now.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn show(&self, run: RunId) -> Result<RunView, EngineError> {
+        Ok(self.view_of(&*self.state(run).await?))
+    }
+
+    /// The state of a run, as it is now.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn state(&self, run: RunId) -> Result<Arc<RunState>, EngineError> {
+        let shared = &self.0;
+        shared.active().ok_or(EngineError::NotReady)?;
+        let open = lock(&shared.open).get(&run).cloned();
+        if let Some(open) = open {
+            let (tell, told) = oneshot::channel();
+            let asked = async {
+                open.inbox.send(ToRun::State(tell)).await.ok()?;
+                told.await.ok()
+            };
+            match timeout(ANSWER, asked).await {
+                Ok(Some(state)) => return Ok(state),
+                // Its task has ended in this moment.
+                Ok(None) => {}
+                Err(_) => return Err(EngineError::NoAnswer(run)),
+            }
+        }
+        shared.folded(run).await
+    }
+
+    /// Asks for the end of a run, and returns it as it is once that is
+    /// written down.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn cancel(&self, run: Authorized<RunId>) -> Result<RunView, EngineError> {
+        let by = run.principal().clone();
+        let run = run.into_inner();
+        let shared = &self.0;
+        shared.active().ok_or(EngineError::NotReady)?;
+        let open = lock(&shared.open).get(&run).cloned();
+        if let Some(open) = open {
+            let (tell, told) = oneshot::channel();
+            let asked = async {
+                open.inbox.send(ToRun::Cancel { by, tell }).await.ok()?;
+                told.await.ok()
+            };
+            let state = timeout(ANSWER, asked).await.ok().flatten();
+            return match state.ok_or(EngineError::NoAnswer(run))? {
+                Ok(state) => Ok(self.view_of(&state)),
+                Err(state) => Err(ended(&self.view_of(&state).brief)),
+            };
+        }
+        let brief = lock(&shared.index)
+            .get(run)
+            .ok_or_else(|| LookupError::NoRun(run.to_string()))?;
+        if brief.state.is_final() {
+            Err(ended(&brief))
+        } else {
+            Err(EngineError::NoAnswer(run))
+        }
+    }
+
+    /// Where a run's journal begins, and its acknowledgements while it is
+    /// open, for a watcher.
+    pub(super) fn watched(
+        &self,
+        run: RunId,
+    ) -> Result<(u64, Option<broadcast::Receiver<Frame>>), EngineError> {
+        self.0.active().ok_or(EngineError::NotReady)?;
+        let first = lock(&self.0.index)
+            .first(run)
+            .ok_or_else(|| LookupError::NoRun(run.to_string()))?;
+        let live = lock(&self.0.open)
+            .get(&run)
+            .map(|open| open.live.subscribe());
+        Ok((first, live))
+    }
+
+    pub(super) fn view_of(&self, state: &RunState) -> RunView {
+        let mut brief = brief(state);
+        brief.short = lock(&self.0.index).short(brief.id);
+        view(state, brief)
+    }
+
+    /// A node says that it runs its part.
+    pub(crate) fn accepted(&self, node: Serial, accepted: &Accepted) {
+        if accepted.request.step == 0 {
+            self.0.tell(accepted.request.run, ToRun::Accepted(node));
+        }
+    }
+
+    /// A node sends output.
+    pub(crate) fn output(&self, node: Serial, head: OutputHead, data: Bytes) {
+        if head.request.step == 0
+            && let Some(room) = self.0.room(data.len())
+        {
+            self.0.tell(
+                head.request.run,
+                ToRun::Output {
+                    node,
+                    head,
+                    data,
+                    room,
+                },
+            );
+        }
+    }
+
+    /// A node says how its part ended.
+    pub(crate) async fn outcome(
+        &self,
+        node: Serial,
+        report: Box<OutcomeReport>,
+        bytes: usize,
+        reply: Option<Subject>,
+    ) {
+        let shared = &self.0;
+        // Before the journals are read, nobody knows what is known.
+        if shared.active().is_none() {
+            return;
+        }
+        let run = report.request.run;
+        let known = lock(&shared.index).first(run).is_some();
+        if !known || report.request.step != 0 {
+            shared.strays.fetch_add(1, Ordering::Relaxed);
+            if let Some(reply) = &reply {
+                shared.bus.reply(node, reply, &OutcomeAnswer::Unknown).await;
+            }
+            return;
+        }
+        let Some(room) = shared.room(bytes) else {
+            return;
+        };
+        let message = ToRun::Outcome {
+            node,
+            report,
+            reply,
+            room,
+        };
+        if let Some(message) = shared.tell(run, message) {
+            self.reopen(run, message);
+        }
+    }
+
+    /// The server says that nobody heard what was sent to a node alone.
+    pub(crate) fn unheard(&self, run: RunId, node: Serial, message: Message) {
+        self.0.tell(run, ToRun::Unheard(node, message));
+    }
+
+    /// A node has (re)connected and takes part.
+    pub(crate) fn returned(&self, node: Serial) {
+        let open: Vec<mpsc::Sender<ToRun>> = lock(&self.0.open)
+            .values()
+            .map(|open| open.inbox.clone())
+            .collect();
+        for inbox in open {
+            let _ = inbox.try_send(ToRun::Returned(node));
+        }
+    }
+
+    /// Gives an open run a task.
+    pub(super) fn open(&self, folded: Folded, messages: Vec<ToRun>) {
+        let shared = &self.0;
+        let Some((epoch, cancel)) = shared.active() else {
+            return;
+        };
+        let run = folded.state.spec.id;
+        let (inbox, outbox) = mpsc::channel(INBOX);
+        let (live, _) = broadcast::channel(1_024);
+        let number = shared.numbers.fetch_add(1, Ordering::Relaxed);
+        for message in messages {
+            let _ = inbox.try_send(message);
+        }
+        let open = Open {
+            inbox,
+            live: live.clone(),
+            number,
+        };
+        lock(&shared.open).insert(run, open);
+        let task = Task::new(self.clone(), folded, epoch, live, number);
+        shared.tasks.spawn(async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = task.run(outbox) => {}
+            }
+        });
+    }
+
+    /// Opens an ended run again for an answer that came late.
+    fn reopen(&self, run: RunId, message: ToRun) {
+        let Ok(permit) = Arc::clone(&self.0.reopened).try_acquire_owned() else {
+            return;
+        };
+        let this = self.clone();
+        self.0.tasks.spawn(async move {
+            let folded = fold_known(&this.0, run).await;
+            match folded {
+                Ok(folded) if folded.state.phase.is_final() => {
+                    // Somebody else may have opened it in the meantime.
+                    if let Some(message) = this.0.tell(run, message) {
+                        this.open(folded, vec![message]);
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%run, %error, "cannot read a run for a late answer"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+fn ended(brief: &RunBrief) -> EngineError {
+    EngineError::Ended {
+        short: brief.short.clone(),
+        state: brief.state.as_str(),
+    }
+}
+
+async fn fold_known(shared: &Shared, run: RunId) -> Result<Folded, EngineError> {
+    let first = lock(&shared.index)
+        .first(run)
+        .ok_or_else(|| LookupError::NoRun(run.to_string()))?;
+    Ok(fold(&shared.js, run, first).await?)
+}
+
+impl Shared {
+    /// The epoch, and what ends with it, while this broker serves runs.
+    pub(super) fn active(&self) -> Option<(u64, CancellationToken)> {
+        let active = lock(&self.active);
+        let active = active
+            .as_ref()
+            .filter(|active| self.bus.lease().epoch() == Some(active.epoch))?;
+        Some((active.epoch, active.cancel.clone()))
+    }
+
+    /// Room for so many bytes that a node sent; `None` drops them: the node
+    /// sends them again.
+    fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes / 1024 + 1).ok()?;
+        Arc::clone(&self.waiting).try_acquire_many_owned(kib).ok()
+    }
+
+    /// Gives a message to a run's task; what cannot be given because the run
+    /// is not open comes back. A task with too much to do loses messages:
+    /// whoever sent them does so again.
+    fn tell(&self, run: RunId, message: ToRun) -> Option<ToRun> {
+        let inbox = lock(&self.open).get(&run).map(|open| open.inbox.clone());
+        let Some(inbox) = inbox else {
+            return Some(message);
+        };
+        match inbox.try_send(message) {
+            Ok(()) => None,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                tracing::debug!(%run, "a run has more to read than it can");
+                None
+            }
+            Err(mpsc::error::TrySendError::Closed(message)) => Some(message),
+        }
+    }
+
+    /// The state of a run that has no task.
+    async fn folded(&self, run: RunId) -> Result<Arc<RunState>, EngineError> {
+        let cached = lock(&self.cache)
+            .iter()
+            .find(|state| state.spec.id == run)
+            .cloned();
+        if let Some(state) = cached {
+            return Ok(state);
+        }
+        let state = Arc::new(fold_known(self, run).await?.state);
+        if state.phase.is_final() {
+            self.remember(&state);
+        }
+        Ok(state)
+    }
+
+    /// Keeps the state of an ended run for a while.
+    pub(super) fn remember(&self, state: &Arc<RunState>) {
+        let mut cache = lock(&self.cache);
+        cache.retain(|old| old.spec.id != state.spec.id);
+        cache.push_back(Arc::clone(state));
+        let targets =
+            |cache: &VecDeque<Arc<RunState>>| cache.iter().map(|s| s.order.len()).sum::<usize>();
+        while cache.len() > CACHED || (cache.len() > 1 && targets(&cache) > CACHED_TARGETS) {
+            cache.pop_front();
+        }
+    }
+
+    /// The end of a run's task.
+    pub(super) fn close(&self, run: RunId, number: u64) {
+        let mut open = lock(&self.open);
+        if open.get(&run).is_some_and(|open| open.number == number) {
+            open.remove(&run);
+        }
+    }
+
+    /// Forgets everything that was read for an epoch that has ended.
+    pub(super) fn forget_all(&self) {
+        lock(&self.open).clear();
+        lock(&self.index).clear();
+        lock(&self.cache).clear();
+    }
+}

@@ -1,0 +1,244 @@
+//! From the stream of a run to what watchers see: pure.
+//!
+//! A [`Frames`] takes the run's stored messages in their order, whether they
+//! were read from the stream a month later or just now, and gives the frames
+//! that each stands for. So a replay is what the live watcher saw.
+
+use std::fmt;
+use std::str::FromStr;
+
+use muster_protocol::api::{Frame, RunNode};
+use muster_protocol::ids::{RunId, Serial};
+use muster_protocol::run::{
+    Data, FoldError, NodePhase, NodeResult, NodeState, RunEvent, RunState, Stream,
+};
+use serde::{Deserialize, Serialize};
+
+/// In front of a stored chunk of output: NATS header
+/// [`muster_protocol::wire::OUTPUT_HEADER`], as JSON. The payload is the bytes
+/// as the program wrote them.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoredOutput {
+    /// Whose output.
+    pub serial: Serial,
+    /// Its number, over both streams of the node.
+    pub chunk: u32,
+    /// Which stream.
+    pub stream: Stream,
+}
+
+/// The place of a frame in a run's stream: the sequence of the stored message,
+/// and, where that message stands for several frames, which of them. As text
+/// the last frame of a message is `17`, an earlier one `17.3`; it is the id of
+/// the SSE event, and what `Last-Event-ID` brings back.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Place {
+    /// Sequence in the stream.
+    pub sequence: u64,
+    /// Which frame of the message; [`Place::LAST`] for the last.
+    pub part: u32,
+}
+
+impl Place {
+    /// The last frame of a message.
+    pub const LAST: u32 = u32::MAX;
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.part == Self::LAST {
+            write!(f, "{}", self.sequence)
+        } else {
+            write!(f, "{}.{}", self.sequence, self.part)
+        }
+    }
+}
+
+/// Why a text is not a [`Place`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("this is not the id of an event of a run")]
+pub struct PlaceError;
+
+impl FromStr for Place {
+    type Err = PlaceError;
+
+    fn from_str(text: &str) -> Result<Self, PlaceError> {
+        let (sequence, part) = match text.split_once('.') {
+            Some((sequence, part)) => (sequence, part.parse().map_err(|_| PlaceError)?),
+            None => (text, Self::LAST),
+        };
+        Ok(Self {
+            sequence: sequence.parse().map_err(|_| PlaceError)?,
+            part,
+        })
+    }
+}
+
+/// A run as its watchers follow it.
+#[derive(Clone, Debug)]
+pub struct Frames {
+    run: RunId,
+    state: Option<RunState>,
+}
+
+impl Frames {
+    /// Before the first message.
+    #[must_use]
+    pub fn new(run: RunId) -> Self {
+        Self { run, state: None }
+    }
+
+    /// The run as far as it was followed; `None` before its first event.
+    #[must_use]
+    pub fn state(&self) -> Option<&RunState> {
+        self.state.as_ref()
+    }
+
+    /// The frames of the next event of the journal.
+    ///
+    /// # Errors
+    /// [`FoldError`]: the journal is damaged; nothing that follows can be
+    /// shown.
+    pub fn event(&mut self, event: &RunEvent) -> Result<Vec<Frame>, FoldError> {
+        let Some(state) = &mut self.state else {
+            let state = self.state.insert(RunState::begin(event)?);
+            return Ok(vec![created(state)]);
+        };
+        state.apply(event)?;
+        let run = self.run;
+        let named = |serial: &Serial| state.nodes.get(serial);
+        Ok(match event {
+            RunEvent::Created { .. } | RunEvent::Targets { .. } => Vec::new(),
+            RunEvent::Intent { batch, nodes, .. } => {
+                let inside = |serial: &&Serial| nodes.contains(**serial);
+                let names = state
+                    .order
+                    .iter()
+                    .filter(inside)
+                    .filter_map(named)
+                    .map(|n| n.name.clone());
+                vec![Frame::BatchSent {
+                    run,
+                    batch: *batch,
+                    nodes: names.collect(),
+                }]
+            }
+            RunEvent::Outcomes { results, .. } => results
+                .iter()
+                .filter_map(|result| {
+                    // Answers that came earlier and were not believed cannot
+                    // be; a late one has a frame of its own.
+                    let node = run_node(result.serial, named(&result.serial)?);
+                    Some(Frame::Outcome {
+                        run,
+                        result: node,
+                        truncated: result.truncated,
+                    })
+                })
+                .collect(),
+            RunEvent::Late { result, .. } => named(&result.serial)
+                .map(|node| Frame::LateOutcome {
+                    run,
+                    node: node.name.clone(),
+                    outcome: result.outcome,
+                })
+                .into_iter()
+                .collect(),
+            RunEvent::Cancelling { by, .. } => vec![Frame::RunCancelling {
+                run,
+                by: by.clone(),
+            }],
+            RunEvent::Finished { .. } => vec![Frame::RunFinished {
+                run,
+                state: state.phase,
+                summary: state.summary(),
+                nodes: state
+                    .nodes
+                    .values()
+                    .filter_map(|node| Some((node.name.clone(), result_of(node)?.outcome)))
+                    .collect(),
+            }],
+        })
+    }
+
+    /// The frame of a stored chunk of output; `None` when it is of no node of
+    /// the run.
+    #[must_use]
+    pub fn output(&self, head: StoredOutput, bytes: &[u8]) -> Option<Frame> {
+        let node = self.state.as_ref()?.nodes.get(&head.serial)?.name.clone();
+        let data = Data::new(bytes);
+        Some(Frame::Output {
+            run: self.run,
+            node,
+            stream: head.stream,
+            chunk: head.chunk,
+            data,
+        })
+    }
+}
+
+fn created(state: &RunState) -> Frame {
+    let spec = &state.spec;
+    Frame::RunCreated {
+        run: spec.id,
+        short: spec.id.short(),
+        title: spec.title.clone(),
+        predicate: spec.predicate.clone(),
+        principal: spec.principal.clone(),
+        nodes: spec.targets,
+        batches: batches(state),
+    }
+}
+
+/// Into how many batches a run is cut, also before its targets are known.
+#[must_use]
+pub fn batches(state: &RunState) -> u32 {
+    let all = state.spec.targets as usize;
+    let size = state
+        .spec
+        .options
+        .batch
+        .map_or(all, |b| b.of_rounded_up(all))
+        .max(1);
+    u32::try_from(all.div_ceil(size)).unwrap_or(u32::MAX)
+}
+
+fn result_of(node: &NodeState) -> Option<&NodeResult> {
+    match &node.phase {
+        NodePhase::Done(result) => Some(result),
+        NodePhase::Waiting | NodePhase::Sent { .. } => None,
+    }
+}
+
+/// A node of a run, as people see it.
+#[must_use]
+pub fn run_node(serial: Serial, node: &NodeState) -> RunNode {
+    let result = result_of(node);
+    RunNode {
+        node: node.name.clone(),
+        serial,
+        outcome: result.map(|r| r.outcome),
+        reason: result.and_then(|r| r.reason.clone()),
+        exit: result.and_then(|r| r.exit),
+        signal: result.and_then(|r| r.signal),
+        ms: result.and_then(|r| r.ms),
+        late: node.late.iter().map(|r| r.outcome).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_in_order_and_have_one_spelling() {
+        let places = ["16", "17.0", "17.3", "17"].map(|t| t.parse::<Place>().expect(t));
+        assert!(places.is_sorted());
+        assert_eq!(places[2].to_string(), "17.3");
+        assert_eq!(places[3].to_string(), "17");
+        for bad in ["", "x", "1.", ".1", "-1", "1.2.3", "99999999999999999999"] {
+            assert!(bad.parse::<Place>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! All runs that are known, briefly: pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use muster_protocol::api::RunBrief;
+use muster_protocol::ids::{RunId, SHORT_LEN};
+use muster_protocol::run::RunState;
+use muster_protocol::units::Timestamp;
+
+/// What is kept of a run, whether it is open or not.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    /// As in a list; `short` is filled in when it is read.
+    pub(super) brief: RunBrief,
+    /// Sequence of the first message of its journal.
+    pub(super) first: u64,
+}
+
+/// Why a text stands for no run.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum LookupError {
+    /// Not an id, nor the beginning of one.
+    #[error("`{0}` is not a run: an id has letters and digits, at least four of them")]
+    NotAnId(String),
+    /// No run begins so.
+    #[error("there is no run {0}")]
+    NoRun(String),
+    /// Several runs begin so.
+    #[error("`{prefix}` stands for {count} runs: {}", .examples.join(", "))]
+    Ambiguous {
+        /// What was given.
+        prefix: String,
+        /// How many runs begin so.
+        count: usize,
+        /// The first of them, as short as is unambiguous.
+        examples: Vec<String>,
+    },
+}
+
+/// All runs by id and by age.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    runs: BTreeMap<RunId, Known>,
+    by_age: BTreeSet<(Timestamp, RunId)>,
+}
+
+/// A brief of a run; `short` is left empty.
+#[must_use]
+pub(super) fn brief(state: &RunState) -> RunBrief {
+    let spec = &state.spec;
+    RunBrief {
+        id: spec.id,
+        short: String::new(),
+        principal: spec.principal.clone(),
+        door: spec.door,
+        title: spec.title.clone(),
+        scenario: spec.scenario.clone(),
+        predicate: spec.predicate.clone(),
+        state: state.phase,
+        nodes: spec.targets,
+        summary: state.summary(),
+        created: spec.created,
+        finished: state.finished,
+        retry_of: spec.retry_of,
+    }
+}
+
+impl Index {
+    /// Adds a run.
+    pub(super) fn insert(&mut self, known: Known) {
+        let (id, created) = (known.brief.id, known.brief.created);
+        if let Some(old) = self.runs.insert(id, known) {
+            self.by_age.remove(&(old.brief.created, id));
+        }
+        self.by_age.insert((created, id));
+    }
+
+    /// Brings what is kept of a run up to date.
+    pub(super) fn update(&mut self, state: &RunState) {
+        if let Some(known) = self.runs.get_mut(&state.spec.id) {
+            known.brief = brief(state);
+        }
+    }
+
+    /// Forgets a run.
+    pub(super) fn remove(&mut self, id: RunId) {
+        if let Some(old) = self.runs.remove(&id) {
+            self.by_age.remove(&(old.brief.created, id));
+        }
+    }
+
+    /// Forgets all runs.
+    pub(super) fn clear(&mut self) {
+        self.runs.clear();
+        self.by_age.clear();
+    }
+
+    /// How many runs are known.
+    #[must_use]
+    pub(super) fn len(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// Whether a run is known, and where its journal begins.
+    #[must_use]
+    pub(super) fn first(&self, id: RunId) -> Option<u64> {
+        self.runs.get(&id).map(|known| known.first)
+    }
+
+    /// A run as in a list.
+    #[must_use]
+    pub(super) fn get(&self, id: RunId) -> Option<RunBrief> {
+        let mut brief = self.runs.get(&id)?.brief.clone();
+        brief.short = self.short(id);
+        Some(brief)
+    }
+
+    /// The run that a text stands for: its id, or the beginning of one, at
+    /// least four characters, as people type it.
+    ///
+    /// # Errors
+    /// [`LookupError`].
+    pub(super) fn lookup(&self, text: &str) -> Result<RunId, LookupError> {
+        let shown = muster_protocol::text::printable(text, 40);
+        if let Ok(id) = text.parse::<RunId>() {
+            return self
+                .runs
+                .contains_key(&id)
+                .then_some(id)
+                .ok_or(LookupError::NoRun(shown));
+        }
+        if text.len() < SHORT_LEN || text.len() >= 26 {
+            return Err(LookupError::NotAnId(shown));
+        }
+        // The alphabet rises with the bytes, so that all ids with one
+        // beginning follow each other.
+        let padded = format!("{text:0<26}");
+        let lowest: RunId = padded
+            .parse()
+            .map_err(|_| LookupError::NotAnId(shown.clone()))?;
+        let prefix = lowest.prefix(text.len());
+        let found: Vec<RunId> = self
+            .runs
+            .range(lowest..)
+            .map(|(id, _)| *id)
+            .take_while(|id| id.prefix(prefix.len()) == prefix)
+            .collect();
+        match found.as_slice() {
+            [] => Err(LookupError::NoRun(shown)),
+            [one] => Ok(*one),
+            several => Err(LookupError::Ambiguous {
+                prefix: shown,
+                count: several.len(),
+                examples: several.iter().take(5).map(|id| self.short(*id)).collect(),
+            }),
+        }
+    }
+
+    /// The shortest beginning of an id that stands for no other run, at least
+    /// four characters.
+    #[must_use]
+    pub(super) fn short(&self, id: RunId) -> String {
+        let text = id.to_string();
+        let before = self.runs.range(..id).next_back();
+        let after = self.runs.range(id..).find(|(other, _)| **other != id);
+        let shared = before
+            .into_iter()
+            .chain(after)
+            .map(|(other, _)| {
+                text.bytes()
+                    .zip(other.to_string().bytes())
+                    .take_while(|(a, b)| a == b)
+                    .count()
+            })
+            .max()
+            .unwrap_or(0);
+        id.prefix((shared + 1).max(SHORT_LEN))
+    }
+
+    /// Runs, newest first, before `cursor` (see [`cursor`]); and whether there
+    /// are more.
+    #[must_use]
+    pub(super) fn page(
+        &self,
+        before: Option<(Timestamp, RunId)>,
+        limit: usize,
+    ) -> (Vec<RunBrief>, bool) {
+        let range = match before {
+            Some(place) => self.by_age.range(..place),
+            None => self.by_age.range(..),
+        };
+        let mut newest = range.rev();
+        let page: Vec<RunBrief> = newest
+            .by_ref()
+            .take(limit)
+            .filter_map(|(_, id)| self.get(*id))
+            .collect();
+        let more = newest.next().is_some();
+        (page, more)
+    }
+
+    /// Ended runs, oldest first.
+    pub(super) fn ended(&self) -> impl Iterator<Item = (Timestamp, RunId)> + '_ {
+        self.by_age
+            .iter()
+            .filter(|(_, id)| {
+                self.runs
+                    .get(id)
+                    .is_some_and(|known| known.brief.state.is_final())
+            })
+            .copied()
+    }
+
+    /// How many runs have not ended.
+    #[must_use]
+    pub(super) fn open(&self) -> usize {
+        self.runs
+            .values()
+            .filter(|known| !known.brief.state.is_final())
+            .count()
+    }
+}
+
+/// The place of a run in the list, as text for `cursor=`.
+#[must_use]
+pub fn cursor(brief: &RunBrief) -> String {
+    format!("{}.{}", brief.created.as_nanosecond(), brief.id)
+}
+
+/// Reads a [`cursor`].
+#[must_use]
+pub fn parse_cursor(text: &str) -> Option<(Timestamp, RunId)> {
+    let (at, id) = text.split_once('.')?;
+    Some((
+        Timestamp::from_nanosecond(at.parse().ok()?).ok()?,
+        id.parse().ok()?,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_protocol::envelope::Door;
+    use muster_protocol::run::{RunPhase, Summary};
+
+    fn known(id: RunId, second: i64) -> Known {
+        let brief = RunBrief {
+            id,
+            short: String::new(),
+            principal: "ana".parse().expect("valid"),
+            door: Door::Cli,
+            title: "true".into(),
+            scenario: "command".parse().expect("valid"),
+            predicate: "*".into(),
+            state: RunPhase::Succeeded,
+            nodes: 1,
+            summary: Summary::new(),
+            created: Timestamp::from_second(second).expect("valid"),
+            finished: None,
+            retry_of: None,
+        };
+        Known { brief, first: 1 }
+    }
+
+    fn id(text: &str) -> RunId {
+        format!("{text:0<26}").parse().expect("an id")
+    }
+
+    #[test]
+    fn a_prefix_stands_for_one_run_or_says_for_which() {
+        let mut index = Index::default();
+        for (n, text) in ["7f3kab", "7f3kac", "2m9q"].iter().enumerate() {
+            index.insert(known(id(text), n as i64));
+        }
+        assert_eq!(index.lookup("2m9q"), Ok(id("2m9q")));
+        assert_eq!(index.lookup("2M9Q"), Ok(id("2m9q")));
+        assert_eq!(index.lookup("7f3kac"), Ok(id("7f3kac")));
+        assert_eq!(index.lookup(&id("7f3kac").to_string()), Ok(id("7f3kac")));
+        assert_eq!(index.short(id("7f3kab")), "7f3kab");
+        assert_eq!(index.short(id("2m9q")), "2m9q");
+        insta::assert_snapshot!(
+            ["7f3k", "7f3", "zzzz", "7f3!", "é7f3", "", &"7".repeat(40)]
+                .map(|text| index.lookup(text).expect_err(text).to_string())
+                .join("\n"),
+            @r"
+        `7f3k` stands for 2 runs: 7f3kab, 7f3kac
+        `7f3` is not a run: an id has letters and digits, at least four of them
+        there is no run zzzz
+        `7f3!` is not a run: an id has letters and digits, at least four of them
+        `é7f3` is not a run: an id has letters and digits, at least four of them
+        `` is not a run: an id has letters and digits, at least four of them
+        `7777777777777777777777777777777777777777` is not a run: an id has letters and digits, at least four of them
+        "
+        );
+    }
+
+    #[test]
+    fn pages_go_from_the_newest_to_the_oldest_without_a_gap() {
+        let mut index = Index::default();
+        for n in 0..25 {
+            // Some at the same moment.
+            index.insert(known(RunId::random(), n / 3));
+        }
+        let mut seen = Vec::new();
+        let mut place = None;
+        loop {
+            let (page, more) = index.page(place, 10);
+            place = page.last().and_then(|brief| parse_cursor(&cursor(brief)));
+            seen.extend(page.into_iter().map(|brief| brief.id));
+            if !more {
+                break;
+            }
+        }
+        assert_eq!(seen.len(), 25);
+        assert_eq!(seen.iter().collect::<BTreeSet<_>>().len(), 25);
+        assert_eq!(parse_cursor("x"), None);
+        assert_eq!(parse_cursor("1.zz"), None);
+    }
+}

@@ -1,0 +1,32 @@
+//! Runs: from the frozen set to one outcome for each node.
+//!
+//! The journal in JetStream is the truth. [`Engine`] is the handle; each open
+//! run has a task of its own that owns its state and is the only one to write
+//! its journal. Whatever the task does next follows from
+//! [`muster_protocol::run::RunState::next`], so that a broker that starts
+//! again goes on where the last one stopped.
+
+mod engine;
+pub mod frames;
+mod index;
+mod journal;
+mod outcome;
+mod recovery;
+mod request;
+mod schedule;
+mod send;
+mod task;
+mod view;
+mod watch;
+
+pub use self::engine::{CreateError, Engine, EngineError, Settings};
+pub use self::index::{LookupError, cursor, parse_cursor};
+pub use self::journal::{JournalError, ReadError, STREAM};
+pub use self::request::{
+    Checked, DELIVER_WITHIN, FrozenRun, OUTPUT_BYTES, RequestError, TIMEOUT, check, options, retry,
+};
+pub(crate) use self::schedule::Message;
+pub use self::watch::{Seen, Watch, WatchError};
+
+#[cfg(test)]
+mod tests;

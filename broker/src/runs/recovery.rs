@@ -1,0 +1,290 @@
+//! From journals to open runs when this broker becomes active, and keeping
+//! the stream within its limits while it is.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use muster_protocol::ids::RunId;
+use muster_protocol::subject;
+use muster_protocol::units::Timestamp;
+use tokio::time::{interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::engine::{Active, Engine, lock};
+use super::index::{Known, brief};
+use super::journal::{Folded, STREAM, ensure, fold, follow, parse};
+use crate::store::read::read_from;
+use crate::store::stream::{StreamError, purge_subject};
+
+/// How often the lease is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// Pause after a failure.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How often the stream's size is looked at.
+const TIDY_EVERY: Duration = Duration::from_secs(30);
+/// Above so many hundredths of the stream's limit the oldest ended runs go …
+const TOO_FULL: u64 = 80;
+/// … until it is below so many.
+const FULL_ENOUGH: u64 = 70;
+/// Ended runs that go in one look.
+const GO_AT_ONCE: usize = 200;
+
+impl Engine {
+    /// Serves runs whenever this broker is the active one, until it is
+    /// cancelled: reads the journals, takes up what is open, and lets go when
+    /// the lease ends.
+    pub async fn supervise(self, cancel: CancellationToken) {
+        loop {
+            let epoch = tokio::select! {
+                () = cancel.cancelled() => break,
+                epoch = self.lease_gained() => epoch,
+            };
+            let term = cancel.child_token();
+            let served = async {
+                self.serve(epoch, &term).await;
+                self.lease_lost(epoch).await;
+            };
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = served => tracing::warn!(epoch, "this broker is not the active one any more"),
+            }
+            term.cancel();
+            self.let_go();
+        }
+        self.let_go();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    fn let_go(&self) {
+        self.0.ready.send_replace(false);
+        if let Some(active) = lock(&self.0.active).take() {
+            active.cancel.cancel();
+        }
+        self.0.forget_all();
+    }
+
+    async fn lease_gained(&self) -> u64 {
+        loop {
+            if let Some(epoch) = self.0.bus.lease().epoch() {
+                return epoch;
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    async fn lease_lost(&self, epoch: u64) {
+        while self.0.bus.lease().epoch() == Some(epoch) {
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Reads the journals, again and again until it works, then begins.
+    async fn serve(&self, epoch: u64, term: &CancellationToken) {
+        while self.0.bus.lease().epoch() == Some(epoch) {
+            match self.recover(epoch, term).await {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::error!(%error, "cannot read the journals of runs; trying again");
+                    self.0.forget_all();
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn recover(&self, epoch: u64, term: &CancellationToken) -> Result<(), StreamError> {
+        let shared = &self.0;
+        let limit = ensure(
+            &shared.js,
+            shared.settings.max_bytes,
+            shared.settings.max_age,
+        )
+        .await?;
+        shared.limit.store(limit, Ordering::Relaxed);
+        let mut runs: HashMap<RunId, Option<Folded>> = HashMap::new();
+        let mut messages = read_from(&shared.js, STREAM, subject::JOURNAL_ALL, 1).await?;
+        let mut damaged = 0;
+        while let Some(message) = messages.try_next().await? {
+            let Some(run) = run_of(&message.subject) else {
+                continue;
+            };
+            // A journal whose head is not there any more is not looked at: it
+            // has reached its age.
+            let folded = match runs.entry(run) {
+                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::hash_map::Entry::Vacant(entry) => entry.insert(None),
+            };
+            let known = lock(&shared.index).first(run).is_some();
+            if folded.is_none() && known {
+                // It has ended; late answers change nothing that is kept.
+                continue;
+            }
+            let event = match parse(run, message.sequence, &message.payload) {
+                Ok(event) => event,
+                Err(error) => {
+                    damaged += 1;
+                    tracing::error!(%error, "a run is left out");
+                    *folded = None;
+                    continue;
+                }
+            };
+            if let Err(error) = follow(folded, &event, message.sequence) {
+                tracing::debug!(%run, sequence = message.sequence, %error, "an event is left out");
+                continue;
+            }
+            let ended = folded
+                .as_ref()
+                .filter(|folded| folded.state.phase.is_final());
+            if let Some(ended) = ended {
+                lock(&shared.index).insert(Known {
+                    brief: brief(&ended.state),
+                    first: ended.first,
+                });
+                *folded = None;
+            }
+        }
+        let open: Vec<Folded> = runs.into_values().flatten().collect();
+        for folded in &open {
+            lock(&shared.index).insert(Known {
+                brief: brief(&folded.state),
+                first: folded.first,
+            });
+        }
+        if damaged > 0 {
+            let text =
+                format!("{damaged} events of runs cannot be read; was a newer muster here before?");
+            shared
+                .events
+                .emit("alarm.journal-damaged", "runs", text)
+                .await;
+        }
+        *lock(&shared.active) = Some(Active {
+            epoch,
+            cancel: term.clone(),
+        });
+        tracing::info!(
+            epoch,
+            runs = lock(&shared.index).len(),
+            open = open.len(),
+            "journals read"
+        );
+        for folded in open {
+            self.open(folded, Vec::new());
+        }
+        shared.ready.send_replace(true);
+        let (engine, term) = (self.clone(), term.clone());
+        shared.tasks.spawn(async move {
+            tokio::select! {
+                () = term.cancelled() => {}
+                () = engine.keep_tidy() => {}
+            }
+        });
+        Ok(())
+    }
+
+    /// Reads a run's journal again and goes on with it, when somebody else
+    /// wrote it although this broker is the active one.
+    pub(super) async fn take_up(&self, run: RunId, first: u64) {
+        loop {
+            if self.0.active().is_none() || lock(&self.0.open).contains_key(&run) {
+                return;
+            }
+            match fold(&self.0.js, run, first).await {
+                Ok(folded) => {
+                    lock(&self.0.index).update(&folded.state);
+                    if !folded.state.phase.is_final() {
+                        tracing::warn!(%run, "taking a run up again");
+                        self.open(folded, Vec::new());
+                    }
+                    return;
+                }
+                Err(error) => tracing::error!(%run, %error, "cannot read a run's journal again"),
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn keep_tidy(&self) {
+        let mut tick = interval(TIDY_EVERY);
+        loop {
+            tick.tick().await;
+            if let Err(error) = self.tidy().await {
+                tracing::warn!(%error, "cannot look after the stream of runs");
+            }
+        }
+    }
+
+    /// Forgets runs that have reached their age, and removes the oldest ended
+    /// ones when the stream gets full. An open run is never touched.
+    async fn tidy(&self) -> Result<(), StreamError> {
+        let shared = Arc::clone(&self.0);
+        let limit = shared.limit.load(Ordering::Relaxed);
+        let oldest = Timestamp::now()
+            .checked_sub(shared.settings.max_age)
+            .unwrap_or(Timestamp::MIN);
+        let old: Vec<RunId> = lock(&shared.index)
+            .ended()
+            .take_while(|(created, _)| *created < oldest)
+            .map(|(_, id)| id)
+            .collect();
+        for id in old {
+            lock(&shared.index).remove(id);
+        }
+        let mut size = self.size().await?;
+        if size * 100 < limit * TOO_FULL {
+            return Ok(());
+        }
+        let candidates: Vec<RunId> = lock(&shared.index)
+            .ended()
+            .take(GO_AT_ONCE)
+            .map(|(_, id)| id)
+            .collect();
+        let mut gone = 0;
+        for id in candidates {
+            if size * 100 < limit * FULL_ENOUGH {
+                break;
+            }
+            lock(&shared.index).remove(id);
+            purge_subject(&shared.js, STREAM, &subject::run_all(id)).await?;
+            gone += 1;
+            size = self.size().await?;
+        }
+        tracing::warn!(
+            gone,
+            size,
+            limit,
+            "the stream of runs was too full; the oldest runs are gone"
+        );
+        Ok(())
+    }
+
+    /// Bytes in the stream.
+    async fn size(&self) -> Result<u64, StreamError> {
+        let no_answer = |reason: String| StreamError::NoAnswer {
+            what: format!("stream `{STREAM}`"),
+            reason,
+        };
+        let stream = self
+            .0
+            .js
+            .get_stream(STREAM)
+            .await
+            .map_err(|e| no_answer(e.to_string()))?;
+        let size = stream.cached_info().state.bytes;
+        self.0.stored.store(size, Ordering::Relaxed);
+        Ok(size)
+    }
+}
+
+/// The run whose journal has this subject.
+fn run_of(subject: &str) -> Option<RunId> {
+    subject
+        .strip_prefix("m1.run.")?
+        .strip_suffix(".j")?
+        .parse()
+        .ok()
+}

@@ -1,0 +1,277 @@
+//! From what somebody asks for to a frozen run: pure.
+
+use std::time::Duration;
+
+use muster_protocol::api::RunRequest;
+use muster_protocol::envelope::{Door, MAX_PAYLOAD, Mode};
+use muster_protocol::ids::RunId;
+use muster_protocol::names::PrincipalName;
+use muster_protocol::nodeset::NodeSet;
+use muster_protocol::problem::{Kind, Problem};
+use muster_protocol::run::{RunOptions, RunSpec, RunState, Target};
+use muster_protocol::units::{Amount, Span, Timestamp};
+use muster_scenarios::command::{self, Command, CommandError};
+
+use crate::resolve::{Options, Resolved};
+
+/// Execution time on a node when nothing is said.
+pub const TIMEOUT: Span = Span::from_secs(300);
+/// Time to acknowledge when nothing is said.
+pub const DELIVER_WITHIN: Span = Span::from_secs(15);
+/// Output kept per node when nothing is said, in bytes.
+pub const OUTPUT_BYTES: u64 = 1 << 20;
+/// Longest execution time and delivery time that can be asked for.
+const LONGEST: Duration = Duration::from_secs(7 * 86_400);
+/// Most output kept per node, in bytes.
+const MOST_OUTPUT: u64 = 64 << 20;
+/// Room in a message for everything but the parameters: set, predicate, names.
+const ENVELOPE_ROOM: usize = 128 * 1024;
+
+/// A run with everything that is fixed about it, its nodes included: what a
+/// policy judges, a person confirms, the journal holds and the nodes are sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FrozenRun {
+    /// What runs.
+    pub spec: RunSpec,
+    /// On which nodes, in the order in which they are taken.
+    pub targets: Vec<Target>,
+}
+
+impl FrozenRun {
+    /// The frozen set.
+    #[must_use]
+    pub fn set(&self) -> NodeSet {
+        self.targets.iter().map(|target| target.serial).collect()
+    }
+}
+
+/// Why a request for a run is refused before any node is looked at.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum RequestError {
+    /// A scenario that does not exist.
+    #[error("there is no scenario `{0}`")]
+    NoScenario(String),
+    /// Its parameters.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// Parameters that do not fit into a message.
+    #[error("the parameters have {bytes} bytes as JSON; at most {most} can be sent to nodes")]
+    TooLarge {
+        /// Their size.
+        bytes: usize,
+        /// The limit.
+        most: usize,
+    },
+    /// A batch of no nodes.
+    #[error("a batch of {0} holds no node")]
+    EmptyBatch(Amount),
+    /// A time that is zero or too long.
+    #[error("{what} of {span} is not possible; it takes more than nothing and at most 7d")]
+    Time {
+        /// Which.
+        what: &'static str,
+        /// What was asked for.
+        span: Span,
+    },
+    /// More output than is ever kept.
+    #[error("{bytes} bytes of output per node are too many; at most {MOST_OUTPUT} are kept")]
+    Output {
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// Commands cannot say what they would do.
+    #[error("a command cannot be checked without running it")]
+    CheckMode,
+}
+
+impl RequestError {
+    /// As it is shown at the edge.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        let title = format!("{self}; nothing was run");
+        match self {
+            Self::NoScenario(_) => {
+                Problem::new(Kind::NotFound, title).hint("the built-in scenario is `command`")
+            }
+            Self::TooLarge { .. } => {
+                Problem::new(Kind::TooLarge, title).hint("put large data in a file on the nodes")
+            }
+            Self::CheckMode => Problem::new(Kind::InvalidRequest, title)
+                .hint("leave `mode` out; only scenarios made of resources have a check mode"),
+            _ => Problem::new(Kind::InvalidRequest, title),
+        }
+    }
+}
+
+/// How the request wants its predicate resolved.
+#[must_use]
+pub fn options(request: &RunRequest) -> Options {
+    Options {
+        limit: request.limit,
+        include_infrastructure: request.include_infrastructure,
+        allow_unknown: request.allow_unknown,
+    }
+}
+
+/// Checks everything about a request but its predicate.
+///
+/// # Errors
+/// [`RequestError`].
+pub fn check(request: &RunRequest) -> Result<Checked, RequestError> {
+    if request.scenario.as_str() != command::NAME {
+        return Err(RequestError::NoScenario(request.scenario.to_string()));
+    }
+    let command = Command::from_params(&request.params)?;
+    if request.mode == Mode::Check {
+        return Err(RequestError::CheckMode);
+    }
+    let bytes = request.params.to_string().len();
+    let most = MAX_PAYLOAD - ENVELOPE_ROOM;
+    if bytes > most {
+        return Err(RequestError::TooLarge { bytes, most });
+    }
+    if let Some(batch) = request.batch.filter(|batch| batch.is_zero()) {
+        return Err(RequestError::EmptyBatch(batch));
+    }
+    let time = |what, span: Option<Span>, usual: Span| {
+        let span = span.unwrap_or(usual);
+        let fits = !span.get().is_zero() && span.get() <= LONGEST;
+        if fits {
+            Ok(span)
+        } else {
+            Err(RequestError::Time { what, span })
+        }
+    };
+    let timeout = time("a timeout", request.timeout, TIMEOUT)?;
+    let deliver_within = time("a delivery time", request.deliver_within, DELIVER_WITHIN)?;
+    let output_bytes = request.output_bytes.unwrap_or(OUTPUT_BYTES);
+    if output_bytes > MOST_OUTPUT {
+        return Err(RequestError::Output {
+            bytes: output_bytes,
+        });
+    }
+    Ok(Checked {
+        title: command.title(),
+        options: RunOptions {
+            timeout,
+            deliver_within,
+            batch: request.batch,
+            max_failures: request.max_failures,
+            wait_down: request.wait_down,
+            output_bytes,
+        },
+    })
+}
+
+/// A request that only lacks its nodes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checked {
+    title: String,
+    options: RunOptions,
+}
+
+impl Checked {
+    /// The run, frozen.
+    #[must_use]
+    pub fn freeze(
+        self,
+        request: &RunRequest,
+        resolved: &Resolved,
+        id: RunId,
+        (principal, door): (&PrincipalName, Door),
+        now: Timestamp,
+    ) -> FrozenRun {
+        let targets = resolved.targets();
+        let spec = RunSpec {
+            id,
+            principal: principal.clone(),
+            door,
+            scenario: request.scenario.clone(),
+            bundle: command::bundle(),
+            function: command::FUNCTION.parse().expect("a constant name"),
+            params: request.params.clone(),
+            mode: request.mode,
+            title: self.title,
+            predicate: resolved.predicate.text().to_owned(),
+            targets: u32::try_from(targets.len()).unwrap_or(u32::MAX),
+            options: self.options,
+            retry_of: None,
+            created: now,
+        };
+        FrozenRun { spec, targets }
+    }
+}
+
+/// The retry of a run on some of its nodes: a run of its own with the same
+/// call and options. `targets` are in the order of the old run.
+#[must_use]
+pub fn retry(
+    old: &RunState,
+    targets: Vec<Target>,
+    (principal, door): (&PrincipalName, Door),
+    now: Timestamp,
+) -> FrozenRun {
+    let spec = RunSpec {
+        id: RunId::random(),
+        principal: principal.clone(),
+        door,
+        targets: u32::try_from(targets.len()).unwrap_or(u32::MAX),
+        retry_of: Some(old.spec.id),
+        created: now,
+        ..old.spec.clone()
+    };
+    FrozenRun { spec, targets }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn request(more: serde_json::Value) -> RunRequest {
+        let mut json = json!({"predicate": "*", "params": {"argv": ["nginx", "-v"]}});
+        json.as_object_mut()
+            .expect("object")
+            .extend(more.as_object().expect("object").clone());
+        serde_json::from_value(json).expect("a request")
+    }
+
+    #[test]
+    fn what_is_not_said_has_the_documented_values() {
+        let checked = check(&request(json!({}))).expect("fine");
+        assert_eq!(checked.title, "nginx -v");
+        let o = checked.options;
+        assert_eq!(
+            (o.timeout, o.deliver_within, o.output_bytes),
+            (TIMEOUT, DELIVER_WITHIN, 1 << 20)
+        );
+    }
+
+    #[test]
+    fn a_request_that_makes_no_sense_is_refused_with_what_and_why() {
+        let refused = |more| check(&request(more)).expect_err("refused").problem().title;
+        insta::assert_snapshot!(
+            [
+                refused(json!({"scenario": "web-upgrade"})),
+                refused(json!({"params": {"argv": []}})),
+                refused(json!({"batch": "0"})),
+                refused(json!({"timeout": "0s"})),
+                refused(json!({"deliver_within": "8d"})),
+                refused(json!({"output_bytes": 1_u64 << 40})),
+                refused(json!({"mode": "check"})),
+                refused(json!({"params": {"argv": ["\u{1}".repeat(131_000), "\u{1}".repeat(131_000)]}})),
+            ]
+            .join("\n"),
+            @r"
+        there is no scenario `web-upgrade`; nothing was run
+        there is no command to run; write it after `--`; nothing was run
+        a batch of 0 holds no node; nothing was run
+        a timeout of 0s is not possible; it takes more than nothing and at most 7d; nothing was run
+        a delivery time of 8d is not possible; it takes more than nothing and at most 7d; nothing was run
+        1099511627776 bytes of output per node are too many; at most 67108864 are kept; nothing was run
+        a command cannot be checked without running it; nothing was run
+        the parameters have 1572016 bytes as JSON; at most 917504 can be sent to nodes; nothing was run
+        "
+        );
+    }
+}

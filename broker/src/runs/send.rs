@@ -1,0 +1,129 @@
+//! How a run's messages get to its nodes.
+
+use std::time::Duration;
+
+use muster_protocol::envelope::{Ask, Call, Limits};
+use muster_protocol::ids::{RequestId, Serial};
+use muster_protocol::nodeset::NodeSet;
+use muster_protocol::run::{RunSpec, Target};
+
+use super::engine::Shared;
+use super::schedule::{Message, Sent};
+use crate::bus::{Order, SendError};
+use crate::presence::Reach;
+use crate::routing::{Route, route};
+
+/// Repeats to more nodes go by group again, those to fewer to each alone: then
+/// the server says who does not hear.
+const MANY: usize = 256;
+
+/// To whom something is sent, and in which way.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Split {
+    /// Their groups reach them.
+    pub(super) groups: Vec<Serial>,
+    /// Each on its own subject.
+    pub(super) alone: Vec<Serial>,
+}
+
+fn order(spec: &RunSpec, message: Message, nodes: &[Serial], start_within: Duration) -> Order {
+    let ask = match message {
+        Message::Call => Ask::Call(Call {
+            scenario: spec.scenario.clone(),
+            bundle: spec.bundle,
+            function: spec.function.clone(),
+            params: spec.params.clone(),
+            mode: spec.mode,
+            limits: Limits {
+                timeout: spec.options.timeout,
+                output_bytes: spec.options.output_bytes,
+            },
+        }),
+        Message::Cancel => Ask::Cancel,
+    };
+    Order {
+        id: RequestId {
+            run: spec.id,
+            step: 0,
+        },
+        set: nodes.iter().copied().collect(),
+        predicate: spec.predicate.clone(),
+        principal: spec.principal.clone(),
+        door: spec.door,
+        start_within,
+        ask,
+    }
+}
+
+impl Shared {
+    /// Whether the call of a run fits into one message, with all its nodes.
+    pub(super) fn fits(&self, spec: &RunSpec, targets: &[Target]) -> Result<(), SendError> {
+        let nodes: Vec<Serial> = targets.iter().map(|target| target.serial).collect();
+        match self
+            .bus
+            .sign(&order(spec, Message::Call, &nodes, Duration::ZERO))
+        {
+            Err(error @ SendError::TooLarge { .. }) => Err(error),
+            // The other reasons are for whoever really sends.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// How repeats to these nodes are sent.
+    pub(super) fn split_repeat(&self, nodes: &[Serial]) -> Split {
+        let mut split = Split::default();
+        if nodes.len() <= MANY {
+            split.alone = nodes.to_vec();
+            return split;
+        }
+        for (serial, reach) in nodes.iter().zip(self.presence.reach(nodes)) {
+            match reach {
+                Reach::Groups => split.groups.push(*serial),
+                Reach::Alone | Reach::Down(_) | Reach::Barred(_) => split.alone.push(*serial),
+            }
+        }
+        split
+    }
+
+    /// Signs and sends a message of a run. Says for each node how it went out;
+    /// those that are not said were not sent to.
+    pub(super) async fn send(
+        &self,
+        spec: &RunSpec,
+        message: Message,
+        split: &Split,
+        start_within: Duration,
+    ) -> Result<Vec<(Serial, Sent)>, SendError> {
+        let mut sent = Vec::with_capacity(split.groups.len() + split.alone.len());
+        if !split.groups.is_empty() {
+            let set: NodeSet = split.groups.iter().copied().collect();
+            let signed = self
+                .bus
+                .sign(&order(spec, message, &split.groups, start_within))?;
+            let snapshot = self.inventory.snapshot();
+            let fleet: Vec<_> = snapshot
+                .iter()
+                .map(|node| (node.serial, &node.assignment))
+                .collect();
+            let way = route(&set, &fleet);
+            self.bus.along(&way, &signed).await?;
+            let how = match way {
+                Route::Group(_) => Sent::ToGroup,
+                Route::Nodes(_) => Sent::ToNode,
+            };
+            sent.extend(split.groups.iter().map(|serial| (*serial, how)));
+        }
+        if !split.alone.is_empty() {
+            // Signed apart: a group must not carry it to those that are told
+            // to be reached alone.
+            let signed = self
+                .bus
+                .sign(&order(spec, message, &split.alone, start_within))?;
+            self.bus
+                .along(&Route::Nodes(split.alone.clone()), &signed)
+                .await?;
+            sent.extend(split.alone.iter().map(|serial| (*serial, Sent::ToNode)));
+        }
+        Ok(sent)
+    }
+}

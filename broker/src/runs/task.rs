@@ -1,0 +1,766 @@
+//! The task of one run: owns its state and is the only one to write its
+//! journal.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_nats::Subject;
+use bytes::Bytes;
+use futures_util::TryStreamExt as _;
+use muster_protocol::api::Frame;
+use muster_protocol::ids::{RunId, Serial};
+use muster_protocol::names::PrincipalName;
+use muster_protocol::run::{
+    Next, NodePhase, NodeResult, Outcome, RESULTS_PER_EVENT, RunEnd, RunEvent, RunPhase, RunState,
+};
+use muster_protocol::subject;
+use muster_protocol::units::{Timestamp, elapsed};
+use muster_protocol::wire::{OutcomeAnswer, OutcomeReport, OutputHead};
+use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::Instrument as _;
+
+use super::engine::{Engine, lock};
+use super::frames::StoredOutput;
+use super::journal::{Folded, Journal, JournalError, STREAM, output_head, output_message};
+use super::outcome::{Book, Taken, from_node, same};
+use super::schedule::{Delivery, GivenUp, Message, Moment};
+use super::send::Split;
+use crate::bus::SendError;
+use crate::presence::Reach;
+use crate::store::append::{Append, append, append_all};
+use crate::store::read::read_from;
+use crate::store::stream::StreamError;
+
+/// How long the task of an ended run waits for repeats of what it knows.
+const LINGER: Duration = Duration::from_secs(5);
+/// Messages taken in one go: their outcomes share an event.
+const TAKE: usize = RESULTS_PER_EVENT;
+/// Bytes of results in one event, far below the largest NATS message.
+const EVENT_BYTES: usize = 384 * 1024;
+/// An append that takes longer means that the broker was deaf as well.
+const SLOW: Duration = Duration::from_secs(1);
+/// Different answers of one node after its outcome that are kept.
+const MOST_LATE: usize = 4;
+/// How often the connection is looked at while it is gone.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The state after a cancel; an error when the run had ended before.
+type Cancelled = Result<Arc<RunState>, Arc<RunState>>;
+
+/// What the task of a run is told.
+pub(super) enum ToRun {
+    /// A node runs its part.
+    Accepted(Serial),
+    /// A node sends output.
+    Output {
+        node: Serial,
+        head: OutputHead,
+        data: Bytes,
+        room: OwnedSemaphorePermit,
+    },
+    /// A node says how its part ended.
+    Outcome {
+        node: Serial,
+        report: Box<OutcomeReport>,
+        reply: Option<Subject>,
+        room: OwnedSemaphorePermit,
+    },
+    /// Nobody heard what was sent to a node alone.
+    Unheard(Serial, Message),
+    /// A node takes part (again).
+    Returned(Serial),
+    /// Somebody wants the state.
+    State(oneshot::Sender<Arc<RunState>>),
+    /// Somebody wants the end; the state comes back, as an error when it has
+    /// ended already.
+    Cancel {
+        by: PrincipalName,
+        tell: oneshot::Sender<Cancelled>,
+    },
+}
+
+/// See the module.
+pub(super) struct Task {
+    engine: Engine,
+    run: RunId,
+    state: RunState,
+    journal: Journal,
+    delivery: Delivery,
+    books: BTreeMap<Serial, Book>,
+    live: broadcast::Sender<Frame>,
+    number: u64,
+    first: u64,
+    began: Instant,
+    began_at: Timestamp,
+}
+
+/// What came out of a handful of messages, to be stored together.
+#[derive(Default)]
+struct Batch {
+    output: Vec<(Serial, usize, Append)>,
+    /// Outcomes of nodes that had none, and whom to tell.
+    results: Vec<(NodeResult, Option<Subject>)>,
+    /// Nodes in `results`.
+    settled: HashSet<Serial>,
+    /// Answers after the outcome.
+    late: Vec<(NodeResult, Option<Subject>)>,
+    /// Repeats of what is being stored.
+    repeats: Vec<(Serial, Option<Subject>)>,
+    cancels: Vec<(PrincipalName, oneshot::Sender<Cancelled>)>,
+    rooms: Vec<OwnedSemaphorePermit>,
+}
+
+impl Task {
+    pub(super) fn new(
+        engine: Engine,
+        folded: Folded,
+        epoch: u64,
+        live: broadcast::Sender<Frame>,
+        number: u64,
+    ) -> Self {
+        let run = folded.state.spec.id;
+        let shared = &engine.0;
+        let lease = shared.bus.lease().clone();
+        let journal = Journal::new(shared.js.clone(), lease, epoch, run, folded.last);
+        let options = &folded.state.spec.options;
+        let delivery = Delivery::new(options.deliver_within.get(), options.timeout.get());
+        Self {
+            run,
+            journal,
+            delivery,
+            books: BTreeMap::new(),
+            live,
+            number,
+            first: folded.first,
+            state: folded.state,
+            began: Instant::now(),
+            began_at: Timestamp::now(),
+            engine,
+        }
+    }
+
+    /// Works until the run has ended and nobody asks any more.
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<ToRun>) {
+        let span = tracing::info_span!("run", run = %self.run);
+        async {
+            let worked = self.work(&mut inbox).await;
+            let shared = Arc::clone(&self.engine.0);
+            if self.state.phase.is_final() {
+                shared.remember(&Arc::new(self.state.clone()));
+            }
+            shared.close(self.run, self.number);
+            match worked {
+                Ok(()) => {}
+                Err(JournalError::NotActive) => tracing::warn!("no longer the writer of this run"),
+                Err(error) => self.failed(&error).await,
+            }
+        }
+        .instrument(span)
+        .await;
+    }
+
+    /// The journal could not be written for a reason that time does not heal.
+    async fn failed(&self, error: &JournalError) {
+        tracing::error!(%error, "stopped writing a run's journal");
+        let shared = Arc::clone(&self.engine.0);
+        let short = lock(&shared.index).short(self.run);
+        shared
+            .events
+            .emit("alarm.journal-conflict", &short, error.to_string())
+            .await;
+        // Whoever wrote it holds no lease, or we do not: in the first case
+        // what it wrote counts, and this broker goes on from there.
+        let (engine, run, first) = (self.engine.clone(), self.run, self.first);
+        shared.tasks.spawn(async move {
+            sleep(Duration::from_secs(2)).await;
+            engine.take_up(run, first).await;
+        });
+    }
+
+    async fn work(&mut self, inbox: &mut mpsc::Receiver<ToRun>) -> Result<(), JournalError> {
+        self.begin().await?;
+        let mut messages = Vec::new();
+        loop {
+            let deaf = self.while_deaf(inbox, &mut messages).await;
+            if !deaf.is_zero() {
+                self.delivery.was_deaf(deaf);
+            }
+            if !messages.is_empty() {
+                self.take(&mut messages).await?;
+            }
+            self.drive().await?;
+            let wake = match self.act().await? {
+                Acted::Settled => continue,
+                Acted::Nothing { wake } => wake,
+            };
+            let ended = self.state.phase.is_final();
+            let until = if ended {
+                Instant::now() + LINGER
+            } else {
+                let pause = wake.map_or(LINGER, |wake| wake.after(self.now()));
+                Instant::now() + pause.min(LINGER)
+            };
+            tokio::select! {
+                got = inbox.recv_many(&mut messages, TAKE) => if got == 0 {
+                    return Ok(());
+                },
+                () = sleep_until(until) => if ended {
+                    return Ok(());
+                },
+            }
+            if !messages.is_empty() {
+                self.take(&mut messages).await?;
+            }
+        }
+    }
+
+    fn now(&self) -> Moment {
+        Moment(0).plus(self.began.elapsed())
+    }
+
+    /// Where the journal leaves off.
+    async fn begin(&mut self) -> Result<(), JournalError> {
+        if self.state.phase == RunPhase::Preparing {
+            return self.abandon().await;
+        }
+        let now = self.now();
+        let sent: Vec<(Serial, Timestamp)> = self
+            .state
+            .open()
+            .filter_map(|(serial, node)| match node.phase {
+                NodePhase::Sent { at } => Some((serial, at)),
+                NodePhase::Waiting | NodePhase::Done(_) => None,
+            })
+            .collect();
+        if sent.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(
+            nodes = sent.len(),
+            "taking up a run where the journal leaves off"
+        );
+        for (serial, at) in sent {
+            self.delivery
+                .resume(serial, now.minus(elapsed(at, self.began_at)), now);
+        }
+        if self.state.phase == RunPhase::Cancelling {
+            self.delivery.cancel(now);
+        }
+        if let Err(error) = self.read_output().await {
+            // What came is then taken for missing and asked for again.
+            tracing::warn!(%error, "cannot read which output has come");
+        }
+        Ok(())
+    }
+
+    /// Which output of open nodes is stored.
+    async fn read_output(&mut self) -> Result<(), StreamError> {
+        let js = self.engine.0.js.clone();
+        let limit = self.state.spec.options.output_bytes;
+        let mut stored = read_from(&js, STREAM, &subject::output(self.run), self.first).await?;
+        while let Some(message) = stored.try_next().await? {
+            if let Some(head) = output_head(&message.headers)
+                && self.is_sent(head.serial)
+            {
+                let book = self.books.entry(head.serial).or_default();
+                let _ = book.take(head.chunk, message.payload.len(), limit);
+            }
+        }
+        Ok(())
+    }
+
+    /// A run whose set was never written down whole: nothing was sent.
+    async fn abandon(&mut self) -> Result<(), JournalError> {
+        tracing::warn!("ending a run whose nodes were never written down whole; nothing was sent");
+        let reason = "not started: the broker stopped while the run was written down";
+        let results = self
+            .state
+            .open()
+            .map(|(serial, _)| NodeResult::new(serial, Outcome::Skipped, reason))
+            .collect();
+        self.store_results(results).await?;
+        self.finish(RunEnd::Failed).await
+    }
+
+    fn is_sent(&self, serial: Serial) -> bool {
+        self.state
+            .nodes
+            .get(&serial)
+            .is_some_and(|n| matches!(n.phase, NodePhase::Sent { .. }))
+    }
+
+    async fn store(&mut self, event: RunEvent) -> Result<(), JournalError> {
+        let asked = Instant::now();
+        self.journal.append_surely(&event).await?;
+        let took = asked.elapsed();
+        if took > SLOW {
+            self.delivery.was_deaf(took);
+        }
+        if let Err(error) = self.state.apply(&event) {
+            // The event was made from this state: a defect. The journal
+            // refuses it in every fold, so nothing is lost but time.
+            tracing::error!(%error, ?event, "an event does not follow on the state it was made from");
+        }
+        lock(&self.engine.0.index).update(&self.state);
+        Ok(())
+    }
+
+    /// Stores outcomes, in events of bounded size.
+    async fn store_results(&mut self, results: Vec<NodeResult>) -> Result<(), JournalError> {
+        for results in pages(results) {
+            let serials: Vec<Serial> = results.iter().map(|r| r.serial).collect();
+            self.store(RunEvent::Outcomes {
+                results,
+                at: Timestamp::now(),
+            })
+            .await?;
+            for serial in serials {
+                self.delivery.settled(serial);
+                self.books.remove(&serial);
+            }
+        }
+        Ok(())
+    }
+
+    async fn finish(&mut self, end: RunEnd) -> Result<(), JournalError> {
+        self.store(RunEvent::Finished {
+            end,
+            at: Timestamp::now(),
+        })
+        .await?;
+        tracing::info!(state = self.state.phase.as_str(), summary = ?self.state.summary(), "run ended");
+        Ok(())
+    }
+
+    /// Does what the state asks for, until it asks to wait.
+    async fn drive(&mut self) -> Result<(), JournalError> {
+        loop {
+            match self.state.next() {
+                Next::Send { batch, nodes } => self.send_batch(batch, nodes).await?,
+                Next::Skip {
+                    nodes,
+                    outcome,
+                    reason,
+                } => {
+                    let result = |serial| NodeResult::new(serial, outcome, reason.clone());
+                    self.store_results(nodes.into_iter().map(result).collect())
+                        .await?;
+                }
+                Next::Finish(end) => self.finish(end).await?,
+                Next::Wait | Next::Ended => return Ok(()),
+            }
+        }
+    }
+
+    /// Sends to a batch of nodes; those that are known not to hear get their
+    /// outcome instead, and the state is asked again.
+    async fn send_batch(&mut self, batch: u32, nodes: Vec<Serial>) -> Result<(), JournalError> {
+        let wait_down = self.state.spec.options.wait_down;
+        let mut split = Split::default();
+        let mut not_there = Vec::new();
+        for (serial, reach) in nodes.iter().zip(self.engine.0.presence.reach(&nodes)) {
+            match reach {
+                Reach::Groups => split.groups.push(*serial),
+                Reach::Alone => split.alone.push(*serial),
+                Reach::Down(_) if wait_down => split.alone.push(*serial),
+                Reach::Down(why) | Reach::Barred(why) => {
+                    not_there.push(NodeResult::new(*serial, Outcome::Unreachable, why));
+                }
+            }
+        }
+        if !not_there.is_empty() {
+            return self.store_results(not_there).await;
+        }
+        let intent = RunEvent::Intent {
+            batch,
+            nodes: nodes.iter().copied().collect(),
+            at: Timestamp::now(),
+        };
+        self.store(intent).await?;
+        self.delivery.begin(nodes.iter().copied(), self.now());
+        tracing::debug!(batch, nodes = nodes.len(), "sending");
+        self.send(Message::Call, &split).await
+    }
+
+    async fn send(&mut self, message: Message, split: &Split) -> Result<(), JournalError> {
+        let now = self.now();
+        let all = split.groups.iter().chain(&split.alone);
+        let start_within = match message {
+            Message::Call => all
+                .map(|s| self.delivery.start_within(*s, now))
+                .min()
+                .unwrap_or_default(),
+            Message::Cancel => self
+                .state
+                .spec
+                .options
+                .deliver_within
+                .get()
+                .max(Duration::from_secs(15)),
+        };
+        let shared = Arc::clone(&self.engine.0);
+        match shared
+            .send(&self.state.spec, message, split, start_within)
+            .await
+        {
+            Ok(sent) => {
+                for (serial, how) in sent {
+                    self.delivery.copied(serial, message, how, now);
+                }
+                Ok(())
+            }
+            Err(SendError::NotActive) => Err(JournalError::NotActive),
+            Err(error) => {
+                // Whether some of it went out is not known: as if it had.
+                tracing::error!(%error, "cannot send");
+                for serial in split.groups.iter().chain(&split.alone) {
+                    self.delivery
+                        .copied(*serial, message, super::schedule::Sent::ToGroup, now);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Repeats what is due, and gives up whom to wait for is over.
+    async fn act(&mut self) -> Result<Acted, JournalError> {
+        let due = self.delivery.schedule(self.now());
+        for (message, nodes) in [(Message::Call, &due.call), (Message::Cancel, &due.cancel)] {
+            if !nodes.is_empty() {
+                tracing::debug!(?message, nodes = nodes.len(), "sending again");
+                let split = self.engine.0.split_repeat(nodes);
+                self.send(message, &split).await?;
+            }
+        }
+        if due.given_up.is_empty() {
+            let wake = if due.call.is_empty() && due.cancel.is_empty() {
+                due.wake
+            } else {
+                self.delivery.schedule(self.now()).wake
+            };
+            return Ok(Acted::Nothing { wake });
+        }
+        let results = due
+            .given_up
+            .into_iter()
+            .map(|(serial, why)| self.given_up(serial, why))
+            .collect();
+        self.store_results(results).await?;
+        Ok(Acted::Settled)
+    }
+
+    fn given_up(&self, serial: Serial, why: GivenUp) -> NodeResult {
+        let options = &self.state.spec.options;
+        let seen = || match self.engine.0.presence.reach(&[serial]).pop() {
+            Some(Reach::Down(what) | Reach::Barred(what)) => format!("; {what}"),
+            _ => String::new(),
+        };
+        let (outcome, reason) = match why {
+            GivenUp::NobodyListened { .. } => (
+                Outcome::Unreachable,
+                format!(
+                    "it was not connected within {}{}",
+                    options.deliver_within,
+                    seen()
+                ),
+            ),
+            GivenUp::NotAcknowledged => (
+                Outcome::Unknown,
+                format!(
+                    "sent, and not acknowledged within {}{}",
+                    options.deliver_within,
+                    seen()
+                ),
+            ),
+            GivenUp::NoOutcome => (
+                Outcome::Unknown,
+                format!(
+                    "sent, and no outcome came after {}{}",
+                    options.timeout,
+                    seen()
+                ),
+            ),
+            GivenUp::CancelUnanswered => (
+                Outcome::Unknown,
+                format!("sent, and the cancel was not answered{}", seen()),
+            ),
+        };
+        NodeResult::new(serial, outcome, reason)
+    }
+
+    /// Takes what nodes and people have said, and stores it.
+    async fn take(&mut self, messages: &mut Vec<ToRun>) -> Result<(), JournalError> {
+        let mut batch = Batch::default();
+        for message in messages.drain(..) {
+            self.read(message, &mut batch).await;
+        }
+        self.store_output(std::mem::take(&mut batch.output)).await;
+        let mut results = Vec::with_capacity(batch.results.len());
+        let mut answers = batch.repeats;
+        for (mut result, reply) in batch.results {
+            if let Some(book) = self.books.get(&result.serial) {
+                book.conclude(&mut result);
+            }
+            answers.push((result.serial, reply));
+            results.push(result);
+        }
+        self.store_results(results).await?;
+        for (result, reply) in batch.late {
+            answers.push((result.serial, reply));
+            tracing::warn!(node = %result.serial, outcome = %result.outcome, "an answer after the outcome was settled");
+            self.store(RunEvent::Late {
+                result,
+                at: Timestamp::now(),
+            })
+            .await?;
+        }
+        for (serial, reply) in answers {
+            self.answer(serial, reply, OutcomeAnswer::Stored).await;
+        }
+        for (by, tell) in batch.cancels {
+            let answer = self.cancel(by).await?;
+            let _ = tell.send(answer);
+        }
+        Ok(())
+    }
+
+    async fn answer(&self, serial: Serial, reply: Option<Subject>, answer: OutcomeAnswer) {
+        if let Some(reply) = reply {
+            self.engine.0.bus.reply(serial, &reply, &answer).await;
+        }
+    }
+
+    async fn read(&mut self, message: ToRun, batch: &mut Batch) {
+        match message {
+            ToRun::Accepted(serial) => {
+                if self.delivery.accepted(serial, self.now())
+                    && let Some(node) = self.state.nodes.get(&serial)
+                {
+                    // Nobody may be watching.
+                    let _ = self.live.send(Frame::Accepted {
+                        run: self.run,
+                        node: node.name.clone(),
+                    });
+                }
+            }
+            ToRun::Output {
+                node,
+                head,
+                data,
+                room,
+            } => {
+                batch.rooms.push(room);
+                if self.is_sent(node) && !batch.settled.contains(&node) {
+                    let head = StoredOutput {
+                        serial: node,
+                        chunk: head.chunk,
+                        stream: head.stream,
+                    };
+                    self.take_output(head, data, batch);
+                }
+            }
+            ToRun::Outcome {
+                node,
+                report,
+                reply,
+                room,
+            } => {
+                batch.rooms.push(room);
+                self.read_outcome(node, *report, reply, batch).await;
+            }
+            ToRun::Unheard(serial, message) => self.delivery.nobody_heard(serial, message),
+            ToRun::Returned(serial) => self.delivery.returned(serial, self.now()),
+            ToRun::State(tell) => {
+                let _ = tell.send(Arc::new(self.state.clone()));
+            }
+            ToRun::Cancel { by, tell } => batch.cancels.push((by, tell)),
+        }
+    }
+
+    fn take_output(&mut self, head: StoredOutput, data: Bytes, batch: &mut Batch) {
+        let limit = self.state.spec.options.output_bytes;
+        let book = self.books.entry(head.serial).or_default();
+        if book.take(head.chunk, data.len(), limit) == Taken::Store && !data.is_empty() {
+            batch.output.push((
+                head.serial,
+                data.len(),
+                output_message(self.run, head, data),
+            ));
+        }
+    }
+
+    async fn read_outcome(
+        &mut self,
+        serial: Serial,
+        report: OutcomeReport,
+        reply: Option<Subject>,
+        batch: &mut Batch,
+    ) {
+        let stray = |engine: &Engine| engine.0.strays.fetch_add(1, Ordering::Relaxed);
+        let Some(node) = self.state.nodes.get(&serial) else {
+            stray(&self.engine);
+            self.answer(serial, reply, OutcomeAnswer::Unknown).await;
+            return;
+        };
+        let result = from_node(serial, report.result);
+        match &node.phase {
+            NodePhase::Waiting => {
+                // Nothing was sent to it: it will be heard when it was.
+                stray(&self.engine);
+            }
+            NodePhase::Done(known) => {
+                let repeated = same(known, &result)
+                    || node.late.iter().any(|late| same(late, &result))
+                    || node.late.len() >= MOST_LATE;
+                if repeated {
+                    batch.repeats.push((serial, reply));
+                } else {
+                    batch.late.push((result, reply));
+                }
+            }
+            NodePhase::Sent { .. } if batch.settled.contains(&serial) => {
+                let known = batch
+                    .results
+                    .iter()
+                    .find(|(known, _)| known.serial == serial);
+                if known.is_some_and(|(known, _)| same(known, &result)) {
+                    batch.repeats.push((serial, reply));
+                }
+                // Else it repeats it, and then it is late.
+            }
+            NodePhase::Sent { .. } => {
+                for chunk in report.inline {
+                    let head = StoredOutput {
+                        serial,
+                        chunk: chunk.chunk,
+                        stream: chunk.stream,
+                    };
+                    if let Some(bytes) = chunk.data.bytes() {
+                        self.take_output(head, bytes.into(), batch);
+                    }
+                }
+                let missing = self.books.entry(serial).or_default().missing(report.chunks);
+                if missing.is_empty() {
+                    batch.settled.insert(serial);
+                    batch.results.push((result, reply));
+                } else {
+                    self.answer(serial, reply, OutcomeAnswer::Missing { chunks: missing })
+                        .await;
+                }
+            }
+        }
+    }
+
+    /// Stores chunks in their order. What cannot be stored shows as truncated.
+    async fn store_output(&mut self, output: Vec<(Serial, usize, Append)>) {
+        if output.is_empty() {
+            return;
+        }
+        let shared = Arc::clone(&self.engine.0);
+        let bytes: usize = output.iter().map(|(_, bytes, _)| bytes).sum();
+        let room = shared.limit.load(Ordering::Relaxed) / 10 * 9;
+        let stored = shared.stored.fetch_add(bytes as u64, Ordering::Relaxed);
+        if stored.saturating_add(bytes as u64) > room {
+            tracing::warn!(stored, "no room for output: the journals need what is left");
+            for (serial, bytes, _) in &output {
+                self.books.entry(*serial).or_default().lost(*bytes);
+            }
+            return;
+        }
+        let (owners, messages): (Vec<(Serial, usize)>, Vec<Append>) = output
+            .into_iter()
+            .map(|(serial, bytes, message)| ((serial, bytes), message))
+            .unzip();
+        let results = append_all(&shared.js, STREAM, &messages).await;
+        for (((serial, bytes), message), result) in owners.into_iter().zip(&messages).zip(results) {
+            // Its id makes a second attempt harmless.
+            let result = match result {
+                Err(StreamError::Full { .. } | StreamError::TooLarge { .. }) | Ok(_) => result,
+                Err(_) => append(&shared.js, STREAM, message).await,
+            };
+            if let Err(error) = result {
+                tracing::warn!(node = %serial, %error, "output of a node is lost");
+                self.books.entry(serial).or_default().lost(bytes);
+            }
+        }
+    }
+
+    async fn cancel(&mut self, by: PrincipalName) -> Result<Cancelled, JournalError> {
+        if self.state.phase.is_final() {
+            return Ok(Err(Arc::new(self.state.clone())));
+        }
+        if self.state.phase != RunPhase::Cancelling {
+            tracing::info!(%by, "cancelled");
+            self.store(RunEvent::Cancelling {
+                by,
+                at: Timestamp::now(),
+            })
+            .await?;
+            self.delivery.cancel(self.now());
+        }
+        Ok(Ok(Arc::new(self.state.clone())))
+    }
+
+    /// Waits while the connection to NATS is gone, keeping what it is told;
+    /// how long that was.
+    async fn while_deaf(
+        &self,
+        inbox: &mut mpsc::Receiver<ToRun>,
+        kept: &mut Vec<ToRun>,
+    ) -> Duration {
+        let bus = &self.engine.0.bus;
+        if bus.is_connected() {
+            return Duration::ZERO;
+        }
+        let since = Instant::now();
+        tracing::warn!("NATS is away; waiting");
+        while !bus.is_connected() {
+            tokio::select! {
+                message = inbox.recv(), if kept.len() < TAKE => match message {
+                    Some(ToRun::State(tell)) => {
+                        let _ = tell.send(Arc::new(self.state.clone()));
+                    }
+                    Some(message) => kept.push(message),
+                    None => return since.elapsed(),
+                },
+                () = sleep(LOOK) => {}
+            }
+        }
+        since.elapsed()
+    }
+}
+
+/// What came of looking at the clock.
+enum Acted {
+    /// Nodes have got their outcome: ask the state again.
+    Settled,
+    /// Nothing but repeats; nothing is due before `wake`.
+    Nothing {
+        /// When to look again.
+        wake: Option<Moment>,
+    },
+}
+
+/// Results in events of bounded size.
+fn pages(results: Vec<NodeResult>) -> Vec<Vec<NodeResult>> {
+    let mut pages: Vec<Vec<NodeResult>> = Vec::new();
+    let mut bytes = 0;
+    for result in results {
+        let size = serde_json::to_string(&result).map_or(0, |json| json.len()) + 1;
+        let fits = bytes + size <= EVENT_BYTES;
+        match pages.last_mut() {
+            Some(page) if fits && page.len() < RESULTS_PER_EVENT => {
+                page.push(result);
+                bytes += size;
+            }
+            _ => {
+                pages.push(vec![result]);
+                bytes = size;
+            }
+        }
+    }
+    pages
+}

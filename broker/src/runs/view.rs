@@ -1,0 +1,23 @@
+//! A run as people see it: pure.
+
+use muster_protocol::api::{RunBrief, RunView};
+use muster_protocol::run::RunState;
+
+use super::frames::{batches, run_node};
+
+/// A run with its nodes.
+#[must_use]
+pub(super) fn view(state: &RunState, brief: RunBrief) -> RunView {
+    RunView {
+        brief,
+        params: state.spec.params.clone(),
+        options: state.spec.options.clone(),
+        batches: batches(state),
+        cancelled_by: state.cancelled_by.clone(),
+        results: state
+            .order
+            .iter()
+            .filter_map(|serial| Some(run_node(*serial, state.nodes.get(serial)?)))
+            .collect(),
+    }
+}

@@ -1,0 +1,212 @@
+//! One time of being the active broker: everything that was loaded for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Parts, Stores};
+use crate::authority::{Authority, AuthorityError};
+use crate::authz::FixedRoles;
+use crate::bus::{self, Deps, Nodes, StartError};
+use crate::enroll::{Connect, Enrolment};
+use crate::events::{Events, EventsError};
+use crate::http::{AppState, Limiter, router};
+use crate::inventory::{Inventory, InventoryError};
+use crate::lease::Lease;
+use crate::link::{Link, nats_ca};
+use crate::runs;
+use crate::tls::TlsError;
+use crate::tokens::{Tokens, TokensError};
+
+/// How often invites that ended are forgotten.
+const TIDY_EVERY: Duration = Duration::from_secs(3_600);
+/// How long the journals of runs may take before the API opens without them.
+const JOURNALS_WITHIN: Duration = Duration::from_secs(10);
+/// How long the tasks of a session may take to end.
+const END_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why a session cannot begin.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The broker keys.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The nodes.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    /// The tokens.
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
+    /// The events.
+    #[error(transparent)]
+    Events(#[from] EventsError),
+    /// Certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The subscriptions to what the nodes say.
+    #[error(transparent)]
+    Nodes(#[from] StartError),
+}
+
+impl SessionError {
+    /// Whether waiting would not cure it.
+    pub(super) fn is_final(&self) -> bool {
+        match self {
+            Self::Authority(error) => {
+                !matches!(error, AuthorityError::Store(_) | AuthorityError::NotActive)
+            }
+            Self::Tokens(error) => matches!(error, TokensError::State(_)),
+            Self::Tls(_) => true,
+            Self::Inventory(_) | Self::Events(_) | Self::Nodes(_) => false,
+        }
+    }
+}
+
+/// One time of being active.
+pub(crate) struct Session {
+    state: AppState,
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Session {
+    /// Loads everything. Only with the lease.
+    pub(crate) async fn open(
+        parts: &Parts,
+        link: &Link,
+        stores: &Stores,
+        lease: &Lease,
+    ) -> Result<Self, SessionError> {
+        let events = Events::open(link.js.clone(), lease.clone()).await?;
+        let authority = Authority::load(
+            parts.state.clone(),
+            parts.root.clone(),
+            stores.key_list.clone(),
+            lease.clone(),
+            events.clone(),
+        )
+        .await?;
+        let inventory = Box::pin(Inventory::load(
+            stores.inventory.get(),
+            Arc::clone(&parts.keys),
+            link.system.clone(),
+            lease.clone(),
+            events.clone(),
+            parts.config.credentials_life,
+        ))
+        .await?;
+        // Before anybody connects: a server that was set up anew, or set
+        // back in time, must know who is revoked.
+        inventory.settle().await.map_err(InventoryError::from)?;
+        let tokens = Tokens::load(stores.tokens.clone(), lease.clone(), events.clone()).await?;
+        let path = parts.state.admin_token();
+        if tokens.ensure_admin(&path).await? {
+            tracing::info!(file = %path.display(), "a new admin token was written");
+        }
+        let connect = Connect {
+            nats_urls: parts.config.agent_urls().to_vec(),
+            nats_ca: nats_ca(&parts.config, &parts.ca)?,
+            broker_ca: parts.https.then(|| parts.ca.pem().to_owned()),
+            life: parts.config.credentials_life,
+        };
+        let enrolment = Enrolment::new(
+            stores.invites.clone(),
+            inventory.clone(),
+            authority.clone(),
+            Arc::clone(&parts.keys),
+            lease.clone(),
+            events.clone(),
+            connect,
+        );
+        let cancel = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let nodes = Nodes::start(Deps {
+            client: link.client.clone(),
+            js: link.js.clone(),
+            inventory: inventory.clone(),
+            authority: authority.clone(),
+            lease: lease.clone(),
+            events: events.clone(),
+            connections: Some((link.system.clone(), parts.keys.account_key())),
+            settings: bus::Settings {
+                runs: runs::Settings {
+                    max_age: parts.config.keep_runs.get(),
+                    ..runs::Settings::default()
+                },
+                confirm_above: parts.config.confirm_above,
+                ..bus::Settings::default()
+            },
+            cancel: cancel.clone(),
+        })
+        .await?;
+        // Whoever asks as soon as the broker is ready finds every run. When
+        // the journals take longer, runs are `unavailable` for that time, and
+        // everything else is there.
+        if timeout(JOURNALS_WITHIN, nodes.engine.wait_ready())
+            .await
+            .is_err()
+        {
+            tracing::warn!("the journals of runs are still being read");
+        }
+        let state = AppState {
+            config: Arc::clone(&parts.config),
+            inventory: inventory.clone(),
+            authority,
+            enrolment: enrolment.clone(),
+            tokens,
+            lease: lease.clone(),
+            events,
+            policy: Arc::new(FixedRoles),
+            control: Arc::clone(&nodes.control),
+            nodes: nodes.clone(),
+            link: link.clone(),
+            limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
+            shutdown: cancel.clone(),
+        };
+        tasks.spawn(inventory.tend(cancel.clone()));
+        tasks.spawn(tidy(enrolment, cancel.clone()));
+        tasks.spawn(async move { nodes.stopped().await });
+        Ok(Self {
+            state,
+            cancel,
+            tasks,
+        })
+    }
+
+    /// The API of this session.
+    pub(crate) fn router(&self) -> Router {
+        router(self.state.clone())
+    }
+
+    /// Ends what runs for it; what is only in memory is written.
+    pub(crate) async fn end(self) {
+        self.cancel.cancel();
+        self.tasks.close();
+        if timeout(END_WITHIN, self.tasks.wait()).await.is_err() {
+            tracing::warn!(
+                tasks = self.tasks.len(),
+                "parts of the broker did not end in time"
+            );
+        }
+    }
+}
+
+async fn tidy(enrolment: Enrolment, cancel: CancellationToken) {
+    loop {
+        if let Err(error) = enrolment.tidy().await {
+            tracing::debug!(%error, "old invites could not be forgotten");
+        }
+        if cancel
+            .run_until_cancelled(sleep(TIDY_EVERY))
+            .await
+            .is_none()
+        {
+            return;
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! The client against a server that behaves, one that does not, and none.
+//! The server is a few lines on a socket, so that it can break in the middle.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use muster_client::{Client, ClientError, Endpoint, Secret, Watch};
+use muster_protocol::api::Frame;
+use muster_protocol::ids::RunId;
+use muster_protocol::problem::Kind;
+use muster_protocol::run::Data;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+/// Answers connections in turn with these bytes, then closes each; keeps what
+/// was asked.
+struct Server {
+    url: String,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+async fn server(answers: Vec<String>) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
+    let url = format!("http://{}", listener.local_addr().expect("address"));
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let mut answers = VecDeque::from(answers);
+    tokio::spawn(async move {
+        while let Some(answer) = answers.pop_front() {
+            let Ok((mut socket, _)) = listener.accept().await else {
+                return;
+            };
+            let mut head = Vec::new();
+            let mut byte = [0; 1];
+            while !head.ends_with(b"\r\n\r\n") && socket.read(&mut byte).await.is_ok_and(|n| n > 0)
+            {
+                head.push(byte[0]);
+            }
+            seen.lock()
+                .expect("lock")
+                .push(String::from_utf8_lossy(&head).into_owned());
+            let _ = socket.write_all(answer.as_bytes()).await;
+            let _ = socket.shutdown().await;
+        }
+    });
+    Server { url, asked }
+}
+
+fn client(url: &str) -> Client {
+    let endpoint = Endpoint::new(url)
+        .expect("url")
+        .token(Secret::new("mt1_x_y"))
+        .door("cli");
+    Client::new(endpoint).expect("client")
+}
+
+fn answer(status: &str, kind: &str, body: &str) -> String {
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn events(body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n{body}")
+}
+
+fn run() -> RunId {
+    RunId::from_bytes([7; 16])
+}
+
+fn output(chunk: u32) -> String {
+    format!(
+        r#"{{"type":"output","run":"{}","node":"a","stream":"stdout","chunk":{chunk},"data":"line {chunk}\n"}}"#,
+        run()
+    )
+}
+
+fn finished() -> String {
+    format!(
+        r#"{{"type":"run_finished","run":"{}","state":"succeeded","summary":{{}},"nodes":{{}}}}"#,
+        run()
+    )
+}
+
+async fn collect(client: &Client) -> (Vec<String>, usize, Option<ClientError>) {
+    let mut events = client.run_events(&run().into());
+    let (mut seen, mut lost) = (Vec::new(), 0);
+    loop {
+        match tokio::time::timeout(Duration::from_secs(30), events.next())
+            .await
+            .expect("in time")
+        {
+            None => return (seen, lost, None),
+            Some(Err(error)) => return (seen, lost, Some(error)),
+            Some(Ok(Watch::Reconnecting { .. })) => lost += 1,
+            Some(Ok(Watch::Frame(Frame::Output {
+                data: Data::Text(text),
+                ..
+            }))) => seen.push(text.trim().to_owned()),
+            Some(Ok(Watch::Frame(frame))) => seen.push(frame.event().to_owned()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_event_is_lost_or_repeated_however_the_connection_breaks() {
+    // Three frames share id 2: the first connection ends between them, so
+    // everything of id 2 is asked for again.
+    let server = server(vec![
+        events(&format!("id: 1\ndata: {}\n\nid: 2\ndata: {}\n\nid: 2\ndata: {}\n\n", output(0), output(1), output(2))),
+        // The answer ends in the middle of an event.
+        events(&format!(":hello\n\nid: 2\ndata: {}\n\nid: 2\ndata: {}\n\nid: 2\ndata: {}\n\nid: 5\ndata: {{\"ty", output(1), output(2), output(3))),
+        answer("502 Bad Gateway", "text/html", "<h1>later</h1>"),
+        events(&format!("id: 2\ndata: {}\n\nid: 5\ndata: {}\n\nid: 6\ndata: {}\n\n", output(3), output(4), finished())),
+    ])
+    .await;
+    let (seen, lost, error) = collect(&client(&server.url)).await;
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(
+        seen,
+        [
+            "line 0",
+            "line 1",
+            "line 2",
+            "line 3",
+            "line 4",
+            "run_finished"
+        ]
+    );
+    assert_eq!(lost, 3);
+    let asked = server.asked.lock().expect("lock").clone();
+    let ids: Vec<Option<&str>> = asked
+        .iter()
+        .map(|head| {
+            head.lines().find_map(|l| {
+                l.to_ascii_lowercase()
+                    .starts_with("last-event-id")
+                    .then(|| l.rsplit(' ').next().unwrap_or_default())
+            })
+        })
+        .collect();
+    assert_eq!(ids, [None, Some("1"), Some("1"), Some("1")]);
+    assert!(asked[0].to_ascii_lowercase().contains("muster-door: cli"));
+    assert!(asked[0].contains("Bearer mt1_x_y"));
+}
+
+#[tokio::test]
+async fn what_the_broker_says_of_a_run_ends_the_watch() {
+    let problem = r#"{"type":"urn:muster:problem:not-found","kind":"not-found","title":"there is no run 7f3k","status":404}"#;
+    let server = server(vec![answer(
+        "404 Not Found",
+        "application/problem+json",
+        problem,
+    )])
+    .await;
+    let (seen, _, error) = collect(&client(&server.url)).await;
+    assert!(seen.is_empty());
+    let error = error.expect("an error");
+    assert_eq!(error.kind(), Some(Kind::NotFound));
+    assert_eq!(
+        (error.exit_code(), error.to_string().as_str()),
+        (2, "there is no run 7f3k")
+    );
+}
+
+#[tokio::test]
+async fn a_broker_that_stays_away_is_given_up() {
+    let server = server(vec![events(&format!("id: 1\ndata: {}\n\n", output(0)))]).await;
+    let client = client(&server.url);
+    let mut events = client
+        .run_events(&run().into())
+        .give_up_after(Duration::from_millis(700));
+    let error = loop {
+        match tokio::time::timeout(Duration::from_secs(30), events.next())
+            .await
+            .expect("in time")
+        {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => break error,
+            None => panic!("it ended without an error"),
+        }
+    };
+    assert!(matches!(error, ClientError::EventsLost { .. }), "{error}");
+    assert_eq!(error.exit_code(), 5);
+    assert!(events.next().await.is_none());
+}
+
+#[tokio::test]
+async fn an_event_that_is_none_is_an_error_and_an_unknown_one_is_passed_over() {
+    let server = server(vec![
+        events("id: 1\ndata: {\"type\":\"of_the_future\",\"x\":1}\n\nid: 2\ndata: {\"type\":\"output\"}\n\n"),
+    ])
+    .await;
+    let (seen, _, error) = collect(&client(&server.url)).await;
+    assert!(seen.is_empty());
+    assert!(
+        matches!(error, Some(ClientError::Garbage { .. })),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn answers_that_no_broker_gives_are_said_to_be_that() {
+    let server = server(vec![
+        answer("200 OK", "text/html", "<html>hello</html>"),
+        answer("500 Oops", "text/plain", "\u{1b}[31mstack\ntrace"),
+        answer("301 Moved", "text/plain", ""),
+        "nonsense\r\n\r\n".to_owned(),
+        "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{".to_owned(),
+    ])
+    .await;
+    let client = client(&server.url);
+    for _ in 0..3 {
+        let error = client.status().await.expect_err("garbage");
+        assert!(matches!(error, ClientError::Garbage { .. }), "{error:?}");
+        assert!(!error.to_string().contains('\u{1b}'), "{error}");
+        assert_eq!(error.exit_code(), 5);
+    }
+    for _ in 0..2 {
+        let error = client.status().await.expect_err("broken");
+        assert!(matches!(error, ClientError::Lost { .. }), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_there_slow_and_without_tls_are_told_apart() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
+    let address = listener.local_addr().expect("address");
+    // It accepts, and never answers.
+    let endpoint = Endpoint::new(&format!("http://{address}"))
+        .expect("url")
+        .timeouts(Duration::from_secs(5), Duration::from_millis(200));
+    let error = Client::new(endpoint)
+        .expect("client")
+        .status()
+        .await
+        .expect_err("slow");
+    assert!(matches!(error, ClientError::Timeout { .. }), "{error:?}");
+
+    drop(listener);
+    let error = client(&format!("http://{address}"))
+        .status()
+        .await
+        .expect_err("nobody");
+    assert!(matches!(error, ClientError::Refused { .. }), "{error:?}");
+    assert!(error.hint().is_some_and(|h| h.contains("muster up")));
+
+    // It answers what came in TLS in plain text.
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
+    let url = format!("https://{}", listener.local_addr().expect("address"));
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let _ = socket
+                .write_all(answer("400 Bad Request", "text/plain", "tls?").as_bytes())
+                .await;
+        }
+    });
+    let error = client(&url).status().await.expect_err("no TLS");
+    assert!(matches!(error, ClientError::Tls { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_wrong_authority_file_is_named() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("ca.pem");
+    let endpoint = || {
+        Endpoint::new("https://127.0.0.1:1")
+            .expect("url")
+            .ca_file(&path)
+    };
+    let error = Client::new(endpoint()).expect_err("missing");
+    assert!(
+        matches!(&error, ClientError::CaFile { path: p, .. } if *p == path),
+        "{error:?}"
+    );
+    std::fs::write(&path, "not a certificate").expect("write");
+    let error = Client::new(endpoint()).expect_err("empty");
+    assert!(matches!(error, ClientError::CaFile { .. }), "{error:?}");
+    assert_eq!(error.exit_code(), 2);
+}
