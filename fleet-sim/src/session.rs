@@ -165,24 +165,24 @@ impl Life {
                         Over::Renewed => Duration::ZERO,
                         Over::Dropped => {
                             count(&self.tally().dropped);
-                            backoff.next()
+                            backoff.wait()
                         }
                         Over::Lost => {
                             count(&self.tally().losses);
-                            backoff.next()
+                            backoff.wait()
                         }
                         Over::Unauthorized(why) => {
                             self.refused(&why).await;
-                            refused.next()
+                            refused.wait()
                         }
                     }
                 }
                 Err(e @ ConnectError::Unauthorized { .. }) => {
                     self.refused(&e.to_string()).await;
-                    refused.next()
+                    refused.wait()
                 }
                 Err(e) => {
-                    let wait = backoff.next();
+                    let wait = backoff.wait();
                     self.fleet.complain(&e.to_string());
                     wait
                 }
@@ -603,7 +603,7 @@ impl<'a> Session<'a> {
         match answer {
             Answer::Hello(None) => {
                 self.greeting = false;
-                let wait = self.greet_pace.next();
+                let wait = self.greet_pace.wait();
                 self.timers.put(now + wait, Due::Hello);
             }
             Answer::Hello(Some(welcome)) => {
@@ -662,7 +662,7 @@ impl<'a> Session<'a> {
     /// How long to wait before an outcome is sent again.
     fn pace(&mut self, id: RequestId) -> Option<Duration> {
         let sending = self.life.reporting.iter_mut().find(|s| s.id == id);
-        sending.map(|sending| sending.pace.next())
+        sending.map(|sending| sending.pace.wait())
     }
 
     async fn take_welcome(&mut self, welcome: Welcome, now: Instant) {
