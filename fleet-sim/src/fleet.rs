@@ -308,7 +308,7 @@ impl Running {
         for (index, member) in (0..).zip(members) {
             let node = Node::new(index, member, habits.clone());
             let life = Life::new(node, fleet.clone());
-            lives.spawn(life.run(stop.clone()));
+            lives.spawn(Box::new(life).run(stop.clone()));
         }
         Self {
             fleet,

@@ -135,7 +135,7 @@ impl Life {
     }
 
     /// Connects, again and again, until `stop`; then says goodbye.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub async fn run(mut self: Box<Self>, stop: CancellationToken) {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
         // A node that is refused again and again asks ever more rarely.
         let mut refused = Backoff::new(Duration::from_secs(1), Duration::from_secs(120));
@@ -144,16 +144,17 @@ impl Life {
             permit = self.fleet.ramp.clone().acquire_owned() => permit.ok(),
         };
         loop {
+            let connecting = self.connect();
             let connected = tokio::select! {
                 () = stop.cancelled() => return,
-                connected = connect(&self.fleet.nats, &self.node.member) => connected,
+                connected = connecting => connected,
             };
             let wait = match connected {
                 Ok(connection) => {
                     count(&self.tally().connects);
                     let fleet = self.fleet.clone();
                     let mut session = Session::new(&mut self, connection);
-                    let over = Box::pin(session.live(&stop)).await;
+                    let over = session.boxed(&stop).await;
                     if session.welcomed {
                         fleet.gone();
                         backoff.reset();
@@ -194,15 +195,25 @@ impl Life {
         }
     }
 
+    // These futures are made in functions of their own, boxed: whatever an
+    // `async fn` holds in between has its place in it for ever, and a fleet
+    // that is connected must not carry the room for connecting.
+
+    fn connect(&self) -> BoxFuture<'_, Result<Connection, ConnectError>> {
+        Box::pin(connect(&self.fleet.nats, &self.node.member))
+    }
+
     /// The server does not take the credentials: fetches others.
-    async fn refused(&mut self, why: &str) {
+    fn refused<'a>(&'a mut self, why: &str) -> BoxFuture<'a, ()> {
         count(&self.tally().unauthorized);
         debug!(node = %self.node.member.assignment.name, "fetching fresh credentials: {why}");
-        tokio::time::sleep(jitter(Duration::from_secs(1))).await;
-        match self.fleet.fetch(&self.node.member).await {
-            Ok(answer) => self.renew(&answer),
-            Err(e) => self.fleet.complain(&e.to_string()),
-        }
+        Box::pin(async {
+            tokio::time::sleep(jitter(Duration::from_secs(1))).await;
+            match self.fleet.fetch(&self.node.member).await {
+                Ok(answer) => self.renew(&answer),
+                Err(e) => self.fleet.complain(&e.to_string()),
+            }
+        })
     }
 
     fn renew(&mut self, answer: &CredentialsAnswer) {
@@ -262,6 +273,10 @@ impl<'a> Session<'a> {
             timers,
             asks: FuturesUnordered::new(),
         }
+    }
+
+    fn boxed<'s>(&'s mut self, stop: &'s CancellationToken) -> BoxFuture<'s, Over> {
+        Box::pin(self.live(stop))
     }
 
     async fn live(&mut self, stop: &CancellationToken) -> Over {
