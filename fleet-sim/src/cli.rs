@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
-use muster_agent::logging::{LogFormat, init};
+use muster_agent::logging::{FILTER_VARIABLE, LogFormat};
 use muster_protocol::api::{InviteToken, Secret};
 use muster_protocol::names::{NodeName, RoleName};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
+use tracing_subscriber::EnvFilter;
 
 use crate::chance::{Between, Faults, MinuteRate, Rate, Slow};
 use crate::enrol::{Clients, EnrolError, Plan, Source, enrol};
@@ -169,7 +170,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    init(cli.log_format).map_err(|e| Failure::new(2, &e))?;
+    log(cli.log_format)?;
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = cli.threads {
         builder.worker_threads(threads.into());
@@ -193,6 +194,28 @@ fn run(cli: Cli) -> Result<(), Failure> {
     // A name that is looked up in a blocking thread must not hold the end.
     runtime.shutdown_background();
     done
+}
+
+/// Begins to log, to standard error.
+fn log(format: LogFormat) -> Result<(), Failure> {
+    let text = std::env::var(FILTER_VARIABLE).unwrap_or_default();
+    // The NATS client takes each end of a connection for an error, thousands
+    // of times; they are counted here.
+    let text = if text.is_empty() {
+        "info,async_nats=off"
+    } else {
+        &text
+    };
+    let filter = EnvFilter::try_new(text)
+        .map_err(|e| Failure::new(2, &format!("{FILTER_VARIABLE} is not a log filter: {e}")))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let _ = match format {
+        LogFormat::Human => builder.with_ansi(false).with_target(false).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    Ok(())
 }
 
 async fn simulate(args: FleetArgs) -> Result<(), Failure> {

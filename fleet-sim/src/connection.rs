@@ -20,9 +20,6 @@ use crate::node::Member;
 /// choice, 64 KiB, would be most of what a simulated node weighs.
 pub const READ_BUFFER: u16 = 2048;
 const CONNECT_WITHIN: Duration = Duration::from_secs(20);
-/// The client's own attempts to come back wait until it is known here that
-/// the connection is over.
-const OWN_ATTEMPT_AFTER: Duration = Duration::from_secs(1);
 const PING_EVERY: Duration = Duration::from_secs(60);
 
 /// Where NATS is, the same for the whole fleet.
@@ -109,6 +106,7 @@ async fn connect_to(
 ) -> Result<Connection, ConnectError> {
     let over = Arc::new(AtomicBool::new(false));
     let (news, events) = mpsc::channel(4);
+    let ended = news.clone();
     let auth = {
         let (over, jwt, pair) = (over.clone(), member.jwt.clone(), member.keys.nats.clone());
         move |nonce: Vec<u8>| {
@@ -137,7 +135,7 @@ async fn connect_to(
             }
         }
     };
-    let first = AtomicBool::new(true);
+    let (first, lost) = (AtomicBool::new(true), over.clone());
     let mut options = ConnectOptions::with_auth_callback(auth)
         .name(format!("muster-fleet-sim {}", member.assignment.name))
         .custom_inbox_prefix(inbox_prefix(member.serial))
@@ -145,12 +143,14 @@ async fn connect_to(
         .connection_timeout(CONNECT_WITHIN)
         .ping_interval(PING_EVERY)
         .reconnect_delay_callback(move |_| {
-            // It is asked before the very first attempt too.
-            if first.swap(false, Ordering::Relaxed) {
-                Duration::ZERO
-            } else {
-                OWN_ATTEMPT_AFTER
+            // It is asked before each attempt, the very first one too. By the
+            // second one the connection is over; the attempt then fails at
+            // once and the client is gone, which a delay would keep alive.
+            if !first.swap(false, Ordering::Relaxed) {
+                lost.store(true, Ordering::Relaxed);
+                let _ = ended.try_send(Happened::Ended);
             }
+            Duration::ZERO
         })
         .max_reconnects(1)
         .ignore_discovered_servers()

@@ -216,30 +216,30 @@ fn read(path: &Path, file: &File) -> Result<(Vec<Member>, Option<Common>), Store
         line,
         why,
     };
+    let io = |source| StoreError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let mut reader = BufReader::new(file);
+    // Where the last whole line ends.
+    let mut whole = 0;
     loop {
         let mut text = Zeroizing::new(Vec::new());
-        let read = reader.read_until(b'\n', &mut text);
-        let bytes = read.map_err(|source| StoreError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
+        let bytes = reader.read_until(b'\n', &mut text).map_err(io)?;
         if bytes == 0 {
             break;
         }
         number += 1;
         let line: Line = match serde_json::from_slice(&text) {
             Ok(line) => line,
-            // The process ended while it wrote; begin the next on its own.
+            // The process ended while it wrote: what it wrote of this line goes.
             Err(_) if !text.ends_with(b"\n") => {
-                let mut file = file;
-                let _ = file.write_all(b"\n");
+                file.set_len(whole).map_err(io)?;
                 break;
             }
-            // The rest of such a line.
-            Err(e) if e.is_eof() => continue,
             Err(e) => return Err(damaged(number, e.to_string())),
         };
+        whole += bytes as u64;
         let Some(name) = line.name.clone() else {
             return Err(damaged(number, "it names no node".into()));
         };
@@ -302,5 +302,103 @@ pub fn member(keys: NodeKeys, list: KeyList, credentials: Credentials) -> Member
         jwt: credentials.jwt,
         issued: credentials.issued,
         expires: credentials.expires,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_protocol::ids::{ClusterId, Serial};
+    use muster_protocol::units::Timestamp;
+    use muster_protocol::wire::Assignment;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn identities_outlive_the_process_and_a_torn_line() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = PrivateKey::generate();
+        let now = Timestamp::now();
+        let list = |epoch| {
+            let list = KeyList {
+                cluster: ClusterId::from_bytes([1; 16]),
+                epoch,
+                root: root.public(),
+                keys: Vec::new(),
+                issued: now,
+            };
+            let signed = list.sign(&root);
+            (list, signed)
+        };
+        let common = Common {
+            root: root.public(),
+            ca: Some("pem".into()),
+            nats_urls: vec!["nats://127.0.0.1:1".into()],
+            nats_ca: None,
+        };
+        let make = |serial: u32| {
+            let keys = NodeKeys::generate();
+            let credentials = Credentials {
+                cluster: ClusterId::from_bytes([1; 16]),
+                serial: Serial(serial),
+                node_key: keys.identity.public(),
+                assignment: Assignment {
+                    revision: 1,
+                    name: format!("sim-{serial}").parse().expect("a name"),
+                    roles: Vec::new(),
+                    labels: Default::default(),
+                },
+                nats_urls: common.nats_urls.clone(),
+                nats_ca: None,
+                jwt: "first".into(),
+                expires: now,
+                issued: now,
+            };
+            (keys, credentials)
+        };
+        let path = dir.path().join("state");
+        let (store, none, _) = Store::open(&path).expect("opens");
+        assert!(none.is_empty());
+        assert!(matches!(Store::open(&path), Err(StoreError::Locked(_))));
+        let (first, signed) = list(1);
+        for serial in [1, 2] {
+            let (keys, mut credentials) = make(serial);
+            let new = member(keys, first.clone(), credentials.clone());
+            store
+                .add(&new, &common, &signed, &credentials)
+                .expect("kept");
+            credentials.jwt = "second".into();
+            let name = &new.assignment.name;
+            store
+                .update(name, &signed, Some(&credentials))
+                .expect("kept");
+            store.update(name, &list(2).1, None).expect("kept");
+        }
+        drop(store);
+        let file = path.join(FILE);
+        let mode = std::fs::metadata(&file)
+            .expect("is there")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let mut torn = OpenOptions::new().append(true).open(&file).expect("opens");
+        torn.write_all(b"{\"name\":\"sim-3\",\"iden")
+            .expect("writes");
+        drop(torn);
+        for _ in 0..2 {
+            let (store, members, found) = Store::open(&path).expect("opens");
+            assert_eq!(members.len(), 2);
+            assert_eq!(members[1].jwt, "second");
+            assert_eq!(members[1].list.epoch, 2);
+            assert_eq!(members[1].assignment.name.as_str(), "sim-2");
+            assert_eq!(found.expect("common").nats_urls, common.nats_urls);
+            let (_, credentials) = make(2);
+            let name = &credentials.assignment.name;
+            store.update(name, &list(2).1, None).expect("kept");
+        }
+        std::fs::write(&file, "nonsense\n{}\n").expect("writes");
+        assert!(matches!(
+            Store::open(&path),
+            Err(StoreError::Damaged { line: 1, .. })
+        ));
     }
 }
