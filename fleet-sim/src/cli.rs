@@ -361,12 +361,17 @@ fn source(args: &FleetArgs) -> Result<Source, Failure> {
     Ok(Source::Api(Secret::new(text.trim())))
 }
 
+/// Why the nodes have no names.
+#[derive(Debug, thiserror::Error)]
+enum NamesError {
+    #[error(transparent)]
+    Pattern(#[from] crate::pattern::PatternError),
+    #[error("--name stands for {names} nodes, and --nodes asks for {nodes}; write a longer range")]
+    TooFew { names: usize, nodes: u32 },
+}
+
 /// The names of all nodes; where invites are given, they are only counted.
-fn names(
-    args: &FleetArgs,
-    source: &Source,
-    known: usize,
-) -> Result<Vec<NodeName>, crate::pattern::PatternError> {
+fn names(args: &FleetArgs, source: &Source, known: usize) -> Result<Vec<NodeName>, NamesError> {
     let all = match (&args.name, source, args.nodes) {
         (Some(pattern), _, _) => pattern.clone(),
         (None, Source::Given(invites), None) => {
@@ -377,6 +382,10 @@ fn names(
     };
     let mut names = all.names()?;
     if let Some(nodes) = args.nodes {
+        if nodes as usize > names.len() {
+            let names = names.len();
+            return Err(NamesError::TooFew { names, nodes });
+        }
         names.truncate(nodes as usize);
     }
     Ok(names)
@@ -435,6 +444,13 @@ mod tests {
         let names = names(&cli.fleet, &Source::Given(Vec::new()), 0).expect("names");
         assert_eq!(names.len(), 5000);
         assert_eq!(names[4999].as_str(), "sim-05000");
+        let line = "muster-fleet-sim --nodes 6 --url u --name sim-{1..5}";
+        let cli = Cli::try_parse_from(line.split_whitespace()).expect("parses");
+        let few = super::names(&cli.fleet, &Source::Given(Vec::new()), 0);
+        assert!(matches!(
+            few,
+            Err(NamesError::TooFew { names: 5, nodes: 6 })
+        ));
         let line = "muster-fleet-sim floor --nodes 10";
         assert!(Cli::try_parse_from(line.split_whitespace()).is_ok());
         for bad in [
