@@ -388,6 +388,7 @@ impl Up {
     }
 }
 
+#[allow(clippy::print_stderr, reason = "a failed test shows the logs")]
 impl Drop for Up {
     fn drop(&mut self) {
         if std::thread::panicking() {

@@ -17,6 +17,7 @@ use crate::ui::table::{Cell, Table, Tone};
 use crate::ui::time::{ago, moment};
 use crate::ui::{Paint, fold::folded};
 use crate::verbs::now;
+use crate::verbs::run::Dedupe;
 use crate::verbs::run::{FollowArgs, confirmed, follow};
 use crate::verbs::watch::{Look, watch};
 
@@ -67,6 +68,9 @@ pub struct ShowArgs {
     /// All output of those that did not succeed, not only the last lines
     #[arg(long)]
     pub full: bool,
+    /// Whether nodes with the same answer are shown together
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    pub dedupe: Dedupe,
     /// As JSON: show one object, watch one object a line
     #[arg(long)]
     pub json: bool,
@@ -115,6 +119,7 @@ pub async fn run(context: &Context, args: RunsArgs) -> Result<u8, Failure> {
             let look = Look {
                 json: args.json,
                 full: args.full,
+                dedupe: args.dedupe,
                 since: None,
                 replay: view.brief.state.is_final(),
             };
@@ -194,6 +199,7 @@ async fn show(context: &Context, client: &Client, args: &ShowArgs) -> Result<u8,
         let look = Look {
             json: false,
             full: args.full,
+            dedupe: args.dedupe,
             since: None,
             replay: true,
         };
