@@ -172,8 +172,12 @@ impl Table {
     /// may only be taking up new credentials.
     pub(super) fn may_be_reconnecting(&self, node: &Node) -> bool {
         !node.said_bye
-            && node.gone.is_some_and(|gone| self.now.saturating_sub(gone) < RECONNECT)
-            && node.heard.is_some_and(|heard| self.now.saturating_sub(heard) <= self.down_after())
+            && node
+                .gone
+                .is_some_and(|gone| self.now.saturating_sub(gone) < RECONNECT)
+            && node
+                .heard
+                .is_some_and(|heard| self.now.saturating_sub(heard) <= self.down_after())
     }
 
     /// A node was heard. When it is not the instance that was heard before,

@@ -95,7 +95,10 @@ fn the_end_of_the_last_connection_is_the_end_until_it_is_heard_again() {
     clock.table.disconnected(NODE);
     assert_eq!(clock.state(), State::Down);
     let reconnecting = |clock: &Clock| {
-        clock.table.get(NODE).is_some_and(|node| clock.table.may_be_reconnecting(node))
+        clock
+            .table
+            .get(NODE)
+            .is_some_and(|node| clock.table.may_be_reconnecting(node))
     };
     assert!(reconnecting(&clock));
     // What was on its way does not bring it back.
