@@ -312,7 +312,7 @@ async fn retry(
 fn chosen(old: &RunState, request: &RetryRequest, snapshot: &Snapshot) -> Vec<Target> {
     let wanted = |serial: &Serial| match old.nodes.get(serial).map(|node| &node.phase) {
         Some(NodePhase::Done(result)) => match result.outcome {
-            Outcome::Unknown => request.include_unknown,
+            Outcome::Unknown => !request.failed || request.include_unknown,
             Outcome::Succeeded => !request.failed,
             _ => true,
         },

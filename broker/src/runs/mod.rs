@@ -9,6 +9,7 @@
 mod engine;
 pub mod frames;
 mod index;
+mod intake;
 mod journal;
 mod outcome;
 mod recovery;
