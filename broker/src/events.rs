@@ -21,7 +21,7 @@ pub const STREAM: &str = "MUSTER_EVENTS";
 /// How long events are kept.
 const KEEP: Duration = Duration::from_secs(400 * 86_400);
 /// Most bytes of all events together; the oldest go first.
-const MAX_BYTES: u64 = 256 * 1024 * 1024;
+const MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// Longest text of an event, in characters.
 const MAX_TEXT: usize = 2_000;
 

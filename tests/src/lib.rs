@@ -100,6 +100,15 @@ impl Said {
             .collect()
     }
 
+    /// The items of a list that `--json` printed.
+    ///
+    /// # Panics
+    /// When standard output is no JSON array.
+    #[must_use]
+    pub fn list(&self) -> Vec<Value> {
+        serde_json::from_str(self.out.trim()).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+
     /// The outcome of each node, from the last line of a run's `--json`.
     ///
     /// # Panics
@@ -139,19 +148,19 @@ impl Said {
     #[must_use]
     pub fn run(&self) -> String {
         let lines = self.json_lines();
-        let run = lines.iter().find_map(|l| l["run"].as_str());
+        let run = lines
+            .iter()
+            .find_map(|l| l["run"].as_str().or(l["id"].as_str()));
         run.unwrap_or_else(|| panic!("no run: {self:?}")).to_owned()
     }
 
     /// Fails unless the exit code is this one.
-    #[must_use]
     pub fn exits(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self:#?}");
         self
     }
 
     /// Fails unless standard error holds each of these.
-    #[must_use]
     pub fn says(self, parts: &[&str]) -> Self {
         for part in parts {
             assert!(self.err.contains(part), "`{part}` is not said in {self:#?}");
@@ -379,6 +388,7 @@ impl Up {
     }
 }
 
+#[allow(clippy::print_stderr, reason = "a failed test shows the logs")]
 impl Drop for Up {
     fn drop(&mut self) {
         if std::thread::panicking() {

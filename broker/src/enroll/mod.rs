@@ -97,7 +97,7 @@ pub enum EnrollError {
     )]
     BadInvite,
     /// Too late.
-    #[error("this invite ended at {0}; ask for a new one")]
+    #[error("this invite expired at {0}; ask for a new one")]
     Expired(Timestamp),
     /// It works once.
     #[error("this invite was used by another key; ask for a new one")]

@@ -295,6 +295,7 @@ async fn a_replacement_has_name_roles_and_labels_and_a_serial_of_its_own() {
     assert_eq!(node["serial"], new_joined.credentials.serial.0);
     assert_eq!(node["infrastructure"], true);
     assert_eq!(node["key"], new.key.public().fingerprint().to_string());
+    assert_ne!(node["state"], "up");
     assert_eq!(new_joined.keys.keys.len(), 1);
     broker.stop().await;
 }

@@ -466,3 +466,6 @@ async fn repeated(
     }
     Ok(Some(old))
 }
+
+#[cfg(test)]
+mod tests;

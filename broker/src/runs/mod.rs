@@ -29,4 +29,4 @@ pub(crate) use self::schedule::Message;
 pub use self::watch::{Seen, Watch, WatchError};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -98,7 +98,12 @@ impl Engine {
 
     async fn recover(&self, epoch: u64, term: &CancellationToken) -> Result<(), StreamError> {
         let shared = &self.0;
-        let limit = ensure(&shared.js, shared.settings.max_bytes, shared.settings.max_age).await?;
+        let limit = ensure(
+            &shared.js,
+            shared.settings.max_bytes,
+            shared.settings.max_age,
+        )
+        .await?;
         shared.limit.store(limit, Ordering::Relaxed);
         let mut runs: HashMap<RunId, Option<Folded>> = HashMap::new();
         let mut messages = read_from(&shared.js, STREAM, subject::JOURNAL_ALL, 1).await?;

@@ -47,6 +47,9 @@ const MOST_LATE: usize = 4;
 /// How often the connection is looked at while it is gone.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// The state after a cancel; an error when the run had ended before.
+type Cancelled = Result<Arc<RunState>, Arc<RunState>>;
+
 /// What the task of a run is told.
 pub(super) enum ToRun {
     /// A node runs its part.
@@ -75,7 +78,7 @@ pub(super) enum ToRun {
     /// ended already.
     Cancel {
         by: PrincipalName,
-        tell: oneshot::Sender<Result<Arc<RunState>, Arc<RunState>>>,
+        tell: oneshot::Sender<Cancelled>,
     },
 }
 
@@ -106,10 +109,7 @@ struct Batch {
     late: Vec<(NodeResult, Option<Subject>)>,
     /// Repeats of what is being stored.
     repeats: Vec<(Serial, Option<Subject>)>,
-    cancels: Vec<(
-        PrincipalName,
-        oneshot::Sender<Result<Arc<RunState>, Arc<RunState>>>,
-    )>,
+    cancels: Vec<(PrincipalName, oneshot::Sender<Cancelled>)>,
     rooms: Vec<OwnedSemaphorePermit>,
 }
 
@@ -688,10 +688,7 @@ impl Task {
         }
     }
 
-    async fn cancel(
-        &mut self,
-        by: PrincipalName,
-    ) -> Result<Result<Arc<RunState>, Arc<RunState>>, JournalError> {
+    async fn cancel(&mut self, by: PrincipalName) -> Result<Cancelled, JournalError> {
         if self.state.phase.is_final() {
             return Ok(Err(Arc::new(self.state.clone())));
         }

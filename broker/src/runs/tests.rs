@@ -1,6 +1,6 @@
 //! Runs over a real server with scripted nodes.
 
-mod node;
+pub(crate) mod node;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use self::node::{Node, Script};
+use self::node::{Node, Script, Swarm};
 use super::frames::Place;
 use super::request::FrozenRun;
 use super::{Engine, STREAM, Seen, Settings, check, options};
@@ -615,7 +615,7 @@ async fn a_broker_that_dies_in_mid_run_goes_on_where_it_stopped() {
     for node in &nodes {
         *node.script.lock().unwrap() = quick();
     }
-    nodes[1].release.notify_waiters();
+    nodes[1].release.notify_one();
     let view = world.ended(run).await;
     assert_eq!(view.brief.state, RunPhase::Succeeded, "{view:?}");
     assert_eq!(
@@ -663,6 +663,8 @@ async fn what_a_live_watcher_sees_is_what_a_replay_shows_from_any_place() {
     for (n, node) in nodes.iter().enumerate() {
         if n % 2 == 0 {
             *node.script.lock().unwrap() = Script::Hold;
+            // Its acknowledgement comes when somebody is watching.
+            node.log.lock().unwrap().drop = 1;
         }
     }
     let run = world.run(json!({"predicate": "*"})).await;
@@ -681,8 +683,14 @@ async fn what_a_live_watcher_sees_is_what_a_replay_shows_from_any_place() {
                 .all(|n: &usize| !nodes[*n].log.lock().unwrap().answers.is_empty())
         })
         .await;
+    world
+        .until("the others run", || {
+            nodes.iter().all(|node| node.executed() == 1)
+        })
+        .await;
     for node in &nodes {
-        node.release.notify_waiters();
+        // One that does not wait yet finds that it may go on.
+        node.release.notify_one();
     }
     world.ended(run).await;
     let live = timeout(PATIENCE, live)
@@ -795,4 +803,175 @@ async fn nonsense_and_floods_of_one_node_leave_the_others_alone() {
         .await;
     let run = world.run(json!({"predicate": "web-2"})).await;
     assert_eq!(world.ended(run).await.brief.state, RunPhase::Succeeded);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_nodes_end_in_few_events_and_each_is_told() {
+    const N: u32 = 1_000;
+    let world = World::new(webs(N)).await;
+    let serials: Vec<Serial> = (1..=N).map(Serial).collect();
+    let swarm = Swarm::start(&world.server, serials, world.authority.list()).await;
+    world
+        .until("all are up", || {
+            world
+                .nodes
+                .presence
+                .views()
+                .values()
+                .filter(|view| view.state == State::Up)
+                .count()
+                == N as usize
+        })
+        .await;
+    let run = world.run(json!({"predicate": "role=web"})).await;
+    let view = world.ended(run).await;
+    assert_eq!(view.brief.state, RunPhase::Succeeded);
+    assert_eq!(view.brief.summary.get(&Outcome::Succeeded), Some(&N));
+    world
+        .until("all are told", || {
+            swarm.stored.lock().unwrap().len() == N as usize
+        })
+        .await;
+    let journal = world.journal(run).await;
+    assert!(journal.len() < 400, "{} events", journal.len());
+    let frames = world.frames(run, None).await;
+    let count = |kind: &str| {
+        frames
+            .iter()
+            .filter(|seen| seen.frame.event() == kind)
+            .count()
+    };
+    assert_eq!(
+        (count("output"), count("outcome"), count("run_finished")),
+        (N as usize, N as usize, 1)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_the_nats_server_costs_no_run() {
+    let mut world = World::new(webs(2)).await;
+    let nodes = world.all(&Script::Hold).await;
+    let run = world.run(json!({"predicate": "*"})).await;
+    world
+        .until("both run", || nodes.iter().all(|node| node.executed() == 1))
+        .await;
+    let mut watch = world.engine().watch(run, None).await.expect("watched");
+    let watching = tokio::spawn(async move {
+        let mut seen = Vec::new();
+        while let Some(next) = watch.next().await {
+            seen.push(next.expect("a frame"));
+        }
+        seen
+    });
+    world.server.kill_and_restart().await;
+    for node in &nodes {
+        node.release.notify_one();
+    }
+    let view = world.ended(run).await;
+    assert_eq!(view.brief.state, RunPhase::Succeeded, "{view:?}");
+    let watched = timeout(PATIENCE * 2, watching)
+        .await
+        .expect("it ends")
+        .expect("no panic");
+    let kept: Vec<Seen> = watched
+        .into_iter()
+        .filter(|seen| seen.place.is_some())
+        .collect();
+    assert_eq!(world.frames(run, None).await, kept);
+    assert!(nodes.iter().all(|node| node.executed() == 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_server_says_at_once_that_a_node_is_gone_and_that_it_is_back() {
+    let mut records = webs(2);
+    let server = TestServer::start().await;
+    let (_, authority) = Authority::in_memory();
+    let credentials = server.user(
+        "web-1",
+        crate::nats::permissions::node_permissions(1, &["web"], &[]),
+    );
+    records[0].nats_key = credentials.public_key();
+    let inventory = Inventory::in_memory(records);
+    let client = server.broker().await;
+    let cancel = CancellationToken::new();
+    let nodes = Nodes::start(Deps {
+        js: store::context(client.clone()),
+        client,
+        inventory,
+        authority,
+        lease: Lease::fixed(1),
+        events: Events::log_only(),
+        connections: Some((server.system().await, server.keys.account_key())),
+        // No heartbeat is missed for minutes.
+        settings: bus::Settings {
+            beat_every: Some(Span::from_secs(60)),
+            ..bus::Settings::default()
+        },
+        cancel: cancel.clone(),
+    })
+    .await
+    .expect("started");
+    let until = async |wanted: State| {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let state = nodes.presence.view(Serial(1)).state;
+            if state == wanted {
+                return;
+            }
+            assert!(Instant::now() < end, "{state:?} instead of {wanted:?}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let beat = |client: async_nats::Client| async move {
+        let beat = muster_protocol::wire::Beat {
+            instance: muster_protocol::ids::InstanceId::from_bytes([1; 16]),
+            time: Timestamp::now(),
+            revision: 1,
+            running: 0,
+            refused: [].into(),
+        };
+        let subject = muster_protocol::subject::NodeSays::Beat.subject(Serial(1));
+        client
+            .publish(subject, serde_json::to_vec(&beat).expect("json").into())
+            .await
+            .expect("published");
+        client.flush().await.expect("flushed");
+    };
+    until(State::Never).await;
+    let one = credentials
+        .connect_options()
+        .connect(server.url())
+        .await
+        .expect("connected");
+    beat(one.clone()).await;
+    until(State::Up).await;
+    drop(one);
+    until(State::Down).await;
+    let again = credentials
+        .connect_options()
+        .connect(server.url())
+        .await
+        .expect("connected");
+    until(State::Late).await;
+    beat(again.clone()).await;
+    until(State::Up).await;
+    cancel.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_with_little_room_gives_what_it_has() {
+    let server = TestServer::start().await;
+    let js = store::context(server.broker().await);
+    let ensure = async || super::journal::ensure(&js, 4 << 30, Duration::from_secs(3_600)).await;
+    let limit = ensure().await.expect("a stream");
+    assert_eq!(limit, 256 << 20);
+    assert_eq!(ensure().await.expect("the same"), limit);
+    js.delete_stream(STREAM).await.expect("deleted");
+    // Most is promised to somebody else.
+    let other = store::stream::StreamSettings {
+        max_bytes: Some(200 << 20),
+        ..store::stream::StreamSettings::journal("OTHER", "other", &["other"])
+    };
+    store::stream::ensure_stream(&js, &other).await.expect("a stream");
+    assert_eq!(ensure().await.expect("a stream"), 32 << 20);
 }

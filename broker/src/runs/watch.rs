@@ -189,13 +189,11 @@ impl Watch {
             biased;
             () = term.cancelled() => return Err(EngineError::NotReady.into()),
             stored = self.tail.next() => stored,
-            frame = accepted(&mut self.live) => {
+            // Before the run itself was read there is nothing to add to; they
+            // wait.
+            frame = accepted(&mut self.live), if self.frames.state().is_some() => {
                 match frame {
-                    // Before its run was read there is nothing to tell.
-                    Some(frame) if self.frames.state().is_some() => {
-                        self.ready.push_back(Seen { place: None, frame });
-                    }
-                    Some(_) => {}
+                    Some(frame) => self.ready.push_back(Seen { place: None, frame }),
                     None => self.live = None,
                 }
                 return Ok(());

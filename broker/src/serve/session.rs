@@ -134,7 +134,10 @@ impl Session {
             events: events.clone(),
             connections: Some((link.system.clone(), parts.keys.account_key())),
             settings: bus::Settings {
-                runs: runs::Settings { max_age: parts.config.keep_runs.get(), ..runs::Settings::default() },
+                runs: runs::Settings {
+                    max_age: parts.config.keep_runs.get(),
+                    ..runs::Settings::default()
+                },
                 confirm_above: parts.config.confirm_above,
                 ..bus::Settings::default()
             },
@@ -144,7 +147,10 @@ impl Session {
         // Whoever asks as soon as the broker is ready finds every run. When
         // the journals take longer, runs are `unavailable` for that time, and
         // everything else is there.
-        if timeout(JOURNALS_WITHIN, nodes.engine.wait_ready()).await.is_err() {
+        if timeout(JOURNALS_WITHIN, nodes.engine.wait_ready())
+            .await
+            .is_err()
+        {
             tracing::warn!("the journals of runs are still being read");
         }
         let state = AppState {
@@ -165,7 +171,11 @@ impl Session {
         tasks.spawn(inventory.tend(cancel.clone()));
         tasks.spawn(tidy(enrolment, cancel.clone()));
         tasks.spawn(async move { nodes.stopped().await });
-        Ok(Self { state, cancel, tasks })
+        Ok(Self {
+            state,
+            cancel,
+            tasks,
+        })
     }
 
     /// The API of this session.

@@ -39,6 +39,8 @@ pub struct Book {
     pub took: Option<Duration>,
     /// The budget or a cancel left nodes out; from the run's options.
     pub max_failures: Option<String>,
+    /// Each node is shown by itself.
+    pub apart: bool,
     /// Each distinct output once.
     outputs: HashSet<Arc<Vec<Line>>>,
     held: usize,

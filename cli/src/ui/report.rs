@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use muster_protocol::names::NodeName;
 use muster_protocol::run::{Outcome, RunPhase, Stream, Summary};
 use muster_protocol::text::printable_line;
 
@@ -60,6 +61,7 @@ pub fn groups(book: &Book) -> Vec<Group> {
         *const Vec<Line>,
         bool,
         &'a [Outcome],
+        Option<&'a NodeName>,
     );
     let mut by_key: HashMap<Key<'_>, Group> = HashMap::new();
     for (name, entry) in &book.nodes {
@@ -73,6 +75,7 @@ pub fn groups(book: &Book) -> Vec<Group> {
             Arc::as_ptr(&entry.output),
             entry.truncated,
             entry.late.as_slice(),
+            book.apart.then_some(name),
         );
         by_key
             .entry(key)

@@ -60,9 +60,9 @@ pub fn check(nodes: &[NodeSpec]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The process of an agent.
+/// The process of an agent with that text of a configuration.
 #[must_use]
-pub fn part(layout: &Layout, name: &str, program: &Path) -> Part {
+pub fn part(layout: &Layout, name: &str, program: &Path, config: String) -> Part {
     let file = format!("{AGENT}{name}");
     Part {
         name: name.to_owned(),
@@ -71,8 +71,10 @@ pub fn part(layout: &Layout, name: &str, program: &Path) -> Part {
             "run".into(),
             "--state".into(),
             layout.agent(name).into_os_string(),
+            "--config".into(),
+            layout.agent_config(name).into_os_string(),
         ],
-        config: String::new(),
+        config,
         log: layout.log(&file),
         note: layout.note(&file),
         patience: PATIENCE,
@@ -84,6 +86,19 @@ pub fn part(layout: &Layout, name: &str, program: &Path) -> Part {
 struct AgentStatus {
     serial: Serial,
     cluster: String,
+    broker: String,
+    nats: Vec<String>,
+}
+
+impl AgentStatus {
+    /// Whether it was enrolled without TLS where there is TLS now: it knows no
+    /// certificate authority, and no safe way to learn it but an invite.
+    fn lacks_authority(&self, url: &str, nats: &str) -> bool {
+        let plain_broker = url.starts_with("https:") && !self.broker.starts_with("https:");
+        let plain_nats =
+            nats.starts_with("tls:") && !self.nats.iter().any(|n| n.starts_with("tls:"));
+        plain_broker || plain_nats
+    }
 }
 
 /// Gets agents enrolled and sees them come up.
@@ -93,6 +108,7 @@ pub struct Runner {
     client: Client,
     program: PathBuf,
     url: String,
+    nats: String,
     cluster: String,
 }
 
@@ -107,6 +123,7 @@ impl Runner {
             client,
             program: executable(),
             url: prepared.reach.clone(),
+            nats: prepared.nats_url().to_owned(),
             cluster: prepared.cluster.clone(),
         })
     }
@@ -119,10 +136,47 @@ impl Runner {
     pub async fn prepare(&self, nodes: &[NodeSpec]) -> Result<Vec<Part>, Failure> {
         let mut parts = Vec::new();
         for spec in nodes {
+            let config = self.configure(spec.name.as_str())?;
             self.enrolled(spec).await?;
-            parts.push(part(&self.layout, spec.name.as_str(), &self.program));
+            let file = self.layout.spec(spec.name.as_str());
+            super::write_private(&file, format!("{spec}\n").as_bytes()).map_err(|e| {
+                Failure::new(NOT_ALL, format!("cannot write {}: {e}", file.display()))
+            })?;
+            parts.push(part(
+                &self.layout,
+                spec.name.as_str(),
+                &self.program,
+                config,
+            ));
         }
         Ok(parts)
+    }
+
+    /// Writes where broker and NATS are now; what else is in the agent's
+    /// configuration stays.
+    fn configure(&self, name: &str) -> Result<String, Failure> {
+        let path = self.layout.agent_config(name);
+        let fail =
+            |why: String| Failure::new(NOT_ALL, format!("cannot use {}: {why}", path.display()));
+        let mut table: toml::Table = match std::fs::read_to_string(&path) {
+            Ok(text) => text
+                .parse()
+                .map_err(|e: toml::de::Error| fail(e.to_string()))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => toml::Table::new(),
+            Err(e) => return Err(fail(e.to_string())),
+        };
+        table.insert("brokers".into(), vec![self.url.clone()].into());
+        table.insert("nats".into(), vec![self.nats.clone()].into());
+        let text = table.to_string();
+        super::write_private(&path, text.as_bytes()).map_err(|e| fail(e.to_string()))?;
+        Ok(text)
+    }
+
+    /// Ends an agent that an earlier start left behind: an enrolment needs its
+    /// state for itself.
+    async fn halt(&self, name: &NodeName) {
+        let part = part(&self.layout, name.as_str(), &self.program, String::new());
+        part.end_left_behind().await;
     }
 
     async fn enrolled(&self, spec: &NodeSpec) -> Result<(), Failure> {
@@ -153,11 +207,26 @@ impl Runner {
                 say(&format!("{name}: enrolled"));
             }
             (Some(_), None) => {
+                self.halt(name).await;
                 let token = self.invite(spec).await?;
                 self.enroll(name, &token, true).await?;
                 say(&format!(
                     "{name}: enrolled again with a new key; the old one was removed"
                 ));
+            }
+            (Some(here), Some(view))
+                if here.serial == view.serial && here.lacks_authority(&self.url, &self.nats) =>
+            {
+                self.halt(name).await;
+                let invite = self
+                    .client
+                    .replace_node(name, &ReplaceRequest { expires: None })
+                    .await?;
+                self.enroll(name, &Secret::new(invite.token), true).await?;
+                say(&format!(
+                    "{name}: enrolled again with a new key, as there is TLS now"
+                ));
+                self.reconcile(spec, &view).await?;
             }
             (here, Some(view)) if here.as_ref().is_none_or(|h| h.serial != view.serial) => {
                 if matches!(view.state, Presence::Up | Presence::Late) {
@@ -167,6 +236,7 @@ impl Runner {
                     )
                     .hint(format!("end that agent, choose another name, or `muster node remove {name}`")));
                 }
+                self.halt(name).await;
                 let invite = self
                     .client
                     .replace_node(name, &ReplaceRequest { expires: None })
@@ -174,7 +244,7 @@ impl Runner {
                 self.enroll(name, &Secret::new(invite.token), here.is_some())
                     .await?;
                 say(&format!(
-                    "{name}: its key was lost; it has a new one now, with the same name and roles"
+                    "{name}: its key was lost; it has a new one now, with the same name, roles and labels"
                 ));
                 self.reconcile(spec, &view).await?;
             }
@@ -302,7 +372,12 @@ impl Runner {
                 return Ok(());
             };
             if Instant::now() >= until {
-                let part = part(&self.layout, first.name.as_str(), &self.program);
+                let part = part(
+                    &self.layout,
+                    first.name.as_str(),
+                    &self.program,
+                    String::new(),
+                );
                 let names = crate::ui::fold::folded(missing.iter().map(|n| n.name.as_str()), 80);
                 let mut detail: Vec<String> = views
                     .get(&first.name)

@@ -27,7 +27,11 @@ pub struct State {
 /// # Errors
 /// Of a newer version, somebody else's, damaged, or not writable.
 pub fn open(path: &Path) -> Result<State, Failure> {
-    let dir = StateDir::open(path).map_err(|e| state_failure(&e))?;
+    StateDir::open(path).map_err(|e| state_failure(&e))?;
+    // Paths in it are told to other processes, which may be elsewhere.
+    let path = std::fs::canonicalize(path)
+        .map_err(|e| Failure::new(NOT_ALL, format!("cannot find {}: {e}", path.display())))?;
+    let dir = StateDir::open(&path).map_err(|e| state_failure(&e))?;
     let root = dir.root().map_err(|e| state_failure(&e))?;
     Ok(State {
         dir,
@@ -70,7 +74,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Decides about ports and writes the configurations.
+    /// Decides about ports, and writes the configuration of the NATS server.
     ///
     /// # Errors
     /// A file that cannot be read or written, or that is wrong.
@@ -129,7 +133,7 @@ impl Prepared {
                 .trim_end_matches(":0")
                 .to_owned()
         };
-        let prepared = Self {
+        Ok(Self {
             listen,
             url: format!("{scheme}://{host}:{}", listen.port()),
             reach: format!(
@@ -145,27 +149,28 @@ impl Prepared {
             nats_text,
             broker_toml,
             broker_text,
-        };
+        })
+    }
+
+    /// Writes the broker's configuration.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self) -> Result<(), Failure> {
         let head = "# Written by `muster up`. It sets state, listen and [nats] at each start;\n# what else you set here stays.\n\n";
-        let text = format!("{head}{}", prepared.broker_text);
-        write_private(&prepared.broker_toml, text.as_bytes()).map_err(|e| {
+        let text = format!("{head}{}", self.broker_text);
+        write_private(&self.broker_toml, text.as_bytes()).map_err(|e| {
             Failure::new(
                 NOT_ALL,
-                format!("cannot write {}: {e}", prepared.broker_toml.display()),
+                format!("cannot write {}: {e}", self.broker_toml.display()),
             )
-        })?;
-        Ok(prepared)
+        })
     }
 
     /// Where NATS is, for programs.
     #[must_use]
-    pub fn nats_url(&self) -> String {
-        let scheme = if self.nats_listen.ip().is_loopback() {
-            "nats"
-        } else {
-            "tls"
-        };
-        format!("{scheme}://{}", self.nats_listen)
+    pub fn nats_url(&self) -> &str {
+        self.nats.urls.first().map_or("", String::as_str)
     }
 
     /// The NATS server.
@@ -286,6 +291,7 @@ mod tests {
         let state = open(dir.path()).expect("state");
         let layout = Layout::new(dir.path()).expect("layout");
         let first = Prepared::new(&wish(dir.path()), &layout, &state, &server()).expect("prepared");
+        first.write().expect("written");
         let again = open(dir.path()).expect("state");
         let second =
             Prepared::new(&wish(dir.path()), &layout, &again, &server()).expect("prepared");
@@ -304,7 +310,9 @@ mod tests {
         let state = open(dir.path()).expect("state");
         let layout = Layout::new(dir.path()).expect("layout");
         std::fs::write(dir.path().join("broker.toml"), "confirm_above = 3\n").expect("write");
-        Prepared::new(&wish(dir.path()), &layout, &state, &server()).expect("prepared");
+        let prepared =
+            Prepared::new(&wish(dir.path()), &layout, &state, &server()).expect("prepared");
+        prepared.write().expect("written");
         let config = Config::load(&dir.path().join("broker.toml")).expect("config");
         assert_eq!(config.confirm_above, 3);
         assert_eq!(config.state, layout.root());
@@ -321,6 +329,7 @@ mod tests {
             ..wish(dir.path())
         };
         let prepared = Prepared::new(&wide, &layout, &state, &server()).expect("prepared");
+        prepared.write().expect("written");
         assert!(
             prepared.url.starts_with("https://")
                 && prepared.reach.starts_with("https://127.0.0.1:")

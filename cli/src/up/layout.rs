@@ -75,6 +75,18 @@ impl Layout {
         self.root.join("agents").join(name)
     }
 
+    /// The configuration of an agent.
+    #[must_use]
+    pub fn agent_config(&self, name: &str) -> PathBuf {
+        self.root.join("agents").join(format!("{name}.toml"))
+    }
+
+    /// What `--node` said of a node the last time.
+    #[must_use]
+    pub fn spec(&self, name: &str) -> PathBuf {
+        self.root.join("run").join(format!("{name}.spec"))
+    }
+
     /// The names of agents that an earlier start has noted as running.
     #[must_use]
     pub fn noted_agents(&self) -> Vec<String> {

@@ -192,6 +192,7 @@ async fn start(
     if nats_running.is_none() {
         ports::require_free(prepared.nats_listen, "--nats-listen")?;
     }
+    prepared.write()?;
     end_unwanted_agents(wish, layout).await;
     say(&format!(
         "nats-server {} on {}",
@@ -258,15 +259,12 @@ async fn end_unwanted_agents(wish: &Wish, layout: &Layout) {
         if wish.nodes.iter().any(|n| n.name.as_str() == name) {
             continue;
         }
-        let part = agents::part(layout, &name, &agents::executable());
-        if let Some(running) = part.adopt(&|text| say(&text)).await {
+        let part = agents::part(layout, &name, &agents::executable(), String::new());
+        if let Some(pid) = part.end_left_behind().await {
             say(&format!(
-                "{name}: ending pid {}, as there is no --node for it now",
-                running.identity.pid
+                "{name}: ended pid {pid}, as there is no --node for it now"
             ));
-            running.end(part.patience).await;
         }
-        part.forget();
     }
 }
 

@@ -207,6 +207,20 @@ impl Part {
         adopted
     }
 
+    /// Ends whatever process of this part an earlier `muster up` left behind;
+    /// which one that was.
+    pub async fn end_left_behind(&self) -> Option<u32> {
+        let mut ended = None;
+        for identity in self.scan() {
+            if let Some(running) = hold(identity) {
+                ended = Some(running.identity.pid);
+                running.end(self.patience).await;
+            }
+        }
+        self.forget();
+        ended
+    }
+
     /// Whether it executes what this part executes, with the same arguments.
     fn is_it(&self, identity: &Identity) -> bool {
         if !identity.is_alive() {

@@ -47,6 +47,21 @@ impl FromStr for NodeSpec {
     }
 }
 
+/// As it is read, in one spelling.
+impl std::fmt::Display for NodeSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let roles = self.roles.iter().map(|r| format!("role={r}"));
+        let labels = self.labels.iter().map(|(k, v)| format!("{k}={v}"));
+        let parts: Vec<String> = roles.chain(labels).collect();
+        write!(f, "{}", self.name)?;
+        if parts.is_empty() {
+            Ok(())
+        } else {
+            write!(f, ":{}", parts.join(","))
+        }
+    }
+}
+
 impl NodeSpec {
     /// As an invite is asked for.
     #[must_use]
@@ -93,6 +108,21 @@ impl NodeSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_spec_has_one_spelling() {
+        for text in ["db", "web-01:role=canary,role=web,rack=r1,zone=gva2"] {
+            assert_eq!(
+                text.parse::<NodeSpec>().map(|s| s.to_string()),
+                Ok(text.to_owned())
+            );
+        }
+        let other = "web-01:zone=gva2,role=web,rack=r1,role=canary".parse::<NodeSpec>();
+        assert_eq!(
+            other.map(|s| s.to_string()).ok().as_deref(),
+            Some("web-01:role=canary,role=web,rack=r1,zone=gva2")
+        );
+    }
 
     #[test]
     fn specs_are_read_whole_or_not_at_all() {

@@ -65,9 +65,6 @@ pub struct RunArgs {
     /// Output kept of each node [default: 1MiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub output_limit: Option<u64>,
-    /// Whether the same run may be asked for twice; only `none` is known: every call is a new run
-    #[arg(long, value_name = "HOW", value_enum)]
-    pub dedupe: Option<Dedupe>,
     /// How it is followed.
     #[command(flatten)]
     pub follow: FollowArgs,
@@ -85,15 +82,21 @@ pub struct FollowArgs {
     /// All output of those that did not succeed, not only the last lines
     #[arg(long)]
     pub full: bool,
+    /// Whether nodes with the same answer are shown together
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    pub dedupe: Dedupe,
     /// One JSON object a line; the last is `run_finished`
     #[arg(long)]
     pub json: bool,
 }
 
-/// What makes two requests the same.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+/// Which nodes are shown together.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub enum Dedupe {
-    /// Nothing does.
+    /// Those that ended the same way with the same output
+    #[default]
+    Equal,
+    /// None: each node by itself
     None,
 }
 
@@ -208,6 +211,7 @@ pub(crate) async fn follow(
     let look = Look {
         json: args.json,
         full: args.full,
+        dedupe: args.dedupe,
         since: Some(since),
         replay: false,
     };

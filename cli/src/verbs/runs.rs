@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use clap::{Args, Subcommand};
 use muster_client::{Client, Reference};
-use muster_protocol::api::{Confirm, Frame, RetryRequest, RunBrief, RunView};
+use muster_protocol::api::{Confirm, RetryRequest, RunBrief, RunView};
 use muster_protocol::names::NodeName;
 use muster_protocol::run::RunPhase;
 use muster_protocol::units::Timestamp;
@@ -12,11 +12,12 @@ use muster_protocol::units::Timestamp;
 use crate::Context;
 use crate::failure::Failure;
 use crate::ui::book::Book;
-use crate::ui::report::{Style, body, counts, exit_code, foot, head};
+use crate::ui::report::{Style, body, counts, foot, head};
 use crate::ui::table::{Cell, Table, Tone};
 use crate::ui::time::{ago, moment};
 use crate::ui::{Paint, fold::folded};
 use crate::verbs::now;
+use crate::verbs::run::Dedupe;
 use crate::verbs::run::{FollowArgs, confirmed, follow};
 use crate::verbs::watch::{Look, watch};
 
@@ -67,6 +68,9 @@ pub struct ShowArgs {
     /// All output of those that did not succeed, not only the last lines
     #[arg(long)]
     pub full: bool,
+    /// Whether nodes with the same answer are shown together
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    pub dedupe: Dedupe,
     /// As JSON: show one object, watch one object a line
     #[arg(long)]
     pub json: bool,
@@ -115,6 +119,7 @@ pub async fn run(context: &Context, args: RunsArgs) -> Result<u8, Failure> {
             let look = Look {
                 json: args.json,
                 full: args.full,
+                dedupe: args.dedupe,
                 since: None,
                 replay: view.brief.state.is_final(),
             };
@@ -194,6 +199,7 @@ async fn show(context: &Context, client: &Client, args: &ShowArgs) -> Result<u8,
         let look = Look {
             json: false,
             full: args.full,
+            dedupe: args.dedupe,
             since: None,
             replay: true,
         };
@@ -275,8 +281,6 @@ async fn cancel(context: &Context, client: &Client, args: &CancelArgs) -> Result
     }
     let brief = &view.brief;
     let said = if brief.state.is_final() {
-        let code = exit_code(brief.state);
-        debug_assert!(code <= crate::failure::CANCELLED);
         format!(
             "run {} is {}: {}",
             brief.short,
@@ -320,16 +324,10 @@ async fn retry(context: &Context, client: &Client, args: RetryArgs) -> Result<u8
     follow(context, client, &view, args.follow, since).await
 }
 
-/// Kept in one place so that scripts can rely on it.
-#[must_use]
-pub fn is_last(frame: &Frame) -> bool {
-    matches!(frame, Frame::RunFinished { .. })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use muster_protocol::api::RunNode;
+    use muster_protocol::api::{Frame, RunNode};
     use muster_protocol::envelope::Door;
     use muster_protocol::ids::{RunId, Serial};
     use muster_protocol::run::{Outcome, RunOptions};
@@ -424,7 +422,6 @@ mod tests {
             ]
             .into(),
         };
-        assert!(is_last(&frame));
         insta::assert_snapshot!(serde_json::to_string(&frame).expect("json"), @r#"{"type":"run_finished","run":"0w3ge1r70w3ge1r70w3ge1r70w","state":"failed","summary":{"succeeded":1,"timed_out":1},"nodes":{"a":"succeeded","b":"timed_out"}}"#);
     }
 }

@@ -10,8 +10,21 @@ use crate::failure::Failure;
 use crate::up::spec::NodeSpec;
 use crate::up::{Wish, up};
 
+const AFTER: &str = "\
+Prints a line that begins with `ready` when everything answers. Ctrl-C and SIGTERM end the agents,
+the broker and the NATS server, in this order. Killed with -9, they go on, and the next `muster up`
+on the same state adopts them.
+
+A node that is enrolled already gets the roles and labels of its --node when that is another than
+the last time; what `muster node label|role` changed since then stays otherwise. A node without
+a --node is not started; its keys stay in DIR/agents.
+
+The state is DIR: keys, admin.token (0600), broker.toml and agents/NAME.toml (what you set there
+stays), nats, log/*.log. MUSTER_AGENT and MUSTER_NATS_SERVER name other executables.";
+
 /// Arguments of `muster up`.
 #[derive(Args, Debug)]
+#[command(after_help = AFTER)]
 pub struct UpArgs {
     /// Directory that holds everything; made when it is missing
     #[arg(long, value_name = "DIR")]

@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
+use super::run::Dedupe;
 use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
 use crate::ui::book::Book;
@@ -21,6 +22,8 @@ pub struct Look {
     pub json: bool,
     /// All lines of those that did not succeed.
     pub full: bool,
+    /// Which nodes are shown together.
+    pub dedupe: Dedupe,
     /// When it was asked for; `None` to take the times of the broker.
     pub since: Option<Instant>,
     /// Show what happened, do not say how to leave.
@@ -62,11 +65,13 @@ pub async fn watch(
             }
         }
     });
+    let mut book = Book::from_view(view);
+    book.apart = look.dedupe == Dedupe::None;
     let mut watcher = Watcher {
         context,
         client,
         run,
-        book: Book::from_view(view),
+        book,
         live: if look.replay {
             Live::Silent
         } else {
@@ -77,9 +82,14 @@ pub async fn watch(
         streamed: Streamed::default(),
         interrupts: 0,
     };
-    if !look.json {
-        let paint = context.term.err;
-        context.term.note(head(&watcher.book, paint).trim_end());
+    if look.replay {
+        // Asked to show it: its head is part of the answer.
+        if !look.json {
+            context.term.say(&head(&watcher.book, context.term.out))?;
+        }
+    } else if !look.json {
+        let text = head(&watcher.book, context.term.err);
+        context.term.note(text.trim_end());
     }
     let code = watcher.follow(&mut frames).await;
     watcher.live.clear();

@@ -191,7 +191,6 @@ fn tokens_and_their_roles() {
         .exits(4);
     up.muster_as("mt1_00000000_00000000000000000000000000", &["nodes"])
         .exits(4);
-    up.muster_as("", &["nodes"]).exits(4);
     up.muster(&["token", "revoke", &id]).exits(0);
     up.muster_as(&reader, &["nodes"]).exits(4);
     // Only hashes are kept.

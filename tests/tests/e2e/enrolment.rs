@@ -60,7 +60,7 @@ impl Drop for Agent {
 fn wait_state(up: &Up, node: &str, wanted: &str) {
     wait_for(&format!("{node} to be {wanted}"), || {
         let said = up.muster(&["nodes", "--json"]);
-        said.json_lines()
+        said.list()
             .iter()
             .any(|n| n["name"] == node && n["state"] == wanted)
             .then_some(())
@@ -90,7 +90,9 @@ fn a_machine_enrols_once_with_its_invite() {
     // An invite into another cluster: its root key is not this one.
     let (body, _) = token.rsplit_once('_').expect("three parts");
     enroll(&up, "m4", &format!("{body}_00000000000000000000000000")).says(&["root"]);
-    let expired = invite(&up, &["--name", "web-02", "--expires", "1ms"]).remove(0);
+    let expired = invite(&up, &["--name", "web-02", "--expires", "1s"]).remove(0);
+    let ends = std::time::Instant::now() + std::time::Duration::from_millis(1200);
+    std::thread::sleep(ends - std::time::Instant::now());
     enroll(&up, "m5", &expired).exits(4).says(&["expired"]);
     // The name is taken.
     up.muster(&["node", "invite", "--name", "web-01"])
@@ -173,7 +175,9 @@ fn a_removed_node_is_refused_for_ever() {
 #[test]
 fn replace_gives_name_and_roles_to_a_new_key() {
     let up = Up::start(&["web-01:role=web,zone=gva2"]).expect("starts");
-    let said = up.muster(&["node", "replace", "web-01", "--json"]).exits(0);
+    let said = up
+        .muster(&["node", "replace", "web-01", "--yes", "--json"])
+        .exits(0);
     let token = said.json_lines()[0]["token"]
         .as_str()
         .expect("token")
@@ -195,7 +199,7 @@ fn replace_gives_name_and_roles_to_a_new_key() {
     .expect("takes orders");
     let serials: Vec<u64> = up
         .muster(&["nodes", "--json"])
-        .json_lines()
+        .list()
         .iter()
         .filter_map(|n| n["serial"].as_u64())
         .collect();

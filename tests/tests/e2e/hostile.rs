@@ -167,7 +167,7 @@ async fn capture(up: &Up, wire: &Client, args: &[&str]) -> Message {
             .await
             .expect("in time")
             .expect("one");
-        if String::from_utf8_lossy(&message.payload).contains("\"argv\"") {
+        if String::from_utf8_lossy(&message.payload).contains("\"do\":\"call\"") {
             return message;
         }
     }
@@ -175,7 +175,7 @@ async fn capture(up: &Up, wire: &Client, args: &[&str]) -> Message {
 
 fn refused_count(up: &Up, node: &str) -> u64 {
     let said = up.muster(&["nodes", "--json"]);
-    let nodes = said.json_lines();
+    let nodes = said.list();
     let node = nodes.iter().find(|n| n["name"] == node).expect("listed");
     let counts = node["conditions"].as_array().into_iter().flatten();
     counts

@@ -116,7 +116,7 @@ fn a_second_one_is_refused_and_disturbs_nothing() {
     let before = pids(&up);
     finish(up.up_command())
         .exits(2)
-        .says(&["already", &up.up_pid().to_string()]);
+        .says(&["another `muster up`", &up.up_pid().to_string()]);
     assert_eq!(pids(&up), before);
     works(&up);
 
@@ -132,7 +132,7 @@ fn a_second_one_is_refused_and_disturbs_nothing() {
         ])
         .arg(&other);
     finish(command)
-        .exits(2)
+        .exits(1)
         .says(&[&up.port.to_string(), "in use"]);
     wait_for("nothing of the other", || {
         let needle = other.to_string_lossy().into_owned();

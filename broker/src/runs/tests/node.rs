@@ -122,9 +122,20 @@ impl Node {
             .connect(server.url())
             .await
             .expect("a node connects");
+        Self::over(client, serial, assignment, keys, script).await
+    }
+
+    /// The same over a connection of the node's own.
+    pub(crate) async fn over(
+        client: Client,
+        serial: Serial,
+        assignment: &Assignment,
+        keys: Arc<KeyList>,
+        script: Script,
+    ) -> Self {
         let mut subjects = vec![ALL.to_owned(), node_subject(serial)];
-        subjects.extend(roles.iter().map(|r| role_subject(r)));
-        subjects.extend(labels.iter().map(|(k, v)| label_subject(k, v)));
+        subjects.extend(assignment.roles.iter().map(|r| role_subject(r.as_str())));
+        subjects.extend(assignment.labels.iter().map(|(k, v)| label_subject(k.as_str(), v.as_str())));
         Self::listen(client, serial, assignment.revision, keys, script, subjects).await
     }
 
@@ -323,7 +334,7 @@ impl Shared {
                     );
                     self.end(request.id(), result, Vec::new(), Vec::new());
                 } else {
-                    self.release.notify_waiters();
+                    self.release.notify_one();
                 }
             }
             Ask::Refresh { .. } | Ask::Keys { .. } => {}
@@ -468,5 +479,127 @@ impl Shared {
             }
             sleep(Duration::from_millis(100)).await;
         }
+    }
+}
+
+/// Many nodes over one connection: they say hello, and end every call at once
+/// with a line of output.
+pub(crate) struct Swarm {
+    task: JoinHandle<()>,
+    pub(crate) stored: Arc<Mutex<std::collections::BTreeSet<Serial>>>,
+}
+
+impl Drop for Swarm {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Swarm {
+    pub(crate) async fn start(
+        server: &TestServer,
+        serials: Vec<Serial>,
+        keys: Arc<KeyList>,
+    ) -> Self {
+        let client = server.broker().await;
+        let asked = client.subscribe("m1.do.>").await.expect("subscribed");
+        let answers = client.subscribe("_INBOX.m1.*.*").await.expect("subscribed");
+        client.flush().await.expect("flushed");
+        let stored: Arc<Mutex<std::collections::BTreeSet<Serial>>> = Arc::default();
+        let said = |serial: Serial, kind: NodeSays, json: Vec<u8>| {
+            let client = client.clone();
+            async move {
+                let reply = format!("{}.r", inbox_prefix(serial));
+                client
+                    .publish_with_reply(kind.subject(serial), reply, json.into())
+                    .await
+                    .expect("published");
+            }
+        };
+        for serial in &serials {
+            let hello = Hello {
+                protocol: PROTOCOL_VERSION,
+                version: "0.1.0-test".into(),
+                instance: InstanceId::random(),
+                boot_id: "b".into(),
+                time: Timestamp::now(),
+                revision: 1,
+                key_epoch: keys.epoch,
+                broker_epoch: 0,
+                capabilities: Vec::new(),
+            };
+            said(
+                *serial,
+                NodeSays::Hello,
+                serde_json::to_vec(&hello).expect("json"),
+            )
+            .await;
+        }
+        let noted = Arc::clone(&stored);
+        let voice = client.clone();
+        let task = tokio::spawn(async move {
+            let mut heard = futures_util::stream::select(asked, answers);
+            while let Some(message) = heard.next().await {
+                if let Some(rest) = message.subject.strip_prefix("_INBOX.m1.") {
+                    let serial = rest.split('.').next().and_then(|s| s.parse().ok());
+                    if let (Some(serial), Ok(OutcomeAnswer::Stored)) =
+                        (serial, serde_json::from_slice(&message.payload))
+                    {
+                        noted.lock().unwrap().insert(serial);
+                    }
+                    continue;
+                }
+                let header = |name: &str| {
+                    message
+                        .headers
+                        .as_ref()
+                        .and_then(|h| h.get(name))
+                        .map(|v| v.as_str())
+                };
+                let incoming = Incoming {
+                    key: header(KEY_HEADER),
+                    signature: header(SIGNATURE_HEADER),
+                    bytes: &message.payload,
+                };
+                let seen = HighWater::default();
+                // The set is signed once for all: one check speaks for them.
+                let Some(request) = serials.iter().find_map(|serial| {
+                    Gate {
+                        keys: &keys,
+                        node: *serial,
+                        seen: &seen,
+                    }
+                    .check(incoming, Timestamp::now())
+                    .ok()
+                }) else {
+                    continue;
+                };
+                let Ask::Call(_) = &request.ask else { continue };
+                for serial in request.set.iter() {
+                    let line = format!("hello from {serial}\n");
+                    let mut result = NodeResult::new(serial, Outcome::Succeeded, "");
+                    result.reason = None;
+                    let data = muster_protocol::run::Data::new(line.as_bytes());
+                    let inline = vec![InlineChunk {
+                        chunk: 0,
+                        stream: Stream::Stdout,
+                        data,
+                    }];
+                    let report = OutcomeReport {
+                        request: request.id(),
+                        result,
+                        chunks: 1,
+                        inline,
+                    };
+                    let reply = format!("{}.r", inbox_prefix(serial));
+                    let json = serde_json::to_vec(&report).expect("json");
+                    voice
+                        .publish_with_reply(NodeSays::Outcome.subject(serial), reply, json.into())
+                        .await
+                        .expect("published");
+                }
+            }
+        });
+        Self { task, stored }
     }
 }
