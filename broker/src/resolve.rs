@@ -6,6 +6,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
+use muster_protocol::names::NodeName;
 use muster_protocol::predicate::{Predicate, PredicateError, UnknownName};
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::Target;
@@ -61,7 +62,7 @@ pub enum ResolveError {
         /// The text that `error` points into.
         source_text: String,
     },
-    /// It compares with a name that no node has.
+    /// It names a label, a fact or a node that does not exist.
     #[error("{}", .unknown.message())]
     UnknownName {
         /// Which, where, and what was perhaps meant.
@@ -127,6 +128,25 @@ impl ResolveError {
     }
 }
 
+/// Checks that what a predicate names exists: labels and facts, and nodes that
+/// are written out in full.
+///
+/// # Errors
+/// The first name that does not.
+pub fn check_names(predicate: &Predicate, snapshot: &Snapshot) -> Result<(), UnknownName> {
+    // The candidates are only put together when one is needed.
+    predicate
+        .check_known(&|name| snapshot.knows(name), &[])
+        .or_else(|_| predicate.check_known(&|name| snapshot.knows(name), snapshot.candidates()))?;
+    let known = |name: &str| {
+        name.parse()
+            .is_ok_and(|name: NodeName| snapshot.by_name(&name).is_some())
+    };
+    predicate.check_nodes(&known, || {
+        snapshot.iter().map(|node| node.assignment.name.as_str())
+    })
+}
+
 /// Reads a predicate and checks that the names in it exist.
 ///
 /// # Errors
@@ -146,12 +166,10 @@ pub fn parse(
     // Where nobody has enrolled, every name is unknown, and that is not the
     // mistake.
     if !allow_unknown && snapshot.iter().next().is_some() {
-        predicate
-            .check_known(&|name| snapshot.knows(name), snapshot.candidates())
-            .map_err(|unknown| ResolveError::UnknownName {
-                unknown,
-                source_text: predicate.source().to_owned(),
-            })?;
+        check_names(&predicate, snapshot).map_err(|unknown| ResolveError::UnknownName {
+            unknown,
+            source_text: predicate.source().to_owned(),
+        })?;
     }
     Ok(predicate)
 }

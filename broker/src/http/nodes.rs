@@ -18,6 +18,7 @@ use utoipa_axum::routes;
 use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, finish, page};
 use crate::authz::{Action, Caller};
 use crate::inventory::{Inventory, NodeRecord, PresenceView, Standing};
+use crate::resolve::check_names;
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
@@ -66,9 +67,7 @@ async fn list(
         Some(text) => Predicate::parse(text).map_err(|e| ApiError::predicate(&e, text))?,
     };
     if !filter.allow_unknown {
-        predicate
-            .check_known(&|name| snapshot.knows(name), &[])
-            .or_else(|_| predicate.check_known(&|name| snapshot.knows(name), snapshot.candidates()))
+        check_names(&predicate, &snapshot)
             .map_err(|e| ApiError::unknown_name(&e, predicate.source()))?;
     }
     let mut nodes: Vec<_> = snapshot

@@ -107,6 +107,8 @@ fn an_error_says_what_where_and_what_to_do() {
             shown("bast*", usual),
             shown("*", Options { limit: Some(Amount::Count(0)), ..usual }),
             shown("not zoen=gva2", usual),
+            shown("not web-l", usual),
+            shown("web-1 or name in [web-3, web-2]", usual),
         ]
         .join("\n"),
         @r"
@@ -116,6 +118,8 @@ fn an_error_says_what_where_and_what_to_do() {
         422 None no node matches `bast*`; nothing was run | 1 of the broker's own machines match: name them, or pass --include-infrastructure
         400 None a limit of 0 leaves no node; nothing was run
         422 Some((4, 8)) no node has a label or fact `zoen`; nothing was run | did you mean `zone`?  (--allow-unknown if you meant it)
+        422 Some((4, 9)) there is no node `web-l`; nothing was run | did you mean `web-1`?  (--allow-unknown if you meant it)
+        422 Some((18, 23)) there is no node `web-3`; nothing was run | did you mean `web-1`?  (--allow-unknown if you meant it)
         "
     );
     let meant = Options {
@@ -123,6 +127,8 @@ fn an_error_says_what_where_and_what_to_do() {
         ..usual
     };
     assert_eq!(names("not zoen=gva2", meant).expect("resolves").len(), 3);
+    assert_eq!(names("not web-l", meant).expect("resolves").len(), 3);
+    assert_eq!(names("not web-l*", usual).expect("resolves").len(), 3);
     let empty = resolve("zone=gva2", &Snapshot::new([]), usual)
         .expect_err("refused")
         .problem();
