@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod enrolment;
+mod faults;
 mod hostile;
 mod lifecycle;
 mod path;

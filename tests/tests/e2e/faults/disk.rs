@@ -1,0 +1,216 @@
+//! A disk that is full.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use muster_tests::{Up, lines, wait_for};
+use rustix::process::Signal;
+
+use super::{
+    Process, agent, ended, enrol, machine, node, one_outcome_each, outcome_of, ready, sh, skipped,
+    wait_state, works,
+};
+
+/// A small file system, gone when dropped.
+struct Small(PathBuf);
+
+impl Small {
+    /// `None`, said visibly, where it may not be mounted.
+    fn mount(what: &str, at: &Path, kib: u32) -> Option<Self> {
+        std::fs::create_dir_all(at).expect("a directory");
+        let line = format!(
+            "mount -t tmpfs -o size={kib}k,mode=700 tmpfs '{}'",
+            at.display()
+        );
+        if sh(&line) {
+            return Some(Self(at.to_owned()));
+        }
+        skipped(what, "a file system may not be mounted here");
+        None
+    }
+
+    /// Leaves not one byte.
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.join("filler")).expect("a file");
+        for size in [1 << 16, 1 << 12, 1] {
+            while file.write_all(&vec![b'x'; size]).is_ok() {}
+        }
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.0.join("filler")).expect("there is one");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // Lazily: a process of the test may still be there.
+        sh(&format!("umount -l '{}'", self.0.display()));
+    }
+}
+
+#[test]
+fn an_agent_without_room_executes_nothing_and_says_so() {
+    let up = Up::start(&["roomy:role=d"]).expect("starts");
+    let Some(disk) = Small::mount("an agent's full disk", &machine(&up, "full"), 1024) else {
+        return;
+    };
+    enrol(&up, "full", "d");
+    let mut process = Process::start(agent(&up, "full"), up.dir.path().join("full.log"));
+    wait_state(&up, "full", "up");
+    works(&up, "role=d", 2);
+
+    disk.fill();
+    let file = up.dir.path().join("effects");
+    let script = format!("echo $MUSTER_NODE >> {}", file.display());
+    let mut attempts = 0;
+    // SQLite may still have room in its own files for a few.
+    let told = wait_for("a refusal", || {
+        attempts += 1;
+        let said = up.muster(&["run", "role=d", "--json", "--shell", "--", &script]);
+        one_outcome_each(&said, &["full", "roomy"]);
+        assert_eq!(outcome_of(&said, "roomy")["outcome"], "succeeded");
+        let told = outcome_of(&said, "full");
+        let effects = super::count(&file, "full");
+        if told["outcome"] == "succeeded" {
+            assert_eq!(effects, attempts, "{told}");
+            return None;
+        }
+        assert_eq!(effects, attempts - 1, "{told}");
+        Some(told)
+    })
+    .unwrap_or_else(|e| panic!("{e}: {}", process.says()));
+    assert_eq!(told["outcome"], "declined", "{told}");
+    let reason = told["reason"].as_str().expect("a reason");
+    assert!(
+        reason.contains("nothing was executed") && reason.contains("full"),
+        "{reason}"
+    );
+    assert!(process.runs(), "{}", process.says());
+    wait_state(&up, "full", "up");
+    let before = super::count(&file, "full");
+
+    disk.free();
+    works(&up, "role=d", 2);
+    up.muster(&["run", "full", "--shell", "--", &script])
+        .exits(0);
+    assert_eq!(super::count(&file, "full"), before + 1);
+    // What was declined is not done later.
+    assert_eq!(
+        lines(&file).len(),
+        before + 1 + super::count(&file, "roomy")
+    );
+
+    // It fills while a command runs, whose outcome must not be lost.
+    let begun = up.dir.path().join("begun");
+    let go = up.dir.path().join("go");
+    let script = format!(
+        "echo x >> {}; while ! test -e {}; do sleep 0.05; done; echo said",
+        begun.display(),
+        go.display()
+    );
+    let run = up
+        .muster(&[
+            "run", "full", "--detach", "--json", "--shell", "--", &script,
+        ])
+        .exits(0)
+        .run();
+    wait_for("the command", || (lines(&begun).len() == 1).then_some(())).expect("it runs");
+    disk.fill();
+    std::fs::write(&go, "").expect("writes");
+    process.says_soon("journal");
+    disk.free();
+    let said = ended(&up, &run);
+    assert_eq!(
+        outcome_of(&said, "full")["outcome"],
+        "succeeded",
+        "{said:?}"
+    );
+    assert_eq!(lines(&begun).len(), 1);
+    works(&up, "role=d", 2);
+}
+
+/// The NATS server of `muster up` with its store on a small file system.
+fn small_store(up: &mut Up) -> Option<Small> {
+    up.stop(Signal::TERM).expect("ends");
+    let store = up.state().join("nats/store");
+    let kept = up.dir.path().join("kept");
+    std::fs::rename(&store, &kept).expect("moves");
+    let disk = Small::mount("a broker's full disk", &store, 24 * 1024)?;
+    assert!(sh(&format!(
+        "cp -a '{}/.' '{}'",
+        kept.display(),
+        store.display()
+    )));
+    up.launch().expect("starts");
+    Some(disk)
+}
+
+#[test]
+fn a_store_without_room_loses_nothing_that_was_acknowledged() {
+    let mut up = Up::start(&["a-1:role=d", "a-2:role=d"]).expect("starts");
+    let Some(disk) = small_store(&mut up) else {
+        return;
+    };
+    works(&up, "role=d", 2);
+    let earlier = up
+        .muster(&["run", "role=d", "--json", "--", "echo", "earlier"])
+        .exits(0)
+        .run();
+
+    // It fills while a run is under way.
+    let effects = up.dir.path().join("effects");
+    let go = up.dir.path().join("go");
+    let script = format!(
+        "echo $MUSTER_NODE >> {}; while ! test -e {}; do sleep 0.05; done; echo said",
+        effects.display(),
+        go.display()
+    );
+    let run = up
+        .muster(&[
+            "run", "role=d", "--detach", "--json", "--shell", "--", &script,
+        ])
+        .exits(0)
+        .run();
+    wait_for("the commands", || {
+        (lines(&effects).len() == 2).then_some(())
+    })
+    .expect("they run");
+    disk.fill();
+    std::fs::write(&go, "").expect("writes");
+
+    // New runs are refused with the reason, and nothing of them is done.
+    let refused = up.dir.path().join("refused");
+    let script = format!("echo $MUSTER_NODE >> {}", refused.display());
+    let mut done = 0;
+    let said = wait_for("a refusal", || {
+        let said = up.muster(&["run", "role=d", "--json", "--shell", "--", &script]);
+        if said.code == 0 {
+            done += 2;
+            return None;
+        }
+        Some(said)
+    })
+    .unwrap_or_else(|e| panic!("{e}: {}", up.logs()));
+    assert!(
+        said.err.contains("error") && (said.err.contains("NATS") || said.err.contains("JetStream")),
+        "{said:#?} {:?} {}",
+        ready(&up),
+        up.logs()
+    );
+    assert!(lines(&refused).len() <= done + 2, "{:?}", lines(&refused));
+
+    disk.free();
+    let said = ended(&up, &run);
+    let outcomes = one_outcome_each(&said, &["a-1", "a-2"]);
+    assert!(
+        outcomes.values().all(|o| o == "succeeded"),
+        "{outcomes:?} {said:#?} {}",
+        up.logs()
+    );
+    assert_eq!(lines(&effects).len(), 2, "{:?}", lines(&effects));
+    works(&up, "role=d", 2);
+    let show = up.muster(&["runs", "show", &earlier]).exits(0);
+    assert!(show.out.contains("earlier"), "{show:?}");
+    assert!(node(&up, "a-1").is_some());
+}
