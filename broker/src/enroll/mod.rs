@@ -394,8 +394,8 @@ impl Enrolment {
             &request.proof,
         )?;
         let token: InviteToken = request.token.parse().map_err(|_| EnrollError::BadInvite)?;
-        // Twice at most: the second time it is used, for better or worse.
-        for _ in 0..2 {
+        // The second time it is used, for better or worse.
+        for _ in 0..3 {
             let entry = self
                 .0
                 .bucket
@@ -417,10 +417,20 @@ impl Enrolment {
                 return Err(EnrollError::Expired(invite.expires));
             }
             // What will surely fail must not use the invite up.
-            self.0
-                .inventory
-                .could_add(&request.node_key, &nats_key, &invite.name, invite.replaces)
-                .await?;
+            let could = self.0.inventory.could_add(
+                &request.node_key,
+                &nats_key,
+                &invite.name,
+                invite.replaces,
+            );
+            if let Err(error) = could.await {
+                // Or has the invite been used since it was read? Then that is
+                // the reason, and not that its name is taken now.
+                match self.0.bucket.get(&token.id).await? {
+                    Some(now) if now.revision != entry.revision => continue,
+                    _ => return Err(error.into()),
+                }
+            }
             let serial = self.0.inventory.allocate().await?;
             invite.used = Some(Used {
                 serial,
