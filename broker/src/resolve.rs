@@ -35,6 +35,8 @@ pub struct Resolved {
     pub predicate: Predicate,
     /// At least one node.
     pub nodes: Vec<Arc<NodeRecord>>,
+    /// How many of the broker's own machines match and were left out.
+    pub left_out: u32,
 }
 
 impl Resolved {
@@ -133,7 +135,7 @@ impl ResolveError {
 ///
 /// # Errors
 /// The first name that does not.
-pub fn check_names(predicate: &Predicate, snapshot: &Snapshot) -> Result<(), UnknownName> {
+fn check_names(predicate: &Predicate, snapshot: &Snapshot) -> Result<(), UnknownName> {
     // The candidates are only put together when one is needed.
     predicate
         .check_known(&|name| snapshot.knows(name), &[])
@@ -189,6 +191,12 @@ pub fn matching(predicate: &Predicate, snapshot: &Snapshot) -> Vec<Arc<NodeRecor
     nodes
 }
 
+/// Takes out the broker's own machines that are not named literally.
+pub fn leave_out_infrastructure(predicate: &Predicate, nodes: &mut Vec<Arc<NodeRecord>>) {
+    let named: Vec<&str> = predicate.literal_names().collect();
+    nodes.retain(|node| !node.infrastructure || named.contains(&node.assignment.name.as_str()));
+}
+
 /// The set that a predicate stands for now.
 ///
 /// # Errors
@@ -205,8 +213,7 @@ pub fn resolve(
     let mut nodes = matching(&predicate, snapshot);
     let all = nodes.len();
     if !options.include_infrastructure {
-        let named: Vec<&str> = predicate.literal_names().collect();
-        nodes.retain(|node| !node.infrastructure || named.contains(&node.assignment.name.as_str()));
+        leave_out_infrastructure(&predicate, &mut nodes);
     }
     let infrastructure = all - nodes.len();
     if let Some(limit) = options.limit {
@@ -219,7 +226,11 @@ pub fn resolve(
             enrolled: snapshot.iter().count(),
         });
     }
-    Ok(Resolved { predicate, nodes })
+    Ok(Resolved {
+        predicate,
+        nodes,
+        left_out: u32::try_from(infrastructure).unwrap_or(u32::MAX),
+    })
 }
 
 /// The order in which people count: runs of digits as numbers.

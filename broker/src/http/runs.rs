@@ -392,6 +392,7 @@ fn plan(state: &AppState, caller: &Caller, hash: RequestHash, frozen: FrozenRun)
     }
     let title = frozen.spec.title.clone();
     let predicate = frozen.spec.predicate.clone();
+    let left_out = frozen.spec.left_out;
     let nodes = frozen
         .targets
         .iter()
@@ -407,6 +408,7 @@ fn plan(state: &AppState, caller: &Caller, hash: RequestHash, frozen: FrozenRun)
         predicate,
         nodes,
         labels,
+        left_out,
         expires,
     }
 }

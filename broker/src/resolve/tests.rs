@@ -72,6 +72,14 @@ fn the_set_is_in_the_order_in_which_people_count_with_infrastructure_last_and_on
         ["web-2", "bastion"]
     );
     assert_eq!(names("name=bastion", usual).expect("resolves"), ["bastion"]);
+    let left_out = |text: &str, options| {
+        resolve(text, &snapshot(), options)
+            .expect("resolves")
+            .left_out
+    };
+    assert_eq!(left_out("*", usual), 1);
+    assert_eq!(left_out("*", with), 0);
+    assert_eq!(left_out("bastion or web-2", usual), 0);
     // A pattern does not name it.
     assert!(names("bast*", usual).is_err());
     let some = Options {
