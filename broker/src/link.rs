@@ -83,6 +83,10 @@ impl Link {
                 match event {
                     Event::Connected => tracing::info!("connected to NATS"),
                     Event::Disconnected => tracing::warn!("disconnected from NATS"),
+                    // Its own doing: at the end, and between two tries.
+                    Event::Draining | Event::Closed => {
+                        tracing::debug!(%event, "connection to NATS")
+                    }
                     other => tracing::warn!(event = %other, "connection to NATS"),
                 }
             });

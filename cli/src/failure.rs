@@ -11,6 +11,8 @@ use crate::ui::Paint;
 pub const NOT_ALL: u8 = 1;
 /// The command line, a file or a value is wrong.
 pub const USAGE: u8 = 2;
+/// The token was not taken.
+pub const DENIED: u8 = 4;
 /// The broker cannot be reached, or is not known.
 pub const UNREACHABLE: u8 = 5;
 /// Cancelled, or not confirmed.

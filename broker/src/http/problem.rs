@@ -75,6 +75,9 @@ impl ApiError {
 #[must_use]
 pub(super) fn not_active() -> ApiError {
     ApiError::new(Kind::Unavailable, "this broker is not the active one now")
+        .detail(
+            "its lease cannot be renewed: NATS is away or slow, or another broker has taken over",
+        )
         .hint("try again in a few seconds; if it stays so, look at `muster doctor`")
 }
 

@@ -96,12 +96,19 @@ impl SystemClient {
                         Event::Connected | Event::Disconnected | Event::SlowConsumer(_) => {
                             noted.send_modify(|n| *n += 1);
                         }
+                        // Its own doing: at the end, and between two tries.
+                        Event::Draining | Event::Closed => {}
                         other => tracing::warn!(event = %other, "system connection to NATS"),
                     }
                 }
             });
         let client = options.connect(urls).await.map_err(connect)?;
         let version = super::version::connected(&client)?;
+        if !client.server_info().auth_required {
+            return Err(AdminError::Open {
+                url: urls.join(","),
+            });
+        }
         Ok(Self {
             client,
             version,

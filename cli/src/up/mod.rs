@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use muster_client::{Client, Secret};
+use muster_protocol::problem::Kind;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
@@ -270,12 +271,25 @@ async fn end_unwanted_agents(wish: &Wish, layout: &Layout) {
 
 /// Waits until the broker can take runs.
 async fn reachable(prepared: &Prepared, begun: Instant) -> Result<Client, Failure> {
+    // The file may have been read just before the broker wrote a new one.
+    let mut denied = 0;
     loop {
         let why = match client(prepared) {
             Ok(client) => match client.readyz().await {
                 Ok(()) => match client.whoami().await {
                     Ok(_) => return Ok(client),
-                    Err(e) => e.to_string(),
+                    Err(e) => {
+                        denied += u32::from(e.kind() == Some(Kind::Unauthenticated));
+                        if denied >= HOPELESS {
+                            let file = prepared.token_file.display();
+                            return Err(Failure::new(
+                                crate::failure::DENIED,
+                                format!("the broker does not take the token in {file}: {e}"),
+                            )
+                            .hint("put the token of an admin into it; or empty it and start again: a new one is written then"));
+                        }
+                        e.to_string()
+                    }
                 },
                 Err(e) => e.to_string(),
             },

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use muster_protocol::ids::{InstanceId, RequestId, RunId};
 use muster_protocol::run::{Data, NodeResult, Stream};
+use muster_protocol::text::printable_line;
 use muster_protocol::units::Timestamp;
 use muster_protocol::wire::{InlineChunk, OutcomeReport};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
@@ -33,6 +34,9 @@ CREATE TABLE IF NOT EXISTS output (
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 PRAGMA user_version = 1;
 ";
+
+/// A larger journal is not read through at the start: it takes too long.
+const MAX_CHECKED: u64 = 64 << 20;
 
 /// The two connections. See the module's text.
 pub struct Db {
@@ -103,6 +107,15 @@ impl Db {
                 return Err(rusqlite::Error::InvalidPath(path.to_owned()));
             }
             durable.execute_batch(SCHEMA)?;
+            // What was executed must be known: a damaged journal is found
+            // now, not by a request that is done twice.
+            if std::fs::metadata(path).is_ok_and(|m| m.len() <= MAX_CHECKED) {
+                let found: String =
+                    durable.pragma_query_value(None, "quick_check", |r| r.get(0))?;
+                if found != "ok" {
+                    return Err(rusqlite::Error::InvalidColumnName(found));
+                }
+            }
             Ok(Self {
                 durable,
                 quick: connect(path, "NORMAL")?,
@@ -110,6 +123,9 @@ impl Db {
         };
         open().map_err(|e| match e {
             rusqlite::Error::InvalidPath(_) => fail("a newer agent has written it".into()),
+            rusqlite::Error::InvalidColumnName(found) => {
+                fail(format!("it is damaged ({})", printable_line(&found)))
+            }
             e => fail(e.to_string()),
         })
     }

@@ -21,6 +21,14 @@ pub enum AdminError {
     /// Not a version muster works with.
     #[error(transparent)]
     Version(#[from] VersionError),
+    /// It lets everybody in, so it cannot keep nodes apart.
+    #[error(
+        "the NATS server at {url} asks nobody for credentials: it has no operator, and is not set up for muster; see `muster nats-config`"
+    )]
+    Open {
+        /// Where.
+        url: String,
+    },
     /// A text that is not an account's claims.
     #[error("these are not the claims of a NATS account: {0}")]
     NotClaims(String),
