@@ -22,6 +22,8 @@ pub const STREAM: &str = "MUSTER_EVENTS";
 const KEEP: Duration = Duration::from_secs(400 * 86_400);
 /// Most bytes of all events together; the oldest go first.
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// The least that will do, on a small disk.
+const LEAST_BYTES: u64 = 4 * 1024 * 1024;
 /// Longest text of an event, in characters.
 const MAX_TEXT: usize = 2_000;
 
@@ -45,13 +47,28 @@ impl Events {
     /// # Errors
     /// [`EventsError`].
     pub async fn open(js: Context, lease: Lease) -> Result<Self, EventsError> {
-        let settings = StreamSettings {
-            max_bytes: Some(MAX_BYTES),
-            max_age: Some(KEEP),
-            when_full: WhenFull::DropOld,
-            ..StreamSettings::journal(STREAM, "what happened in the muster cluster", &[EVENT])
-        };
-        ensure_stream(&js, &settings).await?;
+        let mut limit = MAX_BYTES;
+        loop {
+            let settings = StreamSettings {
+                max_bytes: Some(limit),
+                max_age: Some(KEEP),
+                when_full: WhenFull::DropOld,
+                ..StreamSettings::journal(STREAM, "what happened in the muster cluster", &[EVENT])
+            };
+            match ensure_stream(&js, &settings).await {
+                // The server sets all of it aside at once. On a small disk
+                // the room is for runs.
+                Err(StreamError::Full { .. }) if limit > LEAST_BYTES => limit = LEAST_BYTES,
+                result => break drop(result?),
+            }
+        }
+        if limit < MAX_BYTES {
+            tracing::warn!(
+                limit,
+                wanted = MAX_BYTES,
+                "NATS has less room for events than wanted"
+            );
+        }
         Ok(Self(Arc::new(Inner {
             kept: Some((js, lease)),
         })))
@@ -92,6 +109,25 @@ impl Events {
         if let Err(error) = stored {
             tracing::warn!(kind, subject, %error, "an event could not be stored");
         }
+    }
+
+    /// The newest `limit` events, oldest first.
+    ///
+    /// # Errors
+    /// [`EventsError`].
+    pub async fn newest(&self, limit: usize) -> Result<Vec<ClusterEvent>, EventsError> {
+        let Some((js, _)) = &self.0.kept else {
+            return Ok(Vec::new());
+        };
+        let stream = js
+            .get_stream(STREAM)
+            .await
+            .map_err(|e| StreamError::NoAnswer {
+                what: "the stream of events".into(),
+                reason: e.to_string(),
+            })?;
+        let last = stream.cached_info().state.last_sequence;
+        self.list(last.saturating_sub(limit as u64), limit).await
     }
 
     /// Events after the position `after`, oldest first, at most `limit`.

@@ -186,16 +186,24 @@ impl Up {
     /// # Errors
     /// When it does not come up.
     pub fn start(nodes: &[&str]) -> Result<Self> {
+        let mut up = Self::not_yet(nodes)?;
+        up.launch()?;
+        Ok(up)
+    }
+
+    /// The same, not yet started: [`Up::launch`] does.
+    ///
+    /// # Errors
+    /// When there is no room or port for it.
+    pub fn not_yet(nodes: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("muster-test-").tempdir()?;
         let nodes = nodes.iter().map(|n| (*n).to_owned()).collect();
-        let mut up = Self {
+        Ok(Self {
             dir,
             port: free_port()?,
             nodes,
             child: None,
-        };
-        up.launch()?;
-        Ok(up)
+        })
     }
 
     /// The state directory.

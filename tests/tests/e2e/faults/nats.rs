@@ -75,6 +75,20 @@ fn antique(port: u16) {
     });
 }
 
+/// The address of NATS in a broker's configuration.
+fn url_in(toml: &str) -> String {
+    let mut quoted = toml.split('"');
+    quoted
+        .find(|s| s.starts_with("nats://"))
+        .expect("a url")
+        .to_owned()
+}
+
+fn port_of(url: &str) -> u16 {
+    let port = url.rsplit(':').next().expect("a port");
+    port.parse().expect("a port")
+}
+
 #[test]
 fn a_broker_waits_for_its_server_and_says_for_what() {
     let mut up = Up::start(&["a-1:role=n"]).expect("starts");
@@ -82,18 +96,8 @@ fn a_broker_waits_for_its_server_and_says_for_what() {
     let toml = up.state().join("broker.toml");
     let own = std::fs::read_to_string(up.state().join("nats/nats.conf")).expect("there");
     let text = std::fs::read_to_string(&toml).expect("there");
-    let config: String = text.clone();
-    let url = config
-        .split('"')
-        .find(|s| s.starts_with("nats://"))
-        .expect("a url")
-        .to_owned();
-    let port: u16 = url
-        .rsplit(':')
-        .next()
-        .expect("a port")
-        .parse()
-        .expect("a port");
+    let url = url_in(&text);
+    let port = port_of(&url);
     let start = |name: &str, port: u16| {
         let file = up.dir.path().join(format!("{name}.toml"));
         std::fs::write(
@@ -124,12 +128,8 @@ fn a_broker_waits_for_its_server_and_says_for_what() {
         let mut other = Up::start(&[]).expect("starts");
         other.stop(Signal::TERM).expect("ends");
         let conf = std::fs::read_to_string(other.state().join("nats/nats.conf")).expect("there");
-        let port = conf
-            .split("127.0.0.1:")
-            .nth(1)
-            .and_then(|s| s.split(|c: char| !c.is_ascii_digit()).next())
-            .and_then(|s| s.parse().ok())
-            .expect("a port");
+        let toml = std::fs::read_to_string(other.state().join("broker.toml")).expect("there");
+        let port = port_of(&url_in(&toml));
         let _other = nats_server(&up, "other", &conf);
         let mut broker = start("other", port);
         waits_because(&up, &mut broker, &["operator"]);
