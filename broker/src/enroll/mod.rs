@@ -221,7 +221,10 @@ impl Enrolment {
             .map(|invite| self.store(invite))
             .buffered(64);
         let invites: Vec<Invite> = stored.try_collect().await?;
-        let text = format!("{by} made {count} invite(s) for {}", request.name);
+        let text = match count {
+            1 => format!("{by} made an invite for {}", request.name),
+            n => format!("{by} made {n} invites for {}", request.name),
+        };
         self.0
             .events
             .emit("invite.created", &request.name, text)
@@ -417,10 +420,20 @@ impl Enrolment {
                 return Err(EnrollError::Expired(invite.expires));
             }
             // What will surely fail must not use the invite up.
-            self.0
+            if let Err(error) = self
+                .0
                 .inventory
                 .could_add(&request.node_key, &nats_key, &invite.name, invite.replaces)
-                .await?;
+                .await
+            {
+                // Who lost a race hears that the invite is used, not that
+                // there is now a node of its name.
+                let now = self.0.bucket.get(&token.id).await?;
+                if now.is_some_and(|now| now.revision == entry.revision) {
+                    return Err(error.into());
+                }
+                continue;
+            }
             let serial = self.0.inventory.allocate().await?;
             invite.used = Some(Used {
                 serial,
