@@ -221,7 +221,10 @@ impl Enrolment {
             .map(|invite| self.store(invite))
             .buffered(64);
         let invites: Vec<Invite> = stored.try_collect().await?;
-        let text = format!("{by} made {count} invite(s) for {}", request.name);
+        let text = match count {
+            1 => format!("{by} made an invite for {}", request.name),
+            n => format!("{by} made {n} invites for {}", request.name),
+        };
         self.0
             .events
             .emit("invite.created", &request.name, text)

@@ -118,9 +118,9 @@ pub struct Buckets {
     pub nodes: Kv<StoredNode>,
     /// `muster_facts`.
     pub facts: Kv<StoredFacts>,
-    /// `muster_cluster`, for `SEEN_KEY`.
+    /// `muster_cluster`, for the times nodes were last seen.
     pub seen: Kv<SeenValue>,
-    /// `muster_cluster`, for `SERIAL_KEY`.
+    /// `muster_cluster`, for the last serial given.
     pub serial: Kv<SerialCounter>,
     /// `muster_cluster`, for the claims of the NATS account.
     pub account: Kv<AccountValue>,
