@@ -95,7 +95,10 @@ impl FixedRoles {
         use Action as A;
         match role {
             Role::Admin => true,
-            Role::Operator => !matches!(action, A::RemoveNodes | A::ManageTokens | A::ManageKeys | A::Backup),
+            Role::Operator => !matches!(
+                action,
+                A::RemoveNodes | A::ManageTokens | A::ManageKeys | A::Backup
+            ),
             Role::Reader => matches!(
                 action,
                 A::ReadNodes

@@ -368,8 +368,8 @@ pub fn read<V: Visitor>(
             }
             (b'M', None) => {
                 reader.place = "its manifest".into();
-                let manifest: Manifest = serde_json::from_slice(&content)
-                    .map_err(|e| reader.damaged(&e.to_string()))?;
+                let manifest: Manifest =
+                    serde_json::from_slice(&content).map_err(|e| reader.damaged(&e.to_string()))?;
                 compare(&reader, &manifest, &seen)?;
                 let (kind, hash) = reader.frame()?;
                 if kind != b'Z' || hash != whole(&head_text, &content) {
@@ -519,7 +519,10 @@ mod tests {
             key_epoch: 2,
         };
         let (mut framer, mut all) = Framer::begin(&head).map(|(f, b)| (f, b.to_vec())).unwrap();
-        for (name, data) in [("file a", vec!["x"]), ("stream S", vec!["settings", "m", ""])] {
+        for (name, data) in [
+            ("file a", vec!["x"]),
+            ("stream S", vec!["settings", "m", ""]),
+        ] {
             all.extend(framer.part(name));
             for piece in data {
                 all.extend(framer.data(piece.as_bytes()));

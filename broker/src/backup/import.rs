@@ -141,7 +141,10 @@ pub async fn import(js: &Context, state: &StateDir, lease: &Lease) -> Result<(),
         plan: &plan,
     };
     let mine = |done| Marker { id: plan.id, done };
-    if marker.as_ref().is_none_or(|entry| entry.value != mine(true)) {
+    if marker
+        .as_ref()
+        .is_none_or(|entry| entry.value != mine(true))
+    {
         let revision = match marker {
             // One that was not finished, this or another: nobody's.
             Some(entry) if !entry.value.done => {
@@ -205,10 +208,7 @@ enum Item {
 
 impl Importer<'_> {
     fn active(&self) -> Result<(), ImportError> {
-        self.lease
-            .epoch()
-            .map(drop)
-            .ok_or(ImportError::NotActive)
+        self.lease.epoch().map(drop).ok_or(ImportError::NotActive)
     }
 
     async fn streams(&self) -> Result<Vec<String>, ImportError> {
@@ -375,7 +375,9 @@ impl Importer<'_> {
                 name.parse::<async_nats::HeaderName>(),
                 value.parse::<async_nats::HeaderValue>(),
             ) else {
-                return Err(damaged("holds a message with a header that cannot be".into()));
+                return Err(damaged(
+                    "holds a message with a header that cannot be".into(),
+                ));
             };
             headers.append(name, value);
         }
@@ -404,7 +406,10 @@ impl Importer<'_> {
 
 /// The key of a value that muster writes without an encoding.
 fn key(subject: &str) -> Option<&str> {
-    subject.strip_prefix("$KV.")?.split_once('.').map(|(_, key)| key)
+    subject
+        .strip_prefix("$KV.")?
+        .split_once('.')
+        .map(|(_, key)| key)
 }
 
 fn value<T: DeserializeOwned>(payload: &[u8]) -> Result<T, String> {

@@ -408,7 +408,12 @@ mod tests {
 
     #[test]
     fn only_files_of_a_state_directory_are_written() {
-        for good in ["admin.token", "keys/ca.pem", "keys/nats-keys.json", "nats/port"] {
+        for good in [
+            "admin.token",
+            "keys/ca.pem",
+            "keys/nats-keys.json",
+            "nats/port",
+        ] {
             assert!(belongs(good), "{good}");
         }
         for bad in [

@@ -362,15 +362,13 @@ impl Taker<'_> {
 /// certificate of the authority, a port) may be read by all.
 fn read(path: &Path) -> Result<Option<zeroize::Zeroizing<String>>, StateDirError> {
     match read_private(path) {
-        Err(StateDirError::TooOpen { .. }) => {
-            std::fs::read_to_string(path)
-                .map(|text| Some(text.into()))
-                .map_err(|source| StateDirError::Io {
-                    action: "read",
-                    path: path.to_owned(),
-                    source,
-                })
-        }
+        Err(StateDirError::TooOpen { .. }) => std::fs::read_to_string(path)
+            .map(|text| Some(text.into()))
+            .map_err(|source| StateDirError::Io {
+                action: "read",
+                path: path.to_owned(),
+                source,
+            }),
         other => other,
     }
 }
@@ -401,6 +399,9 @@ mod tests {
         all.insert("Nats-Msg-Id", "x");
         all.insert("Nats-Expected-Last-Subject-Sequence", "4");
         all.insert("Muster-Output", "{}");
-        assert_eq!(headers(&all), [("Muster-Output".to_owned(), "{}".to_owned())]);
+        assert_eq!(
+            headers(&all),
+            [("Muster-Output".to_owned(), "{}".to_owned())]
+        );
     }
 }

@@ -61,7 +61,10 @@ async fn backup(State(state): State<AppState>, caller: Caller) -> Result<Respons
     );
     let headers = [
         (CONTENT_TYPE, "application/octet-stream"),
-        (CONTENT_DISPOSITION, "attachment; filename=\"muster.backup\""),
+        (
+            CONTENT_DISPOSITION,
+            "attachment; filename=\"muster.backup\"",
+        ),
     ];
     Ok((headers, Body::from_stream(ReceiverStream::new(pieces))).into_response())
 }
