@@ -18,6 +18,8 @@ pub mod format;
 pub mod import;
 pub mod restore;
 pub mod take;
+#[cfg(test)]
+mod whole;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
