@@ -27,7 +27,7 @@ use self::challenge::Challenges;
 use crate::authority::Authority;
 use crate::events::Events;
 use crate::inventory::{
-    Inventory, InventoryError, MAX_LABELS, MAX_ROLES, NewNode, NodeRecord, now_seconds,
+    Absent, Inventory, InventoryError, MAX_LABELS, MAX_ROLES, NewNode, NodeRecord, now_seconds,
 };
 use crate::lease::Lease;
 use crate::nats::jwt::{JwtError, UserClaims};
@@ -117,6 +117,11 @@ pub enum EnrollError {
     /// No node of that serial.
     #[error("node {0} is not enrolled: it was removed or replaced; its key is refused for ever")]
     Gone(Serial),
+    /// A serial that this broker never gave, as far as it knows.
+    #[error(
+        "node {0} is not known to this broker; it may have been restored from a backup: enrol again"
+    )]
+    Unknown(Serial),
     /// The inventory says no.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
@@ -510,9 +515,12 @@ impl Enrolment {
     ) -> Result<CredentialsAnswer, EnrollError> {
         self.active()?;
         let snapshot = self.0.inventory.snapshot();
-        let record = snapshot
-            .get(request.serial)
-            .ok_or(EnrollError::Gone(request.serial))?;
+        let Some(record) = snapshot.get(request.serial) else {
+            return Err(match self.0.inventory.knock(request.serial).await {
+                Absent::Removed => EnrollError::Gone(request.serial),
+                Absent::Unknown => EnrollError::Unknown(request.serial),
+            });
+        };
         self.prove(
             &record.node_key,
             &request.challenge,
