@@ -10,6 +10,7 @@ mod engine;
 pub mod frames;
 mod index;
 mod journal;
+mod local;
 mod outcome;
 mod recovery;
 mod request;

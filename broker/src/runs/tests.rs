@@ -972,6 +972,8 @@ async fn a_server_with_little_room_gives_what_it_has() {
         max_bytes: Some(200 << 20),
         ..store::stream::StreamSettings::journal("OTHER", "other", &["other"])
     };
-    store::stream::ensure_stream(&js, &other).await.expect("a stream");
+    store::stream::ensure_stream(&js, &other)
+        .await
+        .expect("a stream");
     assert_eq!(ensure().await.expect("a stream"), 32 << 20);
 }

@@ -250,10 +250,7 @@ pub fn facts(view: &RunView, paint: Paint, now: Timestamp) -> String {
 /// Who did a run on the node itself, in the node's words: escaped, because
 /// nobody has checked them.
 fn done_there(local: &LocalRun) -> String {
-    let mut said = format!(
-        "run on the node itself by {}",
-        printable(&local.user, 64)
-    );
+    let mut said = format!("run on the node itself by {}", printable(&local.user, 64));
     if let Some(login) = &local.login {
         said.push_str(&format!(" (logged in as {})", printable(login, 64)));
     }

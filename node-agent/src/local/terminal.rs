@@ -198,8 +198,7 @@ fn write_all(mut chunks: mpsc::Receiver<(Stream, Bytes)>, shown: Shown) {
             (Shown::Raw, Stream::Stdout) => out.write_all(&data).and_then(|()| out.flush()),
             (Shown::Raw, Stream::Stderr) => err.write_all(&data),
             (Shown::Json, _) => {
-                let line =
-                    json!({"type": "output", "stream": stream, "data": Data::new(&data)});
+                let line = json!({"type": "output", "stream": stream, "data": Data::new(&data)});
                 writeln!(out, "{line}")
             }
         };

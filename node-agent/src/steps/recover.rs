@@ -27,10 +27,7 @@ impl Steps {
                 let serial = self.0.parts.identity.now().serial();
                 let boot_id = &self.0.parts.boot_id;
                 let ended = end_orphans(&step, serial, boot_id, kill_grace).await;
-                (
-                    Outcome::Unknown,
-                    reason("the agent", &step, boot_id, ended),
-                )
+                (Outcome::Unknown, reason("the agent", &step, boot_id, ended))
             } else {
                 (
                     Outcome::Cancelled,
@@ -50,7 +47,6 @@ impl Steps {
         self.0.parts.reporter.wake();
         Ok(())
     }
-
 }
 
 /// Ends what still runs of a step that nobody looks after any more; `None`
@@ -86,12 +82,7 @@ pub(crate) async fn end_orphans(
 }
 
 /// Why the outcome of such a step is not known; `who` is what had ended.
-pub(crate) fn reason(
-    who: &str,
-    step: &Unfinished,
-    boot_id: &str,
-    ended: Option<Ended>,
-) -> String {
+pub(crate) fn reason(who: &str, step: &Unfinished, boot_id: &str, ended: Option<Ended>) -> String {
     let rebooted = step.start.as_ref().is_some_and(|s| s.boot_id != boot_id);
     let rest = match ended {
         _ if rebooted => "the machine was started anew since".to_owned(),

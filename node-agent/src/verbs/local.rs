@@ -145,7 +145,11 @@ impl Order {
                 "the command is too long to be reported: at most {MAX_LOCAL_PARAMS} bytes; put it in a file and run that"
             )));
         }
-        if args.why.as_ref().is_some_and(|w| w.chars().count() > MAX_WHY) {
+        if args
+            .why
+            .as_ref()
+            .is_some_and(|w| w.chars().count() > MAX_WHY)
+        {
             return Err(usage(&format!("--why takes at most {MAX_WHY} characters")));
         }
         if args.timeout.get().is_zero() {
@@ -208,9 +212,8 @@ impl Order {
     }
 
     async fn run(self) -> Result<NodeResult, Failure> {
-        let own = |e: &dyn std::fmt::Display| {
-            Failure::new(OWN_FAILURE, &format!("{e}; nothing was run"))
-        };
+        let own =
+            |e: &dyn std::fmt::Display| Failure::new(OWN_FAILURE, &format!("{e}; nothing was run"));
         let request = local_request(self.run);
         let path = self.dir.path(JOURNAL_FILE);
         let journal = Journal::open(&path).map_err(|e| own(&e))?;

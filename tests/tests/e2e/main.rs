@@ -5,5 +5,6 @@ mod bad_input;
 mod enrolment;
 mod hostile;
 mod lifecycle;
+mod local;
 mod path;
 mod runs;

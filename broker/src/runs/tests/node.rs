@@ -135,7 +135,12 @@ impl Node {
     ) -> Self {
         let mut subjects = vec![ALL.to_owned(), node_subject(serial)];
         subjects.extend(assignment.roles.iter().map(|r| role_subject(r.as_str())));
-        subjects.extend(assignment.labels.iter().map(|(k, v)| label_subject(k.as_str(), v.as_str())));
+        subjects.extend(
+            assignment
+                .labels
+                .iter()
+                .map(|(k, v)| label_subject(k.as_str(), v.as_str())),
+        );
         Self::listen(client, serial, assignment.revision, keys, script, subjects).await
     }
 
