@@ -252,11 +252,11 @@ impl Engine {
         let lease = shared.bus.lease().clone();
         let mut journal = Journal::new(shared.js.clone(), lease, epoch, run, folded.last);
         let at = Timestamp::now();
-        let mut events = Vec::new();
+        // Before the output: watchers show none of a node that they do not
+        // know yet.
         if folded.state.order.is_empty() {
-            events.push(RunEvent::Targets {
-                nodes: vec![record.target.clone()],
-            });
+            let nodes = vec![record.target.clone()];
+            write(&mut journal, &mut folded, RunEvent::Targets { nodes }).await?;
         }
         let mut result = record.result.clone();
         let unsettled = folded.state.results().next().is_none();
@@ -269,25 +269,16 @@ impl Engine {
             };
             result.truncated |= lost || bytes < result.output_bytes;
             result.output_bytes = bytes;
-            events.push(RunEvent::Outcomes {
-                results: vec![result.clone()],
-                at,
-            });
+            let results = vec![result.clone()];
+            let settled = RunEvent::Outcomes { results, at };
+            write(&mut journal, &mut folded, settled).await?;
         }
-        events.push(RunEvent::Finished {
-            end: match result.outcome {
-                Outcome::Succeeded => RunEnd::Succeeded,
-                Outcome::Cancelled => RunEnd::Cancelled,
-                _ => RunEnd::Failed,
-            },
-            at,
-        });
-        for event in events {
-            journal.append(&event).await?;
-            if let Err(error) = folded.state.apply(&event) {
-                tracing::error!(%run, %error, ?event, "an event does not follow on the state it was made from");
-            }
-        }
+        let end = match result.outcome {
+            Outcome::Succeeded => RunEnd::Succeeded,
+            Outcome::Cancelled => RunEnd::Cancelled,
+            _ => RunEnd::Failed,
+        };
+        write(&mut journal, &mut folded, RunEvent::Finished { end, at }).await?;
         lock(&shared.index).update(&folded.state);
         shared.remember(&Arc::new(folded.state.clone()));
         self.tell_of(&folded.state, &record).await;
@@ -379,6 +370,18 @@ impl Engine {
         }
         (bytes, lost)
     }
+}
+
+async fn write(
+    journal: &mut Journal,
+    folded: &mut Folded,
+    event: RunEvent,
+) -> Result<(), JournalError> {
+    folded.last = journal.append(&event).await?;
+    if let Err(error) = folded.state.apply(&event) {
+        tracing::error!(%error, ?event, "an event does not follow on the state it was made from");
+    }
+    Ok(())
 }
 
 /// A node's output within its bounds, and whether there was more.

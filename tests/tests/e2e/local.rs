@@ -135,7 +135,7 @@ fn with_nothing_running_at_all_it_runs_and_the_agent_tells_of_it_when_it_starts(
     let mut up = Up::start(&NODES).expect("starts");
     up.stop(Signal::TERM).expect("ends");
     wait_for("the end of all", || up.processes().is_empty().then_some(())).expect("all ended");
-    let said = finish(local(&up, &["--json", "--", "echo", "alone"])).exits(0);
+    let said = finish(local(&up, &["--json", "--shell", "--", "echo a\\lone"])).exits(0);
     let said = said.json_lines();
     assert_eq!(said[1]["data"], "alone\n", "{said:?}");
     assert_eq!(said[2]["result"]["outcome"], "succeeded", "{said:?}");
@@ -156,7 +156,7 @@ fn with_nothing_running_at_all_it_runs_and_the_agent_tells_of_it_when_it_starts(
 }
 
 fn spawn_sleep(up: &Up, mark: &str) -> Child {
-    let script = format!("echo begun; : {mark}; while :; do sleep 0.1; done");
+    let script = format!("echo be\\gun; : {mark}; while :; do sleep 0.1; done");
     let child = local(up, &["--shell", "--", &script])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
