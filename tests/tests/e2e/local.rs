@@ -351,7 +351,7 @@ async fn a_hostile_node_can_tell_only_of_itself_and_only_so_much() {
     }
     assert_eq!(later, 21);
     assert_eq!(told(&up).len(), 100);
-    let events = up.muster(&["events", "--json"]);
+    let events = up.muster(&["events", "--json", "--limit", "1000"]);
     assert_eq!(events.out.matches("alarm.local-runs").count(), 1);
     // Nobody else is disturbed.
     let run = up
