@@ -16,6 +16,7 @@ use crate::host::environment::Environment;
 use crate::identity::Identity;
 use crate::journal::{Journal, JournalError};
 use crate::keeper::Keeper;
+use crate::local::LocalRuns;
 use crate::report::Reporter;
 use crate::state::{StateDir, StateError};
 use crate::steps::{Steps, StepsParts};
@@ -71,6 +72,7 @@ pub async fn run_with(
     let journal = Journal::open(&dir.path(JOURNAL_FILE))?;
     let instance = InstanceId::random();
     let boot_id = crate::host::boot_id();
+    let serial = identity.now().serial();
     {
         let enrolled = identity.now();
         info!(
@@ -113,7 +115,7 @@ pub async fn run_with(
         verifier,
         steps: steps.clone(),
         instance,
-        boot_id,
+        boot_id: boot_id.clone(),
         nats: config.nats.clone(),
         voice,
     });
@@ -134,6 +136,16 @@ pub async fn run_with(
         steps.clone(),
         helpers.clone(),
     ));
+    tasks.spawn(
+        LocalRuns {
+            dir,
+            journal: journal.clone(),
+            serial,
+            boot_id: boot_id.clone(),
+            kill_grace: config.command.kill_grace.get(),
+        }
+        .keep(bus.clone(), helpers.clone()),
+    );
     let mut link = tokio::spawn(link.run(hang_up.clone()));
 
     tokio::select! {

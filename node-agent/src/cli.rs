@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::verbs::{enroll, run, status};
+use crate::verbs::{enroll, local, run, status};
 
 /// The agent of muster: it runs on every node, and does what the operators'
 /// signed requests ask.
@@ -25,6 +25,9 @@ enum Verb {
     Run(run::Args),
     /// Say what this machine is enrolled as, and what its journal holds
     Status(status::Args),
+    /// Break glass: run something here without the broker, journaled and
+    /// reported later
+    Local(local::Args),
 }
 
 /// What a verb ends with when it fails: one line for people, and the exit
@@ -61,15 +64,21 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match cli.verb {
         Verb::Enroll(args) => enroll::main(&args),
         Verb::Run(args) => run::main(&args),
+        // It ends with what the command ended with.
+        Verb::Local(args) => {
+            return local::main(&args).unwrap_or_else(|failure| failed(&failure));
+        }
         Verb::Status(args) => status::main(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            let _ = writeln!(std::io::stderr(), "error: {}", failure.message);
-            ExitCode::from(failure.code)
-        }
+        Err(failure) => failed(&failure),
     }
+}
+
+fn failed(failure: &Failure) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "error: {}", failure.message);
+    ExitCode::from(failure.code)
 }
 
 /// Writes a result to standard output; who closed it does not want it.

@@ -15,6 +15,8 @@
 //! - [`executor`]: the one door to an effect; [`host`] is the only module that
 //!   touches processes.
 //! - [`report`]: an outcome is sent until the broker has it.
+//! - [`local`] is the other way in: what root runs on the node itself goes
+//!   through the same journal and executor, and is reported later.
 //! - [`bus`] connects, says hello, and hears; [`keeper`] keeps credentials
 //!   fresh over HTTP; [`facts`] says what this machine is.
 
@@ -30,6 +32,7 @@ pub mod http;
 pub mod identity;
 pub mod journal;
 pub mod keeper;
+pub mod local;
 pub mod logging;
 pub mod pace;
 pub mod report;

@@ -48,7 +48,7 @@ use crate::envelope::{Door, Mode};
 use crate::ids::{ClusterId, PlanId, RunId, Serial, base32, from_base32, random_bytes};
 use crate::keys::Fingerprint;
 use crate::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName, ScenarioName};
-use crate::run::{Data, Outcome, RunOptions, RunPhase, Stream, Summary, is_zero};
+use crate::run::{Data, LocalRun, Outcome, RunOptions, RunPhase, Stream, Summary, is_zero};
 use crate::units::{Amount, Span, Timestamp};
 
 /// Header by which a client names its door; the broker takes `cli` and
@@ -443,6 +443,10 @@ pub struct RunView {
     /// Who asked for the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancelled_by: Option<PrincipalName>,
+    /// Of a run that was done on the node itself: who did it, as the node
+    /// tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<LocalRun>,
     /// Its nodes, in the order in which they are taken.
     pub results: Vec<RunNode>,
 }

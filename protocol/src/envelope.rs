@@ -83,6 +83,9 @@ pub enum Door {
     Http,
     /// The broker itself, such as a recovery.
     Broker,
+    /// The node's own shell: it ran there without the broker, and was
+    /// reported later.
+    Local,
 }
 
 /// Whether a call acts or only says what it would do.

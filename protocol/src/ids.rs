@@ -122,6 +122,10 @@ random_id! {
     InstanceId, "an instance id"
 }
 random_id! {
+    /// What a node chooses for a local run; see [`LocalNonce::run_id`].
+    LocalNonce, "the nonce of a local run"
+}
+random_id! {
     /// A plan that waits for a confirmation.
     PlanId, "a plan id"
 }
@@ -142,6 +146,25 @@ impl RunId {
         let mut text = self.to_string();
         text.truncate(len);
         text
+    }
+}
+
+impl LocalNonce {
+    /// The id of the run: the node and the broker derive the same one, before
+    /// they talk. The serial is in it, and it comes out of a hash, so that a
+    /// node can name neither another node's run nor one that exists.
+    #[must_use]
+    pub fn run_id(&self, cluster: ClusterId, node: Serial) -> RunId {
+        use sha2::{Digest as _, Sha256};
+        let mut hash = Sha256::new();
+        hash.update(b"muster/1/local-run\0");
+        hash.update(cluster.as_bytes());
+        hash.update(node.0.to_be_bytes());
+        hash.update(self.as_bytes());
+        let hash: [u8; 32] = hash.finalize().into();
+        let mut id = [0; 16];
+        id.copy_from_slice(&hash[..16]);
+        RunId::from_bytes(id)
     }
 }
 
@@ -230,6 +253,16 @@ mod tests {
         assert!("".parse::<RunId>().is_err());
         assert!("u".repeat(26).parse::<RunId>().is_err());
         assert!("0".repeat(27).parse::<RunId>().is_err());
+    }
+
+    #[test]
+    fn a_local_runs_id_belongs_to_its_node_and_cluster() {
+        let (nonce, cluster) = (LocalNonce::random(), ClusterId::random());
+        let id = nonce.run_id(cluster, Serial(7));
+        assert_eq!(id, nonce.run_id(cluster, Serial(7)));
+        assert_ne!(id, nonce.run_id(cluster, Serial(8)));
+        assert_ne!(id, nonce.run_id(ClusterId::random(), Serial(7)));
+        assert_ne!(id.as_bytes(), nonce.as_bytes());
     }
 
     #[test]

@@ -242,6 +242,41 @@ pub struct RunOptions {
     pub output_bytes: u64,
 }
 
+/// Who ran something on a node itself, as the node tells it. Nobody has
+/// checked it: the broker knows only whose credentials reported it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LocalRun {
+    /// The Unix user that ran it.
+    pub user: String,
+    /// The user that had logged in, where that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<String>,
+    /// Why, in that person's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Whether the node's own policy was overridden.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forced: bool,
+    /// When it began, by the node's clock.
+    #[schema(value_type = String, format = DateTime)]
+    pub began: Timestamp,
+}
+
+/// A run that a node has done by itself and reported when it had ended: all
+/// of it is known when it is written down, so that a broker that stops in the
+/// middle of that can finish without the node.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalRecord {
+    /// Who, when, why.
+    pub local: LocalRun,
+    /// The node.
+    pub target: Target,
+    /// How it ended there.
+    pub result: NodeResult,
+}
+
 /// Everything that is fixed when a run is created.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -276,6 +311,10 @@ pub struct RunSpec {
     /// How many of the broker's own machines match the predicate and were left out.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub left_out: u32,
+    /// Of a run that was done on the node itself: what the node reported.
+    /// Nothing of such a run is ever sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<Box<LocalRecord>>,
     /// When it was created.
     pub created: Timestamp,
 }
@@ -645,6 +684,10 @@ impl RunState {
             RunPhase::Succeeded | RunPhase::Failed | RunPhase::Cancelled => return Next::Ended,
             RunPhase::Preparing => return Next::Wait,
             RunPhase::Running | RunPhase::Cancelling => {}
+        }
+        if self.spec.local.is_some() {
+            // It has happened already: only its record is being written.
+            return Next::Wait;
         }
         let phase_of = |serial: &Serial| self.nodes.get(serial).map(|n| &n.phase);
         let waiting: Vec<Serial> = self

@@ -111,12 +111,14 @@ pub enum NodeSays {
     Output,
     /// [`crate::wire::OutcomeReport`], answered by [`crate::wire::OutcomeAnswer`].
     Outcome,
+    /// [`crate::wire::LocalReport`], answered by [`crate::wire::LocalAnswer`].
+    Local,
     /// [`crate::wire::Bye`].
     Bye,
 }
 
 impl NodeSays {
-    const ALL: [(Self, &'static str); 8] = [
+    const ALL: [(Self, &'static str); 9] = [
         (Self::Hello, "hello"),
         (Self::Beat, "beat"),
         (Self::Facts, "facts"),
@@ -124,6 +126,7 @@ impl NodeSays {
         (Self::Accepted, "accepted"),
         (Self::Output, "output"),
         (Self::Outcome, "outcome"),
+        (Self::Local, "local"),
         (Self::Bye, "bye"),
     ];
 

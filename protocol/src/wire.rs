@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ids::{ClusterId, InstanceId, RequestId, Serial};
+use crate::ids::{ClusterId, InstanceId, LocalNonce, RequestId, RunId, Serial};
 use crate::keys::{PublicKey, Signature, SignedText};
 use crate::names::{LabelKey, LabelValue, NodeName, RoleName};
-use crate::run::{NodeResult, Stream};
+use crate::run::{LocalRun, NodeResult, Stream};
 use crate::units::{Span, Timestamp};
 
 /// Most bytes of any one message from a node.
@@ -304,6 +304,60 @@ pub enum OutcomeAnswer {
     },
     /// The broker does not know the run and never will.
     Unknown,
+}
+
+/// A run that somebody started on the node itself (`muster-agent local run`)
+/// and that has ended. Sent, oldest first, until [`LocalAnswer::Stored`] comes
+/// back. The broker writes it down as a run of its own, once, under the id
+/// that both sides derive from the nonce; see [`LocalNonce::run_id`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalReport {
+    /// From which its id follows.
+    pub nonce: LocalNonce,
+    /// Who, when, why: the node's words.
+    pub local: LocalRun,
+    /// What ran: parameters of the built-in scenario `command`, at most
+    /// [`MAX_LOCAL_PARAMS`] bytes as JSON.
+    pub params: Value,
+    /// Execution time that was allowed.
+    pub timeout: Span,
+    /// How it ended; its `serial` is the sender's own.
+    pub result: NodeResult,
+    /// The beginning of the output, at most [`MAX_LOCAL_OUTPUT`] bytes; the
+    /// rest stays in the node's journal, and `result.truncated` says so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub output: Vec<InlineChunk>,
+}
+
+/// Most bytes of a local run's parameters as JSON.
+pub const MAX_LOCAL_PARAMS: usize = 32 * 1024;
+/// Most bytes of a local run's output that are reported.
+pub const MAX_LOCAL_OUTPUT: usize = 64 * 1024;
+/// Most pieces in which they are reported.
+pub const MAX_LOCAL_CHUNKS: usize = 256;
+/// Longest reason of a local run, in characters.
+pub const MAX_WHY: usize = 500;
+
+/// The reply to [`LocalReport`].
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "answer", deny_unknown_fields)]
+pub enum LocalAnswer {
+    /// It is in the journal as this run, from this report or an earlier one.
+    Stored {
+        /// The id, as the node derives it too.
+        run: RunId,
+    },
+    /// Not now: this node has reported as many as it may for a while.
+    Later {
+        /// When to report again.
+        retry_after: Span,
+    },
+    /// This broker cannot take it; a newer one may.
+    Refused {
+        /// For the node's log.
+        reason: String,
+    },
 }
 
 /// The agent ends in good order.

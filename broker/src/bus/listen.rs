@@ -133,12 +133,19 @@ impl Ears {
         };
         // Of a node that is kept out only a hello is heard, to say so.
         if record.is_active() || matches!(said, Said::Hello(_) | Said::Stranger { .. }) {
-            self.hand_on(serial, said, message.payload.len(), message.reply)
+            self.hand_on(record, said, message.payload.len(), message.reply)
                 .await;
         }
     }
 
-    async fn hand_on(&self, serial: Serial, said: Said, bytes: usize, reply: Option<Subject>) {
+    async fn hand_on(
+        &self,
+        record: Arc<NodeRecord>,
+        said: Said,
+        bytes: usize,
+        reply: Option<Subject>,
+    ) {
+        let serial = record.serial;
         match said {
             Said::Hello(hello) => {
                 let porter = self.porter.clone();
@@ -161,6 +168,7 @@ impl Ears {
             Said::Accepted(accepted) => self.engine.accepted(serial, &accepted),
             Said::Output(head, data) => self.engine.output(serial, head, data),
             Said::Outcome(report) => self.engine.outcome(serial, report, bytes, reply).await,
+            Said::Local(report) => self.engine.local(record, report, reply),
             Said::Bye(bye) => self.presence.bye(serial, bye.instance),
         }
     }

@@ -6,8 +6,8 @@ use muster_protocol::ids::Serial;
 use muster_protocol::subject::NodeSays;
 use muster_protocol::text::printable;
 use muster_protocol::wire::{
-    Accepted, Beat, Bye, Facts, Hello, MAX_CHUNK, MAX_FACTS, MAX_MESSAGE, OUTPUT_HEADER,
-    OutcomeReport, OutputHead, Pong,
+    Accepted, Beat, Bye, Facts, Hello, LocalReport, MAX_CHUNK, MAX_FACTS, MAX_MESSAGE,
+    OUTPUT_HEADER, OutcomeReport, OutputHead, Pong,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -26,6 +26,7 @@ pub(super) enum Said {
     Accepted(Accepted),
     Output(OutputHead, Bytes),
     Outcome(Box<OutcomeReport>),
+    Local(Box<LocalReport>),
     Bye(Bye),
 }
 
@@ -52,7 +53,7 @@ pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said
     let limit = match kind {
         NodeSays::Facts => MAX_FACTS + 4096,
         NodeSays::Output => MAX_CHUNK,
-        NodeSays::Outcome | NodeSays::Hello => MAX_MESSAGE,
+        NodeSays::Outcome | NodeSays::Hello | NodeSays::Local => MAX_MESSAGE,
         NodeSays::Beat | NodeSays::Pong | NodeSays::Accepted | NodeSays::Bye => 16 * 1024,
     };
     if bytes.len() > limit {
@@ -85,6 +86,7 @@ pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said
             Said::Output(json(kind, head.as_str().as_bytes())?, bytes.clone())
         }
         NodeSays::Outcome => Said::Outcome(json(kind, bytes)?),
+        NodeSays::Local => Said::Local(json(kind, bytes)?),
         NodeSays::Bye => Said::Bye(json(kind, bytes)?),
     })
 }
@@ -130,7 +132,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(payload in prop::collection::vec(any::<u8>(), 0..200)) {
             for kind in [NodeSays::Hello, NodeSays::Beat, NodeSays::Facts, NodeSays::Pong, NodeSays::Accepted,
-                NodeSays::Output, NodeSays::Outcome, NodeSays::Bye]
+                NodeSays::Output, NodeSays::Outcome, NodeSays::Local, NodeSays::Bye]
             {
                 if let Err(Nonsense(why)) = read(kind, &message(&payload)) {
                     let safe = !why.contains('\x1b') && why.len() < 1_000;

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use super::index::{Index, Known, LookupError, brief};
 use super::journal::{Folded, Journal, JournalError, ReadError, fold};
+use super::local::Desk;
 use super::request::FrozenRun;
 use super::schedule::Message;
 use super::task::{Task, ToRun};
@@ -182,6 +183,8 @@ pub(super) struct Shared {
     reopened: Arc<Semaphore>,
     cache: Mutex<VecDeque<Arc<RunState>>>,
     numbers: AtomicU64,
+    /// Who reports local runs now.
+    pub(super) locals: Desk,
     /// Outcomes and output for runs or steps that their node has no part in.
     pub(super) strays: AtomicU64,
     /// Most bytes in the stream.
@@ -233,6 +236,7 @@ impl Engine {
             reopened: Arc::new(Semaphore::new(MOST_REOPENED)),
             cache: Mutex::default(),
             numbers: AtomicU64::new(0),
+            locals: Desk::default(),
             strays: AtomicU64::new(0),
             limit: AtomicU64::new(u64::MAX),
             stored: AtomicU64::new(0),
@@ -310,12 +314,13 @@ impl Engine {
                 .apply(&page)
                 .expect("a frozen set holds each node once");
         }
-        let run = brief(&state);
+        let known = Known::new(&state, first);
+        let run = &known.brief;
         tracing::info!(
             run = %id, principal = %run.principal, title = run.title, predicate = run.predicate, nodes = run.nodes,
             "run created"
         );
-        lock(&shared.index).insert(Known { brief: run, first });
+        lock(&shared.index).insert(known);
         let answer = self.view_of(&state);
         // Also when its targets could not be written: then the task ends it.
         self.open(
@@ -522,6 +527,11 @@ impl Engine {
         let Some((epoch, cancel)) = shared.active() else {
             return;
         };
+        if folded.state.spec.local.is_some() {
+            // The node did it, and nothing of it is ever sent: there is only
+            // its record to finish.
+            return self.finish_local(folded);
+        }
         let run = folded.state.spec.id;
         let (inbox, outbox) = mpsc::channel(INBOX);
         let (live, _) = broadcast::channel(1_024);
@@ -630,6 +640,14 @@ impl Shared {
             self.remember(&state);
         }
         Ok(state)
+    }
+
+    /// Whether there is room for so many bytes of output: the journals need
+    /// what is left above it. Counts them, if so.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        let room = self.limit.load(Ordering::Relaxed) / 10 * 9;
+        let stored = self.stored.fetch_add(bytes, Ordering::Relaxed);
+        stored.saturating_add(bytes) <= room
     }
 
     /// Keeps the state of an ended run for a while.

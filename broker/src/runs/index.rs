@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use muster_protocol::api::RunBrief;
-use muster_protocol::ids::{RunId, SHORT_LEN};
+use muster_protocol::ids::{RunId, SHORT_LEN, Serial};
 use muster_protocol::run::RunState;
 use muster_protocol::units::Timestamp;
 
@@ -14,6 +14,20 @@ pub(super) struct Known {
     pub(super) brief: RunBrief,
     /// Sequence of the first message of its journal.
     pub(super) first: u64,
+    /// The node that did it by itself, of a local run.
+    pub(super) local: Option<Serial>,
+}
+
+impl Known {
+    /// What is kept of this run.
+    #[must_use]
+    pub(super) fn new(state: &RunState, first: u64) -> Self {
+        Self {
+            brief: brief(state),
+            first,
+            local: state.spec.local.as_ref().map(|l| l.target.serial),
+        }
+    }
 }
 
 /// Why a text stands for no run.
@@ -42,6 +56,8 @@ pub enum LookupError {
 pub(super) struct Index {
     runs: BTreeMap<RunId, Known>,
     by_age: BTreeSet<(Timestamp, RunId)>,
+    /// The local runs of each node, and when they were reported.
+    locals: BTreeSet<(Serial, Timestamp, RunId)>,
 }
 
 /// A brief of a run; `short` is left empty.
@@ -70,9 +86,11 @@ impl Index {
     /// Adds a run.
     pub(super) fn insert(&mut self, known: Known) {
         let (id, created) = (known.brief.id, known.brief.created);
-        if let Some(old) = self.runs.insert(id, known) {
-            self.by_age.remove(&(old.brief.created, id));
+        self.remove(id);
+        if let Some(node) = known.local {
+            self.locals.insert((node, created, id));
         }
+        self.runs.insert(id, known);
         self.by_age.insert((created, id));
     }
 
@@ -87,6 +105,9 @@ impl Index {
     pub(super) fn remove(&mut self, id: RunId) {
         if let Some(old) = self.runs.remove(&id) {
             self.by_age.remove(&(old.brief.created, id));
+            if let Some(node) = old.local {
+                self.locals.remove(&(node, old.brief.created, id));
+            }
         }
     }
 
@@ -94,6 +115,17 @@ impl Index {
     pub(super) fn clear(&mut self) {
         self.runs.clear();
         self.by_age.clear();
+        self.locals.clear();
+    }
+
+    /// How many local runs of a node were reported since then, and how many
+    /// there are.
+    #[must_use]
+    pub(super) fn locals(&self, node: Serial, since: Timestamp) -> (usize, usize) {
+        let least = RunId::from_bytes([0; 16]);
+        let most = (node, Timestamp::MAX, RunId::from_bytes([255; 16]));
+        let after = |from| self.locals.range((node, from, least)..=most).count();
+        (after(since), after(Timestamp::MIN))
     }
 
     /// How many runs are known.
@@ -261,7 +293,31 @@ mod tests {
             retry_of: None,
             left_out: 0,
         };
-        Known { brief, first: 1 }
+        Known {
+            brief,
+            first: 1,
+            local: None,
+        }
+    }
+
+    #[test]
+    fn the_local_runs_of_a_node_are_counted_by_age() {
+        let mut index = Index::default();
+        let at = |second| Timestamp::from_second(second).expect("valid");
+        let mut ids = Vec::new();
+        for n in 0..10 {
+            let mut known = known(RunId::random(), n);
+            known.local = Some(Serial(if n < 8 { 1 } else { 2 }));
+            ids.push(known.brief.id);
+            index.insert(known);
+        }
+        assert_eq!(index.locals(Serial(1), at(5)), (3, 8));
+        assert_eq!(index.locals(Serial(2), at(0)), (2, 2));
+        assert_eq!(index.locals(Serial(3), at(0)), (0, 0));
+        index.remove(ids[7]);
+        assert_eq!(index.locals(Serial(1), at(5)), (2, 7));
+        index.clear();
+        assert_eq!(index.locals(Serial(1), at(0)), (0, 0));
     }
 
     fn id(text: &str) -> RunId {

@@ -213,10 +213,8 @@ impl Task {
         }
         let shared = Arc::clone(&self.engine.0);
         let bytes: usize = output.iter().map(|(_, bytes, _)| bytes).sum();
-        let room = shared.limit.load(Ordering::Relaxed) / 10 * 9;
-        let stored = shared.stored.fetch_add(bytes as u64, Ordering::Relaxed);
-        if stored.saturating_add(bytes as u64) > room {
-            tracing::warn!(stored, "no room for output: the journals need what is left");
+        if !shared.has_room(bytes as u64) {
+            tracing::warn!(bytes, "no room for output: the journals need what is left");
             for (serial, bytes, _) in &output {
                 self.books.entry(*serial).or_default().lost(*bytes);
             }

@@ -11,6 +11,7 @@ pub mod frames;
 mod index;
 mod intake;
 mod journal;
+mod local;
 mod outcome;
 mod recovery;
 mod request;

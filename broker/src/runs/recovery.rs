@@ -14,7 +14,7 @@ use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::engine::{Active, Engine, lock};
-use super::index::{Known, brief};
+use super::index::Known;
 use super::journal::{Folded, STREAM, ensure, fold, follow, parse};
 use crate::store::read::read_from;
 use crate::store::stream::{StreamError, purge_subject};
@@ -140,19 +140,13 @@ impl Engine {
                 .as_ref()
                 .filter(|folded| folded.state.phase.is_final());
             if let Some(ended) = ended {
-                lock(&shared.index).insert(Known {
-                    brief: brief(&ended.state),
-                    first: ended.first,
-                });
+                lock(&shared.index).insert(Known::new(&ended.state, ended.first));
                 *folded = None;
             }
         }
         let open: Vec<Folded> = runs.into_values().flatten().collect();
         for folded in &open {
-            lock(&shared.index).insert(Known {
-                brief: brief(&folded.state),
-                first: folded.first,
-            });
+            lock(&shared.index).insert(Known::new(&folded.state, folded.first));
         }
         if damaged > 0 {
             let text =

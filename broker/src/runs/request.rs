@@ -197,6 +197,7 @@ impl Checked {
             options: self.options,
             retry_of: None,
             left_out: resolved.left_out,
+            local: None,
             created: now,
         };
         FrozenRun { spec, targets }
@@ -219,6 +220,7 @@ pub fn retry(
         targets: u32::try_from(targets.len()).unwrap_or(u32::MAX),
         retry_of: Some(old.spec.id),
         left_out: 0,
+        local: None,
         created: now,
         ..old.spec.clone()
     };

@@ -6,8 +6,10 @@ use clap::{Args, Subcommand};
 use muster_client::{Client, Reference};
 use muster_protocol::api::{Confirm, RetryRequest, RunBrief, RunView};
 use muster_protocol::names::NodeName;
-use muster_protocol::run::RunPhase;
+use muster_protocol::run::{LocalRun, RunPhase};
+use muster_protocol::text::printable;
 use muster_protocol::units::Timestamp;
+use muster_protocol::wire::MAX_WHY;
 
 use crate::Context;
 use crate::failure::Failure;
@@ -235,11 +237,31 @@ pub fn facts(view: &RunView, paint: Paint, now: Timestamp) -> String {
     if let Some(by) = &view.cancelled_by {
         parts.push(format!("cancelled by {by}"));
     }
+    if let Some(local) = &view.local {
+        parts.push(done_there(local));
+    }
     format!(
         "{}  {}\n",
         paint.dim(&brief.id.to_string()),
         paint.dim(&parts.join("  "))
     )
+}
+
+/// Who did a run on the node itself, in the node's words: escaped, because
+/// nobody has checked them.
+fn done_there(local: &LocalRun) -> String {
+    let mut said = format!("run on the node itself by {}", printable(&local.user, 64));
+    if let Some(login) = &local.login {
+        said.push_str(&format!(" (logged in as {})", printable(login, 64)));
+    }
+    said.push_str(&format!(", begun {} by its clock", moment(local.began)));
+    if local.forced {
+        said.push_str(", against the node's own policy");
+    }
+    if let Some(why) = &local.why {
+        said.push_str(&format!(", because: {}", printable(why, MAX_WHY)));
+    }
+    said
 }
 
 /// A run that has not ended, as it is now.
@@ -372,6 +394,7 @@ mod tests {
             },
             batches: 4,
             cancelled_by: None,
+            local: None,
             results: vec![
                 node("web-01", Some(Outcome::Succeeded), None),
                 node("web-02", Some(Outcome::Succeeded), None),

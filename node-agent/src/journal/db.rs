@@ -65,8 +65,8 @@ fn key(request: &RequestId) -> (&[u8], u32) {
 
 fn connect(path: &Path, synchronous: &str) -> Result<Connection, rusqlite::Error> {
     let connection = Connection::open(path)?;
-    // Nobody else writes; a reader holds it for a moment at most.
-    connection.busy_timeout(Duration::from_secs(2))?;
+    // A local run writes too, and a slow disk makes each of its commits long.
+    connection.busy_timeout(Duration::from_secs(10))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", synchronous)?;
     // An idle agent holds little: 256 KiB of pages, and a log that is folded
@@ -116,6 +116,7 @@ impl Db {
                     return Err(rusqlite::Error::InvalidColumnName(found));
                 }
             }
+            durable.execute_batch(super::local::SCHEMA)?;
             Ok(Self {
                 durable,
                 quick: connect(path, "NORMAL")?,
@@ -261,10 +262,16 @@ impl Db {
     }
 
     pub(super) fn unfinished(&self) -> Result<Vec<Unfinished>, JournalError> {
-        let mut statement = self.durable.prepare_cached(
+        // A local run is its own process's while that lives.
+        self.unfinished_where("run NOT IN (SELECT run FROM local)")
+    }
+
+    pub(super) fn unfinished_where(&self, which: &str) -> Result<Vec<Unfinished>, JournalError> {
+        let mut statement = self.durable.prepare_cached(&format!(
             "SELECT run, step, state, timeout_ms, instance, boot_id, pid, pid_started, cgroup
-             FROM step WHERE state <> 'finished' AND acknowledged IS NULL ORDER BY received",
-        )?;
+             FROM step WHERE state <> 'finished' AND acknowledged IS NULL AND {which}
+             ORDER BY received",
+        ))?;
         let mut rows = statement.query([])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
@@ -302,7 +309,7 @@ impl Db {
     pub(super) fn unacknowledged(&self, limit: u32) -> Result<Vec<RequestId>, JournalError> {
         let mut statement = self.durable.prepare_cached(
             "SELECT run, step FROM step WHERE acknowledged IS NULL AND state = 'finished'
-             ORDER BY received LIMIT ?1",
+             AND run NOT IN (SELECT run FROM local) ORDER BY received LIMIT ?1",
         )?;
         let mut rows = statement.query([limit])?;
         let mut found = Vec::new();

@@ -4,8 +4,12 @@
 //! (`started` before the first effect, `finished` before the report), one
 //! does not (output while it comes; the sync of `finished` covers it, because
 //! both write the same log).
+//!
+//! The agent is not its only writer: `muster-agent local run` is a process of
+//! its own. Each write is one transaction that waits for its turn.
 
 mod db;
+mod local;
 mod prune;
 #[cfg(test)]
 mod tests;
@@ -21,6 +25,7 @@ use muster_protocol::units::Timestamp;
 use muster_protocol::wire::OutcomeReport;
 
 pub use db::Db;
+pub use local::{LocalNote, request as local_request};
 pub use prune::Pruned;
 
 /// Why the journal did not do it.

@@ -33,7 +33,9 @@ impl Db {
             now.saturating_sub(ms.max(NEVER_BEFORE_MS))
         };
         let mut pruned = Pruned::default();
-        let tx = self.durable.transaction()?;
+        let tx = self
+            .durable
+            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         pruned.outcomes +=
             tx.execute("DELETE FROM step WHERE acknowledged < ?1", [ago(keep.keep)])?;
         pruned.outcomes += tx.execute(
@@ -57,6 +59,10 @@ impl Db {
             tx.execute(
                 "DELETE FROM output WHERE NOT EXISTS (
                      SELECT 1 FROM step WHERE step.run = output.run AND step.step = output.step)",
+                [],
+            )?;
+            tx.execute(
+                "DELETE FROM local WHERE run NOT IN (SELECT run FROM step)",
                 [],
             )?;
         }

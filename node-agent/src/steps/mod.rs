@@ -6,7 +6,7 @@
 //! ```
 
 mod live;
-mod recover;
+pub(crate) mod recover;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use muster_protocol::ids::Serial;
 use muster_protocol::run::Outcome;
 use tracing::{error, info, warn};
 
@@ -23,11 +24,10 @@ impl Steps {
         for step in self.0.parts.journal.unfinished().await? {
             let id = step.request;
             let (outcome, reason) = if step.start.is_some() {
-                let ended = self.end_orphans(&step, kill_grace).await;
-                (
-                    Outcome::Unknown,
-                    reason(&step, &self.0.parts.boot_id, ended),
-                )
+                let serial = self.0.parts.identity.now().serial();
+                let boot_id = &self.0.parts.boot_id;
+                let ended = end_orphans(&step, serial, boot_id, kill_grace).await;
+                (Outcome::Unknown, reason("the agent", &step, boot_id, ended))
             } else {
                 (
                     Outcome::Cancelled,
@@ -47,38 +47,42 @@ impl Steps {
         self.0.parts.reporter.wake();
         Ok(())
     }
+}
 
-    async fn end_orphans(&self, step: &Unfinished, kill_grace: Duration) -> Option<Ended> {
-        let same_boot = step
-            .start
+/// Ends what still runs of a step that nobody looks after any more; `None`
+/// when that is not known, or the machine was started anew since.
+pub(crate) async fn end_orphans(
+    step: &Unfinished,
+    serial: Serial,
+    boot_id: &str,
+    kill_grace: Duration,
+) -> Option<Ended> {
+    if step.start.as_ref().is_none_or(|s| s.boot_id != boot_id) {
+        return None;
+    }
+    let tree = Tree {
+        root: step.process.as_ref().map(|p| (p.pid, p.started)),
+        cgroup: step
+            .process
             .as_ref()
-            .is_some_and(|s| s.boot_id == self.0.parts.boot_id);
-        if !same_boot {
-            return None;
+            .and_then(|p| p.cgroup.as_deref())
+            .and_then(Cgroup::remembered),
+        marks: marks(step.request, serial),
+    };
+    match tokio::task::spawn_blocking(move || tree.end(kill_grace)).await {
+        Ok(ended) => {
+            info!(found = ended.found, left = ended.left, "orphans of a step");
+            Some(ended)
         }
-        let tree = Tree {
-            root: step.process.as_ref().map(|p| (p.pid, p.started)),
-            cgroup: step
-                .process
-                .as_ref()
-                .and_then(|p| p.cgroup.as_deref())
-                .and_then(Cgroup::remembered),
-            marks: marks(step.request, self.0.parts.identity.now().serial()),
-        };
-        match tokio::task::spawn_blocking(move || tree.end(kill_grace)).await {
-            Ok(ended) => {
-                info!(found = ended.found, left = ended.left, "orphans of a step");
-                Some(ended)
-            }
-            Err(e) => {
-                error!("orphans of a step could not be looked for: {e}");
-                None
-            }
+        Err(e) => {
+            error!("orphans of a step could not be looked for: {e}");
+            None
         }
     }
 }
 
-fn reason(step: &Unfinished, boot_id: &str, ended: Option<Ended>) -> String {
+/// Why the outcome of such a step is not known; `who` is what had ended.
+pub(crate) fn reason(who: &str, step: &Unfinished, boot_id: &str, ended: Option<Ended>) -> String {
     let rebooted = step.start.as_ref().is_some_and(|s| s.boot_id != boot_id);
     let rest = match ended {
         _ if rebooted => "the machine was started anew since".to_owned(),
@@ -91,5 +95,5 @@ fn reason(step: &Unfinished, boot_id: &str, ended: Option<Ended>) -> String {
             format!("{found} of its processes still ran, {left} could not be ended")
         }
     };
-    format!("the agent ended while the command ran; {rest}")
+    format!("{who} ended while the command ran; {rest}")
 }

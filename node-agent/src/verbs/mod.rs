@@ -1,5 +1,6 @@
 //! The verbs of the command line.
 
 pub mod enroll;
+pub mod local;
 pub mod run;
 pub mod status;

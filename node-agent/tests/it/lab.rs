@@ -247,6 +247,7 @@ fn answer(
             };
             return Some(serde_json::to_vec(&welcome).unwrap());
         }
+        NodeSays::Local => panic!("nobody started a local run here"),
         NodeSays::Beat => heard.beats.push(read(bytes)),
         NodeSays::Facts => {
             heard.facts.push(read(bytes));

@@ -24,6 +24,7 @@ fn spec(targets: u32, batch: Option<Amount>, max_failures: Option<Amount>) -> Ru
         },
         retry_of: None,
         left_out: 0,
+        local: None,
         created: Timestamp::UNIX_EPOCH,
     }
 }
@@ -200,4 +201,32 @@ proptest! {
         }
         prop_assert_eq!(again, s);
     }
+}
+
+#[test]
+fn what_a_node_did_by_itself_is_never_sent() {
+    let target = Target {
+        serial: Serial(3),
+        name: "web-01".parse().expect("valid"),
+    };
+    let mut spec = spec(1, None, None);
+    spec.local = Some(Box::new(LocalRecord {
+        local: LocalRun {
+            user: "root".into(),
+            login: None,
+            why: None,
+            forced: false,
+            began: Timestamp::UNIX_EPOCH,
+        },
+        target: target.clone(),
+        result: NodeResult::new(Serial(3), Outcome::Unknown, "x"),
+    }));
+    let created = RunEvent::Created {
+        spec: Box::new(spec),
+    };
+    let mut state = RunState::begin(&created).expect("begins");
+    let nodes = vec![target];
+    state.apply(&RunEvent::Targets { nodes }).expect("follows");
+    assert_eq!(state.phase, RunPhase::Running);
+    assert_eq!(state.next(), Next::Wait);
 }

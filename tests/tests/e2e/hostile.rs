@@ -15,7 +15,7 @@ use muster_tests::{Up, lines, wait_for};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-fn enrolment(up: &Up, node: &str) -> Value {
+pub(crate) fn enrolment(up: &Up, node: &str) -> Value {
     let text =
         std::fs::read_to_string(up.agent_state(node).join("enrolment.json")).expect("enrolled");
     serde_json::from_str(&text).expect("json")
@@ -54,7 +54,7 @@ async fn wire(up: &Up, node: &str) -> Client {
 }
 
 /// A client with a node's own credentials, and what the server says to it.
-async fn as_node(up: &Up, node: &str) -> (Client, mpsc::UnboundedReceiver<String>) {
+pub(crate) async fn as_node(up: &Up, node: &str) -> (Client, mpsc::UnboundedReceiver<String>) {
     let enrolment = enrolment(up, node);
     let seed = std::fs::read_to_string(up.agent_state(node).join("nats.key")).expect("a seed");
     let key = Arc::new(nkeys::KeyPair::from_seed(seed.trim()).expect("a seed"));
@@ -83,7 +83,7 @@ async fn as_node(up: &Up, node: &str) -> (Client, mpsc::UnboundedReceiver<String
     )
 }
 
-async fn refused(told: &mut mpsc::UnboundedReceiver<String>, what: &str) {
+pub(crate) async fn refused(told: &mut mpsc::UnboundedReceiver<String>, what: &str) {
     let said = tokio::time::timeout(Duration::from_secs(10), told.recv()).await;
     let said = said
         .unwrap_or_else(|_| panic!("{what} was not refused"))

@@ -7,5 +7,6 @@ mod enrolment;
 mod faults;
 mod hostile;
 mod lifecycle;
+mod local;
 mod path;
 mod runs;
