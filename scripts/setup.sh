@@ -63,6 +63,9 @@ missing_packages() {
     if [ ! -e /usr/include/stdlib.h ]; then echo libc6-dev; fi
     has make || echo make
     nats_ok || echo nats-server
+    # The end-to-end tests ask as a user would.
+    has curl || echo curl
+    has script || echo bsdutils
 }
 
 install_packages() {

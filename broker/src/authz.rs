@@ -56,6 +56,8 @@ pub enum Action {
     ReadKeys,
     /// Rotate and revoke broker keys.
     ManageKeys,
+    /// Read everything that the cluster is, its secrets included.
+    Backup,
     /// Read how the installation is.
     ReadStatus,
     /// Read cluster events.
@@ -93,7 +95,10 @@ impl FixedRoles {
         use Action as A;
         match role {
             Role::Admin => true,
-            Role::Operator => !matches!(action, A::RemoveNodes | A::ManageTokens | A::ManageKeys),
+            Role::Operator => !matches!(
+                action,
+                A::RemoveNodes | A::ManageTokens | A::ManageKeys | A::Backup
+            ),
             Role::Reader => matches!(
                 action,
                 A::ReadNodes
@@ -139,6 +144,7 @@ impl Action {
             Self::ManageTokens,
             Self::ReadKeys,
             Self::ManageKeys,
+            Self::Backup,
             Self::ReadStatus,
             Self::ReadEvents,
             Self::WhoAmI,
@@ -163,6 +169,7 @@ impl Action {
             Self::ManageTokens => "manage API tokens",
             Self::ReadKeys => "read the broker keys",
             Self::ManageKeys => "rotate or revoke broker keys",
+            Self::Backup => "make backups",
             Self::ReadStatus => "read the status",
             Self::ReadEvents => "read events",
             Self::WhoAmI => "ask who it is",
@@ -271,6 +278,7 @@ mod tests {
         manage API tokens                  admin
         read the broker keys               admin operator reader
         rotate or revoke broker keys       admin
+        make backups                       admin
         read the status                    admin operator reader
         read events                        admin operator reader
         ask who it is                      admin operator reader node-enroller

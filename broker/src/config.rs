@@ -11,20 +11,20 @@ use serde::{Deserialize, Serialize};
 #[non_exhaustive]
 pub enum ConfigError {
     /// Not readable.
-    #[error("cannot read the configuration {}: {source}", .path.display())]
+    #[error("cannot read the configuration {}: {error}", .path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// Not TOML, or not this.
-    #[error("the configuration {} is wrong:\n{source}", .path.display())]
+    #[error("the configuration {} is wrong:\n{error}", .path.display())]
     Parse {
         /// The file.
         path: PathBuf,
         /// Where and why.
-        source: Box<toml::de::Error>,
+        error: Box<toml::de::Error>,
     },
     /// A value that cannot be.
     #[error("the configuration is wrong: `{field}` {why}")]
@@ -152,9 +152,9 @@ impl Config {
     /// # Errors
     /// [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read {
             path: path.to_owned(),
-            source,
+            error,
         })?;
         Self::parse(&text, path)
     }
@@ -164,9 +164,9 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Parse`], [`ConfigError::Value`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|source| ConfigError::Parse {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse {
             path: path.to_owned(),
-            source: source.into(),
+            error: error.into(),
         })?;
         config.check()?;
         Ok(config)
@@ -336,5 +336,13 @@ mod tests {
             let said = parse(text).unwrap_err();
             assert!(said.contains(word), "{text}: {said}");
         }
+    }
+
+    #[test]
+    fn a_mistake_is_said_once() {
+        let error = Config::parse("nonsense = 1", Path::new("broker.toml")).expect_err("refused");
+        assert!(error.to_string().contains("nonsense"), "{error}");
+        // What the message holds already is no cause to be shown below it.
+        assert!(std::error::Error::source(&error).is_none());
     }
 }

@@ -21,7 +21,7 @@ pub const STREAM: &str = "MUSTER_EVENTS";
 /// How long events are kept.
 const KEEP: Duration = Duration::from_secs(400 * 86_400);
 /// Most bytes of all events together; the oldest go first.
-const MAX_BYTES: u64 = 256 * 1024 * 1024;
+const MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// The least that will do, on a small disk.
 const LEAST_BYTES: u64 = 4 * 1024 * 1024;
 /// Longest text of an event, in characters.
@@ -109,6 +109,25 @@ impl Events {
         if let Err(error) = stored {
             tracing::warn!(kind, subject, %error, "an event could not be stored");
         }
+    }
+
+    /// The newest `limit` events, oldest first.
+    ///
+    /// # Errors
+    /// [`EventsError`].
+    pub async fn newest(&self, limit: usize) -> Result<Vec<ClusterEvent>, EventsError> {
+        let Some((js, _)) = &self.0.kept else {
+            return Ok(Vec::new());
+        };
+        let stream = js
+            .get_stream(STREAM)
+            .await
+            .map_err(|e| StreamError::NoAnswer {
+                what: "the stream of events".into(),
+                reason: e.to_string(),
+            })?;
+        let last = stream.cached_info().state.last_sequence;
+        self.list(last.saturating_sub(limit as u64), limit).await
     }
 
     /// Events after the position `after`, oldest first, at most `limit`.

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 
 use crate::bus::Bus;
 use crate::events::Events;
-use crate::inventory::{Inventory, NodeRecord, Standing};
+use crate::inventory::{Absent, Inventory, NodeRecord, Standing};
 use crate::ping::Pinger;
 use crate::presence::{Presence, Rival};
 use crate::runs::Engine;
@@ -103,6 +103,22 @@ impl Porter {
         if let Some((record, reply)) = self.admitted(serial, reply).await {
             self.incompatible(&record, protocol, &reply).await;
         }
+    }
+
+    /// An agent says hello for a node that is not in the inventory.
+    pub(crate) async fn absent(&self, serial: Serial, reply: Subject) {
+        // Each costs a lock that writers need.
+        let Ok(_permit) = self.0.checks.try_acquire() else {
+            return;
+        };
+        let reason = match self.0.inventory.knock(serial).await {
+            Absent::Removed => format!("node {serial} was removed or replaced"),
+            Absent::Unknown => format!(
+                "node {serial} is not known to this broker; it may have been restored from a \
+                 backup: enrol again"
+            ),
+        };
+        self.refuse(serial, &reply, reason).await;
     }
 
     /// A beat came of another instance than the one that was heard before.

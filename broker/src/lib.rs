@@ -7,6 +7,7 @@
 
 pub mod authority;
 pub mod authz;
+pub mod backup;
 pub mod bus;
 pub mod config;
 pub mod embedded;

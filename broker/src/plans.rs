@@ -165,7 +165,11 @@ mod tests {
                 .expect("a request");
         let predicate = "*".parse().expect("a predicate");
         let nodes = matching(&predicate, &Snapshot::new([]));
-        let resolved = Resolved { predicate, nodes };
+        let resolved = Resolved {
+            predicate,
+            nodes,
+            left_out: 0,
+        };
         let ana: PrincipalName = "ana".parse().expect("a name");
         let checked = crate::runs::check(&request).expect("fine");
         checked.freeze(

@@ -6,6 +6,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
+use muster_protocol::names::NodeName;
 use muster_protocol::predicate::{Predicate, PredicateError, UnknownName};
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::Target;
@@ -34,6 +35,8 @@ pub struct Resolved {
     pub predicate: Predicate,
     /// At least one node.
     pub nodes: Vec<Arc<NodeRecord>>,
+    /// How many of the broker's own machines match and were left out.
+    pub left_out: u32,
 }
 
 impl Resolved {
@@ -61,7 +64,7 @@ pub enum ResolveError {
         /// The text that `error` points into.
         source_text: String,
     },
-    /// It compares with a name that no node has.
+    /// It names a label, a fact or a node that does not exist.
     #[error("{}", .unknown.message())]
     UnknownName {
         /// Which, where, and what was perhaps meant.
@@ -127,6 +130,25 @@ impl ResolveError {
     }
 }
 
+/// Checks that what a predicate names exists: labels and facts, and nodes that
+/// are written out in full.
+///
+/// # Errors
+/// The first name that does not.
+fn check_names(predicate: &Predicate, snapshot: &Snapshot) -> Result<(), UnknownName> {
+    // The candidates are only put together when one is needed.
+    predicate
+        .check_known(&|name| snapshot.knows(name), &[])
+        .or_else(|_| predicate.check_known(&|name| snapshot.knows(name), snapshot.candidates()))?;
+    let known = |name: &str| {
+        name.parse()
+            .is_ok_and(|name: NodeName| snapshot.by_name(&name).is_some())
+    };
+    predicate.check_nodes(&known, || {
+        snapshot.iter().map(|node| node.assignment.name.as_str())
+    })
+}
+
 /// Reads a predicate and checks that the names in it exist.
 ///
 /// # Errors
@@ -146,12 +168,10 @@ pub fn parse(
     // Where nobody has enrolled, every name is unknown, and that is not the
     // mistake.
     if !allow_unknown && snapshot.iter().next().is_some() {
-        predicate
-            .check_known(&|name| snapshot.knows(name), snapshot.candidates())
-            .map_err(|unknown| ResolveError::UnknownName {
-                unknown,
-                source_text: predicate.source().to_owned(),
-            })?;
+        check_names(&predicate, snapshot).map_err(|unknown| ResolveError::UnknownName {
+            unknown,
+            source_text: predicate.source().to_owned(),
+        })?;
     }
     Ok(predicate)
 }
@@ -171,6 +191,12 @@ pub fn matching(predicate: &Predicate, snapshot: &Snapshot) -> Vec<Arc<NodeRecor
     nodes
 }
 
+/// Takes out the broker's own machines that are not named literally.
+pub fn leave_out_infrastructure(predicate: &Predicate, nodes: &mut Vec<Arc<NodeRecord>>) {
+    let named: Vec<&str> = predicate.literal_names().collect();
+    nodes.retain(|node| !node.infrastructure || named.contains(&node.assignment.name.as_str()));
+}
+
 /// The set that a predicate stands for now.
 ///
 /// # Errors
@@ -187,8 +213,7 @@ pub fn resolve(
     let mut nodes = matching(&predicate, snapshot);
     let all = nodes.len();
     if !options.include_infrastructure {
-        let named: Vec<&str> = predicate.literal_names().collect();
-        nodes.retain(|node| !node.infrastructure || named.contains(&node.assignment.name.as_str()));
+        leave_out_infrastructure(&predicate, &mut nodes);
     }
     let infrastructure = all - nodes.len();
     if let Some(limit) = options.limit {
@@ -201,7 +226,11 @@ pub fn resolve(
             enrolled: snapshot.iter().count(),
         });
     }
-    Ok(Resolved { predicate, nodes })
+    Ok(Resolved {
+        predicate,
+        nodes,
+        left_out: u32::try_from(infrastructure).unwrap_or(u32::MAX),
+    })
 }
 
 /// The order in which people count: runs of digits as numbers.

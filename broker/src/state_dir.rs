@@ -11,6 +11,7 @@
 //!                      broker-<id>.key, nats-keys.json, ca.key, ca.pem
 //! DIR/tls/             certificates that the CA has signed, with their keys
 //! DIR/nats/            the supervised NATS server, with `muster up`
+//! DIR/restore/         what of a backup is yet to be put into NATS
 //! ```
 //!
 //! Another broker of the same cluster has a directory of its own and a copy
@@ -222,6 +223,13 @@ impl StateDir {
             return Err(StateDirError::TooOpen { path: keys, mode });
         }
         Ok(dir)
+    }
+
+    /// A directory that is being made: nothing of it is looked at.
+    pub(crate) fn unopened(path: &Path) -> Self {
+        Self {
+            root: path.to_owned(),
+        }
     }
 
     /// The directory.

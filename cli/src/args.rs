@@ -89,6 +89,10 @@ pub(crate) enum Command {
     Status(verbs::status::StatusArgs),
     /// Who you are to the broker
     Whoami(verbs::status::WhoamiArgs),
+    /// Write everything that the cluster is into a file, while it runs
+    Backup(verbs::backup::BackupArgs),
+    /// Make a state directory of a backup
+    Restore(verbs::restore::RestoreArgs),
     /// Check the installation and say what is wrong
     Doctor(verbs::doctor::DoctorArgs),
     /// Run everything on this machine: NATS server, broker, agents
@@ -213,6 +217,8 @@ mod tests {
             ],
             &["match", "role=web", "--explain", "web-01"],
             &["completions", "bash"],
+            &["backup", "f", "--json"],
+            &["restore", "f", "--state", "d"],
         ] {
             if let Err(e) = parse(words) {
                 panic!("{words:?}: {e}");
@@ -257,6 +263,8 @@ mod tests {
             &["token", "create", "--for", "ana", "--role", "king"],
             &["up", "--state", "d", "--node", "a:web"],
             &["keys", "revoke", "xyz"],
+            &["backup"],
+            &["restore", "f"],
         ] {
             assert!(parse(words).is_err(), "{words:?}");
         }

@@ -69,6 +69,7 @@ impl Client {
             .connect_timeout(endpoint.connect_timeout)
             // A redirect would carry the token to wherever it points.
             .redirect(reqwest::redirect::Policy::none())
+            .local_address(endpoint.local)
             .tcp_nodelay(true);
         if endpoint.is_loopback() {
             builder = builder.no_proxy();

@@ -1,5 +1,6 @@
 //! Where the broker is, and with which credentials to speak to it.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ pub struct Endpoint {
     pub(crate) door: &'static str,
     pub(crate) connect_timeout: Duration,
     pub(crate) request_timeout: Duration,
+    pub(crate) local: Option<IpAddr>,
 }
 
 /// A certificate authority, read late so that a plain-HTTP start reads nothing.
@@ -66,6 +68,7 @@ impl Endpoint {
             door: "http",
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),
+            local: None,
         })
     }
 
@@ -103,6 +106,14 @@ impl Endpoint {
     pub fn timeouts(mut self, connect: Duration, request: Duration) -> Self {
         self.connect_timeout = connect;
         self.request_timeout = request;
+        self
+    }
+
+    /// Speaks from this address of the machine: a program that stands for
+    /// many machines gives each one its own.
+    #[must_use]
+    pub fn from_address(mut self, local: IpAddr) -> Self {
+        self.local = Some(local);
         self
     }
 

@@ -14,6 +14,7 @@
 //! # }
 //! ```
 
+mod backup;
 mod client;
 mod endpoint;
 mod error;
@@ -22,6 +23,7 @@ mod routes;
 mod sse;
 mod watch;
 
+pub use backup::BackupPieces;
 pub use client::{Client, MAX_BODY};
 pub use endpoint::Endpoint;
 pub use error::ClientError;

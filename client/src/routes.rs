@@ -330,7 +330,7 @@ impl Client {
             .await
     }
 
-    /// `GET /v1/events`: those after a position, oldest first.
+    /// `GET /v1/events`: those after a position, or the newest; oldest first.
     ///
     /// # Errors
     /// [`ClientError`].

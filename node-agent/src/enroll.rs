@@ -214,8 +214,12 @@ async fn trust(
     Ok((trust, ca))
 }
 
-/// Whether what a broker shows of its cluster is what the invite names.
-fn check_trust(
+/// Whether what a broker shows of its cluster is what the invite names; the
+/// cluster's certificate authority if so.
+///
+/// # Errors
+/// [`EnrollError::Fingerprint`], [`EnrollError::Trust`].
+pub fn check_trust(
     url: &BaseUrl,
     trust: &Trust,
     token: &InviteToken,

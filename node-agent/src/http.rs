@@ -26,7 +26,7 @@ pub struct BaseUrl(reqwest::Url);
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum UrlError {
     /// Not a URL.
-    #[error("it is not a URL ({0}); write it like `https://broker.example.org:7443`")]
+    #[error("it is not a URL ({0}); write it like `https://broker.example.org:7878`")]
     Syntax(String),
     /// Another scheme.
     #[error("its scheme is `{0}`; it must be https")]
@@ -298,7 +298,7 @@ mod tests {
     #[test]
     fn a_token_never_travels_readable() {
         for good in [
-            "https://broker.example.org:7443",
+            "https://broker.example.org:7878",
             "http://127.0.0.1:80",
             "http://[::1]:1/x",
             "http://localhost",

@@ -48,7 +48,7 @@ use crate::envelope::{Door, Mode};
 use crate::ids::{ClusterId, PlanId, RunId, Serial, base32, from_base32, random_bytes};
 use crate::keys::Fingerprint;
 use crate::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName, ScenarioName};
-use crate::run::{Data, Outcome, RunOptions, RunPhase, Stream, Summary};
+use crate::run::{Data, Outcome, RunOptions, RunPhase, Stream, Summary, is_zero};
 use crate::units::{Amount, Span, Timestamp};
 
 /// Header by which a client names its door; the broker takes `cli` and
@@ -218,6 +218,9 @@ pub struct MatchAnswer {
     pub predicate: String,
     /// Sorted names.
     pub nodes: Vec<NodeName>,
+    /// How many of them are the broker's own machines, which a run leaves out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out: u32,
     /// With `explain`: whether that node matches, and which clause decided,
     /// for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -364,6 +367,9 @@ pub struct Plan {
     /// How many of them have each value of each label, for the question.
     #[schema(value_type = BTreeMap<String, BTreeMap<String, u32>>)]
     pub labels: BTreeMap<LabelKey, BTreeMap<String, u32>>,
+    /// How many of the broker's own machines match and are left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out: u32,
     /// When it stops working.
     #[schema(value_type = String, format = DateTime)]
     pub expires: Timestamp,
@@ -416,6 +422,9 @@ pub struct RunBrief {
     /// The run it retries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_of: Option<RunId>,
+    /// How many of the broker's own machines match the predicate and were left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out: u32,
 }
 
 /// A run with its nodes.
@@ -486,6 +495,9 @@ pub enum Frame {
         nodes: u32,
         /// In how many batches.
         batches: u32,
+        /// How many of the broker's own machines match and were left out.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        left_out: u32,
     },
     /// A batch is sent.
     BatchSent {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use crate::ids::{ClusterId, RequestId, RunId, Serial};
 use crate::keys::{BrokerKeyState, KeyId, KeyList, PrivateKey, Purpose, Signature, SignedText};
 use crate::names::{FunctionName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
+use crate::text_form::text_form;
 use crate::units::{Span, Timestamp, after, elapsed};
 
 /// NATS header with the signature.
@@ -54,23 +56,22 @@ impl fmt::Debug for BundleHash {
     }
 }
 
-impl Serialize for BundleHash {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
+/// A text that is not 64 hexadecimal digits.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("a bundle hash is 64 hexadecimal digits")]
+pub struct BundleHashError;
+
+impl FromStr for BundleHash {
+    type Err = BundleHashError;
+
+    fn from_str(text: &str) -> Result<Self, BundleHashError> {
+        let bytes = data_encoding::HEXLOWER.decode(text.as_bytes());
+        let bytes = bytes.ok().and_then(|b| b.try_into().ok());
+        bytes.map(Self).ok_or(BundleHashError)
     }
 }
 
-impl<'de> Deserialize<'de> for BundleHash {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
-        data_encoding::HEXLOWER
-            .decode(text.as_bytes())
-            .ok()
-            .and_then(|b| b.try_into().ok())
-            .map(Self)
-            .ok_or_else(|| serde::de::Error::custom("a bundle hash is 64 hexadecimal digits"))
-    }
-}
+text_form!(BundleHash);
 
 /// The door a run came through.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize, utoipa::ToSchema)]

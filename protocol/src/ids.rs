@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 use data_encoding::{Encoding, Specification};
 use serde::{Deserialize, Serialize};
 
+use crate::text_form::text_form;
+
 /// Crockford's base 32 in lower case: no `i`, `l`, `o`, `u`, so that an id can
 /// be read aloud and typed from a screen.
 static BASE32: LazyLock<Encoding> = LazyLock::new(|| {
@@ -102,26 +104,7 @@ macro_rules! random_id {
             }
         }
 
-        impl Serialize for $name {
-            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.collect_str(self)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
-                text.parse().map_err(serde::de::Error::custom)
-            }
-        }
-
-        impl utoipa::PartialSchema for $name {
-            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
-                String::schema()
-            }
-        }
-
-        impl utoipa::ToSchema for $name {}
+        text_form!($name);
     };
 }
 

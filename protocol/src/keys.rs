@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 
 use crate::ids::{ClusterId, base32, random_bytes};
+use crate::text_form::text_form;
 use crate::units::Timestamp;
 
 /// What a signature is for.
@@ -263,28 +264,7 @@ fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
         .ok()
 }
 
-macro_rules! text_serde {
-    ($($name:ident),*) => {$(
-        impl Serialize for $name {
-            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.collect_str(self)
-            }
-        }
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
-                text.parse().map_err(serde::de::Error::custom)
-            }
-        }
-        impl utoipa::PartialSchema for $name {
-            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
-                String::schema()
-            }
-        }
-        impl utoipa::ToSchema for $name {}
-    )*};
-}
-text_serde!(PublicKey, Signature, KeyId, Fingerprint);
+text_form!(PublicKey, Signature, KeyId, Fingerprint);
 
 /// JSON text with a detached signature over exactly that text.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, utoipa::ToSchema)]

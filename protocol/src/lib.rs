@@ -18,6 +18,7 @@ pub mod problem;
 pub mod run;
 pub mod subject;
 pub mod text;
+mod text_form;
 pub mod units;
 pub mod wire;
 

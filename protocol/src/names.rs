@@ -1,13 +1,11 @@
 //! Names that people give: parsed once, then carried as types.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use crate::text::printable;
+use crate::text_form::text_form;
 
 /// Why a text is not a name of some kind.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -123,26 +121,7 @@ macro_rules! name {
             }
         }
 
-        impl Serialize for $name {
-            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.serialize_str(&self.0)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                let text = Cow::<'de, str>::deserialize(d)?;
-                text.parse().map_err(serde::de::Error::custom)
-            }
-        }
-
-        impl utoipa::PartialSchema for $name {
-            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
-                String::schema()
-            }
-        }
-
-        impl utoipa::ToSchema for $name {}
+        text_form!($name);
     };
 }
 

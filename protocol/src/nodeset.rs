@@ -3,10 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use data_encoding::BASE64URL_NOPAD;
-use serde::{Deserialize, Serialize};
-
 use crate::ids::Serial;
+use crate::text_form::text_form;
+use data_encoding::BASE64URL_NOPAD;
 
 /// A set of nodes. 10,000 nodes that enrolled together take 1,250 bytes.
 ///
@@ -129,18 +128,7 @@ impl FromStr for NodeSet {
     }
 }
 
-impl Serialize for NodeSet {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for NodeSet {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+text_form!(NodeSet);
 
 #[cfg(test)]
 mod tests {

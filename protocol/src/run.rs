@@ -182,12 +182,8 @@ pub struct NodeResult {
     pub truncated: bool,
 }
 
-#[allow(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde asks for a reference"
-)]
-fn is_zero(n: &u64) -> bool {
-    *n == 0
+pub(crate) fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }
 
 impl NodeResult {
@@ -277,6 +273,9 @@ pub struct RunSpec {
     /// The run that this one retries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_of: Option<RunId>,
+    /// How many of the broker's own machines match the predicate and were left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out: u32,
     /// When it was created.
     pub created: Timestamp,
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use crate::text_form::text_form;
 
 /// A moment in UTC; RFC 3339 in JSON.
 pub type Timestamp = jiff::Timestamp;
@@ -28,28 +28,6 @@ pub struct UnitError {
     text: String,
     what: &'static str,
     example: &'static str,
-}
-
-macro_rules! string_serde {
-    ($name:ident) => {
-        impl Serialize for $name {
-            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.collect_str(self)
-            }
-        }
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
-                text.parse().map_err(serde::de::Error::custom)
-            }
-        }
-        impl utoipa::PartialSchema for $name {
-            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
-                String::schema()
-            }
-        }
-        impl utoipa::ToSchema for $name {}
-    };
 }
 
 /// A length of time, written `250ms`, `30s`, `5m`, `1h30m`, `90d`; whole
@@ -148,7 +126,7 @@ impl FromStr for Span {
         Ok(Self(Duration::from_millis(total)))
     }
 }
-string_serde!(Span);
+text_form!(Span);
 
 /// A number of nodes, or a part of them: `10` or `25%`.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -219,7 +197,7 @@ impl FromStr for Amount {
         digits.parse().map(Self::Count).map_err(|_| fail())
     }
 }
-string_serde!(Amount);
+text_form!(Amount);
 
 #[cfg(test)]
 mod tests {

@@ -234,6 +234,31 @@ fn unknown_names() {
     insta::assert_snapshot!(out.join("\n\n"));
 }
 
+#[test]
+fn unknown_nodes() {
+    let nodes = ["web-01", "web-02", "db-01"];
+    let shown = |source: &str| {
+        let predicate = Predicate::parse(source).expect("the predicate is right");
+        match predicate.check_nodes(&|name| nodes.contains(&name), || nodes.into_iter()) {
+            Ok(()) => "all known".to_owned(),
+            Err(error) => error.render(),
+        }
+    };
+    let out: Vec<String> = [
+        "not web-0l",
+        "role=web and not name=web-03",
+        "name!=\"wbe-01\"",
+        "web-01 or name in [web-01, web-0]",
+        "router",
+        "web-01 and not (web-9* or name=lb-* or name in [db-01, x*]) and name =~ nobody",
+        "zone=web-03 and has web-03",
+    ]
+    .iter()
+    .map(|source| shown(source))
+    .collect();
+    insta::assert_snapshot!(out.join("\n\n"));
+}
+
 struct Web07;
 
 impl Attributes for Web07 {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -396,10 +396,12 @@ impl Up {
     }
 }
 
+#[allow(clippy::print_stderr, reason = "a failed test shows the logs")]
 impl Drop for Up {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", self.logs());
+            // Straight to where the panic's own message goes.
+            let _ = writeln!(std::io::stderr(), "{}", self.logs());
         }
         let _ = self.stop(Signal::TERM);
         for (pid, _) in self.processes() {

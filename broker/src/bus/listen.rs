@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_nats::{Message as NatsMessage, StatusCode, Subject, SubscribeError};
 use futures_util::{StreamExt as _, stream};
 use muster_protocol::ids::{RunId, Serial};
-use muster_protocol::subject;
+use muster_protocol::subject::{self, NodeSays};
 use muster_protocol::wire::Facts;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
@@ -114,6 +114,7 @@ impl Ears {
             return;
         };
         let Some(record) = self.inventory.snapshot().get(serial).cloned() else {
+            self.absent(serial, kind, message.reply);
             return;
         };
         if !meters.allow(serial, message.payload.len(), now) {
@@ -161,6 +162,16 @@ impl Ears {
             Said::Output(head, data) => self.engine.output(serial, head, data),
             Said::Outcome(report) => self.engine.outcome(serial, report, bytes, reply).await,
             Said::Bye(bye) => self.presence.bye(serial, bye.instance),
+        }
+    }
+
+    /// Somebody who is not in the inventory is told so when it says hello.
+    fn absent(&self, serial: Serial, kind: NodeSays, reply: Option<Subject>) {
+        if kind == NodeSays::Hello
+            && let Some(reply) = reply
+        {
+            let porter = self.porter.clone();
+            tokio::spawn(async move { porter.absent(serial, reply).await });
         }
     }
 

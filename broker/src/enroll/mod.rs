@@ -27,7 +27,7 @@ use self::challenge::Challenges;
 use crate::authority::Authority;
 use crate::events::Events;
 use crate::inventory::{
-    Inventory, InventoryError, MAX_LABELS, MAX_ROLES, NewNode, NodeRecord, now_seconds,
+    Absent, Inventory, InventoryError, MAX_LABELS, MAX_ROLES, NewNode, NodeRecord, now_seconds,
 };
 use crate::lease::Lease;
 use crate::nats::jwt::{JwtError, UserClaims};
@@ -117,6 +117,11 @@ pub enum EnrollError {
     /// No node of that serial.
     #[error("node {0} is not enrolled: it was removed or replaced; its key is refused for ever")]
     Gone(Serial),
+    /// A serial that this broker never gave, as far as it knows.
+    #[error(
+        "node {0} is not known to this broker; it may have been restored from a backup: enrol again"
+    )]
+    Unknown(Serial),
     /// The inventory says no.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
@@ -221,7 +226,10 @@ impl Enrolment {
             .map(|invite| self.store(invite))
             .buffered(64);
         let invites: Vec<Invite> = stored.try_collect().await?;
-        let text = format!("{by} made {count} invite(s) for {}", request.name);
+        let text = match count {
+            1 => format!("{by} made an invite for {}", request.name),
+            n => format!("{by} made {n} invites for {}", request.name),
+        };
         self.0
             .events
             .emit("invite.created", &request.name, text)
@@ -394,8 +402,8 @@ impl Enrolment {
             &request.proof,
         )?;
         let token: InviteToken = request.token.parse().map_err(|_| EnrollError::BadInvite)?;
-        // Twice at most: the second time it is used, for better or worse.
-        for _ in 0..2 {
+        // The second time it is used, for better or worse.
+        for _ in 0..3 {
             let entry = self
                 .0
                 .bucket
@@ -417,10 +425,20 @@ impl Enrolment {
                 return Err(EnrollError::Expired(invite.expires));
             }
             // What will surely fail must not use the invite up.
-            self.0
-                .inventory
-                .could_add(&request.node_key, &nats_key, &invite.name, invite.replaces)
-                .await?;
+            let could = self.0.inventory.could_add(
+                &request.node_key,
+                &nats_key,
+                &invite.name,
+                invite.replaces,
+            );
+            if let Err(error) = could.await {
+                // Or has the invite been used since it was read? Then that is
+                // the reason, and not that its name is taken now.
+                match self.0.bucket.get(&token.id).await? {
+                    Some(now) if now.revision != entry.revision => continue,
+                    _ => return Err(error.into()),
+                }
+            }
             let serial = self.0.inventory.allocate().await?;
             invite.used = Some(Used {
                 serial,
@@ -497,9 +515,12 @@ impl Enrolment {
     ) -> Result<CredentialsAnswer, EnrollError> {
         self.active()?;
         let snapshot = self.0.inventory.snapshot();
-        let record = snapshot
-            .get(request.serial)
-            .ok_or(EnrollError::Gone(request.serial))?;
+        let Some(record) = snapshot.get(request.serial) else {
+            return Err(match self.0.inventory.knock(request.serial).await {
+                Absent::Removed => EnrollError::Gone(request.serial),
+                Absent::Unknown => EnrollError::Unknown(request.serial),
+            });
+        };
         self.prove(
             &record.node_key,
             &request.challenge,

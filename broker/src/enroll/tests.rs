@@ -109,7 +109,7 @@ async fn what_is_not_a_good_invite_or_proof_is_refused() {
     .await;
     let (status, answer) = node.try_enroll(&broker, &token).await;
     assert!(
-        status == 403 && answer["title"].as_str().unwrap().contains("ended at"),
+        status == 403 && answer["title"].as_str().unwrap().contains("expired at"),
         "{answer}"
     );
     // Nothing of all this used up a name or a key.

@@ -22,7 +22,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 #[serde(deny_unknown_fields)]
 struct Range {
     /// The position after which to begin: `seq` of the last event that was
-    /// seen, or `next` of the page before.
+    /// seen, or `next` of the page before. Without it: the newest ones.
     #[serde(default)]
     after: Option<u64>,
     /// How many, 1 to 1000; 100 when absent.
@@ -50,11 +50,11 @@ async fn list(
         ));
     }
     let limit = limit as usize;
-    let mut items = state
-        .events
-        .list(range.after.unwrap_or(0), limit + 1)
-        .await
-        .map_err(|e| ApiError::storage(&e))?;
+    let mut items = match range.after {
+        Some(after) => state.events.list(after, limit + 1).await,
+        None => state.events.newest(limit).await,
+    }
+    .map_err(|e| ApiError::storage(&e))?;
     let more = items.len() > limit;
     items.truncate(limit);
     let next = items

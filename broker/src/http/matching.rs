@@ -7,7 +7,7 @@ use utoipa_axum::routes;
 
 use super::{ApiError, ApiJson, AppState};
 use crate::authz::{Action, Caller};
-use crate::resolve::{ResolveError, matching, parse};
+use crate::resolve::{ResolveError, leave_out_infrastructure, matching, parse};
 
 /// The routes of this module.
 #[must_use]
@@ -59,6 +59,9 @@ async fn match_nodes(
         }
     };
     let nodes = matching(&predicate, &snapshot);
+    let mut taken = nodes.clone();
+    leave_out_infrastructure(&predicate, &mut taken);
+    let left_out = u32::try_from(nodes.len() - taken.len()).unwrap_or(u32::MAX);
     if nodes.is_empty() && explanation.is_none() {
         let error = ResolveError::NoMatch {
             predicate: predicate.text().to_owned(),
@@ -75,6 +78,7 @@ async fn match_nodes(
     Ok(ApiJson(MatchAnswer {
         predicate: predicate.text().to_owned(),
         nodes,
+        left_out,
         explanation,
     }))
 }

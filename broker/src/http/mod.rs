@@ -3,6 +3,7 @@
 
 mod agent;
 mod auth;
+mod backup;
 mod document;
 mod events;
 mod front;
@@ -79,6 +80,8 @@ pub struct AppState {
     pub nodes: Nodes,
     /// How much those without a token may ask.
     pub limiter: Arc<Limiter>,
+    /// Held while a backup is made: one at a time.
+    pub backing_up: Arc<tokio::sync::Semaphore>,
     /// Cancelled when this API ends: streams end then.
     pub shutdown: CancellationToken,
 }
@@ -112,6 +115,7 @@ impl AppState {
 pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(document::base())
         .merge(agent::routes())
+        .merge(backup::routes())
         .merge(events::routes())
         .merge(invites::routes())
         .merge(keys::routes())

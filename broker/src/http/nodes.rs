@@ -15,9 +15,11 @@ use serde::Deserialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::matching::refused;
 use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, finish, page};
 use crate::authz::{Action, Caller};
 use crate::inventory::{Inventory, NodeRecord, PresenceView, Standing};
+use crate::resolve::parse;
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
@@ -63,14 +65,8 @@ async fn list(
     let snapshot = state.inventory.snapshot();
     let predicate = match &filter.matching {
         None => Predicate::all(),
-        Some(text) => Predicate::parse(text).map_err(|e| ApiError::predicate(&e, text))?,
+        Some(text) => parse(text, &snapshot, filter.allow_unknown).map_err(|e| refused(&e))?,
     };
-    if !filter.allow_unknown {
-        predicate
-            .check_known(&|name| snapshot.knows(name), &[])
-            .or_else(|_| predicate.check_known(&|name| snapshot.knows(name), snapshot.candidates()))
-            .map_err(|e| ApiError::unknown_name(&e, predicate.source()))?;
-    }
     let mut nodes: Vec<_> = snapshot
         .iter()
         .filter(|node| predicate.matches(&***node))

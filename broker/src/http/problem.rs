@@ -5,7 +5,6 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use muster_protocol::predicate::{PredicateError, UnknownName};
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::text::printable;
 use serde::de::DeserializeOwned;
@@ -46,26 +45,6 @@ impl ApiError {
     pub fn status(mut self, status: u16) -> Self {
         self.0.status = status;
         self
-    }
-
-    /// An error in a predicate that was written as `source`.
-    #[must_use]
-    pub fn predicate(error: &PredicateError, source: &str) -> Self {
-        let mut problem = Problem::new(Kind::InvalidPredicate, error.message());
-        problem.hint = error.hint().map(str::to_owned);
-        problem.span = Some((error.span().start, error.span().end));
-        problem.source = Some(source.to_owned());
-        problem.into()
-    }
-
-    /// A predicate, written as `source`, with a name that no node has.
-    #[must_use]
-    pub fn unknown_name(error: &UnknownName, source: &str) -> Self {
-        let mut problem = Problem::new(Kind::UnknownName, error.message());
-        problem.hint = Some(error.hint());
-        problem.span = Some((error.span().start, error.span().end));
-        problem.source = Some(source.to_owned());
-        problem.into()
     }
 
     /// A defect, or something that the caller can do nothing about: the
@@ -125,7 +104,9 @@ impl From<EnrollError> for ApiError {
             E::Inventory(error) => return error.into(),
             E::Pattern(_) | E::TooMany | E::Life | E::BadNatsKey => Kind::InvalidRequest,
             E::NoInvite(_) => Kind::NotFound,
-            E::BadInvite | E::Expired(_) | E::Used | E::BadProof | E::Gone(_) => Kind::Denied,
+            E::BadInvite | E::Expired(_) | E::Used | E::BadProof | E::Gone(_) | E::Unknown(_) => {
+                Kind::Denied
+            }
             E::BadChallenge => Kind::Conflict,
             E::Busy => Kind::RateLimited,
             E::NotActive => return not_active(),

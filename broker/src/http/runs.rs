@@ -312,7 +312,7 @@ async fn retry(
 fn chosen(old: &RunState, request: &RetryRequest, snapshot: &Snapshot) -> Vec<Target> {
     let wanted = |serial: &Serial| match old.nodes.get(serial).map(|node| &node.phase) {
         Some(NodePhase::Done(result)) => match result.outcome {
-            Outcome::Unknown => request.include_unknown,
+            Outcome::Unknown => !request.failed || request.include_unknown,
             Outcome::Succeeded => !request.failed,
             _ => true,
         },
@@ -392,6 +392,7 @@ fn plan(state: &AppState, caller: &Caller, hash: RequestHash, frozen: FrozenRun)
     }
     let title = frozen.spec.title.clone();
     let predicate = frozen.spec.predicate.clone();
+    let left_out = frozen.spec.left_out;
     let nodes = frozen
         .targets
         .iter()
@@ -407,6 +408,7 @@ fn plan(state: &AppState, caller: &Caller, hash: RequestHash, frozen: FrozenRun)
         predicate,
         nodes,
         labels,
+        left_out,
         expires,
     }
 }
@@ -466,3 +468,6 @@ async fn repeated(
     }
     Ok(Some(old))
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,16 @@ pub struct AccountValue {
     revocations: Revocations,
 }
 
+impl AccountValue {
+    /// The same, with all JWTs void that were issued up to `until`, whoever's
+    /// they are but a broker's.
+    pub(crate) fn nobody_before(mut self, until: UnixSeconds) -> Self {
+        self.revocations.compact(until.saturating_add(1));
+        self.issued_at = self.issued_at.max(until);
+        self
+    }
+}
+
 /// Why a revocation is not in force.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

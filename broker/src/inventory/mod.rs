@@ -9,6 +9,7 @@ mod control;
 mod record;
 mod snapshot;
 mod stored;
+mod strangers;
 #[cfg(test)]
 mod tests;
 
@@ -40,6 +41,7 @@ pub use self::control::{Detached, NodeControl, PresenceView};
 pub use self::record::{NodeRecord, Standing};
 pub use self::snapshot::Snapshot;
 pub use self::stored::{StoredFacts, StoredNode};
+pub use self::strangers::Absent;
 
 /// Most roles of a node: they travel in its NATS credentials.
 pub const MAX_ROLES: usize = 64;
@@ -118,9 +120,9 @@ pub struct Buckets {
     pub nodes: Kv<StoredNode>,
     /// `muster_facts`.
     pub facts: Kv<StoredFacts>,
-    /// `muster_cluster`, for [`SEEN_KEY`].
+    /// `muster_cluster`, for the times nodes were last seen.
     pub seen: Kv<SeenValue>,
-    /// `muster_cluster`, for [`SERIAL_KEY`].
+    /// `muster_cluster`, for the last serial given.
     pub serial: Kv<SerialCounter>,
     /// `muster_cluster`, for the claims of the NATS account.
     pub account: Kv<AccountValue>,
@@ -134,6 +136,7 @@ pub struct Inventory(Arc<Inner>);
 struct Inner {
     snapshot: ArcSwap<Snapshot>,
     seen: StdMutex<Seen>,
+    told: strangers::Told,
     kept: Option<Kept>,
 }
 
@@ -232,6 +235,7 @@ impl Inventory {
                 at: seen,
                 changed: false,
             }),
+            told: strangers::Told::default(),
             kept: Some(Kept {
                 buckets,
                 accounts,
@@ -250,6 +254,7 @@ impl Inventory {
         Self(Arc::new(Inner {
             snapshot: ArcSwap::from_pointee(Snapshot::new(records)),
             seen: StdMutex::default(),
+            told: strangers::Told::default(),
             kept: None,
         }))
     }

@@ -67,7 +67,7 @@ impl Snapshot {
     }
 
     /// All nodes, by rising serial.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<NodeRecord>> {
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<NodeRecord>> + Clone {
         self.pages.values().flat_map(|page| page.values())
     }
 

@@ -61,6 +61,23 @@ pub struct StoredFacts {
 }
 
 impl StoredNode {
+    /// As it is after a restore: its assignment is newer than any that it may
+    /// have seen, and its next JWT is of `jwt_iat` at the earliest.
+    pub(crate) fn moved_on(mut self, revisions: u64, earliest: u64) -> Self {
+        match &mut self {
+            Self::Enrolled {
+                assignment,
+                jwt_iat,
+                ..
+            } => {
+                assignment.revision = assignment.revision.saturating_add(revisions);
+                *jwt_iat = earliest.max(*jwt_iat);
+            }
+            Self::Removed { .. } => {}
+        }
+        self
+    }
+
     pub(super) fn of(record: &NodeRecord) -> Self {
         Self::Enrolled {
             node_key: record.node_key,

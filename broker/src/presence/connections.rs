@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use muster_protocol::ids::Serial;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Presence;
@@ -15,6 +15,9 @@ use crate::inventory::{Inventory, Snapshot};
 use crate::nats::admin::{AdminError, ConnChange, ConnEvent, ConnUpdate, SystemClient};
 use crate::nats::keys::AccountKey;
 
+/// How long nodes have to come back after this broker could not see them: after
+/// a restart of the server everybody is on the way.
+const COME_BACK: Duration = Duration::from_secs(10);
 /// Pause after a failure.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -66,31 +69,45 @@ impl Watch {
         account: &AccountKey,
     ) -> Result<(), AdminError> {
         let mut updates = system.connection_events(account).await?;
-        while let Some(update) = updates.next().await {
-            match update {
-                ConnUpdate::Event(event) => self.event(event),
-                ConnUpdate::Resync => {
-                    self.live.clear();
-                    for open in system.live_connections(account).await? {
-                        if let Some(key) = open.user_key {
-                            let connections = self.live.entry(key.to_string()).or_default();
-                            connections.insert((open.server_id, open.connection));
+        // When those who have not come back are gone.
+        let mut settle: Option<Instant> = None;
+        loop {
+            let settled = async {
+                match settle {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                update = updates.next() => match update {
+                    None => return Ok(()),
+                    Some(ConnUpdate::Event(event)) => self.event(event),
+                    Some(ConnUpdate::Resync) => {
+                        self.live.clear();
+                        for open in system.live_connections(account).await? {
+                            if let Some(key) = open.user_key {
+                                let connections = self.live.entry(key.to_string()).or_default();
+                                connections.insert((open.server_id, open.connection));
+                            }
                         }
+                        for serial in self.live_nodes() {
+                            self.presence.connected(serial);
+                        }
+                        settle = Some(Instant::now() + COME_BACK);
                     }
-                    let live: HashSet<Serial> = self
-                        .live
-                        .keys()
-                        .cloned()
-                        .collect::<Vec<_>>()
-                        .iter()
-                        .filter_map(|k| self.serial(k))
-                        .collect();
-                    self.presence
-                        .only_connected(&|serial| live.contains(&serial));
+                },
+                () = settled => {
+                    settle = None;
+                    let live = self.live_nodes();
+                    self.presence.only_connected(&|serial| live.contains(&serial));
                 }
             }
         }
-        Ok(())
+    }
+
+    fn live_nodes(&mut self) -> HashSet<Serial> {
+        let keys: Vec<String> = self.live.keys().cloned().collect();
+        keys.iter().filter_map(|key| self.serial(key)).collect()
     }
 
     fn event(&mut self, event: ConnEvent) {

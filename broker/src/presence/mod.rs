@@ -175,17 +175,12 @@ impl Presence {
         self.table().connected(serial);
     }
 
-    /// The server says which nodes have a connection now; all others have
-    /// none.
+    /// The server says that nobody but these has a connection.
     pub(crate) fn only_connected(&self, connected: &dyn Fn(Serial) -> bool) {
         let snapshot = self.0.inventory.snapshot();
         let mut table = self.table();
-        for record in snapshot.iter() {
-            if connected(record.serial) {
-                table.connected(record.serial);
-            } else {
-                table.disconnected(record.serial);
-            }
+        for record in snapshot.iter().filter(|record| !connected(record.serial)) {
+            table.disconnected(record.serial);
         }
     }
 
@@ -393,6 +388,7 @@ fn reach(table: &Table, record: &Arc<NodeRecord>, now: Timestamp) -> Reach {
             if current { Reach::Groups } else { Reach::Alone }
         }
         State::Late => Reach::Alone,
+        State::Down if node.is_some_and(|node| table.may_be_reconnecting(node)) => Reach::Alone,
         State::Down => {
             let seen = node.and_then(|node| node.last_seen).or(record.last_seen);
             Reach::Down(match seen {

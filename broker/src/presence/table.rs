@@ -15,6 +15,8 @@ const DOWN_AFTER: u32 = 60;
 const IN_FLIGHT: Duration = Duration::from_secs(3);
 /// The same, after the server said that the last connection has ended.
 pub(super) const AFTER_END: Duration = Duration::from_millis(500);
+/// A node that renews its credentials is back within this time.
+const RECONNECT: Duration = Duration::from_secs(2);
 /// A flood is shown for so long after its last message.
 const FLOOD_SHOWN: Duration = Duration::from_secs(60);
 /// Old instances that are remembered.
@@ -60,6 +62,8 @@ pub(super) struct Node {
     gone: Option<Duration>,
     /// The server says that it has a connection.
     connected: bool,
+    /// It said goodbye: it will not be back in a moment.
+    said_bye: bool,
     /// The instance that was heard last has no connection any more: another
     /// one is no rival.
     ended: bool,
@@ -153,7 +157,7 @@ impl Table {
                 }
             }
             // This broker has just begun to listen.
-            None if node.is_some_and(|node| node.connected) || before => {
+            None if before => {
                 if self.now <= self.late_after() {
                     State::Late
                 } else {
@@ -162,6 +166,18 @@ impl Table {
             }
             None => State::Never,
         }
+    }
+
+    /// Whether its last connection ended this moment, without a goodbye: it
+    /// may only be taking up new credentials.
+    pub(super) fn may_be_reconnecting(&self, node: &Node) -> bool {
+        !node.said_bye
+            && node
+                .gone
+                .is_some_and(|gone| self.now.saturating_sub(gone) < RECONNECT)
+            && node
+                .heard
+                .is_some_and(|heard| self.now.saturating_sub(heard) <= self.down_after())
     }
 
     /// A node was heard. When it is not the instance that was heard before,
@@ -183,6 +199,7 @@ impl Table {
             return None;
         }
         node.gone = None;
+        node.said_bye = false;
         node.ended = false;
         node.instance = Some(heard.instance);
         node.heard = Some(now);
@@ -250,6 +267,7 @@ impl Table {
             && node.instance == Some(instance)
         {
             node.gone = Some(now);
+            node.said_bye = true;
             node.ended = true;
         }
     }

@@ -94,6 +94,13 @@ fn the_end_of_the_last_connection_is_the_end_until_it_is_heard_again() {
     clock.hello(instance);
     clock.table.disconnected(NODE);
     assert_eq!(clock.state(), State::Down);
+    let reconnecting = |clock: &Clock| {
+        clock
+            .table
+            .get(NODE)
+            .is_some_and(|node| clock.table.may_be_reconnecting(node))
+    };
+    assert!(reconnecting(&clock));
     // What was on its way does not bring it back.
     assert_eq!(clock.beat(instance), None);
     assert_eq!(clock.state(), State::Down);
@@ -106,6 +113,11 @@ fn the_end_of_the_last_connection_is_the_end_until_it_is_heard_again() {
     assert_eq!(clock.state(), State::Up);
     clock.table.bye(NODE, instance);
     assert_eq!(clock.state(), State::Down);
+    assert!(!reconnecting(&clock));
+    clock.hello(instance);
+    clock.table.disconnected(NODE);
+    clock.pass(Duration::from_secs(2));
+    assert!(!reconnecting(&clock));
 }
 
 #[test]

@@ -72,6 +72,14 @@ fn the_set_is_in_the_order_in_which_people_count_with_infrastructure_last_and_on
         ["web-2", "bastion"]
     );
     assert_eq!(names("name=bastion", usual).expect("resolves"), ["bastion"]);
+    let left_out = |text: &str, options| {
+        resolve(text, &snapshot(), options)
+            .expect("resolves")
+            .left_out
+    };
+    assert_eq!(left_out("*", usual), 1);
+    assert_eq!(left_out("*", with), 0);
+    assert_eq!(left_out("bastion or web-2", usual), 0);
     // A pattern does not name it.
     assert!(names("bast*", usual).is_err());
     let some = Options {
@@ -107,6 +115,8 @@ fn an_error_says_what_where_and_what_to_do() {
             shown("bast*", usual),
             shown("*", Options { limit: Some(Amount::Count(0)), ..usual }),
             shown("not zoen=gva2", usual),
+            shown("not web-l", usual),
+            shown("web-1 or name in [web-3, web-2]", usual),
         ]
         .join("\n"),
         @r"
@@ -116,6 +126,8 @@ fn an_error_says_what_where_and_what_to_do() {
         422 None no node matches `bast*`; nothing was run | 1 of the broker's own machines match: name them, or pass --include-infrastructure
         400 None a limit of 0 leaves no node; nothing was run
         422 Some((4, 8)) no node has a label or fact `zoen`; nothing was run | did you mean `zone`?  (--allow-unknown if you meant it)
+        422 Some((4, 9)) there is no node `web-l`; nothing was run | did you mean `web-1`?  (--allow-unknown if you meant it)
+        422 Some((18, 23)) there is no node `web-3`; nothing was run | did you mean `web-1`?  (--allow-unknown if you meant it)
         "
     );
     let meant = Options {
@@ -123,6 +135,8 @@ fn an_error_says_what_where_and_what_to_do() {
         ..usual
     };
     assert_eq!(names("not zoen=gva2", meant).expect("resolves").len(), 3);
+    assert_eq!(names("not web-l", meant).expect("resolves").len(), 3);
+    assert_eq!(names("not web-l*", usual).expect("resolves").len(), 3);
     let empty = resolve("zone=gva2", &Snapshot::new([]), usual)
         .expect_err("refused")
         .problem();

@@ -188,6 +188,8 @@ pub(super) struct Shared {
     pub(super) limit: AtomicU64,
     /// Bytes in the stream, as far as known.
     pub(super) stored: AtomicU64,
+    /// Held by whoever reads all runs: none is removed meanwhile.
+    pub(super) reading: Arc<tokio::sync::RwLock<()>>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -234,7 +236,13 @@ impl Engine {
             strays: AtomicU64::new(0),
             limit: AtomicU64::new(u64::MAX),
             stored: AtomicU64::new(0),
+            reading: Arc::default(),
         }))
+    }
+
+    /// While the guard lives, no run is removed from the stream to make room.
+    pub async fn keep_all(&self) -> tokio::sync::OwnedRwLockReadGuard<()> {
+        Arc::clone(&self.0.reading).read_owned().await
     }
 
     /// Whether runs are served: this broker is active and has read its

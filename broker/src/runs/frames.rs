@@ -188,6 +188,7 @@ fn created(state: &RunState) -> Frame {
         principal: spec.principal.clone(),
         nodes: spec.targets,
         batches: batches(state),
+        left_out: spec.left_out,
     }
 }
 

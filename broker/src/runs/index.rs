@@ -62,6 +62,7 @@ pub(super) fn brief(state: &RunState) -> RunBrief {
         created: spec.created,
         finished: state.finished,
         retry_of: spec.retry_of,
+        left_out: spec.left_out,
     }
 }
 
@@ -258,6 +259,7 @@ mod tests {
             created: Timestamp::from_second(second).expect("valid"),
             finished: None,
             retry_of: None,
+            left_out: 0,
         };
         Known { brief, first: 1 }
     }

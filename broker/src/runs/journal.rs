@@ -70,8 +70,8 @@ pub enum ReadError {
     Store(#[from] StreamError),
 }
 
-/// Smallest limit of the stream that muster works with.
-const LEAST_BYTES: u64 = 16 << 20;
+/// Smallest limit that is asked for.
+const LEAST_BYTES: u64 = 8 << 20;
 
 /// Makes the stream of runs, or brings it to these limits. When the server has
 /// less room than `max_bytes`, the limit is halved until it fits; the one that
@@ -94,6 +94,7 @@ pub(super) async fn ensure(
         match ensure_stream(js, &settings).await {
             Err(StreamError::Full { .. }) if limit / 2 >= LEAST_BYTES => limit /= 2,
             result => {
+                result?;
                 if limit < max_bytes {
                     tracing::warn!(
                         limit,
@@ -101,7 +102,7 @@ pub(super) async fn ensure(
                         "NATS has less room for runs than wanted"
                     );
                 }
-                return result.map(|_| limit);
+                return Ok(limit);
             }
         }
     }

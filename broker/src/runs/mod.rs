@@ -9,6 +9,7 @@
 mod engine;
 pub mod frames;
 mod index;
+mod intake;
 mod journal;
 mod outcome;
 mod recovery;
@@ -29,4 +30,4 @@ pub(crate) use self::schedule::Message;
 pub use self::watch::{Seen, Watch, WatchError};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -212,6 +212,7 @@ impl Engine {
         let mut tick = interval(TIDY_EVERY);
         loop {
             tick.tick().await;
+            let _alone = self.0.reading.write().await;
             if let Err(error) = self.tidy().await {
                 tracing::warn!(%error, "cannot look after the stream of runs");
             }

@@ -196,6 +196,7 @@ impl Checked {
             targets: u32::try_from(targets.len()).unwrap_or(u32::MAX),
             options: self.options,
             retry_of: None,
+            left_out: resolved.left_out,
             created: now,
         };
         FrozenRun { spec, targets }
@@ -217,6 +218,7 @@ pub fn retry(
         door,
         targets: u32::try_from(targets.len()).unwrap_or(u32::MAX),
         retry_of: Some(old.spec.id),
+        left_out: 0,
         created: now,
         ..old.spec.clone()
     };

@@ -12,6 +12,10 @@ use muster_protocol::ids::Serial;
 
 /// Pause before the first repeat; each further one is twice as long …
 const FIRST_PAUSE: i64 = 500;
+/// … with a millisecond more for so many open nodes: the answers of a large
+/// fleet take a while to be read, and a repeat before that has every node
+/// verify a signature for nothing …
+const NODES_PER_MILLISECOND: i64 = 4;
 /// … up to this.
 const LONGEST_PAUSE: i64 = 4_000;
 /// A node that got the request in the last moment still has so long to say it.
@@ -84,11 +88,13 @@ impl Copies {
         !self.in_the_dark && self.unheard >= self.sent
     }
 
-    fn note(&mut self, now: Moment, how: Sent) {
+    fn note(&mut self, now: Moment, how: Sent, open: usize) {
         self.sent += 1;
         self.in_the_dark |= how == Sent::ToGroup;
         let doublings = self.sent.saturating_sub(1).min(8);
-        self.next = now.ms((FIRST_PAUSE << doublings).min(LONGEST_PAUSE));
+        let crowd = i64::try_from(open).unwrap_or(i64::MAX) / NODES_PER_MILLISECOND;
+        let first = FIRST_PAUSE.saturating_add(crowd).min(LONGEST_PAUSE);
+        self.next = now.ms((first << doublings).min(LONGEST_PAUSE));
     }
 }
 
@@ -222,10 +228,11 @@ impl Delivery {
 
     /// A copy of a message went out to a node.
     pub(super) fn copied(&mut self, node: Serial, message: Message, how: Sent, now: Moment) {
+        let open = self.open.len();
         if let Some(attempt) = self.open.get_mut(&node) {
             match message {
-                Message::Call => attempt.call.note(now, how),
-                Message::Cancel => attempt.cancel.note(now, how),
+                Message::Call => attempt.call.note(now, how, open),
+                Message::Cancel => attempt.cancel.note(now, how, open),
             }
         }
     }

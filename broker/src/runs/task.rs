@@ -1,9 +1,8 @@
 //! The task of one run: owns its state and is the only one to write its
 //! journal.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::Subject;
@@ -17,20 +16,18 @@ use muster_protocol::run::{
 };
 use muster_protocol::subject;
 use muster_protocol::units::{Timestamp, elapsed};
-use muster_protocol::wire::{OutcomeAnswer, OutcomeReport, OutputHead};
+use muster_protocol::wire::{OutcomeReport, OutputHead};
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::Instrument as _;
 
 use super::engine::{Engine, lock};
-use super::frames::StoredOutput;
-use super::journal::{Folded, Journal, JournalError, STREAM, output_head, output_message};
-use super::outcome::{Book, Taken, from_node, same};
+use super::journal::{Folded, Journal, JournalError, STREAM, output_head};
+use super::outcome::Book;
 use super::schedule::{Delivery, GivenUp, Message, Moment};
 use super::send::Split;
 use crate::bus::SendError;
 use crate::presence::Reach;
-use crate::store::append::{Append, append, append_all};
 use crate::store::read::read_from;
 use crate::store::stream::StreamError;
 
@@ -42,13 +39,11 @@ const TAKE: usize = RESULTS_PER_EVENT;
 const EVENT_BYTES: usize = 384 * 1024;
 /// An append that takes longer means that the broker was deaf as well.
 const SLOW: Duration = Duration::from_secs(1);
-/// Different answers of one node after its outcome that are kept.
-const MOST_LATE: usize = 4;
 /// How often the connection is looked at while it is gone.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The state after a cancel; an error when the run had ended before.
-type Cancelled = Result<Arc<RunState>, Arc<RunState>>;
+pub(super) type Cancelled = Result<Arc<RunState>, Arc<RunState>>;
 
 /// What the task of a run is told.
 pub(super) enum ToRun {
@@ -84,33 +79,17 @@ pub(super) enum ToRun {
 
 /// See the module.
 pub(super) struct Task {
-    engine: Engine,
-    run: RunId,
-    state: RunState,
+    pub(super) engine: Engine,
+    pub(super) run: RunId,
+    pub(super) state: RunState,
     journal: Journal,
-    delivery: Delivery,
-    books: BTreeMap<Serial, Book>,
-    live: broadcast::Sender<Frame>,
+    pub(super) delivery: Delivery,
+    pub(super) books: BTreeMap<Serial, Book>,
+    pub(super) live: broadcast::Sender<Frame>,
     number: u64,
     first: u64,
     began: Instant,
     began_at: Timestamp,
-}
-
-/// What came out of a handful of messages, to be stored together.
-#[derive(Default)]
-struct Batch {
-    output: Vec<(Serial, usize, Append)>,
-    /// Outcomes of nodes that had none, and whom to tell.
-    results: Vec<(NodeResult, Option<Subject>)>,
-    /// Nodes in `results`.
-    settled: HashSet<Serial>,
-    /// Answers after the outcome.
-    late: Vec<(NodeResult, Option<Subject>)>,
-    /// Repeats of what is being stored.
-    repeats: Vec<(Serial, Option<Subject>)>,
-    cancels: Vec<(PrincipalName, oneshot::Sender<Cancelled>)>,
-    rooms: Vec<OwnedSemaphorePermit>,
 }
 
 impl Task {
@@ -217,7 +196,7 @@ impl Task {
         }
     }
 
-    fn now(&self) -> Moment {
+    pub(super) fn now(&self) -> Moment {
         Moment(0).plus(self.began.elapsed())
     }
 
@@ -285,14 +264,14 @@ impl Task {
         self.finish(RunEnd::Failed).await
     }
 
-    fn is_sent(&self, serial: Serial) -> bool {
+    pub(super) fn is_sent(&self, serial: Serial) -> bool {
         self.state
             .nodes
             .get(&serial)
             .is_some_and(|n| matches!(n.phase, NodePhase::Sent { .. }))
     }
 
-    async fn store(&mut self, event: RunEvent) -> Result<(), JournalError> {
+    pub(super) async fn store(&mut self, event: RunEvent) -> Result<(), JournalError> {
         let asked = Instant::now();
         self.journal.append_surely(&event).await?;
         let took = asked.elapsed();
@@ -309,7 +288,10 @@ impl Task {
     }
 
     /// Stores outcomes, in events of bounded size.
-    async fn store_results(&mut self, results: Vec<NodeResult>) -> Result<(), JournalError> {
+    pub(super) async fn store_results(
+        &mut self,
+        results: Vec<NodeResult>,
+    ) -> Result<(), JournalError> {
         for results in pages(results) {
             let serials: Vec<Serial> = results.iter().map(|r| r.serial).collect();
             self.store(RunEvent::Outcomes {
@@ -491,204 +473,7 @@ impl Task {
         NodeResult::new(serial, outcome, reason)
     }
 
-    /// Takes what nodes and people have said, and stores it.
-    async fn take(&mut self, messages: &mut Vec<ToRun>) -> Result<(), JournalError> {
-        let mut batch = Batch::default();
-        for message in messages.drain(..) {
-            self.read(message, &mut batch).await;
-        }
-        self.store_output(std::mem::take(&mut batch.output)).await;
-        let mut results = Vec::with_capacity(batch.results.len());
-        let mut answers = batch.repeats;
-        for (mut result, reply) in batch.results {
-            if let Some(book) = self.books.get(&result.serial) {
-                book.conclude(&mut result);
-            }
-            answers.push((result.serial, reply));
-            results.push(result);
-        }
-        self.store_results(results).await?;
-        for (result, reply) in batch.late {
-            answers.push((result.serial, reply));
-            tracing::warn!(node = %result.serial, outcome = %result.outcome, "an answer after the outcome was settled");
-            self.store(RunEvent::Late {
-                result,
-                at: Timestamp::now(),
-            })
-            .await?;
-        }
-        for (serial, reply) in answers {
-            self.answer(serial, reply, OutcomeAnswer::Stored).await;
-        }
-        for (by, tell) in batch.cancels {
-            let answer = self.cancel(by).await?;
-            let _ = tell.send(answer);
-        }
-        Ok(())
-    }
-
-    async fn answer(&self, serial: Serial, reply: Option<Subject>, answer: OutcomeAnswer) {
-        if let Some(reply) = reply {
-            self.engine.0.bus.reply(serial, &reply, &answer).await;
-        }
-    }
-
-    async fn read(&mut self, message: ToRun, batch: &mut Batch) {
-        match message {
-            ToRun::Accepted(serial) => {
-                if self.delivery.accepted(serial, self.now())
-                    && let Some(node) = self.state.nodes.get(&serial)
-                {
-                    // Nobody may be watching.
-                    let _ = self.live.send(Frame::Accepted {
-                        run: self.run,
-                        node: node.name.clone(),
-                    });
-                }
-            }
-            ToRun::Output {
-                node,
-                head,
-                data,
-                room,
-            } => {
-                batch.rooms.push(room);
-                if self.is_sent(node) && !batch.settled.contains(&node) {
-                    let head = StoredOutput {
-                        serial: node,
-                        chunk: head.chunk,
-                        stream: head.stream,
-                    };
-                    self.take_output(head, data, batch);
-                }
-            }
-            ToRun::Outcome {
-                node,
-                report,
-                reply,
-                room,
-            } => {
-                batch.rooms.push(room);
-                self.read_outcome(node, *report, reply, batch).await;
-            }
-            ToRun::Unheard(serial, message) => self.delivery.nobody_heard(serial, message),
-            ToRun::Returned(serial) => self.delivery.returned(serial, self.now()),
-            ToRun::State(tell) => {
-                let _ = tell.send(Arc::new(self.state.clone()));
-            }
-            ToRun::Cancel { by, tell } => batch.cancels.push((by, tell)),
-        }
-    }
-
-    fn take_output(&mut self, head: StoredOutput, data: Bytes, batch: &mut Batch) {
-        let limit = self.state.spec.options.output_bytes;
-        let book = self.books.entry(head.serial).or_default();
-        if book.take(head.chunk, data.len(), limit) == Taken::Store && !data.is_empty() {
-            batch.output.push((
-                head.serial,
-                data.len(),
-                output_message(self.run, head, data),
-            ));
-        }
-    }
-
-    async fn read_outcome(
-        &mut self,
-        serial: Serial,
-        report: OutcomeReport,
-        reply: Option<Subject>,
-        batch: &mut Batch,
-    ) {
-        let stray = |engine: &Engine| engine.0.strays.fetch_add(1, Ordering::Relaxed);
-        let Some(node) = self.state.nodes.get(&serial) else {
-            stray(&self.engine);
-            self.answer(serial, reply, OutcomeAnswer::Unknown).await;
-            return;
-        };
-        let result = from_node(serial, report.result);
-        match &node.phase {
-            NodePhase::Waiting => {
-                // Nothing was sent to it: it will be heard when it was.
-                stray(&self.engine);
-            }
-            NodePhase::Done(known) => {
-                let repeated = same(known, &result)
-                    || node.late.iter().any(|late| same(late, &result))
-                    || node.late.len() >= MOST_LATE;
-                if repeated {
-                    batch.repeats.push((serial, reply));
-                } else {
-                    batch.late.push((result, reply));
-                }
-            }
-            NodePhase::Sent { .. } if batch.settled.contains(&serial) => {
-                let known = batch
-                    .results
-                    .iter()
-                    .find(|(known, _)| known.serial == serial);
-                if known.is_some_and(|(known, _)| same(known, &result)) {
-                    batch.repeats.push((serial, reply));
-                }
-                // Else it repeats it, and then it is late.
-            }
-            NodePhase::Sent { .. } => {
-                for chunk in report.inline {
-                    let head = StoredOutput {
-                        serial,
-                        chunk: chunk.chunk,
-                        stream: chunk.stream,
-                    };
-                    if let Some(bytes) = chunk.data.bytes() {
-                        self.take_output(head, bytes.into(), batch);
-                    }
-                }
-                let missing = self.books.entry(serial).or_default().missing(report.chunks);
-                if missing.is_empty() {
-                    batch.settled.insert(serial);
-                    batch.results.push((result, reply));
-                } else {
-                    self.answer(serial, reply, OutcomeAnswer::Missing { chunks: missing })
-                        .await;
-                }
-            }
-        }
-    }
-
-    /// Stores chunks in their order. What cannot be stored shows as truncated.
-    async fn store_output(&mut self, output: Vec<(Serial, usize, Append)>) {
-        if output.is_empty() {
-            return;
-        }
-        let shared = Arc::clone(&self.engine.0);
-        let bytes: usize = output.iter().map(|(_, bytes, _)| bytes).sum();
-        let room = shared.limit.load(Ordering::Relaxed) / 10 * 9;
-        let stored = shared.stored.fetch_add(bytes as u64, Ordering::Relaxed);
-        if stored.saturating_add(bytes as u64) > room {
-            tracing::warn!(stored, "no room for output: the journals need what is left");
-            for (serial, bytes, _) in &output {
-                self.books.entry(*serial).or_default().lost(*bytes);
-            }
-            return;
-        }
-        let (owners, messages): (Vec<(Serial, usize)>, Vec<Append>) = output
-            .into_iter()
-            .map(|(serial, bytes, message)| ((serial, bytes), message))
-            .unzip();
-        let results = append_all(&shared.js, STREAM, &messages).await;
-        for (((serial, bytes), message), result) in owners.into_iter().zip(&messages).zip(results) {
-            // Its id makes a second attempt harmless.
-            let result = match result {
-                Err(StreamError::Full { .. } | StreamError::TooLarge { .. }) | Ok(_) => result,
-                Err(_) => append(&shared.js, STREAM, message).await,
-            };
-            if let Err(error) = result {
-                tracing::warn!(node = %serial, %error, "output of a node is lost");
-                self.books.entry(serial).or_default().lost(bytes);
-            }
-        }
-    }
-
-    async fn cancel(&mut self, by: PrincipalName) -> Result<Cancelled, JournalError> {
+    pub(super) async fn cancel(&mut self, by: PrincipalName) -> Result<Cancelled, JournalError> {
         if self.state.phase.is_final() {
             return Ok(Err(Arc::new(self.state.clone())));
         }

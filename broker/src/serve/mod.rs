@@ -15,6 +15,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use self::session::{Session, SessionError};
+use crate::backup::import::{ImportError, import};
 use crate::config::Config;
 use crate::http::{Front, Readiness};
 use crate::inventory::{AccountValue, Buckets, SeenValue, SerialCounter, StoredFacts, StoredNode};
@@ -52,6 +53,9 @@ pub enum ServeError {
     /// What NATS holds does not fit.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// A backup that waits in the state directory cannot be put into NATS.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// A task of the broker panicked.
     #[error("a part of the broker failed: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -251,6 +255,19 @@ async fn sessions(
                 continue;
             }
         };
+        let importing = Box::pin(import(&link.js, &parts.state, lease));
+        match until(cancel, importing).await {
+            None => return Ok(()),
+            Some(Ok(())) => {}
+            Some(Err(error)) if error.is_final() => return Err(error.into()),
+            Some(Err(error)) => {
+                waiting.say(&error);
+                if until(cancel, sleep(RETRY)).await.is_none() {
+                    return Ok(());
+                }
+                continue;
+            }
+        }
         let session = match until(cancel, Box::pin(Session::open(parts, link, stores, lease))).await
         {
             None => return Ok(()),

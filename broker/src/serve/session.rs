@@ -166,6 +166,7 @@ impl Session {
             nodes: nodes.clone(),
             link: link.clone(),
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
+            backing_up: Arc::new(tokio::sync::Semaphore::new(1)),
             shutdown: cancel.clone(),
         };
         tasks.spawn(inventory.tend(cancel.clone()));

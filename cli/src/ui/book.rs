@@ -27,6 +27,8 @@ pub struct Book {
     pub total: usize,
     /// In how many batches.
     pub batches: u32,
+    /// How many of the broker's own machines match and were left out.
+    pub left_out: u32,
     /// Batches sent so far.
     pub sent_batches: u32,
     /// Everything known of each node.
@@ -85,6 +87,7 @@ impl Book {
             predicate: brief.predicate.clone(),
             total: brief.nodes as usize,
             batches: view.batches,
+            left_out: brief.left_out,
             took: brief
                 .finished
                 .map(|end| muster_protocol::units::elapsed(brief.created, end)),
@@ -102,6 +105,7 @@ impl Book {
                 predicate,
                 nodes,
                 batches,
+                left_out,
                 ..
             } => {
                 self.short.clone_from(short);
@@ -109,6 +113,7 @@ impl Book {
                 self.predicate.clone_from(predicate);
                 self.total = *nodes as usize;
                 self.batches = *batches;
+                self.left_out = *left_out;
             }
             Frame::BatchSent { batch, nodes, .. } => {
                 self.sent_batches = self.sent_batches.max(batch + 1);

@@ -5,6 +5,7 @@ use muster_protocol::text::printable;
 
 use super::count;
 use super::fold::folded;
+use super::report::left_out;
 
 /// Values of a label that are told apart; more of them say nothing.
 const MOST_VALUES: usize = 8;
@@ -12,8 +13,9 @@ const MOST_VALUES: usize = 8;
 /// `24 nodes match role=web: web-01 … web-24, in gva2 (12), dk2 (12).  Run …?`
 #[must_use]
 pub fn question(plan: &Plan) -> String {
+    let left_out = left_out(plan.left_out).map_or(String::new(), |text| format!("{text}\n"));
     format!(
-        "{} match{} {}: {}{}.  Run `{}` on all of them?",
+        "{left_out}{} match{} {}: {}{}.  Run `{}` on all of them?",
         count(plan.nodes.len(), "node"),
         if plan.nodes.len() == 1 { "es" } else { "" },
         printable(&plan.predicate, 200),
@@ -78,14 +80,19 @@ mod tests {
                 ("zone".parse().expect("label"), zones),
                 ("rack".parse().expect("label"), racks),
             ]),
+            left_out: 0,
             expires: "2026-11-21T06:00:00Z".parse().expect("time"),
         };
         insta::assert_snapshot!(question(&plan), @"24 nodes match role=web: web-01 … web-24, in dk2 (12), gva2 (12).  Run `systemctl restart webapp` on all of them?");
         let bare = Plan {
             labels: BTreeMap::new(),
             nodes: plan.nodes[..1].to_vec(),
+            left_out: 2,
             ..plan
         };
-        insta::assert_snapshot!(question(&bare), @"1 node matches role=web: web-01.  Run `systemctl restart webapp` on all of them?");
+        insta::assert_snapshot!(question(&bare), @r"
+        2 of the broker's own machines match and are left out  (--include-infrastructure)
+        1 node matches role=web: web-01.  Run `systemctl restart webapp` on all of them?
+        ");
     }
 }

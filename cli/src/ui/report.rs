@@ -153,13 +153,25 @@ pub fn head(book: &Book, paint: Paint) -> String {
     } else {
         String::new()
     };
+    let left_out = left_out(book.left_out).map_or(String::new(), |text| format!("{text}\n"));
     format!(
-        "run {}  {}  on {}{batches}  {}\n",
+        "run {}  {}  on {}{batches}  {}\n{left_out}",
         paint.strong(&book.short),
         paint.strong(&printable_line(&book.title)),
         count(book.total, "node"),
         paint.dim(&format!("({})", printable_line(&book.predicate))),
     )
+}
+
+/// That the broker's own machines match too, if some do.
+#[must_use]
+pub(crate) fn left_out(machines: u32) -> Option<String> {
+    let text = match machines {
+        0 => return None,
+        1 => "1 of the broker's own machines matches and is left out".to_owned(),
+        n => format!("{n} of the broker's own machines match and are left out"),
+    };
+    Some(format!("{text}  (--include-infrastructure)"))
 }
 
 fn batches(n: u32) -> String {

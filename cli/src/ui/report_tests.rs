@@ -29,6 +29,7 @@ fn book(title: &str, nodes: u32) -> Book {
         principal: "ana".parse().expect("a name"),
         nodes,
         batches: 1,
+        left_out: 0,
     });
     book
 }
@@ -115,6 +116,16 @@ fn the_fleet_in_four_lines() {
     }
     finish(&mut book, RunPhase::Failed);
     insta::assert_snapshot!(all(&book));
+}
+
+#[test]
+fn the_head_says_what_was_left_out() {
+    let mut book = book("true", 4);
+    book.left_out = 1;
+    insta::assert_snapshot!(head(&book, Paint::plain()), @r"
+    run 7f3k  true  on 4 nodes  (role=web and zone=gva2)
+    1 of the broker's own machines matches and is left out  (--include-infrastructure)
+    ");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::ui::{Paint, pad};
 /// Arguments of `muster events`.
 #[derive(Args, Debug)]
 pub struct EventsArgs {
-    /// Only those after this position
+    /// Those after this position, instead of the newest
     #[arg(long, value_name = "SEQ")]
     pub after: Option<u64>,
     /// How many at most

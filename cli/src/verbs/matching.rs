@@ -46,12 +46,10 @@ pub async fn run(context: &Context, args: &MatchArgs) -> Result<u8, Failure> {
             } else {
                 "does not match"
             };
+            // The first line of the text says the same, in other words.
             term.line(&format!("{} {verdict} {}", why.node, answer.predicate))?;
-            for line in why.text.lines() {
-                term.line(&format!(
-                    "  {}",
-                    muster_protocol::text::printable_line(line)
-                ))?;
+            for line in why.text.lines().skip(1) {
+                term.line(&muster_protocol::text::printable_line(line))?;
             }
         }
         return Ok(if why.matches { 0 } else { 3 });
@@ -74,6 +72,39 @@ pub async fn run(context: &Context, args: &MatchArgs) -> Result<u8, Failure> {
                 answer.predicate
             )));
         }
+        if let Some(text) = infrastructure(answer.left_out) {
+            term.note(&text);
+        }
     }
     Ok(if answer.nodes.is_empty() { 3 } else { 0 })
+}
+
+/// That `muster run` takes fewer nodes than these.
+fn infrastructure(machines: u32) -> Option<String> {
+    let (are, them) = match machines {
+        0 => return None,
+        1 => ("is", "it"),
+        _ => ("are", "them"),
+    };
+    Some(format!(
+        "{machines} of these {are} the broker's own: `muster run` leaves {them} out \
+         (--include-infrastructure)"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::infrastructure;
+
+    #[test]
+    fn it_is_said_when_a_run_takes_fewer() {
+        assert_eq!(infrastructure(0), None);
+        insta::assert_snapshot!(
+            [1, 3].map(|n| infrastructure(n).unwrap_or_default()).join("\n"),
+            @r"
+        1 of these is the broker's own: `muster run` leaves it out (--include-infrastructure)
+        3 of these are the broker's own: `muster run` leaves them out (--include-infrastructure)
+        "
+        );
+    }
 }

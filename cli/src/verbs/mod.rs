@@ -1,5 +1,6 @@
 //! One file a verb.
 
+pub mod backup;
 pub mod broker;
 pub mod doctor;
 pub mod events;
@@ -9,6 +10,7 @@ pub mod matching;
 pub mod node;
 pub mod nodes;
 pub mod ping;
+pub mod restore;
 pub mod run;
 pub mod runs;
 pub mod status;
@@ -44,6 +46,8 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Events(args) => events::run(context, &args).await,
         Command::Status(args) => status::run(context, &args).await,
         Command::Whoami(args) => status::whoami(context, &args).await,
+        Command::Backup(args) => backup::run(context, &args).await,
+        Command::Restore(args) => restore::run(context, &args),
         Command::Doctor(args) => doctor::run(context, &args).await,
         Command::Up(args) => up::run(context, args).await,
         Command::Broker(args) => broker::run(context, &args),

@@ -307,7 +307,15 @@ fn render_change(changed: &NodeChanged) -> String {
     } else {
         "in force here; the node takes it up when it is back"
     };
-    format!("{}  {roles}  {labels}  ({applied})\n", node.name)
+    let infrastructure = if node.infrastructure {
+        "  the broker's own"
+    } else {
+        ""
+    };
+    format!(
+        "{}  {roles}  {labels}{infrastructure}  ({applied})\n",
+        node.name
+    )
 }
 
 async fn invite(context: &Context, client: &Client, args: InviteArgs) -> Result<(), Failure> {

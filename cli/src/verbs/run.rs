@@ -308,6 +308,7 @@ mod tests {
             predicate: "role=web".into(),
             nodes,
             labels: [].into(),
+            left_out: 0,
             expires: "2026-11-21T06:00:00Z".parse().expect("time"),
         };
         let mut problem = Problem::new(Kind::ConfirmationRequired, "24 nodes");

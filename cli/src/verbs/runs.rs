@@ -359,6 +359,7 @@ mod tests {
                 created: "2026-11-21T05:56:00Z".parse().expect("time"),
                 finished: None,
                 retry_of: None,
+                left_out: 0,
             },
             params: serde_json::json!({}),
             options: RunOptions {

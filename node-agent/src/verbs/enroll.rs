@@ -12,7 +12,7 @@ use crate::state::StateDir;
 /// Arguments of `enroll`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The broker's address, such as https://broker.example.org:7443
+    /// The broker's address, such as `https://broker.example.org:7878`
     #[arg(long, env = "MUSTER_ENROLL_URL")]
     url: String,
     /// The invite, from `muster node invite`. In the environment it cannot be

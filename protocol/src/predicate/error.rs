@@ -259,10 +259,29 @@ impl PredicateErrorKind {
     }
 }
 
-/// A predicate compares with a name that nothing in the inventory has.
+/// What a name in a predicate is the name of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NameOf {
+    /// A label or a fact.
+    Attribute,
+    /// A node.
+    Node,
+}
+
+impl fmt::Display for NameOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Attribute => "no node has a label or fact",
+            Self::Node => "there is no node",
+        })
+    }
+}
+
+/// A predicate speaks of a label, a fact or a node that is not in the inventory.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no node has a label or fact `{}`; nothing was run", Shown(.name))]
+#[error("{of} `{}`; nothing was run", Shown(.name))]
 pub struct UnknownName {
+    pub(super) of: NameOf,
     pub(super) name: String,
     pub(super) span: Span,
     pub(super) suggestion: Option<String>,

@@ -138,6 +138,22 @@ impl Predicate {
         self.expr.check_known(&self.source, known, candidates)
     }
 
+    /// Refuses a node name, written out in full, that no node has: `not web-0l` would be the whole
+    /// fleet. Patterns are not asked for.
+    ///
+    /// `known` says whether there is such a node; `candidates` are the names of all nodes, for the
+    /// suggestion, and are only taken when one is needed.
+    pub fn check_nodes<'c, C>(
+        &self,
+        known: &dyn Fn(&str) -> bool,
+        candidates: impl FnOnce() -> C,
+    ) -> Result<(), UnknownName>
+    where
+        C: Iterator<Item = &'c str> + Clone,
+    {
+        self.expr.check_nodes(&self.source, known, candidates)
+    }
+
     /// The node names written out in full (not as patterns) where they add to the set: `web-01`,
     /// `name=web-01`, `name in [web-01]`, under an even number of negations.
     pub fn literal_names(&self) -> impl Iterator<Item = &str> {

@@ -1,7 +1,8 @@
 //! The names that a predicate speaks of.
 
 use super::ast::{Attribute, Expr, Leaf, Name, Pattern, Test};
-use super::error::{Span, UnknownName};
+use super::error::{NameOf, Span, UnknownName};
+use super::value::Literal;
 
 impl Expr {
     /// Calls `f` with every leaf and whether it stands under an even number of negations.
@@ -32,6 +33,14 @@ impl Expr {
 
     /// The node names written out in full where they add to the set.
     pub(super) fn literal_names(&self) -> Vec<&str> {
+        self.node_names()
+            .into_iter()
+            .filter_map(|(name, adds)| adds.then_some(name.as_str()))
+            .collect()
+    }
+
+    /// The node names written out in full, and whether they add to the set.
+    fn node_names(&self) -> Vec<(&Literal, bool)> {
         let mut found = Vec::new();
         self.leaves(true, &mut |leaf, positive| {
             let (patterns, positive) = match &leaf.test {
@@ -55,12 +64,10 @@ impl Expr {
                 } => (patterns.as_slice(), positive),
                 _ => return,
             };
-            if positive {
-                found.extend(patterns.iter().filter_map(|pattern| match pattern {
-                    Pattern::Exact(name) => Some(name.as_str()),
-                    Pattern::Glob(_) => None,
-                }));
-            }
+            found.extend(patterns.iter().filter_map(|pattern| match pattern {
+                Pattern::Exact(name) => Some((name, positive)),
+                Pattern::Glob(_) => None,
+            }));
         });
         found
     }
@@ -77,10 +84,42 @@ impl Expr {
             .find(|(name, _)| !matches!(*name, "name" | "role") && !known(name));
         match unknown {
             None => Ok(()),
-            Some((name, span)) => Err(UnknownName {
-                name: name.to_owned(),
-                span,
-                suggestion: suggestion(name, candidates),
+            Some((name, span)) => {
+                let candidates = candidates
+                    .iter()
+                    .map(String::as_str)
+                    .chain(["name", "role"]);
+                Err(UnknownName {
+                    of: NameOf::Attribute,
+                    name: name.to_owned(),
+                    span,
+                    suggestion: suggestion(name, candidates),
+                    line: source.into(),
+                })
+            }
+        }
+    }
+
+    pub(super) fn check_nodes<'c, C>(
+        &self,
+        source: &str,
+        known: &dyn Fn(&str) -> bool,
+        candidates: impl FnOnce() -> C,
+    ) -> Result<(), UnknownName>
+    where
+        C: Iterator<Item = &'c str> + Clone,
+    {
+        let unknown = self
+            .node_names()
+            .into_iter()
+            .find(|(name, _)| !known(name.as_str()));
+        match unknown {
+            None => Ok(()),
+            Some((name, _)) => Err(UnknownName {
+                of: NameOf::Node,
+                name: name.as_str().to_owned(),
+                span: name.span(),
+                suggestion: suggestion(name.as_str(), candidates()),
                 line: source.into(),
             }),
         }
@@ -89,15 +128,10 @@ impl Expr {
 
 /// The candidate nearest to a name: the same but for capitals, the last part of a dotted fact, or a
 /// slip of the fingers away (one in three characters; two letters swapped count once).
-fn suggestion(name: &str, candidates: &[String]) -> Option<String> {
-    let candidates = || {
-        candidates
-            .iter()
-            .map(String::as_str)
-            .chain(["name", "role"])
-    };
+fn suggestion<'c>(name: &str, candidates: impl Iterator<Item = &'c str> + Clone) -> Option<String> {
     let nearest = |distance: &dyn Fn(&str) -> Option<usize>| {
-        candidates()
+        candidates
+            .clone()
             .filter_map(|candidate| Some((distance(candidate)?, candidate)))
             .min()
             .map(|(_, candidate)| candidate.to_owned())

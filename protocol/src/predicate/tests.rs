@@ -10,6 +10,10 @@ use super::{MAX_LEN, Predicate, Span};
 
 const NOWHERE: Place = Place(Span { start: 0, end: 0 });
 
+fn literal(text: impl Into<Box<str>>) -> Literal {
+    Literal::new(text, Span::new(0, 0))
+}
+
 fn any_text() -> impl Strategy<Value = String> {
     prop_oneof![
         "[a-z0-9._:/@+%~-]{0,8}",
@@ -61,7 +65,7 @@ fn glob() -> impl Strategy<Value = Pattern> {
 
 fn pattern() -> impl Strategy<Value = Pattern> {
     prop_oneof![
-        any_text().prop_map(|text| Pattern::Exact(Literal::new(text))),
+        any_text().prop_map(|text| Pattern::Exact(literal(text))),
         glob()
     ]
 }
@@ -115,7 +119,7 @@ fn test() -> impl Strategy<Value = Test> {
         (name(), order, any_text()).prop_map(|(name, order, value)| Test::Order {
             name,
             order,
-            value: Literal::new(value)
+            value: literal(value)
         }),
         (name(), regex()).prop_map(|(name, regex)| Test::Matches { name, regex }),
         (name(), proptest::collection::vec(pattern(), 1..4))
@@ -179,7 +183,7 @@ fn comparing_is_an_order() {
     for ladder in ladders {
         for (i, low) in ladder.iter().enumerate() {
             for (j, high) in ladder.iter().enumerate() {
-                let order = Literal::new(*high).compare(Scalar::Text(low));
+                let order = literal(*high).compare(Scalar::Text(low));
                 assert_eq!(order, i.cmp(&j), "{low} against {high}");
             }
         }
@@ -193,8 +197,8 @@ fn comparing_is_an_order() {
         ("1.10", "1.010.0"),
         ("-1.50", "-1.5"),
     ] {
-        assert!(Literal::new(b).compare(Scalar::Text(a)).is_eq(), "{a} {b}");
-        assert!(Literal::new(a).compare(Scalar::Text(b)).is_eq(), "{a} {b}");
+        assert!(literal(b).compare(Scalar::Text(a)).is_eq(), "{a} {b}");
+        assert!(literal(a).compare(Scalar::Text(b)).is_eq(), "{a} {b}");
     }
     for (a, b) in [
         ("1e5", "100000"),
@@ -207,7 +211,7 @@ fn comparing_is_an_order() {
         ("1..2", "1.0.2"),
         ("", "0"),
     ] {
-        assert!(!Literal::new(b).compare(Scalar::Text(a)).is_eq(), "{a} {b}");
+        assert!(!literal(b).compare(Scalar::Text(a)).is_eq(), "{a} {b}");
     }
 }
 
@@ -217,7 +221,7 @@ fn a_number_fact_is_read_in_full() {
         let json = serde_json::Number::from_f64(number).expect("finite");
         let text = format!("{number}");
         assert!(
-            Literal::new(text.as_str())
+            literal(text.as_str())
                 .compare(Scalar::Number(&json))
                 .is_eq()
         );

@@ -5,19 +5,32 @@ use std::fmt::{self, Write as _};
 
 use serde_json::{Number, Value};
 
+use super::ast::Place;
+use super::error::Span;
+
 /// The constant on the right of a comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Literal {
     text: Box<str>,
     /// Neither a number nor a version, so that most comparisons are of bytes alone.
     plain: bool,
+    place: Place,
 }
 
 impl Literal {
-    pub(super) fn new(text: impl Into<Box<str>>) -> Self {
+    /// The constant that stands at `span` in the text.
+    pub(super) fn new(text: impl Into<Box<str>>, span: Span) -> Self {
         let text = text.into();
         let plain = Decimal::parse(&text).is_none() && Version::parse(&text).is_none();
-        Self { text, plain }
+        Self {
+            text,
+            plain,
+            place: Place(span),
+        }
+    }
+
+    pub(super) fn span(&self) -> Span {
+        self.place.0
     }
 
     pub(super) fn as_str(&self) -> &str {

@@ -23,6 +23,7 @@ fn spec(targets: u32, batch: Option<Amount>, max_failures: Option<Amount>) -> Ru
             output_bytes: 1 << 20,
         },
         retry_of: None,
+        left_out: 0,
         created: Timestamp::UNIX_EPOCH,
     }
 }

@@ -1,6 +1,7 @@
 //! End-to-end tests: real executables, a real NATS server, effects on a real
 //! file system, driven as a user would.
 
+mod backup;
 mod bad_input;
 mod enrolment;
 mod faults;

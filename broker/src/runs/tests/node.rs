@@ -122,9 +122,25 @@ impl Node {
             .connect(server.url())
             .await
             .expect("a node connects");
+        Self::over(client, serial, assignment, keys, script).await
+    }
+
+    /// The same over a connection of the node's own.
+    pub(crate) async fn over(
+        client: Client,
+        serial: Serial,
+        assignment: &Assignment,
+        keys: Arc<KeyList>,
+        script: Script,
+    ) -> Self {
         let mut subjects = vec![ALL.to_owned(), node_subject(serial)];
-        subjects.extend(roles.iter().map(|r| role_subject(r)));
-        subjects.extend(labels.iter().map(|(k, v)| label_subject(k, v)));
+        subjects.extend(assignment.roles.iter().map(|r| role_subject(r.as_str())));
+        subjects.extend(
+            assignment
+                .labels
+                .iter()
+                .map(|(k, v)| label_subject(k.as_str(), v.as_str())),
+        );
         Self::listen(client, serial, assignment.revision, keys, script, subjects).await
     }
 

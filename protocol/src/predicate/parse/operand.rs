@@ -36,14 +36,15 @@ impl<'s> Parser<'s> {
             pattern |= glob::is_meta(c);
         }
         let text = &self.source[start..self.at];
+        let span = Span::new(start, self.at);
         let pattern = if pattern {
             Pattern::Glob(Glob::parse(text).map_err(|fault| glob_error(fault, start))?)
         } else {
-            Pattern::Exact(Literal::new(text))
+            Pattern::Exact(Literal::new(text, span))
         };
         Ok(Operand {
             pattern,
-            span: Span::new(start, self.at),
+            span,
             quoted: false,
         })
     }
@@ -72,9 +73,10 @@ impl<'s> Parser<'s> {
                 None => return self.error(Kind::UnclosedQuote, open),
                 Some(c) if c == quote => {
                     self.at = here.end;
+                    let span = Span::new(open.start, self.at);
                     return Ok(Operand {
-                        pattern: Pattern::Exact(Literal::new(text)),
-                        span: Span::new(open.start, self.at),
+                        pattern: Pattern::Exact(Literal::new(text, span)),
+                        span,
                         quoted: true,
                     });
                 }

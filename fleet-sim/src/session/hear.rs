@@ -1,0 +1,247 @@
+//! What a node hears on a connection: requests, and the broker's answers.
+
+use std::time::Duration;
+
+use async_nats::Message;
+use muster_agent::pace::jitter;
+use muster_protocol::envelope::{Incoming, KEY_HEADER, SIGNATURE_HEADER};
+use muster_protocol::ids::RequestId;
+use muster_protocol::subject::NodeSays;
+use muster_protocol::units::Timestamp;
+use muster_protocol::wire::{OutcomeAnswer, Pong, Welcome};
+use tokio::time::Instant;
+
+use super::{Answer, Due, QUICK, Session};
+use crate::node::Act;
+use crate::witness::count;
+
+/// Within this time after the welcome facts are sent.
+const FACTS_WITHIN: Duration = Duration::from_secs(10);
+/// Messages held while a newer key list is asked for.
+const MAX_HELD: usize = 8;
+/// Fewest seconds between two hellos because of unknown keys.
+const ASK_KEYS_EVERY: Duration = Duration::from_secs(10);
+/// Bounds for what the broker may ask for.
+const BEAT_BOUNDS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(300));
+/// Bounds for how long a refused node stays out.
+const REFUSED_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
+
+impl Session<'_> {
+    /// A message is there. Where the network is simulated to be bad, it comes
+    /// later, or twice.
+    pub(super) async fn arrive(&mut self, message: Message) {
+        let faults = self.life.node.habits().faults;
+        if !faults.disturb() {
+            return self.hear(message, true).await;
+        }
+        let (first, copy) = faults.delays(&mut self.life.draw);
+        let now = Instant::now();
+        if let Some(copy) = copy {
+            self.timers.put(now + copy, Due::Hear(message.clone()));
+        }
+        if first.is_zero() {
+            self.hear(message, true).await;
+        } else {
+            self.timers.put(now + first, Due::Hear(message));
+        }
+    }
+
+    pub(super) async fn hear(&mut self, message: Message, first: bool) {
+        let header = |name: &str| {
+            let value = message.headers.as_ref().and_then(|h| h.get(name));
+            value.map(async_nats::HeaderValue::as_str)
+        };
+        let incoming = Incoming {
+            key: header(KEY_HEADER),
+            signature: header(SIGNATURE_HEADER),
+            bytes: &message.payload,
+        };
+        let mut acts = std::mem::take(&mut self.life.acts);
+        let now = Timestamp::now();
+        self.life.node.hear(incoming, self.welcomed, now, &mut acts);
+        let mut hold = false;
+        for act in acts.drain(..) {
+            match act {
+                Act::Hold => hold = first,
+                act => self.follow(act).await,
+            }
+        }
+        self.life.acts = acts;
+        if hold {
+            self.hold(message);
+        }
+    }
+
+    async fn follow(&mut self, act: Act) {
+        match act {
+            Act::Pong(request) => {
+                count(&self.life.tally().pongs);
+                let instance = self.life.instance;
+                let pong = Pong { request, instance };
+                self.say(NodeSays::Pong, &pong).await;
+            }
+            Act::Accept(id) => self.accept(id).await,
+            Act::Begun(id, work) => {
+                let now = Instant::now();
+                if work > QUICK {
+                    self.timers.put(now + QUICK, Due::Accept(id));
+                }
+                if work.is_zero() {
+                    self.run_out(id).await;
+                } else {
+                    self.timers.put(now + work, Due::RunOut(id));
+                }
+            }
+            Act::Report(id) => self.report(id).await,
+            Act::Refresh => self.fetch(),
+            Act::Greet => {
+                let at = Instant::now() + jitter(Duration::from_millis(500));
+                self.timers.put(at, Due::Hello);
+            }
+            Act::Keys(list) => self.life.fleet.keep_keys(&self.life.node.member, &list),
+            Act::Hold => {}
+        }
+    }
+
+    /// Keeps a message by an unknown key, and asks whether there is a newer
+    /// list of keys. Rarely, because a stranger can send such messages too.
+    fn hold(&mut self, message: Message) {
+        let now = Instant::now();
+        let asked = self.life.asked_keys;
+        let lately = asked.is_some_and(|at| now.duration_since(at) < ASK_KEYS_EVERY);
+        if lately && !self.greeting {
+            return;
+        }
+        if self.life.held.len() < MAX_HELD {
+            self.life.held.push(message);
+        }
+        if !self.greeting {
+            self.life.asked_keys = Some(now);
+            self.hello();
+        }
+    }
+
+    pub(super) async fn take(&mut self, answer: Answer) {
+        let now = Instant::now();
+        match answer {
+            Answer::Hello(None) => {
+                self.greeting = false;
+                let wait = self.greet_pace.wait();
+                self.timers.put(now + wait, Due::Hello);
+            }
+            Answer::Hello(Some(welcome)) => {
+                self.greeting = false;
+                self.greet_pace.reset();
+                self.take_welcome(welcome, now).await;
+            }
+            Answer::Facts(true) => self.life.facts_sent = true,
+            Answer::Facts(false) => {
+                let at = now + Duration::from_secs(1) + jitter(Duration::from_secs(10));
+                self.timers.put(at, Due::Facts);
+            }
+            Answer::Outcome(id, answer) => self.take_outcome(id, answer, now).await,
+            Answer::Credentials(None) => {
+                self.fetching = false;
+                let at = now + jitter(Duration::from_secs(10));
+                self.timers.put(at, Due::Renew);
+            }
+            Answer::Credentials(Some(answer)) => {
+                self.fetching = false;
+                let before = self.life.node.member.jwt.clone();
+                self.life.renew(&answer);
+                self.renewed = self.life.node.member.jwt != before;
+            }
+        }
+    }
+
+    async fn take_outcome(&mut self, id: RequestId, answer: Option<OutcomeAnswer>, now: Instant) {
+        let again = match answer {
+            Some(OutcomeAnswer::Missing { chunks }) => {
+                for (number, data) in (0..).zip(self.life.node.chunks(id)) {
+                    if chunks.contains(&number) {
+                        self.output(id, number, data).await;
+                    }
+                }
+                Some(Duration::from_millis(50))
+            }
+            Some(OutcomeAnswer::Stored) => None,
+            Some(OutcomeAnswer::Unknown) => {
+                count(&self.life.tally().unwanted);
+                None
+            }
+            None => self.pace(id),
+        };
+        let Some(wait) = again else {
+            self.life.reporting.retain(|s| s.id != id);
+            if self.life.node.journal.stored(id) {
+                count(&self.life.tally().stored);
+            }
+            return;
+        };
+        if let Some(sending) = self.life.reporting.iter_mut().find(|s| s.id == id) {
+            sending.asked = false;
+        }
+        self.timers.put(now + wait, Due::Report(id));
+    }
+
+    /// How long to wait before an outcome is sent again.
+    fn pace(&mut self, id: RequestId) -> Option<Duration> {
+        let sending = self.life.reporting.iter_mut().find(|s| s.id == id);
+        sending.map(|sending| sending.pace.wait())
+    }
+
+    async fn take_welcome(&mut self, welcome: Welcome, now: Instant) {
+        match welcome {
+            Welcome::Welcome {
+                keys,
+                revision,
+                beat_every,
+                ..
+            } => {
+                if let Some(keys) = keys {
+                    let mut acts = Vec::new();
+                    self.life.node.take_keys(&keys, &mut acts);
+                    for act in acts {
+                        self.follow(act).await;
+                    }
+                }
+                if revision > self.life.node.member.assignment.revision {
+                    self.fetch();
+                }
+                self.beat_every = beat_every.get().clamp(BEAT_BOUNDS.0, BEAT_BOUNDS.1);
+                if !self.welcomed {
+                    self.welcomed = true;
+                    self.life.ramp = None;
+                    self.life.fleet.welcomed(self.life.node.index);
+                    // Spread over the whole interval: beats of a fleet that
+                    // began together must not come together.
+                    let first = self.beat_every.mul_f64(self.life.draw.unit());
+                    self.timers.put(now + first, Due::Beat);
+                    let facts = FACTS_WITHIN.mul_f64(self.life.draw.unit());
+                    self.timers.put(now + facts, Due::Facts);
+                    let open: Vec<_> = self.life.node.journal.unacknowledged().collect();
+                    for id in open {
+                        self.report(id).await;
+                    }
+                }
+                for message in std::mem::take(&mut self.life.held) {
+                    self.hear(message, false).await;
+                }
+            }
+            Welcome::Refused {
+                reason,
+                retry_after,
+            } => {
+                count(&self.life.tally().hellos_refused);
+                self.life.fleet.complain(&format!("refused: {reason}"));
+                if self.welcomed {
+                    self.welcomed = false;
+                    self.life.fleet.gone();
+                }
+                self.life.ramp = None;
+                let wait = retry_after.get().clamp(REFUSED_BOUNDS.0, REFUSED_BOUNDS.1);
+                self.timers.put(now + wait, Due::Hello);
+            }
+        }
+    }
+}
