@@ -1,8 +1,9 @@
 //! Keeps a process running until it is told not to.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ const STEADY: Duration = Duration::from_secs(60);
 pub struct Keeper {
     part: Part,
     stop: CancellationToken,
+    anew: Arc<Notify>,
     task: JoinHandle<()>,
     trouble: watch::Receiver<Trouble>,
 }
@@ -40,10 +42,16 @@ impl Keeper {
     pub fn new(part: Part, adopted: Option<Running>, say: fn(&str)) -> Self {
         let stop = CancellationToken::new();
         let (tell, trouble) = watch::channel(Trouble::default());
-        let task = tokio::spawn(keep(part.clone(), adopted, stop.clone(), tell, say));
+        let anew = Arc::new(Notify::new());
+        let orders = Orders {
+            stop: stop.clone(),
+            anew: Arc::clone(&anew),
+        };
+        let task = tokio::spawn(keep(part.clone(), adopted, orders, tell, say));
         Self {
             part,
             stop,
+            anew,
             task,
             trouble,
         }
@@ -56,6 +64,11 @@ impl Keeper {
             part: self.part.clone(),
             trouble: self.trouble.clone(),
         }
+    }
+
+    /// Ends the process, and starts it again.
+    pub fn start_anew(&self) {
+        self.anew.notify_one();
     }
 
     /// Ends the process, in good order if it can be, and waits for its end.
@@ -88,10 +101,16 @@ impl Watch {
     }
 }
 
+/// What the keeper's task is told.
+struct Orders {
+    stop: CancellationToken,
+    anew: Arc<Notify>,
+}
+
 async fn keep(
     part: Part,
     mut adopted: Option<Running>,
-    stop: CancellationToken,
+    Orders { stop, anew }: Orders,
     tell: watch::Sender<Trouble>,
     say: fn(&str),
 ) {
@@ -108,6 +127,11 @@ async fn keep(
                     how = running.ended() => {
                         part.forget();
                         how
+                    }
+                    () = anew.notified() => {
+                        running.end(part.patience).await;
+                        part.forget();
+                        "told to".to_owned()
                     }
                     () = stop.cancelled() => {
                         running.end(part.patience).await;

@@ -22,7 +22,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use muster_client::{Client, Secret};
+use muster_client::{Client, ClientError, Secret};
 use muster_protocol::problem::Kind;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -58,6 +58,12 @@ pub struct Wish {
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often it is looked whether the broker can use the NATS server.
+const MEND_LOOK: Duration = Duration::from_secs(2);
+/// How long it may not be able to.
+const MEND_AFTER: Duration = Duration::from_secs(15);
+/// Bytes that must be free on its disk for a new start to do any good.
+const MEND_ROOM: u64 = 16 << 20;
 /// A part that ended so often before `ready` will not come.
 const HOPELESS: u32 = 3;
 
@@ -151,8 +157,11 @@ pub async fn up(context: &Context, wish: &Wish) -> Result<u8, Failure> {
         signal = stop.next() => Err(Failure::new(NOT_ALL, format!("{signal} before everything was ready"))),
     };
     let code = match started {
-        Ok(told) => {
-            let signal = stop.next().await;
+        Ok((told, client)) => {
+            let signal = tokio::select! {
+                signal = stop.next() => signal,
+                () = mend(&layout, &client, &parts) => "told to end",
+            };
             say(&format!("{signal}: ending {}", plural(&parts)));
             drop(told);
             Ok(0)
@@ -179,7 +188,7 @@ async fn start(
     state: &embedded::State,
     server: &server::Server,
     parts: &mut Parts,
-) -> Result<Told, Failure> {
+) -> Result<(Told, Client), Failure> {
     let begun = Instant::now();
     // What an earlier start left behind decides about ports and configuration.
     let prepared = Prepared::new(wish, layout, state, server)?;
@@ -239,7 +248,37 @@ async fn start(
             crate::ui::time::took(begun.elapsed())
         ))?;
     }
-    Ok(told)
+    Ok((told, client))
+}
+
+/// Starts the NATS server anew when the broker has not been able to use it for
+/// a while: one whose disk was full has switched JetStream off for good, also
+/// when there is room again. Without room it would do no good, and is left.
+async fn mend(layout: &Layout, client: &Client, parts: &Parts) {
+    let mut since: Option<Instant> = None;
+    loop {
+        sleep(MEND_LOOK).await;
+        // Not being reached is the broker's own affair.
+        let suspended = match client.readyz().await {
+            Ok(()) => false,
+            Err(e) => matches!(e, ClientError::Refused { .. } | ClientError::Garbage { .. }),
+        };
+        if !suspended {
+            since = None;
+            continue;
+        }
+        if since.get_or_insert_with(Instant::now).elapsed() < MEND_AFTER {
+            continue;
+        }
+        // Without room it is looked again at the next turn.
+        let room = rustix::fs::statvfs(layout.root())
+            .is_ok_and(|s| s.f_bavail.saturating_mul(s.f_frsize) >= MEND_ROOM);
+        if let (true, Some(nats)) = (room, &parts.nats) {
+            say("the broker cannot use the NATS server; starting it anew");
+            nats.start_anew();
+            since = None;
+        }
+    }
 }
 
 async fn adopt(part: &Part) -> Option<Running> {

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use muster_tests::{Up, lines, wait_for};
+use muster_tests::{Up, finish, lines, wait_for};
 
 use super::{
     Process, agent, ended, enrol, machine, one_outcome_each, outcome_of, ready, sh, skipped,
@@ -171,26 +171,22 @@ fn a_broker_without_room_loses_nothing_that_was_acknowledged() {
     disk.fill();
     std::fs::write(&go, "").expect("writes");
 
-    // New runs are refused with the reason, and nothing of them is done.
-    let refused = up.dir.path().join("refused");
-    let script = format!("echo $MUSTER_NODE >> {}", refused.display());
-    let mut done = 0;
-    let said = wait_for("a refusal", || {
-        let said = up.muster(&["run", "role=d", "--json", "--shell", "--", &script]);
-        if said.code == 0 {
-            done += 2;
-            return None;
-        }
-        Some(said)
+    // It is said, and what is asked now is refused, or it is not done.
+    let reason = wait_for("/readyz to say so", || {
+        let asked = up.command(&["run", "role=d", "--detach", "--json", "--", "true"]);
+        let _ = finish(asked);
+        ready(&up)?["reason"].as_str().map(str::to_owned)
     })
     .unwrap_or_else(|e| panic!("{e}: {}", up.logs()));
-    assert!(
-        said.err.contains("error") && (said.err.contains("NATS") || said.err.contains("JetStream")),
-        "{said:#?} {:?} {}",
-        ready(&up),
-        up.logs()
-    );
-    assert!(lines(&refused).len() <= done + 2, "{:?}", lines(&refused));
+    assert!(reason.contains("NATS"), "{reason}");
+    let refused = up.dir.path().join("refused");
+    let script = format!("echo $MUSTER_NODE >> {}", refused.display());
+    let said = up.muster(&["run", "role=d", "--detach", "--shell", "--", &script]);
+    assert_eq!(said.code, 5, "{said:?}");
+    assert!(said.err.contains("NATS"), "{said:?}");
+    assert!(lines(&refused).is_empty());
+    let doctor = up.muster(&["doctor"]);
+    assert_ne!(doctor.code, 0, "{doctor:?}");
 
     disk.free();
     let said = ended(&up, &run);
@@ -202,6 +198,7 @@ fn a_broker_without_room_loses_nothing_that_was_acknowledged() {
     );
     assert_eq!(lines(&effects).len(), 2, "{:?}", lines(&effects));
     works(&up, "role=d", 2);
+    assert!(lines(&refused).is_empty());
     let show = up.muster(&["runs", "show", &earlier]).exits(0);
     assert!(show.out.contains("earlier"), "{show:?}");
     drop(agents);
