@@ -28,7 +28,7 @@ demo: ## Five agents, one command on exactly the nodes that a predicate names
 
 .PHONY: test
 test: ## Build everything and run all tests
-	@scripts/setup.sh build
+	@scripts/setup.sh test
 	@scripts/test.sh
 
 .PHONY: ci

@@ -5,6 +5,7 @@
 #
 #   setup.sh rust  [COMPONENT...]   cargo only (and components like clippy)
 #   setup.sh build [COMPONENT...]   and a C compiler and nats-server
+#   setup.sh test  [COMPONENT...]   and what the end-to-end tests call
 #
 # Ends with 2 when something is missing that it cannot install.
 set -euo pipefail
@@ -63,9 +64,13 @@ missing_packages() {
     if [ ! -e /usr/include/stdlib.h ]; then echo libc6-dev; fi
     has make || echo make
     nats_ok || echo nats-server
-    # The end-to-end tests ask as a user would.
-    has curl || echo curl
-    has script || echo bsdutils
+    if [ "$what" = test ]; then
+        # The end-to-end tests ask as a user would, cut networks and shift clocks.
+        has curl || echo curl
+        has script || echo bsdutils
+        has ip || echo iproute2
+        has faketime || echo faketime
+    fi
 }
 
 install_packages() {
@@ -112,9 +117,9 @@ what=${1:-build}
 [ "$#" -eq 0 ] || shift
 case $what in
     rust) check_rust "$@" ;;
-    build)
+    build | test)
         check_rust "$@"
         check_build
         ;;
-    *) fail "usage: setup.sh [rust|build] [COMPONENT...]" ;;
+    *) fail "usage: setup.sh [rust|build|test] [COMPONENT...]" ;;
 esac
