@@ -65,8 +65,9 @@ fn key(request: &RequestId) -> (&[u8], u32) {
 
 fn connect(path: &Path, synchronous: &str) -> Result<Connection, rusqlite::Error> {
     let connection = Connection::open(path)?;
-    // A local run writes too, and a slow disk makes each of its commits long.
-    connection.busy_timeout(Duration::from_secs(10))?;
+    // A local run writes too, but never for long; and what cannot be written
+    // must be declined while the broker still waits for the answer.
+    connection.busy_timeout(Duration::from_secs(2))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", synchronous)?;
     // An idle agent holds little: 256 KiB of pages, and a log that is folded
