@@ -58,7 +58,7 @@ async fn a_restart_keeps_everything_and_raises_the_epoch() {
     assert!(after["epoch"].as_u64() > status["epoch"].as_u64());
     assert_eq!(after["cluster"], status["cluster"]);
     assert_eq!(after["key_epoch"], status["key_epoch"]);
-    let (_, events) = broker.call("GET", "/v1/events?limit=2", None).await;
+    let (_, events) = broker.call("GET", "/v1/events?after=0&limit=2", None).await;
     assert_eq!(events["items"].as_array().unwrap().len(), 2);
     let (_, rest) = broker
         .call(
