@@ -36,19 +36,24 @@
 //! Wherever a route takes `{run}`, a prefix of at least four characters that
 //! stands for one run will do.
 
+mod frame;
+mod secret;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::envelope::{Door, Mode};
-use crate::ids::{ClusterId, PlanId, RunId, Serial, base32, from_base32, random_bytes};
+use crate::ids::{ClusterId, PlanId, RunId, Serial};
 use crate::keys::Fingerprint;
 use crate::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName, ScenarioName};
-use crate::run::{Data, LocalRun, Outcome, RunOptions, RunPhase, Stream, Summary, is_zero};
+use crate::run::{LocalRun, Outcome, RunOptions, RunPhase, Summary, is_zero};
+pub use frame::Frame;
+pub use secret::{ApiToken, InviteToken, Secret, TokenError};
+
 use crate::units::{Amount, Span, Timestamp};
 
 /// Header by which a client names its door; the broker takes `cli` and
@@ -477,120 +482,6 @@ pub struct RunNode {
     pub late: Vec<Outcome>,
 }
 
-/// One thing that happened in a run, as watchers see it; the `data` of an SSE
-/// event whose `id` is a position in the run's stream. [`Frame::Accepted`]
-/// has no id: it is not kept.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case", tag = "type")]
-pub enum Frame {
-    /// First.
-    RunCreated {
-        /// The run.
-        run: RunId,
-        /// Short id for people.
-        short: String,
-        /// One line.
-        title: String,
-        /// The predicate.
-        predicate: String,
-        /// Who asked.
-        principal: PrincipalName,
-        /// How many nodes.
-        nodes: u32,
-        /// In how many batches.
-        batches: u32,
-        /// How many of the broker's own machines match and were left out.
-        #[serde(default, skip_serializing_if = "is_zero")]
-        left_out: u32,
-    },
-    /// A batch is sent.
-    BatchSent {
-        /// The run.
-        run: RunId,
-        /// Which, from 0.
-        batch: u32,
-        /// The nodes.
-        nodes: Vec<NodeName>,
-    },
-    /// A node runs it.
-    Accepted {
-        /// The run.
-        run: RunId,
-        /// The node.
-        node: NodeName,
-    },
-    /// A piece of output.
-    Output {
-        /// The run.
-        run: RunId,
-        /// The node.
-        node: NodeName,
-        /// Which stream.
-        stream: Stream,
-        /// Its number, over both streams of the node.
-        chunk: u32,
-        /// The bytes.
-        data: Data,
-    },
-    /// A node's outcome: one each.
-    Outcome {
-        /// The run.
-        run: RunId,
-        /// The node and how it ended.
-        #[serde(flatten)]
-        result: RunNode,
-        /// Whether output was thrown away.
-        #[serde(default)]
-        truncated: bool,
-    },
-    /// An answer after the outcome was settled.
-    LateOutcome {
-        /// The run.
-        run: RunId,
-        /// The node.
-        node: NodeName,
-        /// What it said.
-        outcome: Outcome,
-    },
-    /// Somebody asked for the end.
-    RunCancelling {
-        /// The run.
-        run: RunId,
-        /// Who.
-        by: PrincipalName,
-    },
-    /// Last.
-    RunFinished {
-        /// The run.
-        run: RunId,
-        /// How it ended.
-        state: RunPhase,
-        /// How many nodes had each outcome.
-        #[schema(value_type = BTreeMap<String, u32>)]
-        summary: Summary,
-        /// Every node's outcome.
-        #[schema(value_type = BTreeMap<String, Outcome>)]
-        nodes: BTreeMap<NodeName, Outcome>,
-    },
-}
-
-impl Frame {
-    /// The name of the SSE event, which is `type` in the JSON.
-    #[must_use]
-    pub fn event(&self) -> &'static str {
-        match self {
-            Self::RunCreated { .. } => "run_created",
-            Self::BatchSent { .. } => "batch_sent",
-            Self::Accepted { .. } => "accepted",
-            Self::Output { .. } => "output",
-            Self::Outcome { .. } => "outcome",
-            Self::LateOutcome { .. } => "late_outcome",
-            Self::RunCancelling { .. } => "run_cancelling",
-            Self::RunFinished { .. } => "run_finished",
-        }
-    }
-}
-
 /// Asks for invites.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -814,158 +705,9 @@ pub struct Finding {
     pub hint: String,
 }
 
-/// A secret that cannot print.
-#[derive(Clone, Eq, PartialEq)]
-pub struct Secret(zeroize::Zeroizing<String>);
-
-impl Secret {
-    /// Wraps it.
-    #[must_use]
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(zeroize::Zeroizing::new(text.into()))
-    }
-
-    /// The text, to be sent or written where it belongs.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
-
-/// Why a text is not a token.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("this is not a muster {0}")]
-pub struct TokenError(&'static str);
-
-/// The text of an API token: `mt1_<id>_<secret>`.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct ApiToken {
-    /// Public name of the token.
-    pub id: String,
-    /// 128 random bits; only their SHA-256 is stored.
-    pub secret: Secret,
-}
-
-impl ApiToken {
-    /// A new random token.
-    #[must_use]
-    pub fn generate() -> Self {
-        Self {
-            id: base32(&random_bytes::<5>()),
-            secret: Secret::new(base32(&random_bytes::<16>())),
-        }
-    }
-
-    /// The text that its owner keeps.
-    #[must_use]
-    pub fn text(&self) -> Secret {
-        Secret::new(format!("mt1_{}_{}", self.id, self.secret.expose()))
-    }
-}
-
-impl FromStr for ApiToken {
-    type Err = TokenError;
-
-    fn from_str(text: &str) -> Result<Self, TokenError> {
-        let fail = TokenError("API token");
-        let (id, secret) = text
-            .strip_prefix("mt1_")
-            .and_then(|r| r.split_once('_'))
-            .ok_or(fail)?;
-        from_base32::<5>(id).ok_or(fail)?;
-        from_base32::<16>(secret).ok_or(fail)?;
-        Ok(Self {
-            id: id.to_owned(),
-            secret: Secret::new(secret),
-        })
-    }
-}
-
-/// The text of an invite: `mi1_<id>_<secret>_<root key fingerprint>`.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct InviteToken {
-    /// Public name of the invite.
-    pub id: String,
-    /// 128 random bits; only their SHA-256 is stored.
-    pub secret: Secret,
-    /// The root key that the node is to trust.
-    pub root: Fingerprint,
-}
-
-impl InviteToken {
-    /// A new random invite into the cluster of that root key.
-    #[must_use]
-    pub fn generate(root: Fingerprint) -> Self {
-        Self {
-            id: base32(&random_bytes::<5>()),
-            secret: Secret::new(base32(&random_bytes::<16>())),
-            root,
-        }
-    }
-
-    /// The text that the node is given.
-    #[must_use]
-    pub fn text(&self) -> Secret {
-        Secret::new(format!(
-            "mi1_{}_{}_{}",
-            self.id,
-            self.secret.expose(),
-            self.root
-        ))
-    }
-}
-
-impl FromStr for InviteToken {
-    type Err = TokenError;
-
-    fn from_str(text: &str) -> Result<Self, TokenError> {
-        let fail = TokenError("invite");
-        let mut parts = text.strip_prefix("mi1_").ok_or(fail)?.split('_');
-        let (Some(id), Some(secret), Some(root), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err(fail);
-        };
-        from_base32::<5>(id).ok_or(fail)?;
-        from_base32::<16>(secret).ok_or(fail)?;
-        Ok(Self {
-            id: id.to_owned(),
-            secret: Secret::new(secret),
-            root: root.parse().map_err(|_| fail)?,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tokens_round_trip_and_do_not_print() {
-        let token = ApiToken::generate();
-        assert_eq!(token.text().expose().parse(), Ok(token.clone()));
-        assert!(!format!("{token:?}").contains(token.secret.expose()));
-        let invite =
-            InviteToken::generate(crate::keys::PrivateKey::generate().public().fingerprint());
-        assert_eq!(invite.text().expose().parse(), Ok(invite));
-        for bad in [
-            "",
-            "mt1_",
-            "mt1_a_b",
-            "mt1__",
-            "mi1_x_y_z",
-            "mt1_00000000_é",
-        ] {
-            assert!(bad.parse::<ApiToken>().is_err(), "{bad}");
-            assert!(bad.parse::<InviteToken>().is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn a_run_can_be_asked_for_in_a_line() {

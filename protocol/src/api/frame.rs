@@ -1,0 +1,125 @@
+//! What watchers of a run see.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::RunNode;
+use crate::ids::RunId;
+use crate::names::{NodeName, PrincipalName};
+use crate::run::{Data, Outcome, RunPhase, Stream, Summary, is_zero};
+
+/// One thing that happened in a run, as watchers see it; the `data` of an SSE
+/// event whose `id` is a position in the run's stream. [`Frame::Accepted`]
+/// has no id: it is not kept.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum Frame {
+    /// First.
+    RunCreated {
+        /// The run.
+        run: RunId,
+        /// Short id for people.
+        short: String,
+        /// One line.
+        title: String,
+        /// The predicate.
+        predicate: String,
+        /// Who asked.
+        principal: PrincipalName,
+        /// How many nodes.
+        nodes: u32,
+        /// In how many batches.
+        batches: u32,
+        /// How many of the broker's own machines match and were left out.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        left_out: u32,
+    },
+    /// A batch is sent.
+    BatchSent {
+        /// The run.
+        run: RunId,
+        /// Which, from 0.
+        batch: u32,
+        /// The nodes.
+        nodes: Vec<NodeName>,
+    },
+    /// A node runs it.
+    Accepted {
+        /// The run.
+        run: RunId,
+        /// The node.
+        node: NodeName,
+    },
+    /// A piece of output.
+    Output {
+        /// The run.
+        run: RunId,
+        /// The node.
+        node: NodeName,
+        /// Which stream.
+        stream: Stream,
+        /// Its number, over both streams of the node.
+        chunk: u32,
+        /// The bytes.
+        data: Data,
+    },
+    /// A node's outcome: one each.
+    Outcome {
+        /// The run.
+        run: RunId,
+        /// The node and how it ended.
+        #[serde(flatten)]
+        result: RunNode,
+        /// Whether output was thrown away.
+        #[serde(default)]
+        truncated: bool,
+    },
+    /// An answer after the outcome was settled.
+    LateOutcome {
+        /// The run.
+        run: RunId,
+        /// The node.
+        node: NodeName,
+        /// What it said.
+        outcome: Outcome,
+    },
+    /// Somebody asked for the end.
+    RunCancelling {
+        /// The run.
+        run: RunId,
+        /// Who.
+        by: PrincipalName,
+    },
+    /// Last.
+    RunFinished {
+        /// The run.
+        run: RunId,
+        /// How it ended.
+        state: RunPhase,
+        /// How many nodes had each outcome.
+        #[schema(value_type = BTreeMap<String, u32>)]
+        summary: Summary,
+        /// Every node's outcome.
+        #[schema(value_type = BTreeMap<String, Outcome>)]
+        nodes: BTreeMap<NodeName, Outcome>,
+    },
+}
+
+impl Frame {
+    /// The name of the SSE event, which is `type` in the JSON.
+    #[must_use]
+    pub fn event(&self) -> &'static str {
+        match self {
+            Self::RunCreated { .. } => "run_created",
+            Self::BatchSent { .. } => "batch_sent",
+            Self::Accepted { .. } => "accepted",
+            Self::Output { .. } => "output",
+            Self::Outcome { .. } => "outcome",
+            Self::LateOutcome { .. } => "late_outcome",
+            Self::RunCancelling { .. } => "run_cancelling",
+            Self::RunFinished { .. } => "run_finished",
+        }
+    }
+}
