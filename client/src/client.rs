@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_protocol::api::DOOR_HEADER;
+use muster_protocol::api::{DOOR_HEADER, Readiness};
 use muster_protocol::problem::Problem;
 use muster_protocol::text::printable;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
@@ -164,6 +164,9 @@ impl Client {
             return Ok(response);
         }
         let body = self.read(response, what, after).await?;
+        if let Ok(readiness) = serde_json::from_slice::<Readiness>(&body) {
+            return Err(ClientError::NotReady(readiness));
+        }
         match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => Err(ClientError::Problem(Box::new(problem))),
             Err(_) => {

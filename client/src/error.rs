@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use muster_protocol::api::Readiness;
 use muster_protocol::problem::{Kind, Problem};
 
 /// Why there is no answer, or not the one that was asked for.
@@ -30,6 +31,9 @@ pub enum ClientError {
         /// Why not.
         why: String,
     },
+    /// A broker that does not serve now.
+    #[error("{}", .0.reason().unwrap_or_else(|| "the broker serves".into()))]
+    NotReady(Readiness),
     /// Nobody listens.
     #[error("no broker listens at {url} (connection refused)")]
     Refused {
@@ -129,6 +133,7 @@ impl ClientError {
             Self::Refused { .. } => {
                 "is it running? start one with `muster up`, or name another with --url or MUSTER_URL".into()
             }
+            Self::NotReady(_) => "its log says more; `muster doctor` looks closer".into(),
             Self::Connect { .. } => "check the host name and the network; `muster doctor` looks closer".into(),
             Self::Tls { .. } => {
                 "name the broker's certificate authority with --ca-file, or check that the URL is the right one".into()
@@ -154,6 +159,7 @@ impl ClientError {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Refused { .. }
+            | Self::NotReady(_)
             | Self::Connect { .. }
             | Self::Timeout { .. }
             | Self::Lost { .. } => true,

@@ -667,6 +667,50 @@ pub struct Challenge {
     pub challenge: String,
 }
 
+/// Where the broker is, for `/readyz`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum Readiness {
+    /// It starts, or waits for NATS.
+    Starting {
+        /// What it waits for.
+        reason: String,
+    },
+    /// Another broker is active; this one takes over when that ends.
+    Standby {
+        /// What is known.
+        reason: String,
+    },
+    /// It serves.
+    Active {
+        /// The lease's epoch.
+        epoch: u64,
+    },
+    /// It was active, and cannot renew its lease now.
+    Suspended {
+        /// What is known.
+        reason: String,
+    },
+    /// It ends.
+    Stopping,
+}
+
+impl Readiness {
+    /// For people: what it waits for; nothing when it serves.
+    #[must_use]
+    pub fn reason(&self) -> Option<String> {
+        match self {
+            Self::Active { .. } => None,
+            Self::Stopping => Some("the broker ends".into()),
+            Self::Starting { reason } => Some(format!("the broker starts: {reason}")),
+            Self::Standby { reason } => Some(format!("the broker stands by: {reason}")),
+            Self::Suspended { reason } => {
+                Some(format!("the broker cannot renew its lease: {reason}"))
+            }
+        }
+    }
+}
+
 /// How the installation is.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct Status {

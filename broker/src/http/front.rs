@@ -10,9 +10,9 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use muster_protocol::api::Readiness;
 use muster_protocol::problem::Kind;
 use muster_protocol::text::printable;
-use serde::Serialize;
 use tower::ServiceExt as _;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
@@ -24,34 +24,6 @@ use crate::lease::Lease;
 /// How long a handler may take until its answer begins; a stream may go on
 /// for ever after that. Above the longest ping.
 const ANSWER_WITHIN: Duration = Duration::from_secs(90);
-
-/// Where the broker is, for `/readyz`.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case", tag = "state")]
-pub enum Readiness {
-    /// It starts, or waits for NATS.
-    Starting {
-        /// What it waits for.
-        reason: String,
-    },
-    /// Another broker is active; this one takes over when that ends.
-    Standby {
-        /// What is known.
-        reason: String,
-    },
-    /// It serves.
-    Active {
-        /// The lease's epoch.
-        epoch: u64,
-    },
-    /// It was active, and cannot renew its lease now.
-    Suspended {
-        /// What is known.
-        reason: String,
-    },
-    /// It ends.
-    Stopping,
-}
 
 /// What listens: the same for the life of the process.
 #[derive(Clone)]

@@ -45,7 +45,7 @@ use crate::tokens::Tokens;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
 pub use self::document::document;
-pub use self::front::{Front, Readiness};
+pub use self::front::Front;
 pub use self::limit::Limiter;
 pub use self::page::{Paging, page};
 pub use self::problem::{ApiError, ApiJson, ApiPath, ApiQuery};

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
+use muster_protocol::api::Readiness;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use self::session::{Session, SessionError};
 use crate::backup::import::{ImportError, import};
 use crate::config::Config;
-use crate::http::{Front, Readiness};
+use crate::http::Front;
 use crate::inventory::{AccountValue, Buckets, SeenValue, SerialCounter, StoredFacts, StoredNode};
 use crate::lease::{Lease, LeaseError, LeaseValue, Place};
 use crate::link::{Link, LinkError};

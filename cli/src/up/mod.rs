@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use muster_client::{Client, ClientError, Secret};
+use muster_protocol::api::Readiness;
 use muster_protocol::problem::Kind;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -258,11 +259,15 @@ async fn mend(layout: &Layout, client: &Client, parts: &Parts) {
     let mut since: Option<Instant> = None;
     loop {
         sleep(MEND_LOOK).await;
-        // Not being reached is the broker's own affair.
-        let suspended = match client.readyz().await {
-            Ok(()) => false,
-            Err(e) => matches!(e, ClientError::Refused { .. } | ClientError::Garbage { .. }),
+        // Not being reached is the broker's own affair, and a broker that
+        // stands by for another one lacks nothing.
+        let waits = |readiness: &Readiness| {
+            matches!(
+                readiness,
+                Readiness::Starting { .. } | Readiness::Suspended { .. }
+            )
         };
+        let suspended = matches!(client.readyz().await, Err(ClientError::NotReady(r)) if waits(&r));
         if !suspended {
             since = None;
             continue;

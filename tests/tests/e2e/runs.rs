@@ -313,3 +313,61 @@ fn runs_are_listed_shown_and_watched_from_any_position() {
         .collect();
     assert_eq!(tail, ids[2..], "{rest}");
 }
+
+#[test]
+fn what_was_confirmed_is_what_runs_once() {
+    let up = Up::start(&["p-1:role=p", "p-2:role=p", "p-3:role=q"]).expect("starts");
+    let file = up.state().join("broker.toml");
+    let text = std::fs::read_to_string(&file).expect("there");
+    assert!(text.contains("confirm_above = 20"), "{text}");
+    let text = text.replace("confirm_above = 20", "confirm_above = 1");
+    std::fs::write(&file, text).expect("writes");
+    let before = up.pid("broker").expect("runs");
+    signal(before, Signal::KILL).expect("kills");
+    wait_for("the broker with its new setting", || {
+        let now = up.pid("broker").ok()?;
+        (now != before && up.muster(&["nodes"]).code == 0).then_some(())
+    })
+    .expect("starts again");
+    let witness = up.dir.path().join("witness");
+    let script = format!("echo $MUSTER_NODE >> {}", witness.display());
+    let post = |confirm: serde_json::Value| {
+        let body = serde_json::json!({
+            "predicate": "role=p", "params": {"shell": script}, "confirm": confirm,
+        });
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["-s", "--max-time", "20", "-X", "POST"]);
+        curl.args(["-H", "Content-Type: application/json", "-H"]);
+        curl.arg(format!(
+            "Authorization: Bearer {}",
+            up.token().expect("token")
+        ));
+        curl.args(["-d", &body.to_string(), &format!("{}/v1/runs", up.url())]);
+        let answer = finish(curl).exits(0).out;
+        serde_json::from_str::<serde_json::Value>(&answer)
+            .unwrap_or_else(|e| panic!("{e}: {answer}"))
+    };
+    let asked = post("ask".into());
+    assert_eq!(asked["kind"], "confirmation-required", "{asked}");
+    assert_eq!(asked["plan"]["nodes"], serde_json::json!(["p-1", "p-2"]));
+    assert!(lines(&witness).is_empty());
+    let plan = serde_json::json!({"plan": asked["plan"]["id"]});
+
+    // Between the question and the answer another node gets the role.
+    up.muster(&["node", "role", "p-3", "+p"]).exits(0);
+    let run = post(plan.clone());
+    let id = run["id"].as_str().unwrap_or_else(|| panic!("{run}"));
+    let said = up.muster(&["runs", "watch", id, "--json"]).exits(0);
+    assert_eq!(
+        said.outcomes().keys().collect::<Vec<_>>(),
+        ["p-1", "p-2"],
+        "the plan's nodes, not those of now"
+    );
+    let mut ran = lines(&witness);
+    ran.sort();
+    assert_eq!(ran, ["p-1", "p-2"]);
+
+    let again = post(plan);
+    assert_eq!(again["kind"], "plan-gone", "{again}");
+    assert_eq!(lines(&witness).len(), 2);
+}
