@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use async_nats::connection::State;
 use async_nats::jetstream::Context;
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
+use async_nats::{Client, ClientError, ConnectErrorKind, ConnectOptions, Event, ServerError};
+use tokio::sync::watch;
 
 use crate::config::{Config, NatsCa};
 use crate::nats::admin::{AdminError, SystemClient};
 use crate::nats::credentials::Credentials;
 use crate::nats::jwt::{JwtError, UnixSeconds, UserClaims};
-use crate::nats::keys::NatsKeys;
+use crate::nats::keys::{NatsKeys, UserKey};
 use crate::nats::permissions::{Permissions, broker_permissions, system_permissions};
 use crate::nats::version::{ServerVersion, VersionError, connected};
 use crate::store;
@@ -18,8 +19,9 @@ use crate::tls::{Ca, TlsError, client_config};
 
 /// When a broker's own credentials claim to be issued: in the far future, so
 /// that revoking everything that is older than a node's credentials live
-/// never ends a broker's connection. Their key is only in this process.
-const BROKER_ISSUED_AT: UnixSeconds = 32_503_680_000;
+/// never ends a broker's connection. Their key is only in this process, and
+/// what voids them names it.
+pub(crate) const BROKER_ISSUED_AT: UnixSeconds = 32_503_680_000;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +62,9 @@ pub struct Link {
     pub system: SystemClient,
     /// Version of the server.
     pub version: ServerVersion,
+    /// The users of both connections: theirs alone, new for each link.
+    pub users: Vec<UserKey>,
+    refused: Arc<watch::Sender<bool>>,
 }
 
 impl Link {
@@ -70,24 +75,35 @@ impl Link {
     pub async fn connect(config: &Config, keys: &NatsKeys, ca: &Ca) -> Result<Self, LinkError> {
         let tls = tls(config, ca)?;
         let urls = &config.nats.urls;
-        let system = issue(keys.system(), "muster-broker-system", system_permissions())?;
+        let system_user = issue(keys.system(), "muster-broker-system", system_permissions())?;
         let system =
-            SystemClient::connect(urls, &system, |o| with_tls(o, tls.clone(), config)).await?;
+            SystemClient::connect(urls, &system_user, |o| with_tls(o, tls.clone(), config)).await?;
         let user = issue(keys.account(), "muster-broker", broker_permissions())?;
+        let users = [&user, &system_user]
+            .iter()
+            .filter_map(|credentials| credentials.public_key().parse().ok())
+            .collect();
+        let refused = Arc::new(watch::Sender::new(false));
+        let noted = Arc::clone(&refused);
         let options = with_tls(user.connect_options(), tls, config)
             .name("muster-broker")
             .custom_inbox_prefix("_INBOX.muster.broker")
             .client_capacity(4096)
             .subscription_capacity(65_536)
-            .event_callback(|event| async move {
-                match event {
-                    Event::Connected => tracing::info!("connected to NATS"),
-                    Event::Disconnected => tracing::warn!("disconnected from NATS"),
-                    // Its own doing: at the end, and between two tries.
-                    Event::Draining | Event::Closed => {
-                        tracing::debug!(%event, "connection to NATS")
+            .event_callback(move |event| {
+                if is_refusal(&event) {
+                    noted.send_replace(true);
+                }
+                async move {
+                    match event {
+                        Event::Connected => tracing::info!("connected to NATS"),
+                        Event::Disconnected => tracing::warn!("disconnected from NATS"),
+                        // Its own doing: at the end, and between two tries.
+                        Event::Draining | Event::Closed => {
+                            tracing::debug!(%event, "connection to NATS")
+                        }
+                        other => tracing::warn!(event = %other, "connection to NATS"),
                     }
-                    other => tracing::warn!(event = %other, "connection to NATS"),
                 }
             });
         let client = options
@@ -104,7 +120,16 @@ impl Link {
             client,
             system,
             version,
+            users,
+            refused,
         })
+    }
+
+    /// Returns once the server does not take this broker's credentials any
+    /// more: another broker has become the active one and has shut it out.
+    pub async fn refused(&self) {
+        // It ends with this link only.
+        let _ = self.refused.subscribe().wait_for(|refused| *refused).await;
     }
 
     /// Whether the connection is up now.
@@ -123,6 +148,20 @@ impl Link {
             }
         }
     }
+}
+
+fn is_refusal(event: &Event) -> bool {
+    let text = match event {
+        Event::ServerError(ServerError::AuthorizationViolation) => return true,
+        Event::ServerError(error) => error.to_string(),
+        // How the client says that it was refused when it came back.
+        Event::ClientError(ClientError::Other(text)) => text.clone(),
+        _ => return false,
+    };
+    let text = text.to_ascii_lowercase();
+    ["authorization violation", "authentication"]
+        .iter()
+        .any(|word| text.contains(word))
 }
 
 fn hint(error: &async_nats::ConnectError) -> &'static str {

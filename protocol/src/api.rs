@@ -680,6 +680,9 @@ pub enum Readiness {
     Standby {
         /// What is known.
         reason: String,
+        /// Where the active one is reached, as far as it is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        active: Option<String>,
     },
     /// It serves.
     Active {
@@ -703,7 +706,7 @@ impl Readiness {
             Self::Active { .. } => None,
             Self::Stopping => Some("the broker ends".into()),
             Self::Starting { reason } => Some(format!("the broker starts: {reason}")),
-            Self::Standby { reason } => Some(format!("the broker stands by: {reason}")),
+            Self::Standby { reason, .. } => Some(format!("the broker stands by: {reason}")),
             Self::Suspended { reason } => {
                 Some(format!("the broker cannot renew its lease: {reason}"))
             }

@@ -15,7 +15,7 @@ use crate::bus::{self, Deps, Nodes, StartError};
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
 use crate::http::{AppState, Limiter, router};
-use crate::inventory::{Inventory, InventoryError};
+use crate::inventory::{Inventory, InventoryError, shut_out};
 use crate::lease::Lease;
 use crate::link::{Link, nats_ca};
 use crate::runs;
@@ -25,7 +25,8 @@ use crate::tokens::{Tokens, TokensError};
 /// How often invites that ended are forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(3_600);
 /// How long the journals of runs may take before the API opens without them.
-const JOURNALS_WITHIN: Duration = Duration::from_secs(10);
+/// A takeover must not wait for them.
+const JOURNALS_WITHIN: Duration = Duration::from_secs(2);
 /// How long the tasks of a session may take to end.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
@@ -82,6 +83,18 @@ impl Session {
         stores: &Stores,
         lease: &Lease,
     ) -> Result<Self, SessionError> {
+        // First of all: a broker that was stopped in the middle of a write
+        // must not end it after this one has read what is there.
+        let others = lease.to_shut_out();
+        Box::pin(shut_out(
+            &others,
+            stores.inventory.get().account,
+            Arc::clone(&parts.keys),
+            link.system.clone(),
+            parts.config.credentials_life,
+        ))
+        .await?;
+        lease.are_shut_out(&others);
         let events = Events::open(link.js.clone(), lease.clone()).await?;
         let authority = Authority::load(
             parts.state.clone(),
