@@ -99,6 +99,8 @@ pub(crate) enum Command {
     Up(verbs::up::UpArgs),
     /// Run the broker alone, against a NATS server that is there
     Broker(verbs::broker::BrokerArgs),
+    /// Make the state directory of another broker of the cluster
+    Standby(verbs::standby::StandbyArgs),
     /// Print what an existing NATS server or cluster needs
     NatsConfig(verbs::broker::NatsConfigArgs),
     /// Print the completions for a shell

@@ -284,6 +284,7 @@ impl Line {
             root,
             ca: self.ca,
             nats_urls: credentials.nats_urls.clone(),
+            brokers: Vec::new(),
             nats_ca: credentials.nats_ca.clone(),
         };
         let list = KeyList::open(&self.keys?, &root).ok()?;

@@ -33,6 +33,7 @@ use crate::lease::Lease;
 use crate::nats::jwt::{JwtError, UserClaims};
 use crate::nats::keys::{NatsKeys, UserKey};
 use crate::nats::permissions::node_permissions;
+use crate::peers::Peers;
 use crate::secrets::SecretHash;
 use crate::store::kv::{Kv, KvError};
 
@@ -147,6 +148,17 @@ pub struct Connect {
     pub broker_ca: Option<String>,
     /// How long NATS credentials live.
     pub life: Span,
+    /// The brokers of the cluster.
+    pub peers: Peers,
+}
+
+impl Connect {
+    /// Where nodes find brokers; empty when there is only one, which they
+    /// know.
+    fn brokers(&self) -> Vec<String> {
+        let urls = self.peers.urls();
+        if urls.len() > 1 { urls } else { Vec::new() }
+    }
 }
 
 /// Invites and enrolment. Cheap to clone.
@@ -234,7 +246,10 @@ impl Enrolment {
             .events
             .emit("invite.created", &request.name, text)
             .await;
-        Ok(Invites { invites })
+        Ok(Invites {
+            invites,
+            brokers: self.0.connect.peers.urls(),
+        })
     }
 
     /// Makes an invite by which a new key takes the place of a node.
@@ -569,6 +584,7 @@ impl Enrolment {
             node_key: record.node_key,
             assignment: record.assignment.clone(),
             nats_urls: self.0.connect.nats_urls.clone(),
+            brokers: self.0.connect.brokers(),
             nats_ca: self.0.connect.nats_ca.clone(),
             jwt,
             expires,

@@ -96,6 +96,7 @@ async fn status(
         nats_connected: connected,
         nodes,
         open_runs: state.nodes.engine.open_runs(),
+        brokers: state.peers.list(),
         time: Timestamp::now(),
         findings,
     }))

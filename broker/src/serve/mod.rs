@@ -25,6 +25,7 @@ use crate::inventory::{AccountValue, Buckets, SeenValue, SerialCounter, StoredFa
 use crate::lease::{Lease, LeaseError, LeaseValue, Place, Who};
 use crate::link::{Link, LinkError};
 use crate::nats::keys::NatsKeys;
+use crate::peers::{KnownBrokers, Peers};
 use crate::state_dir::{Root, StateDir, StateDirError};
 use crate::store::kv::{BucketConfig, Kv, KvError, ensure_bucket};
 use crate::tls::{Ca, TlsError, install_provider};
@@ -81,6 +82,7 @@ pub(crate) struct Stores {
     pub(crate) inventory: InventoryBuckets,
     pub(crate) key_list: Kv<muster_protocol::keys::SignedText>,
     pub(crate) lease: Kv<LeaseValue>,
+    pub(crate) brokers: Kv<KnownBrokers>,
     pub(crate) invites: Kv<crate::enroll::StoredInvite>,
     pub(crate) tokens: Kv<crate::tokens::StoredToken>,
 }
@@ -119,6 +121,7 @@ impl Stores {
             },
             key_list: bucket(js, "muster_cluster").await?,
             lease: bucket(js, "muster_cluster").await?,
+            brokers: bucket(js, "muster_cluster").await?,
             invites: bucket(js, "muster_invites").await?,
             tokens: bucket(js, "muster_tokens").await?,
         })
@@ -219,6 +222,7 @@ async fn linked(
     cancel: &CancellationToken,
 ) -> Result<Ended, ServeError> {
     let holder = parts.state.holder()?;
+    let me = holder.id;
     let who = Who {
         url: Some(parts.url.clone()),
         users: link.users.clone(),
@@ -232,8 +236,10 @@ async fn linked(
         who,
         end_lease.clone(),
     );
+    let peers = Peers::new(me, parts.url.clone(), lease.clone());
+    let talking = tokio::spawn(peers.clone().keep(link.client.clone(), end_lease.clone()));
     let result = tokio::select! {
-        result = Box::pin(sessions(parts, front, link, stores, &lease, cancel)) => result,
+        result = Box::pin(sessions(parts, front, link, stores, &lease, &peers, cancel)) => result,
         ended = &mut seeking => match ended {
             Ok(Ok(())) => Ok(Ended::Stopped),
             Ok(Err(error)) => Err(error.into()),
@@ -241,6 +247,7 @@ async fn linked(
         },
     };
     end_lease.cancel();
+    talking.await?;
     if !seeking.is_finished() {
         seeking.await??;
     }
@@ -277,6 +284,7 @@ async fn sessions(
     link: &Link,
     stores: &Stores,
     lease: &Lease,
+    peers: &Peers,
     cancel: &CancellationToken,
 ) -> Result<Ended, ServeError> {
     let mut places = lease.places();
@@ -310,7 +318,7 @@ async fn sessions(
             import(&link.js, &parts.state, lease)
                 .await
                 .map_err(OpenError::Import)?;
-            Session::open(parts, link, stores, lease)
+            Session::open(parts, link, stores, lease, peers)
                 .await
                 .map_err(OpenError::Session)
         });

@@ -18,6 +18,7 @@ use crate::http::{AppState, Limiter, router};
 use crate::inventory::{Inventory, InventoryError, shut_out};
 use crate::lease::Lease;
 use crate::link::{Link, nats_ca};
+use crate::peers::Peers;
 use crate::runs;
 use crate::tls::TlsError;
 use crate::tokens::{Tokens, TokensError};
@@ -82,6 +83,7 @@ impl Session {
         link: &Link,
         stores: &Stores,
         lease: &Lease,
+        peers: &Peers,
     ) -> Result<Self, SessionError> {
         // First of all: a broker that was stopped in the middle of a write
         // must not end it after this one has read what is there.
@@ -95,6 +97,10 @@ impl Session {
         ))
         .await?;
         lease.are_shut_out(&others);
+        peers
+            .load(&stores.brokers)
+            .await
+            .map_err(InventoryError::from)?;
         let events = Events::open(link.js.clone(), lease.clone()).await?;
         let authority = Authority::load(
             parts.state.clone(),
@@ -126,6 +132,7 @@ impl Session {
             nats_ca: nats_ca(&parts.config, &parts.ca)?,
             broker_ca: parts.https.then(|| parts.ca.pem().to_owned()),
             life: parts.config.credentials_life,
+            peers: peers.clone(),
         };
         let enrolment = Enrolment::new(
             stores.invites.clone(),
@@ -176,6 +183,7 @@ impl Session {
             events,
             policy: Arc::new(FixedRoles),
             control: Arc::clone(&nodes.control),
+            peers: peers.clone(),
             nodes: nodes.clone(),
             link: link.clone(),
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
@@ -183,6 +191,8 @@ impl Session {
             shutdown: cancel.clone(),
         };
         tasks.spawn(inventory.tend(cancel.clone()));
+        let remembering = peers.clone();
+        tasks.spawn(remembering.remember(stores.brokers.clone(), cancel.clone()));
         tasks.spawn(tidy(enrolment, cancel.clone()));
         tasks.spawn(async move { nodes.stopped().await });
         Ok(Self {

@@ -460,6 +460,7 @@ mod tests {
             nats_connected: true,
             nodes: [].into(),
             open_runs: 0,
+            brokers: Vec::new(),
             time: at("2026-11-21T07:00:00Z"),
             findings: vec![Finding {
                 what: "3 messages refused".into(),
@@ -501,6 +502,7 @@ mod tests {
             nats_connected: true,
             nodes: [].into(),
             open_runs: 0,
+            brokers: Vec::new(),
             time: at("2026-11-21T06:00:00.5Z"),
             findings: vec![],
         };

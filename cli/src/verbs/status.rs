@@ -129,6 +129,7 @@ mod tests {
             nats_connected: true,
             nodes: [(Presence::Up, 23), (Presence::Down, 1), (Presence::Late, 0)].into(),
             open_runs: 1,
+            brokers: Vec::new(),
             time: "2026-11-21T06:00:09Z".parse().expect("time"),
             findings: vec![Finding {
                 what: "web-19 has been down for 4 min".into(),

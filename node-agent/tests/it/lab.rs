@@ -80,6 +80,7 @@ impl Cluster {
             }))
             .unwrap(),
             nats_urls: vec![nats.to_owned()],
+            brokers: Vec::new(),
             nats_ca: None,
             jwt: "not looked at by a server without authentication".into(),
             expires: after(now, Duration::from_secs(7 * 86_400)),
