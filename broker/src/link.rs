@@ -1,6 +1,8 @@
 //! The broker's own connections to NATS.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::Context;
@@ -51,6 +53,10 @@ pub enum LinkError {
     Sign(#[from] JwtError),
 }
 
+/// The client library tries to come back for ever, also when nobody holds the
+/// client any more. Once a link is over, its next attempt is so far away.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// The broker's connections: one in muster's account, one that administers.
 #[derive(Clone, Debug)]
 pub struct Link {
@@ -65,6 +71,7 @@ pub struct Link {
     /// The users of both connections: theirs alone, new for each link.
     pub users: Vec<UserKey>,
     refused: Arc<watch::Sender<bool>>,
+    over: Arc<AtomicBool>,
 }
 
 impl Link {
@@ -76,23 +83,29 @@ impl Link {
         let tls = tls(config, ca)?;
         let urls = &config.nats.urls;
         let system_user = issue(keys.system(), "muster-broker-system", system_permissions())?;
-        let system =
-            SystemClient::connect(urls, &system_user, |o| with_tls(o, tls.clone(), config)).await?;
+        let over = Arc::new(AtomicBool::new(false));
+        let system = SystemClient::connect(urls, &system_user, |o| {
+            with_tls(o, tls.clone(), config).reconnect_delay_callback(pauses(&over))
+        })
+        .await?;
         let user = issue(keys.account(), "muster-broker", broker_permissions())?;
         let users = [&user, &system_user]
             .iter()
             .filter_map(|credentials| credentials.public_key().parse().ok())
             .collect();
         let refused = Arc::new(watch::Sender::new(false));
-        let noted = Arc::clone(&refused);
+        let noted = (Arc::clone(&refused), Arc::clone(&over));
         let options = with_tls(user.connect_options(), tls, config)
             .name("muster-broker")
+            .reconnect_delay_callback(pauses(&over))
             .custom_inbox_prefix("_INBOX.muster.broker")
             .client_capacity(4096)
             .subscription_capacity(65_536)
             .event_callback(move |event| {
                 if is_refusal(&event) {
-                    noted.send_replace(true);
+                    let (refused, over) = &noted;
+                    over.store(true, Ordering::Relaxed);
+                    refused.send_replace(true);
                 }
                 async move {
                     match event {
@@ -122,6 +135,7 @@ impl Link {
             version,
             users,
             refused,
+            over,
         })
     }
 
@@ -140,12 +154,28 @@ impl Link {
 
     /// Sends what is under way and ends the connections.
     pub async fn close(&self) {
+        self.over.store(true, Ordering::Relaxed);
         for client in [&self.client, self.system.client()] {
             let ended =
                 tokio::time::timeout(std::time::Duration::from_secs(2), client.drain()).await;
             if !matches!(ended, Ok(Ok(()))) {
                 tracing::debug!("a connection to NATS did not end in good order");
             }
+        }
+    }
+}
+
+/// How long to wait before the connection is tried again.
+fn pauses(over: &Arc<AtomicBool>) -> impl Fn(usize) -> Duration + Send + Sync + 'static {
+    let over = Arc::clone(over);
+    move |attempts| {
+        if over.load(Ordering::Relaxed) {
+            return NEVER;
+        }
+        match u32::try_from(attempts).unwrap_or(u32::MAX) {
+            0 | 1 => Duration::ZERO,
+            // 2 ms, 4 ms, ... 2 s.
+            n => Duration::from_millis(1 << (n - 1).min(11)),
         }
     }
 }

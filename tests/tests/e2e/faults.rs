@@ -4,6 +4,7 @@
 
 mod clock;
 mod disk;
+mod fencing;
 mod flood;
 mod input;
 mod kill;
