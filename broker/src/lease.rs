@@ -15,6 +15,7 @@
 
 mod clock;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use muster_protocol::ids::InstanceId;
 use muster_protocol::text::printable;
 use muster_protocol::units::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +44,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// The key in the bucket.
 const KEY: &str = "lease";
+/// No epoch is higher: a made-up one must not use them all up.
+const HIGHEST: u64 = 1 << 53;
 /// Most users of earlier holders that are remembered as not shut out yet.
 const MAX_SHUT_OUT: usize = 64;
 
@@ -139,6 +142,10 @@ pub struct Lease(Arc<Inner>);
 struct Inner {
     held: Mutex<Option<Held>>,
     place: watch::Sender<Place>,
+    /// An epoch that was seen elsewhere: the next one is above it.
+    seen: AtomicU64,
+    /// Told when it has risen.
+    risen: Notify,
 }
 
 impl Lease {
@@ -184,6 +191,26 @@ impl Lease {
         self.0.place.subscribe()
     }
 
+    /// Somebody has seen this epoch of the cluster's lease: what is held is
+    /// given up unless it is above, and the next one will be. One that no
+    /// broker can have had ([`Lease::can_exceed`]) changes nothing.
+    pub fn exceed(&self, epoch: u64) {
+        if self.can_exceed(epoch) {
+            self.0.seen.fetch_max(epoch, Ordering::Relaxed);
+            self.0.risen.notify_one();
+        }
+    }
+
+    /// Whether a broker can have had this epoch.
+    #[must_use]
+    pub fn can_exceed(&self, epoch: u64) -> bool {
+        epoch < HIGHEST
+    }
+
+    fn seen(&self) -> u64 {
+        self.0.seen.load(Ordering::Relaxed)
+    }
+
     /// A lease that is held for ever, for tests.
     #[must_use]
     pub fn fixed(epoch: u64) -> Self {
@@ -196,6 +223,8 @@ impl Lease {
         let inner = Inner {
             held: Mutex::new(Some(held)),
             place: watch::Sender::new(Place::Active { epoch, term: 0 }),
+            seen: AtomicU64::new(0),
+            risen: Notify::new(),
         };
         Self(Arc::new(inner))
     }
@@ -207,6 +236,8 @@ impl Lease {
         Self(Arc::new(Inner {
             held: Mutex::new(None),
             place,
+            seen: AtomicU64::new(0),
+            risen: Notify::new(),
         }))
     }
 
@@ -227,6 +258,8 @@ impl Lease {
         let lease = Self(Arc::new(Inner {
             held: Mutex::new(None),
             place: watch::Sender::new(standby),
+            seen: AtomicU64::new(0),
+            risen: Notify::new(),
         }));
         let seeker = Seeker {
             bucket,
@@ -341,7 +374,7 @@ impl Seeker {
         entry: Option<KvEntry<LeaseValue>>,
     ) -> Result<Option<(LeaseValue, u64)>, LeaseError> {
         let last = entry.as_ref().map_or(0, |e| e.value.epoch);
-        let epoch = last.max(self.holder.epoch) + 1;
+        let epoch = last.max(self.holder.epoch).max(self.shared.seen()) + 1;
         // On disk before it is used: a wiped NATS must not bring an old epoch
         // back.
         self.holder.epoch = epoch;
@@ -445,6 +478,19 @@ impl Seeker {
                     return;
                 }
                 () = sleep(RENEW_EVERY) => {}
+                () = self.shared.0.risen.notified() => {}
+            }
+            if self.shared.seen() >= value.epoch {
+                tracing::warn!(
+                    epoch = value.epoch,
+                    seen = self.shared.seen(),
+                    "the lease is taken anew, above an epoch that was seen"
+                );
+                self.shared.set(None);
+                self.shared.tell(Place::Suspended);
+                // What is in memory is older than what somebody has seen.
+                self.term += 1;
+                return;
             }
             // After its end it is not renewed but taken again, with a new
             // epoch.

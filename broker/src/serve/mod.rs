@@ -85,6 +85,7 @@ pub(crate) struct Stores {
     pub(crate) brokers: Kv<KnownBrokers>,
     pub(crate) invites: Kv<crate::enroll::StoredInvite>,
     pub(crate) tokens: Kv<crate::tokens::StoredToken>,
+    pub(crate) past: Kv<crate::twin::StoredPast>,
 }
 
 /// [`Buckets`], to be cloned for each session.
@@ -124,6 +125,7 @@ impl Stores {
             brokers: bucket(js, "muster_cluster").await?,
             invites: bucket(js, "muster_invites").await?,
             tokens: bucket(js, "muster_tokens").await?,
+            past: bucket(js, "muster_cluster").await?,
         })
     }
 }
