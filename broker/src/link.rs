@@ -98,7 +98,7 @@ impl Link {
         let options = with_tls(user.connect_options(), tls, config)
             .name("muster-broker")
             .reconnect_delay_callback(pauses(&over))
-            .custom_inbox_prefix("_INBOX.muster.broker")
+            .custom_inbox_prefix(inbox(&user.public_key()))
             .client_capacity(4096)
             .subscription_capacity(65_536)
             .event_callback(move |event| {
@@ -163,6 +163,12 @@ impl Link {
             }
         }
     }
+}
+
+/// Where answers to this connection go: whose a request is shows on the wire.
+fn inbox(user: &str) -> String {
+    let end = user.len().saturating_sub(10);
+    format!("_INBOX.muster.broker.{}", user.get(end..).unwrap_or(user))
 }
 
 /// How long to wait before the connection is tried again.

@@ -284,7 +284,6 @@ impl Line {
             root,
             ca: self.ca,
             nats_urls: credentials.nats_urls.clone(),
-            brokers: Vec::new(),
             nats_ca: credentials.nats_ca.clone(),
         };
         let list = KeyList::open(&self.keys?, &root).ok()?;
@@ -349,6 +348,7 @@ mod tests {
                     labels: Default::default(),
                 },
                 nats_urls: common.nats_urls.clone(),
+                brokers: Vec::new(),
                 nats_ca: None,
                 jwt: "first".into(),
                 expires: now,

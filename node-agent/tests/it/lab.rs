@@ -320,6 +320,7 @@ impl Lab {
         let credentials = cluster.credentials(&keys, &nats.url());
         Enrolled::new(Enrolment {
             url: "http://127.0.0.1:1".into(),
+            others: Vec::new(),
             root: cluster.root.public(),
             keys: cluster.first_list(),
             ca: None,
