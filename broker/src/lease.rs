@@ -107,6 +107,7 @@ struct Held {
     until: Moment,
     since: Timestamp,
     shut_out: Vec<UserKey>,
+    from: Option<String>,
 }
 
 /// Where this broker stands.
@@ -166,6 +167,14 @@ impl Lease {
         held.as_ref().map(|held| held.since)
     }
 
+    /// From which broker the lease was taken over, when it was another one's:
+    /// its URL, as far as it is known.
+    #[must_use]
+    pub fn taken_from(&self) -> Option<String> {
+        let held = self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().and_then(|held| held.from.clone())
+    }
+
     /// NATS users of earlier holders. Before anything is read for a session,
     /// the servers must have closed their connections: what one of them was
     /// about to write is then stored before it is read, or never.
@@ -219,6 +228,7 @@ impl Lease {
             until: Moment::now() + Duration::from_secs(1_000_000_000),
             since: Timestamp::now(),
             shut_out: Vec::new(),
+            from: None,
         };
         let inner = Inner {
             held: Mutex::new(Some(held)),
@@ -393,6 +403,13 @@ impl Seeker {
             since: Some(since),
             shut_out: shut_out.clone(),
         };
+        let from = entry
+            .as_ref()
+            .filter(|entry| entry.value.holder != self.holder.id)
+            .map(|entry| {
+                let url = entry.value.who.url.as_deref();
+                printable(url.unwrap_or("another broker"), 200)
+            });
         let sent = Moment::now();
         let write = async {
             match &entry {
@@ -423,6 +440,7 @@ impl Seeker {
             until: sent + TTL.saturating_sub(MARGIN),
             since,
             shut_out,
+            from,
         }));
         self.shared.tell(Place::Active {
             epoch,

@@ -561,11 +561,13 @@ impl Enrolment {
     }
 
     async fn issue(&self, serial: Serial) -> Result<CredentialsAnswer, EnrollError> {
+        // Before what is stored: when this broker is stopped in between and
+        // overtaken, the node sees that the other one's answer is newer.
+        let issued = Timestamp::now();
         let (record, iat) = match self.0.inventory.next_iat(serial).await {
             Err(InventoryError::NoNode(_)) => return Err(EnrollError::Gone(serial)),
             other => other?,
         };
-        let issued = Timestamp::now();
         let life = self.0.connect.life.get();
         // From the later of the two, so that a clock that was set back does
         // not shorten it; rounded to the seconds that the JWT knows.
@@ -590,6 +592,7 @@ impl Enrolment {
             expires,
             issued,
         };
+        self.active()?;
         Ok(CredentialsAnswer {
             credentials: SignedText::sign(&signer.key, Purpose::Credentials, &credentials),
             keys: self.0.authority.signed_list(),

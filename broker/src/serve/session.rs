@@ -107,6 +107,10 @@ impl Session {
             .await
             .map_err(InventoryError::from)?;
         let events = Events::open(link.js.clone(), lease.clone()).await?;
+        if let Some(from) = lease.taken_from() {
+            let text = format!("{} is the active broker now, after {from}", parts.url);
+            events.emit("broker.takeover", &parts.url, text).await;
+        }
         let past = Past::load(stores.past.clone(), lease.clone()).await?;
         let authority = Authority::load(
             parts.state.clone(),
