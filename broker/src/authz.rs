@@ -283,6 +283,7 @@ mod tests {
         read the broker keys               admin operator reader
         rotate or revoke broker keys       admin
         make backups                       admin
+        add brokers                        admin
         read the status                    admin operator reader
         read events                        admin operator reader
         ask who it is                      admin operator reader node-enroller

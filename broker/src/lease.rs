@@ -33,11 +33,11 @@ use crate::state_dir::{Holder, StateDir, StateDirError};
 use crate::store::kv::{Kv, KvEntry, KvError};
 
 /// After so long without a renewal another broker may take the lease.
-pub const TTL: Duration = Duration::from_secs(6);
+pub const TTL: Duration = Duration::from_secs(7);
 /// How often the holder renews it.
-pub const RENEW_EVERY: Duration = Duration::from_millis(1_500);
+pub const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// How much earlier than [`TTL`] the holder stops.
-pub const MARGIN: Duration = Duration::from_secs(1);
+pub const MARGIN: Duration = Duration::from_millis(500);
 /// How long one answer of NATS is waited for.
 const ANSWER: Duration = Duration::from_secs(2);
 /// How often a standby looks.

@@ -159,9 +159,9 @@ impl Sources {
                 (None, None) => (None, "nowhere".to_owned()),
             };
             return Ok(Found {
-                url: explicit_url
-                    .as_ref()
-                    .map_or(written_url, |(urls, _)| urls.clone()),
+                url: explicit_url.as_ref().map_or(written_url, |(urls, _)| {
+                    each(urls).collect::<Vec<_>>().join(",")
+                }),
                 url_from: explicit_url
                     .as_ref()
                     .map_or(written.from, |(_, from)| (*from).to_owned()),
@@ -441,7 +441,7 @@ mod tests {
         home.sources.env_url = Some("http://b".into());
         assert_eq!(home.found(), ("http://b".into(), token()));
         home.sources.env_url = Some("http://b, http://a/".into());
-        assert_eq!(home.found(), ("http://b, http://a/".into(), token()));
+        assert_eq!(home.found(), ("http://b,http://a".into(), token()));
         home.sources.env_url = Some("http://b,http://stranger".into());
         assert_eq!(home.found(), ("http://b,http://stranger".into(), None));
     }
