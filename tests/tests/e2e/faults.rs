@@ -10,6 +10,7 @@ mod input;
 mod kill;
 mod nats;
 mod network;
+mod positions;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
