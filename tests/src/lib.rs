@@ -2,6 +2,7 @@
 //! of the real executables, in a directory of its own, gone when dropped.
 
 pub mod invariants;
+pub mod proxy;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;

@@ -212,10 +212,11 @@ impl Session<'_> {
                     self.fetch();
                 }
                 self.beat_every = beat_every.get().clamp(BEAT_BOUNDS.0, BEAT_BOUNDS.1);
+                self.life.fleet.greeted(self.life.node.index);
                 if !self.welcomed {
                     self.welcomed = true;
                     self.life.ramp = None;
-                    self.life.fleet.welcomed(self.life.node.index);
+                    self.life.fleet.welcomed();
                     // Spread over the whole interval: beats of a fleet that
                     // began together must not come together.
                     let first = self.beat_every.mul_f64(self.life.draw.unit());

@@ -130,6 +130,7 @@ impl Life {
             let wait = match connected {
                 Ok(connection) => {
                     count(&self.tally().connects);
+                    self.fleet.connected(self.node.index);
                     let fleet = self.fleet.clone();
                     let mut session = Session::new(&mut self, connection);
                     let over = session.boxed(&stop).await;
