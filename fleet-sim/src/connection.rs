@@ -51,7 +51,10 @@ pub async fn connect(address: &Address, member: &Member) -> Result<Connection, C
         serial: member.serial,
         jwt: &member.jwt,
         key: &member.keys.nats,
-        trust: address.tls.clone().map_or(Trust::Address, Trust::Config),
+        trust: match &address.tls {
+            Some(tls) => Trust::Config(Box::new(tls.clone())),
+            None => Trust::Address,
+        },
         size: SIZE,
     };
     let agent::Connection { client, events } = agent::connect(&address.urls, &ticket).await?;

@@ -72,7 +72,7 @@ pub enum Trust {
     /// TLS, with an authority from a file.
     Authority(PathBuf),
     /// TLS, checked so.
-    Config(rustls::ClientConfig),
+    Config(Box<rustls::ClientConfig>),
 }
 
 /// How much a connection may hold, and how patient it is.
@@ -200,7 +200,7 @@ async fn connect_to(url: &str, ticket: &Ticket<'_>) -> Result<Connection, Connec
         Trust::Authority(file) => options
             .add_root_certificates(file.clone())
             .require_tls(true),
-        Trust::Config(tls) => options.tls_client_config(tls.clone()).require_tls(true),
+        Trust::Config(tls) => options.tls_client_config((**tls).clone()).require_tls(true),
     };
     match options.connect(&pool[..]).await {
         Ok(client) => Ok(Connection { client, events }),

@@ -1,7 +1,7 @@
 //! A network that is cut in one direction only: one side talks, and hears
 //! nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use muster_tests::invariants::{Audit, counter_in};
 use muster_tests::{Said, lines, processes, signal, wait_for};
@@ -181,8 +181,17 @@ fn cut_in_one_direction_nothing_is_done_twice_and_nothing_is_made_up() {
     let begun = Begun::on(&lab, "long");
     let cut = Cut::make(&lab, &[Way::Out]);
     begun.go();
+    let silent = Instant::now();
     lab.wait_state("far-1", &["late", "down"]);
+    let late = silent.elapsed();
     lab.wait_state("far-1", &["down"]);
+    let down = silent.elapsed();
+    // Not sooner than people are told: after 12.5 and 30 s without a beat,
+    // and the last one is 5 s old at most.
+    assert!(
+        late >= Duration::from_secs(7) && down >= Duration::from_secs(24),
+        "late after {late:?}, down after {down:?}"
+    );
     let (said, effects) = try_to_run(&lab, "void");
     let told = outcome_of(&said, "far-1");
     assert_eq!(told["outcome"], "unreachable", "{told} {}", lab.said());

@@ -30,7 +30,8 @@ impl Clock {
 
     /// So many seconds ahead of the true time.
     fn set(&self, ahead: i64) {
-        self.say(&format!("{ahead:+}"));
+        // A rate that was set once stays until another is.
+        self.say(&format!("{ahead:+} x1"));
     }
 
     fn say(&self, text: &str) {
