@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_nats::connection::State;
 use async_nats::jetstream::Context;
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
+use tokio::sync::watch;
 
 use crate::config::{Config, NatsCa};
 use crate::nats::admin::{AdminError, SystemClient};
@@ -60,6 +61,9 @@ pub struct Link {
     pub system: SystemClient,
     /// Version of the server.
     pub version: ServerVersion,
+    /// Counts the connections in muster's account: whatever is at the other
+    /// end may have changed since the last one.
+    pub connects: watch::Receiver<u64>,
 }
 
 impl Link {
@@ -74,20 +78,26 @@ impl Link {
         let system =
             SystemClient::connect(urls, &system, |o| with_tls(o, tls.clone(), config)).await?;
         let user = issue(keys.account(), "muster-broker", broker_permissions())?;
+        let (count, connects) = watch::channel(0);
         let options = with_tls(user.connect_options(), tls, config)
             .name("muster-broker")
             .custom_inbox_prefix("_INBOX.muster.broker")
             .client_capacity(4096)
             .subscription_capacity(65_536)
-            .event_callback(|event| async move {
-                match event {
-                    Event::Connected => tracing::info!("connected to NATS"),
-                    Event::Disconnected => tracing::warn!("disconnected from NATS"),
-                    // Its own doing: at the end, and between two tries.
-                    Event::Draining | Event::Closed => {
-                        tracing::debug!(%event, "connection to NATS")
+            .event_callback(move |event| {
+                if event == Event::Connected {
+                    count.send_modify(|count| *count += 1);
+                }
+                async move {
+                    match event {
+                        Event::Connected => tracing::info!("connected to NATS"),
+                        Event::Disconnected => tracing::warn!("disconnected from NATS"),
+                        // Its own doing: at the end, and between two tries.
+                        Event::Draining | Event::Closed => {
+                            tracing::debug!(%event, "connection to NATS")
+                        }
+                        other => tracing::warn!(event = %other, "connection to NATS"),
                     }
-                    other => tracing::warn!(event = %other, "connection to NATS"),
                 }
             });
         let client = options
@@ -104,6 +114,7 @@ impl Link {
             client,
             system,
             version,
+            connects,
         })
     }
 

@@ -6,17 +6,18 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use muster_protocol::api::Readiness;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use self::session::{Session, SessionError};
-use crate::backup::import::{ImportError, import};
+use crate::backup::import::{ImportError, import, is_pending};
 use crate::config::Config;
 use crate::http::Front;
 use crate::inventory::{AccountValue, Buckets, SeenValue, SerialCounter, StoredFacts, StoredNode};
@@ -26,6 +27,7 @@ use crate::nats::keys::NatsKeys;
 use crate::state_dir::{Root, StateDir, StateDirError};
 use crate::store::kv::{BucketConfig, Kv, KvError, ensure_bucket};
 use crate::tls::{Ca, TlsError, install_provider};
+use crate::twin::{self, PutBackError, Twin};
 
 /// How long to wait before NATS is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -62,6 +64,17 @@ pub enum ServeError {
     Task(#[from] tokio::task::JoinError),
 }
 
+/// Why the store is not what it should be yet.
+#[derive(Debug, thiserror::Error)]
+enum PrepareError {
+    #[error(transparent)]
+    State(#[from] StateDirError),
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    #[error(transparent)]
+    PutBack(#[from] PutBackError),
+}
+
 /// What is the same for all sessions.
 pub(crate) struct Parts {
     pub(crate) config: Arc<Config>,
@@ -70,6 +83,7 @@ pub(crate) struct Parts {
     pub(crate) keys: Arc<NatsKeys>,
     pub(crate) ca: Ca,
     pub(crate) https: bool,
+    pub(crate) twin: Twin,
 }
 
 /// The buckets, once they are there.
@@ -104,21 +118,23 @@ impl InventoryBuckets {
 }
 
 impl Stores {
-    /// Makes the buckets where there are none.
-    pub(crate) async fn ensure(js: &Context) -> Result<Self, KvError> {
+    /// Makes the buckets where there are none. The twin is told of what is
+    /// written to them, but for the lease.
+    pub(crate) async fn ensure(js: &Context, twin: &Twin) -> Result<Self, KvError> {
+        let told = || twin.witness();
         Ok(Self {
             inventory: InventoryBuckets {
-                nodes: bucket(js, "muster_nodes").await?,
-                facts: bucket(js, "muster_facts").await?,
+                nodes: bucket(js, "muster_nodes").await?.witnessed(told()),
+                facts: bucket(js, "muster_facts").await?.witnessed(told()),
                 seen: bucket(js, "muster_cluster").await?,
-                serial: bucket(js, "muster_cluster").await?,
-                account: bucket(js, "muster_cluster").await?,
+                serial: bucket(js, "muster_cluster").await?.witnessed(told()),
+                account: bucket(js, "muster_cluster").await?.witnessed(told()),
             },
-            key_list: bucket(js, "muster_cluster").await?,
+            key_list: bucket(js, "muster_cluster").await?.witnessed(told()),
             lease: bucket(js, "muster_cluster").await?,
-            invites: bucket(js, "muster_invites").await?,
-            tokens: bucket(js, "muster_tokens").await?,
-            past: bucket(js, "muster_cluster").await?,
+            invites: bucket(js, "muster_invites").await?.witnessed(told()),
+            tokens: bucket(js, "muster_tokens").await?.witnessed(told()),
+            past: bucket(js, "muster_cluster").await?.witnessed(told()),
         })
     }
 }
@@ -153,8 +169,13 @@ pub async fn serve(
     let tls = https
         .then(|| ca.server_config(address, &config.names))
         .transpose()?;
+    let settings = twin::Settings {
+        keep: config.twin.keep.get(),
+        max_bytes: config.twin.max_bytes,
+    };
     let parts = Parts {
         config: Arc::new(config),
+        twin: Twin::open(&state, settings)?,
         state,
         root,
         keys,
@@ -193,8 +214,11 @@ async fn live(parts: &Parts, front: &Front, cancel: &CancellationToken) -> Resul
         holder,
         end_lease.clone(),
     );
+    let following = Following::new(parts, &link);
     let result = tokio::select! {
-        result = Box::pin(sessions(parts, front, &link, &stores, &lease, cancel)) => result,
+        result = Box::pin(sessions(parts, front, &link, &stores, &lease, &following, cancel)) => result,
+        // The server that comes back may be an empty one.
+        () = keep_buckets(parts, &link) => Ok(()),
         ended = &mut seeking => match ended {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(error.into()),
@@ -205,6 +229,7 @@ async fn live(parts: &Parts, front: &Front, cancel: &CancellationToken) -> Resul
     if !seeking.is_finished() {
         seeking.await??;
     }
+    following.end().await;
     link.close().await;
     result
 }
@@ -214,7 +239,7 @@ async fn connect(parts: &Parts, front: &Front) -> (Link, Stores) {
     let mut waiting = Waiting::new(front);
     loop {
         match Box::pin(Link::connect(&parts.config, &parts.keys, &parts.ca)).await {
-            Ok(link) => match Box::pin(Stores::ensure(&link.js)).await {
+            Ok(link) => match Box::pin(Stores::ensure(&link.js, &parts.twin)).await {
                 Ok(stores) => return (link, stores),
                 Err(error) => {
                     waiting.say(&error);
@@ -227,15 +252,108 @@ async fn connect(parts: &Parts, front: &Front) -> (Link, Stores) {
     }
 }
 
+/// Makes the buckets that are missing, whenever a connection begins; for ever.
+async fn keep_buckets(parts: &Parts, link: &Link) {
+    let mut connects = link.connects.clone();
+    loop {
+        if connects.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        while let Err(error) = Box::pin(Stores::ensure(&link.js, &parts.twin)).await {
+            tracing::warn!(%error, "the buckets are not there");
+            sleep(RETRY).await;
+        }
+    }
+}
+
+/// The twin, and what fills it.
+struct Following<'a> {
+    parts: &'a Parts,
+    link: &'a Link,
+    task: StdMutex<Option<JoinHandle<()>>>,
+    cancel: CancellationToken,
+}
+
+impl<'a> Following<'a> {
+    fn new(parts: &'a Parts, link: &'a Link) -> Self {
+        Self {
+            parts,
+            link,
+            task: StdMutex::new(None),
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    /// Begins, once. Not before a backup that waits is in NATS: what was there
+    /// until then is none of this cluster's.
+    fn begin(&self) {
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        task.get_or_insert_with(|| {
+            let (js, connects) = (self.link.js.clone(), self.link.connects.clone());
+            let twin = self.parts.twin.clone();
+            tokio::spawn(twin.follow(js, connects, self.cancel.clone()))
+        });
+    }
+
+    /// Ends it, and waits until the disk has everything.
+    async fn end(&self) {
+        self.cancel.cancel();
+        let task = self
+            .task
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(task) = task {
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for Following<'_> {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+/// Makes the store what it should be, before anybody is served from it.
+async fn prepare(
+    parts: &Parts,
+    link: &Link,
+    stores: &Stores,
+    lease: &Lease,
+    following: &Following<'_>,
+) -> Result<(), PrepareError> {
+    if is_pending(&parts.state)? {
+        parts.twin.reset().await;
+    } else {
+        let runs = session::runs_settings(&parts.config);
+        let place = twin::Place {
+            js: &link.js,
+            lease,
+            runs: &runs,
+            past: stores.past.clone(),
+        };
+        Box::pin(parts.twin.heal(&place)).await?;
+    }
+    Box::pin(import(&link.js, &parts.state, lease)).await?;
+    following.begin();
+    Ok(())
+}
+
 async fn sessions(
     parts: &Parts,
     front: &Front,
     link: &Link,
     stores: &Stores,
     lease: &Lease,
+    following: &Following<'_>,
     cancel: &CancellationToken,
 ) -> Result<(), ServeError> {
+    if !is_pending(&parts.state)? {
+        following.begin();
+    }
     let mut places = lease.places();
+    let mut lost = parts.twin.lost();
     let mut waiting = Waiting::new(front);
     loop {
         let place = places.borrow_and_update().clone();
@@ -258,11 +376,12 @@ async fn sessions(
                 continue;
             }
         };
-        let importing = Box::pin(import(&link.js, &parts.state, lease));
-        match until(cancel, importing).await {
+        let preparing = Box::pin(prepare(parts, link, stores, lease, following));
+        match until(cancel, preparing).await {
             None => return Ok(()),
             Some(Ok(())) => {}
-            Some(Err(error)) if error.is_final() => return Err(error.into()),
+            Some(Err(PrepareError::Import(error))) if error.is_final() => return Err(error.into()),
+            Some(Err(PrepareError::State(error))) => return Err(error.into()),
             Some(Err(error)) => {
                 waiting.say(&error);
                 if until(cancel, sleep(RETRY)).await.is_none() {
@@ -270,6 +389,10 @@ async fn sessions(
                 }
                 continue;
             }
+        }
+        lost.borrow_and_update();
+        if parts.twin.is_pending().await {
+            continue;
         }
         let session = match until(cancel, Box::pin(Session::open(parts, link, stores, lease))).await
         {
@@ -285,7 +408,7 @@ async fn sessions(
             }
         };
         front.open(session.router(), lease.clone());
-        let stopped = until(cancel, async {
+        let ended = until(cancel, async {
             // Suspended is not the end: while nobody else was active, what is
             // in memory holds.
             let other = |place: &Place| match place {
@@ -293,22 +416,35 @@ async fn sessions(
                 Place::Active { term: now, .. } => *now != term,
                 Place::Suspended => false,
             };
-            // An error says that the lease's task has ended.
-            let _ = places.wait_for(other).await;
-        })
-        .await
-        .is_none();
-        let end = if stopped {
-            Readiness::Stopping
-        } else {
-            Readiness::Standby {
-                reason: "another broker has taken over".into(),
+            tokio::select! {
+                // An error says that the lease's task has ended.
+                _ = places.wait_for(other) => "another broker has taken over",
+                _ = lost.changed() => "the store went back in time; what it lost is put back",
             }
+        })
+        .await;
+        let stopped = ended.is_none();
+        let end = match ended {
+            None => Readiness::Stopping,
+            Some(reason) => Readiness::Standby {
+                reason: reason.into(),
+            },
         };
         front.close(end);
         session.end().await;
         if stopped {
             return Ok(());
+        }
+        if parts.twin.is_pending().await
+            && let Some(epoch) = lease.epoch()
+        {
+            // The lease, too, is older than what is held.
+            lease.exceed(epoch);
+            let risen =
+                |place: &Place| !matches!(place, Place::Active { epoch: now, .. } if *now <= epoch);
+            if until(cancel, places.wait_for(risen)).await.is_none() {
+                return Ok(());
+            }
         }
     }
 }

@@ -30,7 +30,7 @@ const NODES_KEEP: Duration = Duration::from_secs(30 * 86_400);
 const ABOVE: u64 = crate::backup::LEAP;
 /// No second node is believed within so long: one that lies could else keep
 /// the broker from working at all.
-const BELIEVE_EVERY: Duration = Duration::from_secs(600);
+const BELIEVE_EVERY: Duration = Duration::from_secs(86_400);
 /// People are told for so long.
 const RECENT: Duration = Duration::from_secs(86_400);
 
@@ -60,6 +60,9 @@ pub struct WentBack {
     pub found: Timestamp,
     /// How.
     pub sign: Sign,
+    /// What only ever rises (enrolment serials, revisions, issue times) has
+    /// yet to jump above what nodes may have seen.
+    pub leap: bool,
     /// In a few words, for people.
     pub what: String,
 }
@@ -84,6 +87,23 @@ pub struct StoredPast {
     /// How often in all: the numbering of streams that is in force. Ids of
     /// another numbering mean nothing.
     pub count: u32,
+}
+
+impl StoredPast {
+    /// What two brokers know, together.
+    pub(super) fn and(mut self, other: Self) -> Self {
+        for time in other.times {
+            match self.times.iter_mut().find(|known| known.id == time.id) {
+                Some(known) => known.leap &= time.leap,
+                None => self.times.push(time),
+            }
+        }
+        self.times.sort_by_key(|time| time.found);
+        let more = self.times.len().saturating_sub(MOST);
+        self.times.drain(..more);
+        self.count = self.count.max(other.count);
+        self
+    }
 }
 
 /// The times that the store went back. Cheap to clone.
@@ -239,6 +259,7 @@ impl Past {
             since: now.checked_sub(NODES_KEEP).unwrap_or(Timestamp::MIN),
             found: now,
             sign: Sign::Node,
+            leap: true,
             what: what.clone(),
         };
         if !kept.lease.can_exceed(epoch.saturating_add(ABOVE)) {
@@ -288,6 +309,7 @@ mod tests {
             since: Timestamp::from_second(since).unwrap(),
             found,
             sign: Sign::Twin,
+            leap: false,
             what: String::new(),
         }
     }
