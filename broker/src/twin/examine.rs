@@ -191,6 +191,9 @@ impl Twin {
         let name = followed.stream;
         let mark = self.marks().get(name);
         let expected = before.is_some_and(|row| row.last > 0) || mark.is_some();
+        // First what is held, then what the store has: what is written in
+        // between only makes the store longer.
+        let top = self.held_before(followed, u64::MAX, COMPARED).await;
         let stream = find(js, name, expected).await?;
         let (created, last) = stream.as_ref().map_or((0, 0), |stream| {
             let info = stream.cached_info();
@@ -217,7 +220,6 @@ impl Twin {
         if marked {
             return Ok(Look::New { went_back: true });
         }
-        let top = self.held_before(followed, u64::MAX, COMPARED).await;
         let end = row.last.max(top.first().map_or(0, |message| message.seq));
         let Some(stream) = stream else {
             return if end == 0 {

@@ -170,6 +170,7 @@ async fn yesterdays_store_under_a_running_broker_is_made_whole_again() {
     let copy = tmp.path().join("copy");
     let told = live(&mut server, &broker, &copy).await;
 
+    caught_up(&server, &tmp.path().join("state")).await;
     server.put_store(Some(&copy)).await;
     let text = wait_alarm(&broker, 1).await;
     assert!(
