@@ -310,16 +310,6 @@ impl Db {
         Ok(statement.query_row([stream, subject], message).optional()?)
     }
 
-    /// All values of a bucket.
-    #[cfg(test)]
-    pub(super) fn values(&self, stream: &str) -> Result<Vec<Message>, DbError> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT seq, time, subject, gone, payload FROM value WHERE stream = ?1 ORDER BY seq",
-        )?;
-        let rows = statement.query_map([stream], message)?;
-        Ok(rows.collect::<Result<_, _>>()?)
-    }
-
     /// The bucket went back: what the twin has and `now` has not is lost;
     /// from here on the twin holds `now`. Returns how much is lost.
     pub(super) fn bucket_went_back(
