@@ -11,19 +11,24 @@ use axum::response::{IntoResponse, Response};
 use muster_protocol::api::Frame;
 use muster_protocol::problem::{Kind, Problem};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{ApiError, ApiPath, AppState};
 use crate::authz::{Action, Caller};
+use crate::lease::Lease;
 use crate::runs::frames::Place;
 use crate::runs::{Watch, WatchError};
 
 /// Where a watcher that was cut off goes on.
 const LAST_EVENT_ID: &str = "last-event-id";
-/// A comment is sent when nothing else was for so long.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+/// A comment is sent when nothing else was for so long: a watcher that knows
+/// another broker goes there when this one says nothing.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// How often it is looked whether this broker is the active one still.
+const LOOK: Duration = Duration::from_millis(500);
 /// Events that wait for a watcher.
 const WAITING: usize = 64;
 /// A watcher that takes nothing for so long is cut off.
@@ -104,11 +109,14 @@ async fn events(
         Some(_) => engine.watch_again(run).await?,
     };
     let (give, take) = mpsc::channel(WAITING);
-    let shutdown = state.shutdown.clone();
+    let (shutdown, lease) = (state.shutdown.clone(), state.lease.clone());
     tokio::spawn(async move {
-        shutdown
-            .run_until_cancelled(follow(watch, numbering, give))
-            .await;
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            // What happens to the run happens at another broker, perhaps.
+            () = not_active(&lease) => {}
+            () = follow(watch, numbering, give) => {}
+        }
         drop(room);
     });
     let stream =
@@ -133,6 +141,12 @@ fn id(numbering: &str, place: Place) -> String {
 fn parse_id(text: &str) -> Option<(&str, Place)> {
     let (numbering, place) = text.split_once('-').unwrap_or(("", text));
     Some((numbering, place.parse().ok()?))
+}
+
+async fn not_active(lease: &Lease) {
+    while lease.epoch().is_some() {
+        sleep(LOOK).await;
+    }
 }
 
 /// Gives a watcher its events until the run or the watcher ends, or the
