@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_nats::{Client, Message};
 use futures_util::StreamExt as _;
-use muster_tests::invariants::Audit;
+use muster_tests::invariants::{Audit, Counter};
 use muster_tests::{Said, Up, signal, wait_for};
 use rustix::process::Signal;
 
@@ -225,5 +225,84 @@ async fn whatever_is_said_again_happens_once_and_is_told_once() {
         .filter(|n| n["standing"].as_str().is_some_and(|s| s != "active"))
         .count();
     assert_eq!(bad, 0);
+    wait(|| Audit::of(&up).holds());
+}
+
+/// Has an order signed for a node that never sees it, and nobody waits for any
+/// more; what it would do is counted.
+async fn unseen(up: &Up, tape: &Tape, name: &str) -> (String, Counter, Vec<Message>) {
+    let counter = up.counter(name);
+    let before = tape.heard().len();
+    let pid = up.pid("agent-a-1").expect("it runs");
+    signal(pid, Signal::STOP).expect("stops");
+    let said = wait(|| {
+        up.muster(&[
+            "run",
+            "a-1",
+            "--json",
+            "--deliver-within",
+            "1s",
+            "--shell",
+            "--",
+            &counter.around("true"),
+        ])
+    });
+    assert_eq!(said.outcomes()["a-1"], "unknown", "{said:?}");
+    // What waits for it in its connection goes with it.
+    signal(pid, Signal::KILL).expect("kills");
+    wait(|| {
+        wait_for("the next agent", || {
+            up.pid("agent-a-1").ok().filter(|next| *next != pid)
+        })
+        .expect("it starts");
+        works(up, "a-1", 1);
+    });
+    let run = said.run();
+    let orders = tape.heard().split_off(before);
+    let of_run = |m: &Message| {
+        let text = String::from_utf8_lossy(&m.payload);
+        text.contains(&run) && text.contains("\"do\":\"call\"")
+    };
+    let orders: Vec<Message> = orders.into_iter().filter(of_run).collect();
+    assert!(orders.len() > 1, "{} copies", orders.len());
+    (run, counter, orders)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_was_held_back_is_obeyed_once_in_its_time_and_never_after_it() {
+    let up = wait(|| Up::start(&["a-1:role=a"])).expect("starts");
+    let wire = wire(&up, "a-1").await;
+    let tape = Tape::record(&wire).await;
+    let late = |run: &str| {
+        let shown = up.muster(&["runs", "show", run, "--json"]).out;
+        let late = shown
+            .split_once("\"late\":[")
+            .map(|(_, rest)| rest.to_owned());
+        let late = late.and_then(|l| l.split_once(']').map(|(l, _)| l.to_owned()));
+        late.filter(|l| !l.is_empty())
+    };
+    // It is a second to start, and clocks may be 30 s apart.
+    let (early_run, early, early_orders) = unseen(&up, &tape, "early").await;
+    let (late_run, too_late, late_orders) = unseen(&up, &tape, "late").await;
+    let signed = tokio::time::Instant::now();
+    for _ in 0..5 {
+        say_again(&wire, &early_orders, true).await;
+    }
+    let told = wait(|| wait_for("the late answer", || late(&early_run)));
+    assert_eq!(told.expect("it comes"), "\"succeeded\"", "{}", up.logs());
+    tokio::time::sleep_until(signed + Duration::from_secs(33)).await;
+    for _ in 0..5 {
+        say_again(&wire, &late_orders, true).await;
+        say_again(&wire, &early_orders, true).await;
+    }
+    let told = wait(|| wait_for("the late answer", || late(&late_run)));
+    assert_eq!(told.expect("it comes"), "\"declined\"", "{}", up.logs());
+    wait(|| works(&up, "a-1", 1));
+    assert_eq!((early.of("a-1"), too_late.of("a-1")), ((1, 1), (0, 0)));
+    for run in [&early_run, &late_run] {
+        let said = wait(|| super::ended(&up, run));
+        assert_eq!(said.outcomes()["a-1"], "unknown", "{said:?}");
+    }
+    assert_eq!(wait(|| alarms(&up)), Vec::<String>::new());
     wait(|| Audit::of(&up).holds());
 }
