@@ -407,6 +407,11 @@ fn reach(table: &Table, record: &Arc<NodeRecord>, now: Timestamp) -> Reach {
                 None => "it is not connected".to_owned(),
             })
         }
+        // When a node was heard is stored now and then only: a broker that was
+        // killed soon after takes nodes for new that were there.
+        State::Never if table.has_just_begun() && node.is_none_or(|node| !node.is_gone()) => {
+            Reach::Alone
+        }
         State::Never => Reach::Down("it has never been seen".to_owned()),
     }
 }

@@ -67,6 +67,13 @@ pub(super) struct Node {
     old: Vec<(InstanceId, Duration)>,
 }
 
+impl Node {
+    /// Whether it said goodbye, or the server says that it has no connection.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.is_some()
+    }
+}
+
 /// Everything that was heard.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -161,6 +168,12 @@ impl Table {
             }
             None => State::Never,
         }
+    }
+
+    /// Whether this broker has listened for so short a time that a node that
+    /// is there may not have been heard.
+    pub(super) fn has_just_begun(&self) -> bool {
+        self.now <= self.beat
     }
 
     /// Whether its last connection ended this moment, without a goodbye: it

@@ -87,6 +87,24 @@ fn a_broker_that_has_just_begun_gives_everybody_time_to_be_heard() {
 }
 
 #[test]
+fn a_broker_that_has_just_begun_calls_nobody_unseen() {
+    let mut clock = Clock::new();
+    let mut new = record(1, "a-1");
+    new.last_seen = None;
+    let new = Arc::new(new);
+    let now = Timestamp::now();
+    assert_eq!(reach(&clock.table, &new, now), Reach::Alone);
+    clock.pass(Duration::from_secs(6));
+    let unseen = Reach::Down("it has never been seen".to_owned());
+    assert_eq!(reach(&clock.table, &new, now), unseen);
+
+    // The server knows better.
+    let mut clock = Clock::new();
+    clock.table.disconnected(NODE);
+    assert_eq!(reach(&clock.table, &new, now), unseen);
+}
+
+#[test]
 fn the_end_of_the_last_connection_is_the_end_until_it_is_heard_again() {
     let mut clock = Clock::new();
     let instance = InstanceId::random();

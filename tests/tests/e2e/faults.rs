@@ -14,6 +14,7 @@ mod nats;
 mod network;
 mod oneway;
 mod pause;
+mod positions;
 mod replay;
 mod slow;
 mod steps;
