@@ -138,9 +138,10 @@ impl Presence {
         self.table().rival(serial, instance)
     }
 
-    /// An instance that was heard a moment ago does not answer any more.
-    pub(crate) fn superseded(&self, serial: Serial, instance: InstanceId) {
-        self.table().superseded(serial, instance);
+    /// An instance that was heard a moment ago does not answer any more; the
+    /// node is `by` now.
+    pub(crate) fn superseded(&self, serial: Serial, instance: InstanceId, by: InstanceId) {
+        self.table().superseded(serial, instance, by);
     }
 
     /// A node was welcomed: this instance is the node from now on.
