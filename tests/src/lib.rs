@@ -2,11 +2,8 @@
 //! of the real executables, in a directory of its own, gone when dropped.
 
 pub mod invariants;
-<<<<<<< HEAD
-pub mod stops;
-=======
 pub mod proxy;
->>>>>>> 36e7d69514ba4c9824033b7c6a2212435cfdfda3
+pub mod stops;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;

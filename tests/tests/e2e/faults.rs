@@ -6,6 +6,7 @@ mod checker;
 mod clock;
 mod disk;
 mod draw;
+mod fencing;
 mod fleet;
 mod flood;
 mod input;
