@@ -31,6 +31,13 @@ pub struct AccountValue {
 }
 
 impl AccountValue {
+    /// Everything that is revoked here or there.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.issued_at = self.issued_at.max(other.issued_at);
+        self.revocations.add(other.revocations);
+        self
+    }
+
     /// The same, with all JWTs void that were issued up to `until`, whoever's
     /// they are but a broker's.
     pub(crate) fn nobody_before(mut self, until: UnixSeconds) -> Self {
