@@ -446,6 +446,7 @@ async fn sessions(
     let mut places = lease.places();
     let mut lost = parts.twin.lost();
     let mut waiting = Waiting::new(front);
+    let mut settled = None;
     loop {
         let place = places.borrow_and_update().clone();
         let term = match place {
@@ -478,12 +479,12 @@ async fn sessions(
                 // Found in between: once more.
                 return Ok(None);
             }
-            Session::open(parts, link, stores, lease, peers)
+            Session::open(parts, link, stores, lease, peers, settled)
                 .await
                 .map(Some)
                 .map_err(OpenError::Session)
         });
-        let session = match until(cancel, opening).await {
+        let mut session = match until(cancel, opening).await {
             None => return Ok(Ended::Stopped),
             Some(Ok(None)) => continue,
             Some(Ok(Some(session))) => session,
@@ -512,10 +513,20 @@ async fn sessions(
                 reason: "the store went back in time; what it lost is put back".into(),
                 active: None,
             },
+            revision = session.outdated(lease) => {
+                settled = revision;
+                Readiness::Starting {
+                    reason: "what the broker before has written is read".into(),
+                }
+            }
         };
+        let again = matches!(end, Readiness::Starting { .. });
         let stopped = end == Readiness::Stopping;
         front.close(end);
         session.end().await;
+        if again {
+            continue;
+        }
         return Ok(if stopped {
             Ended::Stopped
         } else {
