@@ -1,6 +1,7 @@
 //! The broker's own connections to NATS.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_nats::connection::State;
 use async_nats::jetstream::Context;
@@ -49,6 +50,27 @@ pub enum LinkError {
     Sign(#[from] JwtError),
 }
 
+/// Says what happens to the connection: of an outage its begin, the first
+/// reason why it goes on, and its end; not each try.
+fn say(event: &Event, quiet: &AtomicBool) {
+    match event {
+        Event::Connected => {
+            quiet.store(false, Ordering::Relaxed);
+            tracing::info!("connected to NATS");
+        }
+        Event::Disconnected => {
+            quiet.store(false, Ordering::Relaxed);
+            tracing::warn!("the connection to NATS is lost; trying again until it is there");
+        }
+        // Its own doing: at the end, and between two tries.
+        Event::Draining | Event::Closed => tracing::debug!(%event, "connection to NATS"),
+        Event::ClientError(_) if quiet.swap(true, Ordering::Relaxed) => {
+            tracing::debug!(%event, "connection to NATS");
+        }
+        other => tracing::warn!(event = %other, "connection to NATS"),
+    }
+}
+
 /// The broker's connections: one in muster's account, one that administers.
 #[derive(Clone, Debug)]
 pub struct Link {
@@ -74,21 +96,15 @@ impl Link {
         let system =
             SystemClient::connect(urls, &system, |o| with_tls(o, tls.clone(), config)).await?;
         let user = issue(keys.account(), "muster-broker", broker_permissions())?;
+        let quiet = Arc::new(AtomicBool::new(false));
         let options = with_tls(user.connect_options(), tls, config)
             .name("muster-broker")
             .custom_inbox_prefix("_INBOX.muster.broker")
             .client_capacity(4096)
             .subscription_capacity(65_536)
-            .event_callback(|event| async move {
-                match event {
-                    Event::Connected => tracing::info!("connected to NATS"),
-                    Event::Disconnected => tracing::warn!("disconnected from NATS"),
-                    // Its own doing: at the end, and between two tries.
-                    Event::Draining | Event::Closed => {
-                        tracing::debug!(%event, "connection to NATS")
-                    }
-                    other => tracing::warn!(event = %other, "connection to NATS"),
-                }
+            .event_callback(move |event| {
+                let quiet = Arc::clone(&quiet);
+                async move { say(&event, &quiet) }
             });
         let client = options
             .connect(urls)
