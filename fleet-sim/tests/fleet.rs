@@ -263,6 +263,7 @@ impl Broker {
             run,
             step: 0,
             set: (1..=self.nodes).map(Serial).collect(),
+            whole: muster_protocol::nodeset::NodeSet::new(),
             predicate: "role=web".into(),
             issued,
             start_before: after(issued, Duration::from_secs(60)),

@@ -59,6 +59,8 @@ pub struct Order {
     pub id: RequestId,
     /// Who is to obey.
     pub set: NodeSet,
+    /// The run's frozen set, where `set` is only a part of it; else empty.
+    pub whole: NodeSet,
     /// The predicate that must still hold on the node.
     pub predicate: String,
     /// Who asks.
@@ -81,6 +83,7 @@ impl Order {
                 step: 0,
             },
             set,
+            whole: NodeSet::new(),
             predicate: "*".to_owned(),
             principal: "muster".parse().expect("a constant name"),
             door: Door::Broker,
@@ -192,6 +195,7 @@ impl Bus {
             run: order.id.run,
             step: order.id.step,
             set: order.set.clone(),
+            whole: order.whole.clone(),
             predicate: order.predicate.clone(),
             issued,
             start_before: after(issued, order.start_within.min(MAX_START_WINDOW)),

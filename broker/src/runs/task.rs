@@ -11,6 +11,7 @@ use futures_util::TryStreamExt as _;
 use muster_protocol::api::Frame;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::PrincipalName;
+use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{
     Next, NodePhase, NodeResult, Outcome, RESULTS_PER_EVENT, RunEnd, RunEvent, RunPhase, RunState,
 };
@@ -82,6 +83,7 @@ pub(super) struct Task {
     pub(super) engine: Engine,
     pub(super) run: RunId,
     pub(super) state: RunState,
+    frozen: NodeSet,
     journal: Journal,
     pub(super) delivery: Delivery,
     pub(super) books: BTreeMap<Serial, Book>,
@@ -114,6 +116,7 @@ impl Task {
             live,
             number,
             first: folded.first,
+            frozen: folded.state.order.iter().copied().collect(),
             state: folded.state,
             began: Instant::now(),
             began_at: Timestamp::now(),
@@ -385,7 +388,12 @@ impl Task {
         };
         let shared = Arc::clone(&self.engine.0);
         match shared
-            .send(&self.state.spec, message, split, start_within)
+            .send(
+                (&self.state.spec, &self.frozen),
+                message,
+                split,
+                start_within,
+            )
             .await
         {
             Ok(sent) => {

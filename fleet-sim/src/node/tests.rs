@@ -84,6 +84,7 @@ impl World {
             run,
             step: 0,
             set: [Serial(3), Serial(9)].into_iter().collect(),
+            whole: muster_protocol::nodeset::NodeSet::new(),
             predicate: "role=web and cpus>=4".into(),
             issued: self.now,
             start_before: after(self.now, MAX_START_WINDOW),

@@ -429,6 +429,7 @@ impl Lab {
             run: RunId::random(),
             step: 0,
             set: [SERIAL].into_iter().collect(),
+            whole: muster_protocol::nodeset::NodeSet::new(),
             predicate: "role=web".into(),
             issued: now,
             start_before: after(now, Duration::from_secs(15)),
