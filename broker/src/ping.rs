@@ -8,7 +8,7 @@ use muster_protocol::api::{PingAnswer, PingReply, Silent};
 use muster_protocol::envelope::Ask;
 use muster_protocol::ids::{InstanceId, RunId, Serial};
 use muster_protocol::nodeset::NodeSet;
-use muster_protocol::wire::Pong;
+use muster_protocol::wire::{Pong, Recall};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
@@ -226,8 +226,24 @@ impl Pinger {
             .filter(|node| node.is_active())
             .map(|node| node.serial)
             .collect();
-        let order = Order::own(set, Ask::Ping);
-        let sent = match self.0.bus.sign(&order) {
+        self.ask_all(&Order::own(set, Ask::Ping)).await;
+    }
+
+    /// Asks all nodes to report again; those that have, do nothing.
+    pub(crate) async fn recall(&self, recall: Recall) {
+        let snapshot = self.0.inventory.snapshot();
+        let set = snapshot
+            .iter()
+            .filter(|node| node.is_active() && self.0.presence.journals().is_known(node.serial))
+            .map(|node| node.serial)
+            .collect::<NodeSet>();
+        if !set.is_empty() {
+            self.ask_all(&Order::own(set, Ask::Recall(recall))).await;
+        }
+    }
+
+    async fn ask_all(&self, order: &Order) {
+        let sent = match self.0.bus.sign(order) {
             Ok(signed) => {
                 self.0
                     .bus

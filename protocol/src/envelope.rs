@@ -20,6 +20,7 @@ use crate::names::{FunctionName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
 use crate::text_form::text_form;
 use crate::units::{Span, Timestamp, after, elapsed};
+use crate::wire::Recall;
 
 /// NATS header with the signature.
 pub const SIGNATURE_HEADER: &str = "Muster-Signature";
@@ -145,6 +146,8 @@ pub enum Ask {
         /// The revision that the broker holds.
         revision: u64,
     },
+    /// Report again what was acknowledged: a broker has gone back in time.
+    Recall(Recall),
     /// Take this key list.
     Keys {
         /// Signed by the root key.

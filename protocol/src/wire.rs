@@ -240,11 +240,10 @@ pub enum Welcome {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recall {
-    /// From when on the broker's knowledge may have gaps; margins for clocks
-    /// are in it.
+    /// Which recall: a node does the same one once.
+    pub id: InstanceId,
+    /// From when on the broker's knowledge may have gaps, by its own clock.
     pub since: Timestamp,
-    /// When the broker found it out: a node does the same recall once.
-    pub found: Timestamp,
 }
 
 /// Sent every few seconds.

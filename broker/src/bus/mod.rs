@@ -31,6 +31,7 @@ use crate::authority::Authority;
 use crate::lease::Lease;
 use crate::routing::Route;
 
+pub(crate) use self::service::recall;
 pub use self::service::{Deps, Nodes, Settings, StartError};
 
 /// Why nothing was sent.
@@ -218,7 +219,7 @@ impl Bus {
             Ask::Call(_) => Purpose::Call,
             Ask::Cancel => Purpose::Cancel,
             Ask::Ping => Purpose::Ping,
-            Ask::Refresh { .. } | Ask::Keys { .. } => Purpose::Other,
+            Ask::Refresh { .. } | Ask::Recall(_) | Ask::Keys { .. } => Purpose::Other,
         };
         Ok(Signed {
             run: order.id.run,

@@ -13,6 +13,7 @@ mod intake;
 mod journal;
 mod local;
 mod outcome;
+mod rebuild;
 mod recovery;
 mod request;
 mod schedule;
@@ -22,6 +23,7 @@ mod view;
 mod watch;
 
 pub use self::engine::{CreateError, Engine, EngineError, Settings};
+pub(crate) use self::rebuild::Proof;
 pub use self::index::{LookupError, cursor, parse_cursor};
 pub use self::journal::{JournalError, ReadError, STREAM};
 pub use self::request::{

@@ -481,6 +481,10 @@ impl<'a> Session<'a> {
                     self.parts.keeper.want();
                 }
             }
+            Ask::Recall(recall) => {
+                let at = (request.issued, Timestamp::now());
+                recall_since(self.parts, *recall, at).await;
+            }
             Ask::Keys { list } => self.take_keys(list),
         }
     }

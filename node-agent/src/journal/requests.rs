@@ -11,7 +11,7 @@
 use std::sync::atomic::Ordering;
 
 use muster_protocol::envelope::Sealed;
-use muster_protocol::ids::{RequestId, RunId};
+use muster_protocol::ids::{InstanceId, RequestId, RunId};
 use muster_protocol::keys::{KeyId, SignedText};
 use muster_protocol::units::Timestamp;
 use muster_protocol::wire::{Acknowledged, JournalMark, MAX_MARKS, Recall};
@@ -119,7 +119,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError`].
     pub async fn recall(&self, since: Timestamp, recall: Recall) -> Result<usize, JournalError> {
-        self.with(move |db| db.recall(since, recall.found)).await
+        self.with(move |db| db.recall(since, recall.id)).await
     }
 }
 
@@ -262,7 +262,7 @@ impl Db {
         Ok(found)
     }
 
-    fn recall(&mut self, since: Timestamp, found: Timestamp) -> Result<usize, JournalError> {
+    fn recall(&mut self, since: Timestamp, id: InstanceId) -> Result<usize, JournalError> {
         let tx = self
             .durable
             .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
@@ -271,8 +271,8 @@ impl Db {
                 r.get(0)
             })
             .optional()?;
-        let found = found.to_string();
-        if done.as_ref() == Some(&found) {
+        let id = id.to_string();
+        if done.as_ref() == Some(&id) {
             return Ok(0);
         }
         let rows = tx.execute(
@@ -281,7 +281,7 @@ impl Db {
         )?;
         tx.execute(
             "INSERT OR REPLACE INTO meta VALUES ('recalled', ?1)",
-            [found],
+            [id],
         )?;
         tx.commit()?;
         Ok(rows)
