@@ -195,8 +195,7 @@ impl Nodes {
         tasks.spawn(roll);
         tasks.spawn(journals.keep(cancel.clone()));
         if let Some((system, account)) = connections {
-            let follow =
-                follow_connections(presence.clone(), inventory, system, account, cancel);
+            let follow = follow_connections(presence.clone(), inventory, system, account, cancel);
             tasks.spawn(follow);
         }
         tasks.close();

@@ -28,8 +28,8 @@ use crate::bus::Bus;
 use crate::events::Events;
 use crate::inventory::{Inventory, NodeRecord, PresenceView, Standing};
 
-pub use self::journals::{Journals, Older, StoredJournals};
 pub(crate) use self::connections::follow as follow_connections;
+pub use self::journals::{Journals, Older, StoredJournals};
 pub(crate) use self::table::Rival;
 
 /// A clock off by more is a [`Condition::ClockSkew`].

@@ -23,9 +23,9 @@ mod view;
 mod watch;
 
 pub use self::engine::{CreateError, Engine, EngineError, Settings};
-pub(crate) use self::rebuild::Proof;
 pub use self::index::{LookupError, cursor, parse_cursor};
 pub use self::journal::{JournalError, ReadError, STREAM};
+pub(crate) use self::rebuild::Proof;
 pub use self::request::{
     Checked, DELIVER_WITHIN, FrozenRun, OUTPUT_BYTES, RequestError, TIMEOUT, check, options, retry,
 };

@@ -177,7 +177,11 @@ impl Engine {
             for inbox in open {
                 let (tell, told) = oneshot::channel();
                 // A task that has ended has nothing to send any more.
-                if inbox.send(ToRun::Forgot { node, older, tell }).await.is_ok() {
+                if inbox
+                    .send(ToRun::Forgot { node, older, tell })
+                    .await
+                    .is_ok()
+                {
                     let _ = told.await;
                 }
             }
@@ -467,10 +471,7 @@ impl Purged {
     ///
     /// # Errors
     /// [`KvError`].
-    pub(super) async fn load(
-        &self,
-        js: &async_nats::jetstream::Context,
-    ) -> Result<(), KvError> {
+    pub(super) async fn load(&self, js: &async_nats::jetstream::Context) -> Result<(), KvError> {
         let bucket: Kv<Timestamp> =
             Box::pin(ensure_bucket(js, BucketConfig::new("muster_cluster"))).await?;
         let until = bucket.get(Self::KEY).await?.map(|entry| entry.value);

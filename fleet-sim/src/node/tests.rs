@@ -52,6 +52,7 @@ fn world(faults: Faults, output: &str) -> World {
         remember: 100,
         facts: vec![json!({"cpus": 4})],
         witness: Witness::new(1),
+        orders: crate::orders::Orders::default(),
     };
     World {
         broker,

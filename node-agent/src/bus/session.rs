@@ -321,7 +321,9 @@ impl<'a> Session<'a> {
                     self.take_keys(&keys);
                 }
                 if let Some(at) = follow_after {
-                    warn!("this node's journal is older than one it had before: nothing that was signed before {at} is followed");
+                    warn!(
+                        "this node's journal is older than one it had before: nothing that was signed before {at} is followed"
+                    );
                     self.follow_after = Some(at);
                 }
                 if revision != self.parts.identity.now().assignment().revision {
@@ -516,11 +518,7 @@ impl<'a> Session<'a> {
 
 /// The broker has gone back in time: what it had acknowledged since is
 /// reported again.
-async fn recall_since(
-    parts: &LinkParts,
-    recall: Recall,
-    (theirs, ours): (Timestamp, Timestamp),
-) {
+async fn recall_since(parts: &LinkParts, recall: Recall, (theirs, ours): (Timestamp, Timestamp)) {
     // By the broker's clock; the journal's times are by this machine's.
     let since = if ours > theirs {
         after(recall.since, elapsed(theirs, ours))

@@ -279,10 +279,7 @@ impl Db {
             "UPDATE step SET acknowledged = NULL WHERE acknowledged >= ?1 AND state = 'finished'",
             [millis(since)],
         )?;
-        tx.execute(
-            "INSERT OR REPLACE INTO meta VALUES ('recalled', ?1)",
-            [id],
-        )?;
+        tx.execute("INSERT OR REPLACE INTO meta VALUES ('recalled', ?1)", [id])?;
         tx.commit()?;
         Ok(rows)
     }

@@ -105,6 +105,10 @@ pub enum Receipt {
     Silence,
     /// Asks for these chunks, once for each request.
     MissingOnce(Vec<u32>),
+    /// Knows no run that was not proved to it.
+    Prove,
+    /// Knows no run, and wants no proof.
+    Unknown,
 }
 
 /// What the broker heard.
@@ -119,7 +123,21 @@ pub struct Heard {
     pub output_messages: usize,
     pub outcomes: Vec<OutcomeReport>,
     pub byes: usize,
+    /// Requests that the node has shown, as they came.
+    pub proofs: Vec<Sealed>,
+    pub lists: Vec<SignedText>,
     missing_asked: HashMap<RequestId, ()>,
+}
+
+impl Heard {
+    /// How often a request was shown.
+    pub fn proved(&self, id: RequestId) -> usize {
+        let of = |sealed: &&Sealed| {
+            let request: Request = serde_json::from_slice(&sealed.bytes).unwrap();
+            request.id() == id
+        };
+        self.proofs.iter().filter(of).count()
+    }
 }
 
 pub struct Broker {
@@ -243,6 +261,9 @@ fn answer(
                     keys: keys.clone(),
                     revision: *revision,
                     beat_every: Span::from_millis(500),
+                    recall: None,
+                    wants_keys: false,
+                    follow_after: None,
                 },
             };
             return Some(serde_json::to_vec(&welcome).unwrap());
@@ -285,9 +306,31 @@ fn answer(
                         chunks: chunks.clone(),
                     }
                 }
-                Receipt::MissingOnce(_) | Receipt::Stored => OutcomeAnswer::Stored,
+                Receipt::Prove if heard.proved(id) < 2 => OutcomeAnswer::Prove,
+                Receipt::Unknown => OutcomeAnswer::Unknown,
+                Receipt::MissingOnce(_) | Receipt::Stored | Receipt::Prove => OutcomeAnswer::Stored,
             };
             return Some(serde_json::to_vec(&answer).unwrap());
+        }
+        NodeSays::Proof => {
+            let headers = message.headers.as_ref().unwrap();
+            let header = |name: &str| headers.get(name).unwrap().as_str();
+            heard.proofs.push(Sealed {
+                bytes: bytes.to_vec(),
+                key: header(KEY_HEADER).parse().unwrap(),
+                signature: header(SIGNATURE_HEADER).parse().unwrap(),
+            });
+            // The key is known once a list was shown.
+            let answer = if heard.lists.is_empty() {
+                ProofAnswer::UnknownKey
+            } else {
+                ProofAnswer::Taken
+            };
+            return Some(serde_json::to_vec(&answer).unwrap());
+        }
+        NodeSays::Keys => {
+            heard.lists.push(read(bytes));
+            return Some(serde_json::to_vec(&KeysAnswer::Taken).unwrap());
         }
         NodeSays::Bye => heard.byes += 1,
     }

@@ -240,6 +240,7 @@ impl Shared {
             revision: self.revision,
             running: 0,
             refused: [].into(),
+            position: None,
         }
     }
 
@@ -254,6 +255,7 @@ impl Shared {
             key_epoch: self.keys.epoch,
             broker_epoch: 0,
             capabilities: vec!["command".into()],
+            journal: None,
         };
         let json = serde_json::to_vec(&hello).expect("json");
         let subject = NodeSays::Hello.subject(self.serial);
@@ -532,6 +534,7 @@ impl Swarm {
                 key_epoch: keys.epoch,
                 broker_epoch: 0,
                 capabilities: Vec::new(),
+                journal: None,
             };
             said(
                 *serial,
