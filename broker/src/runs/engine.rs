@@ -57,6 +57,9 @@ pub struct Settings {
     /// Bytes of journals and output together; before that the oldest ended
     /// runs go.
     pub max_bytes: u64,
+    /// How long the nodes of a run that was lost may take to report it again,
+    /// at least.
+    pub lost_within: Duration,
 }
 
 impl Default for Settings {
@@ -64,6 +67,7 @@ impl Default for Settings {
         Self {
             max_age: Duration::from_secs(30 * 86_400),
             max_bytes: 4 << 30,
+            lost_within: Duration::from_secs(300),
         }
     }
 }

@@ -40,9 +40,6 @@ use crate::inventory::NodeRecord;
 use crate::presence::Older;
 use crate::store::kv::{BucketConfig, Kv, KvError, ensure_bucket};
 
-/// How long the nodes of a run that was written down again may take to report,
-/// at least.
-pub(super) const WAIT: Duration = Duration::from_secs(300);
 /// Proofs that are looked at at a time; who comes meanwhile asks again.
 const AT_ONCE: usize = 32;
 /// When.
@@ -376,7 +373,9 @@ impl Task {
             .await?;
         }
         let waited = elapsed(rebuilt.at, Timestamp::now());
-        let until = self.now().plus(WAIT.saturating_sub(waited));
+        let until = self
+            .now()
+            .plus(self.engine.0.settings.lost_within.saturating_sub(waited));
         self.delivery.none_before(until);
         Ok(())
     }

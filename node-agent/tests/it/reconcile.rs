@@ -38,6 +38,14 @@ async fn reported(lab: &Lab, id: RequestId, times: usize) {
         .await;
 }
 
+/// The agent has had time to write down what was answered: it lives, and says
+/// so twice.
+async fn noted(lab: &Lab) {
+    for _ in 0..2 {
+        lab.broker.welcomed().await;
+    }
+}
+
 /// The hello after a new start.
 async fn restarted(lab: &mut Lab) -> Hello {
     let before = lab.broker.heard().hellos.len();
@@ -82,6 +90,7 @@ async fn a_broker_that_has_lost_a_run_gets_it_with_the_request_that_it_had_signe
     }
 
     // The same recall, after a restart, too: once is enough.
+    noted(&lab).await;
     let hello = restarted(&mut lab).await;
     let mark = hello.journal.unwrap();
     assert_eq!(mark.acknowledged[0].request, id);
@@ -97,7 +106,7 @@ async fn what_no_broker_wants_stays_on_the_node_and_is_not_claimed() {
     lab.broker.acknowledge(Receipt::Unknown);
     let id = lab.send(&lab.shell("true")).await;
     lab.broker.outcome(id).await;
-    looked(&lab).await;
+    noted(&lab).await;
     lab.broker.acknowledge(Receipt::Stored);
     let hello = restarted(&mut lab).await;
     assert_eq!(hello.journal.unwrap().acknowledged, []);

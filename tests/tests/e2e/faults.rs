@@ -10,6 +10,7 @@ mod input;
 mod kill;
 mod nats;
 mod network;
+mod reconcile;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;

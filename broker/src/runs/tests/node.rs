@@ -344,7 +344,7 @@ impl Shared {
                     self.release.notify_one();
                 }
             }
-            Ask::Refresh { .. } | Ask::Keys { .. } => {}
+            Ask::Refresh { .. } | Ask::Recall(_) | Ask::Keys { .. } => {}
         }
     }
 
