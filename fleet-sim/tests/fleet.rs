@@ -268,6 +268,7 @@ impl Broker {
             step: 0,
             set: (1..=self.nodes).map(Serial).collect(),
             whole: muster_protocol::nodeset::NodeSet::new(),
+            created: None,
             predicate: "role=web".into(),
             issued,
             start_before: after(issued, Duration::from_secs(60)),

@@ -177,6 +177,10 @@ pub struct Request {
     /// broker that has lost the run whose outcomes there are to find.
     #[serde(default, skip_serializing_if = "NodeSet::is_empty")]
     pub whole: NodeSet,
+    /// When the run was created, for a broker that has lost it. Absent where
+    /// there is no run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<Timestamp>,
     /// The predicate that gave the set; it must still hold on the node.
     pub predicate: String,
     /// When this copy was signed.

@@ -62,6 +62,8 @@ pub struct Order {
     pub set: NodeSet,
     /// The run's frozen set, where `set` is only a part of it; else empty.
     pub whole: NodeSet,
+    /// When the run was created, if it is of one.
+    pub created: Option<Timestamp>,
     /// The predicate that must still hold on the node.
     pub predicate: String,
     /// Who asks.
@@ -85,6 +87,7 @@ impl Order {
             },
             set,
             whole: NodeSet::new(),
+            created: None,
             predicate: "*".to_owned(),
             principal: "muster".parse().expect("a constant name"),
             door: Door::Broker,
@@ -197,6 +200,7 @@ impl Bus {
             step: order.id.step,
             set: order.set.clone(),
             whole: order.whole.clone(),
+            created: order.created,
             predicate: order.predicate.clone(),
             issued,
             start_before: after(issued, order.start_within.min(MAX_START_WINDOW)),

@@ -324,7 +324,10 @@ impl Engine {
         if after(now, MAX_SKEW) < request.issued {
             return Err("the request is of the future".to_owned());
         }
-        if self.was_removed(request.issued) {
+        if created(request) > after(request.issued, MAX_SKEW) {
+            return Err("the request is older than its run".to_owned());
+        }
+        if self.was_removed(created(request)) {
             return Err("the run was removed, because of its age or for want of room".to_owned());
         }
         // No broker signed with it any more: somebody who took it did.
@@ -409,6 +412,11 @@ fn stand_in(serial: Serial) -> NodeName {
         .expect("`node-` and a number are a name")
 }
 
+/// When the run of a request was created, or at least this copy of it.
+fn created(request: &Request) -> Timestamp {
+    request.created.unwrap_or(request.issued)
+}
+
 /// The run that a request is of, as far as it says; `None` when it is no call.
 fn spec(request: &Request, key: KeyId, node: Serial) -> Option<RunSpec> {
     let Ask::Call(call) = &request.ask else {
@@ -449,9 +457,7 @@ fn spec(request: &Request, key: KeyId, node: Serial) -> Option<RunSpec> {
             set,
             at: Timestamp::now(),
         })),
-        // The oldest copy of the request that is known: a moment after the
-        // run was created, or a batch.
-        created: request.issued,
+        created: created(request),
     })
 }
 

@@ -60,6 +60,7 @@ fn order(
         },
         set,
         whole,
+        created: Some(spec.created),
         predicate: spec.predicate.clone(),
         principal: spec.principal.clone(),
         door: spec.door,

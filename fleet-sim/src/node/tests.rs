@@ -86,6 +86,7 @@ impl World {
             step: 0,
             set: [Serial(3), Serial(9)].into_iter().collect(),
             whole: muster_protocol::nodeset::NodeSet::new(),
+            created: None,
             predicate: "role=web and cpus>=4".into(),
             issued: self.now,
             start_before: after(self.now, MAX_START_WINDOW),

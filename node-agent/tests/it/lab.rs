@@ -473,6 +473,7 @@ impl Lab {
             step: 0,
             set: [SERIAL].into_iter().collect(),
             whole: muster_protocol::nodeset::NodeSet::new(),
+            created: None,
             predicate: "role=web".into(),
             issued: now,
             start_before: after(now, Duration::from_secs(15)),

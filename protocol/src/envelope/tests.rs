@@ -55,6 +55,7 @@ fn request() -> Request {
         step: 0,
         set: [ME, Serial(40)].into_iter().collect(),
         whole: NodeSet::new(),
+        created: None,
         predicate: "role=web".into(),
         issued: at(0),
         start_before: at(15),

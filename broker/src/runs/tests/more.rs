@@ -277,6 +277,7 @@ async fn the_server_says_at_once_that_a_node_is_gone_and_that_it_is_back() {
             revision: 1,
             running: 0,
             refused: [].into(),
+            position: None,
         };
         let subject = muster_protocol::subject::NodeSays::Beat.subject(Serial(1));
         client

@@ -481,7 +481,9 @@ impl Shared {
                             }
                         }
                     }
-                    OutcomeAnswer::Stored | OutcomeAnswer::Unknown => return answer,
+                    OutcomeAnswer::Stored | OutcomeAnswer::Unknown | OutcomeAnswer::Prove => {
+                        return answer;
+                    }
                 }
             }
             sleep(Duration::from_millis(100)).await;
