@@ -16,6 +16,7 @@ use muster_protocol::keys::{
 use muster_protocol::units::Timestamp;
 use tokio::sync::Mutex;
 
+use crate::backup::restore::BEFORE;
 use crate::events::Events;
 use crate::inventory::NodeControl;
 use crate::lease::Lease;
@@ -207,12 +208,23 @@ impl Authority {
         } else {
             kept.state.store(FILE, &signed)?;
         }
-        Ok(Self(Arc::new(Inner {
+        let before = kept.state.load::<SignedText>(BEFORE)?;
+        let authority = Self(Arc::new(Inner {
             now: ArcSwap::from_pointee(now),
             root: root.key,
             kept: Some(kept),
             past: StdMutex::default(),
-        })))
+        }));
+        if let Some(signed) = before {
+            match KeyList::open(&signed, &public) {
+                Ok(list) => authority.note(&list),
+                Err(source) => {
+                    let place = "the state directory";
+                    return Err(AuthorityError::List { place, source });
+                }
+            }
+        }
+        Ok(authority)
     }
 
     /// The key to sign with now. Ask each time: a rotation changes it at once.
@@ -251,6 +263,20 @@ impl Authority {
         }
     }
 
+    /// Remembers what a list that the root key signed says of keys.
+    fn note(&self, list: &KeyList) {
+        let mut past = self.past();
+        for key in list.keys.iter().take(MAX_KEYS) {
+            let new = past_key(key, list);
+            let id = key.key.id();
+            if past.len() < 2 * MAX_KEYS || past.contains_key(&id) {
+                past.entry(id)
+                    .and_modify(|known| *known = earlier(*known, new))
+                    .or_insert(new);
+            }
+        }
+    }
+
     fn past(&self) -> std::sync::MutexGuard<'_, HashMap<KeyId, PastKey>> {
         self.0.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -278,18 +304,7 @@ impl Authority {
                 theirs: list.cluster.to_string(),
             });
         }
-        {
-            let mut past = self.past();
-            for key in list.keys.iter().take(MAX_KEYS) {
-                let new = past_key(key, &list);
-                let id = key.key.id();
-                if past.len() < 2 * MAX_KEYS || past.contains_key(&id) {
-                    past.entry(id)
-                        .and_modify(|known| *known = earlier(*known, new))
-                        .or_insert(new);
-                }
-            }
-        }
+        self.note(&list);
         if list.epoch <= self.list().epoch {
             return Ok(());
         }

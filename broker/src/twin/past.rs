@@ -219,6 +219,10 @@ impl Past {
         let Some(ours) = kept.lease.epoch().filter(|ours| *ours < epoch) else {
             return;
         };
+        if kept.lease.seen() >= epoch {
+            // Another node has said so, and the lease is being taken anew.
+            return;
+        }
         let now = Timestamp::now();
         let believed = self
             .0
