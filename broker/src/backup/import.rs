@@ -16,7 +16,6 @@ use async_nats::jetstream::{Context, ErrorCode};
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use muster_protocol::ids::InstanceId;
-use muster_protocol::units::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -389,14 +388,14 @@ impl Importer<'_> {
 
     /// Says in the cluster's events what has happened.
     async fn tell(&self) -> Result<(), ImportError> {
-        let made = Timestamp::from(self.plan.made);
+        let made = self.plan.made;
         // Nodes that have moved on are to say what they did since.
         let bucket = Box::pin(ensure_bucket(self.js, BucketConfig::new(CLUSTER))).await?;
         let past = Past::load(bucket, self.lease.clone()).await?;
         past.add(WentBack {
             id: self.plan.id,
             since: made,
-            found: self.plan.restored.into(),
+            found: self.plan.restored,
             sign: Sign::Backup,
             what: format!("the cluster was restored from a backup of {made}"),
         })

@@ -234,7 +234,13 @@ fn nodes_that_have_moved_on_come_back_to_a_restored_cluster() {
         let said = up.muster(&["runs", "show", &after]);
         (said.code == 0 && said.out.contains("2 succeeded")).then_some(())
     })
-    .unwrap_or_else(|e| panic!("{e}: {:?} {}", up.muster(&["runs", "show", &after]), up.logs()));
+    .unwrap_or_else(|e| {
+        panic!(
+            "{e}: {:?} {}",
+            up.muster(&["runs", "show", &after]),
+            up.logs()
+        )
+    });
     // What was open is ended, and nothing has happened twice.
     // The nodes still know how it ended, and are asked.
     let watched = up.muster(&["runs", "watch", &open, "--json"]);
