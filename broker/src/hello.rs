@@ -237,7 +237,10 @@ impl Porter {
             .pinger
             .answering(record.serial, &asked, STILL_THERE)
             .await;
-        let lives = match (answered.contains(&instance), answered.contains(&other)) {
+        let lives = match (
+            answered.contains_key(&instance),
+            answered.contains_key(&other),
+        ) {
             (true, true) => Lives::Both,
             (true, false) => Lives::Claimant,
             (false, true) => Lives::Rival,
@@ -299,12 +302,21 @@ impl Porter {
         let (mut recall, mut wants_keys, mut follow_after) = (None, false, None);
         if let Some(mark) = &hello.journal {
             let journals = inner.presence.journals();
-            if let Some(older) = journals.older(serial, hello.instance, mark.position) {
-                if !self.went_back(serial, name, older).await {
-                    // What was sent to it may still be sent again: it waits.
+            if journals
+                .older(serial, hello.instance, mark.position)
+                .is_some()
+            {
+                // It waits, too, while what was sent to it may be sent again.
+                let Some(position) = self.confirmed(hello, serial, mark.position).await else {
                     return;
+                };
+                if let Some(older) = journals.older(serial, hello.instance, position) {
+                    if !self.went_back(serial, name, older).await {
+                        return;
+                    }
+                    journals.reset(serial);
+                    follow_after = Some(Timestamp::now());
                 }
-                follow_after = Some(Timestamp::now());
             }
             // Before the journals are read nobody can say; it asks again.
             let Some(lacks) = self.lacks(serial, &mark.acknowledged).await else {
@@ -347,6 +359,21 @@ impl Porter {
         let engine = &self.0.engine;
         timeout(READ_WITHIN, engine.wait_ready()).await.ok()?;
         engine.lacks(serial, marks).await
+    }
+
+    /// How far the journal of a node that says hello is now. A hello may have
+    /// been on its way for long, or be repeated by somebody: a ping is not.
+    async fn confirmed(&self, hello: &Hello, serial: Serial, position: u64) -> Option<u64> {
+        let inner = &*self.0;
+        if hello.key_epoch < inner.bus.authority().list().epoch {
+            // It may not know the key that signs the ping; the welcome brings
+            // it the list.
+            return Some(position);
+        }
+        let instance = hello.instance;
+        let asked = [instance];
+        let answered = inner.pinger.answering(serial, &asked, STILL_THERE).await;
+        answered.get(&instance).copied().flatten()
     }
 
     /// A node has an older journal than it had. Whether nothing that it may

@@ -290,6 +290,9 @@ pub struct Pong {
     pub request: RequestId,
     /// This start of the agent.
     pub instance: InstanceId,
+    /// [`JournalMark::position`] now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<u64>,
 }
 
 /// The request is in the node's journal and will run. Sent when the step has

@@ -109,13 +109,23 @@ impl Journals {
         })
     }
 
-    /// A node takes part, with a journal that is so far, whatever it was.
+    /// A node takes part, with a journal that is at least so far.
     pub fn welcomed(&self, node: Serial, instance: InstanceId, position: u64) {
         let mut state = self.state();
         state.keepers.insert(node);
+        let old = state.known.get(&node).copied();
+        // What it said may be older than what it has said since.
+        let said = old.map_or(0, |old| old.position);
+        let position = position.max(said);
         let now = Known { position, instance };
-        let old = state.known.insert(node, now);
+        state.known.insert(node, now);
         state.changed |= old != Some(now);
+    }
+
+    /// A node has gone back: what it says next is what counts.
+    pub fn reset(&self, node: Serial) {
+        let mut state = self.state();
+        state.changed |= state.known.remove(&node).is_some();
     }
 
     /// A node that takes part says how far it is.
@@ -202,7 +212,10 @@ mod tests {
         assert_eq!(journals.older(node, a, 8), Some(Older { was: 9, is: 8 }));
         assert_eq!(journals.older(node, b, 9), Some(Older { was: 9, is: 9 }));
         assert_eq!(journals.older(node, b, 10), None, "it was started again");
-        // What it said is what counts from then on.
+        // A hello that was on its way for long makes nothing lower.
+        journals.welcomed(node, a, 3);
+        assert_eq!(journals.older(node, a, 8), Some(Older { was: 9, is: 8 }));
+        journals.reset(node);
         journals.welcomed(node, b, 4);
         assert_eq!(journals.older(node, b, 4), None);
         journals.forget(node);

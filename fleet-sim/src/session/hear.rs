@@ -80,7 +80,11 @@ impl Session<'_> {
             Act::Pong(request) => {
                 count(&self.life.tally().pongs);
                 let instance = self.life.instance;
-                let pong = Pong { request, instance };
+                let pong = Pong {
+                    request,
+                    instance,
+                    position: Some(self.life.node.mark().position),
+                };
                 self.say(NodeSays::Pong, &pong).await;
             }
             Act::Accept(id) => self.accept(id).await,

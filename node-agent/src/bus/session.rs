@@ -502,6 +502,7 @@ impl<'a> Session<'a> {
                 let pong = Pong {
                     request: request.id(),
                     instance: self.parts.instance,
+                    position: Some(self.parts.journal.position()),
                 };
                 let voice = Voice::new(self.connection.client.clone(), self.serial);
                 let _ = voice.say(NodeSays::Pong, &pong).await;

@@ -1,7 +1,10 @@
 //! One side has gone back in time, and the other has not.
 
+use std::sync::atomic::Ordering;
+
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use muster_protocol::PROTOCOL_VERSION;
 use muster_protocol::envelope::{
     Ask, Call, KEY_HEADER, Limits, Mode, Request, SIGNATURE_HEADER, Sealed,
@@ -10,10 +13,10 @@ use muster_protocol::ids::{ClusterId, InstanceId};
 use muster_protocol::keys::{BrokerKey, BrokerKeyState, KeyList};
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::NodeResult;
-use muster_protocol::subject::{NodeSays, inbox_prefix};
+use muster_protocol::subject::{NodeSays, inbox_prefix, node_subject};
 use muster_protocol::units::after;
 use muster_protocol::wire::{
-    Acknowledged, Hello, JournalMark, KeysAnswer, OutcomeReport, ProofAnswer,
+    Acknowledged, Hello, JournalMark, KeysAnswer, OutcomeReport, Pong, ProofAnswer,
 };
 use muster_scenarios::command;
 use serde::Serialize;
@@ -27,6 +30,15 @@ struct Voice {
     client: Client,
     serial: Serial,
     instance: InstanceId,
+    /// What it answers to a ping; 0 is no answer.
+    position: Arc<std::sync::atomic::AtomicU64>,
+    pongs: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Voice {
+    fn drop(&mut self) {
+        self.pongs.abort();
+    }
 }
 
 impl Voice {
@@ -39,10 +51,35 @@ impl Voice {
             .connect(world.server.url())
             .await
             .expect("a node connects");
+        let (serial, instance) = (Serial(serial), InstanceId::random());
+        let position = Arc::<std::sync::atomic::AtomicU64>::default();
+        let heard = client.subscribe(node_subject(serial)).await;
+        let mut heard = heard.expect("subscribed");
+        client.flush().await.expect("flushed");
+        let (voice, now) = (client.clone(), Arc::clone(&position));
+        let pongs = tokio::spawn(async move {
+            while let Some(message) = heard.next().await {
+                let asked: Request = serde_json::from_slice(&message.payload).expect("a request");
+                let position = now.load(Ordering::Relaxed);
+                if asked.ask != Ask::Ping || position == 0 {
+                    continue;
+                }
+                let pong = Pong {
+                    request: asked.id(),
+                    instance,
+                    position: Some(position),
+                };
+                let json = serde_json::to_vec(&pong).expect("json");
+                let subject = NodeSays::Pong.subject(serial);
+                voice.publish(subject, json.into()).await.expect("said");
+            }
+        });
         Self {
             client,
-            serial: Serial(serial),
-            instance: InstanceId::random(),
+            serial,
+            instance,
+            position,
+            pongs,
         }
     }
 
@@ -64,6 +101,11 @@ impl Voice {
     }
 
     async fn hello(&self, position: u64, acknowledged: &[RequestId]) -> Welcome {
+        self.position.store(position, Ordering::Relaxed);
+        self.says_hello(position, acknowledged).await
+    }
+
+    async fn says_hello(&self, position: u64, acknowledged: &[RequestId]) -> Welcome {
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
             version: "0.1.0-test".into(),
@@ -106,7 +148,7 @@ impl Voice {
         self.ask(NodeSays::Outcome, &report).await
     }
 
-    async fn goes(self) {
+    async fn goes(&self) {
         let bye = muster_protocol::wire::Bye {
             instance: self.instance,
         };
@@ -380,6 +422,21 @@ async fn a_node_that_went_back_gets_nothing_twice_and_its_outcome_is_unknown() {
     world
         .until("the other has it", || other.executed() == 1)
         .await;
+    // A hello that is older than what it has said since is no sign.
+    one.position.store(12, Ordering::Relaxed);
+    let stale = one.says_hello(9, &[]).await;
+    assert!(
+        matches!(
+            stale,
+            Welcome::Welcome {
+                follow_after: None,
+                ..
+            }
+        ),
+        "{stale:?}"
+    );
+    let state = world.engine().state(run).await.expect("known");
+    assert_eq!(state.results().count(), 0);
     one.goes().await;
 
     // It comes back with what it was before.
@@ -398,7 +455,6 @@ async fn a_node_that_went_back_gets_nothing_twice_and_its_outcome_is_unknown() {
     other.release.notify_one();
     world.ended(run).await;
     let next = world.run(json!({"predicate": "web-1"})).await;
-    use futures_util::StreamExt as _;
     loop {
         let message = timeout(PATIENCE, heard.next()).await.expect("in time");
         let message = message.expect("heard");

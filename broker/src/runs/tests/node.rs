@@ -319,6 +319,7 @@ impl Shared {
                     &Pong {
                         request: request.id(),
                         instance: self.instance,
+                        position: None,
                     },
                 )
                 .await
