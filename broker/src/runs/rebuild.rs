@@ -52,6 +52,8 @@ const MOST_NODES: usize = 200_000;
 /// From how far back a node is asked to report, when it is not known since
 /// when something is missing: nodes keep what they reported for a day.
 const NODES_KEEP: Duration = Duration::from_secs(86_400);
+/// Of so many runs that were written down again is told one by one.
+const MOST_TOLD: u32 = 200;
 /// How long the open runs may take to hear that a node has forgotten.
 const HEARD_WITHIN: Duration = Duration::from_secs(5);
 
@@ -72,8 +74,8 @@ pub(super) struct Lost {
     /// This time of being active, for what it asks of single nodes.
     id: InstanceId,
     busy: Mutex<HashSet<Serial>>,
-    /// One run is written down at a time.
-    writing: tokio::sync::Mutex<()>,
+    /// One run is written down at a time; how many were.
+    writing: tokio::sync::Mutex<u32>,
 }
 
 impl Default for Lost {
@@ -250,7 +252,7 @@ impl Engine {
             (Err(why), _) => return refused(why.to_string()),
         };
         let run = request.run;
-        let _one = shared.lost.writing.lock().await;
+        let mut count = shared.lost.writing.lock().await;
         if lock(&shared.index).first(run).is_some() {
             return Ok(ProofAnswer::Taken);
         }
@@ -294,7 +296,15 @@ impl Engine {
         } else {
             self.open(folded, Vec::new());
         }
-        shared.events.emit("run.rebuilt", &short, text).await;
+        *count = count.saturating_add(1);
+        if *count < MOST_TOLD {
+            shared.events.emit("run.rebuilt", &short, text).await;
+        } else if *count == MOST_TOLD {
+            let text = format!(
+                "{MOST_TOLD} runs that were lost here are written down again; of more nothing is said here"
+            );
+            shared.events.emit("run.rebuilt", "runs", text).await;
+        }
         // Last: it may end this session.
         shared
             .past
