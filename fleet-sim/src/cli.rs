@@ -309,6 +309,7 @@ async fn begin(args: FleetArgs) -> Result<Running, Failure> {
         remember: args.remember,
         facts: facts(),
         witness: Witness::new(members.len()),
+        orders: crate::orders::Orders::default(),
     });
     let fleet = Fleet::new(members.len(), &common, Some(clients), store)
         .map_err(|e| Failure::new(1, &e))?;

@@ -241,6 +241,8 @@ fn request(nodes: u32) -> Request {
         run: RunId::random(),
         step: 0,
         set: (1..=nodes).map(Serial).collect(),
+        whole: muster_protocol::nodeset::NodeSet::new(),
+        created: None,
         predicate: "*".to_owned(),
         issued,
         start_before: after(issued, MAX_START_WINDOW),

@@ -25,6 +25,7 @@ pub mod floor;
 pub mod journal;
 pub mod limits;
 pub mod node;
+pub mod orders;
 pub mod pattern;
 pub mod server;
 pub mod session;

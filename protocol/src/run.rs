@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::envelope::{BundleHash, Door, Mode};
 use crate::ids::{RunId, Serial};
+use crate::keys::KeyId;
 use crate::names::{FunctionName, NodeName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
 use crate::units::{Amount, Span, Timestamp};
@@ -277,6 +278,26 @@ pub struct LocalRecord {
     pub result: NodeResult,
 }
 
+/// From what a run was written down again that the broker had lost: a request
+/// of it, as a broker of this cluster once signed it and a node kept it. All
+/// that is needed to finish with it is here, so that a broker that stops in
+/// the middle can go on.
+///
+/// What no request says is not there: the batches, the failure budget, which
+/// run it retried.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rebuilt {
+    /// The node that had kept the request.
+    pub node: Serial,
+    /// The broker key that had signed it.
+    pub key: KeyId,
+    /// The frozen set, as the request says.
+    pub set: NodeSet,
+    /// When it was written down again, by the broker's clock.
+    pub at: Timestamp,
+}
+
 /// Everything that is fixed when a run is created.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -315,6 +336,10 @@ pub struct RunSpec {
     /// Nothing of such a run is ever sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<Box<LocalRecord>>,
+    /// Of a run that the store had lost: from what it was written down again.
+    /// Nothing of such a run is sent again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebuilt: Option<Box<Rebuilt>>,
     /// When it was created.
     pub created: Timestamp,
 }
@@ -717,6 +742,11 @@ impl RunState {
             .iter()
             .any(|s| matches!(phase_of(s), Some(NodePhase::Sent { .. })));
         if !waiting.is_empty() {
+            if self.spec.rebuilt.is_some() {
+                // What was sent is not known here; that something was is
+                // written down before anything else.
+                return Next::Wait;
+            }
             if self.phase == RunPhase::Cancelling {
                 let by = self.cancelled_by.as_ref().map_or("", PrincipalName::as_str);
                 return Next::Skip {

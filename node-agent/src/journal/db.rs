@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use muster_protocol::ids::{InstanceId, RequestId, RunId};
+use muster_protocol::keys::KeyId;
 use muster_protocol::run::{Data, NodeResult, Stream};
 use muster_protocol::text::printable_line;
 use muster_protocol::units::Timestamp;
@@ -41,7 +42,11 @@ const MAX_CHECKED: u64 = 64 << 20;
 /// The two connections. See the module's text.
 pub struct Db {
     pub(super) durable: Connection,
-    quick: Connection,
+    pub(super) quick: Connection,
+    /// Bytes of requests that are kept.
+    pub(super) kept_bytes: u64,
+    /// The broker key whose list was kept last.
+    pub(super) listed: Option<KeyId>,
 }
 
 pub(super) fn millis(at: Timestamp) -> i64 {
@@ -59,7 +64,7 @@ fn run_of(row: &Row<'_>) -> Result<RequestId, JournalError> {
     })
 }
 
-fn key(request: &RequestId) -> (&[u8], u32) {
+pub(super) fn key(request: &RequestId) -> (&[u8], u32) {
     (request.run.as_bytes().as_slice(), request.step)
 }
 
@@ -118,18 +123,23 @@ impl Db {
                 }
             }
             durable.execute_batch(super::local::SCHEMA)?;
+            durable.execute_batch(super::requests::SCHEMA)?;
             Ok(Self {
                 durable,
                 quick: connect(path, "NORMAL")?,
+                kept_bytes: 0,
+                listed: None,
             })
         };
-        open().map_err(|e| match e {
+        let mut db = open().map_err(|e| match e {
             rusqlite::Error::InvalidPath(_) => fail("a newer agent has written it".into()),
             rusqlite::Error::InvalidColumnName(found) => {
                 fail(format!("it is damaged ({})", printable_line(&found)))
             }
             e => fail(e.to_string()),
-        })
+        })?;
+        db.count_kept().map_err(|e| fail(e.to_string()))?;
+        Ok(db)
     }
 
     /// Counts in a journal that another process may be writing.

@@ -11,10 +11,12 @@
 mod db;
 mod local;
 mod prune;
+mod requests;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -27,6 +29,7 @@ use muster_protocol::wire::OutcomeReport;
 pub use db::Db;
 pub use local::{LocalNote, request as local_request};
 pub use prune::Pruned;
+pub use requests::Kept;
 
 /// Why the journal did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +137,7 @@ pub struct Counts {
 #[derive(Clone)]
 pub struct Journal {
     db: Arc<Mutex<Db>>,
+    position: Arc<AtomicU64>,
 }
 
 impl Journal {
@@ -144,6 +148,7 @@ impl Journal {
     pub fn open(path: &Path) -> Result<Self, JournalError> {
         Ok(Self {
             db: Arc::new(Mutex::new(Db::open(path)?)),
+            position: Arc::default(),
         })
     }
 
@@ -167,23 +172,37 @@ impl Journal {
         self.with(move |db| db.look(request)).await
     }
 
-    /// Notes that a request waits for its turn. Durable.
+    /// Notes that a request waits for its turn, with the request itself.
+    /// Durable.
     ///
     /// # Errors
     /// [`JournalError`].
-    pub async fn queue(&self, request: RequestId) -> Result<(), JournalError> {
-        self.with(move |db| db.queue(request, Timestamp::now()))
-            .await
+    pub async fn queue(&self, request: RequestId, kept: Kept) -> Result<(), JournalError> {
+        let position = self.position.clone();
+        self.with(move |db| {
+            db.keep(request, &kept, &position)?;
+            db.queue(request, Timestamp::now())
+        })
+        .await
     }
 
-    /// Notes that a step begins. Durable when it returns: only then may
-    /// anything happen.
+    /// Notes that a step begins, with the request itself. Durable when it
+    /// returns: only then may anything happen.
     ///
     /// # Errors
     /// [`JournalError`]; also when the request is known and not queued.
-    pub async fn start(&self, request: RequestId, note: StartNote) -> Result<(), JournalError> {
-        self.with(move |db| db.start(request, &note, Timestamp::now()))
-            .await
+    pub async fn start(
+        &self,
+        request: RequestId,
+        note: StartNote,
+        kept: Kept,
+    ) -> Result<(), JournalError> {
+        let position = self.position.clone();
+        self.with(move |db| {
+            db.keep(request, &kept, &position)?;
+            db.start(request, &note, Timestamp::now())
+        })
+        .await
     }
 
     /// Notes the process of a step.

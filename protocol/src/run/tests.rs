@@ -25,6 +25,7 @@ fn spec(targets: u32, batch: Option<Amount>, max_failures: Option<Amount>) -> Ru
         retry_of: None,
         left_out: 0,
         local: None,
+        rebuilt: None,
         created: Timestamp::UNIX_EPOCH,
     }
 }

@@ -16,6 +16,7 @@ mod network;
 mod oneway;
 mod pause;
 mod positions;
+mod reconcile;
 mod replay;
 mod slow;
 mod steps;

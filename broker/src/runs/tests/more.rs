@@ -247,6 +247,7 @@ async fn the_server_says_at_once_that_a_node_is_gone_and_that_it_is_back() {
         authority,
         lease: Lease::fixed(1),
         events: Events::log_only(),
+        journals: crate::presence::Journals::in_memory(),
         past: crate::twin::Past::unbroken(),
         connections: Some((server.system().await, server.keys.account_key())),
         // No heartbeat is missed for minutes.
@@ -276,6 +277,7 @@ async fn the_server_says_at_once_that_a_node_is_gone_and_that_it_is_back() {
             revision: 1,
             running: 0,
             refused: [].into(),
+            position: None,
         };
         let subject = muster_protocol::subject::NodeSays::Beat.subject(Serial(1));
         client
