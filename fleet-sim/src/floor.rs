@@ -141,7 +141,12 @@ pub async fn measure(args: &Args) -> Result<Floor, FloorError> {
     let mut times = Vec::new();
     let mut request_bytes = 0;
     let server = own.as_ref().map(Server::pid);
-    let used = || (process::cpu(std::process::id()), server.and_then(process::cpu));
+    let used = || {
+        (
+            process::cpu(std::process::id()),
+            server.and_then(process::cpu),
+        )
+    };
     let mut used_before = used();
     // The first round is not counted: it is when memory is touched first.
     for round in 0..=args.rounds {

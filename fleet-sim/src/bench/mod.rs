@@ -98,7 +98,9 @@ pub enum BenchError {
         why: String,
     },
     /// What was measured was not done.
-    #[error("the nodes have counted {seen} effects of {runs} steps on {nodes} nodes, {twice} of them twice; nothing that was measured counts")]
+    #[error(
+        "the nodes have counted {seen} effects of {runs} steps on {nodes} nodes, {twice} of them twice; nothing that was measured counts"
+    )]
     Effects {
         /// Effects that were seen.
         seen: u64,

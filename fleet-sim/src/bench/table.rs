@@ -115,8 +115,16 @@ impl Report {
     fn growth(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut lines = vec![
             [
-                "nodes", "floor", "ping", "× floor", "step", "× floor", "broker", "its own",
-                "nats-server", "ready in",
+                "nodes",
+                "floor",
+                "ping",
+                "× floor",
+                "step",
+                "× floor",
+                "broker",
+                "its own",
+                "nats-server",
+                "ready in",
             ]
             .map(str::to_owned)
             .to_vec(),

@@ -7,12 +7,12 @@ use serde::Serialize;
 use serde_json::Value;
 use tracing::info;
 
+use super::BenchError;
 use super::figures::{Row, Spread, Unit, exponent, line};
 use super::machine::{Disk, Machine, load};
 use super::process::{busy_and_idle, cpu, memory};
 use super::table::Report;
 use super::world::{Nodes, Programs, Role, Started, World};
-use super::BenchError;
 use crate::floor::Floor;
 
 /// The size that the targets are for.
