@@ -1,12 +1,10 @@
 #!/usr/bin/env bash
 # Builds what is measured and measures it: one table on standard output.
 #   bench.sh [ARGUMENT...]      (those of `muster-fleet-sim bench`)
-# Each program is built for itself, so that no feature that only tests want is
-# in it.
+# Only the programs are built, so that nothing that tests want is in them.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
-for package in muster-cli muster-agent muster-fleet-sim; do
-    "${CARGO:-cargo}" build --quiet --release --locked --package "$package" --bins
-done
+"${CARGO:-cargo}" build --quiet --release --locked --bins \
+    --package muster-cli --package muster-agent --package muster-fleet-sim
 exec "$(scripts/bin-dir.sh release)/muster-fleet-sim" bench "$@"

@@ -221,9 +221,7 @@ impl Reporter {
                 inner.volatile.remove(&request);
                 inner.order.retain(|id| *id != request);
             }
-            if let Err(e) = journal.acknowledged(request).await {
-                debug!("the acknowledgement cannot be noted: {e}");
-            }
+            journal.acknowledged(request);
             return (request, true);
         }
         (request, false)

@@ -132,8 +132,8 @@ fn it_forgets_acknowledged_before_unacknowledged_and_nothing_young() {
         )
         .expect("finished");
     }
-    db.acknowledged(id(2), at(10)).expect("acknowledged");
-    db.acknowledged(id(3), at(11)).expect("acknowledged");
+    db.acknowledged(&[(id(2), at(10)), (id(3), at(11))])
+        .expect("acknowledged");
     let keep = Retention {
         max_output_bytes: 2500,
         ..Retention::default()
@@ -165,4 +165,27 @@ fn it_forgets_acknowledged_before_unacknowledged_and_nothing_young() {
     let long = after(at(0), std::time::Duration::from_secs(40 * 86_400));
     assert_eq!(db.prune(&none, long).expect("prunes").outcomes, 2);
     assert_eq!(db.counts().expect("counts"), Counts::default());
+}
+
+#[tokio::test]
+async fn an_acknowledgement_counts_at_once_and_is_written_with_what_comes_next() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("journal.db");
+    let journal = Journal::open(&path).expect("opens");
+    for n in [1, 2] {
+        let result = NodeResult::new(Serial(1), Outcome::Declined, "no");
+        journal
+            .finish(id(n), result, 0, false)
+            .await
+            .expect("written");
+    }
+    journal.acknowledged(id(1));
+    let open = journal.unacknowledged(9).await.expect("reads");
+    assert_eq!(open, [id(2)], "nobody reports it again");
+    let counts = journal.counts().await.expect("reads");
+    assert_eq!((counts.acknowledged, counts.unacknowledged), (1, 1));
+    journal.acknowledged(id(2));
+    journal.settle().await;
+    let counts = Db::counts_of(&path).expect("reads");
+    assert_eq!((counts.acknowledged, counts.unacknowledged), (2, 0));
 }
