@@ -129,11 +129,7 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
         sink.started(&process, tree.cgroup.as_ref().map(Cgroup::path))
             .await;
     }
-    let mut pipes = Pipes::new(
-        child.stdout.take(),
-        child.stderr.take(),
-        spec.output_bytes,
-    );
+    let mut pipes = Pipes::new(child.stdout.take(), child.stderr.take(), spec.output_bytes);
     let deadline = begun + spec.timeout;
     let mut why = Why::Exited;
     let mut status = None;

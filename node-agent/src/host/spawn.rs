@@ -165,13 +165,8 @@ fn start(program: &Program<'_>) -> io::Result<Child> {
             Err(Errno::ENOEXEC) => {
                 let shell = CString::new(SHELL)?;
                 let argv = [&[shell.clone(), path], arguments.as_slice()].concat();
-                let child = posix_spawn(
-                    shell.as_c_str(),
-                    &actions,
-                    &attributes,
-                    &argv,
-                    &environment,
-                );
+                let child =
+                    posix_spawn(shell.as_c_str(), &actions, &attributes, &argv, &environment);
                 Ok(child?)
             }
             child => Ok(child?),
@@ -191,10 +186,7 @@ fn start(program: &Program<'_>) -> io::Result<Child> {
 
 /// Tries all places that a program may be in, as `execvp` does, and with its
 /// errors: one that may not be executed is more telling than none.
-fn look_up<T>(
-    program: &Program<'_>,
-    begin: impl Fn(&Path) -> io::Result<T>,
-) -> io::Result<T> {
+fn look_up<T>(program: &Program<'_>, begin: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
     let name = program.program;
     if name.contains('/') {
         return begin(Path::new(name));
@@ -214,7 +206,10 @@ fn look_up<T>(
         match begin(&path) {
             Err(e) if e.raw_os_error() == Some(Errno::EACCES as i32) => failure = e,
             Err(e)
-                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) => {}
             done => return done,
         }
     }
@@ -270,9 +265,13 @@ mod tests {
     #[tokio::test]
     async fn a_broken_pipe_ends_it_as_it_ends_any_program() {
         // Ignored in the agent, and not in what it starts.
-        let (text, _) = said("sh", &["-c", "grep SigIgn /proc/$$/status"], "/usr/bin:/bin")
-            .await
-            .expect("starts");
+        let (text, _) = said(
+            "sh",
+            &["-c", "grep SigIgn /proc/$$/status"],
+            "/usr/bin:/bin",
+        )
+        .await
+        .expect("starts");
         let mask = text.split_whitespace().last().expect("a mask");
         let mask = u64::from_str_radix(mask, 16).expect("hexadecimal");
         assert_eq!(mask & (1 << (Signal::SIGPIPE as u64 - 1)), 0, "{text}");
