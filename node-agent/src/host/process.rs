@@ -113,6 +113,7 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
         arguments: &spec.arguments,
         environment: &spec.environment,
     })?;
+    muster_checkpoint::at("agent.spawned", || spec.marks.join(" ")).await;
     let mut tree = Tree {
         root: None,
         cgroup: None,
