@@ -176,6 +176,7 @@ pub async fn run_with(
     if let Ok(voice) = bus.voice() {
         let _ = tokio::time::timeout(LAST_WORDS, reporter.flush(&journal, &voice)).await;
     }
+    journal.settle().await;
     hang_up.cancel();
     if !link.is_finished() {
         let _ = tokio::time::timeout(LAST_WORDS, link).await;

@@ -300,9 +300,7 @@ impl Reporter {
                 inner.order.retain(|id| *id != request);
                 inner.unproved.remove(&request);
             }
-            if let Err(e) = journal.acknowledged(request).await {
-                debug!("the acknowledgement cannot be noted: {e}");
-            }
+            journal.acknowledged(request);
             place("agent.acknowledged").await;
             return (request, true);
         }

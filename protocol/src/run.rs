@@ -19,6 +19,10 @@ use crate::names::{FunctionName, NodeName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
 use crate::units::{Amount, Span, Timestamp};
 
+mod tally;
+
+use tally::Tally;
+
 /// How a step ended on a node: exactly one each, always.
 #[derive(
     Clone,
@@ -534,6 +538,7 @@ pub struct RunState {
     pub cancelled_by: Option<PrincipalName>,
     /// When it ended.
     pub finished: Option<Timestamp>,
+    tally: Tally,
 }
 
 /// What a run needs next. See [`RunState::next`].
@@ -584,6 +589,7 @@ impl RunState {
             batches: 0,
             cancelled_by: None,
             finished: None,
+            tally: Tally::default(),
         })
     }
 
@@ -630,7 +636,9 @@ impl RunState {
                 self.cancelled_by.get_or_insert_with(|| by.clone());
             }
             RunEvent::Finished { end, at } => {
-                if let Some((serial, _)) = self.open().next() {
+                if self.tally.waiting + self.tally.sent > 0
+                    && let Some((serial, _)) = self.open().next()
+                {
                     return Err(FoldError::Open(serial));
                 }
                 self.phase = match end {
@@ -660,6 +668,7 @@ impl RunState {
                 phase: NodePhase::Waiting,
                 late: Vec::new(),
             };
+            self.tally.add(&state.phase);
             self.nodes.insert(target.serial, state);
         }
         if self.phase == RunPhase::Preparing && self.order.len() == self.spec.targets as usize {
@@ -686,6 +695,8 @@ impl RunState {
 
     fn set(&mut self, serial: Serial, phase: NodePhase) {
         if let Some(node) = self.nodes.get_mut(&serial) {
+            self.tally.remove(&node.phase);
+            self.tally.add(&phase);
             node.phase = phase;
         }
     }
@@ -709,11 +720,7 @@ impl RunState {
     /// How many nodes had each outcome so far.
     #[must_use]
     pub fn summary(&self) -> Summary {
-        let mut summary = Summary::new();
-        for result in self.results() {
-            *summary.entry(result.outcome).or_default() += 1;
-        }
-        summary
+        self.tally.outcomes.clone()
     }
 
     /// What the run needs next: a pure function of the journal, so that a
@@ -730,18 +737,15 @@ impl RunState {
             // It has happened already: only its record is being written.
             return Next::Wait;
         }
-        let phase_of = |serial: &Serial| self.nodes.get(serial).map(|n| &n.phase);
-        let waiting: Vec<Serial> = self
-            .order
-            .iter()
-            .copied()
-            .filter(|s| phase_of(s) == Some(&NodePhase::Waiting))
-            .collect();
-        let sent = self
-            .order
-            .iter()
-            .any(|s| matches!(phase_of(s), Some(NodePhase::Sent { .. })));
-        if !waiting.is_empty() {
+        let waiting = || {
+            let is_waiting = |s: &Serial| {
+                let node = self.nodes.get(s);
+                node.is_some_and(|n| n.phase == NodePhase::Waiting)
+            };
+            self.order.iter().copied().filter(is_waiting)
+        };
+        let sent = self.tally.sent > 0;
+        if self.tally.waiting > 0 {
             if self.spec.rebuilt.is_some() {
                 // What was sent is not known here; that something was is
                 // written down before anything else.
@@ -750,21 +754,21 @@ impl RunState {
             if self.phase == RunPhase::Cancelling {
                 let by = self.cancelled_by.as_ref().map_or("", PrincipalName::as_str);
                 return Next::Skip {
-                    nodes: waiting,
+                    nodes: waiting().collect(),
                     outcome: Outcome::Skipped,
                     reason: format!("not started: {by} cancelled the run"),
                 };
             }
             if let Some(reason) = self.budget_spent() {
                 return Next::Skip {
-                    nodes: waiting,
+                    nodes: waiting().collect(),
                     outcome: Outcome::Skipped,
                     reason,
                 };
             }
             if !sent {
                 let size = self.batch_size();
-                let nodes = waiting.into_iter().take(size).collect();
+                let nodes = waiting().take(size).collect();
                 return Next::Send {
                     batch: self.batches,
                     nodes,
@@ -776,7 +780,7 @@ impl RunState {
         }
         Next::Finish(if self.phase == RunPhase::Cancelling {
             RunEnd::Cancelled
-        } else if self.results().all(|r| r.outcome == Outcome::Succeeded) {
+        } else if self.tally.all_succeeded() {
             RunEnd::Succeeded
         } else {
             RunEnd::Failed
@@ -804,7 +808,7 @@ impl RunState {
     fn budget_spent(&self) -> Option<String> {
         let budget = self.spec.options.max_failures?;
         let allowed = budget.of_rounded_down(self.order.len());
-        let failed = self.results().filter(|r| r.outcome.is_failure()).count();
+        let failed = self.tally.failures();
         (failed > allowed).then(|| format!("not started: {failed} failed, the budget was {budget}"))
     }
 }

@@ -10,6 +10,7 @@ use muster_protocol::run::{Data, NodeResult, Stream};
 use muster_protocol::text::printable_line;
 use muster_protocol::units::Timestamp;
 use muster_protocol::wire::{InlineChunk, OutcomeReport};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
 
 use super::{Chunk, Counts, Entry, JournalError, ProcessNote, StartNote, Unfinished};
@@ -81,6 +82,8 @@ fn connect(path: &Path, synchronous: &str) -> Result<Connection, rusqlite::Error
     connection.pragma_update(None, "wal_autocheckpoint", 256)?;
     connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
     connection.set_prepared_statement_cache_capacity(32);
+    // A statement is planned once, not anew for each value that is put in.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(connection)
 }
 
@@ -389,18 +392,22 @@ impl Db {
     }
 
     pub(super) fn acknowledged(
-        &self,
-        request: RequestId,
-        now: Timestamp,
+        &mut self,
+        noted: &[(RequestId, Timestamp)],
     ) -> Result<(), JournalError> {
-        let (run, step) = key(&request);
-        // Lost in a power cut it only means one more report.
-        self.quick
-            .prepare_cached(
+        if noted.is_empty() {
+            return Ok(());
+        }
+        let all = self.quick.transaction()?;
+        for (request, now) in noted {
+            let (run, step) = key(request);
+            all.prepare_cached(
                 "UPDATE step SET acknowledged = ?3
                  WHERE run = ?1 AND step = ?2 AND state = 'finished' AND acknowledged IS NULL",
             )?
-            .execute(params![run, step, millis(now)])?;
+            .execute(params![run, step, millis(*now)])?;
+        }
+        all.commit()?;
         Ok(())
     }
 

@@ -132,8 +132,8 @@ fn it_forgets_acknowledged_before_unacknowledged_and_nothing_young() {
         )
         .expect("finished");
     }
-    db.acknowledged(id(2), at(10)).expect("acknowledged");
-    db.acknowledged(id(3), at(11)).expect("acknowledged");
+    db.acknowledged(&[(id(2), at(10)), (id(3), at(11))])
+        .expect("acknowledged");
     let keep = Retention {
         max_output_bytes: 2500,
         ..Retention::default()
@@ -226,7 +226,7 @@ async fn a_request_is_kept_as_long_as_its_outcome_and_the_oldest_go_first() {
             .finish(id(n), result, 0, false)
             .await
             .expect("ended");
-        journal.acknowledged(id(n)).await.expect("noted");
+        journal.acknowledged(id(n));
     }
     let keep = Retention {
         max_outcomes: 0,
@@ -260,7 +260,7 @@ async fn a_recall_is_done_once_and_only_from_its_time_on() {
         let hour = std::time::Duration::from_secs(3600 * u64::from(n));
         let at = now.checked_sub(hour).expect("in range");
         journal
-            .with(move |db| db.acknowledged(id(n), at))
+            .with(move |db| db.acknowledged(&[(id(n), at)]))
             .await
             .expect("noted");
     }
@@ -316,4 +316,27 @@ fn a_journal_of_an_earlier_agent_is_taken_over_and_can_be_given_back() {
         .pragma_query_value(None, "user_version", |r| r.get(0))
         .expect("reads");
     assert_eq!(version, 1, "an earlier agent refuses a higher one");
+}
+
+#[tokio::test]
+async fn an_acknowledgement_counts_at_once_and_is_written_with_what_comes_next() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("journal.db");
+    let journal = Journal::open(&path).expect("opens");
+    for n in [1, 2] {
+        let result = NodeResult::new(Serial(1), Outcome::Declined, "no");
+        journal
+            .finish(id(n), result, 0, false)
+            .await
+            .expect("written");
+    }
+    journal.acknowledged(id(1));
+    let open = journal.unacknowledged(9).await.expect("reads");
+    assert_eq!(open, [id(2)], "nobody reports it again");
+    let counts = journal.counts().await.expect("reads");
+    assert_eq!((counts.acknowledged, counts.unacknowledged), (1, 1));
+    journal.acknowledged(id(2));
+    journal.settle().await;
+    let counts = Db::counts_of(&path).expect("reads");
+    assert_eq!((counts.acknowledged, counts.unacknowledged), (2, 0));
 }

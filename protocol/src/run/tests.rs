@@ -62,6 +62,15 @@ fn intent(nodes: &[Serial]) -> RunEvent {
     }
 }
 
+/// What is counted as nodes move, counted anew.
+fn recount(state: &RunState) -> Tally {
+    let mut tally = Tally::default();
+    for node in state.nodes.values() {
+        tally.add(&node.phase);
+    }
+    tally
+}
+
 #[test]
 fn a_second_outcome_is_refused_whole() {
     let mut s = state(3, None, None);
@@ -192,6 +201,7 @@ proptest! {
                 Next::Ended => break,
             };
             s.apply(&event).expect("follows");
+            prop_assert_eq!(&s.tally, &recount(&s));
             journal.push(event);
         }
         prop_assert_eq!(s.next(), Next::Ended);
