@@ -109,6 +109,28 @@ pub struct Config {
     pub log_format: LogFormat,
     /// NATS.
     pub nats: NatsConfig,
+    /// The broker's own copy of what NATS holds.
+    pub twin: TwinConfig,
+}
+
+/// How much of what NATS holds the broker has a copy of, in case NATS loses
+/// it. Nodes, tokens and invites are always in it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TwinConfig {
+    /// How long journals of runs and events are kept in it.
+    pub keep: Span,
+    /// Most bytes of them; the oldest go first.
+    pub max_bytes: u64,
+}
+
+impl Default for TwinConfig {
+    fn default() -> Self {
+        Self {
+            keep: Span::from_secs(7 * 86_400),
+            max_bytes: 512 << 20,
+        }
+    }
 }
 
 /// Where NATS is.
@@ -146,6 +168,7 @@ impl Default for Config {
             open_requests_per_second: 100,
             log_format: LogFormat::Human,
             nats: NatsConfig::default(),
+            twin: TwinConfig::default(),
         }
     }
 }

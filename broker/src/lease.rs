@@ -337,7 +337,11 @@ impl Seeker {
     }
 
     fn is_mine(&self, value: &LeaseValue) -> bool {
-        value.instance == self.instance || (self.first && value.holder == self.holder.id)
+        // Of the same holder only one process can be alive. What it wrote under
+        // a lower epoch than it has had since is from before: the store went
+        // back in time.
+        let older = self.first || value.epoch < self.holder.epoch;
+        value.instance == self.instance || (older && value.holder == self.holder.id)
     }
 
     async fn try_take(&mut self) -> Result<Option<(LeaseValue, u64)>, LeaseError> {

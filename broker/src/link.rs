@@ -68,6 +68,9 @@ pub struct Link {
     pub system: SystemClient,
     /// Version of the server.
     pub version: ServerVersion,
+    /// Counts the connections in muster's account: whatever is at the other
+    /// end may have changed since the last one.
+    pub connects: watch::Receiver<u64>,
     /// The users of both connections: theirs alone, new for each link.
     pub users: Vec<UserKey>,
     refused: Arc<watch::Sender<bool>>,
@@ -89,6 +92,7 @@ impl Link {
         })
         .await?;
         let user = issue(keys.account(), "muster-broker", broker_permissions())?;
+        let (count, connects) = watch::channel(0);
         let users = [&user, &system_user]
             .iter()
             .filter_map(|credentials| credentials.public_key().parse().ok())
@@ -102,6 +106,9 @@ impl Link {
             .client_capacity(4096)
             .subscription_capacity(65_536)
             .event_callback(move |event| {
+                if event == Event::Connected {
+                    count.send_modify(|count| *count += 1);
+                }
                 if is_refusal(&event) {
                     let (refused, over) = &noted;
                     over.store(true, Ordering::Relaxed);
@@ -133,6 +140,7 @@ impl Link {
             client,
             system,
             version,
+            connects,
             users,
             refused,
             over,

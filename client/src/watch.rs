@@ -87,7 +87,7 @@ impl Key {
             Frame::RunCreated { .. } => Self::Created,
             Frame::BatchSent { batch, .. } => Self::Batch(*batch),
             // Not kept by the broker, so never repeated.
-            Frame::Accepted { .. } => return None,
+            Frame::Accepted { .. } | Frame::RunBeginsAgain { .. } => return None,
             Frame::Output { node, chunk, .. } => Self::Output(node.clone(), *chunk),
             Frame::Outcome { result, .. } => Self::Outcome(result.node.clone()),
             Frame::LateOutcome { node, outcome, .. } => Self::Late(node.clone(), *outcome),
@@ -266,6 +266,12 @@ impl RunEvents {
             }
         };
         self.attempt = 0;
+        if let Frame::RunBeginsAgain { .. } = frame {
+            // The ids from before mean nothing; what was seen is told by what
+            // it is.
+            self.resume = None;
+            self.current = None;
+        }
         let fresh = Key::of(&frame).is_none_or(|key| self.seen.insert(key));
         if fresh {
             self.ready.push_back(frame);
@@ -292,6 +298,7 @@ fn is_known(name: &str) -> bool {
             | "outcome"
             | "late_outcome"
             | "run_cancelling"
+            | "run_begins_again"
             | "run_finished"
     )
 }

@@ -479,6 +479,9 @@ pub struct RunNode {
     /// Execution time in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ms: Option<u64>,
+    /// Bytes of output that the broker has taken from it.
+    #[serde(default, skip_serializing_if = "crate::run::is_zero")]
+    pub output_bytes: u64,
     /// What it said after its outcome was settled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub late: Vec<Outcome>,

@@ -68,6 +68,13 @@ pub struct StoredInvite {
     used: Option<Used>,
 }
 
+impl StoredInvite {
+    /// Whether a node was made with it.
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.is_some()
+    }
+}
+
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Used {

@@ -72,6 +72,8 @@ pub struct AppState {
     pub lease: Lease,
     /// What happens in the cluster.
     pub events: Events,
+    /// What the store has lost, as far as is known.
+    pub past: crate::twin::Past,
     /// Who may do what.
     pub policy: Arc<dyn Policy>,
     /// The way to the nodes.

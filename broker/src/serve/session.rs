@@ -12,6 +12,7 @@ use super::{Parts, Stores};
 use crate::authority::{Authority, AuthorityError};
 use crate::authz::FixedRoles;
 use crate::bus::{self, Deps, Nodes, StartError};
+use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
 use crate::http::{AppState, Limiter, router};
@@ -93,7 +94,7 @@ impl Session {
         // First of all: a broker that was stopped in the middle of a write
         // must not end it after this one has read what is there.
         let others = lease.to_shut_out();
-        Box::pin(shut_out(
+        let settled = Box::pin(shut_out(
             &others,
             stores.inventory.get().account,
             Arc::clone(&parts.keys),
@@ -129,6 +130,9 @@ impl Session {
             parts.config.credentials_life,
         ))
         .await?;
+        if let Some(revision) = settled {
+            inventory.was_settled(revision).await;
+        }
         // Before anybody connects: a server that was set up anew, or set
         // back in time, must know who is revoked.
         inventory.settle().await.map_err(InventoryError::from)?;
@@ -165,10 +169,7 @@ impl Session {
             past: past.clone(),
             connections: Some((link.system.clone(), parts.keys.account_key())),
             settings: bus::Settings {
-                runs: runs::Settings {
-                    max_age: parts.config.keep_runs.get(),
-                    ..runs::Settings::default()
-                },
+                runs: runs_settings(&parts.config),
                 confirm_above: parts.config.confirm_above,
                 ..bus::Settings::default()
             },
@@ -192,6 +193,7 @@ impl Session {
             tokens,
             lease: lease.clone(),
             events,
+            past,
             policy: Arc::new(FixedRoles),
             control: Arc::clone(&nodes.control),
             peers: peers.clone(),
@@ -228,6 +230,14 @@ impl Session {
                 "parts of the broker did not end in time"
             );
         }
+    }
+}
+
+/// How runs are kept.
+pub(super) fn runs_settings(config: &Config) -> runs::Settings {
+    runs::Settings {
+        max_age: config.keep_runs.get(),
+        ..runs::Settings::default()
     }
 }
 
