@@ -19,6 +19,7 @@ mod positions;
 mod replay;
 mod slow;
 mod steps;
+mod yesterday;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
