@@ -212,11 +212,22 @@ fn yesterdays_directory_after_everything_was_stopped() {
     works(&up, "role=web", 2);
     let before = made_token(&up, "old");
     let copy = copied(&mut up);
-    let told = live(&up, &before);
+    let mut told = live(&up, &before);
+    let serials: Vec<Value> = told.nodes.iter().map(|node| node[1].clone()).collect();
     up.stop(Signal::TERM).expect("ends");
     put(&up, Some(&copy));
     up.launch().expect("starts");
     wait_alarm(&up);
+    // `muster up` gives its nodes the labels that it was started with, and the
+    // removed one enrols anew: with a serial that nobody had.
+    told.nodes = nodes(&up).expect("listed");
+    let a_3 = told
+        .nodes
+        .iter()
+        .find(|node| node[0] == "a-3")
+        .expect("there");
+    let highest = serials.iter().filter_map(Value::as_u64).max();
+    assert!(a_3[1].as_u64() > highest.max(Some(3)), "{a_3} {serials:?}");
     everything_is_there(&up, &told);
     works(&up, "role=web", 2);
 
