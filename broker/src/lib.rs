@@ -9,6 +9,7 @@ pub mod authority;
 pub mod authz;
 pub mod backup;
 pub mod bus;
+mod clock;
 pub mod config;
 pub mod embedded;
 pub mod enroll;

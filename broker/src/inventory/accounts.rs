@@ -131,11 +131,12 @@ impl Accounts {
     }
 
     /// Has every server close the connections of these users of a broker and
-    /// keep them out, and returns when they do.
+    /// keep them out, and returns when they do: the revision of what is
+    /// stored and pushed by then.
     ///
     /// # Errors
     /// [`AccountError`]: not all of them do yet.
-    pub(super) async fn shut_out(&self, users: &[UserKey]) -> Result<(), AccountError> {
+    pub(super) async fn shut_out(&self, users: &[UserKey]) -> Result<u64, AccountError> {
         // Later than what any broker's credentials claim to be issued, and
         // rising, so that the newest are known.
         let until = BROKER_ISSUED_AT.saturating_add(now_seconds());
@@ -146,7 +147,15 @@ impl Accounts {
             wanted.keep_newest(BROKER_ISSUED_AT, MAX_SHUT_OUT);
         });
         let mut pushed = self.pushed.lock().await;
-        self.push(&mut pushed).await
+        self.push(&mut pushed).await?;
+        Ok(pushed.revision)
+    }
+
+    /// The servers have what the bucket held at this revision: when that is
+    /// what was read, nothing is left to be given to them.
+    pub(super) async fn was_settled(&self, revision: u64) {
+        let mut pushed = self.pushed.lock().await;
+        pushed.dirty &= pushed.revision != revision;
     }
 
     /// Gives the servers what they may not have yet. `true` when there was
@@ -221,8 +230,13 @@ impl Accounts {
             revocations: pushed.value.revocations.clone(),
         };
         let jwt = claims.sign(self.keys.operator())?;
-        self.system.push_account_claims(&jwt).await?;
-        self.push_system(&pushed.value).await?;
+        // Both at once: a takeover waits for them.
+        let (account, system) = tokio::join!(
+            self.system.push_account_claims(&jwt),
+            self.push_system(&pushed.value)
+        );
+        account?;
+        system?;
         pushed.dirty = false;
         Ok(())
     }

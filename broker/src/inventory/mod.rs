@@ -115,7 +115,7 @@ const SEEN_KEY: &str = "seen";
 
 /// Has every NATS server close the connections of these users of earlier
 /// brokers, and keep them out. Only the active broker does this, before it
-/// reads anything.
+/// reads anything. Gives what [`Inventory::was_settled`] takes.
 ///
 /// # Errors
 /// [`InventoryError::Account`]: not every server does yet.
@@ -125,13 +125,12 @@ pub(crate) async fn shut_out(
     keys: Arc<NatsKeys>,
     system: SystemClient,
     credentials_life: Span,
-) -> Result<(), InventoryError> {
+) -> Result<Option<u64>, InventoryError> {
     if users.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let accounts = Accounts::load(keys, system, bucket, credentials_life).await?;
-    accounts.shut_out(users).await?;
-    Ok(())
+    Ok(Some(accounts.shut_out(users).await?))
 }
 
 /// Where the inventory is kept.
@@ -348,6 +347,14 @@ impl Inventory {
             .kept
             .as_ref()
             .is_none_or(|kept| kept.accounts.is_settled())
+    }
+
+    /// The servers were just given everything, with this revision of the
+    /// account's claims.
+    pub(crate) async fn was_settled(&self, revision: u64) {
+        if let Some(kept) = &self.0.kept {
+            kept.accounts.was_settled(revision).await;
+        }
     }
 
     /// Gives the NATS servers all revocations, as after a start.

@@ -94,7 +94,7 @@ impl Session {
         // First of all: a broker that was stopped in the middle of a write
         // must not end it after this one has read what is there.
         let others = lease.to_shut_out();
-        Box::pin(shut_out(
+        let settled = Box::pin(shut_out(
             &others,
             stores.inventory.get().account,
             Arc::clone(&parts.keys),
@@ -130,6 +130,9 @@ impl Session {
             parts.config.credentials_life,
         ))
         .await?;
+        if let Some(revision) = settled {
+            inventory.was_settled(revision).await;
+        }
         // Before anybody connects: a server that was set up anew, or set
         // back in time, must know who is revoked.
         inventory.settle().await.map_err(InventoryError::from)?;
