@@ -149,7 +149,7 @@ impl Task {
             match worked {
                 Ok(()) => {}
                 Err(JournalError::NotActive) => tracing::warn!("no longer the writer of this run"),
-                Err(error) => self.failed(&error).await,
+                Err(error) => self.failed(&error),
             }
         }
         .instrument(span)
@@ -157,19 +157,25 @@ impl Task {
     }
 
     /// The journal could not be written for a reason that time does not heal.
-    async fn failed(&self, error: &JournalError) {
+    fn failed(&self, error: &JournalError) {
         tracing::error!(%error, "stopped writing a run's journal");
         let shared = Arc::clone(&self.engine.0);
         let short = lock(&shared.index).short(self.run);
-        shared
-            .events
-            .emit("alarm.journal-conflict", &short, error.to_string())
-            .await;
         // Whoever wrote it holds no lease, or we do not: in the first case
-        // what it wrote counts, and this broker goes on from there.
+        // what it wrote counts, and this broker goes on from there. Or the
+        // store went back in time: then this session has ended by then.
         let (engine, run, first) = (self.engine.clone(), self.run, self.first);
+        let error = error.to_string();
         shared.tasks.spawn(async move {
             sleep(Duration::from_secs(2)).await;
+            let shared = &engine.0;
+            if shared.active().is_none() {
+                return;
+            }
+            shared
+                .events
+                .emit("alarm.journal-conflict", &short, error)
+                .await;
             engine.take_up(run, first).await;
         });
     }

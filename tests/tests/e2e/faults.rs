@@ -20,6 +20,7 @@ mod reconcile;
 mod replay;
 mod slow;
 mod steps;
+mod yesterday;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
