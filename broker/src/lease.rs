@@ -216,7 +216,9 @@ impl Lease {
         epoch < HIGHEST
     }
 
-    fn seen(&self) -> u64 {
+    /// The highest epoch that the next one is to be above.
+    #[must_use]
+    pub fn seen(&self) -> u64 {
         self.0.seen.load(Ordering::Relaxed)
     }
 

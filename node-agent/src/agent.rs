@@ -70,6 +70,7 @@ pub async fn run_with(
     let _lock = dir.lock()?;
     let identity = Identity::load(&dir)?;
     let journal = Journal::open(&dir.path(JOURNAL_FILE))?;
+    journal.begin().await?;
     let instance = InstanceId::random();
     let boot_id = crate::host::boot_id();
     let serial = identity.now().serial();
@@ -111,6 +112,8 @@ pub async fn run_with(
     };
     let link = Link::new(LinkParts {
         identity: identity.clone(),
+        journal: journal.clone(),
+        reporter: reporter.clone(),
         keeper: keeper.clone(),
         verifier,
         steps: steps.clone(),
@@ -173,6 +176,7 @@ pub async fn run_with(
     if let Ok(voice) = bus.voice() {
         let _ = tokio::time::timeout(LAST_WORDS, reporter.flush(&journal, &voice)).await;
     }
+    journal.settle().await;
     hang_up.cancel();
     if !link.is_finished() {
         let _ = tokio::time::timeout(LAST_WORDS, link).await;

@@ -102,6 +102,10 @@ impl SystemClient {
                         }
                         // Its own doing: at the end, and between two tries.
                         Event::Draining | Event::Closed => {}
+                        // The other connection to the same servers says it.
+                        Event::ClientError(e) => {
+                            tracing::debug!(error = %e, "system connection to NATS");
+                        }
                         other => tracing::warn!(event = %other, "system connection to NATS"),
                     }
                 }

@@ -114,6 +114,7 @@ pub(crate) struct Stores {
     pub(crate) invites: Kv<crate::enroll::StoredInvite>,
     pub(crate) tokens: Kv<crate::tokens::StoredToken>,
     pub(crate) past: Kv<crate::twin::StoredPast>,
+    pub(crate) journals: Kv<crate::presence::StoredJournals>,
 }
 
 /// [`Buckets`], to be cloned for each session.
@@ -156,6 +157,7 @@ impl Stores {
             invites: bucket(js, "muster_invites").await?.witnessed(told()),
             tokens: bucket(js, "muster_tokens").await?.witnessed(told()),
             past: bucket(js, "muster_cluster").await?.witnessed(told()),
+            journals: bucket(js, "muster_cluster").await?,
         })
     }
 }

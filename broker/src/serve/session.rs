@@ -22,6 +22,7 @@ use crate::lease::Lease;
 use crate::link::{Link, nats_ca};
 use crate::nats::keys::UserKey;
 use crate::peers::Peers;
+use crate::presence::Journals;
 use crate::runs;
 use crate::store::kv::KvError;
 use crate::tls::TlsError;
@@ -207,6 +208,7 @@ impl Session {
             authority: authority.clone(),
             lease: lease.clone(),
             events: events.clone(),
+            journals: Journals::load(stores.journals.clone(), lease.clone()).await?,
             past: past.clone(),
             connections: Some((link.system.clone(), parts.keys.account_key())),
             settings: bus::Settings {
