@@ -222,7 +222,7 @@ fn output_that_the_broker_lost_is_said() {
     let shown = body(&book, style());
     assert_eq!(shown.matches("is gone").count(), 1, "{shown}");
     assert!(
-        shown.contains("a: nginx 1.24") && shown.contains("(its output is gone"),
+        shown.contains("a  nginx 1.24") && shown.contains("(its output is gone"),
         "{shown}"
     );
 }

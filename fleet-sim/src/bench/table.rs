@@ -327,7 +327,7 @@ mod tests {
         let text = report.to_string();
         for line in [
             "machine   A Processor, 2 cores, 24.0 GiB",
-            "floor                            240 ms   120 ms    480 ms",
+            "floor                                240 ms   120 ms    480 ms",
             "ping of 5000 nodes  ≤ 1.5 × floor    300 ms   150 ms    600 ms     1.25     met",
             "an agent: memory         ≤ 10 MiB  11.3 MiB  5.7 MiB  22.6 MiB           MISSED",
             "note: something to know",

@@ -302,7 +302,11 @@ fn answer(
             heard.outcomes.push(report);
             let answer = match receipt {
                 Receipt::Silence => return None,
-                Receipt::MissingOnce(chunks) if heard.missing_asked.insert(id, ()).is_none() => {
+                // Again while they have not come: the answer may be lost.
+                Receipt::MissingOnce(chunks)
+                    if heard.missing_asked.insert(id, ()).is_none()
+                        || chunks.iter().any(|n| !heard.output.contains_key(&(id, *n))) =>
+                {
                     OutcomeAnswer::Missing {
                         chunks: chunks.clone(),
                     }

@@ -85,10 +85,11 @@ async fn two_machines_with_one_key_are_both_kept_out() {
         })
         .await;
     assert_ne!(first.instance, second.instance);
-    assert!(matches!(
-        *second.welcome.borrow(),
-        Some(Welcome::Refused { .. })
-    ));
+    world
+        .until("the second is refused", || {
+            matches!(*second.welcome.borrow(), Some(Welcome::Refused { .. }))
+        })
+        .await;
     first.hello().await;
     assert!(matches!(
         *first.welcome.borrow(),
