@@ -15,6 +15,7 @@ mod nodes;
 mod page;
 mod ping;
 pub mod problem;
+mod releases;
 mod runs;
 mod sse;
 mod status;
@@ -41,6 +42,7 @@ use crate::events::Events;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
 use crate::link::Link;
+use crate::releases::Releases;
 use crate::tokens::Tokens;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
@@ -78,6 +80,8 @@ pub struct AppState {
     pub link: Link,
     /// Runs, pings, plans, presence: everything that talks with the nodes.
     pub nodes: Nodes,
+    /// Agents that nodes can be upgraded to.
+    pub releases: Releases,
     /// How much those without a token may ask.
     pub limiter: Arc<Limiter>,
     /// Held while a backup is made: one at a time.
@@ -122,6 +126,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(matching::routes())
         .merge(nodes::routes())
         .merge(ping::routes())
+        .merge(releases::routes())
         .merge(runs::routes())
         .merge(sse::routes())
         .merge(status::routes())

@@ -19,7 +19,7 @@ use self::session::{Session, SessionError};
 use crate::backup::import::{ImportError, import};
 use crate::config::Config;
 use crate::http::Front;
-use crate::inventory::{AccountValue, Buckets, SeenValue, SerialCounter, StoredFacts, StoredNode};
+use crate::inventory::{AgentsValue, AccountValue, Buckets, SeenValue, SerialCounter, StoredFacts, StoredNode};
 use crate::lease::{Lease, LeaseError, LeaseValue, Place};
 use crate::link::{Link, LinkError};
 use crate::nats::keys::NatsKeys;
@@ -86,6 +86,7 @@ pub(crate) struct InventoryBuckets {
     nodes: Kv<StoredNode>,
     facts: Kv<StoredFacts>,
     seen: Kv<SeenValue>,
+    agents: Kv<AgentsValue>,
     serial: Kv<SerialCounter>,
     account: Kv<AccountValue>,
 }
@@ -96,6 +97,7 @@ impl InventoryBuckets {
             nodes: self.nodes.clone(),
             facts: self.facts.clone(),
             seen: self.seen.clone(),
+            agents: self.agents.clone(),
             serial: self.serial.clone(),
             account: self.account.clone(),
         }
@@ -110,6 +112,7 @@ impl Stores {
                 nodes: bucket(js, "muster_nodes").await?,
                 facts: bucket(js, "muster_facts").await?,
                 seen: bucket(js, "muster_cluster").await?,
+                agents: bucket(js, "muster_cluster").await?,
                 serial: bucket(js, "muster_cluster").await?,
                 account: bucket(js, "muster_cluster").await?,
             },

@@ -18,6 +18,7 @@ use crate::http::{AppState, Limiter, router};
 use crate::inventory::{Inventory, InventoryError};
 use crate::lease::Lease;
 use crate::link::{Link, nats_ca};
+use crate::releases::{Releases, ReleasesError};
 use crate::runs;
 use crate::tls::TlsError;
 use crate::tokens::{Tokens, TokensError};
@@ -51,6 +52,9 @@ pub enum SessionError {
     /// The subscriptions to what the nodes say.
     #[error(transparent)]
     Nodes(#[from] StartError),
+    /// The agent releases.
+    #[error(transparent)]
+    Releases(#[from] ReleasesError),
 }
 
 impl SessionError {
@@ -62,7 +66,7 @@ impl SessionError {
             }
             Self::Tokens(error) => matches!(error, TokensError::State(_)),
             Self::Tls(_) => true,
-            Self::Inventory(_) | Self::Events(_) | Self::Nodes(_) => false,
+            Self::Inventory(_) | Self::Events(_) | Self::Nodes(_) | Self::Releases(_) => false,
         }
     }
 }
@@ -108,6 +112,7 @@ impl Session {
         if tokens.ensure_admin(&path).await? {
             tracing::info!(file = %path.display(), "a new admin token was written");
         }
+        let releases = Releases::open(link.js.clone(), lease.clone(), events.clone()).await?;
         let connect = Connect {
             nats_urls: parts.config.agent_urls().to_vec(),
             nats_ca: nats_ca(&parts.config, &parts.ca)?,
@@ -165,6 +170,7 @@ impl Session {
             control: Arc::clone(&nodes.control),
             nodes: nodes.clone(),
             link: link.clone(),
+            releases,
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
             backing_up: Arc::new(tokio::sync::Semaphore::new(1)),
             shutdown: cancel.clone(),
