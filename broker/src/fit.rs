@@ -111,7 +111,11 @@ impl Unfit {
                 } else {
                     String::new()
                 };
-                format!("{}{more}: {}", names.join(", "), printable(&reason.to_string(), 300))
+                format!(
+                    "{}{more}: {}",
+                    names.join(", "),
+                    printable(&reason.to_string(), 300)
+                )
             })
             .collect();
         let mut hints: Vec<String> = Vec::new();
@@ -247,7 +251,9 @@ mod tests {
             .collect();
         judge(
             call,
-            names.iter().zip(agents.iter().cloned().map(|a| a.map(Arc::new))),
+            names
+                .iter()
+                .zip(agents.iter().cloned().map(|a| a.map(Arc::new))),
         )
     }
 
@@ -286,8 +292,18 @@ mod tests {
             with(&|_| {}),
             with(&|a| a.capabilities.clear()),
             with(&|a| a.protocol = 7),
-            with(&|a| a.build = Some(Build { arch: "aarch64".into(), ..build() })),
-            with(&|a| a.build = Some(Build { journal: 2, ..build() })),
+            with(&|a| {
+                a.build = Some(Build {
+                    arch: "aarch64".into(),
+                    ..build()
+                })
+            }),
+            with(&|a| {
+                a.build = Some(Build {
+                    journal: 2,
+                    ..build()
+                })
+            }),
             with(&|a| a.version = "0.2.0".into()),
             with(&|a| a.version = "0.2.0".into()),
         ];

@@ -72,7 +72,9 @@ pub enum ReleasesError {
     #[error("{0} parts of this release are missing; send them, then commit again")]
     Missing(usize),
     /// The bytes are not those that were announced.
-    #[error("the bytes that came are not those of release {wanted}: their hash is {got}; send it again")]
+    #[error(
+        "the bytes that came are not those of release {wanted}: their hash is {got}; send it again"
+    )]
     Hash {
         /// As announced.
         wanted: String,
@@ -279,7 +281,11 @@ impl Releases {
         // is at most one release.
         let mut messages = read_from(&self.0.js, STREAM, RELEASE_ALL, 1).await?;
         while let Some(message) = messages.try_next().await? {
-            let id = message.subject.split('.').nth(2).and_then(|t| t.parse().ok());
+            let id = message
+                .subject
+                .split('.')
+                .nth(2)
+                .and_then(|t| t.parse().ok());
             if let Some(id) = id.filter(|id: &ReleaseId| !keep.contains(id)) {
                 stale.insert(id);
             }
@@ -312,7 +318,10 @@ impl Releases {
         let view = self.get(id)?;
         self.forget(&view).await?;
         let text = format!("{by} removed agent release {}", view.release.version);
-        self.0.events.emit("release.removed", &id.short(), text).await;
+        self.0
+            .events
+            .emit("release.removed", &id.short(), text)
+            .await;
         Ok(())
     }
 
@@ -331,7 +340,12 @@ impl Releases {
         if wanted == 0 || wanted != got {
             return Err(ReleasesError::Part { part, wanted, got });
         }
-        append(&self.0.js, STREAM, &Append::new(release_part(id, part), data)).await?;
+        append(
+            &self.0.js,
+            STREAM,
+            &Append::new(release_part(id, part), data),
+        )
+        .await?;
         upload.have.insert(part);
         upload.moved = Instant::now();
         Ok(())
@@ -392,7 +406,10 @@ impl Releases {
             view.release.build.platform(),
             view.size
         );
-        self.0.events.emit("release.stored", &id.short(), text).await;
+        self.0
+            .events
+            .emit("release.stored", &id.short(), text)
+            .await;
         Ok(view)
     }
 

@@ -208,7 +208,9 @@ impl FromStr for ReleaseId {
 text_form!(Version, ReleaseId);
 
 /// What a program was built for, and which state of an agent it can use.
-#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, utoipa::ToSchema,
+)]
 #[serde(deny_unknown_fields)]
 pub struct Build {
     /// Operating system: `linux`.
@@ -276,8 +278,7 @@ impl Release {
     /// # Errors
     /// When it does not fit.
     pub fn marker(&self) -> Result<[u8; MARKER_BYTES], ReleaseError> {
-        let json =
-            serde_json::to_string(self).map_err(|e| ReleaseError::Strange(e.to_string()))?;
+        let json = serde_json::to_string(self).map_err(|e| ReleaseError::Strange(e.to_string()))?;
         if json.len() > MARKER_BYTES - HEAD.len() - TAIL.len() {
             return Err(ReleaseError::Strange("it is too long".into()));
         }
@@ -485,10 +486,16 @@ mod tests {
         for piece in [1, 7, 511, 512, 513, bytes.len()] {
             let seen = inspect(&bytes, piece);
             assert_eq!(seen.release, Ok(release()), "{piece}");
-            assert_eq!((seen.id, seen.size), (ReleaseId::of(&bytes), bytes.len() as u64));
+            assert_eq!(
+                (seen.id, seen.size),
+                (ReleaseId::of(&bytes), bytes.len() as u64)
+            );
         }
         // The same marker twice is one.
-        assert_eq!(inspect(&file(&[&marker, &marker]), 100).release, Ok(release()));
+        assert_eq!(
+            inspect(&file(&[&marker, &marker]), 100).release,
+            Ok(release())
+        );
     }
 
     #[test]
@@ -516,13 +523,30 @@ mod tests {
     fn versions_are_compared_as_people_do() {
         let v = |text: &str| text.parse::<Version>().expect("a version");
         let rising = [
-            "0.1.0", "0.1.1", "0.2.0-alpha", "0.2.0-alpha.1", "0.2.0-rc.2", "0.2.0-rc.10", "0.2.0",
-            "0.10.0", "1.0.0",
+            "0.1.0",
+            "0.1.1",
+            "0.2.0-alpha",
+            "0.2.0-alpha.1",
+            "0.2.0-rc.2",
+            "0.2.0-rc.10",
+            "0.2.0",
+            "0.10.0",
+            "1.0.0",
         ];
         for pair in rising.windows(2) {
             assert!(v(pair[0]) < v(pair[1]), "{pair:?}");
         }
-        for bad in ["", "1", "1.2", "1.2.3.4", "v1.2.3", "1.2.-3", "01.2.3", "1.2.3-", "1.2.3-\u{1b}"] {
+        for bad in [
+            "",
+            "1",
+            "1.2",
+            "1.2.3.4",
+            "v1.2.3",
+            "1.2.-3",
+            "01.2.3",
+            "1.2.3-",
+            "1.2.3-\u{1b}",
+        ] {
             assert!(bad.parse::<Version>().is_err(), "{bad}");
         }
     }

@@ -173,16 +173,7 @@ pub struct Hello {
 /// What an agent says about itself in its [`Hello`]: what the broker judges
 /// before it sends anything.
 #[derive(
-    Clone,
-    Debug,
-    Deserialize,
-    Eq,
-    Hash,
-    Ord,
-    PartialEq,
-    PartialOrd,
-    Serialize,
-    utoipa::ToSchema,
+    Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, utoipa::ToSchema,
 )]
 #[serde(deny_unknown_fields)]
 pub struct AgentInfo {

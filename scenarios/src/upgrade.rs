@@ -145,14 +145,23 @@ mod tests {
             Upgrade::from_params(&all).expect_err("refused")
         };
         assert_eq!(with("/size", json!(0)), UpgradeError::Size(0));
-        assert!(matches!(with("/size", json!(u64::MAX)), UpgradeError::Size(_)));
-        assert!(matches!(with("/about/protocol", json!(2)), UpgradeError::Protocol { .. }));
+        assert!(matches!(
+            with("/size", json!(u64::MAX)),
+            UpgradeError::Size(_)
+        ));
+        assert!(matches!(
+            with("/about/protocol", json!(2)),
+            UpgradeError::Protocol { .. }
+        ));
         for (path, value) in [
             ("/release", json!("abc")),
             ("/about/version", json!("new")),
             ("/about", json!(null)),
         ] {
-            assert!(matches!(with(path, value), UpgradeError::Shape(_)), "{path}");
+            assert!(
+                matches!(with(path, value), UpgradeError::Shape(_)),
+                "{path}"
+            );
         }
     }
 }

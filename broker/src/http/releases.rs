@@ -161,11 +161,10 @@ async fn fetch(
     state.active()?;
     state.enrolment.prove_node(&request).await?;
     let Some((length, pieces)) = state.releases.fetch(request.release, request.from)? else {
-        return Err(ApiError::new(
-            Kind::RateLimited,
-            "many nodes fetch a release now",
-        )
-        .hint("try again in a few seconds"));
+        return Err(
+            ApiError::new(Kind::RateLimited, "many nodes fetch a release now")
+                .hint("try again in a few seconds"),
+        );
     };
     let headers = [
         (CONTENT_TYPE, "application/octet-stream".to_owned()),

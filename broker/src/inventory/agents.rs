@@ -90,7 +90,11 @@ impl Inventory {
     /// seconds.
     pub fn note_agent(&self, node: Serial, agent: AgentInfo) {
         let mut agents = self.agents();
-        if agents.by_node.get(&node).is_some_and(|known| **known == agent) {
+        if agents
+            .by_node
+            .get(&node)
+            .is_some_and(|known| **known == agent)
+        {
             return;
         }
         agents.by_node.insert(node, Arc::new(agent));

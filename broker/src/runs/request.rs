@@ -21,7 +21,7 @@ pub const DELIVER_WITHIN: Span = Span::from_secs(15);
 /// Output kept per node when nothing is said, in bytes.
 pub const OUTPUT_BYTES: u64 = 1 << 20;
 /// Agents that are upgraded at a time when nothing is said.
-pub const UPGRADE_BATCH: Amount = Amount::Percent(10);
+pub(super) const UPGRADE_BATCH: Amount = Amount::Percent(10);
 /// Longest execution time and delivery time that can be asked for.
 const LONGEST: Duration = Duration::from_secs(7 * 86_400);
 /// Most output kept per node, in bytes.

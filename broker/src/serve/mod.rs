@@ -19,7 +19,9 @@ use self::session::{Session, SessionError};
 use crate::backup::import::{ImportError, import};
 use crate::config::Config;
 use crate::http::Front;
-use crate::inventory::{AgentsValue, AccountValue, Buckets, SeenValue, SerialCounter, StoredFacts, StoredNode};
+use crate::inventory::{
+    AccountValue, AgentsValue, Buckets, SeenValue, SerialCounter, StoredFacts, StoredNode,
+};
 use crate::lease::{Lease, LeaseError, LeaseValue, Place};
 use crate::link::{Link, LinkError};
 use crate::nats::keys::NatsKeys;

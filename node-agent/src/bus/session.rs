@@ -274,7 +274,7 @@ impl<'a> Session<'a> {
         let enrolled = self.parts.identity.now();
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
-            version: crate::VERSION.to_owned(),
+            version: crate::release::version().to_owned(),
             instance: self.parts.instance,
             boot_id: self.parts.boot_id.clone(),
             time: Timestamp::now(),
@@ -282,6 +282,7 @@ impl<'a> Session<'a> {
             key_epoch: enrolled.keys.epoch,
             broker_epoch: self.parts.verifier.epoch().await,
             capabilities: self.parts.steps.capabilities(),
+            build: Some(crate::release::build().clone()),
         };
         let client = self.connection.client.clone();
         self.greeting = Some(ask_welcome(client, self.serial, hello, delay).boxed());

@@ -254,6 +254,7 @@ impl Shared {
             key_epoch: self.keys.epoch,
             broker_epoch: 0,
             capabilities: vec!["command".into()],
+            build: None,
         };
         let json = serde_json::to_vec(&hello).expect("json");
         let subject = NodeSays::Hello.subject(self.serial);
@@ -532,6 +533,7 @@ impl Swarm {
                 key_epoch: keys.epoch,
                 broker_epoch: 0,
                 capabilities: Vec::new(),
+                build: None,
             };
             said(
                 *serial,
