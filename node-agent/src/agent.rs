@@ -188,7 +188,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
         () = stop.cancelled() => break Ending::Stopped,
         // Everything is in place, and nothing runs here any more.
         Some(departure) = departures.recv() => {
-            // While it lives, the worker waits.
+            // While it lives, the worker waits, and so does the step.
             _leaving = Some(departure.failed);
             break Ending::Become(departure.program);
         }
@@ -223,7 +223,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
         // The only step that is left is the upgrade, which goes on.
         Ending::Become(_) => info!("the agent becomes another one"),
     }
-    worker.abort();
+    if ending == Ending::Stopped {
+        worker.abort();
+    }
     confirming.abort();
     helpers.cancel();
     let gone = async { while tasks.join_next().await.is_some() {} };

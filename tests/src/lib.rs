@@ -1,6 +1,8 @@
 //! The harness of the end-to-end tests: a whole muster on this machine, made
 //! of the real executables, in a directory of its own, gone when dropped.
 
+pub mod release;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

@@ -210,6 +210,29 @@ async fn read_some(pipe: Option<impl tokio::io::AsyncRead + Unpin>) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// Runs a program that does its work and ends soon, with this process's
+/// output for its own: what it leaves behind may go on writing to it.
+///
+/// # Errors
+/// When it cannot be started, does not end in time, or does not end well.
+pub async fn run(program: &Path, args: &[OsString], within: Duration) -> io::Result<()> {
+    let mut child = tokio::process::Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    match tokio::time::timeout(within, child.wait()).await {
+        Ok(status) => match status? {
+            status if status.success() => Ok(()),
+            status => Err(io::Error::other(status.to_string())),
+        },
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("it did not end within {} s", within.as_secs()),
+        )),
+    }
+}
+
 /// Starts a program that outlives this one: in a session of its own, and
 /// without anybody who waits for it.
 ///

@@ -81,12 +81,7 @@ pub async fn start(intents: &Intents, intent: &Intent) -> io::Result<()> {
     }
     args.push("--".into());
     args.extend(std::env::args_os());
-    let said = program::ask(&intent.executable, &args, START_WITHIN).await?;
-    if said.well {
-        Ok(())
-    } else {
-        Err(io::Error::other(said.error))
-    }
+    program::run(&intent.executable, &args, START_WITHIN).await
 }
 
 /// The verb: as the agent starts it, it starts the one that watches, so that
