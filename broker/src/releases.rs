@@ -122,6 +122,9 @@ impl ReleasesError {
     }
 }
 
+/// The bytes of a release, as they come.
+pub type Pieces = mpsc::Receiver<std::io::Result<Bytes>>;
+
 /// All releases. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Releases(Arc<Inner>);
@@ -460,11 +463,7 @@ impl Releases {
     ///
     /// # Errors
     /// [`ReleasesError::None`].
-    pub fn fetch(
-        &self,
-        id: ReleaseId,
-        from: u64,
-    ) -> Result<Option<(u64, mpsc::Receiver<std::io::Result<Bytes>>)>, ReleasesError> {
+    pub fn fetch(&self, id: ReleaseId, from: u64) -> Result<Option<(u64, Pieces)>, ReleasesError> {
         let view = self.get(id)?;
         let Ok(permit) = Arc::clone(&self.0.fetches).try_acquire_owned() else {
             return Ok(None);

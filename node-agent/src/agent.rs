@@ -87,7 +87,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
     let intents = Intents::new(dir.clone());
     let pending = match resume(&intents, &journal, serial, own_id).await? {
         Resumed::Nothing => None,
-        Resumed::Pending(pending) => Some(pending),
+        Resumed::Pending(pending) => Some(*pending),
         Resumed::Become(program) => return Ok(Ending::Become(program)),
     };
     let (voice, bus) = Bus::new();

@@ -49,7 +49,7 @@ impl Agents {
 
     /// What is to be stored, if anything changed; the largest kinds first, as
     /// far as there is room.
-    fn to_store(&mut self, snapshot: &Snapshot) -> Option<AgentsValue> {
+    fn take_changed(&mut self, snapshot: &Snapshot) -> Option<AgentsValue> {
         if !std::mem::take(&mut self.changed) {
             return None;
         }
@@ -107,7 +107,7 @@ impl Inventory {
         }
         let value = {
             let snapshot = self.snapshot();
-            self.agents().to_store(&snapshot)
+            self.agents().take_changed(&snapshot)
         };
         let Some(value) = value else { return };
         if let Err(error) = kept.buckets.agents.put(AGENTS_KEY, &value).await {

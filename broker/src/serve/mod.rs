@@ -81,6 +81,7 @@ pub(crate) struct Stores {
     pub(crate) lease: Kv<LeaseValue>,
     pub(crate) invites: Kv<crate::enroll::StoredInvite>,
     pub(crate) tokens: Kv<crate::tokens::StoredToken>,
+    pub(crate) past: Kv<crate::twin::StoredPast>,
 }
 
 /// [`Buckets`], to be cloned for each session.
@@ -122,6 +123,7 @@ impl Stores {
             lease: bucket(js, "muster_cluster").await?,
             invites: bucket(js, "muster_invites").await?,
             tokens: bucket(js, "muster_tokens").await?,
+            past: bucket(js, "muster_cluster").await?,
         })
     }
 }

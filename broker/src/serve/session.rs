@@ -20,8 +20,10 @@ use crate::lease::Lease;
 use crate::link::{Link, nats_ca};
 use crate::releases::{Releases, ReleasesError};
 use crate::runs;
+use crate::store::kv::KvError;
 use crate::tls::TlsError;
 use crate::tokens::{Tokens, TokensError};
+use crate::twin::Past;
 
 /// How often invites that ended are forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(3_600);
@@ -46,6 +48,9 @@ pub enum SessionError {
     /// The events.
     #[error(transparent)]
     Events(#[from] EventsError),
+    /// What is known of times that the store has lost.
+    #[error("what the store has lost could not be read: {0}")]
+    Past(#[from] KvError),
     /// Certificates.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -66,7 +71,11 @@ impl SessionError {
             }
             Self::Tokens(error) => matches!(error, TokensError::State(_)),
             Self::Tls(_) => true,
-            Self::Inventory(_) | Self::Events(_) | Self::Nodes(_) | Self::Releases(_) => false,
+            Self::Inventory(_)
+            | Self::Events(_)
+            | Self::Past(_)
+            | Self::Nodes(_)
+            | Self::Releases(_) => false,
         }
     }
 }
@@ -87,6 +96,7 @@ impl Session {
         lease: &Lease,
     ) -> Result<Self, SessionError> {
         let events = Events::open(link.js.clone(), lease.clone()).await?;
+        let past = Past::load(stores.past.clone(), lease.clone()).await?;
         let authority = Authority::load(
             parts.state.clone(),
             parts.root.clone(),
@@ -137,6 +147,7 @@ impl Session {
             authority: authority.clone(),
             lease: lease.clone(),
             events: events.clone(),
+            past: past.clone(),
             connections: Some((link.system.clone(), parts.keys.account_key())),
             settings: bus::Settings {
                 runs: runs::Settings {

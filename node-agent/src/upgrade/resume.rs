@@ -22,7 +22,7 @@ pub enum Resumed {
     /// Nothing was under way, or it is over.
     Nothing,
     /// This is the new agent: it stays if the broker welcomes it in time.
-    Pending(Pending),
+    Pending(Box<Pending>),
     /// This is the new agent, and the old one is to run.
     Become(PathBuf),
 }
@@ -69,10 +69,10 @@ pub async fn resume(
         }
         Phase::Switching if is_new => {
             note(intents.hold(intent.request, false));
-            return Ok(Resumed::Pending(Pending {
+            return Ok(Resumed::Pending(Box::new(Pending {
                 intents: intents.clone(),
                 intent,
-            }));
+            })));
         }
         Phase::Switching => {
             let why = "the agent ended before the new one began";
@@ -139,6 +139,11 @@ async fn settle(
         .await
 }
 
+/// A place at which a test may hold this agent.
+async fn place(point: &'static str, intent: &Intent) {
+    muster_checkpoint::at(point, || intent.request.run.to_string()).await;
+}
+
 /// The new agent, before it is known whether it stays.
 #[derive(Clone, Debug)]
 pub struct Pending {
@@ -169,6 +174,7 @@ impl Pending {
     ) -> Option<PathBuf> {
         let within = Duration::from_millis(self.intent.confirm_ms);
         let request = self.intent.request;
+        place("agent.upgrade.new", &self.intent).await;
         let verdict = match tokio::time::timeout(within, bus.welcomed()).await {
             Ok(_) => self.intents.confirm(request),
             Err(_) => {
@@ -194,12 +200,14 @@ impl Pending {
                 return None;
             }
         }
+        place("agent.upgrade.confirmed", &self.intent).await;
         info!(run = %request.run, version = release::version(), "the new agent stays");
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
         while let Err(e) = settle(&journal, &self.intent, succeeded(&self.intent, serial)).await {
             error!(run = %request.run, "the outcome cannot be journaled: {e}");
             tokio::time::sleep(backoff.wait()).await;
         }
+        place("agent.upgrade.settled", &self.intent).await;
         reporter.wake();
         forget(&self.intents, &self.intent);
         None

@@ -154,6 +154,7 @@ impl Worker {
         let until = deadline
             .checked_sub(confirm + confirm / 2)
             .unwrap_or(deadline);
+        place("agent.upgrade.fetch", intent).await;
         info!(run = %intent.request.run, version = %upgrade.about.version, "fetching a release");
         tokio::time::timeout_at(
             until,
@@ -176,10 +177,11 @@ impl Worker {
     /// Puts the new one in place and has the agent become it. Returns only
     /// when that fails; the old one is in its place then.
     async fn leave(&self, intent: &Intent, new: &Path) -> Result<std::convert::Infallible, String> {
+        place("agent.upgrade.ready", intent).await;
         guard::start(&self.intents, intent)
             .await
             .map_err(|e| format!("nobody could be set to watch over it: {e}"))?;
-        let checkpoint = |point| point_of(point, intent);
+        let checkpoint = |point| place(point, intent);
         checkpoint("agent.upgrade.guarded").await;
         match self.intents.switching(intent) {
             Ok(true) => {}
@@ -214,7 +216,10 @@ impl Worker {
     }
 }
 
-async fn point_of(_point: &'static str, _intent: &Intent) {}
+/// A place at which a test may hold this agent.
+async fn place(point: &'static str, intent: &Intent) {
+    muster_checkpoint::at(point, || intent.request.run.to_string()).await;
+}
 
 fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)

@@ -2,13 +2,22 @@
 //! said, what is not known is said to be unknown, nothing is done twice, and
 //! it works again when the fault is gone.
 
+mod checker;
 mod clock;
 mod disk;
+mod draw;
+mod fleet;
 mod flood;
 mod input;
 mod kill;
 mod nats;
 mod network;
+mod oneway;
+mod pause;
+mod positions;
+mod replay;
+mod slow;
+mod steps;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -140,6 +149,10 @@ impl Process {
             .spawn()
             .unwrap_or_else(|e| panic!("{command:?}: {e}"));
         Self { child, log }
+    }
+
+    fn id(&self) -> u32 {
+        self.child.id()
     }
 
     fn says(&self) -> String {
