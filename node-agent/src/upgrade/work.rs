@@ -226,7 +226,7 @@ fn millis(since: Instant) -> u64 {
 }
 
 /// Holds the file against what the broker has signed.
-async fn verify(new: &Path, upgrade: &Upgrade) -> Result<(), String> {
+pub(super) async fn verify(new: &Path, upgrade: &Upgrade) -> Result<(), String> {
     let path = new.to_owned();
     let seen = tokio::task::spawn_blocking(move || program::inspect(&path))
         .await

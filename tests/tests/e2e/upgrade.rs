@@ -1,5 +1,7 @@
 //! Agents that replace their own executable, while the cluster works.
 
+mod kill;
+
 use std::path::{Path, PathBuf};
 
 use muster_tests::release::{release, version};
@@ -267,4 +269,87 @@ fn what_agents_cannot_do_is_refused_before_anything_is_sent() {
     )
     .exits(4)
     .says(&["ana (operator) may not"]);
+}
+
+#[test]
+fn what_runs_is_waited_for_and_a_broker_that_restarts_does_no_harm() {
+    let up = Up::start(&["a-1:role=a"]).expect("starts");
+    let counter = up.counter("slow");
+    let slow = up
+        .muster(&[
+            "run",
+            "role=a",
+            "--detach",
+            "--json",
+            "--shell",
+            "--",
+            &counter.around("sleep 4"),
+        ])
+        .exits(0)
+        .run();
+    wait_for("the command to begin", || {
+        (counter.of("a-1").0 == 1).then_some(())
+    })
+    .expect("begun");
+    let newer = version(up.dir.path(), "muster-agent", NEWER).expect("made");
+    let run = upgrade(&up, &newer, &["--detach", "--json"]).exits(0).run();
+    // While it waits, nothing new is begun, and that is said.
+    let said = wait_for("a command to be declined", || {
+        let said = up.muster(&["run", "role=a", "--json", "--", "true"]);
+        let declined = said.outcomes()["a-1"] == "declined";
+        declined.then_some(said)
+    })
+    .unwrap_or_else(|e| panic!("{e} {}", up.logs()));
+    assert!(
+        reason(&said, "a-1").contains("to upgrade itself"),
+        "{said:#?}"
+    );
+    // The broker is killed in the middle of it.
+    let broker = up.pid("broker").expect("runs");
+    muster_tests::signal(broker, rustix::process::Signal::KILL).expect("killed");
+    let ended = |run: &str| {
+        wait_for("the end of a run", || {
+            let said = up.muster(&["runs", "watch", run, "--json"]);
+            let over = said.code != 5 && said.out.contains("\"run_finished\"");
+            over.then_some(said)
+        })
+        .unwrap_or_else(|e| panic!("{e} {}", up.logs()))
+    };
+    let said = ended(&slow);
+    assert_eq!(
+        said.outcomes()["a-1"],
+        "succeeded",
+        "{said:#?} {}",
+        up.logs()
+    );
+    assert_eq!(counter.of("a-1"), (1, 1));
+    let said = ended(&run);
+    assert_eq!(
+        said.outcomes()["a-1"],
+        "succeeded",
+        "{said:#?} {}",
+        up.logs()
+    );
+    all_run(&up, NEWER);
+    works(&up, 1);
+
+    // One that waits too long gives up, and nothing has changed.
+    let third = version(up.dir.path(), "muster-agent", "0.99.2").expect("made");
+    let slow = up
+        .muster(&["run", "role=a", "--detach", "--json", "--", "sleep", "600"])
+        .exits(0)
+        .run();
+    let said = upgrade(&up, &third, &["--timeout", "8s", "--json"]).exits(1);
+    let why = reason(&said, "a-1");
+    assert!(why.contains("1 other steps still ran"), "{why}");
+    // And a cancel is heard while it waits.
+    let run = upgrade(&up, &third, &["--detach", "--json"]).exits(0).run();
+    up.muster(&["runs", "cancel", &run]).exits(0);
+    let said = ended(&run);
+    assert_eq!(said.outcomes()["a-1"], "cancelled", "{said:#?}");
+    up.muster(&["runs", "cancel", &slow]).exits(0);
+    ended(&slow);
+    all_run(&up, NEWER);
+    works(&up, 1);
+    muster_tests::invariants::Audit::of(&up).holds();
 }
