@@ -135,8 +135,16 @@ struct Inner {
     lease: Lease,
     events: Events,
     stored: RwLock<BTreeMap<ReleaseId, ReleaseView>>,
-    upload: Mutex<Option<Upload>>,
+    uploads: Mutex<Uploads>,
     fetches: Arc<Semaphore>,
+}
+
+/// What comes in.
+#[derive(Debug, Default)]
+struct Uploads {
+    now: Option<Upload>,
+    /// What a broker before this one left half done was looked for.
+    swept: bool,
 }
 
 /// What is being uploaded.
@@ -192,7 +200,7 @@ impl Releases {
             lease,
             events,
             stored: RwLock::new(stored),
-            upload: Mutex::new(None),
+            uploads: Mutex::default(),
             fetches: Arc::new(Semaphore::new(FETCHES)),
         })))
     }
@@ -244,8 +252,8 @@ impl Releases {
             return Ok(answer(Some(view), Vec::new()));
         }
         self.active()?;
-        let mut upload = self.0.upload.lock().await;
-        match &*upload {
+        let mut uploads = self.0.uploads.lock().await;
+        match &uploads.now {
             Some(now) if now.id == id && now.size == size => {
                 return Ok(answer(None, now.missing()));
             }
@@ -260,7 +268,16 @@ impl Releases {
             ..StreamSettings::journal(STREAM, "agent releases", &[RELEASE_ALL])
         };
         ensure_stream(js, &settings).await?;
-        self.make_room().await?;
+        if let Some(left) = uploads.now.take().filter(|left| left.id != id) {
+            purge_subject(js, STREAM, &release_all(left.id)).await?;
+        }
+        if !uploads.swept {
+            self.sweep().await?;
+            uploads.swept = true;
+        }
+        for old in self.list().iter().skip(KEEP - 1) {
+            self.forget(old).await?;
+        }
         let begun = Upload {
             id,
             size,
@@ -268,20 +285,14 @@ impl Releases {
             moved: Instant::now(),
         };
         let missing = begun.missing();
-        *upload = Some(begun);
+        uploads.now = Some(begun);
         Ok(answer(None, missing))
     }
 
-    /// Removes the oldest for a new one, and what nobody has finished.
-    async fn make_room(&self) -> Result<(), ReleasesError> {
-        let all = self.list();
-        for old in all.iter().skip(KEEP - 1) {
-            self.forget(old).await?;
-        }
+    /// Removes what is not whole.
+    async fn sweep(&self) -> Result<(), ReleasesError> {
         let keep: BTreeSet<ReleaseId> = self.stored().keys().copied().collect();
         let mut stale = BTreeSet::new();
-        // Only the headers of a part would be needed, but what is left behind
-        // is at most one release.
         let mut messages = read_from(&self.0.js, STREAM, RELEASE_ALL, 1).await?;
         while let Some(message) = messages.try_next().await? {
             let id = message
@@ -334,8 +345,9 @@ impl Releases {
     /// [`ReleasesError`].
     pub async fn part(&self, id: ReleaseId, part: u32, data: Bytes) -> Result<(), ReleasesError> {
         self.active()?;
-        let mut upload = self.0.upload.lock().await;
-        let upload = upload
+        let mut uploads = self.0.uploads.lock().await;
+        let upload = uploads
+            .now
             .as_mut()
             .filter(|upload| upload.id == id)
             .ok_or_else(|| ReleasesError::NoUpload(id.short()))?;
@@ -368,8 +380,9 @@ impl Releases {
             return Ok(view);
         }
         self.active()?;
-        let mut held = self.0.upload.lock().await;
+        let mut held = self.0.uploads.lock().await;
         let upload = held
+            .now
             .as_ref()
             .filter(|upload| upload.id == id)
             .ok_or_else(|| ReleasesError::NoUpload(id.short()))?;
@@ -382,7 +395,7 @@ impl Releases {
             // What is there may be whole; it can be asked again.
             Err(error @ ReleasesError::Store(_)) => return Err(error),
             Err(error) => {
-                *held = None;
+                held.now = None;
                 purge_subject(&self.0.js, STREAM, &release_all(id)).await?;
                 return Err(error);
             }
@@ -402,7 +415,7 @@ impl Releases {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(id, view.clone());
-        *held = None;
+        held.now = None;
         let text = format!(
             "{by} uploaded muster-agent {} for {}, {} bytes, sha256 {id}",
             view.release.version,

@@ -144,8 +144,12 @@ pub fn undo(args: &UndoArgs) -> Result<(), Failure> {
     let Some(intent) = intents.read().map_err(|e| fail(&e))? else {
         return Ok(());
     };
-    if intent.held || matches!(intent.phase, Phase::Fetching | Phase::Confirmed) {
+    if matches!(intent.phase, Phase::Fetching | Phase::Confirmed) {
         return Ok(());
+    }
+    if intent.held {
+        // It was stopped in good order, and may try once more.
+        return intents.hold(intent.request, false).map_err(|e| fail(&e));
     }
     let why = format!(
         "rolled back: the service was started again before {} was welcomed",

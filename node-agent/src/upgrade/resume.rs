@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 
 use super::{Confirmed, Intent, IntentError, Intents, Phase, failed, succeeded};
 use crate::bus::Bus;
+use crate::host::program;
 use crate::journal::{Chunk, Entry, Journal, JournalError};
 use crate::pace::Backoff;
 use crate::release;
@@ -107,6 +108,8 @@ fn note<T>(done: Result<T, IntentError>) {
 }
 
 fn forget(intents: &Intents, intent: &Intent) {
+    // What an agent that was killed had fetched.
+    let _ = std::fs::remove_file(program::beside(&intent.executable, "new"));
     note(intents.end(intent.request));
 }
 
