@@ -63,6 +63,8 @@ pub enum Action {
     ManageReleases,
     /// Read which agent releases there are.
     ReadReleases,
+    /// Take what another broker needs: the cluster's keys.
+    AddBroker,
     /// Read how the installation is.
     ReadStatus,
     /// Read cluster events.
@@ -105,6 +107,7 @@ impl FixedRoles {
                 | A::ManageTokens
                 | A::ManageKeys
                 | A::Backup
+                | A::AddBroker
                 | A::ManageReleases => false,
                 // What an agent is decides over everything on its node.
                 A::CreateRun { scenario, .. } => scenario.as_str() != upgrade::NAME,
@@ -160,6 +163,7 @@ impl Action {
             Self::Backup,
             Self::ManageReleases,
             Self::ReadReleases,
+            Self::AddBroker,
             Self::ReadStatus,
             Self::ReadEvents,
             Self::WhoAmI,
@@ -190,6 +194,7 @@ impl Action {
             Self::Backup => "make backups",
             Self::ManageReleases => "upload or remove agent releases",
             Self::ReadReleases => "read agent releases",
+            Self::AddBroker => "add brokers",
             Self::ReadStatus => "read the status",
             Self::ReadEvents => "read events",
             Self::WhoAmI => "ask who it is",
@@ -299,6 +304,7 @@ mod tests {
         read the broker keys               admin operator reader
         rotate or revoke broker keys       admin
         make backups                       admin
+        add brokers                        admin
         read the status                    admin operator reader
         read events                        admin operator reader
         ask who it is                      admin operator reader node-enroller

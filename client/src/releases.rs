@@ -7,7 +7,8 @@ use muster_protocol::release::ReleaseId;
 use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
 
-use crate::client::{Ask, Client, describe};
+use crate::brokers::TAKEOVER;
+use crate::client::{Ask, Client, check, describe, transport};
 use crate::error::ClientError;
 
 /// How long the broker may take to read and check a whole release.
@@ -63,16 +64,17 @@ impl Client {
         let (id, part) = (id.to_string(), part.to_string());
         let path = ["v1", "releases", &id, "parts", &part];
         let what = describe(&Method::PUT, &path);
-        let response = self
-            .http()
-            .put(self.url(&path))
+        let target = self.target(TAKEOVER).await?;
+        let response = target
+            .http
+            .put(target.at(&path))
             .timeout(TO_CHECK)
             .header(CONTENT_TYPE, "application/octet-stream")
             .body(data)
             .send()
             .await
-            .map_err(|e| self.transport(&e, &what, TO_CHECK))?;
-        self.check(response, &what, TO_CHECK).await.map(drop)
+            .map_err(|e| transport(&target, &e, &what, TO_CHECK))?;
+        check(response, &target, &what, TO_CHECK).await.map(drop)
     }
 
     /// `POST /v1/releases/{sha256}/commit`.

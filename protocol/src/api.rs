@@ -42,6 +42,7 @@
 //! Wherever a route takes `{run}`, a prefix of at least four characters that
 //! stands for one run will do.
 
+mod brokers;
 mod frame;
 mod release;
 mod secret;
@@ -58,6 +59,7 @@ use crate::ids::{ClusterId, PlanId, RunId, Serial};
 use crate::keys::Fingerprint;
 use crate::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName, ScenarioName};
 use crate::run::{LocalRun, Outcome, RunOptions, RunPhase, Summary, is_zero};
+pub use brokers::{BrokerPlace, BrokerView, StandbyKit};
 pub use frame::Frame;
 pub use release::{ReleaseOffer, ReleaseUpload, ReleaseView, UPLOAD_PART};
 pub use secret::{ApiToken, InviteToken, Secret, TokenError};
@@ -490,6 +492,9 @@ pub struct RunNode {
     /// Execution time in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ms: Option<u64>,
+    /// Bytes of output that the broker has taken from it.
+    #[serde(default, skip_serializing_if = "crate::run::is_zero")]
+    pub output_bytes: u64,
     /// What it said after its outcome was settled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub late: Vec<Outcome>,
@@ -524,6 +529,9 @@ pub struct InviteRequest {
 pub struct Invites {
     /// One for each node.
     pub invites: Vec<Invite>,
+    /// Where a node can enrol: every broker that is known, this one first.
+    #[serde(default)]
+    pub brokers: Vec<String>,
 }
 
 /// A new invite.
@@ -693,6 +701,9 @@ pub enum Readiness {
     Standby {
         /// What is known.
         reason: String,
+        /// Where the active one is reached, as far as it is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        active: Option<String>,
     },
     /// It serves.
     Active {
@@ -716,7 +727,7 @@ impl Readiness {
             Self::Active { .. } => None,
             Self::Stopping => Some("the broker ends".into()),
             Self::Starting { reason } => Some(format!("the broker starts: {reason}")),
-            Self::Standby { reason } => Some(format!("the broker stands by: {reason}")),
+            Self::Standby { reason, .. } => Some(format!("the broker stands by: {reason}")),
             Self::Suspended { reason } => {
                 Some(format!("the broker cannot renew its lease: {reason}"))
             }
@@ -746,6 +757,9 @@ pub struct Status {
     pub nodes: BTreeMap<Presence, u32>,
     /// Runs that have not ended.
     pub open_runs: u32,
+    /// The brokers of the cluster, the one that answers first.
+    #[serde(default)]
+    pub brokers: Vec<BrokerView>,
     /// The broker's clock.
     #[schema(value_type = String, format = DateTime)]
     pub time: Timestamp,

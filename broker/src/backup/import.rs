@@ -120,6 +120,14 @@ struct Marker {
     done: bool,
 }
 
+/// Whether a backup waits in the state directory.
+///
+/// # Errors
+/// [`StateDirError`]: the note of it is damaged.
+pub fn is_pending(state: &StateDir) -> Result<bool, StateDirError> {
+    Ok(state.load::<Plan>(PLAN)?.is_some())
+}
+
 /// Puts a backup that waits in the state directory into NATS. Nothing waits
 /// on most days. Only with the lease, and before a session is opened.
 ///

@@ -4,6 +4,7 @@
 mod agent;
 mod auth;
 mod backup;
+mod brokers;
 mod document;
 mod events;
 mod front;
@@ -42,6 +43,7 @@ use crate::events::Events;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
 use crate::link::Link;
+use crate::peers::Peers;
 use crate::releases::Releases;
 use crate::tokens::Tokens;
 
@@ -72,10 +74,14 @@ pub struct AppState {
     pub lease: Lease,
     /// What happens in the cluster.
     pub events: Events,
+    /// What the store has lost, as far as is known.
+    pub past: crate::twin::Past,
     /// Who may do what.
     pub policy: Arc<dyn Policy>,
     /// The way to the nodes.
     pub control: Arc<dyn NodeControl>,
+    /// The brokers of the cluster.
+    pub peers: Peers,
     /// The connections to NATS.
     pub link: Link,
     /// Runs, pings, plans, presence: everything that talks with the nodes.
@@ -120,6 +126,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(document::base())
         .merge(agent::routes())
         .merge(backup::routes())
+        .merge(brokers::routes())
         .merge(events::routes())
         .merge(invites::routes())
         .merge(keys::routes())

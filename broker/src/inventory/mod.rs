@@ -36,7 +36,7 @@ use crate::nats::admin::SystemClient;
 use crate::nats::keys::{NatsKeys, UserKey};
 use crate::store::kv::{Kv, KvError};
 
-pub(crate) use self::accounts::{ACCOUNT_NAME, now_seconds};
+pub(crate) use self::accounts::{ACCOUNT_NAME, SYSTEM_NAME, now_seconds};
 pub use self::accounts::{AccountError, AccountValue};
 pub use self::agents::{AgentKind, AgentsValue};
 pub use self::change::{Changed, NewNode};
@@ -115,6 +115,26 @@ pub type SeenValue = BTreeMap<Serial, i64>;
 
 const SERIAL_KEY: &str = "serial";
 const SEEN_KEY: &str = "seen";
+
+/// Has every NATS server close the connections of these users of earlier
+/// brokers, and keep them out. Only the active broker does this, before it
+/// reads anything. Gives what [`Inventory::was_settled`] takes.
+///
+/// # Errors
+/// [`InventoryError::Account`]: not every server does yet.
+pub(crate) async fn shut_out(
+    users: &[UserKey],
+    bucket: Kv<AccountValue>,
+    keys: Arc<NatsKeys>,
+    system: SystemClient,
+    credentials_life: Span,
+) -> Result<Option<u64>, InventoryError> {
+    if users.is_empty() {
+        return Ok(None);
+    }
+    let accounts = Accounts::load(keys, system, bucket, credentials_life).await?;
+    Ok(Some(accounts.shut_out(users).await?))
+}
 
 /// Where the inventory is kept.
 #[derive(Debug)]
@@ -339,6 +359,14 @@ impl Inventory {
             .kept
             .as_ref()
             .is_none_or(|kept| kept.accounts.is_settled())
+    }
+
+    /// The servers were just given everything, with this revision of the
+    /// account's claims.
+    pub(crate) async fn was_settled(&self, revision: u64) {
+        if let Some(kept) = &self.0.kept {
+            kept.accounts.was_settled(revision).await;
+        }
     }
 
     /// Gives the NATS servers all revocations, as after a start.

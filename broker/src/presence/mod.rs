@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use self::report::Reporter;
 use self::table::{Heard, Node, Table};
 use crate::bus::Bus;
+use crate::clock::ClockWatch;
 use crate::events::Events;
 use crate::inventory::{Inventory, NodeRecord, PresenceView, Standing};
 
@@ -265,6 +266,7 @@ impl Presence {
         let mut reporter = Reporter::default();
         let mut stored = Timestamp::now();
         let mut store_at = Instant::now() + STORE_EVERY;
+        let mut clock = ClockWatch::new(stored, Instant::now().into_std());
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
@@ -276,8 +278,16 @@ impl Presence {
                 table.hearing(bus.is_connected() && bus.lease().epoch().is_some());
                 reporter.look(&table, &snapshot, Instant::now().into_std())
             };
+            let step = clock.look(Timestamp::now(), Instant::now().into_std());
+            if let Some(step) = step {
+                tracing::warn!(step, "{}", crate::clock::told(step));
+            }
             if bus.lease().epoch().is_none() {
                 continue;
+            }
+            if let Some(step) = step {
+                let text = crate::clock::told(step);
+                self.0.events.emit("alarm.clock", "broker", text).await;
             }
             for event in news {
                 self.0

@@ -276,7 +276,7 @@ impl Engine {
 }
 
 /// The run whose journal has this subject.
-fn run_of(subject: &str) -> Option<RunId> {
+pub(crate) fn run_of(subject: &str) -> Option<RunId> {
     subject
         .strip_prefix("m1.run.")?
         .strip_suffix(".j")?

@@ -12,12 +12,14 @@ use super::{Parts, Stores};
 use crate::authority::{Authority, AuthorityError};
 use crate::authz::FixedRoles;
 use crate::bus::{self, Deps, Nodes, StartError};
+use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
 use crate::http::{AppState, Limiter, router};
-use crate::inventory::{Inventory, InventoryError};
+use crate::inventory::{Inventory, InventoryError, shut_out};
 use crate::lease::Lease;
 use crate::link::{Link, nats_ca};
+use crate::peers::Peers;
 use crate::releases::{Releases, ReleasesError};
 use crate::runs;
 use crate::store::kv::KvError;
@@ -28,7 +30,8 @@ use crate::twin::Past;
 /// How often invites that ended are forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(3_600);
 /// How long the journals of runs may take before the API opens without them.
-const JOURNALS_WITHIN: Duration = Duration::from_secs(10);
+/// A takeover must not wait for them.
+const JOURNALS_WITHIN: Duration = Duration::from_secs(2);
 /// How long the tasks of a session may take to end.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
@@ -94,8 +97,29 @@ impl Session {
         link: &Link,
         stores: &Stores,
         lease: &Lease,
+        peers: &Peers,
     ) -> Result<Self, SessionError> {
+        // First of all: a broker that was stopped in the middle of a write
+        // must not end it after this one has read what is there.
+        let others = lease.to_shut_out();
+        let settled = Box::pin(shut_out(
+            &others,
+            stores.inventory.get().account,
+            Arc::clone(&parts.keys),
+            link.system.clone(),
+            parts.config.credentials_life,
+        ))
+        .await?;
+        lease.are_shut_out(&others);
+        peers
+            .load(&stores.brokers)
+            .await
+            .map_err(InventoryError::from)?;
         let events = Events::open(link.js.clone(), lease.clone()).await?;
+        if let Some(from) = lease.taken_from() {
+            let text = format!("{} is the active broker now, after {from}", parts.url);
+            events.emit("broker.takeover", &parts.url, text).await;
+        }
         let past = Past::load(stores.past.clone(), lease.clone()).await?;
         let authority = Authority::load(
             parts.state.clone(),
@@ -114,6 +138,9 @@ impl Session {
             parts.config.credentials_life,
         ))
         .await?;
+        if let Some(revision) = settled {
+            inventory.was_settled(revision).await;
+        }
         // Before anybody connects: a server that was set up anew, or set
         // back in time, must know who is revoked.
         inventory.settle().await.map_err(InventoryError::from)?;
@@ -122,12 +149,18 @@ impl Session {
         if tokens.ensure_admin(&path).await? {
             tracing::info!(file = %path.display(), "a new admin token was written");
         }
-        let releases = Releases::open(link.js.clone(), lease.clone(), events.clone()).await?;
+        let releases = Box::pin(Releases::open(
+            link.js.clone(),
+            lease.clone(),
+            events.clone(),
+        ))
+        .await?;
         let connect = Connect {
             nats_urls: parts.config.agent_urls().to_vec(),
             nats_ca: nats_ca(&parts.config, &parts.ca)?,
             broker_ca: parts.https.then(|| parts.ca.pem().to_owned()),
             life: parts.config.credentials_life,
+            peers: peers.clone(),
         };
         let enrolment = Enrolment::new(
             stores.invites.clone(),
@@ -150,10 +183,7 @@ impl Session {
             past: past.clone(),
             connections: Some((link.system.clone(), parts.keys.account_key())),
             settings: bus::Settings {
-                runs: runs::Settings {
-                    max_age: parts.config.keep_runs.get(),
-                    ..runs::Settings::default()
-                },
+                runs: runs_settings(&parts.config),
                 confirm_above: parts.config.confirm_above,
                 ..bus::Settings::default()
             },
@@ -177,8 +207,10 @@ impl Session {
             tokens,
             lease: lease.clone(),
             events,
+            past,
             policy: Arc::new(FixedRoles),
             control: Arc::clone(&nodes.control),
+            peers: peers.clone(),
             nodes: nodes.clone(),
             link: link.clone(),
             releases,
@@ -187,6 +219,8 @@ impl Session {
             shutdown: cancel.clone(),
         };
         tasks.spawn(inventory.tend(cancel.clone()));
+        let remembering = peers.clone();
+        tasks.spawn(remembering.remember(stores.brokers.clone(), cancel.clone()));
         tasks.spawn(tidy(enrolment, cancel.clone()));
         tasks.spawn(async move { nodes.stopped().await });
         Ok(Self {
@@ -211,6 +245,14 @@ impl Session {
                 "parts of the broker did not end in time"
             );
         }
+    }
+}
+
+/// How runs are kept.
+pub(super) fn runs_settings(config: &Config) -> runs::Settings {
+    runs::Settings {
+        max_age: config.keep_runs.get(),
+        ..runs::Settings::default()
     }
 }
 

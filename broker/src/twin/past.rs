@@ -30,7 +30,9 @@ const NODES_KEEP: Duration = Duration::from_secs(30 * 86_400);
 const ABOVE: u64 = crate::backup::LEAP;
 /// No second node is believed within so long: one that lies could else keep
 /// the broker from working at all.
-const BELIEVE_EVERY: Duration = Duration::from_secs(600);
+const BELIEVE_EVERY: Duration = Duration::from_secs(86_400);
+/// Characters of a numbering.
+const NUMBERING: usize = 6;
 /// People are told for so long.
 const RECENT: Duration = Duration::from_secs(86_400);
 
@@ -60,6 +62,9 @@ pub struct WentBack {
     pub found: Timestamp,
     /// How.
     pub sign: Sign,
+    /// What only ever rises (enrolment serials, revisions, issue times) has
+    /// yet to jump above what nodes may have seen.
+    pub leap: bool,
     /// In a few words, for people.
     pub what: String,
 }
@@ -81,9 +86,22 @@ pub struct ReportAgain {
 pub struct StoredPast {
     /// Oldest first.
     pub times: Vec<WentBack>,
-    /// How often in all: the numbering of streams that is in force. Ids of
-    /// another numbering mean nothing.
-    pub count: u32,
+}
+
+impl StoredPast {
+    /// What two brokers know, together.
+    pub(super) fn and(mut self, other: Self) -> Self {
+        for time in other.times {
+            match self.times.iter_mut().find(|known| known.id == time.id) {
+                Some(known) => known.leap &= time.leap,
+                None => self.times.push(time),
+            }
+        }
+        self.times.sort_by_key(|time| time.found);
+        let more = self.times.len().saturating_sub(MOST);
+        self.times.drain(..more);
+        self
+    }
 }
 
 /// The times that the store went back. Cheap to clone.
@@ -129,11 +147,14 @@ impl Past {
         }))
     }
 
-    /// How often the store went back: the numbering of streams that is in
-    /// force.
+    /// The numbering of streams that is in force; empty while the store never
+    /// went back. A position of another numbering means nothing.
     #[must_use]
-    pub fn numbering(&self) -> u32 {
-        self.0.known.borrow().count
+    pub fn numbering(&self) -> String {
+        let known = self.0.known.borrow();
+        let last = known.times.last();
+        let text = last.map(|time| time.id.to_string()).unwrap_or_default();
+        text.chars().take(NUMBERING).collect()
     }
 
     /// What nodes are to report again, if anything.
@@ -239,6 +260,7 @@ impl Past {
             since: now.checked_sub(NODES_KEEP).unwrap_or(Timestamp::MIN),
             found: now,
             sign: Sign::Node,
+            leap: true,
             what: what.clone(),
         };
         if !kept.lease.can_exceed(epoch.saturating_add(ABOVE)) {
@@ -263,7 +285,6 @@ impl Past {
 
 fn push(past: &mut StoredPast, time: WentBack) {
     past.times.push(time);
-    past.count = past.count.saturating_add(1);
     if past.times.len() > MOST {
         // Its beginning is not forgotten: nodes may yet have to report it.
         let old = past.times.remove(0);
@@ -288,6 +309,7 @@ mod tests {
             since: Timestamp::from_second(since).unwrap(),
             found,
             sign: Sign::Twin,
+            leap: false,
             what: String::new(),
         }
     }
@@ -295,11 +317,12 @@ mod tests {
     #[tokio::test]
     async fn nodes_report_from_the_earliest_time_and_old_times_are_over() {
         let past = Past::unbroken();
-        assert_eq!((past.report_again(), past.numbering()), (None, 0));
+        assert_eq!((past.report_again(), past.numbering().as_str()), (None, ""));
         let now = Timestamp::now();
         let long_ago = now.checked_sub(KEEP * 2).unwrap();
         past.add(time(long_ago, 5)).await.unwrap();
-        assert_eq!((past.report_again(), past.numbering()), (None, 1));
+        assert_eq!(past.report_again(), None);
+        assert_eq!(past.numbering().len(), NUMBERING);
         past.add(time(now, 50)).await.unwrap();
         let last = time(now, 70);
         past.add(last.clone()).await.unwrap();
@@ -310,7 +333,7 @@ mod tests {
             past.add(time(now, 100 + second)).await.unwrap();
         }
         let known = past.changes().borrow().clone();
-        assert_eq!((known.times.len(), known.count), (MOST, 23));
+        assert_eq!(known.times.len(), MOST);
         assert_eq!(known.times[0].since.as_second(), 5, "the earliest stays");
     }
 }

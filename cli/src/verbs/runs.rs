@@ -364,6 +364,7 @@ mod tests {
             exit: None,
             signal: None,
             ms: None,
+            output_bytes: 0,
             late: vec![],
         };
         RunView {

@@ -74,7 +74,7 @@ pub(super) async fn fetch_release(
         .mode(0o755)
         .open(to)
         .map_err(|e| disk(e).to_string())?;
-    let own = [identity.now().stored.url.clone()];
+    let own = identity.now().stored.brokers();
     let urls = if brokers.is_empty() { &own } else { brokers };
     let mut have = 0;
     let mut backoff = Backoff::new(Duration::from_millis(300), Duration::from_secs(10));
