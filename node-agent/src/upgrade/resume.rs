@@ -113,16 +113,16 @@ fn forget(intents: &Intents, intent: &Intent) {
     note(intents.end(intent.request));
 }
 
-/// Gives the step its outcome, if it has begun and has none.
+/// Gives the step its outcome, if it has none.
 async fn settle(
     journal: &Journal,
     intent: &Intent,
     (result, output): (NodeResult, String),
 ) -> Result<(), JournalError> {
-    match journal.look(intent.request).await? {
-        Some(Entry::Started | Entry::Queued) => {}
-        // It has one; or it never began, and the broker asks again.
-        Some(Entry::Finished) | None => return Ok(()),
+    // One that never began gets its outcome, too: the broker may have been
+    // told that it was accepted, and asks no more then.
+    if journal.look(intent.request).await? == Some(Entry::Finished) {
+        return Ok(());
     }
     let chunks = if output.is_empty() {
         0

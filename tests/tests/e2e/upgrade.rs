@@ -275,6 +275,7 @@ fn what_agents_cannot_do_is_refused_before_anything_is_sent() {
 fn what_runs_is_waited_for_and_a_broker_that_restarts_does_no_harm() {
     let up = Up::start(&["a-1:role=a"]).expect("starts");
     let counter = up.counter("slow");
+    let go = up.dir.path().join("go");
     let slow = up
         .muster(&[
             "run",
@@ -283,7 +284,10 @@ fn what_runs_is_waited_for_and_a_broker_that_restarts_does_no_harm() {
             "--json",
             "--shell",
             "--",
-            &counter.around("sleep 4"),
+            &counter.around(&format!(
+                "while ! test -e {}; do sleep 0.1; done",
+                go.display()
+            )),
         ])
         .exits(0)
         .run();
@@ -307,6 +311,7 @@ fn what_runs_is_waited_for_and_a_broker_that_restarts_does_no_harm() {
     // The broker is killed in the middle of it.
     let broker = up.pid("broker").expect("runs");
     muster_tests::signal(broker, rustix::process::Signal::KILL).expect("killed");
+    std::fs::write(&go, "").expect("written");
     let ended = |run: &str| {
         wait_for("the end of a run", || {
             let said = up.muster(&["runs", "watch", run, "--json"]);

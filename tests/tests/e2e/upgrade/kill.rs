@@ -13,7 +13,7 @@ use super::{OWN, reason, versions, works};
 /// it depends on who is first: whoever looks after the agent starts the new
 /// one again, or the guard has put the old one back.
 const POINTS: [(&str, Option<&str>); 10] = [
-    ("agent.start.before", Some("succeeded")),
+    ("agent.start.before", Some("failed")),
     ("agent.start.after", Some("failed")),
     ("agent.upgrade.fetch", Some("failed")),
     ("agent.upgrade.ready", Some("failed")),
