@@ -293,6 +293,7 @@ mod tests {
         resolve predicates                 admin operator reader
         ping nodes                         admin operator
         run anything                       admin operator
+        upgrade agents                     admin
         read runs                          admin operator reader
         cancel runs                        admin operator
         retry runs                         admin operator
@@ -304,6 +305,8 @@ mod tests {
         read the broker keys               admin operator reader
         rotate or revoke broker keys       admin
         make backups                       admin
+        upload or remove agent releases    admin
+        read agent releases                admin operator reader
         add brokers                        admin
         read the status                    admin operator reader
         read events                        admin operator reader
