@@ -36,6 +36,11 @@ ci: ## Format, clippy, deny, tests, docs: all that has to be green
 	@.ci/run
 	@$(MAKE) --no-print-directory docs
 
+.PHONY: bench
+bench: ## Measure a release build against its targets (QUICK=1, JSON=1)
+	@scripts/setup.sh build >&2
+	@scripts/bench.sh $(if $(QUICK),--quick) $(if $(JSON),--json)
+
 .PHONY: fmt
 fmt: ## Format the code
 	@scripts/setup.sh rust rustfmt

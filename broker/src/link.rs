@@ -57,6 +57,27 @@ pub enum LinkError {
 /// client any more. Once a link is over, its next attempt is so far away.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
+/// Says what happens to the connection: of an outage its begin, the first
+/// reason why it goes on, and its end; not each try.
+fn say(event: &Event, quiet: &AtomicBool) {
+    match event {
+        Event::Connected => {
+            quiet.store(false, Ordering::Relaxed);
+            tracing::info!("connected to NATS");
+        }
+        Event::Disconnected => {
+            quiet.store(false, Ordering::Relaxed);
+            tracing::warn!("the connection to NATS is lost; trying again until it is there");
+        }
+        // Its own doing: at the end, and between two tries.
+        Event::Draining | Event::Closed => tracing::debug!(%event, "connection to NATS"),
+        Event::ClientError(_) if quiet.swap(true, Ordering::Relaxed) => {
+            tracing::debug!(%event, "connection to NATS");
+        }
+        other => tracing::warn!(event = %other, "connection to NATS"),
+    }
+}
+
 /// The broker's connections: one in muster's account, one that administers.
 #[derive(Clone, Debug)]
 pub struct Link {
@@ -92,6 +113,7 @@ impl Link {
         })
         .await?;
         let user = issue(keys.account(), "muster-broker", broker_permissions())?;
+        let quiet = Arc::new(AtomicBool::new(false));
         let (count, connects) = watch::channel(0);
         let users = [&user, &system_user]
             .iter()
@@ -114,17 +136,8 @@ impl Link {
                     over.store(true, Ordering::Relaxed);
                     refused.send_replace(true);
                 }
-                async move {
-                    match event {
-                        Event::Connected => tracing::info!("connected to NATS"),
-                        Event::Disconnected => tracing::warn!("disconnected from NATS"),
-                        // Its own doing: at the end, and between two tries.
-                        Event::Draining | Event::Closed => {
-                            tracing::debug!(%event, "connection to NATS")
-                        }
-                        other => tracing::warn!(event = %other, "connection to NATS"),
-                    }
-                }
+                let quiet = Arc::clone(&quiet);
+                async move { say(&event, &quiet) }
             });
         let client = options
             .connect(urls)

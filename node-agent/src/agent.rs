@@ -71,6 +71,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
     let _lock = dir.lock()?;
     let identity = Identity::load(&dir)?;
     let journal = Journal::open(&dir.path(JOURNAL_FILE))?;
+    journal.begin().await?;
     let instance = InstanceId::random();
     let boot_id = crate::host::boot_id();
     let serial = identity.now().serial();
@@ -121,6 +122,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
     };
     let link = Link::new(LinkParts {
         identity: identity.clone(),
+        journal: journal.clone(),
+        reporter: reporter.clone(),
         keeper: keeper.clone(),
         verifier,
         steps: steps.clone(),
@@ -239,6 +242,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
     if let Ok(voice) = bus.voice() {
         let _ = tokio::time::timeout(LAST_WORDS, reporter.flush(&journal, &voice)).await;
     }
+    journal.settle().await;
     match &ending {
         Ending::Stopped => {
             hang_up.cancel();

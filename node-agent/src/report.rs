@@ -8,11 +8,12 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use muster_protocol::ids::RequestId;
 use muster_protocol::subject::NodeSays;
-use muster_protocol::wire::{OutcomeAnswer, OutcomeReport, OutputHead};
+use muster_protocol::text::printable;
+use muster_protocol::wire::{OutcomeAnswer, OutcomeReport, OutputHead, ProofAnswer};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::bus::{Bus, Voice};
 use crate::journal::{Journal, JournalError};
@@ -26,6 +27,8 @@ const AT_ONCE: usize = 8;
 const BATCH: u32 = 512;
 /// Most outcomes held in memory because the journal takes none.
 const MAX_VOLATILE: usize = 1024;
+/// How often a broker is asked to take an outcome without its proof.
+const MAX_UNPROVED: u8 = 6;
 /// Rounds of missing output before a report waits for its next turn.
 const MAX_ROUNDS: usize = 8;
 
@@ -47,6 +50,8 @@ struct Inner {
     /// Not in the journal, because it could not be written.
     volatile: HashMap<RequestId, OutcomeReport>,
     order: VecDeque<RequestId>,
+    /// How often a broker wanted proof that is not here.
+    unproved: HashMap<RequestId, u8>,
 }
 
 impl Reporter {
@@ -268,9 +273,12 @@ impl Reporter {
             };
             match serde_json::from_slice(&answer) {
                 Ok(OutcomeAnswer::Stored) => {}
-                Ok(OutcomeAnswer::Unknown) => {
-                    warn!(run = %request.run, step = request.step, "the broker does not know this run; its outcome stays here only");
-                }
+                Ok(OutcomeAnswer::Unknown) => self.disowned(journal, request).await,
+                Ok(OutcomeAnswer::Prove) => match self.prove(journal, voice, request).await {
+                    Proved::Taken => continue,
+                    Proved::NotNow => return (request, false),
+                    Proved::Never => self.disowned(journal, request).await,
+                },
                 Ok(OutcomeAnswer::Missing { chunks }) => {
                     if let Err(e) = fill(journal, voice, request, &chunks).await {
                         debug!(run = %request.run, step = request.step, "output is not sent again: {e}");
@@ -290,14 +298,95 @@ impl Reporter {
                 inner.urgent.remove(&request);
                 inner.volatile.remove(&request);
                 inner.order.retain(|id| *id != request);
+                inner.unproved.remove(&request);
             }
-            if let Err(e) = journal.acknowledged(request).await {
-                debug!("the acknowledgement cannot be noted: {e}");
-            }
+            journal.acknowledged(request);
             place("agent.acknowledged").await;
             return (request, true);
         }
         (request, false)
+    }
+}
+
+/// What came of showing a broker what it once signed.
+enum Proved {
+    /// The run is in its journal again.
+    Taken,
+    /// It must be tried again.
+    NotNow,
+    /// It does not want it.
+    Never,
+}
+
+impl Reporter {
+    /// No broker will ever want this outcome.
+    async fn disowned(&self, journal: &Journal, request: RequestId) {
+        warn!(run = %request.run, step = request.step, "the broker does not know this run; its outcome stays here only");
+        if let Err(e) = journal.drop_request(request).await {
+            debug!("a request that nobody wants is not thrown away: {e}");
+        }
+    }
+
+    /// Sends the request of a run that the broker has lost, as it was signed.
+    async fn prove(&self, journal: &Journal, voice: &Voice, request: RequestId) -> Proved {
+        let (run, step) = (request.run, request.step);
+        let sealed = match journal.request(request).await {
+            Ok(Some(sealed)) => sealed,
+            // Kept from starting by a cancel, or kept no longer. Another node
+            // of the run may have it, so it is tried for a while.
+            Ok(None) => {
+                let mut inner = self.inner();
+                if inner.unproved.len() > MAX_VOLATILE {
+                    inner.unproved.clear();
+                }
+                let tries = inner.unproved.entry(request).or_default();
+                *tries += 1;
+                return if *tries < MAX_UNPROVED {
+                    Proved::NotNow
+                } else {
+                    Proved::Never
+                };
+            }
+            Err(e) => {
+                warn!(%run, step, "a kept request cannot be read: {e}");
+                return Proved::NotNow;
+            }
+        };
+        let key = sealed.key;
+        for _ in 0..2 {
+            let answer = match voice.prove(sealed.clone(), ANSWER_WITHIN).await {
+                Ok(answer) => answer,
+                Err(e) => {
+                    debug!(%run, step, "the broker does not answer to a request of its own: {e}");
+                    return Proved::NotNow;
+                }
+            };
+            match serde_json::from_slice(&answer) {
+                Ok(ProofAnswer::Taken) => {
+                    info!(%run, step, "the broker had lost this run, and has it again");
+                    return Proved::Taken;
+                }
+                Ok(ProofAnswer::UnknownKey) => {
+                    let Ok(Some(list)) = journal.list_with(key).await else {
+                        return Proved::Never;
+                    };
+                    if let Err(e) = voice.ask(NodeSays::Keys, &list, ANSWER_WITHIN).await {
+                        debug!("the broker does not take a list of its keys: {e}");
+                        return Proved::NotNow;
+                    }
+                }
+                Ok(ProofAnswer::Later { .. }) => return Proved::NotNow,
+                Ok(ProofAnswer::Refused { reason }) => {
+                    warn!(%run, step, "the broker does not take its own request for a proof: {}", printable(&reason, 300));
+                    return Proved::Never;
+                }
+                Err(e) => {
+                    warn!(%run, step, "the broker's answer to a proof cannot be read: {e}");
+                    return Proved::NotNow;
+                }
+            }
+        }
+        Proved::NotNow
     }
 }
 

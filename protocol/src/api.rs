@@ -467,6 +467,11 @@ pub struct RunView {
     /// tells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<LocalRun>,
+    /// Of a run that the store had lost: when it was written down again, from
+    /// what nodes had kept. Its batches and failure budget are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub rebuilt: Option<Timestamp>,
     /// Its nodes, in the order in which they are taken.
     pub results: Vec<RunNode>,
 }

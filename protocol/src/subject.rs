@@ -140,12 +140,18 @@ pub enum NodeSays {
     Outcome,
     /// [`crate::wire::LocalReport`], answered by [`crate::wire::LocalAnswer`].
     Local,
+    /// A signed request as it once came, headers and payload, to a broker
+    /// that has lost the run; answered by [`crate::wire::ProofAnswer`].
+    Proof,
+    /// A list of broker keys, a [`crate::keys::SignedText`] of the root key;
+    /// answered by [`crate::wire::KeysAnswer`].
+    Keys,
     /// [`crate::wire::Bye`].
     Bye,
 }
 
 impl NodeSays {
-    const ALL: [(Self, &'static str); 9] = [
+    const ALL: [(Self, &'static str); 11] = [
         (Self::Hello, "hello"),
         (Self::Beat, "beat"),
         (Self::Facts, "facts"),
@@ -154,6 +160,8 @@ impl NodeSays {
         (Self::Output, "output"),
         (Self::Outcome, "outcome"),
         (Self::Local, "local"),
+        (Self::Proof, "proof"),
+        (Self::Keys, "keys"),
         (Self::Bye, "bye"),
     ];
 

@@ -152,10 +152,11 @@ impl Accounts {
     }
 
     /// The servers have what the bucket held at this revision: when that is
-    /// what was read, nothing is left to be given to them.
-    pub(super) async fn was_settled(&self, revision: u64) {
+    /// what was read, nothing is left to be given to them. `None`: whatever
+    /// was read is on its way.
+    pub(super) async fn was_settled(&self, revision: Option<u64>) {
         let mut pushed = self.pushed.lock().await;
-        pushed.dirty &= pushed.revision != revision;
+        pushed.dirty &= revision.is_some_and(|revision| pushed.revision != revision);
     }
 
     /// Gives the servers what they may not have yet. `true` when there was

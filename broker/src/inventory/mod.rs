@@ -362,8 +362,8 @@ impl Inventory {
     }
 
     /// The servers were just given everything, with this revision of the
-    /// account's claims.
-    pub(crate) async fn was_settled(&self, revision: u64) {
+    /// account's claims; or are being given what was read, whichever it is.
+    pub(crate) async fn was_settled(&self, revision: Option<u64>) {
         if let Some(kept) = &self.0.kept {
             kept.accounts.was_settled(revision).await;
         }

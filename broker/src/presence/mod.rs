@@ -6,6 +6,7 @@
 //! nobody's heartbeats are missing: that time does not count.
 
 mod connections;
+mod journals;
 mod report;
 mod table;
 
@@ -29,6 +30,7 @@ use crate::events::Events;
 use crate::inventory::{Inventory, NodeRecord, PresenceView, Standing};
 
 pub(crate) use self::connections::follow as follow_connections;
+pub use self::journals::{Journals, Older, StoredJournals};
 pub(crate) use self::table::Rival;
 
 /// A clock off by more is a [`Condition::ClockSkew`].
@@ -62,6 +64,7 @@ struct Inner {
     inventory: Inventory,
     events: Events,
     beat_every: Span,
+    journals: Journals,
 }
 
 impl std::fmt::Debug for Presence {
@@ -73,7 +76,12 @@ impl std::fmt::Debug for Presence {
 impl Presence {
     /// Nobody was heard yet. `beat_every` is what nodes are told.
     #[must_use]
-    pub fn new(inventory: Inventory, events: Events, beat_every: Option<Span>) -> Self {
+    pub fn new(
+        inventory: Inventory,
+        events: Events,
+        journals: Journals,
+        beat_every: Option<Span>,
+    ) -> Self {
         let beat_every = beat_every.unwrap_or(BEAT_EVERY);
         let table = Mutex::new(Table::new(beat_every.get(), Instant::now().into_std()));
         Self(Arc::new(Inner {
@@ -82,7 +90,14 @@ impl Presence {
             inventory,
             events,
             beat_every,
+            journals,
         }))
+    }
+
+    /// How far the journals of the nodes are.
+    #[must_use]
+    pub fn journals(&self) -> &Journals {
+        &self.0.journals
     }
 
     /// How often nodes are to say that they are there.
@@ -113,6 +128,9 @@ impl Presence {
             && let Some(node) = table.get_mut(serial)
         {
             node.refused.clone_from(&beat.refused);
+        }
+        if let (None, Some(position)) = (rival, beat.position) {
+            self.0.journals.beat(serial, beat.instance, position);
         }
         let changed = table.take_revision_change();
         drop(table);
@@ -204,6 +222,7 @@ impl Presence {
     /// Forgets a node that was removed.
     pub fn forget(&self, serial: Serial) {
         self.table().forget(serial);
+        self.0.journals.forget(serial);
     }
 
     /// What is known of one node.

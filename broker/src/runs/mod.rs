@@ -13,6 +13,7 @@ mod intake;
 mod journal;
 mod local;
 mod outcome;
+mod rebuild;
 mod recovery;
 mod request;
 mod schedule;
@@ -24,6 +25,7 @@ mod watch;
 pub use self::engine::{CreateError, Engine, EngineError, Settings};
 pub use self::index::{LookupError, cursor, parse_cursor};
 pub use self::journal::{JournalError, ReadError, STREAM};
+pub(crate) use self::rebuild::Proof;
 pub(crate) use self::recovery::run_of;
 pub use self::request::{
     Checked, DELIVER_WITHIN, FrozenRun, OUTPUT_BYTES, RequestError, TIMEOUT, check, options, retry,

@@ -105,6 +105,14 @@ impl Engine {
         )
         .await?;
         shared.limit.store(limit, Ordering::Relaxed);
+        shared
+            .purged
+            .load(&shared.js)
+            .await
+            .map_err(|error| StreamError::NoAnswer {
+                what: "which runs were removed".to_owned(),
+                reason: error.to_string(),
+            })?;
         let mut runs: HashMap<RunId, Option<Folded>> = HashMap::new();
         let mut messages = read_from(&shared.js, STREAM, subject::JOURNAL_ALL, 1).await?;
         let mut damaged = 0;
@@ -233,16 +241,14 @@ impl Engine {
         if size * 100 < limit * TOO_FULL {
             return Ok(());
         }
-        let candidates: Vec<RunId> = lock(&shared.index)
-            .ended()
-            .take(GO_AT_ONCE)
-            .map(|(_, id)| id)
-            .collect();
+        let candidates: Vec<(Timestamp, RunId)> =
+            lock(&shared.index).ended().take(GO_AT_ONCE).collect();
         let mut gone = 0;
-        for id in candidates {
+        for (created, id) in candidates {
             if size * 100 < limit * FULL_ENOUGH {
                 break;
             }
+            shared.purged.up_to(created).await;
             lock(&shared.index).remove(id);
             purge_subject(&shared.js, STREAM, &subject::run_all(id)).await?;
             gone += 1;

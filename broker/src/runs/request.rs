@@ -203,6 +203,7 @@ impl Checked {
             retry_of: None,
             left_out: resolved.left_out,
             local: None,
+            rebuilt: None,
             created: now,
         };
         FrozenRun { spec, targets }
@@ -226,6 +227,7 @@ pub fn retry(
         retry_of: Some(old.spec.id),
         left_out: 0,
         local: None,
+        rebuilt: None,
         created: now,
         ..old.spec.clone()
     };

@@ -116,6 +116,7 @@ pub(crate) struct Stores {
     pub(crate) invites: Kv<crate::enroll::StoredInvite>,
     pub(crate) tokens: Kv<crate::tokens::StoredToken>,
     pub(crate) past: Kv<crate::twin::StoredPast>,
+    pub(crate) journals: Kv<crate::presence::StoredJournals>,
 }
 
 /// [`Buckets`], to be cloned for each session.
@@ -161,6 +162,7 @@ impl Stores {
             invites: bucket(js, "muster_invites").await?.witnessed(told()),
             tokens: bucket(js, "muster_tokens").await?.witnessed(told()),
             past: bucket(js, "muster_cluster").await?.witnessed(told()),
+            journals: bucket(js, "muster_cluster").await?,
         })
     }
 }
@@ -451,6 +453,7 @@ async fn sessions(
     let mut places = lease.places();
     let mut lost = parts.twin.lost();
     let mut waiting = Waiting::new(front);
+    let mut settled = None;
     loop {
         let place = places.borrow_and_update().clone();
         let term = match place {
@@ -483,12 +486,12 @@ async fn sessions(
                 // Found in between: once more.
                 return Ok(None);
             }
-            Box::pin(Session::open(parts, link, stores, lease, peers))
+            Box::pin(Session::open(parts, link, stores, lease, peers, settled))
                 .await
                 .map(Some)
                 .map_err(OpenError::Session)
         });
-        let session = match until(cancel, opening).await {
+        let mut session = match until(cancel, opening).await {
             None => return Ok(Ended::Stopped),
             Some(Ok(None)) => continue,
             Some(Ok(Some(session))) => session,
@@ -517,10 +520,20 @@ async fn sessions(
                 reason: "the store went back in time; what it lost is put back".into(),
                 active: None,
             },
+            revision = session.outdated(lease) => {
+                settled = revision;
+                Readiness::Starting {
+                    reason: "what the broker before has written is read".into(),
+                }
+            }
         };
+        let again = matches!(end, Readiness::Starting { .. });
         let stopped = end == Readiness::Stopping;
         front.close(end);
         session.end().await;
+        if again {
+            continue;
+        }
         return Ok(if stopped {
             Ended::Stopped
         } else {

@@ -39,7 +39,7 @@ const SYNC_EVERY: Duration = Duration::from_millis(200);
 /// How often the marks are written.
 const MARKS_EVERY: Duration = Duration::from_secs(15);
 /// How long the end of a broker waits for the last messages.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How often what is old is let go, in [`MARKS_EVERY`].
 const PRUNE_EVERY: u32 = 40;
 

@@ -30,6 +30,8 @@ const NODES_KEEP: Duration = Duration::from_secs(30 * 86_400);
 const ABOVE: u64 = crate::backup::LEAP;
 /// No second node is believed within so long: one that lies could else keep
 /// the broker from working at all.
+/// Clocks and what is on its way: so much around a time belongs to it.
+const SAME_TIME: Duration = Duration::from_secs(60);
 const BELIEVE_EVERY: Duration = Duration::from_secs(86_400);
 /// Characters of a numbering.
 const NUMBERING: usize = 6;
@@ -47,6 +49,10 @@ pub enum Sign {
     Marks,
     /// A node has obeyed a broker of a higher epoch than any known here.
     Node,
+    /// A node has shown the signed request of a run that is not known here.
+    Run,
+    /// A backup was restored.
+    Backup,
 }
 
 /// One time that the store went back.
@@ -234,6 +240,10 @@ impl Past {
         let Some(ours) = kept.lease.epoch().filter(|ours| *ours < epoch) else {
             return;
         };
+        if kept.lease.seen() >= epoch {
+            // Another node has said so, and the lease is being taken anew.
+            return;
+        }
         let now = Timestamp::now();
         let believed = self
             .0
@@ -280,6 +290,54 @@ impl Past {
             .await;
         // Last: it ends the session, and the right to write.
         kept.lease.exceed(epoch.saturating_add(ABOVE));
+    }
+}
+
+impl Past {
+    /// A node has shown a request that a broker of this cluster signed, of a
+    /// run that this store does not know: it has lost what was written then.
+    /// When that is news, all nodes are to report what they have: the lease is
+    /// taken anew, and the session that begins with it knows it.
+    pub async fn run_was_lost(&self, node: &NodeName, issued: Timestamp, events: &Events) {
+        let Some(kept) = &self.0.kept else { return };
+        let Some(ours) = kept.lease.epoch() else {
+            return;
+        };
+        let covered = |time: &WentBack| {
+            let from = time.since.checked_sub(SAME_TIME);
+            let to = time.found.checked_add(SAME_TIME);
+            from.is_ok_and(|from| from <= issued) && to.is_ok_and(|to| issued <= to)
+        };
+        if self.0.known.borrow().times.iter().any(covered) {
+            return;
+        }
+        let now = Timestamp::now();
+        let what = format!(
+            "{node} has done its part of a run of {issued} that is not known here: this broker was \
+             set back in time"
+        );
+        let time = WentBack {
+            id: InstanceId::random(),
+            since: now.checked_sub(NODES_KEEP).unwrap_or(Timestamp::MIN),
+            found: now,
+            sign: Sign::Run,
+            leap: true,
+            what: what.clone(),
+        };
+        tracing::error!(%node, %issued, "this broker was set back in time");
+        if let Err(error) = self.add(time).await {
+            tracing::error!(%error, "cannot note that the store went back");
+            return;
+        }
+        let text = format!(
+            "{what}. What nodes still know is reported again; everything else that happened since \
+             is gone for good. Look at `muster nodes`, `muster token list` and `muster node invites`"
+        );
+        events
+            .emit("alarm.store-went-back", node.as_str(), text)
+            .await;
+        // Last: it ends the session, and the right to write.
+        kept.lease.exceed(ours);
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use muster_protocol::envelope::{Call, MAX_SKEW, Request};
+use muster_protocol::envelope::{Call, MAX_SKEW, Request, Sealed};
 use muster_protocol::ids::{InstanceId, RequestId};
 use muster_protocol::run::{NodeResult, Outcome};
 use muster_protocol::subject::NodeSays;
@@ -29,7 +29,7 @@ use crate::bus::Bus;
 use crate::config::Limits;
 use crate::executor::{Executor, Step};
 use crate::identity::Identity;
-use crate::journal::{Entry, Journal, StartNote};
+use crate::journal::{Entry, Journal, Kept, StartNote};
 use crate::pace::Backoff;
 use crate::report::Reporter;
 use crate::view::NodeView;
@@ -146,8 +146,9 @@ impl Steps {
         self.0.parts.executor.capabilities()
     }
 
-    /// Does what an authentic request asks, or answers for it.
-    pub async fn call(&self, request: &Request, call: &Call) {
+    /// Does what an authentic request asks, or answers for it. `sealed` is the
+    /// request as it came, to be kept.
+    pub async fn call(&self, request: &Request, call: &Call, sealed: Sealed) {
         let inner = &self.0;
         let id = request.id();
         let (active, others, doors) = match inner.enter(id) {
@@ -175,6 +176,7 @@ impl Steps {
         if inner.answer_again(id).await {
             return;
         }
+        let kept = inner.kept(sealed);
         let judged = match doors {
             Doors::Draining => Err(
                 "this agent waits for its running steps to end, to upgrade itself; \
@@ -184,6 +186,7 @@ impl Steps {
             _ => inner.judge(request, call, others),
         };
         if let Err(reason) = judged {
+            inner.keep(id, kept).await;
             inner
                 .end(id, inner.result(Outcome::Declined, reason), 0, false)
                 .await;
@@ -202,14 +205,14 @@ impl Steps {
             async move {
                 let _guard = guard;
                 info!(%principal, scenario = %call.scenario, "step");
-                Box::pin(inner.run(id, &call, start_before, &active)).await;
+                Box::pin(inner.run(id, &call, start_before, &active, kept)).await;
             }
             .instrument(span),
         );
     }
 
     /// Answers an authentic request that this node does not follow.
-    pub async fn decline(&self, id: RequestId, reason: String) {
+    pub async fn decline(&self, id: RequestId, reason: String, sealed: Sealed) {
         let inner = &self.0;
         let Entered::Fresh { .. } = inner.enter(id) else {
             return;
@@ -219,6 +222,7 @@ impl Steps {
             id,
         };
         if !inner.answer_again(id).await {
+            inner.keep(id, inner.kept(sealed)).await;
             inner
                 .end(id, inner.result(Outcome::Declined, reason), 0, false)
                 .await;
@@ -429,6 +433,7 @@ impl Inner {
         call: &Call,
         start_before: Timestamp,
         active: &Active,
+        kept: Kept,
     ) {
         let live = Live::new(id, self.parts.journal.clone(), self.parts.bus.clone());
         let slow = live.clone();
@@ -439,7 +444,9 @@ impl Inner {
             let _ = bus.say(NodeSays::Accepted, &Accepted { request: id }).await;
             slow.go_live().await;
         });
-        let result = self.execute(id, call, start_before, active, &live).await;
+        let result = self
+            .execute(id, call, start_before, active, (&live, kept))
+            .await;
         acknowledge.abort();
         if let Some(mut result) = result {
             let (chunks, inline, lost) = live.close().await;
@@ -463,7 +470,7 @@ impl Inner {
         call: &Call,
         start_before: Timestamp,
         active: &Active,
-        live: &Live,
+        (live, kept): (&Live, Kept),
     ) -> Option<NodeResult> {
         let unwritten = |e: crate::journal::JournalError| {
             error!("nothing is executed: {e}");
@@ -476,7 +483,7 @@ impl Inner {
             Ok(slot) => slot,
             Err(_) => {
                 self.place("agent.queue.before", id).await;
-                if let Err(e) = self.parts.journal.queue(id).await {
+                if let Err(e) = self.parts.journal.queue(id, kept.clone()).await {
                     return unwritten(e);
                 }
                 self.place("agent.queue.after", id).await;
@@ -509,7 +516,7 @@ impl Inner {
             return Some(self.result(Outcome::Declined, printable(&reason, 500)));
         }
         self.place("agent.start.before", id).await;
-        if let Err(e) = self.parts.journal.start(id, note).await {
+        if let Err(e) = self.parts.journal.start(id, note, kept).await {
             self.parts.executor.abandon(id);
             return unwritten(e);
         }
@@ -530,6 +537,21 @@ impl Inner {
         self.running.fetch_sub(1, Ordering::Relaxed);
         drop(slot);
         Some(result)
+    }
+
+    fn kept(&self, request: Sealed) -> Kept {
+        Kept {
+            request,
+            list: self.parts.identity.now().stored.keys.clone(),
+        }
+    }
+
+    /// Keeps the request of a step that never begins.
+    async fn keep(&self, id: RequestId, kept: Kept) {
+        if let Err(e) = self.parts.journal.keep(id, kept).await {
+            // Its outcome is worth more; whether that can be written shows.
+            warn!(run = %id.run, step = id.step, "a request cannot be kept: {e}");
+        }
     }
 
     /// Writes an outcome down and has it reported. A full disk is waited

@@ -58,6 +58,11 @@ pub fn main(args: &Args) -> Result<(), Failure> {
     if args.self_test {
         return self_test(&config);
     }
+    // Commands begin in the root; an agent that is there itself starts them
+    // more cheaply, and keeps no file system busy.
+    if config.state.is_absolute() && config.facts_dir.is_absolute() {
+        std::env::set_current_dir("/").map_err(|e| Failure::new(1, &e))?;
+    }
     logging::init(args.log_format).map_err(|e| Failure::new(2, &e))?;
     // One thread does all; files and `/proc` are read on a few that come and
     // go, so that an idle agent is small.

@@ -227,10 +227,20 @@ fn nodes_that_have_moved_on_come_back_to_a_restored_cluster() {
         "{status}"
     );
 
-    // What was before is there; what was after is not.
+    // What was before is there; what was after comes back from the nodes.
     let show = up.muster(&["runs", "show", &before]).exits(0);
     assert!(show.out.contains("before"), "{show:?}");
-    assert_ne!(up.muster(&["runs", "show", &after]).code, 0);
+    wait_for("the run after the backup", || {
+        let said = up.muster(&["runs", "show", &after]);
+        (said.code == 0 && said.out.contains("2 succeeded")).then_some(())
+    })
+    .unwrap_or_else(|e| {
+        panic!(
+            "{e}: {:?} {}",
+            up.muster(&["runs", "show", &after]),
+            up.logs()
+        )
+    });
     // What was open is ended, and nothing has happened twice.
     // The nodes still know how it ended, and are asked.
     let watched = up.muster(&["runs", "watch", &open, "--json"]);

@@ -16,9 +16,11 @@ mod network;
 mod oneway;
 mod pause;
 mod positions;
+mod reconcile;
 mod replay;
 mod slow;
 mod steps;
+mod yesterday;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
