@@ -16,7 +16,7 @@ use muster_protocol::PROTOCOL_VERSION;
 use muster_protocol::ids::{InstanceId, Serial};
 use muster_protocol::names::NodeName;
 use muster_protocol::units::{Span, Timestamp};
-use muster_protocol::wire::{Acknowledged, Hello, Welcome};
+use muster_protocol::wire::{Acknowledged, AgentInfo, Hello, Welcome};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -95,6 +95,7 @@ impl Porter {
             return;
         };
         if hello.protocol != PROTOCOL_VERSION {
+            self.0.inventory.note_agent(serial, hello.agent());
             self.incompatible(&record, hello.protocol, &reply).await;
             return;
         }
@@ -122,6 +123,14 @@ impl Porter {
     /// An agent says hello in a protocol that this broker does not speak.
     pub(crate) async fn stranger(&self, serial: Serial, protocol: u32, reply: Option<Subject>) {
         if let Some((record, reply)) = self.admitted(serial, reply).await {
+            // All else that it said is in words that are not known here.
+            let agent = AgentInfo {
+                version: String::new(),
+                protocol,
+                capabilities: Vec::new(),
+                build: None,
+            };
+            self.0.inventory.note_agent(serial, agent);
             self.incompatible(&record, protocol, &reply).await;
         }
     }
@@ -331,6 +340,7 @@ impl Porter {
             journals.welcomed(serial, hello.instance, mark.position);
         }
         inner.presence.welcomed(serial, hello);
+        inner.inventory.note_agent(serial, hello.agent());
         let keys = (hello.key_epoch < authority.list().epoch).then(|| authority.signed_list());
         // Read again: it may have changed while the node was checked.
         let snapshot = inner.inventory.snapshot();

@@ -20,6 +20,7 @@ mod client;
 mod endpoint;
 mod error;
 mod reference;
+mod releases;
 mod routes;
 mod sse;
 mod watch;

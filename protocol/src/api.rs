@@ -31,6 +31,12 @@
 //! | `POST /v1/agent/challenge` (open) | → [`Challenge`] |
 //! | `POST /v1/enroll` (by invite) | [`crate::wire::EnrollRequest`] → [`crate::wire::CredentialsAnswer`] |
 //! | `POST /v1/agent/credentials` (by node key) | [`crate::wire::CredentialsRequest`] → [`crate::wire::CredentialsAnswer`] |
+//! | `POST /v1/agent/release` (by node key) | [`crate::wire::ReleaseRequest`] → bytes |
+//! | `GET /v1/releases` | → [`Page`]`<`[`ReleaseView`]`>` |
+//! | `PUT /v1/releases/{sha256}` | [`ReleaseOffer`] → [`ReleaseUpload`] |
+//! | `PUT /v1/releases/{sha256}/parts/{part}` | bytes → 204 |
+//! | `POST /v1/releases/{sha256}/commit` | → [`ReleaseView`] |
+//! | `DELETE /v1/releases/{sha256}` | → 204 |
 //! | `GET /healthz`, `/readyz`, `/openapi.json` (open) | |
 //!
 //! Wherever a route takes `{run}`, a prefix of at least four characters that
@@ -38,6 +44,7 @@
 
 mod brokers;
 mod frame;
+mod release;
 mod secret;
 
 use std::collections::BTreeMap;
@@ -54,9 +61,11 @@ use crate::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName, Scen
 use crate::run::{LocalRun, Outcome, RunOptions, RunPhase, Summary, is_zero};
 pub use brokers::{BrokerPlace, BrokerView, StandbyKit};
 pub use frame::Frame;
+pub use release::{ReleaseOffer, ReleaseUpload, ReleaseView, UPLOAD_PART};
 pub use secret::{ApiToken, InviteToken, Secret, TokenError};
 
 use crate::units::{Amount, Span, Timestamp};
+use crate::wire::AgentInfo;
 
 /// Header by which a client names its door; the broker takes `cli` and
 /// `http`, and everything else as `http`.
@@ -156,8 +165,11 @@ pub struct NodeView {
     /// When it was last heard.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub last_seen: Option<Timestamp>,
-    /// Version of its agent.
+    /// Version of its agent, as it said last.
     pub version: Option<String>,
+    /// What its agent said about itself last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentInfo>,
     /// Whether it is one of the broker's own machines.
     pub infrastructure: bool,
     /// When it enrolled.
@@ -300,10 +312,11 @@ pub struct Silent {
 pub struct RunRequest {
     /// The nodes.
     pub predicate: String,
-    /// The scenario; `command` when absent.
+    /// The scenario; `command` when absent; `agent-upgrade` is the other one.
     #[serde(default = "command")]
     pub scenario: ScenarioName,
-    /// Its parameters; for `command`: `{"argv": [...]}` or `{"shell": "..."}`.
+    /// Its parameters; for `command`: `{"argv": [...]}` or `{"shell": "..."}`;
+    /// for `agent-upgrade`: `{"release": "<sha256>", "allow_downgrade": false}`.
     #[serde(default)]
     #[schema(value_type = Object)]
     pub params: Value,

@@ -8,12 +8,14 @@
 //! | `m1.from.<serial>.<kind>` | that node | everything a node says, see [`NodeSays`] |
 //! | `m1.run.<run>.j`, `m1.run.<run>.o` | broker | the run's journal, and its nodes' output |
 //! | `m1.event` | broker | what happened in the cluster |
+//! | `m1.release.<sha256>.meta`, `m1.release.<sha256>.part.<n>` | broker | an agent release, and the bytes of it |
 //!
 //! The subject is routing only. What a node obeys is the signed set.
 
 use std::fmt;
 
 use crate::ids::{RunId, Serial};
+use crate::release::ReleaseId;
 
 /// Requests to every node.
 pub const ALL: &str = "m1.do.all";
@@ -94,6 +96,29 @@ pub fn output(run: RunId) -> String {
 #[must_use]
 pub fn run_all(run: RunId) -> String {
     format!("m1.run.{run}.*")
+}
+
+/// Every agent release.
+pub const RELEASE_ALL: &str = "m1.release.>";
+/// What is said of every whole agent release.
+pub const RELEASE_META_ALL: &str = "m1.release.*.meta";
+
+/// What is said of an agent release, once it is whole.
+#[must_use]
+pub fn release_meta(release: ReleaseId) -> String {
+    format!("m1.release.{release}.meta")
+}
+
+/// A part of the bytes of an agent release, from 0.
+#[must_use]
+pub fn release_part(release: ReleaseId, part: u32) -> String {
+    format!("m1.release.{release}.part.{part}")
+}
+
+/// Everything of an agent release.
+#[must_use]
+pub fn release_all(release: ReleaseId) -> String {
+    format!("m1.release.{release}.>")
 }
 
 /// The kinds of message that a node sends.

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::ids::{ClusterId, InstanceId, LocalNonce, RequestId, RunId, Serial};
 use crate::keys::{PublicKey, Signature, SignedText};
 use crate::names::{LabelKey, LabelValue, NodeName, RoleName};
+use crate::release::{Build, ReleaseId};
 use crate::run::{LocalRun, NodeResult, Stream};
 use crate::units::{Span, Timestamp};
 
@@ -167,10 +168,77 @@ pub struct Hello {
     pub broker_epoch: u64,
     /// What it can do: `command`, `shell`, …
     pub capabilities: Vec<String>,
+    /// What it was built for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<Build>,
     /// How far its journal is, so that each side can find out whether the
     /// other has gone back in time. Absent from agents that cannot say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<JournalMark>,
+}
+
+/// What an agent says about itself in its [`Hello`]: what the broker judges
+/// before it sends anything.
+#[derive(
+    Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, utoipa::ToSchema,
+)]
+#[serde(deny_unknown_fields)]
+pub struct AgentInfo {
+    /// Its version.
+    pub version: String,
+    /// The protocol that it speaks.
+    pub protocol: u32,
+    /// What its node grants.
+    pub capabilities: Vec<String>,
+    /// Platform and state, where it said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<Build>,
+}
+
+/// Longest word in an [`AgentInfo`], in bytes.
+const MAX_WORD: usize = 64;
+/// Most capabilities in an [`AgentInfo`].
+const MAX_CAPABILITIES: usize = 32;
+
+impl Hello {
+    /// What it says about the agent, cut to what is ever kept.
+    #[must_use]
+    pub fn agent(&self) -> AgentInfo {
+        let word = |text: &str| crate::text::printable(text, MAX_WORD);
+        AgentInfo {
+            version: word(&self.version),
+            protocol: self.protocol,
+            capabilities: self
+                .capabilities
+                .iter()
+                .take(MAX_CAPABILITIES)
+                .map(|c| word(c))
+                .collect(),
+            build: self.build.as_ref().map(|build| Build {
+                os: word(&build.os),
+                arch: word(&build.arch),
+                ..build.clone()
+            }),
+        }
+    }
+}
+
+/// `POST /v1/agent/release`: an enrolled node asks for the bytes of a release,
+/// from `from` on.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseRequest {
+    /// The node's serial.
+    pub serial: Serial,
+    /// A challenge from `POST /v1/agent/challenge`.
+    pub challenge: String,
+    /// By the identity key, over [`proof_text`].
+    pub proof: Signature,
+    /// Which.
+    pub release: ReleaseId,
+    /// The first byte that is wanted.
+    #[serde(default)]
+    pub from: u64,
 }
 
 /// How far a node's own journal is.

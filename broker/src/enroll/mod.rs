@@ -552,6 +552,26 @@ impl Enrolment {
         self.issue(request.serial).await
     }
 
+    /// Whether it is an enrolled node that asks for a release.
+    ///
+    /// # Errors
+    /// [`EnrollError`].
+    pub async fn prove_node(&self, request: &wire::ReleaseRequest) -> Result<(), EnrollError> {
+        let snapshot = self.0.inventory.snapshot();
+        let Some(record) = snapshot.get(request.serial) else {
+            return Err(match self.0.inventory.knock(request.serial).await {
+                Absent::Removed => EnrollError::Gone(request.serial),
+                Absent::Unknown => EnrollError::Unknown(request.serial),
+            });
+        };
+        self.prove(
+            &record.node_key,
+            &request.challenge,
+            &record.nats_key,
+            &request.proof,
+        )
+    }
+
     fn prove(
         &self,
         key: &PublicKey,

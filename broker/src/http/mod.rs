@@ -16,6 +16,7 @@ mod nodes;
 mod page;
 mod ping;
 pub mod problem;
+mod releases;
 mod runs;
 mod sse;
 mod status;
@@ -43,6 +44,7 @@ use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
 use crate::link::Link;
 use crate::peers::Peers;
+use crate::releases::Releases;
 use crate::tokens::Tokens;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
@@ -84,6 +86,8 @@ pub struct AppState {
     pub link: Link,
     /// Runs, pings, plans, presence: everything that talks with the nodes.
     pub nodes: Nodes,
+    /// Agents that nodes can be upgraded to.
+    pub releases: Releases,
     /// How much those without a token may ask.
     pub limiter: Arc<Limiter>,
     /// Held while a backup is made: one at a time.
@@ -129,6 +133,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(matching::routes())
         .merge(nodes::routes())
         .merge(ping::routes())
+        .merge(releases::routes())
         .merge(runs::routes())
         .merge(sse::routes())
         .merge(status::routes())

@@ -22,7 +22,9 @@ use self::session::{Session, SessionError};
 use crate::backup::import::{ImportError, import, is_pending};
 use crate::config::Config;
 use crate::http::Front;
-use crate::inventory::{AccountValue, Buckets, SeenValue, SerialCounter, StoredFacts, StoredNode};
+use crate::inventory::{
+    AccountValue, AgentsValue, Buckets, SeenValue, SerialCounter, StoredFacts, StoredNode,
+};
 use crate::lease::{Lease, LeaseError, LeaseValue, Place, Who};
 use crate::link::{Link, LinkError};
 use crate::nats::keys::NatsKeys;
@@ -122,6 +124,7 @@ pub(crate) struct InventoryBuckets {
     nodes: Kv<StoredNode>,
     facts: Kv<StoredFacts>,
     seen: Kv<SeenValue>,
+    agents: Kv<AgentsValue>,
     serial: Kv<SerialCounter>,
     account: Kv<AccountValue>,
 }
@@ -132,6 +135,7 @@ impl InventoryBuckets {
             nodes: self.nodes.clone(),
             facts: self.facts.clone(),
             seen: self.seen.clone(),
+            agents: self.agents.clone(),
             serial: self.serial.clone(),
             account: self.account.clone(),
         }
@@ -148,6 +152,7 @@ impl Stores {
                 nodes: bucket(js, "muster_nodes").await?.witnessed(told()),
                 facts: bucket(js, "muster_facts").await?.witnessed(told()),
                 seen: bucket(js, "muster_cluster").await?,
+                agents: bucket(js, "muster_cluster").await?,
                 serial: bucket(js, "muster_cluster").await?.witnessed(told()),
                 account: bucket(js, "muster_cluster").await?.witnessed(told()),
             },
@@ -481,7 +486,7 @@ async fn sessions(
                 // Found in between: once more.
                 return Ok(None);
             }
-            Session::open(parts, link, stores, lease, peers, settled)
+            Box::pin(Session::open(parts, link, stores, lease, peers, settled))
                 .await
                 .map(Some)
                 .map_err(OpenError::Session)

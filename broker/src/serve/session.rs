@@ -23,6 +23,7 @@ use crate::link::{Link, nats_ca};
 use crate::nats::keys::UserKey;
 use crate::peers::Peers;
 use crate::presence::Journals;
+use crate::releases::{Releases, ReleasesError};
 use crate::runs;
 use crate::store::kv::KvError;
 use crate::tls::TlsError;
@@ -67,6 +68,9 @@ pub enum SessionError {
     /// The subscriptions to what the nodes say.
     #[error(transparent)]
     Nodes(#[from] StartError),
+    /// The agent releases.
+    #[error(transparent)]
+    Releases(#[from] ReleasesError),
 }
 
 impl SessionError {
@@ -82,7 +86,8 @@ impl SessionError {
             | Self::Inventory(_)
             | Self::Events(_)
             | Self::Past(_)
-            | Self::Nodes(_) => false,
+            | Self::Nodes(_)
+            | Self::Releases(_) => false,
         }
     }
 }
@@ -183,6 +188,12 @@ impl Session {
         if tokens.ensure_admin(&path).await? {
             tracing::info!(file = %path.display(), "a new admin token was written");
         }
+        let releases = Box::pin(Releases::open(
+            link.js.clone(),
+            lease.clone(),
+            events.clone(),
+        ))
+        .await?;
         let connect = Connect {
             nats_urls: parts.config.agent_urls().to_vec(),
             nats_ca: nats_ca(&parts.config, &parts.ca)?,
@@ -242,6 +253,7 @@ impl Session {
             peers: peers.clone(),
             nodes: nodes.clone(),
             link: link.clone(),
+            releases,
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
             backing_up: Arc::new(tokio::sync::Semaphore::new(1)),
             shutdown: cancel.clone(),

@@ -55,7 +55,9 @@ impl Session<'_> {
             revision: node.member.assignment.revision,
             key_epoch: node.member.list.epoch,
             broker_epoch: node.seen.epoch,
+            // There is no executable to replace.
             capabilities: vec!["command".to_owned(), "shell".to_owned()],
+            build: None,
             journal: Some(node.mark()),
         };
         let asked = self.ask::<_, Welcome>(NodeSays::Hello, &hello, WELCOME_WITHIN);

@@ -313,7 +313,7 @@ impl<'a> Session<'a> {
         let enrolled = self.parts.identity.now();
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
-            version: crate::VERSION.to_owned(),
+            version: crate::release::version().to_owned(),
             instance: self.parts.instance,
             boot_id: self.parts.boot_id.clone(),
             time: Timestamp::now(),
@@ -321,6 +321,7 @@ impl<'a> Session<'a> {
             key_epoch: enrolled.keys.epoch,
             broker_epoch: self.parts.verifier.epoch().await,
             capabilities: self.parts.steps.capabilities(),
+            build: Some(crate::release::build().clone()),
             journal: match self.parts.journal.mark().await {
                 Ok(mark) => Some(mark),
                 Err(e) => {

@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod environment;
 pub mod proc;
 pub mod process;
+pub mod program;
 pub mod spawn;
 pub mod tree;
 

@@ -112,7 +112,7 @@ impl Db {
             drop(durable);
             let durable = connect(path, "FULL")?;
             let version: u32 = durable.pragma_query_value(None, "user_version", |r| r.get(0))?;
-            if version > 1 {
+            if version > super::FORMAT {
                 return Err(rusqlite::Error::InvalidPath(path.to_owned()));
             }
             durable.execute_batch(SCHEMA)?;

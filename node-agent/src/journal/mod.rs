@@ -32,6 +32,9 @@ pub use local::{LocalNote, request as local_request};
 pub use prune::Pruned;
 pub use requests::Kept;
 
+/// What this version writes; a journal with a higher number is refused.
+pub const FORMAT: u32 = 1;
+
 /// Why the journal did not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {

@@ -116,6 +116,7 @@ impl Voice {
             key_epoch: 1,
             broker_epoch: 1,
             capabilities: vec!["command".into()],
+            build: None,
             journal: Some(JournalMark {
                 position,
                 acknowledged: acknowledged

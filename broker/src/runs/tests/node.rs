@@ -255,6 +255,7 @@ impl Shared {
             key_epoch: self.keys.epoch,
             broker_epoch: 0,
             capabilities: vec!["command".into()],
+            build: None,
             journal: None,
         };
         let json = serde_json::to_vec(&hello).expect("json");
@@ -537,6 +538,7 @@ impl Swarm {
                 key_epoch: keys.epoch,
                 broker_epoch: 0,
                 capabilities: Vec::new(),
+                build: None,
                 journal: None,
             };
             said(
