@@ -372,6 +372,7 @@ async fn a_key_that_this_broker_has_lost_is_believed_by_the_root_s_word() {
         &world.server,
         &authority,
         &world.inventory,
+        &world.past,
         7,
         Span::from_secs(1),
     )
@@ -431,7 +432,7 @@ async fn a_run_of_which_the_store_kept_only_the_beginning_comes_back_from_its_no
         stored.expect("sent").await.expect("stored");
     }
     // Between them it came out that the store had gone back.
-    let minutes = |n| {
+    let minutes = |n: u64| {
         now.checked_sub(Duration::from_secs(60 * n))
             .expect("in range")
     };
