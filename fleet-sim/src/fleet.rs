@@ -256,11 +256,11 @@ impl Fleet {
         // It is closed never.
         let _permit = self.fetching.acquire().await;
         let client = clients.of(member.serial.0);
-        let answer = self.ask(&client, member, None).await?;
+        let answer = self.ask(client, member, None).await?;
         match member.list.successor(&answer.keys) {
             Err(KeyListError::Older { ours, theirs }) if theirs < ours => {
                 let held = orders.list_with(None);
-                Ok(self.ask(&client, member, held).await?)
+                Ok(self.ask(client, member, held).await?)
             }
             _ => Ok(answer),
         }
