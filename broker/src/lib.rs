@@ -23,6 +23,7 @@ pub mod ping;
 pub mod plans;
 pub mod presence;
 pub mod resolve;
+pub mod retention;
 pub mod routing;
 mod run;
 pub mod runs;

@@ -18,6 +18,7 @@ mod backup;
 mod client;
 mod endpoint;
 mod error;
+mod once;
 mod reference;
 mod routes;
 mod sse;
@@ -27,6 +28,7 @@ pub use backup::BackupPieces;
 pub use client::{Client, MAX_BODY};
 pub use endpoint::Endpoint;
 pub use error::ClientError;
+pub use once::Key;
 pub use reference::Reference;
 pub use watch::{RunEvents, Watch};
 

@@ -74,6 +74,7 @@ enum Key {
     Outcome(NodeName),
     Late(NodeName, Outcome),
     Cancelling,
+    OutputRemoved,
     Finished,
 }
 
@@ -83,11 +84,12 @@ impl Key {
             Frame::RunCreated { .. } => Self::Created,
             Frame::BatchSent { batch, .. } => Self::Batch(*batch),
             // Not kept by the broker, so never repeated.
-            Frame::Accepted { .. } => return None,
+            Frame::Accepted { .. } | Frame::Stalled { .. } => return None,
             Frame::Output { node, chunk, .. } => Self::Output(node.clone(), *chunk),
             Frame::Outcome { result, .. } => Self::Outcome(result.node.clone()),
             Frame::LateOutcome { node, outcome, .. } => Self::Late(node.clone(), *outcome),
             Frame::RunCancelling { .. } => Self::Cancelling,
+            Frame::OutputRemoved { .. } => Self::OutputRemoved,
             Frame::RunFinished { .. } => Self::Finished,
         })
     }
@@ -262,6 +264,8 @@ fn is_known(name: &str) -> bool {
             | "outcome"
             | "late_outcome"
             | "run_cancelling"
+            | "output_removed"
+            | "stalled"
             | "run_finished"
     )
 }

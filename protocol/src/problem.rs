@@ -38,13 +38,16 @@ pub enum Kind {
     /// This broker cannot serve now: it starts, stops, is not the active
     /// one, or NATS is away.
     Unavailable,
+    /// What must be written down before it can be done finds no room in the
+    /// store; nothing was done.
+    NoRoom,
     /// A defect of muster.
     Internal,
 }
 
 impl Kind {
     /// All kinds, for the documentation and its tests.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::InvalidRequest,
         Self::InvalidPredicate,
         Self::UnknownName,
@@ -59,6 +62,7 @@ impl Kind {
         Self::TooLarge,
         Self::RateLimited,
         Self::Unavailable,
+        Self::NoRoom,
         Self::Internal,
     ];
 
@@ -77,6 +81,7 @@ impl Kind {
             Self::TooLarge => 413,
             Self::RateLimited => 429,
             Self::Unavailable => 503,
+            Self::NoRoom => 507,
             Self::Internal => 500,
         }
     }
@@ -94,7 +99,7 @@ impl Kind {
             | Self::TooLarge => 2,
             Self::UnknownName | Self::NoMatch => 3,
             Self::Unauthenticated | Self::Denied => 4,
-            Self::RateLimited | Self::Unavailable | Self::Internal => 5,
+            Self::RateLimited | Self::Unavailable | Self::NoRoom | Self::Internal => 5,
             Self::ConfirmationRequired | Self::PlanGone => 6,
         }
     }
@@ -117,6 +122,7 @@ impl Kind {
             Self::TooLarge => "too-large",
             Self::RateLimited => "rate-limited",
             Self::Unavailable => "unavailable",
+            Self::NoRoom => "no-room",
             Self::Internal => "internal",
         }
     }

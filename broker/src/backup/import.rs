@@ -388,7 +388,7 @@ impl Importer<'_> {
 
     /// Says in the cluster's events what has happened.
     async fn tell(&self) -> Result<(), ImportError> {
-        let events = Events::open(self.js.clone(), self.lease.clone()).await?;
+        let events = Events::open(self.js.clone(), self.lease.clone(), crate::events::KEEP).await?;
         let made = Timestamp::from(self.plan.made);
         events
             .emit(

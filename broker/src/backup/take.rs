@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
@@ -11,7 +10,6 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::format::{FORMAT, Framer, Head, MAX_FRAME, Record, RecordNote};
@@ -21,14 +19,10 @@ use crate::lease::Lease;
 use crate::runs::{self, Engine};
 use crate::state_dir::{StateDir, StateDirError, read_private};
 use crate::store::error::StreamError;
-use crate::store::read::{StoredMessage, read_from};
+use crate::store::read::{StoredMessage, read_from, read_on};
 
 /// Frames that wait for a slow reader.
 const WAITING: usize = 16;
-/// How often a bucket that changes all the time is looked at again.
-const LOOKS: u32 = 50;
-/// Between two looks at a bucket that has changed.
-const PAUSE: Duration = Duration::from_millis(20);
 /// What muster's streams and buckets are called.
 const OURS: [&str; 2] = ["MUSTER_", "KV_muster_"];
 /// Prefix of the stream of a bucket.
@@ -56,9 +50,6 @@ pub enum TakeError {
         /// Why.
         source: StreamError,
     },
-    /// A bucket is written to without a pause.
-    #[error("the bucket `{0}` changes all the time; make the backup when less is going on")]
-    Restless(String),
     /// A message that does not fit.
     #[error("message {sequence} of `{stream}` does not fit into a backup")]
     TooLarge {
@@ -311,40 +302,20 @@ impl Taker<'_> {
         put(self.out, frame).await
     }
 
-    /// The newest value of each key, as they were together at one moment. A
-    /// value that is replaced while it is read is gone, and its successor is
-    /// beyond the end: so it is read on until nothing has changed.
+    /// The newest value of each key, as they were together at one moment.
     async fn bucket(&mut self, stream: &str) -> Result<(), TakeError> {
         let fail = |source| TakeError::Stream {
             stream: stream.to_owned(),
             source,
         };
-        let mut wanted = self.begin(stream).await?;
+        let mut position = self.begin(stream).await?;
         let mut newest: BTreeMap<String, StoredMessage> = BTreeMap::new();
-        let mut read = 0;
-        let mut quiet = false;
-        for look in 0..LOOKS {
-            if look > 0 {
-                sleep(PAUSE).await;
-            }
-            let mut messages = read_from(&self.source.js, stream, ">", read + 1)
-                .await
-                .map_err(fail)?;
-            while let Some(message) = messages.try_next().await.map_err(fail)? {
-                read = read.max(message.sequence);
-                newest.insert(message.subject.clone(), message);
-            }
-            let (last, _) = self.look(stream).await?;
-            // Nothing was written since before this reading: nothing that was
-            // read has been replaced.
-            quiet = last == wanted;
-            if quiet {
-                break;
-            }
-            wanted = last;
-        }
-        if !quiet {
-            return Err(TakeError::Restless(stream.to_owned()));
+        let mut messages = read_on(&self.source.js, stream, ">", 1)
+            .await
+            .map_err(fail)?;
+        while let Some(message) = messages.try_next().await.map_err(fail)? {
+            position = position.max(message.sequence);
+            newest.insert(message.subject.clone(), message);
         }
         let mut values: Vec<_> = newest.into_values().collect();
         values.sort_by_key(|message| message.sequence);
@@ -353,7 +324,7 @@ impl Taker<'_> {
                 self.record(stream, message).await?;
             }
         }
-        let frame = self.framer.end(Some(wanted));
+        let frame = self.framer.end(Some(position));
         put(self.out, frame).await
     }
 }

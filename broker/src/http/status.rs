@@ -86,6 +86,9 @@ async fn status(
             "`muster nodes` shows which, and since when",
         );
     }
+    for Finding { what, hint } in state.retention.findings() {
+        find(what, &hint);
+    }
     Ok(ApiJson(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cluster: list.cluster,
@@ -97,6 +100,8 @@ async fn status(
         nodes,
         open_runs: state.nodes.engine.open_runs(),
         time: Timestamp::now(),
+        space: state.retention.spaces(),
+        removed: state.retention.removed(),
         findings,
     }))
 }

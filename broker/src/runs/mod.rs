@@ -15,6 +15,7 @@ mod local;
 mod outcome;
 mod recovery;
 mod request;
+mod retention;
 mod schedule;
 mod send;
 mod task;
@@ -27,6 +28,7 @@ pub use self::journal::{JournalError, ReadError, STREAM};
 pub use self::request::{
     Checked, DELIVER_WITHIN, FrozenRun, OUTPUT_BYTES, RequestError, TIMEOUT, check, options, retry,
 };
+pub(crate) use self::retention::{RemoveError, Removed, Stored};
 pub(crate) use self::schedule::Message;
 pub use self::watch::{Seen, Watch, WatchError};
 

@@ -273,7 +273,19 @@ impl Task {
 
     pub(super) async fn store(&mut self, event: RunEvent) -> Result<(), JournalError> {
         let asked = Instant::now();
-        self.journal.append_surely(&event).await?;
+        let (live, run, shared) = (self.live.clone(), self.run, Arc::clone(&self.engine.0));
+        let mut stalled = false;
+        self.journal
+            .append_surely(&event, |error| {
+                stalled = true;
+                // Nobody may be watching; who comes later is told the next time.
+                let why = Some(shared.waits_for(error));
+                let _ = live.send(Frame::Stalled { run, why });
+            })
+            .await?;
+        if stalled {
+            let _ = self.live.send(Frame::Stalled { run, why: None });
+        }
         let took = asked.elapsed();
         if took > SLOW {
             self.delivery.was_deaf(took);

@@ -2,6 +2,7 @@
 
 mod more;
 pub(crate) mod node;
+mod retention;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -103,7 +104,6 @@ async fn start(
     let cancel = CancellationToken::new();
     let runs = Settings {
         max_bytes: 64 << 20,
-        ..Settings::default()
     };
     let nodes = Nodes::start(Deps {
         js: store::context(client.clone()),

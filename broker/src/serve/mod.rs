@@ -79,6 +79,7 @@ pub(crate) struct Stores {
     pub(crate) lease: Kv<LeaseValue>,
     pub(crate) invites: Kv<crate::enroll::StoredInvite>,
     pub(crate) tokens: Kv<crate::tokens::StoredToken>,
+    pub(crate) retention: Kv<crate::retention::Record>,
 }
 
 /// [`Buckets`], to be cloned for each session.
@@ -117,6 +118,7 @@ impl Stores {
             lease: bucket(js, "muster_cluster").await?,
             invites: bucket(js, "muster_invites").await?,
             tokens: bucket(js, "muster_tokens").await?,
+            retention: bucket(js, "muster_cluster").await?,
         })
     }
 }
@@ -282,7 +284,7 @@ async fn sessions(
                 continue;
             }
         };
-        front.open(session.router(), lease.clone());
+        front.open(session.router(), lease.clone(), session.retention());
         let stopped = until(cancel, async {
             // Suspended is not the end: while nobody else was active, what is
             // in memory holds.

@@ -18,6 +18,7 @@ use crate::http::{AppState, Limiter, router};
 use crate::inventory::{Inventory, InventoryError};
 use crate::lease::Lease;
 use crate::link::{Link, nats_ca};
+use crate::retention::{Keeper, Retention};
 use crate::runs;
 use crate::tls::TlsError;
 use crate::tokens::{Tokens, TokensError};
@@ -82,7 +83,8 @@ impl Session {
         stores: &Stores,
         lease: &Lease,
     ) -> Result<Self, SessionError> {
-        let events = Events::open(link.js.clone(), lease.clone()).await?;
+        let keep_events = parts.config.retention.events.get();
+        let events = Events::open(link.js.clone(), lease.clone(), keep_events).await?;
         let authority = Authority::load(
             parts.state.clone(),
             parts.root.clone(),
@@ -135,8 +137,7 @@ impl Session {
             connections: Some((link.system.clone(), parts.keys.account_key())),
             settings: bus::Settings {
                 runs: runs::Settings {
-                    max_age: parts.config.keep_runs.get(),
-                    ..runs::Settings::default()
+                    max_bytes: parts.config.retention.bytes.get(),
                 },
                 confirm_above: parts.config.confirm_above,
                 ..bus::Settings::default()
@@ -153,7 +154,20 @@ impl Session {
         {
             tracing::warn!("the journals of runs are still being read");
         }
+        let retention = Retention::default();
+        let keeper = Keeper {
+            engine: nodes.engine.clone(),
+            events: events.clone(),
+            lease: lease.clone(),
+            js: link.js.clone(),
+            system: Some(link.system.clone()),
+            same_machine: parts.config.nats_is_here(),
+            record: stores.retention.clone(),
+            limits: parts.config.retention.limits(),
+            shown: retention.clone(),
+        };
         let state = AppState {
+            retention,
             config: Arc::clone(&parts.config),
             inventory: inventory.clone(),
             authority,
@@ -171,6 +185,7 @@ impl Session {
         };
         tasks.spawn(inventory.tend(cancel.clone()));
         tasks.spawn(tidy(enrolment, cancel.clone()));
+        tasks.spawn(keeper.keep(cancel.clone()));
         tasks.spawn(async move { nodes.stopped().await });
         Ok(Self {
             state,
@@ -182,6 +197,11 @@ impl Session {
     /// The API of this session.
     pub(crate) fn router(&self) -> Router {
         router(self.state.clone())
+    }
+
+    /// What is known of the room that is left.
+    pub(crate) fn retention(&self) -> Retention {
+        self.state.retention.clone()
     }
 
     /// Ends what runs for it; what is only in memory is written.

@@ -19,7 +19,7 @@ use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::read::read_from;
+use super::read::read_on;
 mod key;
 
 use self::key::{decode, encode};
@@ -314,7 +314,7 @@ impl<T: Serialize + DeserializeOwned> Kv<T> {
             .map_err(|source| self.failed(source))
     }
 
-    /// All entries.
+    /// All entries, as they were together at one moment.
     ///
     /// # Errors
     /// [`KvError::Decode`] for the first value that cannot be read,
@@ -322,7 +322,9 @@ impl<T: Serialize + DeserializeOwned> Kv<T> {
     pub async fn list(&self) -> Result<Snapshot<T>, KvError> {
         let name = stream_name(&self.bucket);
         let filter = format!("$KV.{}.>", self.bucket);
-        let mut messages = read_from(&self.js, &name, &filter, 1)
+        // To the very end: a key that is rewritten while this reads is found
+        // there, and nowhere else.
+        let mut messages = read_on(&self.js, &name, &filter, 1)
             .await
             .map_err(|source| self.failed(source))?;
         // Raw first: an old value in the history must not stop anybody.

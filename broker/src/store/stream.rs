@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType, Stream};
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, LastRawMessageErrorKind, StorageType, Stream,
+};
 use async_nats::jetstream::{Context, ErrorCode};
+use futures_util::TryStreamExt as _;
 use tokio::time::Instant;
 
 pub use super::error::StreamError;
@@ -267,7 +270,7 @@ pub async fn purge_subject(js: &Context, stream: &str, subject: &str) -> Result<
 }
 
 /// A stream with its present state.
-pub(super) async fn get_stream(js: &Context, name: &str) -> Result<Stream, StreamError> {
+pub(crate) async fn get_stream(js: &Context, name: &str) -> Result<Stream, StreamError> {
     js.get_stream(name).await.map_err(|e| match e.kind() {
         GetStreamErrorKind::JetStream(e) => refused(name, &e),
         GetStreamErrorKind::EmptyName | GetStreamErrorKind::InvalidStreamName => {
@@ -278,4 +281,68 @@ pub(super) async fn get_stream(js: &Context, name: &str) -> Result<Stream, Strea
             reason: reasons(&e),
         },
     })
+}
+
+/// A message as it is kept, with its headers.
+#[derive(Debug, Clone)]
+pub(crate) struct Last {
+    /// Its sequence in the stream.
+    pub(crate) sequence: u64,
+    /// When the server stored it.
+    pub(crate) time: jiff::Timestamp,
+    /// Its payload.
+    pub(crate) payload: bytes::Bytes,
+}
+
+/// The last message of a subject (no wildcards), if it has one.
+///
+/// # Errors
+/// [`StreamError::NoStream`], [`StreamError::NoAnswer`].
+pub(crate) async fn last_of_subject(
+    js: &Context,
+    stream: &str,
+    subject: &str,
+) -> Result<Option<Last>, StreamError> {
+    let handle = get_stream(js, stream).await?;
+    match handle.get_last_raw_message_by_subject(subject).await {
+        Ok(message) => Ok(Some(Last {
+            sequence: message.sequence,
+            time: jiff::Timestamp::from_nanosecond(message.time.unix_timestamp_nanos())
+                .unwrap_or(jiff::Timestamp::UNIX_EPOCH),
+            payload: message.payload,
+        })),
+        Err(e) => match e.kind() {
+            LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            LastRawMessageErrorKind::JetStream(server) => Err(refused(subject, &server)),
+            _ => Err(StreamError::NoAnswer {
+                what: format!("the last message of `{subject}`"),
+                reason: reasons(&e),
+            }),
+        },
+    }
+}
+
+/// How many messages each subject has that matches a filter.
+///
+/// # Errors
+/// [`StreamError::NoStream`], [`StreamError::NoAnswer`].
+pub(crate) async fn subjects(
+    js: &Context,
+    stream: &str,
+    filter: &str,
+) -> Result<Vec<(String, u64)>, StreamError> {
+    let no_answer = |e: &dyn std::error::Error| StreamError::NoAnswer {
+        what: format!("the subjects of `{stream}`"),
+        reason: reasons(e),
+    };
+    let handle = get_stream(js, stream).await?;
+    let mut pages = handle
+        .info_with_subjects(filter)
+        .await
+        .map_err(|e| no_answer(&e))?;
+    let mut found = Vec::new();
+    while let Some((subject, count)) = pages.try_next().await.map_err(|e| no_answer(&e))? {
+        found.push((subject, count as u64));
+    }
+    Ok(found)
 }

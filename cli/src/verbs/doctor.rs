@@ -461,6 +461,8 @@ mod tests {
             nodes: [].into(),
             open_runs: 0,
             time: at("2026-11-21T07:00:00Z"),
+            space: vec![],
+            removed: muster_protocol::api::Removed::default(),
             findings: vec![Finding {
                 what: "3 messages refused".into(),
                 hint: "see events".into(),
@@ -502,6 +504,8 @@ mod tests {
             nodes: [].into(),
             open_runs: 0,
             time: at("2026-11-21T06:00:00.5Z"),
+            space: vec![],
+            removed: muster_protocol::api::Removed::default(),
             findings: vec![],
         };
         let mut findings = Findings::default();

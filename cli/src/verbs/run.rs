@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use muster_client::{Client, ClientError};
+use muster_client::{Client, ClientError, Key};
 use muster_protocol::api::{Confirm, Plan, RunRequest, RunView};
 use muster_protocol::envelope::Mode;
 use muster_protocol::problem::{Kind, Problem};
@@ -174,13 +174,14 @@ pub async fn run(context: &Context, args: RunArgs) -> Result<u8, Failure> {
     let mut request = args.request()?;
     let client = context.client()?;
     let mut since = Instant::now();
-    let view = match client.create_run(&request).await {
+    let key = Key::random();
+    let view = match client.create_run(&request, &key).await {
         Ok(view) => view,
         Err(error) => {
             let plan = confirmed(context, error)?;
             request.confirm = Confirm::Plan(plan.id);
             since = Instant::now();
-            client.create_run(&request).await?
+            client.create_run(&request, &key).await?
         }
     };
     follow(context, &client, &view, args.follow, since).await
