@@ -22,6 +22,7 @@ use crate::inventory::{Absent, Inventory, NodeRecord, Standing};
 use crate::ping::Pinger;
 use crate::presence::{Presence, Rival};
 use crate::runs::Engine;
+use crate::twin::Past;
 
 /// How long an instance that was heard before may take to show that it lives.
 const STILL_THERE: Duration = Duration::from_secs(2);
@@ -42,6 +43,7 @@ struct Inner {
     pinger: Pinger,
     events: Events,
     engine: Engine,
+    past: Past,
     checks: Semaphore,
     /// Nodes that are being checked.
     checking: Mutex<HashSet<Serial>>,
@@ -55,6 +57,7 @@ impl Porter {
         pinger: Pinger,
         events: Events,
         engine: Engine,
+        past: Past,
     ) -> Self {
         Self(Arc::new(Inner {
             bus,
@@ -63,6 +66,7 @@ impl Porter {
             pinger,
             events,
             engine,
+            past,
             checks: Semaphore::new(CHECKS),
             checking: Mutex::default(),
         }))
@@ -248,19 +252,12 @@ impl Porter {
         };
         let (serial, name) = (record.serial, &record.assignment.name);
         if hello.broker_epoch > epoch {
-            tracing::error!(
-                node = %name, theirs = hello.broker_epoch, ours = epoch,
-                "a node has obeyed a broker of a higher epoch: was this broker's state restored?"
-            );
-            let text = format!(
-                "{name} has seen broker epoch {}, this broker has {epoch}: it refuses what this broker sends \
-                 until its epoch is as high",
-                hello.broker_epoch
-            );
             inner
-                .events
-                .emit("alarm.epoch-behind", name.as_str(), text)
+                .past
+                .node_saw(name, hello.broker_epoch, &inner.events)
                 .await;
+            // Under the next lease, which is above: the node asks again.
+            return;
         }
         inner.presence.welcomed(serial, hello);
         let authority = inner.bus.authority();

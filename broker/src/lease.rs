@@ -8,12 +8,13 @@
 //! wall clocks say, and also when its own task hangs, because
 //! [`Lease::epoch`] looks at the clock itself.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use muster_protocol::ids::InstanceId;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +33,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// The key in the bucket.
 const KEY: &str = "lease";
+/// No epoch is higher: a made-up one must not use them all up.
+const HIGHEST: u64 = 1 << 53;
 
 /// What is in the bucket.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -95,6 +98,10 @@ pub struct Lease(Arc<Inner>);
 struct Inner {
     held: Mutex<Option<Held>>,
     place: watch::Sender<Place>,
+    /// An epoch that was seen elsewhere: the next one is above it.
+    seen: AtomicU64,
+    /// Told when it has risen.
+    risen: Notify,
 }
 
 impl Lease {
@@ -113,6 +120,26 @@ impl Lease {
         self.0.place.subscribe()
     }
 
+    /// Somebody has seen this epoch of the cluster's lease: what is held is
+    /// given up unless it is above, and the next one will be. One that no
+    /// broker can have had ([`Lease::can_exceed`]) changes nothing.
+    pub fn exceed(&self, epoch: u64) {
+        if self.can_exceed(epoch) {
+            self.0.seen.fetch_max(epoch, Ordering::Relaxed);
+            self.0.risen.notify_one();
+        }
+    }
+
+    /// Whether a broker can have had this epoch.
+    #[must_use]
+    pub fn can_exceed(&self, epoch: u64) -> bool {
+        epoch < HIGHEST
+    }
+
+    fn seen(&self) -> u64 {
+        self.0.seen.load(Ordering::Relaxed)
+    }
+
     /// A lease that is held for ever, for tests.
     #[must_use]
     pub fn fixed(epoch: u64) -> Self {
@@ -120,6 +147,8 @@ impl Lease {
         let inner = Inner {
             held: Mutex::new(Some(Held { epoch, until })),
             place: watch::Sender::new(Place::Active { epoch, term: 0 }),
+            seen: AtomicU64::new(0),
+            risen: Notify::new(),
         };
         Self(Arc::new(inner))
     }
@@ -131,6 +160,8 @@ impl Lease {
         Self(Arc::new(Inner {
             held: Mutex::new(None),
             place,
+            seen: AtomicU64::new(0),
+            risen: Notify::new(),
         }))
     }
 
@@ -149,6 +180,8 @@ impl Lease {
         let lease = Self(Arc::new(Inner {
             held: Mutex::new(None),
             place: watch::Sender::new(standby),
+            seen: AtomicU64::new(0),
+            risen: Notify::new(),
         }));
         let seeker = Seeker {
             bucket,
@@ -253,7 +286,7 @@ impl Seeker {
         entry: Option<KvEntry<LeaseValue>>,
     ) -> Result<Option<(LeaseValue, u64)>, LeaseError> {
         let last = entry.as_ref().map_or(0, |e| e.value.epoch);
-        let epoch = last.max(self.holder.epoch) + 1;
+        let epoch = last.max(self.holder.epoch).max(self.shared.seen()) + 1;
         // On disk before it is used: a wiped NATS must not bring an old epoch
         // back.
         self.holder.epoch = epoch;
@@ -326,6 +359,19 @@ impl Seeker {
                     return;
                 }
                 () = sleep(RENEW_EVERY) => {}
+                () = self.shared.0.risen.notified() => {}
+            }
+            if self.shared.seen() >= value.epoch {
+                tracing::warn!(
+                    epoch = value.epoch,
+                    seen = self.shared.seen(),
+                    "the lease is taken anew, above an epoch that was seen"
+                );
+                self.shared.set(None);
+                self.shared.tell(Place::Suspended);
+                // What is in memory is older than what somebody has seen.
+                self.term += 1;
+                return;
             }
             // After its end it is not renewed but taken again, with a new
             // epoch.

@@ -35,6 +35,7 @@ pub mod store;
 mod testing;
 pub mod tls;
 pub mod tokens;
+pub mod twin;
 
 pub use self::config::Config;
 pub use self::embedded::{Embedded, EmbeddedError, EmbeddedOptions, nats_config, prepare_embedded};

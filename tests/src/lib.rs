@@ -1,12 +1,15 @@
 //! The harness of the end-to-end tests: a whole muster on this machine, made
 //! of the real executables, in a directory of its own, gone when dropped.
 
-use std::collections::BTreeMap;
+pub mod invariants;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -177,6 +180,7 @@ pub struct Up {
     pub port: u16,
     nodes: Vec<String>,
     child: Option<Child>,
+    told: Mutex<BTreeSet<invariants::Told>>,
 }
 
 impl Up {
@@ -203,6 +207,7 @@ impl Up {
             port: free_port()?,
             nodes,
             child: None,
+            told: Mutex::default(),
         })
     }
 
@@ -331,7 +336,21 @@ impl Up {
     /// When it cannot be started or hangs.
     #[must_use]
     pub fn muster<S: AsRef<OsStr>>(&self, args: &[S]) -> Said {
-        finish(self.command(args))
+        self.heard(finish(self.command(args)))
+    }
+
+    /// Keeps in mind what somebody was told, for [`invariants::Audit`].
+    pub fn heard(&self, said: Said) -> Said {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.extend(invariants::told(&said));
+        said
+    }
+
+    /// Everything that [`Up::muster`] and [`Up::muster_as`] were told of runs.
+    #[must_use]
+    pub fn told(&self) -> BTreeSet<invariants::Told> {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.clone()
     }
 
     /// Runs `muster ARGS...` with that token.
@@ -339,7 +358,7 @@ impl Up {
     pub fn muster_as<S: AsRef<OsStr>>(&self, token: &str, args: &[S]) -> Said {
         let mut command = self.command(args);
         command.env("MUSTER_TOKEN", token);
-        finish(command)
+        self.heard(finish(command))
     }
 
     /// The state directory of an agent that `muster up` started.

@@ -24,6 +24,7 @@ use crate::ping::Pinger;
 use crate::plans::Plans;
 use crate::presence::{Presence, follow_connections};
 use crate::runs::{self, Engine};
+use crate::twin::Past;
 
 /// How often the lease is looked at, for the roll call.
 const LOOK: Duration = Duration::from_millis(200);
@@ -63,6 +64,8 @@ pub struct Deps {
     pub lease: Lease,
     /// What happens in the cluster.
     pub events: Events,
+    /// What the store has lost, as far as is known.
+    pub past: Past,
     /// The system account's connection, through which the server says whose
     /// connection has ended; without it only missing heartbeats say so.
     pub connections: Option<(SystemClient, AccountKey)>,
@@ -122,6 +125,7 @@ impl Nodes {
             authority,
             lease,
             events,
+            past,
             connections,
             settings,
             cancel,
@@ -144,6 +148,7 @@ impl Nodes {
             pinger.clone(),
             events.clone(),
             engine.clone(),
+            past,
         );
         let ears = Ears {
             bus: bus.clone(),

@@ -112,6 +112,7 @@ async fn start(
         authority: authority.clone(),
         lease: Lease::fixed(epoch),
         events: Events::log_only(),
+        past: crate::twin::Past::unbroken(),
         connections: None,
         settings: bus::Settings {
             runs,

@@ -80,6 +80,7 @@ pub(crate) struct Stores {
     pub(crate) invites: Kv<crate::enroll::StoredInvite>,
     pub(crate) tokens: Kv<crate::tokens::StoredToken>,
     pub(crate) retention: Kv<crate::retention::Record>,
+    pub(crate) past: Kv<crate::twin::StoredPast>,
 }
 
 /// [`Buckets`], to be cloned for each session.
@@ -119,6 +120,7 @@ impl Stores {
             invites: bucket(js, "muster_invites").await?,
             tokens: bucket(js, "muster_tokens").await?,
             retention: bucket(js, "muster_cluster").await?,
+            past: bucket(js, "muster_cluster").await?,
         })
     }
 }

@@ -20,8 +20,10 @@ use crate::lease::Lease;
 use crate::link::{Link, nats_ca};
 use crate::retention::{Keeper, Retention};
 use crate::runs;
+use crate::store::kv::KvError;
 use crate::tls::TlsError;
 use crate::tokens::{Tokens, TokensError};
+use crate::twin::Past;
 
 /// How often invites that ended are forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(3_600);
@@ -46,6 +48,9 @@ pub enum SessionError {
     /// The events.
     #[error(transparent)]
     Events(#[from] EventsError),
+    /// What is known of times that the store has lost.
+    #[error("what the store has lost could not be read: {0}")]
+    Past(#[from] KvError),
     /// Certificates.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -63,7 +68,7 @@ impl SessionError {
             }
             Self::Tokens(error) => matches!(error, TokensError::State(_)),
             Self::Tls(_) => true,
-            Self::Inventory(_) | Self::Events(_) | Self::Nodes(_) => false,
+            Self::Inventory(_) | Self::Events(_) | Self::Past(_) | Self::Nodes(_) => false,
         }
     }
 }
@@ -85,6 +90,7 @@ impl Session {
     ) -> Result<Self, SessionError> {
         let keep_events = parts.config.retention.events.get();
         let events = Events::open(link.js.clone(), lease.clone(), keep_events).await?;
+        let past = Past::load(stores.past.clone(), lease.clone()).await?;
         let authority = Authority::load(
             parts.state.clone(),
             parts.root.clone(),
@@ -134,6 +140,7 @@ impl Session {
             authority: authority.clone(),
             lease: lease.clone(),
             events: events.clone(),
+            past: past.clone(),
             connections: Some((link.system.clone(), parts.keys.account_key())),
             settings: bus::Settings {
                 runs: runs::Settings {

@@ -2,6 +2,7 @@
 //! said, what is not known is said to be unknown, nothing is done twice, and
 //! it works again when the fault is gone.
 
+mod checker;
 mod clock;
 mod disk;
 mod flood;

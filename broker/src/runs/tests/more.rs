@@ -247,6 +247,7 @@ async fn the_server_says_at_once_that_a_node_is_gone_and_that_it_is_back() {
         authority,
         lease: Lease::fixed(1),
         events: Events::log_only(),
+        past: crate::twin::Past::unbroken(),
         connections: Some((server.system().await, server.keys.account_key())),
         // No heartbeat is missed for minutes.
         settings: bus::Settings {
