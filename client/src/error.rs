@@ -56,9 +56,8 @@ pub enum ClientError {
         /// The cause.
         why: String,
     },
-    /// The other end speaks TLS and the URL says it does not, or the other
-    /// way round.
-    #[error("{url} does not speak {}", if *.tls { "TLS" } else { "plain HTTP: it answers in TLS" })]
+    /// The other end does not speak as the URL says: in TLS, or without.
+    #[error("{url} {}", if *.tls { "does not speak TLS" } else { "answers, but not in plain HTTP" })]
     Scheme {
         /// As given.
         url: String,
@@ -155,7 +154,10 @@ impl ClientError {
             Self::Tls { .. } => {
                 "name the broker's certificate authority with --ca-file, or check that the URL is the right one".into()
             }
-            Self::Scheme { url, tls: false } => format!("write {}", url.replacen("http:", "https:", 1)),
+            Self::Scheme { url, tls: false } => format!(
+                "a broker that listens beyond its own machine speaks TLS: write {}",
+                url.replacen("http:", "https:", 1)
+            ),
             Self::Scheme { url, tls: true } => format!(
                 "write {} if it is your broker; it speaks plain HTTP only on its own machine",
                 url.replacen("https:", "http:", 1)

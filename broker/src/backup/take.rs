@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
@@ -10,6 +11,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::format::{FORMAT, Framer, Head, MAX_FRAME, Record, RecordNote};
@@ -23,6 +25,8 @@ use crate::store::read::{StoredMessage, read_from, read_on};
 
 /// Frames that wait for a slow reader.
 const WAITING: usize = 16;
+/// How long it may take to catch up with those who write to a bucket.
+const QUIET_WITHIN: Duration = Duration::from_secs(30);
 /// What muster's streams and buckets are called.
 const OURS: [&str; 2] = ["MUSTER_", "KV_muster_"];
 /// Prefix of the stream of a bucket.
@@ -50,6 +54,9 @@ pub enum TakeError {
         /// Why.
         source: StreamError,
     },
+    /// A bucket is written to faster than it can be read.
+    #[error("the bucket `{0}` changes all the time; make the backup when less is going on")]
+    Restless(String),
     /// A message that does not fit.
     #[error("message {sequence} of `{stream}` does not fit into a backup")]
     TooLarge {
@@ -309,14 +316,20 @@ impl Taker<'_> {
             source,
         };
         let mut position = self.begin(stream).await?;
-        let mut newest: BTreeMap<String, StoredMessage> = BTreeMap::new();
-        let mut messages = read_on(&self.source.js, stream, ">", 1)
+        let js = self.source.js.clone();
+        let gather = async {
+            let mut newest: BTreeMap<String, StoredMessage> = BTreeMap::new();
+            let mut messages = read_on(&js, stream, ">", 1).await?;
+            while let Some(message) = messages.try_next().await? {
+                position = position.max(message.sequence);
+                newest.insert(message.subject.clone(), message);
+            }
+            Ok(newest)
+        };
+        let newest = timeout(QUIET_WITHIN, gather)
             .await
+            .map_err(|_| TakeError::Restless(stream.to_owned()))?
             .map_err(fail)?;
-        while let Some(message) = messages.try_next().await.map_err(fail)? {
-            position = position.max(message.sequence);
-            newest.insert(message.subject.clone(), message);
-        }
         let mut values: Vec<_> = newest.into_values().collect();
         values.sort_by_key(|message| message.sequence);
         for message in values {

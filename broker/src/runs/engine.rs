@@ -134,6 +134,9 @@ pub enum CreateError {
     /// The journal could not be written.
     #[error("the run could not be written down, so nothing was run: {0}")]
     Journal(#[from] JournalError),
+    /// What room is left is for the journals of runs that are under way.
+    #[error("the store has no room for another run; nothing was run")]
+    NoRoom,
     /// Nobody has said whether the last part of it was written down.
     #[error("it is not known whether run {0} was written down whole: {1}")]
     Unsure(RunId, JournalError),
@@ -145,7 +148,7 @@ impl CreateError {
     pub fn problem(&self) -> Problem {
         let title = self.to_string();
         match self {
-            Self::Journal(JournalError::Store(StreamError::Full { .. })) => {
+            Self::NoRoom | Self::Journal(JournalError::Store(StreamError::Full { .. })) => {
                 Problem::new(Kind::NoRoom, title).hint(
                     "the oldest runs are being removed to make room: try again in a minute; \
                      `muster status` shows how much there is, and `retention.bytes` sets it",
@@ -312,6 +315,9 @@ impl Engine {
             .map_err(CreateError::TooLarge)?;
         if lock(&shared.open).len() >= MOST_OPEN {
             return Err(CreateError::Busy);
+        }
+        if !shared.takes_runs(&spec) {
+            return Err(CreateError::NoRoom);
         }
         let mut journal = Journal::new(shared.js.clone(), shared.bus.lease().clone(), epoch, id, 0);
         let created = RunEvent::Created {

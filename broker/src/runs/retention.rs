@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use muster_protocol::ids::RunId;
-use muster_protocol::run::RunEvent;
+use muster_protocol::run::{RunEvent, RunSpec};
 use muster_protocol::subject;
 use muster_protocol::units::{Timestamp, elapsed};
 use tokio::sync::OwnedRwLockWriteGuard;
@@ -234,7 +234,26 @@ impl Engine {
     }
 }
 
+/// New runs are taken up to so many hundredths of the stream's limit: the rest
+/// is for the outcomes of those that are under way, which could else never
+/// end and make room.
+const RUNS_PART: u64 = 97;
+
 impl Shared {
+    /// Whether there is room for one more run.
+    pub(super) fn takes_runs(&self, spec: &RunSpec) -> bool {
+        let bytes = spec.params.to_string().len() as u64 + PER_MESSAGE;
+        let stored = self.stored.fetch_add(bytes, Ordering::Relaxed);
+        let limit = self.limit.load(Ordering::Relaxed);
+        let room = stored.saturating_add(bytes) <= limit / 100 * RUNS_PART;
+        if !room {
+            // It is not going to be there.
+            self.stored.fetch_sub(bytes, Ordering::Relaxed);
+            self.crowded.notify_one();
+        }
+        room
+    }
+
     /// What somebody who cannot write a journal waits for, for people. Whoever
     /// makes room is woken.
     pub(super) fn waits_for(&self, error: &StreamError) -> String {

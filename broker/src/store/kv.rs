@@ -19,14 +19,14 @@ use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::read::read_on;
 mod key;
 
 use self::key::{decode, encode};
 use super::Pause;
 use super::append::{Append, append};
 use super::error::{StreamError, reasons};
-use super::stream::{StreamSettings, ensure_stream, purge_subject};
+use super::read::read_from;
+use super::stream::{StreamSettings, ensure_stream, last_of_subject, purge_subject, subjects};
 
 const OPERATION: &str = "KV-Operation";
 
@@ -314,7 +314,8 @@ impl<T: Serialize + DeserializeOwned> Kv<T> {
             .map_err(|source| self.failed(source))
     }
 
-    /// All entries, as they were together at one moment.
+    /// All entries: every key that has a value, with one that it had since
+    /// this was called.
     ///
     /// # Errors
     /// [`KvError::Decode`] for the first value that cannot be read,
@@ -322,9 +323,7 @@ impl<T: Serialize + DeserializeOwned> Kv<T> {
     pub async fn list(&self) -> Result<Snapshot<T>, KvError> {
         let name = stream_name(&self.bucket);
         let filter = format!("$KV.{}.>", self.bucket);
-        // To the very end: a key that is rewritten while this reads is found
-        // there, and nowhere else.
-        let mut messages = read_on(&self.js, &name, &filter, 1)
+        let mut messages = read_from(&self.js, &name, &filter, 1)
             .await
             .map_err(|source| self.failed(source))?;
         // Raw first: an old value in the history must not stop anybody.
@@ -333,6 +332,20 @@ impl<T: Serialize + DeserializeOwned> Kv<T> {
         while let Some(message) = messages.try_next().await.map_err(|e| self.failed(e))? {
             last = message.sequence;
             newest.insert(message.subject.clone(), message);
+        }
+        // A key that is rewritten while it waits to be read is not met: its old
+        // value is gone, and the new one is beyond the end.
+        for (subject, _) in subjects(&self.js, &name, &filter)
+            .await
+            .map_err(|e| self.failed(e))?
+        {
+            if !newest.contains_key(&subject)
+                && let Some(message) = last_of_subject(&self.js, &name, &subject)
+                    .await
+                    .map_err(|e| self.failed(e))?
+            {
+                newest.insert(subject, message);
+            }
         }
         let mut entries = Vec::with_capacity(newest.len());
         for (subject, message) in newest {

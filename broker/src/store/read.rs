@@ -73,7 +73,7 @@ pub async fn read_from(
 /// replaced while it is waited for goes and its successor comes at the end.
 /// What was read stands for one moment: that of the last message.
 ///
-/// It ends when it is faster than those who write.
+/// It ends only if it is faster than those who write.
 ///
 /// # Errors
 /// As [`read_from`].

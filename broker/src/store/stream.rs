@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 pub use super::error::StreamError;
 use super::error::{reasons, refused};
+use super::read::StoredMessage;
 use super::{Pause, READY_WITHIN};
 
 /// Settings of a stream: all that muster ever sets. What it leaves to the
@@ -283,17 +284,6 @@ pub(crate) async fn get_stream(js: &Context, name: &str) -> Result<Stream, Strea
     })
 }
 
-/// A message as it is kept, with its headers.
-#[derive(Debug, Clone)]
-pub(crate) struct Last {
-    /// Its sequence in the stream.
-    pub(crate) sequence: u64,
-    /// When the server stored it.
-    pub(crate) time: jiff::Timestamp,
-    /// Its payload.
-    pub(crate) payload: bytes::Bytes,
-}
-
 /// The last message of a subject (no wildcards), if it has one.
 ///
 /// # Errors
@@ -302,11 +292,13 @@ pub(crate) async fn last_of_subject(
     js: &Context,
     stream: &str,
     subject: &str,
-) -> Result<Option<Last>, StreamError> {
+) -> Result<Option<StoredMessage>, StreamError> {
     let handle = get_stream(js, stream).await?;
     match handle.get_last_raw_message_by_subject(subject).await {
-        Ok(message) => Ok(Some(Last {
+        Ok(message) => Ok(Some(StoredMessage {
             sequence: message.sequence,
+            subject: subject.to_owned(),
+            headers: message.headers,
             time: jiff::Timestamp::from_nanosecond(message.time.unix_timestamp_nanos())
                 .unwrap_or(jiff::Timestamp::UNIX_EPOCH),
             payload: message.payload,

@@ -9,4 +9,5 @@ mod hostile;
 mod lifecycle;
 mod local;
 mod path;
+mod retention;
 mod runs;

@@ -293,3 +293,78 @@ async fn a_watcher_of_a_run_that_goes_is_told_and_does_not_wait_for_ever() {
     let error = end.expect("an error").expect_err("an error");
     assert!(error.to_string().contains("there is no run"), "{error}");
 }
+
+/// Fills the stream of runs to the last byte, with output of nobody.
+async fn fill(world: &World) -> RunId {
+    let js = world.js().await;
+    let nobody = RunId::random();
+    let mut size = 900_000;
+    while size > 0 {
+        let message = Append::new(subject::output(nobody), vec![b'x'; size]);
+        match append(&js, STREAM, &message).await {
+            Ok(_) => {}
+            Err(store::stream::StreamError::Full { .. }) => size /= 4,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    nobody
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_without_room_is_said_and_a_run_goes_on_when_there_is_room() {
+    let world = World::new(webs(1)).await;
+    let nodes = world.all(&Script::Hold).await;
+    let run = world.run(json!({"predicate": "*"})).await;
+    world
+        .until("the node runs", || nodes[0].executed() == 1)
+        .await;
+    let mut watch = world.engine().watch(run, None).await.expect("watched");
+
+    let nobody = fill(&world).await;
+    // Nothing new is begun: not even when it is only the server that knows.
+    let refused = async |world: &World| {
+        let asked = world
+            .engine()
+            .create(world.frozen(json!({"predicate": "*"})));
+        let error = timeout(PATIENCE, asked).await.expect("it is said in time");
+        error.expect_err("there is no room").problem()
+    };
+    for _ in 0..2 {
+        let problem = refused(&world).await;
+        assert_eq!(problem.status, 507, "{problem:?}");
+        assert!(problem.title.contains("nothing was run"), "{problem:?}");
+        let hint = problem.hint.expect("a hint");
+        assert!(hint.contains("retention.bytes"), "{hint}");
+        world.engine().stored().await.expect("looked at");
+    }
+    // What runs is not lost, and whoever watches knows why nothing happens.
+    nodes[0].release.notify_one();
+    let mut next = async |wanted: &str| loop {
+        let seen = timeout(PATIENCE, watch.next()).await.expect("in time");
+        let seen = seen.expect("a frame").expect("a frame");
+        if seen.frame.event() == wanted {
+            return seen;
+        }
+    };
+    let stalled = next("stalled").await;
+    let Frame::Stalled { why: Some(why), .. } = stalled.frame else {
+        panic!("{stalled:?}");
+    };
+    assert!(why.contains("the store is full"), "{why}");
+    assert_eq!(stalled.place, None);
+
+    let js = world.js().await;
+    purge_subject(&js, STREAM, &subject::output(nobody))
+        .await
+        .expect("purged");
+    next("run_finished").await;
+    let view = world.ended(run).await;
+    assert_eq!(view.brief.state, RunPhase::Succeeded);
+    world.engine().stored().await.expect("looked at");
+    let again = world.run(json!({"predicate": "*"})).await;
+    world
+        .until("the node runs again", || nodes[0].executed() == 2)
+        .await;
+    nodes[0].release.notify_one();
+    world.ended(again).await;
+}
