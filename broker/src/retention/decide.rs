@@ -130,8 +130,11 @@ pub fn decide(used: u64, runs: &[Kept], limits: &Limits, now: Timestamp) -> Vec<
         }
         plan.output(*at, kept, Why::Space);
     }
+    // A run is worth more than the output that is about to be old enough.
+    let young = |kept: &Kept| kept.ended.is_some_and(|at| !old(at, JUST_ENDED));
+    let soon = runs.iter().any(|kept| kept.output > 0 && young(kept));
     for (at, kept) in &ended {
-        if plan.left <= goal {
+        if soon || plan.left <= goal {
             break;
         }
         plan.run(*at, kept, Why::Space);
@@ -226,8 +229,7 @@ mod tests {
             kept(2, Some(9_600), 100, 50),
             kept(3, Some(9_800), 100, 50),
             kept(4, None, 100, 350),
-            // Somebody may still be reading it.
-            kept(5, Some(9_995), 100, 50),
+            kept(5, Some(9_995), 100, 0),
         ];
         let now = at(10_000);
         assert_eq!(decide(899, &runs, &LIMITS, now), []);
@@ -239,6 +241,11 @@ mod tests {
             .chain([2].map(space(What::Run)))
             .collect();
         assert_eq!(said(&decide(1_000, &runs, &LIMITS, now)), both);
+        // Somebody may still be reading what has just ended; it goes soon, and
+        // no run goes in its place.
+        let mut young = runs;
+        young[4].output = 50;
+        assert_eq!(said(&decide(1_000, &young, &LIMITS, now)), outputs);
     }
 
     #[test]
@@ -337,8 +344,12 @@ mod tests {
             }
             let by_age: u64 = plan.iter().filter(|r| r.why == Why::Age).map(|r| r.bytes).sum();
             let crowded = used.saturating_sub(by_age) >= limits.high();
+            let soon = runs.iter().any(|r| r.output > 0
+                && r.ended.is_some_and(|at| elapsed(at, now) < JUST_ENDED));
+            let none_left = |r: &Kept| r.output == 0 || outputs.contains(&r.run) || whole.contains(&r.run);
             prop_assert!(
-                !crowded || left <= limits.low() || whole.len() == allowed.len(),
+                !crowded || left <= limits.low() || whole.len() == allowed.len()
+                    || (soon && allowed.iter().all(none_left)),
                 "{left} bytes left, and not all that is allowed is gone"
             );
         }

@@ -8,6 +8,7 @@ mod faults;
 mod hostile;
 mod lifecycle;
 mod local;
+mod once;
 mod path;
 mod retention;
 mod runs;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use muster_tests::invariants::Audit;
 use muster_tests::{Said, Up, finish, signal, wait_for};
@@ -104,11 +104,8 @@ fn little_room_is_said_old_output_goes_and_everything_goes_on() {
 
     // It fills; new runs work all the time, and one alarm comes.
     let mut runs = Vec::new();
-    for n in 0..40 {
+    for _ in 0..10 {
         runs.push(print(&up, 1 << 20).exits(0).run());
-        if n >= 10 {
-            break;
-        }
     }
     let alarm = wait_for("the alarm", || {
         events(&up, "alarm.space")
@@ -125,12 +122,12 @@ fn little_room_is_said_old_output_goes_and_everything_goes_on() {
         room(&up, "runs")["alarm_since"].as_str().map(drop)
     })
     .expect("it does");
-    up.muster(&["status"])
-        .exits(1)
-        .says(&["runs and their output use", "retention.bytes"]);
-    up.muster(&["doctor"])
-        .exits(1)
-        .says(&["runs and their output use"]);
+    for verb in ["status", "doctor"] {
+        let said = up.muster(&[verb]).exits(1);
+        for part in ["runs and their output use", "retention.bytes"] {
+            assert!(said.out.contains(part), "{said:?}");
+        }
+    }
     let ready = ready(&up).expect("an answer");
     let warning = ready["warnings"][0].as_str().unwrap_or_default();
     assert!(
@@ -213,12 +210,10 @@ fn a_broker_that_is_killed_while_it_removes_leaves_nothing_half() {
     up.launch().expect("starts");
     const EACH: usize = 300_000;
     let mut runs = BTreeMap::new();
-    let begun = Instant::now();
-    while runs.len() < 30 {
-        let run = print(&up, EACH).exits(0).run();
-        let (bytes, removed) = shown(&up, &run);
-        assert!(!removed || begun.elapsed() > Duration::from_secs(10));
-        runs.insert(run, bytes);
+    while runs.len() < 27 {
+        let said = print(&up, EACH).exits(0);
+        let bytes = said.output("stdout").values().map(String::len).sum();
+        runs.insert(said.run(), bytes);
     }
     // From now on it removes, and is killed at every moment of it.
     let mut kills = 0;
@@ -339,7 +334,7 @@ fn a_broker_without_sense_in_its_settings_says_where_and_exits_2() {
         .stdin(Stdio::null());
     let said = finish(command).exits(2);
     assert!(
-        said.err.contains("retention") && said.err.contains("4GiB"),
+        said.err.contains("broker.toml") && said.err.contains("4GiB"),
         "{said:?}"
     );
 }
