@@ -58,6 +58,8 @@ pub enum Action {
     ManageKeys,
     /// Read everything that the cluster is, its secrets included.
     Backup,
+    /// Take what another broker needs: the cluster's keys.
+    AddBroker,
     /// Read how the installation is.
     ReadStatus,
     /// Read cluster events.
@@ -97,7 +99,7 @@ impl FixedRoles {
             Role::Admin => true,
             Role::Operator => !matches!(
                 action,
-                A::RemoveNodes | A::ManageTokens | A::ManageKeys | A::Backup
+                A::RemoveNodes | A::ManageTokens | A::ManageKeys | A::Backup | A::AddBroker
             ),
             Role::Reader => matches!(
                 action,
@@ -145,6 +147,7 @@ impl Action {
             Self::ReadKeys,
             Self::ManageKeys,
             Self::Backup,
+            Self::AddBroker,
             Self::ReadStatus,
             Self::ReadEvents,
             Self::WhoAmI,
@@ -170,6 +173,7 @@ impl Action {
             Self::ReadKeys => "read the broker keys",
             Self::ManageKeys => "rotate or revoke broker keys",
             Self::Backup => "make backups",
+            Self::AddBroker => "add brokers",
             Self::ReadStatus => "read the status",
             Self::ReadEvents => "read events",
             Self::WhoAmI => "ask who it is",
@@ -279,6 +283,7 @@ mod tests {
         read the broker keys               admin operator reader
         rotate or revoke broker keys       admin
         make backups                       admin
+        add brokers                        admin
         read the status                    admin operator reader
         read events                        admin operator reader
         ask who it is                      admin operator reader node-enroller

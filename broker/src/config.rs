@@ -1,6 +1,6 @@
 //! The broker's configuration file.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use muster_protocol::units::{Size, Span};
@@ -95,6 +95,9 @@ pub struct Config {
     /// Names and addresses that the certificates are for, besides this
     /// machine's own.
     pub names: Vec<String>,
+    /// Where people and agents reach this broker, as in
+    /// `https://muster.example.org:7878`; found out when empty.
+    pub url: String,
     /// A run on more nodes asks for a confirmation.
     pub confirm_above: u32,
     /// How long a node's NATS credentials live; renewed at half of it.
@@ -177,6 +180,7 @@ impl Default for Config {
             state: "/var/lib/muster".into(),
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7878),
             names: Vec::new(),
+            url: String::new(),
             confirm_above: 20,
             credentials_life: Span::from_secs(7 * 86_400),
             open_requests_per_second: 100,
@@ -262,6 +266,28 @@ impl Config {
         })
     }
 
+    /// Where people and agents reach this broker, which listens on `address`:
+    /// as it is set, else the address, the first of `names`, or the name of
+    /// this machine.
+    #[must_use]
+    pub fn public_url(&self, address: SocketAddr) -> String {
+        if !self.url.is_empty() {
+            return self.url.trim_end_matches('/').to_owned();
+        }
+        let ip = address.ip();
+        if ip.is_loopback() {
+            return format!("http://{address}");
+        }
+        let name = self.names.iter().find(|name| !name.contains('*'));
+        let host = match name {
+            Some(name) if name.parse::<Ipv6Addr>().is_ok() => format!("[{name}]"),
+            Some(name) => name.clone(),
+            None if !ip.is_unspecified() => return format!("https://{address}"),
+            None => host_name(),
+        };
+        format!("https://{host}:{}", address.port())
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         let wrong = |field, why: &str| {
             Err(ConfigError::Value {
@@ -291,6 +317,9 @@ impl Config {
                     &format!("holds `{name}`, which is neither a host name nor an address"),
                 );
             }
+        }
+        if !self.url.is_empty() {
+            check_public(&self.url)?;
         }
         let life = self.credentials_life.get().as_secs();
         if !(60..=90 * 86_400).contains(&life) {
@@ -339,6 +368,34 @@ fn renamed(text: &str) -> Option<toml::Table> {
         retention.entry("runs").or_insert(keep);
     }
     Some(table)
+}
+
+/// The name of this machine.
+fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+fn check_public(url: &str) -> Result<(), ConfigError> {
+    let rest = url
+        .strip_prefix("https://")
+        .or_else(|| url.strip_prefix("http://"));
+    let host = rest.and_then(|rest| rest.split('/').next());
+    let plain = url
+        .bytes()
+        .all(|b| b.is_ascii_graphic() && !b"\"<>\\^`{|}?#,@".contains(&b));
+    if host.is_some_and(|host| !host.is_empty()) && plain && url.len() <= 300 {
+        return Ok(());
+    }
+    let shown = muster_protocol::text::printable(url, 80);
+    Err(ConfigError::Value {
+        field: "url",
+        why: format!(
+            "is `{shown}`, which is not where a broker is; write it like https://muster.example.org:7878"
+        ),
+    })
 }
 
 fn check_url(url: &str) -> Result<(), ConfigError> {

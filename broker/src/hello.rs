@@ -1,9 +1,11 @@
 //! Who may take part: the first exchange with every agent.
 //!
 //! A cloned machine is two agents with one node key. They are told apart by
-//! their instance: when a second one says hello while the first was heard a
-//! moment ago, the first is asked whether it is still there. If it is, both
-//! are kept out until an operator replaces the node.
+//! their instance: when a second one speaks while the first was heard a moment
+//! ago, both are asked by one fresh signed ping. If both answer, both are kept
+//! out until an operator replaces the node. What was said before and is said
+//! again, by a network or by somebody who can write to NATS, answers no ping,
+//! and so cannot have an honest node kept out.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,13 +26,24 @@ use crate::presence::{Presence, Rival};
 use crate::runs::Engine;
 use crate::twin::Past;
 
-/// How long an instance that was heard before may take to show that it lives.
+/// How long an instance may take to show that it lives.
 const STILL_THERE: Duration = Duration::from_secs(2);
 /// When a node that was refused is to ask again.
 const RETRY: Span = Span::from_secs(300);
 /// Checks for a clone that run at a time; what is above waits for the agent's
 /// own repeat.
 const CHECKS: usize = 256;
+
+/// Which of two instances of a node answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Lives {
+    Both,
+    /// The one that speaks.
+    Claimant,
+    /// The one that was heard before.
+    Rival,
+    Neither,
+}
 
 /// Welcomes agents. Cheap to clone.
 #[derive(Clone)]
@@ -87,15 +100,15 @@ impl Porter {
             Some(rival) => {
                 let this = self.clone();
                 self.check(serial, async move {
-                    if this.is_clone(&record, rival, hello.instance).await {
-                        this.refuse(
-                            serial,
-                            &reply,
-                            "another machine lives with this node's key".to_owned(),
-                        )
-                        .await;
-                    } else {
-                        this.welcome(&record, &hello, &reply).await;
+                    match this.tell_apart(&record, rival, hello.instance).await {
+                        Lives::Both => {
+                            let reason = "another machine lives with this node's key".to_owned();
+                            this.refuse(serial, &reply, reason).await;
+                        }
+                        Lives::Claimant => this.welcome(&record, &hello, &reply).await,
+                        Lives::Rival => this.echo(&record),
+                        // It says hello again.
+                        Lives::Neither => {}
                     }
                 });
             }
@@ -136,7 +149,9 @@ impl Porter {
         let this = self.clone();
         self.check(serial, async move {
             // When the other one is gone, the next beat finds it so.
-            let _ = this.is_clone(&record, rival, instance).await;
+            if let Lives::Rival = this.tell_apart(&record, rival, instance).await {
+                this.echo(&record);
+            }
         });
     }
 
@@ -208,26 +223,44 @@ impl Porter {
         });
     }
 
-    /// Whether two machines live with the node's key; if so, both are kept
-    /// out from now on.
-    async fn is_clone(&self, record: &NodeRecord, rival: Rival, instance: InstanceId) -> bool {
+    /// Which of two instances live. If it is both, both are kept out from now
+    /// on.
+    async fn tell_apart(&self, record: &NodeRecord, rival: Rival, instance: InstanceId) -> Lives {
         let inner = &*self.0;
-        let both = match rival {
-            Rival::Certainly => true,
-            Rival::Perhaps(other) => {
-                let lives = inner
-                    .pinger
-                    .answers(record.serial, other, STILL_THERE)
-                    .await;
-                if !lives {
-                    inner.presence.superseded(record.serial, other);
-                }
-                lives
-            }
+        let Rival(other) = rival;
+        let asked = [instance, other];
+        let answered = inner
+            .pinger
+            .answering(record.serial, &asked, STILL_THERE)
+            .await;
+        let lives = match (answered.contains(&instance), answered.contains(&other)) {
+            (true, true) => Lives::Both,
+            (true, false) => Lives::Claimant,
+            (false, true) => Lives::Rival,
+            (false, false) => Lives::Neither,
         };
-        if !both {
-            return false;
+        match lives {
+            Lives::Both => self.keep_out(record, instance).await,
+            Lives::Claimant => inner.presence.superseded(record.serial, other, instance),
+            Lives::Rival | Lives::Neither => {}
         }
+        lives
+    }
+
+    /// Something was said in the name of an instance that is not there, while
+    /// the node is.
+    fn echo(&self, record: &NodeRecord) {
+        let what = "said in the name of another start of the agent, which answers no ping: old messages \
+                    were sent again, or there is a copy that cannot obey (a wrong clock?)";
+        let times = self.0.presence.nonsense(record.serial, what);
+        if times.is_power_of_two() {
+            tracing::warn!(node = %record.assignment.name, times, "{what}");
+        }
+    }
+
+    /// Two machines live with the node's key.
+    async fn keep_out(&self, record: &NodeRecord, instance: InstanceId) {
+        let inner = &*self.0;
         let name = &record.assignment.name;
         tracing::error!(node = %name, serial = %record.serial, %instance, "two machines live with one node key");
         let reason = format!("two machines live with the key of {name}");
@@ -242,7 +275,6 @@ impl Porter {
             .events
             .emit("alarm.cloned-node", name.as_str(), text)
             .await;
-        true
     }
 
     async fn welcome(&self, record: &NodeRecord, hello: &Hello, reply: &Subject) {

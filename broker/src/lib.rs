@@ -19,6 +19,7 @@ pub mod inventory;
 pub mod lease;
 pub mod link;
 pub mod nats;
+pub mod peers;
 pub mod ping;
 pub mod plans;
 pub mod presence;
@@ -29,6 +30,7 @@ mod run;
 pub mod runs;
 pub mod secrets;
 mod serve;
+pub mod standby;
 pub mod state_dir;
 pub mod store;
 #[cfg(test)]

@@ -188,34 +188,39 @@ impl Pinger {
         })
     }
 
-    /// Whether this instance of a node still answers.
-    pub(crate) async fn answers(
+    /// Which of these instances of a node answer one fresh ping. Nothing that
+    /// was said before, by whomever it is repeated, can stand for an answer.
+    pub(crate) async fn answering(
         &self,
         node: Serial,
-        instance: InstanceId,
+        instances: &[InstanceId],
         within: Duration,
-    ) -> bool {
+    ) -> HashSet<InstanceId> {
         let inner = &*self.0;
+        let mut answered = HashSet::new();
         let order = Order::own([node].into_iter().collect(), Ask::Ping);
         let Ok(signed) = inner.bus.sign(&order) else {
-            return false;
+            return answered;
         };
         let Ok(mut listening) = inner.listen(order.id.run, 16) else {
-            return false;
+            return answered;
         };
         if inner.bus.to_node(node, &signed).await.is_err() {
-            return false;
+            return answered;
         }
         let end = Instant::now() + within;
-        loop {
+        while answered.len() < instances.len() {
             match timeout_at(end, listening.answers.recv()).await {
-                Ok(Some(Answer::Pong(from, who, _))) if from == node && who == instance => {
-                    return true;
+                Ok(Some(Answer::Pong(from, who, _)))
+                    if from == node && instances.contains(&who) =>
+                {
+                    answered.insert(who);
                 }
                 Ok(Some(Answer::Pong(..))) => {}
-                Ok(Some(Answer::Unheard(_)) | None) | Err(_) => return false,
+                Ok(Some(Answer::Unheard(_)) | None) | Err(_) => break,
             }
         }
+        answered
     }
 
     /// Asks every node to show itself: after a start nobody was heard yet.

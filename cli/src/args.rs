@@ -53,9 +53,10 @@ pub(crate) fn unambiguous(args: impl IntoIterator<Item = OsString>) -> Vec<OsStr
 /// Which broker, for every verb.
 #[derive(Args, Debug)]
 pub(crate) struct Global {
-    /// The broker's URL [else MUSTER_URL, ~/.config/muster/config.toml, the running `muster up`]
+    /// The broker's URL; several, of one cluster, with commas or by repeating it [else MUSTER_URL,
+    /// ~/.config/muster/config.toml, the running `muster up`]
     #[arg(long, global = true, value_name = "URL", help_heading = "Broker")]
-    pub url: Option<String>,
+    pub url: Vec<String>,
     /// File that holds the token [else MUSTER_TOKEN, and as for the URL]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Broker")]
     pub token_file: Option<PathBuf>,
@@ -99,6 +100,8 @@ pub(crate) enum Command {
     Up(verbs::up::UpArgs),
     /// Run the broker alone, against a NATS server that is there
     Broker(verbs::broker::BrokerArgs),
+    /// Make the state directory of another broker of the cluster
+    Standby(verbs::standby::StandbyArgs),
     /// Print what an existing NATS server or cluster needs
     NatsConfig(verbs::broker::NatsConfigArgs),
     /// Print the completions for a shell

@@ -15,6 +15,7 @@
 //! ```
 
 mod backup;
+mod brokers;
 mod client;
 mod endpoint;
 mod error;

@@ -45,17 +45,10 @@ impl BaseUrl {
     /// [`UrlError`].
     pub fn parse(text: &str) -> Result<Self, UrlError> {
         let mut url = reqwest::Url::parse(text).map_err(|e| UrlError::Syntax(e.to_string()))?;
-        let host = url
-            .host_str()
-            .unwrap_or_default()
-            .trim_matches(['[', ']'])
-            .to_owned();
         match url.scheme() {
-            "https" if !host.is_empty() => {}
+            "https" if url.host_str().is_some_and(|host| !host.is_empty()) => {}
             "http" => {
-                let loopback =
-                    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-                if !loopback {
+                if !is_loopback(&url) {
                     return Err(UrlError::Plain);
                 }
             }
@@ -70,11 +63,22 @@ impl BaseUrl {
         Ok(Self(url))
     }
 
+    /// Whether it is on this machine, said by an address or `localhost`.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        is_loopback(&self.0)
+    }
+
     /// Whether it is encrypted.
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.0.scheme() == "https"
     }
+}
+
+fn is_loopback(url: &reqwest::Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 impl fmt::Display for BaseUrl {

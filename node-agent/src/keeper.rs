@@ -142,12 +142,8 @@ async fn half_life(identity: &Identity) {
 /// [`FetchError`] of the last one asked.
 pub async fn fetch(identity: &Identity, brokers: &[String]) -> Result<bool, FetchError> {
     let enrolled = identity.now();
-    let own = [enrolled.stored.url.clone()];
-    let urls = if brokers.is_empty() {
-        own.as_slice()
-    } else {
-        brokers
-    };
+    let own = enrolled.stored.brokers();
+    let urls = if brokers.is_empty() { &own } else { brokers };
     let mut last = None;
     for url in urls {
         match fetch_from(identity, url).await {

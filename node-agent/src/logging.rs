@@ -23,9 +23,9 @@ pub const FILTER_VARIABLE: &str = "MUSTER_LOG";
 /// What is wrong with the filter in [`FILTER_VARIABLE`].
 pub fn init(format: LogFormat) -> Result<(), String> {
     let text = std::env::var(FILTER_VARIABLE).unwrap_or_default();
-    // The NATS client says each connection at `info`; the agent says it better.
+    // Whatever the NATS client says of a connection, the agent says better.
     let text = if text.is_empty() {
-        "info,async_nats=error".to_owned()
+        "info,async_nats=off".to_owned()
     } else {
         text
     };

@@ -191,6 +191,8 @@ impl Reporter {
         report: OutcomeReport,
     ) -> (RequestId, bool) {
         let request = report.request;
+        let place = |point| muster_checkpoint::at(point, move || request.run.to_string());
+        place("agent.report.before").await;
         for _ in 0..MAX_ROUNDS {
             let answer = match voice.ask(NodeSays::Outcome, &report, ANSWER_WITHIN).await {
                 Ok(answer) => answer,
@@ -216,6 +218,7 @@ impl Reporter {
                     return (request, false);
                 }
             }
+            place("agent.report.after").await;
             {
                 let mut inner = self.inner();
                 inner.volatile.remove(&request);
@@ -224,6 +227,7 @@ impl Reporter {
             if let Err(e) = journal.acknowledged(request).await {
                 debug!("the acknowledgement cannot be noted: {e}");
             }
+            place("agent.acknowledged").await;
             return (request, true);
         }
         (request, false)

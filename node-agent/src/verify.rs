@@ -93,7 +93,7 @@ impl Refusals {
             // An everyday thing: a request for a part of a role is sent to
             // the whole role.
             Refusal::NotInSet => info!(kind, count, subject, "not for this node: {why}"),
-            Refusal::Late { .. } | Refusal::Early { .. } => warn!(
+            Refusal::Replayed { .. } | Refusal::Late { .. } | Refusal::Early { .. } => warn!(
                 kind,
                 count,
                 subject,

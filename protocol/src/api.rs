@@ -36,6 +36,7 @@
 //! Wherever a route takes `{run}`, a prefix of at least four characters that
 //! stands for one run will do.
 
+mod brokers;
 mod cluster;
 mod frame;
 mod secret;
@@ -53,6 +54,7 @@ use crate::ids::{ClusterId, PlanId, RunId, Serial};
 use crate::keys::Fingerprint;
 use crate::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName, ScenarioName};
 use crate::run::{LocalRun, Outcome, RunOptions, RunPhase, Summary, is_zero};
+pub use brokers::{BrokerPlace, BrokerView, StandbyKit};
 pub use frame::Frame;
 pub use secret::{ApiToken, InviteToken, Secret, TokenError};
 
@@ -518,6 +520,9 @@ pub struct InviteRequest {
 pub struct Invites {
     /// One for each node.
     pub invites: Vec<Invite>,
+    /// Where a node can enrol: every broker that is known, this one first.
+    #[serde(default)]
+    pub brokers: Vec<String>,
 }
 
 /// A new invite.
@@ -687,6 +692,9 @@ pub enum Readiness {
     Standby {
         /// What is known.
         reason: String,
+        /// Where the active one is reached, as far as it is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        active: Option<String>,
     },
     /// It serves.
     Active {
@@ -713,7 +721,7 @@ impl Readiness {
             Self::Active { .. } => None,
             Self::Stopping => Some("the broker ends".into()),
             Self::Starting { reason } => Some(format!("the broker starts: {reason}")),
-            Self::Standby { reason } => Some(format!("the broker stands by: {reason}")),
+            Self::Standby { reason, .. } => Some(format!("the broker stands by: {reason}")),
             Self::Suspended { reason } => {
                 Some(format!("the broker cannot renew its lease: {reason}"))
             }
@@ -743,6 +751,9 @@ pub struct Status {
     pub nodes: BTreeMap<Presence, u32>,
     /// Runs that have not ended.
     pub open_runs: u32,
+    /// The brokers of the cluster, the one that answers first.
+    #[serde(default)]
+    pub brokers: Vec<BrokerView>,
     /// The broker's clock.
     #[schema(value_type = String, format = DateTime)]
     pub time: Timestamp,

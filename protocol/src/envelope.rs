@@ -257,16 +257,20 @@ pub enum Refusal {
         /// In the request.
         theirs: u64,
     },
-    /// Older than what this key has said since: a replay.
-    #[error("the request was issued {behind} s before the newest one from its key")]
-    Replayed {
-        /// Seconds behind.
-        behind: u64,
-    },
     /// `start_before` more than a minute after `issued`.
     #[error("the request may start for longer than {} s", MAX_START_WINDOW.as_secs())]
     Window,
 
+    /// Answered: older than what this key has said since. It is repeated by
+    /// somebody, or the broker's clock went back.
+    #[error(
+        "late or clocks apart: the request was issued {behind} s before the newest one from its key; it was \
+         sent again, or the broker's clock went back"
+    )]
+    Replayed {
+        /// Seconds behind.
+        behind: u64,
+    },
     /// Answered: the message is late, or a clock is off.
     #[error(
         "late or clocks apart: this node's clock reads {now}, the request may start until {start_before}"
@@ -292,7 +296,10 @@ impl Refusal {
     /// this node, in its present epoch, is answered.
     #[must_use]
     pub fn is_answered(&self) -> bool {
-        matches!(self, Self::Late { .. } | Self::Early { .. })
+        matches!(
+            self,
+            Self::Replayed { .. } | Self::Late { .. } | Self::Early { .. }
+        )
     }
 
     /// A word for counters and logs.

@@ -156,6 +156,13 @@ pub struct Problem {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub plan: Option<Value>,
+    /// With `unavailable`: this broker is not the active one, and has done
+    /// nothing with the request. Another one may be.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub not_active: bool,
+    /// With `not_active`: the URL of the active broker, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<String>,
 }
 
 impl Problem {
@@ -172,6 +179,8 @@ impl Problem {
             span: None,
             source: None,
             plan: None,
+            not_active: false,
+            active: None,
         }
     }
 

@@ -392,6 +392,22 @@ pub enum RunEvent {
     },
 }
 
+impl RunEvent {
+    /// The word that stands for its kind in the journal.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Created { .. } => "created",
+            Self::Targets { .. } => "targets",
+            Self::Intent { .. } => "intent",
+            Self::Outcomes { .. } => "outcomes",
+            Self::Late { .. } => "late",
+            Self::Cancelling { .. } => "cancelling",
+            Self::Finished { .. } => "finished",
+        }
+    }
+}
+
 /// Where a node is inside a run.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum NodePhase {

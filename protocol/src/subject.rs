@@ -25,6 +25,8 @@ pub const RUN_ALL: &str = "m1.run.>";
 pub const JOURNAL_ALL: &str = "m1.run.*.j";
 /// What happened in the cluster.
 pub const EVENT: &str = "m1.event";
+/// Where brokers say to each other that they are there.
+pub const BROKERS: &str = "m1.broker";
 
 /// Text as one token of a subject: `A-Z a-z 0-9 _ -` stay, every other byte
 /// becomes `=` and two hex digits, so that no text can add a token or a

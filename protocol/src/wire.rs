@@ -54,6 +54,9 @@ pub struct Credentials {
     pub assignment: Assignment,
     /// Where NATS is, in the order to try.
     pub nats_urls: Vec<String>,
+    /// The brokers' URLs, for the next renewal; empty when there is only one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub brokers: Vec<String>,
     /// The certificate authority of the NATS server, PEM, when it has TLS.
     pub nats_ca: Option<String>,
     /// The NATS user JWT for the node's NATS key.

@@ -2,6 +2,8 @@
 //! of the real executables, in a directory of its own, gone when dropped.
 
 pub mod invariants;
+pub mod proxy;
+pub mod stops;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -181,6 +183,7 @@ pub struct Up {
     nodes: Vec<String>,
     child: Option<Child>,
     told: Mutex<BTreeSet<invariants::Told>>,
+    checkpoints: Option<PathBuf>,
 }
 
 impl Up {
@@ -208,7 +211,29 @@ impl Up {
             nodes,
             child: None,
             told: Mutex::default(),
+            checkpoints: None,
         })
+    }
+
+    /// Lets the test hold the programs at their checkpoints, once they are
+    /// started.
+    ///
+    /// # Errors
+    /// When the programs have none, or nobody can listen.
+    pub fn stops(&mut self) -> Result<stops::Stops> {
+        for name in ["muster", "muster-agent"] {
+            let program = std::fs::read(bin(name))?;
+            let variable = muster_checkpoint::VARIABLE.as_bytes();
+            ensure!(
+                program.windows(variable.len()).any(|w| w == variable),
+                "{} was built without checkpoints; `cargo build --workspace --bins` gives them",
+                bin(name).display()
+            );
+        }
+        let socket = self.dir.path().join("checkpoints");
+        let stops = stops::Stops::listen(&socket)?;
+        self.checkpoints = Some(socket);
+        Ok(stops)
     }
 
     /// The state directory.
@@ -245,6 +270,9 @@ impl Up {
             .arg(format!("127.0.0.1:{}", self.port));
         for node in &self.nodes {
             command.arg("--node").arg(node);
+        }
+        if let Some(socket) = &self.checkpoints {
+            command.env(muster_checkpoint::VARIABLE, socket);
         }
         command
     }

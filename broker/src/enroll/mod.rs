@@ -33,6 +33,7 @@ use crate::lease::Lease;
 use crate::nats::jwt::{JwtError, UserClaims};
 use crate::nats::keys::{NatsKeys, UserKey};
 use crate::nats::permissions::node_permissions;
+use crate::peers::Peers;
 use crate::secrets::SecretHash;
 use crate::store::kv::{Kv, KvError};
 
@@ -147,6 +148,17 @@ pub struct Connect {
     pub broker_ca: Option<String>,
     /// How long NATS credentials live.
     pub life: Span,
+    /// The brokers of the cluster.
+    pub peers: Peers,
+}
+
+impl Connect {
+    /// Where nodes find brokers; empty when there is only one, which they
+    /// know.
+    fn brokers(&self) -> Vec<String> {
+        let urls = self.peers.urls();
+        if urls.len() > 1 { urls } else { Vec::new() }
+    }
 }
 
 /// Invites and enrolment. Cheap to clone.
@@ -234,7 +246,10 @@ impl Enrolment {
             .events
             .emit("invite.created", &request.name, text)
             .await;
-        Ok(Invites { invites })
+        Ok(Invites {
+            invites,
+            brokers: self.0.connect.peers.urls(),
+        })
     }
 
     /// Makes an invite by which a new key takes the place of a node.
@@ -546,11 +561,13 @@ impl Enrolment {
     }
 
     async fn issue(&self, serial: Serial) -> Result<CredentialsAnswer, EnrollError> {
+        // Before what is stored: when this broker is stopped in between and
+        // overtaken, the node sees that the other one's answer is newer.
+        let issued = Timestamp::now();
         let (record, iat) = match self.0.inventory.next_iat(serial).await {
             Err(InventoryError::NoNode(_)) => return Err(EnrollError::Gone(serial)),
             other => other?,
         };
-        let issued = Timestamp::now();
         let life = self.0.connect.life.get();
         // From the later of the two, so that a clock that was set back does
         // not shorten it; rounded to the seconds that the JWT knows.
@@ -569,11 +586,13 @@ impl Enrolment {
             node_key: record.node_key,
             assignment: record.assignment.clone(),
             nats_urls: self.0.connect.nats_urls.clone(),
+            brokers: self.0.connect.brokers(),
             nats_ca: self.0.connect.nats_ca.clone(),
             jwt,
             expires,
             issued,
         };
+        self.active()?;
         Ok(CredentialsAnswer {
             credentials: SignedText::sign(&signer.key, Purpose::Credentials, &credentials),
             keys: self.0.authority.signed_list(),

@@ -4,6 +4,7 @@
 mod agent;
 mod auth;
 mod backup;
+mod brokers;
 mod document;
 mod events;
 mod front;
@@ -41,6 +42,7 @@ use crate::events::Events;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
 use crate::link::Link;
+use crate::peers::Peers;
 use crate::tokens::Tokens;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
@@ -76,6 +78,8 @@ pub struct AppState {
     pub policy: Arc<dyn Policy>,
     /// The way to the nodes.
     pub control: Arc<dyn NodeControl>,
+    /// The brokers of the cluster.
+    pub peers: Peers,
     /// The connections to NATS.
     pub link: Link,
     /// Runs, pings, plans, presence: everything that talks with the nodes.
@@ -118,6 +122,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(document::base())
         .merge(agent::routes())
         .merge(backup::routes())
+        .merge(brokers::routes())
         .merge(events::routes())
         .merge(invites::routes())
         .merge(keys::routes())

@@ -11,19 +11,24 @@ use axum::response::{IntoResponse, Response};
 use muster_protocol::api::Frame;
 use muster_protocol::problem::{Kind, Problem};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{ApiError, ApiPath, AppState};
 use crate::authz::{Action, Caller};
+use crate::lease::Lease;
 use crate::runs::frames::Place;
 use crate::runs::{Watch, WatchError};
 
 /// Where a watcher that was cut off goes on.
 const LAST_EVENT_ID: &str = "last-event-id";
-/// A comment is sent when nothing else was for so long.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+/// A comment is sent when nothing else was for so long: a watcher that knows
+/// another broker goes there when this one says nothing.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// How often it is looked whether this broker is the active one still.
+const LOOK: Duration = Duration::from_millis(500);
 /// Events that wait for a watcher.
 const WAITING: usize = 64;
 /// A watcher that takes nothing for so long is cut off.
@@ -101,9 +106,14 @@ async fn events(
     let engine = &state.nodes.engine;
     let watch = engine.watch(engine.lookup(&run)?, after).await?;
     let (give, take) = mpsc::channel(WAITING);
-    let shutdown = state.shutdown.clone();
+    let (shutdown, lease) = (state.shutdown.clone(), state.lease.clone());
     tokio::spawn(async move {
-        shutdown.run_until_cancelled(follow(watch, give)).await;
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            // What happens to the run happens at another broker, perhaps.
+            () = not_active(&lease) => {}
+            () = follow(watch, give) => {}
+        }
         drop(room);
     });
     let stream =
@@ -113,6 +123,12 @@ async fn events(
         stream,
     )
         .into_response())
+}
+
+async fn not_active(lease: &Lease) {
+    while lease.epoch().is_some() {
+        sleep(LOOK).await;
+    }
 }
 
 /// Gives a watcher its events until the run or the watcher ends, or the

@@ -6,6 +6,7 @@ use muster_protocol::units::Span;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use crate::link::BROKER_ISSUED_AT;
 use crate::nats::admin::{AdminError, SystemClient};
 use crate::nats::jwt::{AccountClaims, JetStreamLimits, JwtError, UnixSeconds, next_issued_at};
 use crate::nats::keys::{NatsKeys, UserKey};
@@ -14,6 +15,10 @@ use crate::store::kv::{Kv, KvError};
 
 /// The key in the bucket.
 const KEY: &str = "account";
+/// How many users of earlier brokers are kept out, the newest: a connection of
+/// one before them was closed so many takeovers ago, and its key was in that
+/// one process only.
+const MAX_SHUT_OUT: usize = 64;
 
 /// What is in the bucket.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -118,6 +123,25 @@ impl Accounts {
         self.push(&mut pushed).await
     }
 
+    /// Has every server close the connections of these users of a broker and
+    /// keep them out, and returns when they do.
+    ///
+    /// # Errors
+    /// [`AccountError`]: not all of them do yet.
+    pub(super) async fn shut_out(&self, users: &[UserKey]) -> Result<(), AccountError> {
+        // Later than what any broker's credentials claim to be issued, and
+        // rising, so that the newest are known.
+        let until = BROKER_ISSUED_AT.saturating_add(now_seconds());
+        self.want(|wanted| {
+            for user in users {
+                wanted.revoke(user.clone(), until);
+            }
+            wanted.keep_newest(BROKER_ISSUED_AT, MAX_SHUT_OUT);
+        });
+        let mut pushed = self.pushed.lock().await;
+        self.push(&mut pushed).await
+    }
+
     /// Gives the servers what they may not have yet. `true` when there was
     /// something.
     pub(super) async fn settle(&self) -> Result<bool, AccountError> {
@@ -191,8 +215,35 @@ impl Accounts {
         };
         let jwt = claims.sign(self.keys.operator())?;
         self.system.push_account_claims(&jwt).await?;
+        self.push_system(&pushed.value).await?;
         pushed.dirty = false;
         Ok(())
+    }
+
+    /// The users of brokers that are shut out are so from the system account,
+    /// too: through it claims are pushed.
+    async fn push_system(&self, value: &AccountValue) -> Result<(), AccountError> {
+        let revocations = value.revocations.since(BROKER_ISSUED_AT);
+        if revocations.is_empty() {
+            return Ok(());
+        }
+        let mut issued_at = value.issued_at;
+        loop {
+            let claims = AccountClaims {
+                name: SYSTEM_NAME.into(),
+                account: self.keys.system_key(),
+                issued_at,
+                jetstream: None,
+                revocations: revocations.clone(),
+            };
+            let jwt = claims.sign(self.keys.operator())?;
+            match self.system.push_account_claims(&jwt).await {
+                Err(AdminError::Outdated { have, .. }) if have >= issued_at => {
+                    issued_at = next_issued_at(now_seconds(), Some(have));
+                }
+                other => return Ok(other?),
+            }
+        }
     }
 
     fn want<T>(&self, change: impl FnOnce(&mut Revocations) -> T) -> T {
@@ -200,5 +251,7 @@ impl Accounts {
     }
 }
 
+/// Name of the system account, for people.
+pub(crate) const SYSTEM_NAME: &str = "system";
 /// Name of muster's account, for people.
 pub(crate) const ACCOUNT_NAME: &str = "muster";

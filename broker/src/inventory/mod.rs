@@ -34,7 +34,7 @@ use crate::nats::admin::SystemClient;
 use crate::nats::keys::{NatsKeys, UserKey};
 use crate::store::kv::{Kv, KvError};
 
-pub(crate) use self::accounts::{ACCOUNT_NAME, now_seconds};
+pub(crate) use self::accounts::{ACCOUNT_NAME, SYSTEM_NAME, now_seconds};
 pub use self::accounts::{AccountError, AccountValue};
 pub use self::change::{Changed, NewNode};
 pub use self::control::{Detached, NodeControl, PresenceView};
@@ -112,6 +112,27 @@ pub type SeenValue = BTreeMap<Serial, i64>;
 
 const SERIAL_KEY: &str = "serial";
 const SEEN_KEY: &str = "seen";
+
+/// Has every NATS server close the connections of these users of earlier
+/// brokers, and keep them out. Only the active broker does this, before it
+/// reads anything.
+///
+/// # Errors
+/// [`InventoryError::Account`]: not every server does yet.
+pub(crate) async fn shut_out(
+    users: &[UserKey],
+    bucket: Kv<AccountValue>,
+    keys: Arc<NatsKeys>,
+    system: SystemClient,
+    credentials_life: Span,
+) -> Result<(), InventoryError> {
+    if users.is_empty() {
+        return Ok(());
+    }
+    let accounts = Accounts::load(keys, system, bucket, credentials_life).await?;
+    accounts.shut_out(users).await?;
+    Ok(())
+}
 
 /// Where the inventory is kept.
 #[derive(Debug)]

@@ -138,9 +138,10 @@ impl Presence {
         self.table().rival(serial, instance)
     }
 
-    /// An instance that was heard a moment ago does not answer any more.
-    pub(crate) fn superseded(&self, serial: Serial, instance: InstanceId) {
-        self.table().superseded(serial, instance);
+    /// An instance that was heard a moment ago does not answer any more; the
+    /// node is `by` now.
+    pub(crate) fn superseded(&self, serial: Serial, instance: InstanceId, by: InstanceId) {
+        self.table().superseded(serial, instance, by);
     }
 
     /// A node was welcomed: this instance is the node from now on.
@@ -395,6 +396,11 @@ fn reach(table: &Table, record: &Arc<NodeRecord>, now: Timestamp) -> Reach {
                 Some(seen) => format!("last seen {} ago", ago(seen, now)),
                 None => "it is not connected".to_owned(),
             })
+        }
+        // When a node was heard is stored now and then only: a broker that was
+        // killed soon after takes nodes for new that were there.
+        State::Never if table.has_just_begun() && node.is_none_or(|node| !node.is_gone()) => {
+            Reach::Alone
         }
         State::Never => Reach::Down("it has never been seen".to_owned()),
     }

@@ -70,6 +70,7 @@ impl Task {
             .await?;
         }
         for (serial, reply) in answers {
+            self.place("broker.answer.before", "stored").await;
             self.answer(serial, reply, OutcomeAnswer::Stored).await;
         }
         for (by, tell) in batch.cancels {

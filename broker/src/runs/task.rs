@@ -376,7 +376,14 @@ impl Task {
         self.store(intent).await?;
         self.delivery.begin(nodes.iter().copied(), self.now());
         tracing::debug!(batch, nodes = nodes.len(), "sending");
-        self.send(Message::Call, &split).await
+        self.place("broker.send.before", "call").await;
+        self.send(Message::Call, &split).await?;
+        self.place("broker.send.after", "call").await;
+        Ok(())
+    }
+
+    pub(super) async fn place(&self, point: &'static str, what: &str) {
+        muster_checkpoint::at(point, || format!("{} {what}", self.run)).await;
     }
 
     async fn send(&mut self, message: Message, split: &Split) -> Result<(), JournalError> {
@@ -426,7 +433,13 @@ impl Task {
             if !nodes.is_empty() {
                 tracing::debug!(?message, nodes = nodes.len(), "sending again");
                 let split = self.engine.0.split_repeat(nodes);
+                let what = match message {
+                    Message::Call => "call-again",
+                    Message::Cancel => "cancel",
+                };
+                self.place("broker.send.before", what).await;
                 self.send(message, &split).await?;
+                self.place("broker.send.after", what).await;
             }
         }
         if due.given_up.is_empty() {

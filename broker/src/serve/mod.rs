@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use muster_protocol::api::Readiness;
+use muster_protocol::text::printable;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -20,9 +22,10 @@ use crate::backup::import::{ImportError, import};
 use crate::config::Config;
 use crate::http::Front;
 use crate::inventory::{AccountValue, Buckets, SeenValue, SerialCounter, StoredFacts, StoredNode};
-use crate::lease::{Lease, LeaseError, LeaseValue, Place};
+use crate::lease::{Lease, LeaseError, LeaseValue, Place, Who};
 use crate::link::{Link, LinkError};
 use crate::nats::keys::NatsKeys;
+use crate::peers::{KnownBrokers, Peers};
 use crate::state_dir::{Root, StateDir, StateDirError};
 use crate::store::kv::{BucketConfig, Kv, KvError, ensure_bucket};
 use crate::tls::{Ca, TlsError, install_provider};
@@ -70,6 +73,8 @@ pub(crate) struct Parts {
     pub(crate) keys: Arc<NatsKeys>,
     pub(crate) ca: Ca,
     pub(crate) https: bool,
+    /// Where people and agents reach this broker.
+    pub(crate) url: String,
 }
 
 /// The buckets, once they are there.
@@ -77,6 +82,7 @@ pub(crate) struct Stores {
     pub(crate) inventory: InventoryBuckets,
     pub(crate) key_list: Kv<muster_protocol::keys::SignedText>,
     pub(crate) lease: Kv<LeaseValue>,
+    pub(crate) brokers: Kv<KnownBrokers>,
     pub(crate) invites: Kv<crate::enroll::StoredInvite>,
     pub(crate) tokens: Kv<crate::tokens::StoredToken>,
     pub(crate) retention: Kv<crate::retention::Record>,
@@ -117,6 +123,7 @@ impl Stores {
             },
             key_list: bucket(js, "muster_cluster").await?,
             lease: bucket(js, "muster_cluster").await?,
+            brokers: bucket(js, "muster_cluster").await?,
             invites: bucket(js, "muster_invites").await?,
             tokens: bucket(js, "muster_tokens").await?,
             retention: bucket(js, "muster_cluster").await?,
@@ -155,6 +162,7 @@ pub async fn serve(
     let tls = https
         .then(|| ca.server_config(address, &config.names))
         .transpose()?;
+    let url = config.public_url(address);
     let parts = Parts {
         config: Arc::new(config),
         state,
@@ -162,10 +170,10 @@ pub async fn serve(
         keys,
         ca,
         https,
+        url,
     };
     let front = Front::new(https);
-    let scheme = if https { "https" } else { "http" };
-    tracing::info!(url = %format!("{scheme}://{address}"), cluster = %parts.root.cluster, "listening");
+    tracing::info!(url = %parts.url, cluster = %parts.root.cluster, "listening");
 
     let stop_listening = CancellationToken::new();
     let serving = tokio::spawn(listen::listen(
@@ -181,39 +189,84 @@ pub async fn serve(
     result
 }
 
+/// How a time of being connected ended.
+enum Ended {
+    /// The process is to end.
+    Stopped,
+    /// Another broker is the active one, and this one's connections are shut
+    /// out, or will be: it begins anew, with new ones.
+    Overtaken,
+}
+
 async fn live(parts: &Parts, front: &Front, cancel: &CancellationToken) -> Result<(), ServeError> {
-    let Some((link, stores)) = until(cancel, Box::pin(connect(parts, front))).await else {
-        return Ok(());
-    };
-    tracing::info!(version = %link.version, "connected to NATS");
+    let mut known = false;
+    loop {
+        let connecting = Box::pin(connect(parts, front, known));
+        let Some((link, stores)) = until(cancel, connecting).await else {
+            return Ok(());
+        };
+        known = true;
+        tracing::info!(version = %link.version, "connected to NATS");
+        let result = Box::pin(linked(parts, front, &link, &stores, cancel)).await;
+        link.close().await;
+        match result? {
+            Ended::Stopped => return Ok(()),
+            Ended::Overtaken => {}
+        }
+    }
+}
+
+/// From one connection to its end: seeks the lease, and serves while it is
+/// held.
+async fn linked(
+    parts: &Parts,
+    front: &Front,
+    link: &Link,
+    stores: &Stores,
+    cancel: &CancellationToken,
+) -> Result<Ended, ServeError> {
     let holder = parts.state.holder()?;
+    let me = holder.id;
+    let who = Who {
+        url: Some(parts.url.clone()),
+        users: link.users.clone(),
+    };
     // The lease ends last: what a session still writes at its end needs it.
     let end_lease = CancellationToken::new();
     let (lease, mut seeking) = Lease::seek(
         stores.lease.clone(),
         parts.state.clone(),
         holder,
+        who,
         end_lease.clone(),
     );
+    let peers = Peers::new(me, parts.url.clone(), lease.clone());
+    let talking = tokio::spawn(peers.clone().keep(link.client.clone(), end_lease.clone()));
     let result = tokio::select! {
-        result = Box::pin(sessions(parts, front, &link, &stores, &lease, cancel)) => result,
+        result = Box::pin(sessions(parts, front, link, stores, &lease, &peers, cancel)) => result,
         ended = &mut seeking => match ended {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => Ok(Ended::Stopped),
             Ok(Err(error)) => Err(error.into()),
             Err(error) => Err(error.into()),
         },
     };
     end_lease.cancel();
+    talking.await?;
     if !seeking.is_finished() {
         seeking.await??;
     }
-    link.close().await;
     result
 }
 
 /// Connects and makes the buckets; tries again until it works.
-async fn connect(parts: &Parts, front: &Front) -> (Link, Stores) {
+/// `again`: it was connected before, and stands by until the first failure.
+async fn connect(parts: &Parts, front: &Front, again: bool) -> (Link, Stores) {
     let mut waiting = Waiting::new(front);
+    if !again {
+        front.say(Readiness::Starting {
+            reason: "connecting to NATS".into(),
+        });
+    }
     loop {
         match Box::pin(Link::connect(&parts.config, &parts.keys, &parts.ca)).await {
             Ok(link) => match Box::pin(Stores::ensure(&link.js)).await {
@@ -235,82 +288,137 @@ async fn sessions(
     link: &Link,
     stores: &Stores,
     lease: &Lease,
+    peers: &Peers,
     cancel: &CancellationToken,
-) -> Result<(), ServeError> {
+) -> Result<Ended, ServeError> {
     let mut places = lease.places();
     let mut waiting = Waiting::new(front);
     loop {
         let place = places.borrow_and_update().clone();
         let term = match place {
             Place::Active { term, .. } => term,
-            Place::Standby { why } => {
-                front.say(Readiness::Standby { reason: why });
-                if until(cancel, places.changed()).await.is_none() {
-                    return Ok(());
+            Place::Standby { why, active } => {
+                front.say(Readiness::Standby {
+                    reason: why,
+                    active,
+                });
+                match next_place(&mut places, link, cancel).await {
+                    Some(ended) => return Ok(ended),
+                    None => continue,
                 }
-                continue;
             }
             Place::Suspended => {
                 front.say(Readiness::Standby {
                     reason: "NATS is away or slow".into(),
+                    active: None,
                 });
-                if until(cancel, places.changed()).await.is_none() {
-                    return Ok(());
+                match next_place(&mut places, link, cancel).await {
+                    Some(ended) => return Ok(ended),
+                    None => continue,
                 }
-                continue;
             }
         };
-        let importing = Box::pin(import(&link.js, &parts.state, lease));
-        match until(cancel, importing).await {
-            None => return Ok(()),
-            Some(Ok(())) => {}
-            Some(Err(error)) if error.is_final() => return Err(error.into()),
-            Some(Err(error)) => {
-                waiting.say(&error);
-                if until(cancel, sleep(RETRY)).await.is_none() {
-                    return Ok(());
-                }
-                continue;
-            }
-        }
-        let session = match until(cancel, Box::pin(Session::open(parts, link, stores, lease))).await
-        {
-            None => return Ok(()),
+        let opening = Box::pin(async {
+            import(&link.js, &parts.state, lease)
+                .await
+                .map_err(OpenError::Import)?;
+            Session::open(parts, link, stores, lease, peers)
+                .await
+                .map_err(OpenError::Session)
+        });
+        let session = match until(cancel, opening).await {
+            None => return Ok(Ended::Stopped),
             Some(Ok(session)) => session,
             Some(Err(error)) if error.is_final() => return Err(error.into()),
             Some(Err(error)) => {
                 waiting.say(&error);
-                if until(cancel, sleep(RETRY)).await.is_none() {
-                    return Ok(());
+                tokio::select! {
+                    () = cancel.cancelled() => return Ok(Ended::Stopped),
+                    () = link.refused() => return Ok(Ended::Overtaken),
+                    () = sleep(RETRY) => continue,
                 }
-                continue;
             }
         };
         front.open(session.router(), lease.clone(), session.retention());
-        let stopped = until(cancel, async {
+        let end = tokio::select! {
+            () = cancel.cancelled() => Readiness::Stopping,
+            () = link.refused() => {
+                tracing::error!("NATS has shut this broker out: another one has taken over");
+                overtaken(None)
+            }
             // Suspended is not the end: while nobody else was active, what is
             // in memory holds.
-            let other = |place: &Place| match place {
-                Place::Standby { .. } => true,
-                Place::Active { term: now, .. } => *now != term,
-                Place::Suspended => false,
-            };
-            // An error says that the lease's task has ended.
-            let _ = places.wait_for(other).await;
-        })
-        .await
-        .is_none();
-        let end = if stopped {
-            Readiness::Stopping
-        } else {
-            Readiness::Standby {
-                reason: "another broker has taken over".into(),
-            }
+            active = other_active(&mut places, term) => overtaken(active),
         };
+        let stopped = end == Readiness::Stopping;
         front.close(end);
         session.end().await;
-        if stopped {
-            return Ok(());
+        return Ok(if stopped {
+            Ended::Stopped
+        } else {
+            Ended::Overtaken
+        });
+    }
+}
+
+fn overtaken(active: Option<String>) -> Readiness {
+    let reason = match &active {
+        Some(url) => format!("the broker at {} has taken over", printable(url, 200)),
+        None => "another broker has taken over".into(),
+    };
+    Readiness::Standby { reason, active }
+}
+
+/// Waits until the place is another one; `Some` when there will be none.
+async fn next_place(
+    places: &mut watch::Receiver<Place>,
+    link: &Link,
+    cancel: &CancellationToken,
+) -> Option<Ended> {
+    tokio::select! {
+        () = cancel.cancelled() => Some(Ended::Stopped),
+        () = link.refused() => Some(Ended::Overtaken),
+        changed = places.changed() => changed.is_err().then_some(Ended::Stopped),
+    }
+}
+
+/// Waits until another broker is or was active; its URL, where it is known.
+async fn other_active(places: &mut watch::Receiver<Place>, term: u64) -> Option<String> {
+    let other = |place: &Place| match place {
+        Place::Standby { .. } => true,
+        Place::Active { term: now, .. } => *now != term,
+        Place::Suspended => false,
+    };
+    // An error says that the lease's task has ended.
+    match places.wait_for(other).await.as_deref() {
+        Ok(Place::Standby { active, .. }) => active.clone(),
+        _ => None,
+    }
+}
+
+/// Why a session could not be opened.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error(transparent)]
+    Import(ImportError),
+    #[error(transparent)]
+    Session(SessionError),
+}
+
+impl OpenError {
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Import(error) => error.is_final(),
+            Self::Session(error) => error.is_final(),
+        }
+    }
+}
+
+impl From<OpenError> for ServeError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Import(error) => error.into(),
+            OpenError::Session(error) => error.into(),
         }
     }
 }

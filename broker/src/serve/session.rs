@@ -15,9 +15,10 @@ use crate::bus::{self, Deps, Nodes, StartError};
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
 use crate::http::{AppState, Limiter, router};
-use crate::inventory::{Inventory, InventoryError};
+use crate::inventory::{Inventory, InventoryError, shut_out};
 use crate::lease::Lease;
 use crate::link::{Link, nats_ca};
+use crate::peers::Peers;
 use crate::retention::{Keeper, Retention};
 use crate::runs;
 use crate::store::kv::KvError;
@@ -28,7 +29,8 @@ use crate::twin::Past;
 /// How often invites that ended are forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(3_600);
 /// How long the journals of runs may take before the API opens without them.
-const JOURNALS_WITHIN: Duration = Duration::from_secs(10);
+/// A takeover must not wait for them.
+const JOURNALS_WITHIN: Duration = Duration::from_secs(2);
 /// How long the tasks of a session may take to end.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
@@ -87,9 +89,30 @@ impl Session {
         link: &Link,
         stores: &Stores,
         lease: &Lease,
+        peers: &Peers,
     ) -> Result<Self, SessionError> {
+        // First of all: a broker that was stopped in the middle of a write
+        // must not end it after this one has read what is there.
+        let others = lease.to_shut_out();
+        Box::pin(shut_out(
+            &others,
+            stores.inventory.get().account,
+            Arc::clone(&parts.keys),
+            link.system.clone(),
+            parts.config.credentials_life,
+        ))
+        .await?;
+        lease.are_shut_out(&others);
+        peers
+            .load(&stores.brokers)
+            .await
+            .map_err(InventoryError::from)?;
         let keep_events = parts.config.retention.events.get();
         let events = Events::open(link.js.clone(), lease.clone(), keep_events).await?;
+        if let Some(from) = lease.taken_from() {
+            let text = format!("{} is the active broker now, after {from}", parts.url);
+            events.emit("broker.takeover", &parts.url, text).await;
+        }
         let past = Past::load(stores.past.clone(), lease.clone()).await?;
         let authority = Authority::load(
             parts.state.clone(),
@@ -121,6 +144,7 @@ impl Session {
             nats_ca: nats_ca(&parts.config, &parts.ca)?,
             broker_ca: parts.https.then(|| parts.ca.pem().to_owned()),
             life: parts.config.credentials_life,
+            peers: peers.clone(),
         };
         let enrolment = Enrolment::new(
             stores.invites.clone(),
@@ -184,6 +208,7 @@ impl Session {
             events,
             policy: Arc::new(FixedRoles),
             control: Arc::clone(&nodes.control),
+            peers: peers.clone(),
             nodes: nodes.clone(),
             link: link.clone(),
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
@@ -191,6 +216,8 @@ impl Session {
             shutdown: cancel.clone(),
         };
         tasks.spawn(inventory.tend(cancel.clone()));
+        let remembering = peers.clone();
+        tasks.spawn(remembering.remember(stores.brokers.clone(), cancel.clone()));
         tasks.spawn(tidy(enrolment, cancel.clone()));
         tasks.spawn(keeper.keep(cancel.clone()));
         tasks.spawn(async move { nodes.stopped().await });

@@ -13,6 +13,7 @@ pub mod ping;
 pub mod restore;
 pub mod run;
 pub mod runs;
+pub mod standby;
 pub mod status;
 pub mod token;
 pub mod up;
@@ -48,6 +49,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Whoami(args) => status::whoami(context, &args).await,
         Command::Backup(args) => backup::run(context, &args).await,
         Command::Restore(args) => restore::run(context, &args),
+        Command::Standby(args) => standby::run(context, &args).await,
         Command::Doctor(args) => doctor::run(context, &args).await,
         Command::Up(args) => up::run(context, args).await,
         Command::Broker(args) => broker::run(context, &args),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::Message;
-use muster_agent::pace::jitter;
+use muster_agent::pace::{jitter, spread};
 use muster_protocol::envelope::{Incoming, KEY_HEADER, SIGNATURE_HEADER};
 use muster_protocol::ids::RequestId;
 use muster_protocol::subject::NodeSays;
@@ -15,6 +15,9 @@ use super::{Answer, Due, QUICK, Session};
 use crate::node::Act;
 use crate::witness::count;
 
+/// Within this time after a broker took over each node says hello to it, as
+/// an agent does.
+const GREET_WITHIN: Duration = Duration::from_secs(1);
 /// Within this time after the welcome facts are sent.
 const FACTS_WITHIN: Duration = Duration::from_secs(10);
 /// Messages held while a newer key list is asked for.
@@ -95,7 +98,7 @@ impl Session<'_> {
             Act::Report(id) => self.report(id).await,
             Act::Refresh => self.fetch(),
             Act::Greet => {
-                let at = Instant::now() + jitter(Duration::from_millis(500));
+                let at = Instant::now() + spread(GREET_WITHIN);
                 self.timers.put(at, Due::Hello);
             }
             Act::Keys(list) => self.life.fleet.keep_keys(&self.life.node.member, &list),
@@ -209,10 +212,11 @@ impl Session<'_> {
                     self.fetch();
                 }
                 self.beat_every = beat_every.get().clamp(BEAT_BOUNDS.0, BEAT_BOUNDS.1);
+                self.life.fleet.greeted(self.life.node.index);
                 if !self.welcomed {
                     self.welcomed = true;
                     self.life.ramp = None;
-                    self.life.fleet.welcomed(self.life.node.index);
+                    self.life.fleet.welcomed();
                     // Spread over the whole interval: beats of a fleet that
                     // began together must not come together.
                     let first = self.beat_every.mul_f64(self.life.draw.unit());

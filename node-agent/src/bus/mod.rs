@@ -1,7 +1,8 @@
 //! NATS: one connection at a time, made anew whenever it ends, the
 //! credentials change, or the server says no.
 
-mod connection;
+pub mod connection;
+mod outage;
 mod session;
 
 pub use session::{Link, LinkParts};

@@ -11,26 +11,39 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use muster_protocol::PROTOCOL_VERSION;
 use muster_protocol::envelope::Ask;
 use muster_protocol::ids::InstanceId;
-use muster_protocol::subject::{self, NodeSays};
+use muster_protocol::subject::NodeSays;
 use muster_protocol::text::printable;
 use muster_protocol::units::{Span, Timestamp, elapsed};
-use muster_protocol::wire::{Assignment, BEAT_EVERY, Beat, Bye, Hello, Pong, Welcome};
+use muster_protocol::wire::{BEAT_EVERY, Beat, Bye, Hello, Pong, Welcome};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::connection::{ConnectError, Connection, Happened, connect};
+use super::connection::{
+    ConnectError, Connection, Happened, Size, Ticket, Trust, connect, subjects,
+};
+use super::outage::Outage;
 use super::{SayError, Voice};
-use crate::identity::Identity;
+use crate::identity::{Identity, NATS_CA_FILE};
 use crate::keeper::Keeper;
-use crate::pace::{Backoff, jitter};
+use crate::pace::{Backoff, Comeback, spread};
 use crate::steps::Steps;
 use crate::verify::{Verdict, Verifier};
 
 /// How long the broker may take to answer a hello; it may have to find out
 /// whether this node is a clone.
 const WELCOME_WITHIN: Duration = Duration::from_secs(8);
+/// Within this time after a broker took over each node says hello to it.
+const GREET_WITHIN: Duration = Duration::from_secs(1);
+/// Bounds of an agent's connection.
+const SIZE: Size = Size {
+    connect_within: Duration::from_secs(10),
+    ping_every: Duration::from_secs(20),
+    outgoing: 64,
+    incoming: 1024,
+    read_buffer: None,
+};
 /// Messages held while a newer key list is asked for.
 const MAX_HELD: usize = 64;
 /// Fewest seconds between two hellos because of unknown keys.
@@ -83,52 +96,51 @@ impl Link {
 
     /// Connects, again and again, until `stop`; then says goodbye.
     pub async fn run(self, stop: CancellationToken) {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
-        // A node that is refused again and again asks ever more rarely.
-        let mut refused = Backoff::new(Duration::from_secs(2), Duration::from_secs(300));
-        let mut refusals = 0;
+        let mut pace = Comeback::default();
+        let mut outage = Outage::default();
         loop {
             let mut changes = self.parts.identity.watch();
             let jwt = self.parts.identity.now().stored.credentials.jwt.clone();
             let connected = tokio::select! {
                 () = stop.cancelled() => return,
-                connected = connect(&self.parts.identity, &self.parts.nats) => connected,
+                connected = self.connect() => connected,
             };
             let wait = match connected {
                 Ok(connection) => {
-                    let (over, welcomed) = Box::pin(self.session(connection, &stop)).await;
+                    let (over, welcomed) =
+                        Box::pin(self.session(connection, &mut outage, &stop)).await;
                     self.parts.voice.send_replace(None);
                     if welcomed {
-                        backoff.reset();
-                        refused.reset();
-                        refusals = 0;
+                        pace.welcomed();
                     }
                     match over {
                         Over::Stopped => return,
                         Over::Renewed => Duration::ZERO,
                         Over::Lost => {
-                            warn!("the connection to NATS is lost");
-                            backoff.wait()
+                            let wait = pace.lost();
+                            warn!("{}", outage.lost(wait, Instant::now()));
+                            wait
                         }
                         Over::Unauthorized(why) => {
                             warn!(
                                 "NATS no longer accepts this node's credentials ({why}); fetching fresh ones"
                             );
                             self.parts.keeper.want();
-                            refusals += 1;
-                            refused.wait()
+                            pace.refused()
                         }
                     }
                 }
                 Err(e @ ConnectError::Unauthorized { .. }) => {
                     warn!("{e}; fetching fresh ones");
                     self.parts.keeper.want();
-                    refusals += 1;
-                    refused.wait()
+                    pace.refused()
                 }
                 Err(e) => {
-                    let wait = backoff.wait();
-                    warn!("{e}; trying again in {wait:.1?}");
+                    let wait = pace.failed();
+                    match outage.failed(&e.to_string(), wait, Instant::now()) {
+                        Some(said) => warn!("{said}"),
+                        None => debug!("{e}; trying again in {wait:.1?}"),
+                    }
                     wait
                 }
             };
@@ -144,14 +156,43 @@ impl Link {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
-                () = renewed, if refusals < 3 => {}
+                () = renewed, if pace.trusts_fresh() => {}
             }
         }
     }
 
+    /// With the credentials that the node has now.
+    async fn connect(&self) -> Result<Connection, ConnectError> {
+        let identity = &self.parts.identity;
+        let enrolled = identity.now();
+        let credentials = &enrolled.stored.credentials;
+        let urls = if self.parts.nats.is_empty() {
+            &credentials.nats_urls
+        } else {
+            &self.parts.nats
+        };
+        let ticket = Ticket {
+            client: format!("muster-agent {}", enrolled.assignment().name),
+            serial: enrolled.serial(),
+            jwt: &credentials.jwt,
+            key: &identity.keys().nats,
+            trust: match credentials.nats_ca {
+                Some(_) => Trust::Authority(identity.dir().path(NATS_CA_FILE)),
+                None => Trust::Address,
+            },
+            size: SIZE,
+        };
+        connect(urls, &ticket).await
+    }
+
     /// One connection to its end; whether the broker welcomed the node on it.
-    async fn session(&self, connection: Connection, stop: &CancellationToken) -> (Over, bool) {
-        let mut session = match Session::begin(&self.parts, connection).await {
+    async fn session(
+        &self,
+        connection: Connection,
+        outage: &mut Outage,
+        stop: &CancellationToken,
+    ) -> (Over, bool) {
+        let mut session = match Session::begin(&self.parts, connection, outage).await {
             Ok(session) => session,
             Err(e) => {
                 warn!("NATS takes no subscriptions: {e}");
@@ -175,6 +216,7 @@ impl Link {
 struct Session<'a> {
     parts: &'a LinkParts,
     connection: Connection,
+    outage: &'a mut Outage,
     serial: muster_protocol::ids::Serial,
     requests: SelectAll<async_nats::Subscriber>,
     jwt: String,
@@ -187,26 +229,12 @@ struct Session<'a> {
     asked_keys: Option<Instant>,
 }
 
-/// The subjects that a node with this assignment hears.
-fn subjects(serial: muster_protocol::ids::Serial, assignment: &Assignment) -> Vec<String> {
-    let mut all = vec![subject::ALL.to_owned(), subject::node_subject(serial)];
-    all.extend(
-        assignment
-            .roles
-            .iter()
-            .map(|role| subject::role_subject(role.as_str())),
-    );
-    all.extend(
-        assignment
-            .labels
-            .iter()
-            .map(|(k, v)| subject::label_subject(k.as_str(), v.as_str())),
-    );
-    all
-}
-
 impl<'a> Session<'a> {
-    async fn begin(parts: &'a LinkParts, connection: Connection) -> Result<Self, SayError> {
+    async fn begin(
+        parts: &'a LinkParts,
+        connection: Connection,
+        outage: &'a mut Outage,
+    ) -> Result<Self, SayError> {
         let enrolled = parts.identity.now();
         let mut requests = SelectAll::new();
         for subject in subjects(enrolled.serial(), enrolled.assignment()) {
@@ -230,6 +258,7 @@ impl<'a> Session<'a> {
             held: Vec::new(),
             asked_keys: None,
             connection,
+            outage,
         };
         session.greet(Duration::ZERO).await;
         Ok(session)
@@ -311,7 +340,9 @@ impl<'a> Session<'a> {
                     );
                 }
                 self.beat_every = beat_every.get().clamp(BEAT_BOUNDS.0, BEAT_BOUNDS.1);
-                if !self.welcomed {
+                if let Some(said) = self.outage.over(Instant::now()) {
+                    info!("{said}");
+                } else if !self.welcomed {
                     let enrolled = self.parts.identity.now();
                     info!(
                         node = %enrolled.assignment().name,
@@ -394,7 +425,7 @@ impl<'a> Session<'a> {
         if new_broker && self.greeting.is_none() {
             // Another broker is active, or the same one began anew: it has
             // to know this node.
-            self.greet(jitter(Duration::from_millis(500))).await;
+            self.greet(spread(GREET_WITHIN)).await;
         }
         match &request.ask {
             Ask::Call(call) if self.welcomed => self.parts.steps.call(&request, call).await,
@@ -464,31 +495,5 @@ async fn ask_welcome(
             Err(e) => debug!("no answer to the hello: {e}"),
         }
         tokio::time::sleep(backoff.wait()).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use muster_protocol::ids::Serial;
-    use serde_json::json;
-
-    #[test]
-    fn a_node_hears_what_its_credentials_allow_and_no_more() {
-        let assignment: Assignment = serde_json::from_value(json!({
-            "revision": 1, "name": "web-01", "roles": ["lb", "web"], "labels": {"zone": "gva2", "os.x": "1.2"},
-        }))
-        .expect("reads");
-        assert_eq!(
-            subjects(Serial(17), &assignment),
-            [
-                "m1.do.all",
-                "m1.do.node.17",
-                "m1.do.role.lb",
-                "m1.do.role.web",
-                "m1.do.label.os=2Ex.1=2E2",
-                "m1.do.label.zone.gva2",
-            ]
-        );
     }
 }

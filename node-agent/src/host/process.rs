@@ -120,6 +120,7 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
     });
     command.wrap(ProcessSession);
     let mut child = command.spawn()?;
+    muster_checkpoint::at("agent.spawned", || spec.marks.join(" ")).await;
     let mut tree = Tree {
         root: None,
         cgroup: None,

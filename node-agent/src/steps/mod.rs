@@ -165,6 +165,7 @@ impl Steps {
             step = request.step,
             node = %inner.parts.identity.now().assignment().name
         );
+        inner.place("agent.verified", id).await;
         let (inner, call, start_before) = (inner.clone(), call.clone(), request.start_before);
         let principal = request.principal.clone();
         tokio::spawn(
@@ -244,6 +245,15 @@ impl Drop for Leave {
 }
 
 impl Inner {
+    /// A place at which a test may hold this agent.
+    async fn place(&self, point: &'static str, id: RequestId) {
+        let identity = &self.parts.identity;
+        muster_checkpoint::at(point, || {
+            format!("{} {}", id.run, identity.now().assignment().name)
+        })
+        .await;
+    }
+
     fn active(&self) -> std::sync::MutexGuard<'_, HashMap<RequestId, Active>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -372,9 +382,11 @@ impl Inner {
         let slot = match self.slots.try_acquire() {
             Ok(slot) => slot,
             Err(_) => {
+                self.place("agent.queue.before", id).await;
                 if let Err(e) = self.parts.journal.queue(id).await {
                     return unwritten(e);
                 }
+                self.place("agent.queue.after", id).await;
                 tokio::select! {
                     slot = self.slots.acquire() => slot.ok()?,
                     () = active.cancel.cancelled() => {
@@ -400,9 +412,11 @@ impl Inner {
             boot_id: self.parts.boot_id.clone(),
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
         };
+        self.place("agent.start.before", id).await;
         if let Err(e) = self.parts.journal.start(id, note).await {
             return unwritten(e);
         }
+        self.place("agent.start.after", id).await;
         self.running.fetch_add(1, Ordering::Relaxed);
         let enrolled = self.parts.identity.now();
         let mut sink = live.clone();
@@ -429,6 +443,7 @@ impl Inner {
         self.output
             .fetch_add(result.output_bytes, Ordering::Relaxed);
         let (mut result, mut chunks, mut inline) = (result, chunks, inline);
+        self.place("agent.finish.before", id).await;
         loop {
             match self
                 .parts
@@ -436,7 +451,10 @@ impl Inner {
                 .finish(id, result.clone(), chunks, inline)
                 .await
             {
-                Ok(()) => return self.parts.reporter.wake(),
+                Ok(()) => {
+                    self.place("agent.finish.after", id).await;
+                    return self.parts.reporter.wake();
+                }
                 Err(e) => {
                     error!(run = %id.run, step = id.step, "the outcome cannot be journaled: {e}");
                     let report = OutcomeReport {

@@ -80,6 +80,7 @@ impl Cluster {
             }))
             .unwrap(),
             nats_urls: vec![nats.to_owned()],
+            brokers: Vec::new(),
             nats_ca: None,
             jwt: "not looked at by a server without authentication".into(),
             expires: after(now, Duration::from_secs(7 * 86_400)),
@@ -319,6 +320,7 @@ impl Lab {
         let credentials = cluster.credentials(&keys, &nats.url());
         Enrolled::new(Enrolment {
             url: "http://127.0.0.1:1".into(),
+            others: Vec::new(),
             root: cluster.root.public(),
             keys: cluster.first_list(),
             ca: None,

@@ -165,6 +165,11 @@ fn a_clock_an_hour_off_is_answered_and_strangers_are_not() {
         let refusal = check(&w, &request().seal(&w.broker), at(hour)).expect_err("refused");
         assert!(refusal.is_answered(), "{refusal}");
     }
+    let back = Refusal::Replayed { behind: 3_600 };
+    assert!(
+        back.is_answered() && back.to_string().contains("clock"),
+        "{back}"
+    );
     assert!(!Refusal::BadSignature.is_answered());
     assert!(!Refusal::NotInSet.is_answered());
 }

@@ -5,11 +5,20 @@
 mod checker;
 mod clock;
 mod disk;
+mod draw;
+mod fencing;
+mod fleet;
 mod flood;
 mod input;
 mod kill;
 mod nats;
 mod network;
+mod oneway;
+mod pause;
+mod positions;
+mod replay;
+mod slow;
+mod steps;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -141,6 +150,10 @@ impl Process {
             .spawn()
             .unwrap_or_else(|e| panic!("{command:?}: {e}"));
         Self { child, log }
+    }
+
+    fn id(&self) -> u32 {
+        self.child.id()
     }
 
     fn says(&self) -> String {

@@ -10,16 +10,16 @@ use rustix::process::Signal;
 use super::{Process, invite_token, outcome_of, sh, skipped};
 
 /// A machine for the broker and one for a node, with a cable in between.
-struct Lab {
-    dir: tempfile::TempDir,
+pub(super) struct Lab {
+    pub(super) dir: tempfile::TempDir,
     id: String,
     net: String,
-    up: Option<Process>,
-    agent: Option<Process>,
+    pub(super) up: Option<Process>,
+    pub(super) agent: Option<Process>,
 }
 
 impl Lab {
-    fn build(what: &str) -> Option<Self> {
+    pub(super) fn build(what: &str) -> Option<Self> {
         static COUNT: AtomicU16 = AtomicU16::new(0);
         let pid = std::process::id();
         let id = format!("{pid:x}{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -53,7 +53,7 @@ impl Lab {
         Some(lab)
     }
 
-    fn ns(&self, end: char) -> String {
+    pub(super) fn ns(&self, end: char) -> String {
         format!("muster-{}{end}", self.id)
     }
 
@@ -72,7 +72,7 @@ impl Lab {
         }
     }
 
-    fn state(&self, name: &str) -> PathBuf {
+    pub(super) fn state(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -91,7 +91,7 @@ impl Lab {
         command
     }
 
-    fn start_up(&self, state: &str, http: u16, nats: u16, home: &str) -> Process {
+    pub(super) fn start_up(&self, state: &str, http: u16, nats: u16, home: &str) -> Process {
         let mut command = self.on('b', "muster");
         command
             .args(["up", "--listen", &format!("{}.1:{http}", self.net)])
@@ -104,13 +104,13 @@ impl Lab {
         process
     }
 
-    fn muster(&self, args: &[&str]) -> Said {
+    pub(super) fn muster(&self, args: &[&str]) -> Said {
         let mut command = self.on('b', "muster");
         command.args(args).env("HOME", self.state("home"));
         finish(command)
     }
 
-    fn enrol(&self, http: u16, token: &str, machine: &str) -> Said {
+    pub(super) fn enrol(&self, http: u16, token: &str, machine: &str) -> Said {
         let mut command = self.on('n', "muster-agent");
         command
             .args(["enroll", "--url", &format!("https://{}.1:{http}", self.net)])
@@ -120,7 +120,7 @@ impl Lab {
         finish(command)
     }
 
-    fn run_agent(&self, machine: &str) -> Process {
+    pub(super) fn run_agent(&self, machine: &str) -> Process {
         let mut command = self.on('n', "muster-agent");
         command.args(["run", "--state"]).arg(self.state(machine));
         Process::start(command, self.dir.path().join(format!("{machine}.log")))
@@ -132,14 +132,14 @@ impl Lab {
         node["state"].as_str().map(str::to_owned)
     }
 
-    fn wait_state(&self, name: &str, wanted: &[&str]) {
+    pub(super) fn wait_state(&self, name: &str, wanted: &[&str]) {
         wait_for(&format!("{name} to be {wanted:?}"), || {
             self.state_of(name).filter(|s| wanted.contains(&s.as_str()))
         })
         .unwrap_or_else(|e| panic!("{e}: {:?} {}", self.state_of(name), self.said()));
     }
 
-    fn said(&self) -> String {
+    pub(super) fn said(&self) -> String {
         [&self.up, &self.agent]
             .into_iter()
             .flatten()
@@ -147,7 +147,7 @@ impl Lab {
             .collect()
     }
 
-    fn ended(&self, run: &str) -> Said {
+    pub(super) fn ended(&self, run: &str) -> Said {
         let said = self.muster(&["runs", "watch", run, "--json"]);
         assert!(
             said.out.contains("run_finished"),
