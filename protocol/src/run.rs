@@ -404,6 +404,7 @@ impl RunEvent {
             Self::Late { .. } => "late",
             Self::Cancelling { .. } => "cancelling",
             Self::Finished { .. } => "finished",
+            Self::OutputRemoved { .. } => "output_removed",
         }
     }
 }

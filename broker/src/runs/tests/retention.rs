@@ -319,6 +319,9 @@ async fn a_store_without_room_is_said_and_a_run_goes_on_when_there_is_room() {
         .until("the node runs", || nodes[0].executed() == 1)
         .await;
     let mut watch = world.engine().watch(run, None).await.expect("watched");
+    let first = timeout(PATIENCE, watch.next()).await.expect("in time");
+    let first = first.expect("a frame").expect("a frame");
+    assert_eq!(first.frame.event(), "run_created");
 
     let nobody = fill(&world).await;
     // Nothing new is begun: not even when it is only the server that knows.
