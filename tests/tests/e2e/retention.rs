@@ -212,7 +212,7 @@ fn a_broker_that_is_killed_while_it_removes_leaves_nothing_half() {
     let mut runs = BTreeMap::new();
     while runs.len() < 27 {
         let said = print(&up, EACH).exits(0);
-        let bytes = said.output("stdout").values().map(String::len).sum();
+        let bytes: usize = said.output("stdout").values().map(String::len).sum();
         runs.insert(said.run(), bytes);
     }
     // From now on it removes, and is killed at every moment of it.
