@@ -731,7 +731,12 @@ impl Shared {
         if stored / TOO_FULL >= limit / 100 {
             self.crowded.notify_one();
         }
-        stored <= limit / 100 * OUTPUT_PART
+        let room = stored <= limit / 100 * OUTPUT_PART;
+        if !room {
+            // It is not going to be there.
+            self.stored.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        room
     }
 
     /// Forgets the state of a run that is kept for whoever asks next.

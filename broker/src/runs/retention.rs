@@ -261,10 +261,10 @@ impl Shared {
             StreamError::Full { .. } => {
                 self.crowded.notify_one();
                 "the store is full, and the run goes on when there is room; see `muster status`"
+                    .to_owned()
             }
-            _ => "NATS does not answer, and the run goes on when it does",
+            error => format!("NATS does not answer, and the run goes on when it does ({error})"),
         }
-        .to_owned()
     }
 }
 
