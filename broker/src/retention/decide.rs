@@ -42,6 +42,19 @@ impl Limits {
     }
 }
 
+/// From so many hundredths on not even what has just ended is spared: there is
+/// no room for the output of what runs.
+const NO_ROOM: u64 = 94;
+
+/// How long what has ended is kept although there is too little room.
+fn spared(used: u64, limits: &Limits) -> Duration {
+    if used >= part(limits.bytes, NO_ROOM) {
+        Duration::ZERO
+    } else {
+        JUST_ENDED
+    }
+}
+
 /// So many hundredths.
 pub(super) fn part(of: u64, hundredths: u64) -> u64 {
     u64::try_from(u128::from(of) * u128::from(hundredths) / 100).unwrap_or(u64::MAX)
@@ -100,10 +113,11 @@ pub struct Removal {
 pub fn decide(used: u64, runs: &[Kept], limits: &Limits, now: Timestamp) -> Vec<Removal> {
     // An age of nothing would take away what nobody could have read.
     let old = |at: Timestamp, age: Duration| elapsed(at, now) >= age.max(JUST_ENDED);
+    let spared = spared(used, limits);
+    let young = |at: Timestamp| elapsed(at, now) < spared;
     let mut ended: Vec<(Timestamp, Kept)> = runs
         .iter()
         .filter_map(|kept| Some((kept.ended?, *kept)))
-        .filter(|(at, _)| old(*at, JUST_ENDED))
         .collect();
     ended.sort_by_key(|(at, kept)| (*at, kept.run));
     let mut plan = Plan {
@@ -124,6 +138,8 @@ pub fn decide(used: u64, runs: &[Kept], limits: &Limits, now: Timestamp) -> Vec<
         return plan.removals;
     }
     let goal = limits.low();
+    let soon = ended.iter().any(|(at, kept)| kept.output > 0 && young(*at));
+    ended.retain(|(at, _)| !young(*at));
     for (at, kept) in &mut ended {
         if plan.left <= goal {
             break;
@@ -131,8 +147,6 @@ pub fn decide(used: u64, runs: &[Kept], limits: &Limits, now: Timestamp) -> Vec<
         plan.output(*at, kept, Why::Space);
     }
     // A run is worth more than the output that is about to be old enough.
-    let young = |kept: &Kept| kept.ended.is_some_and(|at| !old(at, JUST_ENDED));
-    let soon = runs.iter().any(|kept| kept.output > 0 && young(kept));
     for (at, kept) in &ended {
         if soon || plan.left <= goal {
             break;
@@ -245,13 +259,19 @@ mod tests {
         // no run goes in its place.
         let mut young = runs;
         young[4].output = 50;
-        assert_eq!(said(&decide(1_000, &young, &LIMITS, now)), outputs);
+        assert_eq!(said(&decide(930, &young, &LIMITS, now)), outputs);
+        // Without any room left nothing is spared.
+        let all: Vec<_> = outputs
+            .into_iter()
+            .chain([5].map(space(What::Output)))
+            .collect();
+        assert_eq!(said(&decide(950, &young, &LIMITS, now)), all);
     }
 
     #[test]
     fn what_ends_in_the_future_of_this_clock_is_young() {
         let runs = [kept(1, Some(20_000), 10, 10)];
-        assert_eq!(decide(1_000, &runs, &LIMITS, at(10_000)), []);
+        assert_eq!(decide(930, &runs, &LIMITS, at(10_000)), []);
     }
 
     fn some_runs() -> impl Strategy<Value = Vec<Kept>> {
@@ -290,7 +310,11 @@ mod tests {
             for removal in &plan {
                 let run = by_id[&removal.run];
                 let ended = run.ended.expect("never an open run");
-                prop_assert!(elapsed(ended, now) >= JUST_ENDED);
+                let least = match removal.why {
+                    Why::Age => JUST_ENDED,
+                    Why::Space => spared(used, &limits),
+                };
+                prop_assert!(elapsed(ended, now) >= least);
                 prop_assert!(!whole.contains(&run.run));
                 match removal.what {
                     What::Output => {
@@ -315,7 +339,7 @@ mod tests {
             // Each kind goes from the oldest on, without one left out.
             let allowed: Vec<Kept> = runs
                 .iter()
-                .filter(|r| r.ended.is_some_and(|at| elapsed(at, now) >= JUST_ENDED))
+                .filter(|r| r.ended.is_some_and(|at| elapsed(at, now) >= spared(used, &limits)))
                 .copied()
                 .collect();
             let newest = |gone: &BTreeSet<RunId>| gone.iter().map(|id| (by_id[id].ended, *id)).max();
@@ -332,7 +356,7 @@ mod tests {
             // Everything that has its age is gone.
             for run in &allowed {
                 let age = elapsed(run.ended.expect("ended"), now);
-                prop_assert!(age < limits.runs || whole.contains(&run.run));
+                prop_assert!(age < limits.runs.max(JUST_ENDED) || whole.contains(&run.run));
                 prop_assert!(age < limits.output || run.output == 0
                     || outputs.contains(&run.run) || whole.contains(&run.run));
             }
@@ -345,7 +369,7 @@ mod tests {
             let by_age: u64 = plan.iter().filter(|r| r.why == Why::Age).map(|r| r.bytes).sum();
             let crowded = used.saturating_sub(by_age) >= limits.high();
             let soon = runs.iter().any(|r| r.output > 0
-                && r.ended.is_some_and(|at| elapsed(at, now) < JUST_ENDED));
+                && r.ended.is_some_and(|at| elapsed(at, now) < spared(used, &limits)));
             let none_left = |r: &Kept| r.output == 0 || outputs.contains(&r.run) || whole.contains(&r.run);
             prop_assert!(
                 !crowded || left <= limits.low() || whole.len() == allowed.len()

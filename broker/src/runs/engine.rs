@@ -16,7 +16,7 @@ use muster_protocol::subject;
 use muster_protocol::units::Timestamp;
 use muster_protocol::wire::{Accepted, OutcomeAnswer, OutcomeReport, OutputHead};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -37,6 +37,10 @@ use crate::store::error::StreamError;
 
 /// How long a run's task may take to answer.
 const ANSWER: Duration = Duration::from_secs(15);
+/// How long a new run waits for room.
+const ROOM_WITHIN: Duration = Duration::from_secs(6);
+/// How often it looks.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(200);
 /// How long a page of a run's nodes may take to be written down, when the run
 /// has been begun to be.
 const WRITE_WITHIN: Duration = Duration::from_secs(8);
@@ -316,8 +320,13 @@ impl Engine {
         if lock(&shared.open).len() >= MOST_OPEN {
             return Err(CreateError::Busy);
         }
-        if !shared.takes_runs(&spec) {
-            return Err(CreateError::NoRoom);
+        // Room is being made at this moment, if there can be any.
+        let asked = Instant::now();
+        while !shared.takes_runs(&spec) {
+            if asked.elapsed() >= ROOM_WITHIN {
+                return Err(CreateError::NoRoom);
+            }
+            sleep(LOOK_FOR_ROOM).await;
         }
         let mut journal = Journal::new(shared.js.clone(), shared.bus.lease().clone(), epoch, id, 0);
         let created = RunEvent::Created {

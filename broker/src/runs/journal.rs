@@ -75,9 +75,12 @@ const LEAST_BYTES: u64 = 8 << 20;
 
 /// Makes the stream of runs, or brings it to this limit. When the server has
 /// less room than `max_bytes`, the limit is halved until it fits; the one that
-/// counts is returned. The limit is a last defence: a full stream takes
-/// nothing new, and never loses a part of a journal to make room. What goes,
-/// and when, is up to [`crate::retention`].
+/// counts is returned. What goes, and when, is up to [`crate::retention`].
+///
+/// The stream itself may hold a quarter more, which is never meant to be used:
+/// a server that is set to refuse what is beyond the limit does not count what
+/// a message takes besides its text, and when the last message crosses the
+/// limit by that it removes the oldest one: the head of a journal.
 ///
 /// # Errors
 /// [`StreamError`].
@@ -85,7 +88,7 @@ pub(super) async fn ensure(js: &Context, max_bytes: u64) -> Result<u64, StreamEr
     let mut limit = max_bytes;
     loop {
         let settings = StreamSettings {
-            max_bytes: Some(limit),
+            max_bytes: Some(limit.saturating_add(limit / 4)),
             ..StreamSettings::journal(STREAM, "journals and output of runs", &[subject::RUN_ALL])
         };
         match ensure_stream(js, &settings).await {

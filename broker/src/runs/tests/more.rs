@@ -311,7 +311,7 @@ async fn a_server_with_little_room_gives_what_it_has() {
     let js = store::context(server.broker().await);
     let ensure = async || crate::runs::journal::ensure(&js, 4 << 30).await;
     let limit = ensure().await.expect("a stream");
-    assert_eq!(limit, 256 << 20);
+    assert_eq!(limit, 128 << 20);
     assert_eq!(ensure().await.expect("the same"), limit);
     js.delete_stream(STREAM).await.expect("deleted");
     // Most is promised to somebody else.

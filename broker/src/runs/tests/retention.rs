@@ -294,20 +294,24 @@ async fn a_watcher_of_a_run_that_goes_is_told_and_does_not_wait_for_ever() {
     assert!(error.to_string().contains("there is no run"), "{error}");
 }
 
-/// Fills the stream of runs to the last byte, with output of nobody.
+/// Fills the stream of runs, with output of nobody.
 async fn fill(world: &World) -> RunId {
     let js = world.js().await;
     let nobody = RunId::random();
-    let mut size = 900_000;
-    while size > 0 {
-        let message = Append::new(subject::output(nobody), vec![b'x'; size]);
-        match append(&js, STREAM, &message).await {
-            Ok(_) => {}
-            Err(store::stream::StreamError::Full { .. }) => size /= 4,
-            Err(error) => panic!("{error}"),
+    // Not to the very last byte: the server would then remove what is oldest.
+    loop {
+        let stream = get_stream(&js, STREAM).await.expect("the stream");
+        let info = stream.cached_info();
+        let limit = u64::try_from(info.config.max_bytes).expect("a limit");
+        let left = usize::try_from(limit - info.state.bytes).expect("small");
+        if left < 250 {
+            return nobody;
         }
+        let bytes = vec![b'x'; (left - 150).min(900_000)];
+        append(&js, STREAM, &Append::new(subject::output(nobody), bytes))
+            .await
+            .expect("there is room");
     }
-    nobody
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
