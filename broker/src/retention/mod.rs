@@ -212,18 +212,28 @@ impl Keeper {
             if removals[0].why == Why::Space && stored.bytes <= limits.low() {
                 break;
             }
+            let mut told = false;
             for removal in removals {
-                term.record.removing(removal);
+                told |= term.record.removing(removal);
             }
-            self.record.put(KEY, &term.record).await?;
+            if told {
+                self.record.put(KEY, &term.record).await?;
+            }
             for removal in removals {
                 if removal.why == Why::Space && stored.bytes <= limits.low() {
                     break;
                 }
-                self.one(removal, &mut done).await?;
-                stored = self.engine.stored().await?;
+                if self.one(removal, &mut done).await? {
+                    term.record.removed_one(removal);
+                    stored = self.engine.stored().await?;
+                }
             }
         }
+        if done == Done::default() {
+            // All of it is still being talked about.
+            return Ok(());
+        }
+        self.record.put(KEY, &term.record).await?;
         tracing::info!(
             runs = done.runs,
             outputs = done.outputs,
@@ -235,7 +245,8 @@ impl Keeper {
         Ok(())
     }
 
-    async fn one(&self, removal: &Removal, done: &mut Done) -> Result<(), KeepError> {
+    /// Whether it is gone.
+    async fn one(&self, removal: &Removal, done: &mut Done) -> Result<bool, KeepError> {
         let run = removal.run;
         let removed = match removal.what {
             What::Run => self.engine.remove_run(run).await,
@@ -250,13 +261,14 @@ impl Keeper {
                 result => result,
             },
         };
-        if removed? == Removed::Gone {
+        let gone = removed? == Removed::Gone;
+        if gone {
             match removal.what {
                 What::Run => done.runs += 1,
                 What::Output => done.outputs += 1,
             }
         }
-        Ok(())
+        Ok(gone)
     }
 
     /// Looks how much room there is, and tells people when it gets little.
@@ -373,7 +385,7 @@ struct Term {
     store: Option<Reading>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default, Eq, PartialEq)]
 struct Done {
     runs: u32,
     outputs: u32,

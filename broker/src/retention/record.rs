@@ -34,17 +34,26 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Takes down what is about to be removed.
-    pub(super) fn removing(&mut self, removal: &Removal) {
+    /// Takes down what is about to be removed; whether that must be stored
+    /// first.
+    pub(super) fn removing(&mut self, removal: &Removal) -> bool {
+        let whole = removal.what == What::Run && !self.removing.contains(&removal.run);
+        if whole {
+            self.removing.push_back(removal.run);
+            while self.removing.len() > MOST {
+                self.removing.pop_front();
+            }
+        }
+        whole
+    }
+
+    /// Counts what was removed.
+    pub(super) fn removed_one(&mut self, removal: &Removal) {
         match removal.what {
             What::Output => self.outputs += 1,
             What::Run => {
                 self.runs += 1;
                 self.runs_to = self.runs_to.max(Some(removal.ended));
-                self.removing.push_back(removal.run);
-                while self.removing.len() > MOST {
-                    self.removing.pop_front();
-                }
             }
         }
     }
@@ -85,14 +94,17 @@ mod tests {
     fn what_is_remembered_is_bounded() {
         let mut record = Record::default();
         for n in 0..MOST + 7 {
-            record.removing(&Removal {
+            let removal = Removal {
                 run: RunId::random(),
                 ended: Timestamp::from_second(i64::try_from(n % 900).expect("small"))
                     .expect("a time"),
                 what: What::Run,
                 why: Why::Age,
                 bytes: 1,
-            });
+            };
+            assert!(record.removing(&removal));
+            assert!(!record.removing(&removal), "it is there already");
+            record.removed_one(&removal);
         }
         assert_eq!(record.removing.len(), MOST);
         assert_eq!(record.removed().runs, 1_007);

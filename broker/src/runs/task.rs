@@ -162,6 +162,7 @@ impl Task {
     async fn work(&mut self, inbox: &mut mpsc::Receiver<ToRun>) -> Result<(), JournalError> {
         self.begin().await?;
         let mut messages = Vec::new();
+        let mut linger = None;
         loop {
             let deaf = self.while_deaf(inbox, &mut messages).await;
             if !deaf.is_zero() {
@@ -177,7 +178,7 @@ impl Task {
             };
             let ended = self.state.phase.is_final();
             let until = if ended {
-                Instant::now() + LINGER
+                *linger.get_or_insert_with(|| Instant::now() + LINGER)
             } else {
                 let pause = wake.map_or(LINGER, |wake| wake.after(self.now()));
                 Instant::now() + pause.min(LINGER)
@@ -189,6 +190,13 @@ impl Task {
                 () = sleep_until(until) => if ended {
                     return Ok(());
                 },
+            }
+            // Who only looks at it does not keep it open.
+            if messages
+                .iter()
+                .any(|message| !matches!(message, ToRun::State(_)))
+            {
+                linger = None;
             }
             if !messages.is_empty() {
                 self.take(&mut messages).await?;
