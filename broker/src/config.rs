@@ -111,6 +111,8 @@ pub struct Config {
     pub nats: NatsConfig,
     /// What is kept, and for how long.
     pub retention: RetentionConfig,
+    /// The broker's own copy of what NATS holds.
+    pub twin: TwinConfig,
 }
 
 /// What is kept, and for how long. Runs that have not ended are kept whatever
@@ -152,6 +154,26 @@ impl RetentionConfig {
     }
 }
 
+/// How much of what NATS holds the broker has a copy of, in case NATS loses
+/// it. Nodes, tokens and invites are always in it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TwinConfig {
+    /// How long journals of runs and events are kept in it.
+    pub keep: Span,
+    /// Most bytes of them; the oldest go first.
+    pub max_bytes: u64,
+}
+
+impl Default for TwinConfig {
+    fn default() -> Self {
+        Self {
+            keep: Span::from_secs(7 * 86_400),
+            max_bytes: 512 << 20,
+        }
+    }
+}
+
 /// Where NATS is.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -187,6 +209,7 @@ impl Default for Config {
             log_format: LogFormat::Human,
             nats: NatsConfig::default(),
             retention: RetentionConfig::default(),
+            twin: TwinConfig::default(),
         }
     }
 }

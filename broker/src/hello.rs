@@ -14,20 +14,24 @@ use std::time::Duration;
 use async_nats::Subject;
 use muster_protocol::PROTOCOL_VERSION;
 use muster_protocol::ids::{InstanceId, Serial};
+use muster_protocol::names::NodeName;
 use muster_protocol::units::{Span, Timestamp};
-use muster_protocol::wire::{Hello, Welcome};
+use muster_protocol::wire::{Acknowledged, AgentInfo, Hello, Welcome};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::bus::Bus;
 use crate::events::Events;
 use crate::inventory::{Absent, Inventory, NodeRecord, Standing};
 use crate::ping::Pinger;
-use crate::presence::{Presence, Rival};
+use crate::presence::{Older, Presence, Rival};
 use crate::runs::Engine;
 use crate::twin::Past;
 
 /// How long an instance may take to show that it lives.
 const STILL_THERE: Duration = Duration::from_secs(2);
+/// How long a hello waits until the journals of runs are read.
+const READ_WITHIN: Duration = Duration::from_secs(5);
 /// When a node that was refused is to ask again.
 const RETRY: Span = Span::from_secs(300);
 /// Checks for a clone that run at a time; what is above waits for the agent's
@@ -91,6 +95,7 @@ impl Porter {
             return;
         };
         if hello.protocol != PROTOCOL_VERSION {
+            self.0.inventory.note_agent(serial, hello.agent());
             self.incompatible(&record, hello.protocol, &reply).await;
             return;
         }
@@ -118,6 +123,14 @@ impl Porter {
     /// An agent says hello in a protocol that this broker does not speak.
     pub(crate) async fn stranger(&self, serial: Serial, protocol: u32, reply: Option<Subject>) {
         if let Some((record, reply)) = self.admitted(serial, reply).await {
+            // All else that it said is in words that are not known here.
+            let agent = AgentInfo {
+                version: String::new(),
+                protocol,
+                capabilities: Vec::new(),
+                build: None,
+            };
+            self.0.inventory.note_agent(serial, agent);
             self.incompatible(&record, protocol, &reply).await;
         }
     }
@@ -233,7 +246,10 @@ impl Porter {
             .pinger
             .answering(record.serial, &asked, STILL_THERE)
             .await;
-        let lives = match (answered.contains(&instance), answered.contains(&other)) {
+        let lives = match (
+            answered.contains_key(&instance),
+            answered.contains_key(&other),
+        ) {
             (true, true) => Lives::Both,
             (true, false) => Lives::Claimant,
             (false, true) => Lives::Rival,
@@ -291,8 +307,40 @@ impl Porter {
             // Under the next lease, which is above: the node asks again.
             return;
         }
-        inner.presence.welcomed(serial, hello);
         let authority = inner.bus.authority();
+        let (mut recall, mut wants_keys, mut follow_after) = (None, false, None);
+        if let Some(mark) = &hello.journal {
+            let journals = inner.presence.journals();
+            if journals
+                .older(serial, hello.instance, mark.position)
+                .is_some()
+            {
+                // It waits, too, while what was sent to it may be sent again.
+                let Some(position) = self.confirmed(hello, serial, mark.position).await else {
+                    return;
+                };
+                if let Some(older) = journals.older(serial, hello.instance, position) {
+                    if !self.went_back(serial, name, older).await {
+                        return;
+                    }
+                    journals.reset(serial);
+                    follow_after = Some(Timestamp::now());
+                }
+            }
+            // Before the journals are read nobody can say; it asks again.
+            let Some(lacks) = self.lacks(serial, &mark.acknowledged).await else {
+                return;
+            };
+            recall = if lacks {
+                Some(inner.engine.recall())
+            } else {
+                inner.past.report_again().map(crate::bus::recall)
+            };
+            wants_keys = hello.key_epoch > authority.list().epoch;
+            journals.welcomed(serial, hello.instance, mark.position);
+        }
+        inner.presence.welcomed(serial, hello);
+        inner.inventory.note_agent(serial, hello.agent());
         let keys = (hello.key_epoch < authority.list().epoch).then(|| authority.signed_list());
         // Read again: it may have changed while the node was checked.
         let snapshot = inner.inventory.snapshot();
@@ -304,9 +352,61 @@ impl Porter {
             keys,
             revision,
             beat_every: inner.presence.beat_every(),
+            recall,
+            wants_keys,
+            follow_after,
         };
         inner.bus.reply(serial, reply, &welcome).await;
         tracing::debug!(node = %name, version = hello.version, "welcomed");
         inner.engine.returned(serial);
+    }
+
+    /// Whether outcomes are missing here that this node was told are stored.
+    async fn lacks(&self, serial: Serial, marks: &[Acknowledged]) -> Option<bool> {
+        if marks.is_empty() {
+            return Some(false);
+        }
+        let engine = &self.0.engine;
+        timeout(READ_WITHIN, engine.wait_ready()).await.ok()?;
+        engine.lacks(serial, marks).await
+    }
+
+    /// How far the journal of a node that says hello is now. A hello may have
+    /// been on its way for long, or be repeated by somebody: a ping is not.
+    async fn confirmed(&self, hello: &Hello, serial: Serial, position: u64) -> Option<u64> {
+        let inner = &*self.0;
+        if hello.key_epoch < inner.bus.authority().list().epoch {
+            // It may not know the key that signs the ping; the welcome brings
+            // it the list.
+            return Some(position);
+        }
+        let instance = hello.instance;
+        let asked = [instance];
+        let answered = inner.pinger.answering(serial, &asked, STILL_THERE).await;
+        answered.get(&instance).copied().flatten()
+    }
+
+    /// A node has an older journal than it had. Whether nothing that it may
+    /// have begun is sent to it again.
+    async fn went_back(&self, serial: Serial, name: &NodeName, older: Older) -> bool {
+        let inner = &*self.0;
+        tracing::error!(
+            node = %name, was = older.was, is = older.is,
+            "a node has gone back in time: was its machine or its disk restored?"
+        );
+        if !inner.engine.forgot(serial, older).await {
+            return false;
+        }
+        let text = format!(
+            "{name} has gone back in time (its journal was at {}, it is at {}), as after a restored snapshot: \
+             what it did since is forgotten there. What was sent to it and had no outcome is `unknown`, and is \
+             not sent again",
+            older.was, older.is
+        );
+        inner
+            .events
+            .emit("alarm.node-went-back", name.as_str(), text)
+            .await;
+        true
     }
 }

@@ -33,7 +33,7 @@ use crate::state_dir::{Holder, StateDir, StateDirError};
 use crate::store::kv::{Kv, KvEntry, KvError};
 
 /// After so long without a renewal another broker may take the lease.
-pub const TTL: Duration = Duration::from_secs(7);
+pub const TTL: Duration = Duration::from_secs(6);
 /// How often the holder renews it.
 pub const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// How much earlier than [`TTL`] the holder stops.
@@ -216,7 +216,9 @@ impl Lease {
         epoch < HIGHEST
     }
 
-    fn seen(&self) -> u64 {
+    /// The highest epoch that the next one is to be above.
+    #[must_use]
+    pub fn seen(&self) -> u64 {
         self.0.seen.load(Ordering::Relaxed)
     }
 
@@ -337,7 +339,11 @@ impl Seeker {
     }
 
     fn is_mine(&self, value: &LeaseValue) -> bool {
-        value.instance == self.instance || (self.first && value.holder == self.holder.id)
+        // Of the same holder only one process can be alive. What it wrote under
+        // a lower epoch than it has had since is from before: the store went
+        // back in time.
+        let older = self.first || value.epoch < self.holder.epoch;
+        value.instance == self.instance || (older && value.holder == self.holder.id)
     }
 
     async fn try_take(&mut self) -> Result<Option<(LeaseValue, u64)>, LeaseError> {
@@ -531,7 +537,11 @@ impl Seeker {
             // An unconfirmed renewal may have been stored after all.
             match timeout(ANSWER, self.bucket.get(KEY)).await {
                 Ok(Ok(Some(entry))) if entry.value.instance == self.instance => {
-                    revision = entry.revision
+                    revision = entry.revision;
+                    // It was, though the answer came late or never.
+                    if entry.value.beat == value.beat {
+                        self.extend(value.epoch, sent);
+                    }
                 }
                 Ok(Ok(other)) => {
                     tracing::error!("another broker has taken the lease");

@@ -57,6 +57,27 @@ pub enum LinkError {
 /// client any more. Once a link is over, its next attempt is so far away.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
+/// Says what happens to the connection: of an outage its begin, the first
+/// reason why it goes on, and its end; not each try.
+fn say(event: &Event, quiet: &AtomicBool) {
+    match event {
+        Event::Connected => {
+            quiet.store(false, Ordering::Relaxed);
+            tracing::info!("connected to NATS");
+        }
+        Event::Disconnected => {
+            quiet.store(false, Ordering::Relaxed);
+            tracing::warn!("the connection to NATS is lost; trying again until it is there");
+        }
+        // Its own doing: at the end, and between two tries.
+        Event::Draining | Event::Closed => tracing::debug!(%event, "connection to NATS"),
+        Event::ClientError(_) if quiet.swap(true, Ordering::Relaxed) => {
+            tracing::debug!(%event, "connection to NATS");
+        }
+        other => tracing::warn!(event = %other, "connection to NATS"),
+    }
+}
+
 /// The broker's connections: one in muster's account, one that administers.
 #[derive(Clone, Debug)]
 pub struct Link {
@@ -68,6 +89,9 @@ pub struct Link {
     pub system: SystemClient,
     /// Version of the server.
     pub version: ServerVersion,
+    /// Counts the connections in muster's account: whatever is at the other
+    /// end may have changed since the last one.
+    pub connects: watch::Receiver<u64>,
     /// The users of both connections: theirs alone, new for each link.
     pub users: Vec<UserKey>,
     refused: Arc<watch::Sender<bool>>,
@@ -89,6 +113,8 @@ impl Link {
         })
         .await?;
         let user = issue(keys.account(), "muster-broker", broker_permissions())?;
+        let quiet = Arc::new(AtomicBool::new(false));
+        let (count, connects) = watch::channel(0);
         let users = [&user, &system_user]
             .iter()
             .filter_map(|credentials| credentials.public_key().parse().ok())
@@ -102,22 +128,16 @@ impl Link {
             .client_capacity(4096)
             .subscription_capacity(65_536)
             .event_callback(move |event| {
+                if event == Event::Connected {
+                    count.send_modify(|count| *count += 1);
+                }
                 if is_refusal(&event) {
                     let (refused, over) = &noted;
                     over.store(true, Ordering::Relaxed);
                     refused.send_replace(true);
                 }
-                async move {
-                    match event {
-                        Event::Connected => tracing::info!("connected to NATS"),
-                        Event::Disconnected => tracing::warn!("disconnected from NATS"),
-                        // Its own doing: at the end, and between two tries.
-                        Event::Draining | Event::Closed => {
-                            tracing::debug!(%event, "connection to NATS")
-                        }
-                        other => tracing::warn!(event = %other, "connection to NATS"),
-                    }
-                }
+                let quiet = Arc::clone(&quiet);
+                async move { say(&event, &quiet) }
             });
         let client = options
             .connect(urls)
@@ -133,6 +153,7 @@ impl Link {
             client,
             system,
             version,
+            connects,
             users,
             refused,
             over,

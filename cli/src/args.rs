@@ -80,6 +80,8 @@ pub(crate) enum Command {
     Runs(verbs::runs::RunsArgs),
     /// Invite, label and remove nodes
     Node(verbs::node::NodeArgs),
+    /// Upgrade the agents themselves, and say which version runs where
+    Agent(verbs::agent::AgentArgs),
     /// Create, list and revoke API tokens
     Token(verbs::token::TokenArgs),
     /// List, rotate and revoke the broker's signing keys
@@ -220,6 +222,20 @@ mod tests {
             ],
             &["match", "role=web", "--explain", "web-01"],
             &["completions", "bash"],
+            &["agent", "upgrade", "role=web", "--batch", "10%", "--yes"],
+            &[
+                "agent",
+                "upgrade",
+                "*",
+                "--binary",
+                "f",
+                "--max-failures",
+                "2",
+                "--allow-downgrade",
+            ],
+            &["agent", "versions", "role=web", "--json"],
+            &["agent", "releases", "--json"],
+            &["agent", "forget", "0123456789ab"],
             &["backup", "f", "--json"],
             &["restore", "f", "--state", "d"],
         ] {
@@ -266,6 +282,8 @@ mod tests {
             &["token", "create", "--for", "ana", "--role", "king"],
             &["up", "--state", "d", "--node", "a:web"],
             &["keys", "revoke", "xyz"],
+            &["agent", "upgrade"],
+            &["agent", "upgrade", "*", "--batch", "0"],
             &["backup"],
             &["restore", "f"],
         ] {

@@ -21,6 +21,7 @@ mod endpoint;
 mod error;
 mod once;
 mod reference;
+mod releases;
 mod routes;
 mod sse;
 mod watch;

@@ -88,7 +88,9 @@ impl Key {
             Frame::RunCreated { .. } => Self::Created,
             Frame::BatchSent { batch, .. } => Self::Batch(*batch),
             // Not kept by the broker, so never repeated.
-            Frame::Accepted { .. } | Frame::Stalled { .. } => return None,
+            Frame::Accepted { .. } | Frame::Stalled { .. } | Frame::RunBeginsAgain { .. } => {
+                return None;
+            }
             Frame::Output { node, chunk, .. } => Self::Output(node.clone(), *chunk),
             Frame::Outcome { result, .. } => Self::Outcome(result.node.clone()),
             Frame::LateOutcome { node, outcome, .. } => Self::Late(node.clone(), *outcome),
@@ -268,6 +270,12 @@ impl RunEvents {
             }
         };
         self.attempt = 0;
+        if let Frame::RunBeginsAgain { .. } = frame {
+            // The ids from before mean nothing; what was seen is told by what
+            // it is.
+            self.resume = None;
+            self.current = None;
+        }
         let fresh = Key::of(&frame).is_none_or(|key| self.seen.insert(key));
         if fresh {
             self.ready.push_back(frame);
@@ -296,6 +304,7 @@ fn is_known(name: &str) -> bool {
             | "run_cancelling"
             | "output_removed"
             | "stalled"
+            | "run_begins_again"
             | "run_finished"
     )
 }

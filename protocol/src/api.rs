@@ -31,6 +31,12 @@
 //! | `POST /v1/agent/challenge` (open) | → [`Challenge`] |
 //! | `POST /v1/enroll` (by invite) | [`crate::wire::EnrollRequest`] → [`crate::wire::CredentialsAnswer`] |
 //! | `POST /v1/agent/credentials` (by node key) | [`crate::wire::CredentialsRequest`] → [`crate::wire::CredentialsAnswer`] |
+//! | `POST /v1/agent/release` (by node key) | [`crate::wire::ReleaseRequest`] → bytes |
+//! | `GET /v1/releases` | → [`Page`]`<`[`ReleaseView`]`>` |
+//! | `PUT /v1/releases/{sha256}` | [`ReleaseOffer`] → [`ReleaseUpload`] |
+//! | `PUT /v1/releases/{sha256}/parts/{part}` | bytes → 204 |
+//! | `POST /v1/releases/{sha256}/commit` | → [`ReleaseView`] |
+//! | `DELETE /v1/releases/{sha256}` | → 204 |
 //! | `GET /healthz`, `/readyz`, `/openapi.json` (open) | |
 //!
 //! Wherever a route takes `{run}`, a prefix of at least four characters that
@@ -39,6 +45,7 @@
 mod brokers;
 mod cluster;
 mod frame;
+mod release;
 mod secret;
 
 use std::collections::BTreeMap;
@@ -56,9 +63,11 @@ use crate::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName, Scen
 use crate::run::{LocalRun, Outcome, RunOptions, RunPhase, Summary, is_zero};
 pub use brokers::{BrokerPlace, BrokerView, StandbyKit};
 pub use frame::Frame;
+pub use release::{ReleaseOffer, ReleaseUpload, ReleaseView, UPLOAD_PART};
 pub use secret::{ApiToken, InviteToken, Secret, TokenError};
 
 use crate::units::{Amount, Span, Timestamp};
+use crate::wire::AgentInfo;
 
 /// Header by which a client names its door; the broker takes `cli` and
 /// `http`, and everything else as `http`.
@@ -158,8 +167,11 @@ pub struct NodeView {
     /// When it was last heard.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub last_seen: Option<Timestamp>,
-    /// Version of its agent.
+    /// Version of its agent, as it said last.
     pub version: Option<String>,
+    /// What its agent said about itself last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentInfo>,
     /// Whether it is one of the broker's own machines.
     pub infrastructure: bool,
     /// When it enrolled.
@@ -302,10 +314,11 @@ pub struct Silent {
 pub struct RunRequest {
     /// The nodes.
     pub predicate: String,
-    /// The scenario; `command` when absent.
+    /// The scenario; `command` when absent; `agent-upgrade` is the other one.
     #[serde(default = "command")]
     pub scenario: ScenarioName,
-    /// Its parameters; for `command`: `{"argv": [...]}` or `{"shell": "..."}`.
+    /// Its parameters; for `command`: `{"argv": [...]}` or `{"shell": "..."}`;
+    /// for `agent-upgrade`: `{"release": "<sha256>", "allow_downgrade": false}`.
     #[serde(default)]
     #[schema(value_type = Object)]
     pub params: Value,
@@ -461,6 +474,11 @@ pub struct RunView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub output_removed: Option<Timestamp>,
+    /// Of a run that the store had lost: when it was written down again, from
+    /// what nodes had kept. Its batches and failure budget are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub rebuilt: Option<Timestamp>,
     /// Its nodes, in the order in which they are taken.
     pub results: Vec<RunNode>,
 }
@@ -486,6 +504,9 @@ pub struct RunNode {
     /// Execution time in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ms: Option<u64>,
+    /// Bytes of output that the broker has taken from it.
+    #[serde(default, skip_serializing_if = "crate::run::is_zero")]
+    pub output_bytes: u64,
     /// What it said after its outcome was settled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub late: Vec<Outcome>,

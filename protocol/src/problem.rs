@@ -29,6 +29,9 @@ pub enum Kind {
     NotFound,
     /// A prefix of an id that stands for more than one.
     Ambiguous,
+    /// Agents of these nodes cannot do what is asked, as they said
+    /// themselves: nothing was sent to any.
+    Incompatible,
     /// It exists already, or is in a state that does not allow this.
     Conflict,
     /// The body is larger than allowed.
@@ -47,7 +50,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, for the documentation and its tests.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::InvalidRequest,
         Self::InvalidPredicate,
         Self::UnknownName,
@@ -58,6 +61,7 @@ impl Kind {
         Self::Denied,
         Self::NotFound,
         Self::Ambiguous,
+        Self::Incompatible,
         Self::Conflict,
         Self::TooLarge,
         Self::RateLimited,
@@ -71,7 +75,7 @@ impl Kind {
     pub fn status(self) -> u16 {
         match self {
             Self::InvalidRequest | Self::InvalidPredicate => 400,
-            Self::UnknownName | Self::NoMatch => 422,
+            Self::UnknownName | Self::NoMatch | Self::Incompatible => 422,
             Self::ConfirmationRequired => 428,
             Self::PlanGone => 410,
             Self::Unauthenticated => 401,
@@ -95,6 +99,7 @@ impl Kind {
             | Self::InvalidPredicate
             | Self::NotFound
             | Self::Ambiguous
+            | Self::Incompatible
             | Self::Conflict
             | Self::TooLarge => 2,
             Self::UnknownName | Self::NoMatch => 3,
@@ -118,6 +123,7 @@ impl Kind {
             Self::Denied => "denied",
             Self::NotFound => "not-found",
             Self::Ambiguous => "ambiguous",
+            Self::Incompatible => "incompatible",
             Self::Conflict => "conflict",
             Self::TooLarge => "too-large",
             Self::RateLimited => "rate-limited",

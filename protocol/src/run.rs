@@ -14,9 +14,14 @@ use serde_json::Value;
 
 use crate::envelope::{BundleHash, Door, Mode};
 use crate::ids::{RunId, Serial};
+use crate::keys::KeyId;
 use crate::names::{FunctionName, NodeName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
 use crate::units::{Amount, Span, Timestamp};
+
+mod tally;
+
+use tally::Tally;
 
 /// How a step ended on a node: exactly one each, always.
 #[derive(
@@ -277,6 +282,26 @@ pub struct LocalRecord {
     pub result: NodeResult,
 }
 
+/// From what a run was written down again that the broker had lost: a request
+/// of it, as a broker of this cluster once signed it and a node kept it. All
+/// that is needed to finish with it is here, so that a broker that stops in
+/// the middle can go on.
+///
+/// What no request says is not there: the batches, the failure budget, which
+/// run it retried.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rebuilt {
+    /// The node that had kept the request.
+    pub node: Serial,
+    /// The broker key that had signed it.
+    pub key: KeyId,
+    /// The frozen set, as the request says.
+    pub set: NodeSet,
+    /// When it was written down again, by the broker's clock.
+    pub at: Timestamp,
+}
+
 /// Everything that is fixed when a run is created.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -315,6 +340,10 @@ pub struct RunSpec {
     /// Nothing of such a run is ever sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<Box<LocalRecord>>,
+    /// Of a run that the store had lost: from what it was written down again.
+    /// Nothing of such a run is sent again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebuilt: Option<Box<Rebuilt>>,
     /// When it was created.
     pub created: Timestamp,
 }
@@ -522,6 +551,7 @@ pub struct RunState {
     pub finished: Option<Timestamp>,
     /// When retention took its output away.
     pub output_removed: Option<Timestamp>,
+    tally: Tally,
 }
 
 /// What a run needs next. See [`RunState::next`].
@@ -573,6 +603,7 @@ impl RunState {
             cancelled_by: None,
             finished: None,
             output_removed: None,
+            tally: Tally::default(),
         })
     }
 
@@ -623,7 +654,9 @@ impl RunState {
                 self.cancelled_by.get_or_insert_with(|| by.clone());
             }
             RunEvent::Finished { end, at } => {
-                if let Some((serial, _)) = self.open().next() {
+                if self.tally.waiting + self.tally.sent > 0
+                    && let Some((serial, _)) = self.open().next()
+                {
                     return Err(FoldError::Open(serial));
                 }
                 self.phase = match end {
@@ -659,6 +692,7 @@ impl RunState {
                 phase: NodePhase::Waiting,
                 late: Vec::new(),
             };
+            self.tally.add(&state.phase);
             self.nodes.insert(target.serial, state);
         }
         if self.phase == RunPhase::Preparing && self.order.len() == self.spec.targets as usize {
@@ -685,6 +719,8 @@ impl RunState {
 
     fn set(&mut self, serial: Serial, phase: NodePhase) {
         if let Some(node) = self.nodes.get_mut(&serial) {
+            self.tally.remove(&node.phase);
+            self.tally.add(&phase);
             node.phase = phase;
         }
     }
@@ -708,11 +744,7 @@ impl RunState {
     /// How many nodes had each outcome so far.
     #[must_use]
     pub fn summary(&self) -> Summary {
-        let mut summary = Summary::new();
-        for result in self.results() {
-            *summary.entry(result.outcome).or_default() += 1;
-        }
-        summary
+        self.tally.outcomes.clone()
     }
 
     /// What the run needs next: a pure function of the journal, so that a
@@ -729,36 +761,38 @@ impl RunState {
             // It has happened already: only its record is being written.
             return Next::Wait;
         }
-        let phase_of = |serial: &Serial| self.nodes.get(serial).map(|n| &n.phase);
-        let waiting: Vec<Serial> = self
-            .order
-            .iter()
-            .copied()
-            .filter(|s| phase_of(s) == Some(&NodePhase::Waiting))
-            .collect();
-        let sent = self
-            .order
-            .iter()
-            .any(|s| matches!(phase_of(s), Some(NodePhase::Sent { .. })));
-        if !waiting.is_empty() {
+        let waiting = || {
+            let is_waiting = |s: &Serial| {
+                let node = self.nodes.get(s);
+                node.is_some_and(|n| n.phase == NodePhase::Waiting)
+            };
+            self.order.iter().copied().filter(is_waiting)
+        };
+        let sent = self.tally.sent > 0;
+        if self.tally.waiting > 0 {
+            if self.spec.rebuilt.is_some() {
+                // What was sent is not known here; that something was is
+                // written down before anything else.
+                return Next::Wait;
+            }
             if self.phase == RunPhase::Cancelling {
                 let by = self.cancelled_by.as_ref().map_or("", PrincipalName::as_str);
                 return Next::Skip {
-                    nodes: waiting,
+                    nodes: waiting().collect(),
                     outcome: Outcome::Skipped,
                     reason: format!("not started: {by} cancelled the run"),
                 };
             }
             if let Some(reason) = self.budget_spent() {
                 return Next::Skip {
-                    nodes: waiting,
+                    nodes: waiting().collect(),
                     outcome: Outcome::Skipped,
                     reason,
                 };
             }
             if !sent {
                 let size = self.batch_size();
-                let nodes = waiting.into_iter().take(size).collect();
+                let nodes = waiting().take(size).collect();
                 return Next::Send {
                     batch: self.batches,
                     nodes,
@@ -770,7 +804,7 @@ impl RunState {
         }
         Next::Finish(if self.phase == RunPhase::Cancelling {
             RunEnd::Cancelled
-        } else if self.results().all(|r| r.outcome == Outcome::Succeeded) {
+        } else if self.tally.all_succeeded() {
             RunEnd::Succeeded
         } else {
             RunEnd::Failed
@@ -798,7 +832,7 @@ impl RunState {
     fn budget_spent(&self) -> Option<String> {
         let budget = self.spec.options.max_failures?;
         let allowed = budget.of_rounded_down(self.order.len());
-        let failed = self.results().filter(|r| r.outcome.is_failure()).count();
+        let failed = self.tally.failures();
         (failed > allowed).then(|| format!("not started: {failed} failed, the budget was {budget}"))
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod invariants;
 pub mod proxy;
+pub mod release;
 pub mod stops;
 
 use std::collections::{BTreeMap, BTreeSet};

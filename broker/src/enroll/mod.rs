@@ -68,6 +68,13 @@ pub struct StoredInvite {
     used: Option<Used>,
 }
 
+impl StoredInvite {
+    /// Whether a node was made with it.
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.is_some()
+    }
+}
+
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Used {
@@ -543,6 +550,26 @@ impl Enrolment {
             &request.proof,
         )?;
         self.issue(request.serial).await
+    }
+
+    /// Whether it is an enrolled node that asks for a release.
+    ///
+    /// # Errors
+    /// [`EnrollError`].
+    pub async fn prove_node(&self, request: &wire::ReleaseRequest) -> Result<(), EnrollError> {
+        let snapshot = self.0.inventory.snapshot();
+        let Some(record) = snapshot.get(request.serial) else {
+            return Err(match self.0.inventory.knock(request.serial).await {
+                Absent::Removed => EnrollError::Gone(request.serial),
+                Absent::Unknown => EnrollError::Unknown(request.serial),
+            });
+        };
+        self.prove(
+            &record.node_key,
+            &request.challenge,
+            &record.nats_key,
+            &request.proof,
+        )
     }
 
     fn prove(

@@ -16,6 +16,7 @@ mod nodes;
 mod page;
 mod ping;
 pub mod problem;
+mod releases;
 mod runs;
 mod sse;
 mod status;
@@ -43,6 +44,7 @@ use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
 use crate::link::Link;
 use crate::peers::Peers;
+use crate::releases::Releases;
 use crate::tokens::Tokens;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
@@ -74,6 +76,8 @@ pub struct AppState {
     pub lease: Lease,
     /// What happens in the cluster.
     pub events: Events,
+    /// What the store has lost, as far as is known.
+    pub past: crate::twin::Past,
     /// Who may do what.
     pub policy: Arc<dyn Policy>,
     /// The way to the nodes.
@@ -84,6 +88,8 @@ pub struct AppState {
     pub link: Link,
     /// Runs, pings, plans, presence: everything that talks with the nodes.
     pub nodes: Nodes,
+    /// Agents that nodes can be upgraded to.
+    pub releases: Releases,
     /// How much those without a token may ask.
     pub limiter: Arc<Limiter>,
     /// Held while a backup is made: one at a time.
@@ -129,6 +135,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(matching::routes())
         .merge(nodes::routes())
         .merge(ping::routes())
+        .merge(releases::routes())
         .merge(runs::routes())
         .merge(sse::routes())
         .merge(status::routes())

@@ -31,6 +31,13 @@ pub struct AccountValue {
 }
 
 impl AccountValue {
+    /// Everything that is revoked here or there.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.issued_at = self.issued_at.max(other.issued_at);
+        self.revocations.add(other.revocations);
+        self
+    }
+
     /// The same, with all JWTs void that were issued up to `until`, whoever's
     /// they are but a broker's.
     pub(crate) fn nobody_before(mut self, until: UnixSeconds) -> Self {
@@ -124,11 +131,12 @@ impl Accounts {
     }
 
     /// Has every server close the connections of these users of a broker and
-    /// keep them out, and returns when they do.
+    /// keep them out, and returns when they do: the revision of what is
+    /// stored and pushed by then.
     ///
     /// # Errors
     /// [`AccountError`]: not all of them do yet.
-    pub(super) async fn shut_out(&self, users: &[UserKey]) -> Result<(), AccountError> {
+    pub(super) async fn shut_out(&self, users: &[UserKey]) -> Result<u64, AccountError> {
         // Later than what any broker's credentials claim to be issued, and
         // rising, so that the newest are known.
         let until = BROKER_ISSUED_AT.saturating_add(now_seconds());
@@ -139,7 +147,16 @@ impl Accounts {
             wanted.keep_newest(BROKER_ISSUED_AT, MAX_SHUT_OUT);
         });
         let mut pushed = self.pushed.lock().await;
-        self.push(&mut pushed).await
+        self.push(&mut pushed).await?;
+        Ok(pushed.revision)
+    }
+
+    /// The servers have what the bucket held at this revision: when that is
+    /// what was read, nothing is left to be given to them. `None`: whatever
+    /// was read is on its way.
+    pub(super) async fn was_settled(&self, revision: Option<u64>) {
+        let mut pushed = self.pushed.lock().await;
+        pushed.dirty &= revision.is_some_and(|revision| pushed.revision != revision);
     }
 
     /// Gives the servers what they may not have yet. `true` when there was
@@ -214,8 +231,13 @@ impl Accounts {
             revocations: pushed.value.revocations.clone(),
         };
         let jwt = claims.sign(self.keys.operator())?;
-        self.system.push_account_claims(&jwt).await?;
-        self.push_system(&pushed.value).await?;
+        // Both at once: a takeover waits for them.
+        let (account, system) = tokio::join!(
+            self.system.push_account_claims(&jwt),
+            self.push_system(&pushed.value)
+        );
+        account?;
+        system?;
         pushed.dirty = false;
         Ok(())
     }

@@ -36,6 +36,17 @@ impl Revocations {
         *at = (*at).max(until);
     }
 
+    /// Adds what is revoked elsewhere.
+    pub fn add(&mut self, other: Self) {
+        self.everyone = self.everyone.max(other.everyone);
+        for (user, until) in other.users {
+            self.revoke(user, until);
+        }
+        let everyone = self.everyone;
+        self.users
+            .retain(|_, until| everyone.is_none_or(|everyone| *until > everyone));
+    }
+
     /// Replaces single entries by one for everyone, as far as that voids
     /// nothing that is still in use: `oldest_valid` is the earliest issue time
     /// of all JWTs that must go on working, those of brokers included.

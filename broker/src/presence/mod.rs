@@ -6,6 +6,7 @@
 //! nobody's heartbeats are missing: that time does not count.
 
 mod connections;
+mod journals;
 mod report;
 mod table;
 
@@ -24,10 +25,12 @@ use tokio_util::sync::CancellationToken;
 use self::report::Reporter;
 use self::table::{Heard, Node, Table};
 use crate::bus::Bus;
+use crate::clock::ClockWatch;
 use crate::events::Events;
 use crate::inventory::{Inventory, NodeRecord, PresenceView, Standing};
 
 pub(crate) use self::connections::follow as follow_connections;
+pub use self::journals::{Journals, Older, StoredJournals};
 pub(crate) use self::table::Rival;
 
 /// A clock off by more is a [`Condition::ClockSkew`].
@@ -61,6 +64,7 @@ struct Inner {
     inventory: Inventory,
     events: Events,
     beat_every: Span,
+    journals: Journals,
 }
 
 impl std::fmt::Debug for Presence {
@@ -72,7 +76,12 @@ impl std::fmt::Debug for Presence {
 impl Presence {
     /// Nobody was heard yet. `beat_every` is what nodes are told.
     #[must_use]
-    pub fn new(inventory: Inventory, events: Events, beat_every: Option<Span>) -> Self {
+    pub fn new(
+        inventory: Inventory,
+        events: Events,
+        journals: Journals,
+        beat_every: Option<Span>,
+    ) -> Self {
         let beat_every = beat_every.unwrap_or(BEAT_EVERY);
         let table = Mutex::new(Table::new(beat_every.get(), Instant::now().into_std()));
         Self(Arc::new(Inner {
@@ -81,7 +90,14 @@ impl Presence {
             inventory,
             events,
             beat_every,
+            journals,
         }))
+    }
+
+    /// How far the journals of the nodes are.
+    #[must_use]
+    pub fn journals(&self) -> &Journals {
+        &self.0.journals
     }
 
     /// How often nodes are to say that they are there.
@@ -112,6 +128,9 @@ impl Presence {
             && let Some(node) = table.get_mut(serial)
         {
             node.refused.clone_from(&beat.refused);
+        }
+        if let (None, Some(position)) = (rival, beat.position) {
+            self.0.journals.beat(serial, beat.instance, position);
         }
         let changed = table.take_revision_change();
         drop(table);
@@ -203,6 +222,7 @@ impl Presence {
     /// Forgets a node that was removed.
     pub fn forget(&self, serial: Serial) {
         self.table().forget(serial);
+        self.0.journals.forget(serial);
     }
 
     /// What is known of one node.
@@ -265,6 +285,7 @@ impl Presence {
         let mut reporter = Reporter::default();
         let mut stored = Timestamp::now();
         let mut store_at = Instant::now() + STORE_EVERY;
+        let mut clock = ClockWatch::new(stored, Instant::now().into_std());
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
@@ -276,8 +297,16 @@ impl Presence {
                 table.hearing(bus.is_connected() && bus.lease().epoch().is_some());
                 reporter.look(&table, &snapshot, Instant::now().into_std())
             };
+            let step = clock.look(Timestamp::now(), Instant::now().into_std());
+            if let Some(step) = step {
+                tracing::warn!(step, "{}", crate::clock::told(step));
+            }
             if bus.lease().epoch().is_none() {
                 continue;
+            }
+            if let Some(step) = step {
+                let text = crate::clock::told(step);
+                self.0.events.emit("alarm.clock", "broker", text).await;
             }
             for event in news {
                 self.0

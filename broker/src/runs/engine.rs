@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use super::index::{Index, Known, LookupError, brief};
 use super::journal::{Folded, Journal, JournalError, ReadError, fold};
 use super::local::Desk;
+use super::rebuild::{Lost, Purged};
 use super::request::FrozenRun;
 use super::schedule::Message;
 use super::task::{Task, ToRun};
@@ -34,6 +35,7 @@ use crate::inventory::Inventory;
 use crate::presence::Presence;
 use crate::retention::TOO_FULL;
 use crate::store::error::StreamError;
+use crate::twin::Past;
 
 /// How long a run's task may take to answer.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -63,13 +65,22 @@ const CACHED_TARGETS: usize = 100_000;
 /// How runs are kept.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Settings {
+    /// Age at which an ended run is removed.
+    pub max_age: Duration,
     /// Bytes of journals and output together that are asked of the store.
     pub max_bytes: u64,
+    /// How long the nodes of a run that was lost may take to report it again,
+    /// at least.
+    pub lost_within: Duration,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_bytes: 4 << 30 }
+        Self {
+            max_age: Duration::from_secs(30 * 86_400),
+            max_bytes: 4 << 30,
+            lost_within: Duration::from_secs(300),
+        }
     }
 }
 
@@ -207,6 +218,12 @@ pub(super) struct Shared {
     numbers: AtomicU64,
     /// Who reports local runs now.
     pub(super) locals: Desk,
+    /// Times that the store went back.
+    pub(super) past: Past,
+    /// Who reports of runs that are not known here.
+    pub(super) lost: Lost,
+    /// Which runs were removed.
+    pub(super) purged: Purged,
     /// Outcomes and output for runs or steps that their node has no part in.
     pub(super) strays: AtomicU64,
     /// Most bytes in the stream.
@@ -243,7 +260,7 @@ impl Engine {
         bus: Bus,
         inventory: Inventory,
         presence: Presence,
-        events: Events,
+        (events, past): (Events, Past),
         settings: Settings,
     ) -> Self {
         Self(Arc::new(Shared {
@@ -263,6 +280,9 @@ impl Engine {
             cache: Mutex::default(),
             numbers: AtomicU64::new(0),
             locals: Desk::default(),
+            past,
+            lost: Lost::default(),
+            purged: Purged::default(),
             strays: AtomicU64::new(0),
             limit: AtomicU64::new(u64::MAX),
             stored: AtomicU64::new(0),
@@ -566,9 +586,16 @@ impl Engine {
         let run = report.request.run;
         let known = lock(&shared.index).first(run).is_some();
         if !known || report.request.step != 0 {
-            shared.strays.fetch_add(1, Ordering::Relaxed);
+            let provable = report.request.step == 0 && shared.presence.journals().can_prove(node);
+            let answer = if provable {
+                // Nothing is sent before it is written down: what was is lost.
+                OutcomeAnswer::Prove
+            } else {
+                shared.strays.fetch_add(1, Ordering::Relaxed);
+                OutcomeAnswer::Unknown
+            };
             if let Some(reply) = &reply {
-                shared.bus.reply(node, reply, &OutcomeAnswer::Unknown).await;
+                shared.bus.reply(node, reply, &answer).await;
             }
             return;
         }

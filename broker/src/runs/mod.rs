@@ -13,6 +13,7 @@ mod intake;
 mod journal;
 mod local;
 mod outcome;
+mod rebuild;
 mod recovery;
 mod request;
 mod retention;
@@ -25,12 +26,25 @@ mod watch;
 pub use self::engine::{CreateError, Engine, EngineError, Settings};
 pub use self::index::{LookupError, cursor, parse_cursor};
 pub use self::journal::{JournalError, ReadError, STREAM};
+pub(crate) use self::rebuild::Proof;
+pub(crate) use self::recovery::run_of;
 pub use self::request::{
     Checked, DELIVER_WITHIN, FrozenRun, OUTPUT_BYTES, RequestError, TIMEOUT, check, options, retry,
 };
 pub(crate) use self::retention::{RemoveError, Removed, Stored};
 pub(crate) use self::schedule::Message;
 pub use self::watch::{Seen, Watch, WatchError};
+
+/// Makes the stream of runs, or brings it to its limit.
+///
+/// # Errors
+/// [`crate::store::error::StreamError`].
+pub(crate) async fn ensure(
+    js: &async_nats::jetstream::Context,
+    settings: &Settings,
+) -> Result<u64, crate::store::error::StreamError> {
+    journal::ensure(js, settings.max_bytes).await
+}
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -92,6 +92,14 @@ impl Engine {
         let limit = ensure(&shared.js, shared.settings.max_bytes).await?;
         shared.limit.store(limit, Ordering::Relaxed);
         let removed = removed_runs(&shared.js).await?;
+        shared
+            .purged
+            .load(&shared.js)
+            .await
+            .map_err(|error| StreamError::NoAnswer {
+                what: "which runs were removed".to_owned(),
+                reason: error.to_string(),
+            })?;
         let mut runs: HashMap<RunId, Option<Folded>> = HashMap::new();
         let mut messages = read_from(&shared.js, STREAM, subject::JOURNAL_ALL, 1).await?;
         let mut damaged = BTreeSet::new();
@@ -202,7 +210,7 @@ impl Engine {
 }
 
 /// The run whose journal has this subject.
-fn run_of(subject: &str) -> Option<RunId> {
+pub(crate) fn run_of(subject: &str) -> Option<RunId> {
     subject
         .strip_prefix("m1.run.")?
         .strip_suffix(".j")?

@@ -158,6 +158,11 @@ impl Engine {
         if !self.at_rest(run) {
             return Ok(Removed::NotNow);
         }
+        let created = lock(&shared.index).get(run).map(|brief| brief.created);
+        if let Some(created) = created {
+            // Nodes that still have something of it are not to bring it back.
+            shared.purged.up_to(created).await;
+        }
         // From here on nobody finds it or opens it again.
         lock(&shared.index).remove(run);
         shared.forget(run);
@@ -185,9 +190,12 @@ impl Engine {
         let mut gone = 0;
         let known: Vec<RunId> = lock(&shared.leftovers).iter().copied().collect();
         for run in known {
-            self.purge(run).await?;
+            // Nodes may have brought it back meanwhile.
+            if lock(&shared.index).first(run).is_none() && !lock(&shared.open).contains_key(&run) {
+                self.purge(run).await?;
+                gone += 1;
+            }
             lock(&shared.leftovers).remove(&run);
-            gone += 1;
         }
         let mut runs: BTreeMap<RunId, (u64, u64)> = BTreeMap::new();
         for (subject, count) in subjects(&shared.js, STREAM, subject::RUN_ALL).await? {

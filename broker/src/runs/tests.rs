@@ -1,5 +1,6 @@
 //! Runs over a real server with scripted nodes.
 
+mod lost;
 mod more;
 pub(crate) mod node;
 mod retention;
@@ -104,6 +105,8 @@ async fn start(
     let cancel = CancellationToken::new();
     let runs = Settings {
         max_bytes: 64 << 20,
+        lost_within: Duration::from_secs(3),
+        ..Settings::default()
     };
     let nodes = Nodes::start(Deps {
         js: store::context(client.clone()),
@@ -112,6 +115,7 @@ async fn start(
         authority: authority.clone(),
         lease: Lease::fixed(epoch),
         events: Events::log_only(),
+        journals: crate::presence::Journals::in_memory(),
         past: crate::twin::Past::unbroken(),
         connections: None,
         settings: bus::Settings {

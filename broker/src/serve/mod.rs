@@ -6,7 +6,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
@@ -14,14 +14,17 @@ use muster_protocol::api::Readiness;
 use muster_protocol::text::printable;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use self::session::{Session, SessionError};
-use crate::backup::import::{ImportError, import};
+use crate::backup::import::{ImportError, import, is_pending};
 use crate::config::Config;
 use crate::http::Front;
-use crate::inventory::{AccountValue, Buckets, SeenValue, SerialCounter, StoredFacts, StoredNode};
+use crate::inventory::{
+    AccountValue, AgentsValue, Buckets, SeenValue, SerialCounter, StoredFacts, StoredNode,
+};
 use crate::lease::{Lease, LeaseError, LeaseValue, Place, Who};
 use crate::link::{Link, LinkError};
 use crate::nats::keys::NatsKeys;
@@ -29,6 +32,7 @@ use crate::peers::{KnownBrokers, Peers};
 use crate::state_dir::{Root, StateDir, StateDirError};
 use crate::store::kv::{BucketConfig, Kv, KvError, ensure_bucket};
 use crate::tls::{Ca, TlsError, install_provider};
+use crate::twin::{self, PutBackError, Twin};
 
 /// How long to wait before NATS is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -60,9 +64,34 @@ pub enum ServeError {
     /// A backup that waits in the state directory cannot be put into NATS.
     #[error(transparent)]
     Import(#[from] ImportError),
+    /// What the store has lost cannot be put back.
+    #[error(transparent)]
+    PutBack(#[from] PutBackError),
     /// A task of the broker panicked.
     #[error("a part of the broker failed: {0}")]
     Task(#[from] tokio::task::JoinError),
+}
+
+/// Why the store is not what it should be yet.
+#[derive(Debug, thiserror::Error)]
+enum PrepareError {
+    #[error(transparent)]
+    State(#[from] StateDirError),
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    #[error(transparent)]
+    PutBack(#[from] PutBackError),
+}
+
+impl PrepareError {
+    /// Whether waiting would not cure it.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::State(_) => true,
+            Self::Import(error) => error.is_final(),
+            Self::PutBack(_) => false,
+        }
+    }
 }
 
 /// What is the same for all sessions.
@@ -73,6 +102,7 @@ pub(crate) struct Parts {
     pub(crate) keys: Arc<NatsKeys>,
     pub(crate) ca: Ca,
     pub(crate) https: bool,
+    pub(crate) twin: Twin,
     /// Where people and agents reach this broker.
     pub(crate) url: String,
 }
@@ -87,6 +117,7 @@ pub(crate) struct Stores {
     pub(crate) tokens: Kv<crate::tokens::StoredToken>,
     pub(crate) retention: Kv<crate::retention::Record>,
     pub(crate) past: Kv<crate::twin::StoredPast>,
+    pub(crate) journals: Kv<crate::presence::StoredJournals>,
 }
 
 /// [`Buckets`], to be cloned for each session.
@@ -94,6 +125,7 @@ pub(crate) struct InventoryBuckets {
     nodes: Kv<StoredNode>,
     facts: Kv<StoredFacts>,
     seen: Kv<SeenValue>,
+    agents: Kv<AgentsValue>,
     serial: Kv<SerialCounter>,
     account: Kv<AccountValue>,
 }
@@ -104,6 +136,7 @@ impl InventoryBuckets {
             nodes: self.nodes.clone(),
             facts: self.facts.clone(),
             seen: self.seen.clone(),
+            agents: self.agents.clone(),
             serial: self.serial.clone(),
             account: self.account.clone(),
         }
@@ -111,23 +144,27 @@ impl InventoryBuckets {
 }
 
 impl Stores {
-    /// Makes the buckets where there are none.
-    pub(crate) async fn ensure(js: &Context) -> Result<Self, KvError> {
+    /// Makes the buckets where there are none. The twin is told of what is
+    /// written to them, but for the lease.
+    pub(crate) async fn ensure(js: &Context, twin: &Twin) -> Result<Self, KvError> {
+        let told = || twin.witness();
         Ok(Self {
             inventory: InventoryBuckets {
-                nodes: bucket(js, "muster_nodes").await?,
-                facts: bucket(js, "muster_facts").await?,
+                nodes: bucket(js, "muster_nodes").await?.witnessed(told()),
+                facts: bucket(js, "muster_facts").await?.witnessed(told()),
                 seen: bucket(js, "muster_cluster").await?,
-                serial: bucket(js, "muster_cluster").await?,
-                account: bucket(js, "muster_cluster").await?,
+                agents: bucket(js, "muster_cluster").await?,
+                serial: bucket(js, "muster_cluster").await?.witnessed(told()),
+                account: bucket(js, "muster_cluster").await?.witnessed(told()),
             },
-            key_list: bucket(js, "muster_cluster").await?,
+            key_list: bucket(js, "muster_cluster").await?.witnessed(told()),
             lease: bucket(js, "muster_cluster").await?,
             brokers: bucket(js, "muster_cluster").await?,
-            invites: bucket(js, "muster_invites").await?,
-            tokens: bucket(js, "muster_tokens").await?,
-            retention: bucket(js, "muster_cluster").await?,
-            past: bucket(js, "muster_cluster").await?,
+            invites: bucket(js, "muster_invites").await?.witnessed(told()),
+            tokens: bucket(js, "muster_tokens").await?.witnessed(told()),
+            past: bucket(js, "muster_cluster").await?.witnessed(told()),
+            journals: bucket(js, "muster_cluster").await?,
+            retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })
     }
 }
@@ -162,9 +199,14 @@ pub async fn serve(
     let tls = https
         .then(|| ca.server_config(address, &config.names))
         .transpose()?;
+    let settings = twin::Settings {
+        keep: config.twin.keep.get(),
+        max_bytes: config.twin.max_bytes,
+    };
     let url = config.public_url(address);
     let parts = Parts {
         config: Arc::new(config),
+        twin: Twin::open(&state, settings)?,
         state,
         root,
         keys,
@@ -242,8 +284,19 @@ async fn linked(
     );
     let peers = Peers::new(me, parts.url.clone(), lease.clone());
     let talking = tokio::spawn(peers.clone().keep(link.client.clone(), end_lease.clone()));
+    let following = Following::new(parts, link);
+    let active = Active {
+        parts,
+        link,
+        stores,
+        lease: &lease,
+        peers: &peers,
+        following: &following,
+    };
     let result = tokio::select! {
-        result = Box::pin(sessions(parts, front, link, stores, &lease, &peers, cancel)) => result,
+        result = Box::pin(sessions(&active, front, cancel)) => result,
+        // The server that comes back may be an empty one.
+        () = keep_buckets(parts, link) => Ok(Ended::Stopped),
         ended = &mut seeking => match ended {
             Ok(Ok(())) => Ok(Ended::Stopped),
             Ok(Err(error)) => Err(error.into()),
@@ -255,6 +308,7 @@ async fn linked(
     if !seeking.is_finished() {
         seeking.await??;
     }
+    following.end().await;
     result
 }
 
@@ -269,7 +323,7 @@ async fn connect(parts: &Parts, front: &Front, again: bool) -> (Link, Stores) {
     }
     loop {
         match Box::pin(Link::connect(&parts.config, &parts.keys, &parts.ca)).await {
-            Ok(link) => match Box::pin(Stores::ensure(&link.js)).await {
+            Ok(link) => match Box::pin(Stores::ensure(&link.js, &parts.twin)).await {
                 Ok(stores) => return (link, stores),
                 Err(error) => {
                     waiting.say(&error);
@@ -282,17 +336,126 @@ async fn connect(parts: &Parts, front: &Front, again: bool) -> (Link, Stores) {
     }
 }
 
+/// Makes the buckets that are missing, whenever a connection begins; for ever.
+async fn keep_buckets(parts: &Parts, link: &Link) {
+    let mut connects = link.connects.clone();
+    loop {
+        if connects.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        while let Err(error) = Box::pin(Stores::ensure(&link.js, &parts.twin)).await {
+            tracing::warn!(%error, "the buckets are not there");
+            sleep(RETRY).await;
+        }
+    }
+}
+
+/// The twin, and what fills it.
+struct Following<'a> {
+    parts: &'a Parts,
+    link: &'a Link,
+    task: StdMutex<Option<JoinHandle<()>>>,
+    cancel: CancellationToken,
+}
+
+impl<'a> Following<'a> {
+    fn new(parts: &'a Parts, link: &'a Link) -> Self {
+        Self {
+            parts,
+            link,
+            task: StdMutex::new(None),
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    /// Begins, once. Not before a backup that waits is in NATS: what was there
+    /// until then is none of this cluster's.
+    fn begin(&self) {
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        task.get_or_insert_with(|| {
+            let (js, connects) = (self.link.js.clone(), self.link.connects.clone());
+            let twin = self.parts.twin.clone();
+            tokio::spawn(twin.follow(js, connects, self.cancel.clone()))
+        });
+    }
+
+    /// Ends it, and waits until the disk has everything.
+    async fn end(&self) {
+        self.cancel.cancel();
+        let task = self
+            .task
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(task) = task {
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for Following<'_> {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+/// What sessions are opened with.
+struct Active<'a> {
+    parts: &'a Parts,
+    link: &'a Link,
+    stores: &'a Stores,
+    lease: &'a Lease,
+    peers: &'a Peers,
+    following: &'a Following<'a>,
+}
+
+/// Makes the store what it should be, before anybody is served from it.
+async fn prepare(active: &Active<'_>) -> Result<(), PrepareError> {
+    let Active {
+        parts,
+        link,
+        stores,
+        lease,
+        following,
+        ..
+    } = *active;
+    if is_pending(&parts.state)? {
+        parts.twin.reset().await;
+    } else {
+        let runs = session::runs_settings(&parts.config);
+        let place = twin::Place {
+            js: &link.js,
+            lease,
+            runs: &runs,
+            past: stores.past.clone(),
+        };
+        Box::pin(parts.twin.heal(&place)).await?;
+    }
+    Box::pin(import(&link.js, &parts.state, lease)).await?;
+    following.begin();
+    Ok(())
+}
+
 async fn sessions(
-    parts: &Parts,
+    active: &Active<'_>,
     front: &Front,
-    link: &Link,
-    stores: &Stores,
-    lease: &Lease,
-    peers: &Peers,
     cancel: &CancellationToken,
 ) -> Result<Ended, ServeError> {
+    let Active {
+        parts,
+        link,
+        stores,
+        lease,
+        peers,
+        following,
+    } = *active;
+    if !is_pending(&parts.state)? {
+        following.begin();
+    }
     let mut places = lease.places();
+    let mut lost = parts.twin.lost();
     let mut waiting = Waiting::new(front);
+    let mut settled = None;
     loop {
         let place = places.borrow_and_update().clone();
         let term = match place {
@@ -319,16 +482,21 @@ async fn sessions(
             }
         };
         let opening = Box::pin(async {
-            import(&link.js, &parts.state, lease)
+            prepare(active).await.map_err(OpenError::Prepare)?;
+            lost.borrow_and_update();
+            if parts.twin.is_pending().await {
+                // Found in between: once more.
+                return Ok(None);
+            }
+            Box::pin(Session::open(parts, link, stores, lease, peers, settled))
                 .await
-                .map_err(OpenError::Import)?;
-            Session::open(parts, link, stores, lease, peers)
-                .await
+                .map(Some)
                 .map_err(OpenError::Session)
         });
-        let session = match until(cancel, opening).await {
+        let mut session = match until(cancel, opening).await {
             None => return Ok(Ended::Stopped),
-            Some(Ok(session)) => session,
+            Some(Ok(None)) => continue,
+            Some(Ok(Some(session))) => session,
             Some(Err(error)) if error.is_final() => return Err(error.into()),
             Some(Err(error)) => {
                 waiting.say(&error);
@@ -349,10 +517,25 @@ async fn sessions(
             // Suspended is not the end: while nobody else was active, what is
             // in memory holds.
             active = other_active(&mut places, term) => overtaken(active),
+            // Nor does anything in memory hold, nor the lease itself.
+            _ = lost.changed() => Readiness::Standby {
+                reason: "the store went back in time; what it lost is put back".into(),
+                active: None,
+            },
+            revision = session.outdated(lease) => {
+                settled = revision;
+                Readiness::Starting {
+                    reason: "what the broker before has written is read".into(),
+                }
+            }
         };
+        let again = matches!(end, Readiness::Starting { .. });
         let stopped = end == Readiness::Stopping;
         front.close(end);
         session.end().await;
+        if again {
+            continue;
+        }
         return Ok(if stopped {
             Ended::Stopped
         } else {
@@ -400,7 +583,7 @@ async fn other_active(places: &mut watch::Receiver<Place>, term: u64) -> Option<
 #[derive(Debug, thiserror::Error)]
 enum OpenError {
     #[error(transparent)]
-    Import(ImportError),
+    Prepare(PrepareError),
     #[error(transparent)]
     Session(SessionError),
 }
@@ -408,7 +591,7 @@ enum OpenError {
 impl OpenError {
     fn is_final(&self) -> bool {
         match self {
-            Self::Import(error) => error.is_final(),
+            Self::Prepare(error) => error.is_final(),
             Self::Session(error) => error.is_final(),
         }
     }
@@ -417,7 +600,9 @@ impl OpenError {
 impl From<OpenError> for ServeError {
     fn from(error: OpenError) -> Self {
         match error {
-            OpenError::Import(error) => error.into(),
+            OpenError::Prepare(PrepareError::State(error)) => error.into(),
+            OpenError::Prepare(PrepareError::Import(error)) => error.into(),
+            OpenError::Prepare(PrepareError::PutBack(error)) => error.into(),
             OpenError::Session(error) => error.into(),
         }
     }

@@ -30,7 +30,11 @@ const NODES_KEEP: Duration = Duration::from_secs(30 * 86_400);
 const ABOVE: u64 = crate::backup::LEAP;
 /// No second node is believed within so long: one that lies could else keep
 /// the broker from working at all.
-const BELIEVE_EVERY: Duration = Duration::from_secs(600);
+/// Clocks and what is on its way: so much around a time belongs to it.
+const SAME_TIME: Duration = Duration::from_secs(60);
+const BELIEVE_EVERY: Duration = Duration::from_secs(86_400);
+/// Characters of a numbering.
+const NUMBERING: usize = 6;
 /// People are told for so long.
 const RECENT: Duration = Duration::from_secs(86_400);
 
@@ -45,6 +49,10 @@ pub enum Sign {
     Marks,
     /// A node has obeyed a broker of a higher epoch than any known here.
     Node,
+    /// A node has shown the signed request of a run that is not known here.
+    Run,
+    /// A backup was restored.
+    Backup,
 }
 
 /// One time that the store went back.
@@ -60,6 +68,9 @@ pub struct WentBack {
     pub found: Timestamp,
     /// How.
     pub sign: Sign,
+    /// What only ever rises (enrolment serials, revisions, issue times) has
+    /// yet to jump above what nodes may have seen.
+    pub leap: bool,
     /// In a few words, for people.
     pub what: String,
 }
@@ -81,9 +92,22 @@ pub struct ReportAgain {
 pub struct StoredPast {
     /// Oldest first.
     pub times: Vec<WentBack>,
-    /// How often in all: the numbering of streams that is in force. Ids of
-    /// another numbering mean nothing.
-    pub count: u32,
+}
+
+impl StoredPast {
+    /// What two brokers know, together.
+    pub(super) fn and(mut self, other: Self) -> Self {
+        for time in other.times {
+            match self.times.iter_mut().find(|known| known.id == time.id) {
+                Some(known) => known.leap &= time.leap,
+                None => self.times.push(time),
+            }
+        }
+        self.times.sort_by_key(|time| time.found);
+        let more = self.times.len().saturating_sub(MOST);
+        self.times.drain(..more);
+        self
+    }
 }
 
 /// The times that the store went back. Cheap to clone.
@@ -129,11 +153,14 @@ impl Past {
         }))
     }
 
-    /// How often the store went back: the numbering of streams that is in
-    /// force.
+    /// The numbering of streams that is in force; empty while the store never
+    /// went back. A position of another numbering means nothing.
     #[must_use]
-    pub fn numbering(&self) -> u32 {
-        self.0.known.borrow().count
+    pub fn numbering(&self) -> String {
+        let known = self.0.known.borrow();
+        let last = known.times.last();
+        let text = last.map(|time| time.id.to_string()).unwrap_or_default();
+        text.chars().take(NUMBERING).collect()
     }
 
     /// What nodes are to report again, if anything.
@@ -213,6 +240,10 @@ impl Past {
         let Some(ours) = kept.lease.epoch().filter(|ours| *ours < epoch) else {
             return;
         };
+        if kept.lease.seen() >= epoch {
+            // Another node has said so, and the lease is being taken anew.
+            return;
+        }
         let now = Timestamp::now();
         let believed = self
             .0
@@ -239,6 +270,7 @@ impl Past {
             since: now.checked_sub(NODES_KEEP).unwrap_or(Timestamp::MIN),
             found: now,
             sign: Sign::Node,
+            leap: true,
             what: what.clone(),
         };
         if !kept.lease.can_exceed(epoch.saturating_add(ABOVE)) {
@@ -261,9 +293,56 @@ impl Past {
     }
 }
 
+impl Past {
+    /// A node has shown a request that a broker of this cluster signed, of a
+    /// run that this store does not know: it has lost what was written then.
+    /// When that is news, all nodes are to report what they have: the lease is
+    /// taken anew, and the session that begins with it knows it.
+    pub async fn run_was_lost(&self, node: &NodeName, issued: Timestamp, events: &Events) {
+        let Some(kept) = &self.0.kept else { return };
+        let Some(ours) = kept.lease.epoch() else {
+            return;
+        };
+        let covered = |time: &WentBack| {
+            let from = time.since.checked_sub(SAME_TIME);
+            let to = time.found.checked_add(SAME_TIME);
+            from.is_ok_and(|from| from <= issued) && to.is_ok_and(|to| issued <= to)
+        };
+        if self.0.known.borrow().times.iter().any(covered) {
+            return;
+        }
+        let now = Timestamp::now();
+        let what = format!(
+            "{node} has done its part of a run of {issued} that is not known here: this broker was \
+             set back in time"
+        );
+        let time = WentBack {
+            id: InstanceId::random(),
+            since: now.checked_sub(NODES_KEEP).unwrap_or(Timestamp::MIN),
+            found: now,
+            sign: Sign::Run,
+            leap: true,
+            what: what.clone(),
+        };
+        tracing::error!(%node, %issued, "this broker was set back in time");
+        if let Err(error) = self.add(time).await {
+            tracing::error!(%error, "cannot note that the store went back");
+            return;
+        }
+        let text = format!(
+            "{what}. What nodes still know is reported again; everything else that happened since \
+             is gone for good. Look at `muster nodes`, `muster token list` and `muster node invites`"
+        );
+        events
+            .emit("alarm.store-went-back", node.as_str(), text)
+            .await;
+        // Last: it ends the session, and the right to write.
+        kept.lease.exceed(ours);
+    }
+}
+
 fn push(past: &mut StoredPast, time: WentBack) {
     past.times.push(time);
-    past.count = past.count.saturating_add(1);
     if past.times.len() > MOST {
         // Its beginning is not forgotten: nodes may yet have to report it.
         let old = past.times.remove(0);
@@ -288,6 +367,7 @@ mod tests {
             since: Timestamp::from_second(since).unwrap(),
             found,
             sign: Sign::Twin,
+            leap: false,
             what: String::new(),
         }
     }
@@ -295,11 +375,12 @@ mod tests {
     #[tokio::test]
     async fn nodes_report_from_the_earliest_time_and_old_times_are_over() {
         let past = Past::unbroken();
-        assert_eq!((past.report_again(), past.numbering()), (None, 0));
+        assert_eq!((past.report_again(), past.numbering().as_str()), (None, ""));
         let now = Timestamp::now();
         let long_ago = now.checked_sub(KEEP * 2).unwrap();
         past.add(time(long_ago, 5)).await.unwrap();
-        assert_eq!((past.report_again(), past.numbering()), (None, 1));
+        assert_eq!(past.report_again(), None);
+        assert_eq!(past.numbering().len(), NUMBERING);
         past.add(time(now, 50)).await.unwrap();
         let last = time(now, 70);
         past.add(last.clone()).await.unwrap();
@@ -310,7 +391,7 @@ mod tests {
             past.add(time(now, 100 + second)).await.unwrap();
         }
         let known = past.changes().borrow().clone();
-        assert_eq!((known.times.len(), known.count), (MOST, 23));
+        assert_eq!(known.times.len(), MOST);
         assert_eq!(known.times[0].since.as_second(), 5, "the earliest stays");
     }
 }

@@ -499,6 +499,7 @@ mod tests {
             state,
             last_seen: Some("2026-11-21T05:56:00Z".parse().expect("time")),
             version: None,
+            agent: None,
             infrastructure: false,
             enrolled: "2026-11-01T00:00:00Z".parse().expect("time"),
             key: muster_protocol::keys::PrivateKey::from_seed(&[1; 32])

@@ -1,5 +1,6 @@
 //! One file a verb.
 
+pub mod agent;
 pub mod backup;
 pub mod broker;
 pub mod doctor;
@@ -42,6 +43,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Run(args) => run::run(context, args).await,
         Command::Runs(args) => runs::run(context, args).await,
         Command::Node(args) => node::run(context, args).await,
+        Command::Agent(args) => agent::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,
         Command::Keys(args) => keys::run(context, args).await,
         Command::Events(args) => events::run(context, &args).await,

@@ -476,6 +476,7 @@ pub fn render(node: &NodeView, paint: Paint, now: Timestamp) -> String {
             "version",
             node.version.clone().unwrap_or_else(|| "-".into()),
         ),
+        ("agent", or_dash(agent(node))),
         ("serial", node.serial.to_string()),
         ("key", node.key.to_string()),
         (
@@ -512,6 +513,27 @@ pub fn render(node: &NodeView, paint: Paint, now: Timestamp) -> String {
         }
     }
     out
+}
+
+/// What its agent said about itself.
+fn agent(node: &NodeView) -> String {
+    let Some(agent) = &node.agent else {
+        return String::new();
+    };
+    let platform = agent
+        .build
+        .as_ref()
+        .map(|build| format!("{}, ", build.platform()))
+        .unwrap_or_default();
+    format!(
+        "{platform}protocol {}, grants {}",
+        agent.protocol,
+        if agent.capabilities.is_empty() {
+            "nothing".to_owned()
+        } else {
+            agent.capabilities.join(", ")
+        }
+    )
 }
 
 /// Facts by the names that a predicate takes: `os.version`.

@@ -18,7 +18,7 @@ use muster_agent::pace::{Backoff, Comeback, jitter};
 use muster_protocol::ids::{InstanceId, RequestId};
 use muster_protocol::subject::NodeSays;
 use muster_protocol::units::{Timestamp, after, elapsed};
-use muster_protocol::wire::{BEAT_EVERY, CredentialsAnswer, OutcomeAnswer, Welcome};
+use muster_protocol::wire::{BEAT_EVERY, CredentialsAnswer, OutcomeAnswer, ProofAnswer, Welcome};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
@@ -54,6 +54,7 @@ enum Answer {
     Hello(Option<Welcome>),
     Facts(bool),
     Outcome(RequestId, Option<OutcomeAnswer>),
+    Proof(RequestId, Option<ProofAnswer>),
     Credentials(Option<Box<CredentialsAnswer>>),
 }
 
@@ -196,7 +197,11 @@ impl Life {
 
     fn renew(&mut self, answer: &CredentialsAnswer) {
         match self.fleet.take(&mut self.node.member, answer) {
-            Ok(()) => count(&self.tally().renewals),
+            Ok(()) => {
+                let node = &self.node;
+                node.habits().orders.list(&node.member.list, &answer.keys);
+                count(&self.tally().renewals);
+            }
             Err(e) => self.fleet.complain(&e.to_string()),
         }
     }

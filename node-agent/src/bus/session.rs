@@ -9,12 +9,12 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::SelectAll;
 use futures_util::{FutureExt as _, StreamExt as _};
 use muster_protocol::PROTOCOL_VERSION;
-use muster_protocol::envelope::Ask;
+use muster_protocol::envelope::{Ask, Request};
 use muster_protocol::ids::InstanceId;
 use muster_protocol::subject::NodeSays;
 use muster_protocol::text::printable;
-use muster_protocol::units::{Span, Timestamp, elapsed};
-use muster_protocol::wire::{BEAT_EVERY, Beat, Bye, Hello, Pong, Welcome};
+use muster_protocol::units::{Span, Timestamp, after, elapsed};
+use muster_protocol::wire::{BEAT_EVERY, Beat, Bye, Hello, KeysAnswer, Pong, Recall, Welcome};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -26,8 +26,10 @@ use super::connection::{
 use super::outage::Outage;
 use super::{SayError, Voice};
 use crate::identity::{Identity, NATS_CA_FILE};
+use crate::journal::Journal;
 use crate::keeper::Keeper;
 use crate::pace::{Backoff, Comeback, spread};
+use crate::report::Reporter;
 use crate::steps::Steps;
 use crate::verify::{Verdict, Verifier};
 
@@ -57,6 +59,10 @@ const REFUSED_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::
 pub struct LinkParts {
     /// Who this node is.
     pub identity: Identity,
+    /// What this node has done.
+    pub journal: Journal,
+    /// Reports it.
+    pub reporter: Reporter,
     /// Asked for fresh credentials.
     pub keeper: Keeper,
     /// Judges messages.
@@ -227,6 +233,9 @@ struct Session<'a> {
     next_beat: Instant,
     held: Vec<Message>,
     asked_keys: Option<Instant>,
+    /// This node has gone back in time: what was signed before may have been
+    /// followed already.
+    follow_after: Option<Timestamp>,
 }
 
 impl<'a> Session<'a> {
@@ -257,6 +266,7 @@ impl<'a> Session<'a> {
             next_beat: Instant::now(),
             held: Vec::new(),
             asked_keys: None,
+            follow_after: None,
             connection,
             outage,
         };
@@ -303,7 +313,7 @@ impl<'a> Session<'a> {
         let enrolled = self.parts.identity.now();
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
-            version: crate::VERSION.to_owned(),
+            version: crate::release::version().to_owned(),
             instance: self.parts.instance,
             boot_id: self.parts.boot_id.clone(),
             time: Timestamp::now(),
@@ -311,6 +321,14 @@ impl<'a> Session<'a> {
             key_epoch: enrolled.keys.epoch,
             broker_epoch: self.parts.verifier.epoch().await,
             capabilities: self.parts.steps.capabilities(),
+            build: Some(crate::release::build().clone()),
+            journal: match self.parts.journal.mark().await {
+                Ok(mark) => Some(mark),
+                Err(e) => {
+                    warn!("how far the journal is cannot be read: {e}");
+                    None
+                }
+            },
         };
         let client = self.connection.client.clone();
         self.greeting = Some(ask_welcome(client, self.serial, hello, delay).boxed());
@@ -323,11 +341,21 @@ impl<'a> Session<'a> {
                 keys,
                 revision,
                 beat_every,
+                recall,
+                wants_keys,
+                follow_after,
             } => {
                 if let Some(keys) = keys {
                     self.take_keys(&keys);
                 }
-                if revision > self.parts.identity.now().assignment().revision {
+                if let Some(at) = follow_after {
+                    warn!(
+                        "this node's journal is older than one it had before: nothing that was signed before {at} is followed"
+                    );
+                    self.follow_after = Some(at);
+                }
+                if revision != self.parts.identity.now().assignment().revision {
+                    // A lower one is of a broker that has gone back in time.
                     info!(revision, "this node's assignment has changed");
                     self.parts.keeper.want();
                 }
@@ -355,7 +383,14 @@ impl<'a> Session<'a> {
                 self.ever_welcomed = true;
                 self.next_beat = Instant::now();
                 let voice = Voice::new(self.connection.client.clone(), self.serial);
-                self.parts.voice.send_replace(Some(Arc::new(voice)));
+                let voice = Arc::new(voice);
+                if wants_keys {
+                    self.give_keys(voice.clone());
+                }
+                if let Some(recall) = recall {
+                    recall_since(self.parts, recall, (time, now)).await;
+                }
+                self.parts.voice.send_replace(Some(voice));
                 for message in std::mem::take(&mut self.held) {
                     self.hear(message, false).await;
                 }
@@ -388,6 +423,26 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// The broker's list of its own keys is older than the one here.
+    fn give_keys(&self, voice: Arc<Voice>) {
+        let list = self.parts.identity.now().stored.keys.clone();
+        info!("giving the broker the newer list of broker keys");
+        tokio::spawn(async move {
+            match voice.ask(NodeSays::Keys, &list, WELCOME_WITHIN).await {
+                Ok(answer) => match serde_json::from_slice(&answer) {
+                    Ok(KeysAnswer::Taken) => {}
+                    Ok(KeysAnswer::Refused { reason }) => warn!(
+                        "the broker refuses this node's list of broker keys: {}",
+                        printable(&reason, 300)
+                    ),
+                    Err(e) => warn!("the broker's answer to the list of keys cannot be read: {e}"),
+                },
+                // It asks again at the next hello.
+                Err(e) => debug!("the broker did not take the list of keys: {e}"),
+            }
+        });
+    }
+
     async fn beat(&mut self) {
         self.next_beat = Instant::now() + self.beat_every;
         let refused: BTreeMap<String, u64> = self.parts.verifier.refusals().counts();
@@ -397,6 +452,7 @@ impl<'a> Session<'a> {
             revision: self.parts.identity.now().assignment().revision,
             running: self.parts.steps.running(),
             refused,
+            position: Some(self.parts.journal.position()),
         };
         let voice = Voice::new(self.connection.client.clone(), self.serial);
         if let Err(e) = voice.say(NodeSays::Beat, &beat).await {
@@ -407,15 +463,20 @@ impl<'a> Session<'a> {
     /// Judges a message and does what it asks. `first` is false for one that
     /// was held until the key list was renewed.
     async fn hear(&mut self, message: Message, first: bool) {
-        let (request, new_broker) =
+        let (request, sealed, new_broker) =
             match self.parts.verifier.check(&message, Timestamp::now()).await {
                 Verdict::Obey {
                     request,
+                    sealed,
                     new_broker,
-                } => (request, new_broker),
-                Verdict::Decline { request, reason } => {
-                    if self.welcomed {
-                        self.parts.steps.decline(request.id(), reason).await;
+                } => (request, sealed, new_broker),
+                Verdict::Decline {
+                    request,
+                    sealed,
+                    reason,
+                } => {
+                    if self.welcomed && !self.is_stale(&request) {
+                        self.parts.steps.decline(request.id(), reason, sealed).await;
                     }
                     return;
                 }
@@ -428,7 +489,12 @@ impl<'a> Session<'a> {
             self.greet(spread(GREET_WITHIN)).await;
         }
         match &request.ask {
-            Ask::Call(call) if self.welcomed => self.parts.steps.call(&request, call).await,
+            Ask::Call(_) if self.welcomed && self.is_stale(&request) => {
+                info!(run = %request.run, "not followed: it was signed before this node went back");
+            }
+            Ask::Call(call) if self.welcomed => {
+                self.parts.steps.call(&request, call, sealed).await;
+            }
             Ask::Cancel if self.welcomed => self.parts.steps.cancel(request.id()).await,
             Ask::Call(_) | Ask::Cancel => {
                 debug!(run = %request.run, "not followed before the broker's welcome");
@@ -437,6 +503,7 @@ impl<'a> Session<'a> {
                 let pong = Pong {
                     request: request.id(),
                     instance: self.parts.instance,
+                    position: Some(self.parts.journal.position()),
                 };
                 let voice = Voice::new(self.connection.client.clone(), self.serial);
                 let _ = voice.say(NodeSays::Pong, &pong).await;
@@ -447,8 +514,17 @@ impl<'a> Session<'a> {
                     self.parts.keeper.want();
                 }
             }
+            Ask::Recall(recall) => {
+                let at = (request.issued, Timestamp::now());
+                recall_since(self.parts, *recall, at).await;
+            }
             Ask::Keys { list } => self.take_keys(list),
         }
+    }
+
+    /// Whether a call may have been followed before this node went back.
+    fn is_stale(&self, request: &Request) -> bool {
+        self.follow_after.is_some_and(|at| request.issued < at)
     }
 
     /// Keeps a message by an unknown key, and asks whether there is a newer
@@ -468,6 +544,28 @@ impl<'a> Session<'a> {
             self.asked_keys = Some(now);
             self.greet(Duration::ZERO).await;
         }
+    }
+}
+
+/// The broker has gone back in time: what it had acknowledged since is
+/// reported again.
+async fn recall_since(parts: &LinkParts, recall: Recall, (theirs, ours): (Timestamp, Timestamp)) {
+    // By the broker's clock; the journal's times are by this machine's.
+    let since = if ours > theirs {
+        after(recall.since, elapsed(theirs, ours))
+    } else {
+        recall
+            .since
+            .checked_sub(elapsed(ours, theirs))
+            .unwrap_or(Timestamp::MIN)
+    };
+    match parts.journal.recall(since, recall).await {
+        Ok(0) => {}
+        Ok(outcomes) => {
+            warn!(outcomes, %since, "the broker has gone back in time: outcomes that it had are reported again");
+            parts.reporter.wake();
+        }
+        Err(e) => error!("what the broker has lost cannot be reported again: {e}"),
     }
 }
 

@@ -4,6 +4,8 @@ pub mod cgroup;
 pub mod environment;
 pub mod proc;
 pub mod process;
+pub mod program;
+pub mod spawn;
 pub mod tree;
 
 /// The machine's boot id; empty where the kernel does not tell.

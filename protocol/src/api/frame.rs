@@ -110,6 +110,15 @@ pub enum Frame {
         /// Who.
         by: PrincipalName,
     },
+    /// The place that the watcher named is not known any more: the store went
+    /// back in time, and places are numbered anew. What follows begins with
+    /// the run's beginning. Like [`Frame::Accepted`] it has no id.
+    RunBeginsAgain {
+        /// The run.
+        run: RunId,
+        /// Why, for people.
+        reason: String,
+    },
     /// Last.
     RunFinished {
         /// The run.
@@ -139,6 +148,7 @@ impl Frame {
             Self::OutputRemoved { .. } => "output_removed",
             Self::Stalled { .. } => "stalled",
             Self::RunCancelling { .. } => "run_cancelling",
+            Self::RunBeginsAgain { .. } => "run_begins_again",
             Self::RunFinished { .. } => "run_finished",
         }
     }

@@ -54,6 +54,8 @@ fn request() -> Request {
         run: RunId::from_bytes([4; 16]),
         step: 0,
         set: [ME, Serial(40)].into_iter().collect(),
+        whole: NodeSet::new(),
+        created: None,
         predicate: "role=web".into(),
         issued: at(0),
         start_before: at(15),

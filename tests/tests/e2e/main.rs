@@ -12,3 +12,4 @@ mod once;
 mod path;
 mod retention;
 mod runs;
+mod upgrade;

@@ -240,6 +240,7 @@ impl Shared {
             revision: self.revision,
             running: 0,
             refused: [].into(),
+            position: None,
         }
     }
 
@@ -254,6 +255,8 @@ impl Shared {
             key_epoch: self.keys.epoch,
             broker_epoch: 0,
             capabilities: vec!["command".into()],
+            build: None,
+            journal: None,
         };
         let json = serde_json::to_vec(&hello).expect("json");
         let subject = NodeSays::Hello.subject(self.serial);
@@ -317,6 +320,7 @@ impl Shared {
                     &Pong {
                         request: request.id(),
                         instance: self.instance,
+                        position: None,
                     },
                 )
                 .await
@@ -342,7 +346,7 @@ impl Shared {
                     self.release.notify_one();
                 }
             }
-            Ask::Refresh { .. } | Ask::Keys { .. } => {}
+            Ask::Refresh { .. } | Ask::Recall(_) | Ask::Keys { .. } => {}
         }
     }
 
@@ -479,7 +483,9 @@ impl Shared {
                             }
                         }
                     }
-                    OutcomeAnswer::Stored | OutcomeAnswer::Unknown => return answer,
+                    OutcomeAnswer::Stored | OutcomeAnswer::Unknown | OutcomeAnswer::Prove => {
+                        return answer;
+                    }
                 }
             }
             sleep(Duration::from_millis(100)).await;
@@ -532,6 +538,8 @@ impl Swarm {
                 key_epoch: keys.epoch,
                 broker_epoch: 0,
                 capabilities: Vec::new(),
+                build: None,
+                journal: None,
             };
             said(
                 *serial,

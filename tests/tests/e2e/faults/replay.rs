@@ -1,18 +1,18 @@
 //! Everything that was ever said is said again, in another order and many
 //! times, by somebody who took the NATS server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::{Client, Message};
 use futures_util::StreamExt as _;
-use muster_tests::invariants::Audit;
+use muster_tests::invariants::{Audit, Counter};
 use muster_tests::{Said, Up, signal, wait_for};
 use rustix::process::Signal;
 
 use super::draw::{Draw, seeds};
-use super::{node, one_outcome_each, ready, wait_state, works};
+use super::{one_outcome_each, ready, wait_state, works};
 use crate::hostile::wire;
 
 /// Hears everything between broker and nodes.
@@ -36,6 +36,17 @@ impl Tape {
 
     fn heard(&self) -> Vec<Message> {
         self.0.lock().expect("nobody panicked").clone()
+    }
+
+    /// The instances in whose name such a thing was said.
+    fn instances(&self, kind: &str) -> BTreeSet<String> {
+        let end = format!(".{kind}");
+        let heard = self.heard();
+        let of_kind = heard.iter().filter(|m| m.subject.ends_with(&end));
+        let said =
+            of_kind.filter_map(|m| serde_json::from_slice::<serde_json::Value>(&m.payload).ok());
+        said.filter_map(|said| said["instance"].as_str().map(str::to_owned))
+            .collect()
     }
 
     fn of_kind(&self, kind: &str) -> usize {
@@ -134,16 +145,18 @@ async fn whatever_is_said_again_happens_once_and_is_told_once() {
     run(&counter.around("seq 1 40000"), 0);
     run(&counter.around("sleep 0.5; echo slow"), 0);
     run("exit 3", 1);
-    let before = node(&up, "a-1").expect("known")["serial"].clone();
-    wait(|| {
-        signal(up.pid("agent-a-1").expect("it runs"), Signal::KILL).expect("kills");
-        wait_for("another hello", || {
-            (tape.of_kind("hello") >= 1).then_some(())
-        })
-        .expect("it says hello");
-        works(&up, "role=a", 3);
-    });
-    assert_eq!(node(&up, "a-1").expect("known")["serial"], before);
+    // Twice, so that hellos and beats of an instance that is no more are heard.
+    for time in 1..=2 {
+        wait(|| {
+            signal(up.pid("agent-a-1").expect("it runs"), Signal::KILL).expect("kills");
+            let hello = || (tape.instances("hello").len() == time).then_some(());
+            wait_for("another hello", hello).expect("it says hello");
+            let last = tape.instances("hello");
+            let beat = || tape.instances("beat").is_superset(&last).then_some(());
+            wait_for("its beat", beat).expect("it beats");
+            works(&up, "role=a", 3);
+        });
+    }
     let cancelled = up.counter("cancelled");
     let script = cancelled.around("sleep 600");
     let id = wait(|| {
@@ -225,5 +238,84 @@ async fn whatever_is_said_again_happens_once_and_is_told_once() {
         .filter(|n| n["standing"].as_str().is_some_and(|s| s != "active"))
         .count();
     assert_eq!(bad, 0);
+    wait(|| Audit::of(&up).holds());
+}
+
+/// Has an order signed for a node that never sees it, and nobody waits for any
+/// more; what it would do is counted.
+async fn unseen(up: &Up, tape: &Tape, name: &str) -> (String, Counter, Vec<Message>) {
+    let counter = up.counter(name);
+    let before = tape.heard().len();
+    let pid = up.pid("agent-a-1").expect("it runs");
+    signal(pid, Signal::STOP).expect("stops");
+    let said = wait(|| {
+        up.muster(&[
+            "run",
+            "a-1",
+            "--json",
+            "--deliver-within",
+            "1s",
+            "--shell",
+            "--",
+            &counter.around("true"),
+        ])
+    });
+    assert_eq!(said.outcomes()["a-1"], "unknown", "{said:?}");
+    // What waits for it in its connection goes with it.
+    signal(pid, Signal::KILL).expect("kills");
+    wait(|| {
+        wait_for("the next agent", || {
+            up.pid("agent-a-1").ok().filter(|next| *next != pid)
+        })
+        .expect("it starts");
+        works(up, "a-1", 1);
+    });
+    let run = said.run();
+    let orders = tape.heard().split_off(before);
+    let of_run = |m: &Message| {
+        let text = String::from_utf8_lossy(&m.payload);
+        text.contains(&run) && text.contains("\"do\":\"call\"")
+    };
+    let orders: Vec<Message> = orders.into_iter().filter(of_run).collect();
+    assert!(orders.len() > 1, "{} copies", orders.len());
+    (run, counter, orders)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_was_held_back_is_obeyed_once_in_its_time_and_never_after_it() {
+    let up = wait(|| Up::start(&["a-1:role=a"])).expect("starts");
+    let wire = wire(&up, "a-1").await;
+    let tape = Tape::record(&wire).await;
+    let late = |run: &str| {
+        let shown = up.muster(&["runs", "show", run, "--json"]).out;
+        let late = shown
+            .split_once("\"late\":[")
+            .map(|(_, rest)| rest.to_owned());
+        let late = late.and_then(|l| l.split_once(']').map(|(l, _)| l.to_owned()));
+        late.filter(|l| !l.is_empty())
+    };
+    // It is a second to start, and clocks may be 30 s apart.
+    let (early_run, early, early_orders) = unseen(&up, &tape, "early").await;
+    let (late_run, too_late, late_orders) = unseen(&up, &tape, "late").await;
+    let signed = tokio::time::Instant::now();
+    for _ in 0..5 {
+        say_again(&wire, &early_orders, true).await;
+    }
+    let told = wait(|| wait_for("the late answer", || late(&early_run)));
+    assert_eq!(told.expect("it comes"), "\"succeeded\"", "{}", up.logs());
+    tokio::time::sleep_until(signed + Duration::from_secs(33)).await;
+    for _ in 0..5 {
+        say_again(&wire, &late_orders, true).await;
+        say_again(&wire, &early_orders, true).await;
+    }
+    let told = wait(|| wait_for("the late answer", || late(&late_run)));
+    assert_eq!(told.expect("it comes"), "\"declined\"", "{}", up.logs());
+    wait(|| works(&up, "a-1", 1));
+    assert_eq!((early.of("a-1"), too_late.of("a-1")), ((1, 1), (0, 0)));
+    for run in [&early_run, &late_run] {
+        let said = wait(|| super::ended(&up, run));
+        assert_eq!(said.outcomes()["a-1"], "unknown", "{said:?}");
+    }
+    assert_eq!(wait(|| alarms(&up)), Vec::<String>::new());
     wait(|| Audit::of(&up).holds());
 }

@@ -296,6 +296,12 @@ fn clocks_that_were_wrong_together_and_clocks_that_drift() {
     world.broker_clock.set(3_600);
     world.node_clock.set(3_600);
     world.succeeds("ahead-together");
+    wait_for("the alarm", || {
+        let events = up.muster(&["events", "--json", "--limit", "200"]).out;
+        let alarm = events.lines().find(|l| l.contains("alarm.clock"))?;
+        alarm.contains("forward by 3600 s").then_some(())
+    })
+    .unwrap_or_else(|e| panic!("{e}: {}", world.broker.says()));
     // The one with the true time is the odd one out, and says why.
     let said = up.muster(&[
         "run",

@@ -28,6 +28,9 @@ pub(super) enum Shape {
     OneByOne,
     /// One that somebody cancels while it runs on both.
     Cancelled,
+    /// One that waits for its turn, because the nodes do one step at a time
+    /// and have one.
+    Queued,
 }
 
 /// Makes the order of positions the same each time: nobody begins before the
@@ -67,6 +70,18 @@ struct Asked {
     go: PathBuf,
 }
 
+/// A run that keeps the nodes busy.
+struct Busy {
+    run: String,
+    go: PathBuf,
+}
+
+impl Busy {
+    fn end(&self) {
+        std::fs::write(&self.go, "").expect("writes");
+    }
+}
+
 /// `muster` at work, in a thread.
 type Cli = std::thread::JoinHandle<Said>;
 
@@ -75,6 +90,16 @@ impl Scene {
         let mut up = Up::not_yet(&["a-1:role=a", "a-2:role=a"]).expect("a directory");
         let stops = up.stops().expect("the programs have checkpoints");
         up.launch().expect("starts");
+        if shape == Shape::Queued {
+            up.stop(Signal::TERM).expect("ends");
+            for name in NAMES {
+                let file = up.state().join("agents").join(format!("{name}.toml"));
+                let mut text = std::fs::read_to_string(&file).expect("there");
+                text.push_str("\n[limits]\nconcurrent = 1\n");
+                std::fs::write(&file, text).expect("writes");
+            }
+            up.launch().expect("starts again");
+        }
         Self {
             up,
             stops,
@@ -86,8 +111,13 @@ impl Scene {
 
     /// Where a run that nobody disturbs comes by, in order.
     pub(super) fn dry_run(&mut self) -> Vec<Position> {
+        let before = (self.shape == Shape::Queued).then(|| self.busy());
         self.stops.watch(gate, None);
         let (asked, cli) = self.ask(&[]);
+        if let Some(before) = &before {
+            self.both_wait();
+            before.end();
+        }
         if self.shape == Shape::Cancelled {
             self.cancel(&asked);
         }
@@ -114,6 +144,37 @@ impl Scene {
         seen.into_iter()
             .filter(|p| p.what != "call-again" && !(p.what == "cancel" && p.nth > 1))
             .collect()
+    }
+
+    /// Waits until the step waits for its turn on both nodes.
+    fn both_wait(&self) {
+        wait_for("the queue on both nodes", || {
+            let seen = self.stops.seen();
+            let point = "agent.queue.after";
+            let queued = |n: &&str| seen.iter().any(|p| p.who == **n && p.point == point);
+            NAMES.iter().all(queued).then_some(())
+        })
+        .unwrap_or_else(|e| panic!("{e}: {}", self.up.logs()));
+    }
+
+    /// A run that keeps both nodes busy until it is told to end.
+    fn busy(&mut self) -> Busy {
+        self.count += 1;
+        let counter = self.up.counter(&format!("busy-{}", self.count));
+        let go = self.up.dir.path().join(format!("end-{}", self.count));
+        let script = counter.around(&format!(
+            "while ! test -e {}; do sleep 0.05; done",
+            go.display()
+        ));
+        let args = [
+            "run", "role=a", "--detach", "--json", "--shell", "--", &script,
+        ];
+        let run = self.up.muster(&args).exits(0).run();
+        wait_for("both nodes to be busy", || {
+            (counter.begun() == NAMES.len()).then_some(())
+        })
+        .unwrap_or_else(|e| panic!("{e}: {}", self.up.logs()));
+        Busy { run, go }
     }
 
     /// Asks for a run; on `hang` the command does not end by itself.
@@ -163,6 +224,7 @@ impl Scene {
         } else {
             &position.who
         };
+        let before = (self.shape == Shape::Queued).then(|| self.busy());
         self.stops.watch(gate, Some(position));
         let hang: &[&str] = match (victim, position.point.as_str()) {
             (Victim::Agent, "agent.spawned" | "agent.process.before" | "agent.process.after") => {
@@ -174,6 +236,12 @@ impl Scene {
         if self.shape == Shape::Cancelled {
             self.cancel(&asked);
         }
+        if let Some(before) = &before
+            && position.point == "agent.start.before"
+        {
+            self.both_wait();
+            before.end();
+        }
         let run = self
             .stops
             .held()
@@ -182,6 +250,9 @@ impl Scene {
         let at = progress(node, position, &self.stops.seen());
         self.kill(victim, node);
         self.stops.release();
+        if let Some(before) = &before {
+            before.end();
+        }
         self.begin_again(victim);
         let said = cli.join().expect("it ends");
         let said = self.up.heard(said);
@@ -206,6 +277,9 @@ impl Scene {
                         panic!("{what}: {name}: {e} ({at:?}): {end:#?} {}", self.up.logs())
                     });
             }
+        }
+        if let Some(before) = before {
+            ended(&self.up, &before.run);
         }
         self.nothing_left(&what, &asked);
         let audit = std::panic::AssertUnwindSafe(|| Audit::of(&self.up).holds());
