@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use muster_agent::identity::{AnswerError, open_answer};
-use muster_client::ClientError;
+use muster_client::{Client, ClientError};
 use muster_protocol::ids::InstanceId;
-use muster_protocol::keys::{Purpose, SignedText};
+use muster_protocol::keys::{KeyListError, Purpose, SignedText};
 use muster_protocol::units::elapsed;
 use muster_protocol::wire::{CredentialsAnswer, CredentialsRequest, proof_text};
 use rustls::pki_types::CertificateDer;
@@ -22,6 +22,7 @@ use crate::connection::Address;
 use crate::enrol::Clients;
 use crate::limits::resident_kib;
 use crate::node::{Habits, Member, Node};
+use crate::orders::Orders;
 use crate::session::Life;
 use crate::store::{Common, Store, StoreError};
 use crate::witness::Testimony;
@@ -235,11 +236,17 @@ impl Fleet {
         warn!(unsaid, "{what}");
     }
 
-    /// Asks the broker for fresh credentials, a few nodes at a time.
+    /// Asks the broker for fresh credentials, a few nodes at a time. A broker
+    /// whose key list is older than the member's is given the newest list of
+    /// `orders` and asked once more, as the agent does.
     ///
     /// # Errors
     /// [`FleetError::Client`].
-    pub async fn fetch(&self, member: &Member) -> Result<CredentialsAnswer, FleetError> {
+    pub async fn fetch(
+        &self,
+        member: &Member,
+        orders: &Orders,
+    ) -> Result<CredentialsAnswer, FleetError> {
         let Some(clients) = &self.clients else {
             return Err(ClientError::Setup {
                 why: "this fleet has no broker to ask".into(),
@@ -249,14 +256,31 @@ impl Fleet {
         // It is closed never.
         let _permit = self.fetching.acquire().await;
         let client = clients.of(member.serial.0);
+        let answer = self.ask(client, member, None).await?;
+        match member.list.successor(&answer.keys) {
+            Err(KeyListError::Older { ours, theirs }) if theirs < ours => {
+                let held = orders.list_with(None);
+                Ok(self.ask(client, member, held).await?)
+            }
+            _ => Ok(answer),
+        }
+    }
+
+    async fn ask(
+        &self,
+        client: &Client,
+        member: &Member,
+        held: Option<SignedText>,
+    ) -> Result<CredentialsAnswer, ClientError> {
         let challenge = client.challenge().await?.challenge;
         let text = proof_text(&self.root, &challenge, &member.keys.nats.public_key());
         let request = CredentialsRequest {
             serial: member.serial,
             challenge,
             proof: member.keys.identity.sign(Purpose::NodeProof, &text),
+            keys: held,
         };
-        Ok(client.agent_credentials(&request).await?)
+        client.agent_credentials(&request).await
     }
 
     /// Gives a member what the broker answered, if it is to be believed.

@@ -119,6 +119,10 @@ pub struct CredentialsRequest {
     pub challenge: String,
     /// By the identity key, over [`proof_text`].
     pub proof: Signature,
+    /// The key list that the node holds, when the broker has answered with an
+    /// older one: the broker has gone back in time and is to take it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<SignedText>,
 }
 
 /// What the broker answers to both: [`Credentials`] signed by a broker key,

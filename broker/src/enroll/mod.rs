@@ -27,7 +27,8 @@ use self::challenge::Challenges;
 use crate::authority::Authority;
 use crate::events::Events;
 use crate::inventory::{
-    Absent, Inventory, InventoryError, MAX_LABELS, MAX_ROLES, NewNode, NodeRecord, now_seconds,
+    Absent, Inventory, InventoryError, MAX_LABELS, MAX_ROLES, NewNode, NodeControl, NodeRecord,
+    now_seconds,
 };
 use crate::lease::Lease;
 use crate::nats::jwt::{JwtError, UserClaims};
@@ -527,13 +528,16 @@ impl Enrolment {
         self.issue(serial).await
     }
 
-    /// Fresh credentials for a node that proves its key.
+    /// Fresh credentials for a node that proves its key. When it gives a
+    /// newer list of broker keys, that is taken first, so that it can believe
+    /// the answer: this broker has gone back in time.
     ///
     /// # Errors
     /// [`EnrollError`].
     pub async fn credentials(
         &self,
         request: &CredentialsRequest,
+        control: &dyn NodeControl,
     ) -> Result<CredentialsAnswer, EnrollError> {
         self.active()?;
         let snapshot = self.0.inventory.snapshot();
@@ -549,6 +553,9 @@ impl Enrolment {
             &record.nats_key,
             &request.proof,
         )?;
+        if let Some(list) = &request.keys {
+            self.hear_keys(record, list, control).await;
+        }
         self.issue(request.serial).await
     }
 
@@ -570,6 +577,21 @@ impl Enrolment {
             &record.nats_key,
             &request.proof,
         )
+    }
+
+    /// A list that is not taken is no reason to refuse the credentials: the
+    /// node judges the answer.
+    async fn hear_keys(&self, node: &NodeRecord, list: &SignedText, control: &dyn NodeControl) {
+        let name = &node.assignment.name;
+        let bytes = list.text.len();
+        if bytes > MAX_MESSAGE {
+            tracing::warn!(node = %name, bytes, "a list of broker keys that a node gives is too large");
+            return;
+        }
+        let authority = &self.0.authority;
+        if let Err(error) = authority.hear(list, control, name.as_str()).await {
+            tracing::warn!(node = %name, %error, "a list of broker keys that a node gives is not taken");
+        }
     }
 
     fn prove(

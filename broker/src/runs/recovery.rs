@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use muster_protocol::ids::RunId;
-use muster_protocol::run::RunEvent;
+use muster_protocol::run::{RunEvent, RunPhase, RunState};
 use muster_protocol::subject;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,7 @@ use super::index::Known;
 use super::journal::{Folded, STREAM, ensure, fold, follow, parse};
 use crate::retention::removed_runs;
 use crate::store::read::read_from;
-use crate::store::stream::StreamError;
+use crate::store::stream::{StreamError, purge_subject};
 
 /// How often the lease is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -151,9 +151,13 @@ impl Engine {
                 *folded = None;
             }
         }
-        let open: Vec<Folded> = runs.into_values().flatten().collect();
+        let mut open: Vec<Folded> = runs.into_values().flatten().collect();
         for folded in &open {
             lock(&shared.index).insert(Known::new(&folded.state, folded.first));
+        }
+        let cut: Vec<Folded> = open.extract_if(.., |folded| self.was_cut(folded)).collect();
+        for folded in cut {
+            self.forget_cut(&folded.state).await?;
         }
         // A journal without its head is the rest of a removal; one whose head
         // cannot be read may be a newer muster's, and stays for its age.
@@ -183,6 +187,36 @@ impl Engine {
             self.open(folded, Vec::new());
         }
         shared.ready.send_replace(true);
+        Ok(())
+    }
+
+    /// Whether a run's journal ends before its set is whole because the store
+    /// went back to that moment. What followed is not known here: it may well
+    /// have been sent.
+    fn was_cut(&self, folded: &Folded) -> bool {
+        let (state, past) = (&folded.state, &self.0.past);
+        state.phase == RunPhase::Preparing
+            && state.spec.rebuilt.is_none()
+            && state.spec.local.is_none()
+            && past.may_have_lost(state.spec.created)
+    }
+
+    /// Makes such a run one that is not known: a node that took part proves
+    /// it, and by that it is written down again as a whole. To end it would
+    /// say that nothing was sent, and nodes would not be believed any more.
+    async fn forget_cut(&self, state: &RunState) -> Result<(), StreamError> {
+        let shared = &self.0;
+        let run = state.spec.id;
+        let short = lock(&shared.index).short(run);
+        purge_subject(&shared.js, STREAM, &subject::journal(run)).await?;
+        lock(&shared.index).remove(run);
+        tracing::warn!(%run, "a run was cut short when the store went back; nodes say what became of it");
+        let text = format!(
+            "of run {short} of {} at {} only the beginning is left, because the store went back in \
+             time; it comes back when a node that took part reports it",
+            state.spec.principal, state.spec.created
+        );
+        shared.events.emit("run.cut", &short, text).await;
         Ok(())
     }
 

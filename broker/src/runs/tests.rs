@@ -34,12 +34,14 @@ use crate::lease::Lease;
 use crate::nats::testing::{PATIENCE, TestServer};
 use crate::resolve::resolve;
 use crate::store;
+use crate::twin::Past;
 
 /// A server, an inventory, and the broker's side of the bus.
 struct World {
     server: TestServer,
     authority: Authority,
     inventory: Inventory,
+    past: Past,
     nodes: Nodes,
     cancel: CancellationToken,
     beat: Span,
@@ -98,6 +100,7 @@ async fn start(
     server: &TestServer,
     authority: &Authority,
     inventory: &Inventory,
+    past: &Past,
     epoch: u64,
     beat: Span,
 ) -> (Nodes, CancellationToken) {
@@ -116,7 +119,7 @@ async fn start(
         lease: Lease::fixed(epoch),
         events: Events::log_only(),
         journals: crate::presence::Journals::in_memory(),
-        past: crate::twin::Past::unbroken(),
+        past: past.clone(),
         connections: None,
         settings: bus::Settings {
             runs,
@@ -138,12 +141,14 @@ impl World {
         let server = TestServer::start().await;
         let (_, authority) = Authority::in_memory();
         let inventory = Inventory::in_memory(records);
+        let past = Past::unbroken();
         let beat = Span::from_secs(1);
-        let (nodes, cancel) = start(&server, &authority, &inventory, 1, beat).await;
+        let (nodes, cancel) = start(&server, &authority, &inventory, &past, 1, beat).await;
         Self {
             server,
             authority,
             inventory,
+            past,
             nodes,
             cancel,
             beat,
@@ -285,6 +290,7 @@ impl World {
             &self.server,
             &self.authority,
             &self.inventory,
+            &self.past,
             epoch,
             self.beat,
         )

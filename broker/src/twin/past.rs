@@ -75,6 +75,16 @@ pub struct WentBack {
     pub what: String,
 }
 
+impl WentBack {
+    /// Whether what happened at `at` may be missing already, as far as the
+    /// beginning of that time goes.
+    fn begins_by(&self, at: Timestamp) -> bool {
+        self.since
+            .checked_sub(SAME_TIME)
+            .is_ok_and(|from| from <= at)
+    }
+}
+
 /// What a node is told: everything that happened after `since`, of which it
 /// still has the outcome, is to be reported again, unless it has done so for
 /// `id` before.
@@ -182,6 +192,17 @@ impl Past {
             told.since = told.since.min(time.since);
         }
         Some(told)
+    }
+
+    /// Whether what was written of something that began at `at` may be lost in
+    /// part. What began after that came out is whole: nothing was lost since.
+    #[must_use]
+    pub fn may_have_lost(&self, at: Timestamp) -> bool {
+        let known = self.0.known.borrow();
+        known
+            .times
+            .iter()
+            .any(|time| time.begins_by(at) && at <= time.found)
     }
 
     /// Changes of [`Past::report_again`] while a session lasts: nodes that are
@@ -304,9 +325,8 @@ impl Past {
             return;
         };
         let covered = |time: &WentBack| {
-            let from = time.since.checked_sub(SAME_TIME);
             let to = time.found.checked_add(SAME_TIME);
-            from.is_ok_and(|from| from <= issued) && to.is_ok_and(|to| issued <= to)
+            time.begins_by(issued) && to.is_ok_and(|to| issued <= to)
         };
         if self.0.known.borrow().times.iter().any(covered) {
             return;

@@ -188,7 +188,8 @@ impl Life {
         debug!(node = %self.node.member.assignment.name, "fetching fresh credentials: {why}");
         Box::pin(async {
             tokio::time::sleep(jitter(Duration::from_secs(1))).await;
-            match self.fleet.fetch(&self.node.member).await {
+            let node = &self.node;
+            match self.fleet.fetch(&node.member, &node.habits().orders).await {
                 Ok(answer) => self.renew(&answer),
                 Err(e) => self.fleet.complain(&e.to_string()),
             }

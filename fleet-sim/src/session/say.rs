@@ -1,5 +1,6 @@
 //! What a node says on a connection.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, RequestErrorKind};
@@ -89,10 +90,11 @@ impl Session<'_> {
         self.fetching = true;
         let fleet = self.life.fleet.clone();
         let member = self.life.node.member.clone();
+        let habits = Arc::clone(self.life.node.habits());
         self.asks.push(Box::pin(async move {
             // An order to all nodes must not bring all of them at once.
             tokio::time::sleep(jitter(Duration::from_millis(200))).await;
-            let answer = fleet.fetch(&member).await;
+            let answer = fleet.fetch(&member, &habits.orders).await;
             Answer::Credentials(match answer {
                 Ok(answer) => Some(Box::new(answer)),
                 Err(e) => {

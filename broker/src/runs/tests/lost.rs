@@ -24,6 +24,7 @@ use serde::de::DeserializeOwned;
 
 use super::*;
 use crate::nats::permissions::node_permissions;
+use crate::twin::{Sign, WentBack};
 
 /// A node that says exactly what a test wants it to.
 struct Voice {
@@ -372,6 +373,7 @@ async fn a_key_that_this_broker_has_lost_is_believed_by_the_root_s_word() {
         &world.server,
         &authority,
         &world.inventory,
+        &world.past,
         7,
         Span::from_secs(1),
     )
@@ -403,6 +405,72 @@ async fn a_key_that_this_broker_has_lost_is_believed_by_the_root_s_word() {
     assert!(matches!(answer, KeysAnswer::Refused { .. }), "{answer:?}");
     cancel.cancel();
     timeout(PATIENCE, nodes.stopped()).await.expect("stopped");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_of_which_the_store_kept_only_the_beginning_comes_back_from_its_nodes() {
+    let mut world = World::new(webs(2)).await;
+    let _other = world.node(2, quick()).await;
+    let key = world.authority.signer().key;
+    let js = store::context(world.server.broker().await);
+    // Two runs whose journals end with their first event.
+    let (before, after) = (request(&world, &[1], &[1]), RunId::random());
+    let spec = {
+        let run = world.run(json!({"predicate": "web-2"})).await;
+        world.ended(run).await;
+        let first = world.journal(run).await.into_iter().next();
+        let Some(RunEvent::Created { spec }) = first else {
+            panic!("no beginning: {first:?}");
+        };
+        spec
+    };
+    let now = Timestamp::now();
+    for (id, created) in [(before.run, before.issued), (after, now)] {
+        let mut spec = spec.clone();
+        (spec.id, spec.created) = (id, created);
+        let event = serde_json::to_vec(&RunEvent::Created { spec }).expect("json");
+        let stored = js.publish(subject::journal(id), event.into()).await;
+        stored.expect("sent").await.expect("stored");
+    }
+    // Between them it came out that the store had gone back.
+    let minutes = |n: u64| {
+        now.checked_sub(Duration::from_secs(60 * n))
+            .expect("in range")
+    };
+    let went_back = WentBack {
+        id: InstanceId::random(),
+        since: minutes(60),
+        found: minutes(5),
+        sign: Sign::Twin,
+        leap: false,
+        what: String::new(),
+    };
+    world.past.add(went_back).await.expect("noted");
+    world.restart(2).await;
+
+    // Of the later one it is known that nothing was sent.
+    let view = world.ended(after).await;
+    assert_eq!(view.brief.state, RunPhase::Failed);
+    // Of the other one nothing is.
+    assert!(world.engine().show(before.run).await.is_err());
+    assert_eq!(world.journal(before.run).await, []);
+    let one = Voice::of(&world, 1).await;
+    one.hello(5, &[before.id()]).await;
+    assert_eq!(
+        one.report(before.run, Outcome::Succeeded).await,
+        OutcomeAnswer::Prove
+    );
+    assert_eq!(one.prove(&before.seal(&key)).await, ProofAnswer::Taken);
+    assert_eq!(
+        one.report(before.run, Outcome::Succeeded).await,
+        OutcomeAnswer::Stored
+    );
+    let view = world.ended(before.run).await;
+    assert_eq!(
+        outcomes(&view),
+        BTreeMap::from([("web-1".into(), Some(Outcome::Succeeded))])
+    );
+    assert!(view.rebuilt.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -171,11 +171,11 @@ impl Node {
             welcome,
         });
         client.flush().await.expect("flushed");
-        shared.hello().await;
         let this = Arc::clone(&shared);
         let task = tokio::spawn(async move {
             let mut heard = select_all(heard);
-            let mut beat = tokio::time::interval(Duration::from_millis(500));
+            let every = Duration::from_millis(500);
+            let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
             loop {
                 tokio::select! {
                     message = heard.next() => match message {
@@ -186,6 +186,8 @@ impl Node {
                 }
             }
         });
+        // A node that says hello may be asked by a ping who it is.
+        shared.hello().await;
         Self {
             instance,
             client,
