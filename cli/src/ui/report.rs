@@ -74,11 +74,13 @@ pub fn groups(book: &Book) -> Vec<Group> {
             continue;
         };
         let why = why(entry);
+        // What was removed is not lost, and that is said.
+        let lost = entry.lost && book.output_removed.is_none();
         let key = (
             outcome,
             why.clone(),
             Arc::as_ptr(&entry.output),
-            (entry.truncated, entry.lost),
+            (entry.truncated, lost),
             entry.late.as_slice(),
             book.apart.then_some(name),
         );
@@ -90,7 +92,7 @@ pub fn groups(book: &Book) -> Vec<Group> {
                 why,
                 output: Arc::clone(&entry.output),
                 truncated: entry.truncated,
-                lost: entry.lost,
+                lost,
                 late: entry.late.clone(),
                 removed: book.output_removed.is_some(),
             })
