@@ -104,8 +104,10 @@ fn little_room_is_said_old_output_goes_and_everything_goes_on() {
 
     // It fills; new runs work all the time, and one alarm comes.
     let mut runs = Vec::new();
-    for _ in 0..10 {
-        runs.push(print(&up, 1 << 20).exits(0).run());
+    for _ in 0..40 {
+        // Small beside the thresholds: what goes to make room does not end
+        // the alarm.
+        runs.push(print(&up, 256 << 10).exits(0).run());
     }
     let alarm = wait_for("the alarm", || {
         events(&up, "alarm.space")
@@ -137,7 +139,7 @@ fn little_room_is_said_old_output_goes_and_everything_goes_on() {
 
     // The oldest output goes, and is not taken for none.
     let said = wait_for("the oldest output to go", || {
-        print(&up, 400_000).exits(0);
+        print(&up, 256 << 10).exits(0);
         let said = up.muster(&["runs", "show", &first]).exits(0);
         said.out.contains("output was removed on").then_some(said)
     })
