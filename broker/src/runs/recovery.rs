@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use muster_protocol::ids::RunId;
-use muster_protocol::run::{RunPhase, RunState};
+use muster_protocol::run::RunState;
 use muster_protocol::subject;
 use muster_protocol::units::Timestamp;
 use tokio::time::{interval, sleep};
@@ -180,7 +180,11 @@ impl Engine {
             "journals read"
         );
         for folded in open {
-            self.open(folded, Vec::new());
+            if Self::is_begun(&folded) {
+                self.doubt(folded, term.clone());
+            } else {
+                self.open(folded, Vec::new());
+            }
         }
         shared.ready.send_replace(true);
         let (engine, term) = (self.clone(), term.clone());
@@ -198,10 +202,7 @@ impl Engine {
     /// have been sent.
     fn was_cut(&self, folded: &Folded) -> bool {
         let (state, past) = (&folded.state, &self.0.past);
-        state.phase == RunPhase::Preparing
-            && state.spec.rebuilt.is_none()
-            && state.spec.local.is_none()
-            && past.may_have_lost(state.spec.created)
+        Self::is_begun(folded) && past.may_have_lost(state.spec.created)
     }
 
     /// Makes such a run one that is not known: a node that took part proves

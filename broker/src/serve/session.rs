@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::jetstream::Context;
 use axum::Router;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,13 +29,15 @@ use crate::runs;
 use crate::store::kv::KvError;
 use crate::tls::TlsError;
 use crate::tokens::{Tokens, TokensError};
-use crate::twin::Past;
+use crate::twin::{Past, Twin};
 
 /// How often invites that ended are forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(3_600);
 /// How long the journals of runs may take before the API opens without them.
 /// A takeover must not wait for them.
 const JOURNALS_WITHIN: Duration = Duration::from_secs(2);
+/// When a comparison that failed is tried again.
+const COMPARE_AGAIN: Duration = Duration::from_secs(1);
 /// How long the tasks of a session may take to end.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
@@ -118,6 +122,7 @@ impl Session {
             events.emit("broker.takeover", &parts.url, text).await;
         }
         let past = Past::load(stores.past.clone(), lease.clone()).await?;
+        let suspicions = past.suspicions();
         let authority = Authority::load(
             parts.state.clone(),
             parts.root.clone(),
@@ -223,6 +228,12 @@ impl Session {
         let remembering = peers.clone();
         tasks.spawn(remembering.remember(stores.brokers.clone(), cancel.clone()));
         tasks.spawn(tidy(enrolment, cancel.clone()));
+        tasks.spawn(compare(
+            suspicions,
+            parts.twin.clone(),
+            link.js.clone(),
+            cancel.clone(),
+        ));
         tasks.spawn(async move { nodes.stopped().await });
         Ok(Self {
             state,
@@ -261,6 +272,30 @@ pub(super) fn runs_settings(config: &Config) -> runs::Settings {
     runs::Settings {
         max_age: config.keep_runs.get(),
         ..runs::Settings::default()
+    }
+}
+
+/// Compares the store with the twin whenever it is suspected to have gone
+/// back. When it has, the twin says so, and the session ends by that.
+async fn compare(
+    mut suspicions: watch::Receiver<u64>,
+    twin: Twin,
+    js: Context,
+    cancel: CancellationToken,
+) {
+    while let Some(Ok(())) = cancel.run_until_cancelled(suspicions.changed()).await {
+        tracing::warn!("something in the store was not written by this broker; it is compared");
+        match cancel.run_until_cancelled(twin.examine(&js)).await {
+            Some(Ok(true)) => tracing::error!("the store is not what it was"),
+            Some(Ok(false)) => tracing::info!("nothing in the store is lost"),
+            // Whenever there is an answer: it may be what is wrong.
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the store cannot be compared; trying again");
+                suspicions.mark_changed();
+                let _ = cancel.run_until_cancelled(sleep(COMPARE_AGAIN)).await;
+            }
+            None => return,
+        }
     }
 }
 

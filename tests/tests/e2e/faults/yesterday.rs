@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_nats::ConnectErrorKind;
 use muster_broker::nats::credentials::Credentials;
-use muster_tests::invariants::{Audit, Counter};
+use muster_tests::invariants::{Audit, Counter, connect};
 use muster_tests::{Said, Up, signal, wait_for};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -353,4 +353,36 @@ fn who_was_removed_does_not_get_in_while_the_store_is_put_back() {
     assert!(!gets_in(&up, "x-1"), "{}", up.logs());
     works(&up, "role=web", 2);
     Audit::of(&up).holds();
+}
+
+#[test]
+fn a_word_of_somebody_else_in_a_journal_has_the_store_compared() {
+    let up = Up::start(&NODES).expect("starts");
+    let (go, open) = (up.dir.path().join("go"), up.counter("open"));
+    let script = open.around(&format!(
+        "until [ -e {} ]; do sleep 0.1; done",
+        go.display()
+    ));
+    let args = ["run", "a-1", "--detach", "--json", "--shell", "--", &script];
+    let run = up.muster(&args).exits(0).run();
+    wait_for("it to begin", || (open.begun() == 1).then_some(())).expect("it runs");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let js = connect(&up.state()).await.expect("a connection");
+        // No event, and so it changes nothing but whose turn it is.
+        let sent = js.publish(format!("m1.run.{run}.j"), "{}".into()).await;
+        sent.expect("sent").await.expect("stored");
+    });
+    std::fs::write(&go, "").expect("writes");
+    wait_for("a comparison", || {
+        up.logs()
+            .contains("nothing in the store is lost")
+            .then_some(())
+    })
+    .unwrap_or_else(|e| panic!("{e}: {}", up.logs()));
+    assert_eq!(alarms(&up), Vec::<String>::new());
+    works(&up, "role=web", 2);
 }
