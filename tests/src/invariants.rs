@@ -23,7 +23,7 @@ use muster_protocol::run::{NodeResult, Outcome, RunEvent};
 use muster_protocol::units::Timestamp;
 
 pub use counter::Counter;
-pub use gather::{Audit, counter_in};
+pub use gather::{Audit, connect, counter_in};
 pub use told::{Told, told};
 
 /// What must hold, whatever fails.
@@ -491,11 +491,16 @@ impl Court<'_> {
                     Rule::IntentFirst,
                     format!("{what}; the run's journal has no intent for it"),
                 )),
-                // A restored journal was stored anew; a broker's clock may be off.
-                Some((at, stored)) if *at > effect.at && *stored > effect.at => wrong.push((
-                    Rule::IntentFirst,
-                    format!("{what}; the intent was written only at {stored}"),
-                )),
+                // A restored journal was stored anew, and may have ended before
+                // the intent; a broker's clock may be off.
+                Some((at, stored))
+                    if *at > effect.at && *stored > effect.at && !self.evidence.restored =>
+                {
+                    wrong.push((
+                        Rule::IntentFirst,
+                        format!("{what}; the intent was written only at {stored}"),
+                    ));
+                }
                 Some(_) => {}
             }
         }

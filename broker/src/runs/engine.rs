@@ -72,6 +72,9 @@ pub struct Settings {
     /// How long the nodes of a run that was lost may take to report it again,
     /// at least.
     pub lost_within: Duration,
+    /// How long a run of which nothing was sent, as far as this broker knows,
+    /// waits for nodes to say otherwise, at most.
+    pub heard_within: Duration,
 }
 
 impl Default for Settings {
@@ -80,6 +83,7 @@ impl Default for Settings {
             max_age: Duration::from_secs(30 * 86_400),
             max_bytes: 4 << 30,
             lost_within: Duration::from_secs(300),
+            heard_within: Duration::from_secs(30),
         }
     }
 }
@@ -548,7 +552,7 @@ impl Engine {
 
     /// A node says that it runs its part.
     pub(crate) fn accepted(&self, node: Serial, accepted: &Accepted) {
-        if accepted.request.step == 0 {
+        if accepted.request.step == 0 && !self.claims(accepted.request.run) {
             self.0.tell(accepted.request.run, ToRun::Accepted(node));
         }
     }
@@ -585,11 +589,15 @@ impl Engine {
         }
         let run = report.request.run;
         let known = lock(&shared.index).first(run).is_some();
-        if !known || report.request.step != 0 {
+        let in_doubt = report.request.step == 0 && self.claims(run);
+        if !known || in_doubt || report.request.step != 0 {
             let provable = report.request.step == 0 && shared.presence.journals().can_prove(node);
             let answer = if provable {
                 // Nothing is sent before it is written down: what was is lost.
                 OutcomeAnswer::Prove
+            } else if in_doubt {
+                // It says it again, when it is known what became of the run.
+                return;
             } else {
                 shared.strays.fetch_add(1, Ordering::Relaxed);
                 OutcomeAnswer::Unknown
@@ -806,5 +814,6 @@ impl Shared {
         lock(&self.open).clear();
         lock(&self.index).clear();
         lock(&self.cache).clear();
+        self.lost.doubts.clear();
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use muster_protocol::ids::RunId;
-use muster_protocol::run::{RunEvent, RunPhase, RunState};
+use muster_protocol::run::{RunEvent, RunState};
 use muster_protocol::subject;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -184,7 +184,11 @@ impl Engine {
             "journals read"
         );
         for folded in open {
-            self.open(folded, Vec::new());
+            if Self::is_begun(&folded) {
+                self.doubt(folded, term.clone());
+            } else {
+                self.open(folded, Vec::new());
+            }
         }
         shared.ready.send_replace(true);
         Ok(())
@@ -195,10 +199,7 @@ impl Engine {
     /// have been sent.
     fn was_cut(&self, folded: &Folded) -> bool {
         let (state, past) = (&folded.state, &self.0.past);
-        state.phase == RunPhase::Preparing
-            && state.spec.rebuilt.is_none()
-            && state.spec.local.is_none()
-            && past.may_have_lost(state.spec.created)
+        Self::is_begun(folded) && past.may_have_lost(state.spec.created)
     }
 
     /// Makes such a run one that is not known: a node that took part proves

@@ -163,7 +163,11 @@ impl Task {
         let short = lock(&shared.index).short(self.run);
         // Whoever wrote it holds no lease, or we do not: in the first case
         // what it wrote counts, and this broker goes on from there. Or the
-        // store went back in time: then this session has ended by then.
+        // store went back in time, which a comparison shows: then this session
+        // has ended by then.
+        if let JournalError::Conflict(_) = error {
+            shared.past.suspect();
+        }
         let (engine, run, first) = (self.engine.clone(), self.run, self.first);
         let error = error.to_string();
         shared.tasks.spawn(async move {

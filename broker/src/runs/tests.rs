@@ -109,6 +109,7 @@ async fn start(
     let runs = Settings {
         max_bytes: 64 << 20,
         lost_within: Duration::from_secs(3),
+        heard_within: Duration::from_secs(3),
         ..Settings::default()
     };
     let nodes = Nodes::start(Deps {
