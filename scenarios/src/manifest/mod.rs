@@ -1,0 +1,103 @@
+//! What a scenario says of itself: what it is for, its parameters, and the
+//! node sets that it touches. Read from the calls at the top of the script,
+//! before and without running any of its functions.
+
+mod declare;
+mod read;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use muster_protocol::names::{FunctionName, LabelKey};
+use muster_protocol::predicate::Predicate;
+use muster_protocol::units::{Amount, Span};
+
+use crate::param::Param;
+
+pub use read::read;
+
+/// The function that runs in the broker.
+pub const MAIN: &str = "main";
+/// The function that a scenario without `main` runs on its targets.
+pub const RUN: &str = "run";
+/// Most node sets beside the target.
+pub const MAX_SETS: usize = 16;
+
+/// What a scenario says of itself.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// One line for people.
+    pub about: String,
+    /// Parameters in the order of their declaration.
+    pub params: Vec<Param>,
+    /// Its targets; `None` takes them from whoever runs it.
+    pub target: Option<Predicate>,
+    /// Further node sets, by name.
+    pub also: BTreeMap<String, Predicate>,
+    /// Targets at a time.
+    pub batch: Option<Amount>,
+    /// How many may fail before nothing more is started.
+    pub budgets: Vec<Budget>,
+    /// How long one step may take on a node.
+    pub timeout: Option<Span>,
+    /// How often a step is tried again on a node where it failed.
+    pub retry: u32,
+    /// Whether a person has to see the plan first.
+    pub confirm: bool,
+    /// How many others have to agree.
+    pub approvals: u32,
+    /// One run at a time holds each of these.
+    pub locks: BTreeSet<String>,
+    /// Functions that may be executed again when it is not known whether
+    /// they were.
+    pub idempotent: BTreeSet<FunctionName>,
+    /// Whether `--dry-run` means something.
+    pub allow_check: bool,
+    /// Which of its functions runs where.
+    pub shape: Shape,
+    /// Its own functions.
+    pub functions: Vec<Function>,
+}
+
+/// How a scenario runs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Shape {
+    /// `fn main(p)` in the broker says what happens where.
+    Main,
+    /// `fn run(p)` on the targets, in batches, and nothing else.
+    Run,
+}
+
+/// A failure budget: above it nothing more is started.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Budget {
+    /// How many nodes may fail.
+    pub amount: Amount,
+    /// Counted for the nodes of each value of this label by itself; over all
+    /// when absent.
+    pub by: Option<LabelKey>,
+}
+
+/// A function that the script defines.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Function {
+    /// Its name.
+    pub name: String,
+    /// The names of its parameters.
+    pub params: Vec<String>,
+    /// Its doc comment, without the slashes.
+    pub doc: Option<String>,
+}
+
+impl Manifest {
+    /// The function of this name.
+    #[must_use]
+    pub fn function(&self, name: &str) -> Option<&Function> {
+        self.functions.iter().find(|f| f.name == name)
+    }
+
+    /// The node sets by name; `targets` for the target.
+    pub fn sets(&self) -> impl Iterator<Item = (&str, Option<&Predicate>)> {
+        let also = self.also.iter().map(|(name, p)| (name.as_str(), Some(p)));
+        std::iter::once(("targets", self.target.as_ref())).chain(also)
+    }
+}
