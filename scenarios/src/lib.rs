@@ -6,7 +6,9 @@
 //! and how a fault is shown ([`fault`]).
 
 pub mod bundle;
+pub mod catalogue;
 pub mod command;
+pub mod durable;
 pub mod engine;
 pub mod fault;
 pub mod manifest;

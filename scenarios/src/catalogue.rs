@@ -1,0 +1,204 @@
+//! Every function that muster adds to the language: what it is called, where
+//! it may be called, with how many arguments. The check reads it, the
+//! reference is written from it, and tests hold the engines to it.
+
+/// Where a function may be called.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Side {
+    /// At the top of a script.
+    Top,
+    /// In `main` and what it calls: it runs in the broker.
+    Main,
+    /// In a function that runs on a node.
+    Node,
+    /// In `main` and on a node.
+    Both,
+}
+
+/// How it is called.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Form {
+    /// `name(…)`.
+    Function,
+    /// `value.name(…)`.
+    Method,
+    /// `value.name`.
+    Property,
+}
+
+/// One function, method or property.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Its name.
+    pub name: &'static str,
+    /// How it is called.
+    pub form: Form,
+    /// Where.
+    pub side: Side,
+    /// Fewest and most arguments, a method's own value not counted.
+    pub args: (usize, usize),
+    /// One sentence for people.
+    pub help: &'static str,
+}
+
+const fn function(
+    side: Side,
+    name: &'static str,
+    args: (usize, usize),
+    help: &'static str,
+) -> Entry {
+    Entry {
+        name,
+        form: Form::Function,
+        side,
+        args,
+        help,
+    }
+}
+
+const fn method(side: Side, name: &'static str, args: (usize, usize), help: &'static str) -> Entry {
+    Entry {
+        name,
+        form: Form::Method,
+        side,
+        args,
+        help,
+    }
+}
+
+const fn property(side: Side, name: &'static str, help: &'static str) -> Entry {
+    Entry {
+        name,
+        form: Form::Property,
+        side,
+        args: (0, 0),
+        help,
+    }
+}
+
+/// The manifest.
+pub const TOP: &[Entry] = &[
+    function(
+        Side::Top,
+        "scenario",
+        (1, 1),
+        "Says what the scenario is for.",
+    ),
+    function(Side::Top, "param", (1, 2), "Declares a parameter."),
+    function(
+        Side::Top,
+        "target",
+        (1, 1),
+        "Declares the target by a predicate.",
+    ),
+    function(Side::Top, "also", (2, 2), "Declares a further node set."),
+    function(
+        Side::Top,
+        "batch",
+        (1, 1),
+        "Targets at a time: a number or a percentage.",
+    ),
+    function(Side::Top, "max_failures", (1, 2), "The failure budget."),
+    function(
+        Side::Top,
+        "timeout",
+        (1, 1),
+        "How long a step may take on a node.",
+    ),
+    function(
+        Side::Top,
+        "retry",
+        (1, 1),
+        "How often a failed step is tried again on a node.",
+    ),
+    function(
+        Side::Top,
+        "confirm",
+        (0, 0),
+        "A person has to see the plan first.",
+    ),
+    function(
+        Side::Top,
+        "approvals",
+        (1, 1),
+        "How many others have to agree.",
+    ),
+    function(
+        Side::Top,
+        "lock",
+        (1, 1),
+        "One run at a time holds the lock.",
+    ),
+    function(
+        Side::Top,
+        "idempotent",
+        (1, 1),
+        "The function may be executed again when nobody knows whether it was.",
+    ),
+    function(Side::Top, "allow_check", (0, 0), "A dry run is meaningful."),
+];
+
+/// What `main` may call.
+pub const MAIN: &[Entry] = &[
+    function(Side::Main, "targets", (0, 0), "The target's nodes."),
+    function(Side::Main, "nodes", (1, 1), "The nodes of a declared set."),
+    function(
+        Side::Main,
+        "on",
+        (2, 4),
+        "Runs a function on nodes; ends the run when the budget is used up.",
+    ),
+    function(
+        Side::Main,
+        "try_on",
+        (2, 4),
+        "Runs a function on nodes; goes on with those that are well.",
+    ),
+    function(
+        Side::Main,
+        "parallel",
+        (1, 1),
+        "Runs several steps at once.",
+    ),
+    function(Side::Main, "step", (2, 4), "A step for `parallel`."),
+    function(Side::Main, "sleep", (1, 1), "Waits."),
+    function(Side::Main, "now", (0, 0), "The time, RFC 3339."),
+    function(Side::Main, "random", (0, 2), "A random number."),
+    function(
+        Side::Main,
+        "ask",
+        (1, 2),
+        "Asks a person, and waits for the answer.",
+    ),
+    function(Side::Main, "abort", (1, 1), "Ends the run as failed."),
+    function(
+        Side::Main,
+        "run_scenario",
+        (1, 2),
+        "Runs another scenario as the same principal.",
+    ),
+    method(
+        Side::Main,
+        "where",
+        (1, 1),
+        "Those nodes for which a predicate holds.",
+    ),
+    method(Side::Main, "batches", (1, 2), "Splits nodes into batches."),
+    method(Side::Main, "limit", (1, 1), "The first so many nodes."),
+    method(
+        Side::Main,
+        "undo",
+        (1, 2),
+        "What takes the step back when the run fails.",
+    ),
+    property(Side::Main, "names", "The names of the nodes."),
+    function(Side::Both, "log", (1, 1), "Adds a line to the run's log."),
+    function(Side::Both, "emit", (1, 2), "Emits an event."),
+];
+
+/// The entry of this name and form that may be called on a side.
+pub fn find(name: &str, form: Form) -> impl Iterator<Item = &'static Entry> {
+    TOP.iter()
+        .chain(MAIN)
+        .filter(move |entry| entry.form == form && entry.name == name)
+}
