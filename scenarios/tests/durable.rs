@@ -270,7 +270,7 @@ fn mistakes_in_main_say_where() {
     web.rhai:2:5: a step has no option `max_failure`; there are: batch, max_failures, retry, timeout
         2 |     on(targets(), "f", #{}, #{ max_failure: 1 });
           |     ^^
-    web.rhai:2:15: where: error: a value is missing after `=`\x0a  zone=\x0a      ^ an empty value is written ""
+    web.rhai:2:15: where: a value is missing after `=` (at byte 4): an empty value is written ""
         2 |     targets().where("zone=");
           |               ^^^^^
     web.rhai:2:15: batches takes a number of nodes or a percentage such as "25%"
@@ -288,14 +288,14 @@ fn mistakes_in_main_say_where() {
     web.rhai:2:23: the step had no node `nobody`
         2 |     on(targets(), "f")["nobody"];
           |                       ^
-    web.rhai:2:7: Property not found: verson
+    web.rhai:2:7: there is no property `verson` here
         2 |     p.verson;
           |       ^^^^^^
     web.rhai:2:5: no \x1b[2J
         2 |     abort("no \x1b[2J");
           |     ^^^^^
     web.rhai: the script works without an end; what takes long belongs on the nodes
-    web.rhai:2:5: Function not found: fn_that_is_not ()
+    web.rhai:2:5: there is no function fn_that_is_not ()
         2 |     fn_that_is_not();
           |     ^^^^^^^^^^^^^^
     web.rhai:2:5: by hand
