@@ -102,6 +102,8 @@ pub fn engine(limits: Limits) -> Engine {
     )]
     engine.on_parse_token(|token, _, _| match token {
         Token::Reserved(word) if FREED.contains(&word.as_str()) => Token::Identifier(word),
+        // `http(…).until(200)`; a loop has `do … while`.
+        Token::Until => Token::Identifier(Box::new("until".into())),
         token => token,
     });
     engine

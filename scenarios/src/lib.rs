@@ -12,4 +12,5 @@ pub mod durable;
 pub mod engine;
 pub mod fault;
 pub mod manifest;
+pub mod node;
 pub mod param;
