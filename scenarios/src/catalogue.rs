@@ -161,9 +161,13 @@ pub const MAIN: &[Entry] = &[
         "Runs several steps at once.",
     ),
     function(Side::Main, "step", (2, 4), "A step for `parallel`."),
-    function(Side::Main, "sleep", (1, 1), "Waits."),
     function(Side::Main, "now", (0, 0), "The time, RFC 3339."),
-    function(Side::Main, "random", (0, 2), "A random number."),
+    function(
+        Side::Main,
+        "random",
+        (2, 2),
+        "A whole number from the first to the second.",
+    ),
     function(
         Side::Main,
         "ask",
@@ -191,14 +195,160 @@ pub const MAIN: &[Entry] = &[
         (1, 2),
         "What takes the step back when the run fails.",
     ),
+    method(Side::Main, "plus", (1, 1), "These nodes and those."),
+    method(Side::Main, "minus", (1, 1), "These nodes but for those."),
     property(Side::Main, "names", "The names of the nodes."),
+    property(Side::Main, "count", "How many nodes."),
+    property(
+        Side::Main,
+        "ok",
+        "Whether the step succeeded on every node.",
+    ),
+    property(
+        Side::Main,
+        "failed",
+        "The nodes on which the step did not succeed.",
+    ),
+    property(Side::Main, "succeeded", "The nodes on which it did."),
+    property(Side::Main, "values", "What the function returned, by node."),
+    function(Side::Both, "sleep", (1, 1), "Waits."),
     function(Side::Both, "log", (1, 1), "Adds a line to the run's log."),
     function(Side::Both, "emit", (1, 2), "Emits an event."),
 ];
 
+/// What a function on a node may call.
+pub const NODE: &[Entry] = &[
+    function(
+        Side::Node,
+        "command",
+        (1, 2),
+        "Runs a program; gives `exit`, `stdout`, `stderr`.",
+    ),
+    function(
+        Side::Node,
+        "shell",
+        (1, 2),
+        "Runs a line of shell; gives `exit`, `stdout`, `stderr`.",
+    ),
+    function(
+        Side::Node,
+        "file",
+        (1, 1),
+        "A file or directory, by its absolute path.",
+    ),
+    function(
+        Side::Node,
+        "template",
+        (2, 2),
+        "The text of a filled template.",
+    ),
+    function(
+        Side::Node,
+        "package",
+        (1, 1),
+        "A package of the distribution.",
+    ),
+    function(Side::Node, "service", (1, 1), "A service."),
+    function(Side::Node, "user", (1, 1), "A user account."),
+    function(Side::Node, "http", (1, 2), "An HTTP address."),
+    function(Side::Node, "fact", (1, 1), "A fact of this node."),
+    function(
+        Side::Node,
+        "node",
+        (0, 0),
+        "This node: `name`, `roles`, `labels`.",
+    ),
+    function(Side::Node, "reboot", (0, 0), "Restarts the machine."),
+    function(
+        Side::Node,
+        "puppet_apply",
+        (1, 1),
+        "Applies a Puppet manifest.",
+    ),
+    function(Side::Node, "puppet_agent", (0, 0), "Runs the Puppet agent."),
+    method(Side::Node, "content", (1, 2), "The file has this content."),
+    method(
+        Side::Node,
+        "template",
+        (2, 3),
+        "The file is this template, filled.",
+    ),
+    method(Side::Node, "line", (1, 2), "The file has this line."),
+    method(
+        Side::Node,
+        "mode",
+        (1, 1),
+        "The file has these permission bits.",
+    ),
+    method(
+        Side::Node,
+        "owner",
+        (1, 1),
+        "The file has this owner, and group after a colon.",
+    ),
+    method(Side::Node, "directory", (0, 1), "It is a directory."),
+    method(Side::Node, "absent", (0, 0), "It is not there."),
+    method(
+        Side::Node,
+        "installed",
+        (0, 0),
+        "Some version of the package is installed.",
+    ),
+    method(
+        Side::Node,
+        "version",
+        (1, 1),
+        "This version of the package is installed.",
+    ),
+    method(
+        Side::Node,
+        "latest",
+        (0, 0),
+        "The newest version of the package is installed.",
+    ),
+    method(Side::Node, "running", (0, 0), "The service runs."),
+    method(Side::Node, "stopped", (0, 0), "The service does not run."),
+    method(Side::Node, "restarted", (0, 0), "The service is restarted."),
+    method(
+        Side::Node,
+        "reloaded",
+        (0, 0),
+        "The service reads its configuration anew.",
+    ),
+    method(
+        Side::Node,
+        "enabled",
+        (0, 0),
+        "The service starts with the machine.",
+    ),
+    method(
+        Side::Node,
+        "disabled",
+        (0, 0),
+        "The service does not start with the machine.",
+    ),
+    method(Side::Node, "present", (0, 1), "The user is there."),
+    method(Side::Node, "get", (0, 0), "The answer to GET."),
+    method(Side::Node, "post", (1, 1), "The answer to POST."),
+    method(
+        Side::Node,
+        "until",
+        (1, 2),
+        "Asks until the answer has this status.",
+    ),
+    property(
+        Side::Node,
+        "changed",
+        "Whether something changed, or would.",
+    ),
+];
+
 /// The entry of this name and form that may be called on a side.
 pub fn find(name: &str, form: Form) -> impl Iterator<Item = &'static Entry> {
-    TOP.iter()
-        .chain(MAIN)
-        .filter(move |entry| entry.form == form && entry.name == name)
+    all().filter(move |entry| entry.form == form && entry.name == name)
+}
+
+/// All of them.
+pub fn all() -> impl Iterator<Item = &'static Entry> {
+    TOP.iter().chain(MAIN).chain(NODE)
 }

@@ -6,7 +6,7 @@ use rhai::packages::{
     BasicArrayPackage, BasicBlobPackage, BasicMapPackage, BasicMathPackage, BitFieldPackage,
     CorePackage, LogicPackage, MoreStringPackage, Package as _,
 };
-use rhai::{AST, Engine, OptimizationLevel, Token};
+use rhai::{AST, Engine, EvalAltResult, OptimizationLevel, Token};
 
 use crate::fault::{Fault, Place};
 
@@ -96,6 +96,9 @@ pub fn engine(limits: Limits) -> Engine {
         .disable_symbol("eval")
         .disable_symbol("import")
         .disable_symbol("export");
+    // Rhai's own would hold its thread, and nothing could end it.
+    engine.register_fn("sleep", |_: i64| no_number());
+    engine.register_fn("sleep", |_: f64| no_number());
     #[allow(
         deprecated,
         reason = "not deprecated but marked as subject to change; the version is pinned by Cargo.lock and the tests hold it"
@@ -107,6 +110,10 @@ pub fn engine(limits: Limits) -> Engine {
         token => token,
     });
     engine
+}
+
+fn no_number() -> Result<(), Box<EvalAltResult>> {
+    Err("`sleep` takes a duration with its unit: sleep(\"5s\")".into())
 }
 
 /// Reads a script.
@@ -188,6 +195,8 @@ mod tests {
             "eval(\"1\")",
             "import \"x\" as x;",
             "timestamp()",
+            "sleep(3600)",
+            "sleep(3600.0)",
             "let x = 1; undeclared",
             "#{a: 1}.b",
             "open_file(\"/etc/passwd\")",

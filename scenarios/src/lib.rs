@@ -7,6 +7,7 @@
 
 pub mod bundle;
 pub mod catalogue;
+pub mod check;
 pub mod command;
 pub mod durable;
 pub mod engine;

@@ -159,10 +159,10 @@ fn mistakes_say_where_and_what_to_do() {
     web.rhai:2:16: `line` takes one line
         2 |     file("/x").line("a\nb");
           |                ^^^^
-    web.rhai:2:16: template the scenario has no file `app.toml`
+    web.rhai:2:16: template: the scenario has no file `app.toml`
         2 |     file("/x").template("app.toml", #{});
           |                ^^^^^^^^
-    web.rhai:2:16: template templates/app.toml:1: undefined value
+    web.rhai:2:16: template: templates/app.toml:1: undefined value
         2 |     file("/x").template("templates/app.toml", #{ hosts: [] });
           |                ^^^^^^^^
     web.rhai:2:23: package broken: exit code 3

@@ -110,7 +110,7 @@ impl Nodes {
         })
     }
 
-    fn without(&mut self, other: Self) -> Self {
+    fn minus(&mut self, other: Self) -> Self {
         let other = other.set();
         Self {
             serials: Arc::new(
@@ -124,7 +124,7 @@ impl Nodes {
         }
     }
 
-    fn with(&mut self, other: Self) -> Self {
+    fn plus(&mut self, other: Self) -> Self {
         let all = self.serials.iter().chain(other.serials.iter()).copied();
         Self::of(&self.cast, all)
     }
@@ -139,6 +139,6 @@ pub(super) fn register(engine: &mut Engine) {
         })
         .register_fn("is_empty", |nodes: &mut Nodes| nodes.len() == 0)
         .register_fn("limit", Nodes::limit)
-        .register_fn("with", Nodes::with)
-        .register_fn("without", Nodes::without);
+        .register_fn("plus", Nodes::plus)
+        .register_fn("minus", Nodes::minus);
 }

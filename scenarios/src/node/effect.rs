@@ -44,6 +44,11 @@ pub enum Effect {
     Http(HttpCall),
     /// Puppet.
     Puppet(PuppetRun),
+    /// Wait.
+    Sleep {
+        /// So long.
+        span: Span,
+    },
     /// Restart the machine; the step goes on after it.
     Reboot,
     /// An event, from this node.
@@ -296,7 +301,7 @@ impl Effect {
             Self::Http(_) => Some("http"),
             Self::Puppet(_) => Some("puppet"),
             Self::Reboot => Some("reboot"),
-            Self::Emit { .. } | Self::Log { .. } => None,
+            Self::Emit { .. } | Self::Log { .. } | Self::Sleep { .. } => None,
         }
     }
 
@@ -318,6 +323,7 @@ impl Effect {
             Self::Reboot => "reboot".to_owned(),
             Self::Emit { kind, .. } => format!("emit {kind}"),
             Self::Log { .. } => "log".to_owned(),
+            Self::Sleep { span } => format!("sleep {span}"),
         };
         muster_protocol::text::printable(&text, 120)
     }

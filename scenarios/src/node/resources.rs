@@ -489,6 +489,10 @@ fn rest(engine: &mut Engine) {
         .register_fn("emit", |c: Context<'_>, kind: &str, fields: Map| {
             emit(&c, kind, fields)
         })
+        .register_fn("sleep", |c: Context<'_>, text: &str| -> Said<()> {
+            let span = text.parse().map_err(|e| wrong(&c, format!("sleep: {e}")))?;
+            perform(&c, &Effect::Sleep { span }).map(|_| ())
+        })
         .register_fn("reboot", |c: Context<'_>| -> Said<()> {
             perform(&c, &Effect::Reboot).map(|_| ())
         })

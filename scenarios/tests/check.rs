@@ -1,0 +1,170 @@
+//! `muster scenario check`: what it finds without running anything.
+
+use muster_scenarios::catalogue::{self, Form, Side};
+use muster_scenarios::check::check;
+
+fn said(text: &str) -> String {
+    match check("web.rhai", text) {
+        Ok(_) => "nothing\n".to_owned(),
+        Err(faults) => faults.iter().map(|f| format!("error: {f}\n")).collect(),
+    }
+}
+
+/// The example of the documentation.
+const UPGRADE: &str = r#"
+scenario("Upgrade the web front end, a quarter of it at a time");
+param("version", #{ type: "string", matches: "^[0-9][0-9.]*$", help: "package version" });
+param("batch",   #{ type: "percent", default: "25%" });
+target("role=web");
+also("balancers", "role=lb");
+confirm();
+
+fn upgrade(p) {
+    package("webapp").version(p.version);
+    service("webapp").restarted();
+    http("http://127.0.0.1/health").until(200, #{ tries: 10, every: "2s" });
+}
+fn drain(p) { for host in p.hosts { command(["lbctl", "drain", host]); } }
+fn restore(p) { for host in p.hosts { command(["lbctl", "restore", host]); } }
+fn downgrade(p) { package("webapp").installed(); }
+
+fn main(p) {
+    for batch in targets().batches(p.batch, #{ spread: "rack" }) {
+        on(nodes("balancers"), "drain", #{ hosts: batch.names }).undo("restore");
+        let r = on(batch, "upgrade", p, #{ max_failures: 0 }).undo("downgrade");
+        if !r.ok || r.failed.count > 0 { abort(`${r.failed.names.len()} failed`); }
+        on(nodes("balancers"), "restore", #{ hosts: batch.names });
+        sleep("5s");
+    }
+    let both = parallel([step(targets(), "upgrade", p)]);
+    let total = [1, 2, 3].filter(|n| n > 1).map(|n| n * 2).len() + both.len();
+    log("done".to_upper() + total);
+}
+"#;
+
+#[test]
+fn a_sound_scenario_has_no_fault() {
+    assert_eq!(said(UPGRADE), "nothing\n");
+}
+
+#[test]
+fn every_mistake_is_found_with_its_place() {
+    let text = UPGRADE
+        .replace("package(\"webapp\").version", "pakage(\"webapp\").version")
+        .replace("\"drain\", #{ hosts", "\"drian\", #{ hosts")
+        .replace(
+            "on(nodes(\"balancers\"), \"restore\"",
+            "on(nodes(\"balancer\"), \"restore\"",
+        )
+        .replace("p.batch", "p.bacth")
+        .replace(
+            "service(\"webapp\").restarted()",
+            "service(\"webapp\").restart()",
+        )
+        .replace("sleep(\"5s\")", "sleep(5, \"s\")")
+        .replace("log(\"done\"", "service(\"x\").running(); log(\"done\"")
+        .replace("package(\"webapp\").installed();", "targets();")
+        .replace(".undo(\"downgrade\")", ".undo(\"down\" + \"grade\")")
+        .replace(
+            "batch.names });\n        sleep",
+            "batch.names }); targets().where(\"zone=\"); drain();\n sleep",
+        );
+    insta::assert_snapshot!(said(&text), @r#"
+    error: web.rhai:10:5: unknown function `pakage`
+       10 |     pakage("webapp").version(p.version);
+          |     ^^^^^^ did you mean `package`?
+    error: web.rhai:11:23: unknown method `restart`
+       11 |     service("webapp").restart();
+          |                       ^^^^^^^ did you mean `restarted`?
+    error: web.rhai:14:37: `command` cannot be called in `drain`, which runs in the broker
+       14 | fn drain(p) { for host in p.hosts { command(["lbctl", "drain", host]); } }
+          |                                     ^^^^^^^ call it in a function that `on` sends to nodes
+    error: web.rhai:19:38: the scenario declares no parameter `bacth`
+       19 |     for batch in targets().batches(p.bacth, #{ spread: "rack" }) {
+          |                                      ^^^^^ did you mean `batch`?
+    error: web.rhai:20:32: `on` names a function `drian`, which this scenario does not define
+       20 |         on(nodes("balancers"), "drian", #{ hosts: batch.names }).undo("restore");
+          |                                ^^^^^^^ did you mean `drain`?
+    error: web.rhai:21:63: `undo` takes the name of a function, written out
+       21 |         let r = on(batch, "upgrade", p, #{ max_failures: 0 }).undo("down" + "grade");
+          |                                                               ^^^^ it must be known before the step begins: .undo("restore")
+    error: web.rhai:23:18: the scenario declares no node set `balancer`
+       23 |         on(nodes("balancer"), "restore", #{ hosts: batch.names }); targets().where("zone="); drain();
+          |                  ^^^^^^^^^^ did you mean `balancers`?
+    error: web.rhai:23:84: in the predicate: a value is missing after `=` (at byte 4): an empty value is written ""
+       23 |         on(nodes("balancer"), "restore", #{ hosts: batch.names }); targets().where("zone="); drain();
+          |                                                                                    ^^^^^^^
+    error: web.rhai:23:94: `drain` takes 1 arguments, 0 are given
+       23 |         on(nodes("balancer"), "restore", #{ hosts: batch.names }); targets().where("zone="); drain();
+          |                                                                                              ^^^^^
+    error: web.rhai:24:2: `sleep` takes 1 arguments, 2 are given
+       24 |  sleep(5, "s");
+          |  ^^^^^
+    error: web.rhai:28:5: `service` cannot be called in `main`, which runs in the broker
+       28 |     service("x").running(); log("done".to_upper() + total);
+          |     ^^^^^^^ call it in a function that `on` sends to nodes
+    error: web.rhai:28:18: `running` cannot be called in `main`, which runs in the broker
+       28 |     service("x").running(); log("done".to_upper() + total);
+          |                  ^^^^^^^ call it in a function that `on` sends to nodes
+    "#);
+}
+
+#[test]
+fn a_helper_runs_where_it_is_called_from() {
+    insta::assert_snapshot!(said(
+        r#"scenario("x");
+fn helper(n) { command(["a", n]) }
+fn both(n) { log(n) }
+fn deep(n) { helper(n); targets() }
+fn work(p) { both("x"); deep(1); }
+fn main(p) { both("y"); helper(1); on(targets(), "work"); }"#
+    ), @r#"
+    error: web.rhai:2:16: `command` cannot be called in `helper`, which runs in the broker
+        2 | fn helper(n) { command(["a", n]) }
+          |                ^^^^^^^ call it in a function that `on` sends to nodes
+    error: web.rhai:4:25: `targets` cannot be called in `deep`, which runs on nodes
+        4 | fn deep(n) { helper(n); targets() }
+          |                         ^^^^^^^ call it in `main`
+    "#);
+}
+
+#[test]
+fn the_catalogue_is_what_the_engines_have() {
+    // Each of these must be known to the check in a script of its side, with
+    // its fewest and most arguments, and unknown with one more.
+    for entry in catalogue::all().filter(|e| e.form != Form::Property) {
+        for (count, sound) in [
+            (entry.args.0, true),
+            (entry.args.1, true),
+            (entry.args.1 + 1, false),
+        ] {
+            // The language's own `log` is the logarithm to a base.
+            let sound = sound || (entry.name == "log" && count == 2);
+            let function = matches!(entry.name, "on" | "try_on" | "step");
+            let mut args: Vec<&str> = vec!["p.x"; count];
+            if function && count > 1 {
+                args[1] = "\"f\"";
+            }
+            if entry.name == "undo" && count > 0 {
+                args[0] = "\"f\"";
+            }
+            let value = if entry.form == Form::Method {
+                "p.y."
+            } else {
+                ""
+            };
+            let call = format!("{value}{}({})", entry.name, args.join(", "));
+            let text = match entry.side {
+                Side::Top => continue,
+                Side::Main => format!(
+                    "scenario(\"s\"); param(\"x\"); param(\"y\"); fn f(p) {{}} fn main(p) {{ {call}; }}"
+                ),
+                Side::Node | Side::Both => {
+                    format!("scenario(\"s\"); param(\"x\"); param(\"y\"); fn run(p) {{ {call}; }}")
+                }
+            };
+            let found = said(&text);
+            assert_eq!(found == "nothing\n", sound, "{call}: {found}");
+        }
+    }
+}
