@@ -138,8 +138,10 @@ fn the_catalogue_is_what_the_engines_have() {
             (entry.args.1, true),
             (entry.args.1 + 1, false),
         ] {
-            // The language's own `log` is the logarithm to a base.
-            let sound = sound || (entry.name == "log" && count == 2);
+            // The language has one of its own: the logarithm to a base, the
+            // entry of a map.
+            let languages = matches!((entry.name, count), ("log", 2) | ("get", 1));
+            let sound = sound || languages;
             let function = matches!(entry.name, "on" | "try_on" | "step");
             let mut args: Vec<&str> = vec!["p.x"; count];
             if function && count > 1 {
