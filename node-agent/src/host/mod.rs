@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod environment;
+pub mod file;
 pub mod proc;
 pub mod process;
 pub mod tree;
