@@ -245,6 +245,8 @@ impl Executor for Commands {
                 program: program.clone(),
                 arguments: argv.collect(),
                 environment: self.environment.for_step(step.request, serial, &step.name),
+                directory: None,
+                input: None,
                 marks: marks(step.request, serial),
                 cgroup: self
                     .cgroups
@@ -370,7 +372,7 @@ fn not_started(
 }
 
 /// `9 (SIGKILL)`: the number, with the name of those that people know.
-fn signal_name(signal: i32) -> String {
+pub(crate) fn signal_name(signal: i32) -> String {
     const NAMES: [(i32, &str); 12] = [
         (1, "SIGHUP"),
         (2, "SIGINT"),
