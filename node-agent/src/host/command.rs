@@ -134,3 +134,6 @@ fn would_run() -> Performed {
         value: nothing(),
     }
 }
+
+#[cfg(test)]
+mod tests;

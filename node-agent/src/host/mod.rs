@@ -46,3 +46,6 @@ pub fn close_inherited() {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing;

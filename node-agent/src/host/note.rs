@@ -210,6 +210,15 @@ mod tests {
             },
         ];
         let text: String = notes.iter().map(|note| note.lines().1).collect();
-        insta::assert_snapshot!(text, @"");
+        insta::assert_snapshot!(text, @r#"
+        changed: file /etc/x: content
+          -a
+          +\x1b[2J
+        one
+        two\x07
+        event scenario.deployed {"version":"1\n2"}
+        {"a":1}
+        2 changed, 1 unchanged
+        "#);
     }
 }

@@ -25,6 +25,8 @@ const ELSEWHERE: &str = "/opt/puppetlabs/bin/puppet";
 const MAX_REPORT: u64 = 64 << 20;
 /// Most bytes of a summary.
 const MAX_SUMMARY: u64 = 1 << 20;
+/// Most errors that are passed on.
+const MAX_ERRORS: usize = 3;
 /// Most lines of what Puppet changed that are passed on.
 const MAX_LINES: usize = 200;
 
@@ -255,7 +257,7 @@ fn sections(text: &str) -> BTreeMap<(String, String), String> {
 }
 
 fn judge(answer: &Answer, report: Option<Report>, mode: Mode) -> Result<Performed, PuppetError> {
-    let errors = said(answer, "Error: ");
+    let errors = errors(answer);
     let Some(report) = report else {
         // Such as: another run of the agent goes on, or a syntax error.
         if errors.is_empty() {
@@ -310,6 +312,22 @@ fn judge(answer: &Answer, report: Option<Report>, mode: Mode) -> Result<Performe
     })
 }
 
+/// What Puppet complains of: its resources, else its last words.
+fn errors(answer: &Answer) -> Vec<String> {
+    let mut all = said(answer, "Error: ");
+    // Facts that it cannot find out are said each time they are looked at.
+    let mut seen = std::collections::HashSet::new();
+    all.retain(|line| seen.insert(line.clone()));
+    let of_resources = |line: &String| line.starts_with("/Stage[");
+    if all.iter().any(of_resources) {
+        all.retain(of_resources);
+        all.truncate(MAX_ERRORS);
+    } else {
+        all.drain(..all.len().saturating_sub(MAX_ERRORS));
+    }
+    all
+}
+
 /// Lines that begin so, of both streams.
 fn said(answer: &Answer, start: &str) -> Vec<String> {
     let all = [&answer.stderr, &answer.stdout];
@@ -348,37 +366,4 @@ fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> PuppetError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn its_report_is_read_and_no_text_in_it_passes_for_another() {
-        let report = "--- !ruby/object:Puppet::Transaction::Report
-host: web-01
-logs:
-- !ruby/object:Puppet::Util::Log
-  level: notice
-  message: |
-    status: unchanged
-  source: Puppet
-status: failed
-";
-        assert_eq!(top(report, "status").as_deref(), Some("failed"));
-        assert_eq!(top(report, "level"), None);
-        let summary = "---
-version:
-  config: 1
-resources:
-  changed: 3
-  failed: 1
-  total: 9
-changes:
-  total: 4
-";
-        let all = sections(summary);
-        let get = |a: &str, b: &str| all.get(&(a.to_owned(), b.to_owned())).map(String::as_str);
-        assert_eq!(get("resources", "total"), Some("9"));
-        assert_eq!(get("changes", "total"), Some("4"));
-        assert_eq!(get("resources", "config"), None);
-    }
-}
+mod tests;

@@ -232,3 +232,6 @@ fn changed(mode: Mode, summary: &str) -> Change {
         Mode::Check => Change::WouldChange { summary, diff },
     }
 }
+
+#[cfg(test)]
+mod tests;

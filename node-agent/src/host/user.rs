@@ -249,3 +249,6 @@ fn changed(mode: Mode, summary: &str, diff: Vec<String>) -> Change {
         Mode::Check => Change::WouldChange { summary, diff },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -326,3 +326,6 @@ fn chain(error: reqwest::Error) -> String {
     }
     printable(&text, 300)
 }
+
+#[cfg(test)]
+mod tests;

@@ -141,7 +141,7 @@ impl<'a> Apt<'a> {
         if !answer.is_well() {
             return Err(failed("apt-cache policy", &answer));
         }
-        Ok(read_policy(&answer.text()))
+        Ok(read_policy(&answer.text(), self.name))
     }
 
     /// Fetches the lists, where something is to be done and it was not just
@@ -201,11 +201,12 @@ impl<'a> Apt<'a> {
             return Ok((change, Some(target)));
         }
         arguments.insert(1, "--no-remove");
-        let mut answer = self.act(&arguments)?;
+        let answer = self.act(&arguments)?;
         if !answer.is_well() && is_gone(&answer) && !self.fresh.get() {
-            // The lists name a file that the source has replaced since.
+            // The lists name a file that the source has replaced since. What
+            // is wanted is looked for again in the new ones.
             self.update()?;
-            answer = self.act(&arguments)?;
+            return self.ensure(wish, mode);
         }
         if !answer.is_well() {
             return Err(self.not_done("apt-get install", &answer));
@@ -299,9 +300,21 @@ impl<'a> Apt<'a> {
     }
 
     fn locked(&self, answer: &Answer) -> PackageError {
+        // Said while apt waits, on a line that is written over and over.
+        let text = answer.text();
+        let holder = text
+            .rsplit(['\r', '\n'])
+            .find(|line| line.contains("held by process"));
+        let complaint = match holder {
+            Some(line) => {
+                let line = line.trim_start_matches("Waiting for cache lock: ");
+                printable(line.split("...").next().unwrap_or_default(), 300)
+            }
+            None => complaint(answer),
+        };
         PackageError::Locked {
             waited: self.wait,
-            complaint: complaint(answer),
+            complaint,
         }
     }
 }
@@ -343,13 +356,24 @@ fn is_gone(answer: &Answer) -> bool {
         || said.contains("Hash Sum mismatch")
 }
 
-/// Reads what `apt-cache policy` says of one package.
-fn read_policy(text: &str) -> Policy {
+/// Reads what `apt-cache policy` says of one package. To a name that it does
+/// not know it answers with others that are like it.
+fn read_policy(text: &str, name: &str) -> Policy {
     let mut policy = Policy::default();
+    let plain = name.split(':').next().unwrap_or_default();
+    let mut ours = false;
     let mut table = false;
     // Versions that only the node itself has are no choice.
     let mut version: Option<String> = None;
     for line in text.lines() {
+        if let Some(head) = line.strip_suffix(':').filter(|_| !line.starts_with(' ')) {
+            ours = head == name || head == plain;
+            table = false;
+            continue;
+        }
+        if !ours {
+            continue;
+        }
         let trimmed = line.trim();
         if let Some(candidate) = trimmed.strip_prefix("Candidate: ") {
             policy.candidate = (candidate != "(none)").then(|| candidate.to_owned());
@@ -432,13 +456,21 @@ mod tests {
      1.4.0 500
         500 http://deb.example.org stable/main amd64 Packages
         500 http://mirror.example.org stable/main amd64 Packages
+webapp2:
+  Installed: (none)
+  Candidate: 9
+  Version table:
+     9 500
+        500 http://deb.example.org stable/main amd64 Packages
 ",
+            "webapp",
         );
         assert_eq!(policy.candidate.as_deref(), Some("1.4.2"));
         assert_eq!(policy.versions, ["1.4.2", "1.4.0"]);
-        let none = read_policy("x:\n  Installed: (none)\n  Candidate: (none)\n  Version table:\n");
+        let none = "x:\n  Installed: (none)\n  Candidate: (none)\n  Version table:\n";
+        let none = read_policy(none, "x:amd64");
         assert_eq!(none, Policy::default());
-        assert_eq!(read_policy(""), Policy::default());
+        assert_eq!(read_policy("", "x"), Policy::default());
         let transaction = read_transaction(
             "NOTE: This is only a simulation!
 Reading package lists...
