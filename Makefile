@@ -36,6 +36,11 @@ ci: ## Format, clippy, deny, tests, docs: all that has to be green
 	@.ci/run
 	@$(MAKE) --no-print-directory docs
 
+.PHONY: bench
+bench: ## Measure a release build against its targets (QUICK=1, JSON=1)
+	@scripts/setup.sh build >&2
+	@scripts/bench.sh $(if $(QUICK),--quick) $(if $(JSON),--json)
+
 .PHONY: fmt
 fmt: ## Format the code
 	@scripts/setup.sh rust rustfmt
@@ -61,5 +66,5 @@ docs: ## Build the documentation of the code, with warnings denied
 .PHONY: install
 install: ## Build for release and install below PREFIX (default /usr/local)
 	@scripts/setup.sh build
-	@$(CARGO) build --release --locked --workspace --bins
+	@$(CARGO) build --release --locked --bins -p muster-cli -p muster-agent
 	@CARGO_PROFILE=release PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install.sh

@@ -14,6 +14,15 @@ esac
 root=${DESTDIR:-}$PREFIX
 bins=$(scripts/bin-dir.sh "${CARGO_PROFILE:-release}")
 
+# What tests use to stop a program at a place must not be in what people run
+# (see the crate muster-checkpoint; packages are built by name, with `-p`).
+for program in muster muster-agent; do
+    if grep -q MUSTER_CHECKPOINTS "$bins/$program"; then
+        echo "error: $bins/$program was built for tests; build it with \`cargo build --release --bins -p muster-cli -p muster-agent\`" >&2
+        exit 1
+    fi
+done
+
 install -d "$root/bin" "$root/lib/systemd/system" "$root/lib/sysusers.d" "$root/share/doc/muster"
 install -m 0755 "$bins/muster" "$bins/muster-agent" "$root/bin/"
 install -m 0644 packaging/sysusers.d/muster.conf "$root/lib/sysusers.d/"

@@ -70,6 +70,7 @@ missing_packages() {
         has script || echo bsdutils
         has ip || echo iproute2
         has faketime || echo faketime
+        has nft || echo nftables
     fi
 }
 

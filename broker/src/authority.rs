@@ -5,7 +5,8 @@
 //! the higher epoch counts, so that a NATS server that was set back in time
 //! does not bring a revoked key back.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use muster_protocol::ids::ClusterId;
@@ -15,6 +16,7 @@ use muster_protocol::keys::{
 use muster_protocol::units::Timestamp;
 use tokio::sync::Mutex;
 
+use crate::backup::restore::BEFORE;
 use crate::events::Events;
 use crate::inventory::NodeControl;
 use crate::lease::Lease;
@@ -80,6 +82,15 @@ pub struct Signer {
     pub key: PrivateKey,
 }
 
+/// A key that signed for this cluster's brokers, now or once.
+#[derive(Clone, Copy, Debug)]
+pub struct PastKey {
+    /// The key.
+    pub key: PublicKey,
+    /// No broker signed with it after this moment, as far as is known.
+    pub void_since: Option<Timestamp>,
+}
+
 #[derive(Clone, Debug)]
 struct Now {
     signer: Signer,
@@ -96,6 +107,8 @@ struct Inner {
     now: ArcSwap<Now>,
     root: PrivateKey,
     kept: Option<Kept>,
+    /// What other lists say, older ones or such that this broker has lost.
+    past: StdMutex<HashMap<KeyId, PastKey>>,
 }
 
 /// Where the list is kept; `None` in tests.
@@ -195,11 +208,23 @@ impl Authority {
         } else {
             kept.state.store(FILE, &signed)?;
         }
-        Ok(Self(Arc::new(Inner {
+        let before = kept.state.load::<SignedText>(BEFORE)?;
+        let authority = Self(Arc::new(Inner {
             now: ArcSwap::from_pointee(now),
             root: root.key,
             kept: Some(kept),
-        })))
+            past: StdMutex::default(),
+        }));
+        if let Some(signed) = before {
+            match KeyList::open(&signed, &public) {
+                Ok(list) => authority.note(&list),
+                Err(source) => {
+                    let place = "the state directory";
+                    return Err(AuthorityError::List { place, source });
+                }
+            }
+        }
+        Ok(authority)
     }
 
     /// The key to sign with now. Ask each time: a rotation changes it at once.
@@ -224,6 +249,99 @@ impl Authority {
     #[must_use]
     pub fn root(&self) -> PublicKey {
         self.0.root.public()
+    }
+
+    /// A key that is, or was, on a list that the root key signed.
+    #[must_use]
+    pub fn past_key(&self, id: KeyId) -> Option<PastKey> {
+        let list = self.list();
+        let now = list.find(id).map(|key| past_key(key, &list));
+        let past = self.past().get(&id).copied();
+        match (now, past) {
+            (Some(now), Some(past)) => Some(earlier(now, past)),
+            (now, past) => now.or(past),
+        }
+    }
+
+    /// Remembers what a list that the root key signed says of keys.
+    fn note(&self, list: &KeyList) {
+        let mut past = self.past();
+        for key in list.keys.iter().take(MAX_KEYS) {
+            let new = past_key(key, list);
+            let id = key.key.id();
+            if past.len() < 2 * MAX_KEYS || past.contains_key(&id) {
+                past.entry(id)
+                    .and_modify(|known| *known = earlier(*known, new))
+                    .or_insert(new);
+            }
+        }
+    }
+
+    fn past(&self) -> std::sync::MutexGuard<'_, HashMap<KeyId, PastKey>> {
+        self.0.past.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody shows a list of this cluster's keys. What it says is taken for
+    /// true, because the root key signed it. When it is newer than the one
+    /// here, this broker has gone back in time, and takes it: a key that was
+    /// revoked since must stay so. If it had signed with such a one, it makes
+    /// itself another.
+    ///
+    /// # Errors
+    /// [`AuthorityError`].
+    pub async fn hear(
+        &self,
+        signed: &SignedText,
+        control: &dyn NodeControl,
+        from: &str,
+    ) -> Result<(), AuthorityError> {
+        let place = "a node";
+        let list = KeyList::open(signed, &self.root())
+            .map_err(|source| AuthorityError::List { place, source })?;
+        if list.cluster != self.list().cluster {
+            return Err(AuthorityError::OtherCluster {
+                ours: self.list().cluster,
+                theirs: list.cluster.to_string(),
+            });
+        }
+        self.note(&list);
+        if list.epoch <= self.list().epoch {
+            return Ok(());
+        }
+        let kept = self.kept()?;
+        let mut revision = kept.revision.lock().await;
+        let old = self.0.now.load_full();
+        if list.epoch <= old.list.epoch {
+            return Ok(());
+        }
+        let theirs = list.epoch;
+        let (list, signed, key) = match newest_own(&kept.state, &list)? {
+            Some(key) => (list, signed.clone(), key),
+            None => {
+                let key = PrivateKey::generate();
+                kept.state.store_broker_key(&key)?;
+                let list = with_key(&list, key.public());
+                let signed = list.sign(&self.0.root);
+                (list, signed, key)
+            }
+        };
+        kept.store(&signed, &mut revision).await?;
+        let list = Arc::new(list);
+        let signer = Signer {
+            cluster: list.cluster,
+            key,
+        };
+        self.show(&list, &signed, signer);
+        control.push_keys(signed).await;
+        let text = format!(
+            "{from} holds a newer list of broker keys (epoch {theirs}) than this broker, which had epoch {}: \
+             this broker was set back in time, and has taken it over; it has epoch {} now",
+            old.list.epoch, list.epoch
+        );
+        kept.events
+            .emit("alarm.keys-behind", &list.epoch.to_string(), text)
+            .await;
+        Ok(())
     }
 
     /// Signs something with the root key.
@@ -382,6 +500,7 @@ impl Authority {
                 now,
                 root,
                 kept: None,
+                past: StdMutex::default(),
             })),
         )
     }
@@ -413,6 +532,22 @@ impl Kept {
         }
         Ok(())
     }
+}
+
+fn past_key(key: &BrokerKey, list: &KeyList) -> PastKey {
+    PastKey {
+        key: key.key,
+        void_since: (key.state == BrokerKeyState::Revoked).then_some(list.issued),
+    }
+}
+
+/// What two lists say of one key.
+fn earlier(a: PastKey, b: PastKey) -> PastKey {
+    let void_since = match (a.void_since, b.void_since) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    PastKey { void_since, ..a }
 }
 
 fn open(signed: &SignedText, root: &Root, place: &'static str) -> Result<KeyList, AuthorityError> {

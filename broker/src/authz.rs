@@ -4,6 +4,7 @@ use muster_protocol::api::Role;
 use muster_protocol::envelope::{Door, Mode};
 use muster_protocol::names::{PrincipalName, ScenarioName};
 use muster_protocol::nodeset::NodeSet;
+use muster_scenarios::upgrade;
 
 /// Who asks, as the door has established it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -58,6 +59,12 @@ pub enum Action {
     ManageKeys,
     /// Read everything that the cluster is, its secrets included.
     Backup,
+    /// Upload and remove agent releases.
+    ManageReleases,
+    /// Read which agent releases there are.
+    ReadReleases,
+    /// Take what another broker needs: the cluster's keys.
+    AddBroker,
     /// Read how the installation is.
     ReadStatus,
     /// Read cluster events.
@@ -95,16 +102,24 @@ impl FixedRoles {
         use Action as A;
         match role {
             Role::Admin => true,
-            Role::Operator => !matches!(
-                action,
-                A::RemoveNodes | A::ManageTokens | A::ManageKeys | A::Backup
-            ),
+            Role::Operator => match action {
+                A::RemoveNodes
+                | A::ManageTokens
+                | A::ManageKeys
+                | A::Backup
+                | A::AddBroker
+                | A::ManageReleases => false,
+                // What an agent is decides over everything on its node.
+                A::CreateRun { scenario, .. } => scenario.as_str() != upgrade::NAME,
+                _ => true,
+            },
             Role::Reader => matches!(
                 action,
                 A::ReadNodes
                     | A::MatchNodes
                     | A::ReadRuns
                     | A::ReadKeys
+                    | A::ReadReleases
                     | A::ReadStatus
                     | A::ReadEvents
                     | A::WhoAmI
@@ -124,8 +139,8 @@ impl Action {
     /// One of each kind, for documentation and tests.
     #[must_use]
     pub fn examples() -> Vec<Self> {
-        let run = Self::CreateRun {
-            scenario: "command".parse().expect("a constant name"),
+        let run = |scenario: &str| Self::CreateRun {
+            scenario: scenario.parse().expect("a constant name"),
             mode: Mode::Apply,
             targets: NodeSet::new(),
         };
@@ -133,7 +148,8 @@ impl Action {
             Self::ReadNodes,
             Self::MatchNodes,
             Self::Ping,
-            run,
+            run("command"),
+            run(upgrade::NAME),
             Self::ReadRuns,
             Self::CancelRun,
             Self::RetryRun,
@@ -145,6 +161,9 @@ impl Action {
             Self::ReadKeys,
             Self::ManageKeys,
             Self::Backup,
+            Self::ManageReleases,
+            Self::ReadReleases,
+            Self::AddBroker,
             Self::ReadStatus,
             Self::ReadEvents,
             Self::WhoAmI,
@@ -158,6 +177,9 @@ impl Action {
             Self::ReadNodes => "read nodes",
             Self::MatchNodes => "resolve predicates",
             Self::Ping => "ping nodes",
+            Self::CreateRun { scenario, .. } if scenario.as_str() == upgrade::NAME => {
+                "upgrade agents"
+            }
             Self::CreateRun { .. } => "run anything",
             Self::ReadRuns => "read runs",
             Self::CancelRun => "cancel runs",
@@ -170,6 +192,9 @@ impl Action {
             Self::ReadKeys => "read the broker keys",
             Self::ManageKeys => "rotate or revoke broker keys",
             Self::Backup => "make backups",
+            Self::ManageReleases => "upload or remove agent releases",
+            Self::ReadReleases => "read agent releases",
+            Self::AddBroker => "add brokers",
             Self::ReadStatus => "read the status",
             Self::ReadEvents => "read events",
             Self::WhoAmI => "ask who it is",
@@ -268,6 +293,7 @@ mod tests {
         resolve predicates                 admin operator reader
         ping nodes                         admin operator
         run anything                       admin operator
+        upgrade agents                     admin
         read runs                          admin operator reader
         cancel runs                        admin operator
         retry runs                         admin operator
@@ -279,6 +305,9 @@ mod tests {
         read the broker keys               admin operator reader
         rotate or revoke broker keys       admin
         make backups                       admin
+        upload or remove agent releases    admin
+        read agent releases                admin operator reader
+        add brokers                        admin
         read the status                    admin operator reader
         read events                        admin operator reader
         ask who it is                      admin operator reader node-enroller

@@ -1,6 +1,6 @@
 //! The broker's configuration file.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use muster_protocol::units::Span;
@@ -93,6 +93,9 @@ pub struct Config {
     /// Names and addresses that the certificates are for, besides this
     /// machine's own.
     pub names: Vec<String>,
+    /// Where people and agents reach this broker, as in
+    /// `https://muster.example.org:7878`; found out when empty.
+    pub url: String,
     /// A run on more nodes asks for a confirmation.
     pub confirm_above: u32,
     /// How long a node's NATS credentials live; renewed at half of it.
@@ -106,6 +109,28 @@ pub struct Config {
     pub log_format: LogFormat,
     /// NATS.
     pub nats: NatsConfig,
+    /// The broker's own copy of what NATS holds.
+    pub twin: TwinConfig,
+}
+
+/// How much of what NATS holds the broker has a copy of, in case NATS loses
+/// it. Nodes, tokens and invites are always in it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TwinConfig {
+    /// How long journals of runs and events are kept in it.
+    pub keep: Span,
+    /// Most bytes of them; the oldest go first.
+    pub max_bytes: u64,
+}
+
+impl Default for TwinConfig {
+    fn default() -> Self {
+        Self {
+            keep: Span::from_secs(7 * 86_400),
+            max_bytes: 512 << 20,
+        }
+    }
 }
 
 /// Where NATS is.
@@ -136,12 +161,14 @@ impl Default for Config {
             state: "/var/lib/muster".into(),
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7878),
             names: Vec::new(),
+            url: String::new(),
             confirm_above: 20,
             credentials_life: Span::from_secs(7 * 86_400),
             keep_runs: Span::from_secs(90 * 86_400),
             open_requests_per_second: 100,
             log_format: LogFormat::Human,
             nats: NatsConfig::default(),
+            twin: TwinConfig::default(),
         }
     }
 }
@@ -203,6 +230,28 @@ impl Config {
             .any(|url| url.starts_with("tls://"))
     }
 
+    /// Where people and agents reach this broker, which listens on `address`:
+    /// as it is set, else the address, the first of `names`, or the name of
+    /// this machine.
+    #[must_use]
+    pub fn public_url(&self, address: SocketAddr) -> String {
+        if !self.url.is_empty() {
+            return self.url.trim_end_matches('/').to_owned();
+        }
+        let ip = address.ip();
+        if ip.is_loopback() {
+            return format!("http://{address}");
+        }
+        let name = self.names.iter().find(|name| !name.contains('*'));
+        let host = match name {
+            Some(name) if name.parse::<Ipv6Addr>().is_ok() => format!("[{name}]"),
+            Some(name) => name.clone(),
+            None if !ip.is_unspecified() => return format!("https://{address}"),
+            None => host_name(),
+        };
+        format!("https://{host}:{}", address.port())
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         let wrong = |field, why: &str| {
             Err(ConfigError::Value {
@@ -233,6 +282,9 @@ impl Config {
                 );
             }
         }
+        if !self.url.is_empty() {
+            check_public(&self.url)?;
+        }
         let life = self.credentials_life.get().as_secs();
         if !(60..=90 * 86_400).contains(&life) {
             return wrong("credentials_life", "must be between a minute and 90 days");
@@ -245,6 +297,34 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// The name of this machine.
+fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+fn check_public(url: &str) -> Result<(), ConfigError> {
+    let rest = url
+        .strip_prefix("https://")
+        .or_else(|| url.strip_prefix("http://"));
+    let host = rest.and_then(|rest| rest.split('/').next());
+    let plain = url
+        .bytes()
+        .all(|b| b.is_ascii_graphic() && !b"\"<>\\^`{|}?#,@".contains(&b));
+    if host.is_some_and(|host| !host.is_empty()) && plain && url.len() <= 300 {
+        return Ok(());
+    }
+    let shown = muster_protocol::text::printable(url, 80);
+    Err(ConfigError::Value {
+        field: "url",
+        why: format!(
+            "is `{shown}`, which is not where a broker is; write it like https://muster.example.org:7878"
+        ),
+    })
 }
 
 fn check_url(url: &str) -> Result<(), ConfigError> {

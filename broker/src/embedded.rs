@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
-use crate::inventory::ACCOUNT_NAME;
+use crate::inventory::{ACCOUNT_NAME, SYSTEM_NAME};
 use crate::nats::config::{
     ConfigError, EmbeddedConfig, Identity, TlsFiles, embedded_config, external_config,
 };
@@ -203,7 +203,7 @@ fn identity(keys: &NatsKeys) -> Result<Identity, JwtError> {
     Ok(Identity {
         operator_jwt: operator.sign(keys.operator())?,
         system_account: keys.system_key(),
-        system_jwt: account("system", keys.system_key(), None)?,
+        system_jwt: account(SYSTEM_NAME, keys.system_key(), None)?,
         account: keys.account_key(),
         account_jwt: account(
             ACCOUNT_NAME,

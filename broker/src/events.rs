@@ -32,6 +32,25 @@ const MAX_TEXT: usize = 2_000;
 #[error("the cluster's events cannot be read: {0}")]
 pub struct EventsError(#[from] StreamError);
 
+/// Why a page of events cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum PageError {
+    /// The store.
+    #[error(transparent)]
+    Read(#[from] EventsError),
+    /// Whoever has seen that one has seen other events.
+    #[error(
+        "there is no event {after}, the last one is {last}: the store went back in time, and events are \
+         numbered anew"
+    )]
+    Beyond {
+        /// The position that was named.
+        after: u64,
+        /// The last one there is.
+        last: u64,
+    },
+}
+
 /// The stream of cluster events. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Events(Arc<Inner>);
@@ -119,22 +138,29 @@ impl Events {
         let Some((js, _)) = &self.0.kept else {
             return Ok(Vec::new());
         };
-        let stream = js
-            .get_stream(STREAM)
-            .await
-            .map_err(|e| StreamError::NoAnswer {
-                what: "the stream of events".into(),
-                reason: e.to_string(),
-            })?;
-        let last = stream.cached_info().state.last_sequence;
-        self.list(last.saturating_sub(limit as u64), limit).await
+        let last = last(js).await?;
+        self.read(last.saturating_sub(limit as u64), limit).await
     }
 
     /// Events after the position `after`, oldest first, at most `limit`.
     ///
     /// # Errors
-    /// [`EventsError`].
-    pub async fn list(&self, after: u64, limit: usize) -> Result<Vec<ClusterEvent>, EventsError> {
+    /// [`PageError`].
+    pub async fn list(&self, after: u64, limit: usize) -> Result<Vec<ClusterEvent>, PageError> {
+        let events = self.read(after, limit).await?;
+        if let Some((js, _)) = &self.0.kept
+            && events.is_empty()
+        {
+            // Only whoever finds nothing may have been somewhere else.
+            let last = last(js).await.map_err(EventsError::from)?;
+            if after > last {
+                return Err(PageError::Beyond { after, last });
+            }
+        }
+        Ok(events)
+    }
+
+    async fn read(&self, after: u64, limit: usize) -> Result<Vec<ClusterEvent>, EventsError> {
         let Some((js, _)) = &self.0.kept else {
             return Ok(Vec::new());
         };
@@ -161,4 +187,16 @@ impl Events {
     pub fn log_only() -> Self {
         Self(Arc::new(Inner { kept: None }))
     }
+}
+
+/// The last position.
+async fn last(js: &Context) -> Result<u64, StreamError> {
+    let stream = js
+        .get_stream(STREAM)
+        .await
+        .map_err(|e| StreamError::NoAnswer {
+            what: "the stream of events".into(),
+            reason: e.to_string(),
+        })?;
+    Ok(stream.cached_info().state.last_sequence)
 }

@@ -1,9 +1,11 @@
 //! Who may take part: the first exchange with every agent.
 //!
 //! A cloned machine is two agents with one node key. They are told apart by
-//! their instance: when a second one says hello while the first was heard a
-//! moment ago, the first is asked whether it is still there. If it is, both
-//! are kept out until an operator replaces the node.
+//! their instance: when a second one speaks while the first was heard a moment
+//! ago, both are asked by one fresh signed ping. If both answer, both are kept
+//! out until an operator replaces the node. What was said before and is said
+//! again, by a network or by somebody who can write to NATS, answers no ping,
+//! and so cannot have an honest node kept out.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,24 +14,40 @@ use std::time::Duration;
 use async_nats::Subject;
 use muster_protocol::PROTOCOL_VERSION;
 use muster_protocol::ids::{InstanceId, Serial};
+use muster_protocol::names::NodeName;
 use muster_protocol::units::{Span, Timestamp};
-use muster_protocol::wire::{Hello, Welcome};
+use muster_protocol::wire::{Acknowledged, AgentInfo, Hello, Welcome};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::bus::Bus;
 use crate::events::Events;
 use crate::inventory::{Absent, Inventory, NodeRecord, Standing};
 use crate::ping::Pinger;
-use crate::presence::{Presence, Rival};
+use crate::presence::{Older, Presence, Rival};
 use crate::runs::Engine;
+use crate::twin::Past;
 
-/// How long an instance that was heard before may take to show that it lives.
+/// How long an instance may take to show that it lives.
 const STILL_THERE: Duration = Duration::from_secs(2);
+/// How long a hello waits until the journals of runs are read.
+const READ_WITHIN: Duration = Duration::from_secs(5);
 /// When a node that was refused is to ask again.
 const RETRY: Span = Span::from_secs(300);
 /// Checks for a clone that run at a time; what is above waits for the agent's
 /// own repeat.
 const CHECKS: usize = 256;
+
+/// Which of two instances of a node answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Lives {
+    Both,
+    /// The one that speaks.
+    Claimant,
+    /// The one that was heard before.
+    Rival,
+    Neither,
+}
 
 /// Welcomes agents. Cheap to clone.
 #[derive(Clone)]
@@ -42,6 +60,7 @@ struct Inner {
     pinger: Pinger,
     events: Events,
     engine: Engine,
+    past: Past,
     checks: Semaphore,
     /// Nodes that are being checked.
     checking: Mutex<HashSet<Serial>>,
@@ -55,6 +74,7 @@ impl Porter {
         pinger: Pinger,
         events: Events,
         engine: Engine,
+        past: Past,
     ) -> Self {
         Self(Arc::new(Inner {
             bus,
@@ -63,6 +83,7 @@ impl Porter {
             pinger,
             events,
             engine,
+            past,
             checks: Semaphore::new(CHECKS),
             checking: Mutex::default(),
         }))
@@ -74,6 +95,7 @@ impl Porter {
             return;
         };
         if hello.protocol != PROTOCOL_VERSION {
+            self.0.inventory.note_agent(serial, hello.agent());
             self.incompatible(&record, hello.protocol, &reply).await;
             return;
         }
@@ -83,15 +105,15 @@ impl Porter {
             Some(rival) => {
                 let this = self.clone();
                 self.check(serial, async move {
-                    if this.is_clone(&record, rival, hello.instance).await {
-                        this.refuse(
-                            serial,
-                            &reply,
-                            "another machine lives with this node's key".to_owned(),
-                        )
-                        .await;
-                    } else {
-                        this.welcome(&record, &hello, &reply).await;
+                    match this.tell_apart(&record, rival, hello.instance).await {
+                        Lives::Both => {
+                            let reason = "another machine lives with this node's key".to_owned();
+                            this.refuse(serial, &reply, reason).await;
+                        }
+                        Lives::Claimant => this.welcome(&record, &hello, &reply).await,
+                        Lives::Rival => this.echo(&record),
+                        // It says hello again.
+                        Lives::Neither => {}
                     }
                 });
             }
@@ -101,6 +123,14 @@ impl Porter {
     /// An agent says hello in a protocol that this broker does not speak.
     pub(crate) async fn stranger(&self, serial: Serial, protocol: u32, reply: Option<Subject>) {
         if let Some((record, reply)) = self.admitted(serial, reply).await {
+            // All else that it said is in words that are not known here.
+            let agent = AgentInfo {
+                version: String::new(),
+                protocol,
+                capabilities: Vec::new(),
+                build: None,
+            };
+            self.0.inventory.note_agent(serial, agent);
             self.incompatible(&record, protocol, &reply).await;
         }
     }
@@ -132,7 +162,9 @@ impl Porter {
         let this = self.clone();
         self.check(serial, async move {
             // When the other one is gone, the next beat finds it so.
-            let _ = this.is_clone(&record, rival, instance).await;
+            if let Lives::Rival = this.tell_apart(&record, rival, instance).await {
+                this.echo(&record);
+            }
         });
     }
 
@@ -204,26 +236,47 @@ impl Porter {
         });
     }
 
-    /// Whether two machines live with the node's key; if so, both are kept
-    /// out from now on.
-    async fn is_clone(&self, record: &NodeRecord, rival: Rival, instance: InstanceId) -> bool {
+    /// Which of two instances live. If it is both, both are kept out from now
+    /// on.
+    async fn tell_apart(&self, record: &NodeRecord, rival: Rival, instance: InstanceId) -> Lives {
         let inner = &*self.0;
-        let both = match rival {
-            Rival::Certainly => true,
-            Rival::Perhaps(other) => {
-                let lives = inner
-                    .pinger
-                    .answers(record.serial, other, STILL_THERE)
-                    .await;
-                if !lives {
-                    inner.presence.superseded(record.serial, other);
-                }
-                lives
-            }
+        let Rival(other) = rival;
+        let asked = [instance, other];
+        let answered = inner
+            .pinger
+            .answering(record.serial, &asked, STILL_THERE)
+            .await;
+        let lives = match (
+            answered.contains_key(&instance),
+            answered.contains_key(&other),
+        ) {
+            (true, true) => Lives::Both,
+            (true, false) => Lives::Claimant,
+            (false, true) => Lives::Rival,
+            (false, false) => Lives::Neither,
         };
-        if !both {
-            return false;
+        match lives {
+            Lives::Both => self.keep_out(record, instance).await,
+            Lives::Claimant => inner.presence.superseded(record.serial, other, instance),
+            Lives::Rival | Lives::Neither => {}
         }
+        lives
+    }
+
+    /// Something was said in the name of an instance that is not there, while
+    /// the node is.
+    fn echo(&self, record: &NodeRecord) {
+        let what = "said in the name of another start of the agent, which answers no ping: old messages \
+                    were sent again, or there is a copy that cannot obey (a wrong clock?)";
+        let times = self.0.presence.nonsense(record.serial, what);
+        if times.is_power_of_two() {
+            tracing::warn!(node = %record.assignment.name, times, "{what}");
+        }
+    }
+
+    /// Two machines live with the node's key.
+    async fn keep_out(&self, record: &NodeRecord, instance: InstanceId) {
+        let inner = &*self.0;
         let name = &record.assignment.name;
         tracing::error!(node = %name, serial = %record.serial, %instance, "two machines live with one node key");
         let reason = format!("two machines live with the key of {name}");
@@ -238,7 +291,6 @@ impl Porter {
             .events
             .emit("alarm.cloned-node", name.as_str(), text)
             .await;
-        true
     }
 
     async fn welcome(&self, record: &NodeRecord, hello: &Hello, reply: &Subject) {
@@ -248,22 +300,47 @@ impl Porter {
         };
         let (serial, name) = (record.serial, &record.assignment.name);
         if hello.broker_epoch > epoch {
-            tracing::error!(
-                node = %name, theirs = hello.broker_epoch, ours = epoch,
-                "a node has obeyed a broker of a higher epoch: was this broker's state restored?"
-            );
-            let text = format!(
-                "{name} has seen broker epoch {}, this broker has {epoch}: it refuses what this broker sends \
-                 until its epoch is as high",
-                hello.broker_epoch
-            );
             inner
-                .events
-                .emit("alarm.epoch-behind", name.as_str(), text)
+                .past
+                .node_saw(name, hello.broker_epoch, &inner.events)
                 .await;
+            // Under the next lease, which is above: the node asks again.
+            return;
+        }
+        let authority = inner.bus.authority();
+        let (mut recall, mut wants_keys, mut follow_after) = (None, false, None);
+        if let Some(mark) = &hello.journal {
+            let journals = inner.presence.journals();
+            if journals
+                .older(serial, hello.instance, mark.position)
+                .is_some()
+            {
+                // It waits, too, while what was sent to it may be sent again.
+                let Some(position) = self.confirmed(hello, serial, mark.position).await else {
+                    return;
+                };
+                if let Some(older) = journals.older(serial, hello.instance, position) {
+                    if !self.went_back(serial, name, older).await {
+                        return;
+                    }
+                    journals.reset(serial);
+                    follow_after = Some(Timestamp::now());
+                }
+            }
+            // Before the journals are read nobody can say; it asks again.
+            let Some(lacks) = self.lacks(serial, &mark.acknowledged).await else {
+                return;
+            };
+            recall = if lacks {
+                Some(inner.engine.recall())
+            } else {
+                inner.past.report_again().map(crate::bus::recall)
+            };
+            wants_keys = hello.key_epoch > authority.list().epoch;
+            journals.welcomed(serial, hello.instance, mark.position);
         }
         inner.presence.welcomed(serial, hello);
-        let authority = inner.bus.authority();
+        inner.inventory.note_agent(serial, hello.agent());
         let keys = (hello.key_epoch < authority.list().epoch).then(|| authority.signed_list());
         // Read again: it may have changed while the node was checked.
         let snapshot = inner.inventory.snapshot();
@@ -275,9 +352,61 @@ impl Porter {
             keys,
             revision,
             beat_every: inner.presence.beat_every(),
+            recall,
+            wants_keys,
+            follow_after,
         };
         inner.bus.reply(serial, reply, &welcome).await;
         tracing::debug!(node = %name, version = hello.version, "welcomed");
         inner.engine.returned(serial);
+    }
+
+    /// Whether outcomes are missing here that this node was told are stored.
+    async fn lacks(&self, serial: Serial, marks: &[Acknowledged]) -> Option<bool> {
+        if marks.is_empty() {
+            return Some(false);
+        }
+        let engine = &self.0.engine;
+        timeout(READ_WITHIN, engine.wait_ready()).await.ok()?;
+        engine.lacks(serial, marks).await
+    }
+
+    /// How far the journal of a node that says hello is now. A hello may have
+    /// been on its way for long, or be repeated by somebody: a ping is not.
+    async fn confirmed(&self, hello: &Hello, serial: Serial, position: u64) -> Option<u64> {
+        let inner = &*self.0;
+        if hello.key_epoch < inner.bus.authority().list().epoch {
+            // It may not know the key that signs the ping; the welcome brings
+            // it the list.
+            return Some(position);
+        }
+        let instance = hello.instance;
+        let asked = [instance];
+        let answered = inner.pinger.answering(serial, &asked, STILL_THERE).await;
+        answered.get(&instance).copied().flatten()
+    }
+
+    /// A node has an older journal than it had. Whether nothing that it may
+    /// have begun is sent to it again.
+    async fn went_back(&self, serial: Serial, name: &NodeName, older: Older) -> bool {
+        let inner = &*self.0;
+        tracing::error!(
+            node = %name, was = older.was, is = older.is,
+            "a node has gone back in time: was its machine or its disk restored?"
+        );
+        if !inner.engine.forgot(serial, older).await {
+            return false;
+        }
+        let text = format!(
+            "{name} has gone back in time (its journal was at {}, it is at {}), as after a restored snapshot: \
+             what it did since is forgotten there. What was sent to it and had no outcome is `unknown`, and is \
+             not sent again",
+            older.was, older.is
+        );
+        inner
+            .events
+            .emit("alarm.node-went-back", name.as_str(), text)
+            .await;
+        true
     }
 }

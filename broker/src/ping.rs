@@ -8,7 +8,7 @@ use muster_protocol::api::{PingAnswer, PingReply, Silent};
 use muster_protocol::envelope::Ask;
 use muster_protocol::ids::{InstanceId, RunId, Serial};
 use muster_protocol::nodeset::NodeSet;
-use muster_protocol::wire::Pong;
+use muster_protocol::wire::{Pong, Recall};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
@@ -32,7 +32,8 @@ pub enum PingError {
 }
 
 enum Answer {
-    Pong(Serial, InstanceId, Instant),
+    /// With how far its journal is.
+    Pong(Serial, InstanceId, Instant, Option<u64>),
     /// The server says that nobody heard it.
     Unheard(Serial),
 }
@@ -155,7 +156,7 @@ impl Pinger {
                 break;
             };
             match answer {
-                Answer::Pong(serial, _, at) => {
+                Answer::Pong(serial, _, at, _) => {
                     if let (true, Some(node)) = (open.remove(&serial), snapshot.get(serial)) {
                         last = last.max(at);
                         answered.push(PingReply {
@@ -188,34 +189,40 @@ impl Pinger {
         })
     }
 
-    /// Whether this instance of a node still answers.
-    pub(crate) async fn answers(
+    /// Which of these instances of a node answer one fresh ping, and how far
+    /// their journals are. Nothing that was said before, by whomever it is
+    /// repeated, can stand for an answer.
+    pub(crate) async fn answering(
         &self,
         node: Serial,
-        instance: InstanceId,
+        instances: &[InstanceId],
         within: Duration,
-    ) -> bool {
+    ) -> HashMap<InstanceId, Option<u64>> {
         let inner = &*self.0;
+        let mut answered = HashMap::new();
         let order = Order::own([node].into_iter().collect(), Ask::Ping);
         let Ok(signed) = inner.bus.sign(&order) else {
-            return false;
+            return answered;
         };
         let Ok(mut listening) = inner.listen(order.id.run, 16) else {
-            return false;
+            return answered;
         };
         if inner.bus.to_node(node, &signed).await.is_err() {
-            return false;
+            return answered;
         }
         let end = Instant::now() + within;
-        loop {
+        while answered.len() < instances.len() {
             match timeout_at(end, listening.answers.recv()).await {
-                Ok(Some(Answer::Pong(from, who, _))) if from == node && who == instance => {
-                    return true;
+                Ok(Some(Answer::Pong(from, who, _, position)))
+                    if from == node && instances.contains(&who) =>
+                {
+                    answered.insert(who, position);
                 }
                 Ok(Some(Answer::Pong(..))) => {}
-                Ok(Some(Answer::Unheard(_)) | None) | Err(_) => return false,
+                Ok(Some(Answer::Unheard(_)) | None) | Err(_) => break,
             }
         }
+        answered
     }
 
     /// Asks every node to show itself: after a start nobody was heard yet.
@@ -226,8 +233,24 @@ impl Pinger {
             .filter(|node| node.is_active())
             .map(|node| node.serial)
             .collect();
-        let order = Order::own(set, Ask::Ping);
-        let sent = match self.0.bus.sign(&order) {
+        self.ask_all(&Order::own(set, Ask::Ping)).await;
+    }
+
+    /// Asks all nodes to report again; those that have, do nothing.
+    pub(crate) async fn recall(&self, recall: Recall) {
+        let snapshot = self.0.inventory.snapshot();
+        let set = snapshot
+            .iter()
+            .filter(|node| node.is_active() && self.0.presence.journals().is_known(node.serial))
+            .map(|node| node.serial)
+            .collect::<NodeSet>();
+        if !set.is_empty() {
+            self.ask_all(&Order::own(set, Ask::Recall(recall))).await;
+        }
+    }
+
+    async fn ask_all(&self, order: &Order) {
+        let sent = match self.0.bus.sign(order) {
             Ok(signed) => {
                 self.0
                     .bus
@@ -245,7 +268,7 @@ impl Pinger {
     pub(crate) fn pong(&self, node: Serial, pong: &Pong) {
         self.0.tell(
             pong.request.run,
-            Answer::Pong(node, pong.instance, Instant::now()),
+            Answer::Pong(node, pong.instance, Instant::now(), pong.position),
         );
     }
 

@@ -70,6 +70,7 @@ impl TestBroker {
 
     /// Starts a broker and waits for nothing.
     pub(crate) async fn begin(config: Config) -> Self {
+        crate::init_log(crate::config::LogFormat::Human);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let cancel = CancellationToken::new();

@@ -53,9 +53,10 @@ pub(crate) fn unambiguous(args: impl IntoIterator<Item = OsString>) -> Vec<OsStr
 /// Which broker, for every verb.
 #[derive(Args, Debug)]
 pub(crate) struct Global {
-    /// The broker's URL [else MUSTER_URL, ~/.config/muster/config.toml, the running `muster up`]
+    /// The broker's URL; several, of one cluster, with commas or by repeating it [else MUSTER_URL,
+    /// ~/.config/muster/config.toml, the running `muster up`]
     #[arg(long, global = true, value_name = "URL", help_heading = "Broker")]
-    pub url: Option<String>,
+    pub url: Vec<String>,
     /// File that holds the token [else MUSTER_TOKEN, and as for the URL]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Broker")]
     pub token_file: Option<PathBuf>,
@@ -79,6 +80,8 @@ pub(crate) enum Command {
     Runs(verbs::runs::RunsArgs),
     /// Invite, label and remove nodes
     Node(verbs::node::NodeArgs),
+    /// Upgrade the agents themselves, and say which version runs where
+    Agent(verbs::agent::AgentArgs),
     /// Create, list and revoke API tokens
     Token(verbs::token::TokenArgs),
     /// List, rotate and revoke the broker's signing keys
@@ -99,6 +102,8 @@ pub(crate) enum Command {
     Up(verbs::up::UpArgs),
     /// Run the broker alone, against a NATS server that is there
     Broker(verbs::broker::BrokerArgs),
+    /// Make the state directory of another broker of the cluster
+    Standby(verbs::standby::StandbyArgs),
     /// Print what an existing NATS server or cluster needs
     NatsConfig(verbs::broker::NatsConfigArgs),
     /// Print the completions for a shell
@@ -217,6 +222,20 @@ mod tests {
             ],
             &["match", "role=web", "--explain", "web-01"],
             &["completions", "bash"],
+            &["agent", "upgrade", "role=web", "--batch", "10%", "--yes"],
+            &[
+                "agent",
+                "upgrade",
+                "*",
+                "--binary",
+                "f",
+                "--max-failures",
+                "2",
+                "--allow-downgrade",
+            ],
+            &["agent", "versions", "role=web", "--json"],
+            &["agent", "releases", "--json"],
+            &["agent", "forget", "0123456789ab"],
             &["backup", "f", "--json"],
             &["restore", "f", "--state", "d"],
         ] {
@@ -263,6 +282,8 @@ mod tests {
             &["token", "create", "--for", "ana", "--role", "king"],
             &["up", "--state", "d", "--node", "a:web"],
             &["keys", "revoke", "xyz"],
+            &["agent", "upgrade"],
+            &["agent", "upgrade", "*", "--batch", "0"],
             &["backup"],
             &["restore", "f"],
         ] {

@@ -39,12 +39,31 @@ pub struct Sources {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct File {
-    /// The broker's URL.
-    pub url: Option<String>,
+    /// The broker's URL, or a list of those of several brokers.
+    pub url: Option<OneOrMore>,
     /// File that holds the token, nothing else.
     pub token_file: Option<PathBuf>,
     /// The certificate authority that signed the broker's certificate, PEM.
     pub ca_file: Option<PathBuf>,
+}
+
+/// One text, or several.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMore {
+    /// One; commas in it separate several.
+    One(String),
+    /// Several.
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    fn joined(self) -> String {
+        match self {
+            Self::One(text) => text,
+            Self::More(texts) => texts.join(","),
+        }
+    }
 }
 
 /// What a running `muster up` says of itself, for other commands of the same
@@ -66,7 +85,7 @@ pub struct UpFile {
 /// What was found, and where.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// The broker's URL.
+    /// The broker's URL, or several with commas.
     pub url: String,
     /// For people: where the URL was found.
     pub url_from: String,
@@ -82,14 +101,14 @@ impl Sources {
     /// From the command line and the environment.
     #[must_use]
     pub fn of_process(
-        url: Option<String>,
+        urls: &[String],
         token_file: Option<PathBuf>,
         ca_file: Option<PathBuf>,
     ) -> Self {
         let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
         let text = |name: &str| var(name).map(|v| v.to_string_lossy().into_owned());
         Self {
-            url,
+            url: (!urls.is_empty()).then(|| urls.join(",")),
             token_file,
             ca_file: ca_file.or_else(|| var("MUSTER_CA_FILE").map(PathBuf::from)),
             env_url: text("MUSTER_URL"),
@@ -129,9 +148,9 @@ impl Sources {
             let Some(written_url) = written.url else {
                 continue;
             };
-            let same = |url: &str| url.trim_end_matches('/') == written_url.trim_end_matches('/');
             // The token beside another URL is not this broker's.
-            if explicit_url.as_ref().is_some_and(|(url, _)| !same(url)) {
+            let among = |urls: &str| each(urls).all(|url| each(&written_url).any(|one| one == url));
+            if explicit_url.as_ref().is_some_and(|(urls, _)| !among(urls)) {
                 continue;
             }
             let (token, token_from) = match (&explicit_token, &written.token_file) {
@@ -140,7 +159,9 @@ impl Sources {
                 (None, None) => (None, "nowhere".to_owned()),
             };
             return Ok(Found {
-                url: written_url,
+                url: explicit_url.as_ref().map_or(written_url, |(urls, _)| {
+                    each(urls).collect::<Vec<_>>().join(",")
+                }),
                 url_from: explicit_url
                     .as_ref()
                     .map_or(written.from, |(_, from)| (*from).to_owned()),
@@ -198,7 +219,7 @@ impl Sources {
         // Paths in the file are meant from where the file is.
         let base = path.parent().unwrap_or(Path::new("."));
         Ok(Some(Written {
-            url: file.url,
+            url: file.url.map(OneOrMore::joined),
             token_file: file.token_file.map(|p| base.join(p)),
             ca_file: file.ca_file.map(|p| base.join(p)),
             from: path.display().to_string(),
@@ -217,6 +238,13 @@ impl Sources {
             from: format!("the running `muster up` (pid {})", up.identity.pid),
         })
     }
+}
+
+/// The URLs of a list.
+fn each(urls: &str) -> impl Iterator<Item = &str> {
+    urls.split(',')
+        .map(|url| url.trim().trim_end_matches('/'))
+        .filter(|url| !url.is_empty())
 }
 
 struct Written {
@@ -398,6 +426,24 @@ mod tests {
         assert_eq!(home.found(), ("http://stranger".into(), None));
         home.sources.url = Some("http://up/".into());
         assert_eq!(home.found(), ("http://up".into(), Some("mt1_up".into())));
+    }
+
+    #[test]
+    fn several_urls_are_a_list_and_a_token_goes_to_those_of_it_alone() {
+        let mut home = home();
+        home.write(".config/muster/token", "mt1_config\n");
+        home.write(
+            ".config/muster/config.toml",
+            "url = [\"http://a\", \"http://b/\"]\ntoken_file = \"token\"\n",
+        );
+        let token = || Some("mt1_config".to_owned());
+        assert_eq!(home.found(), ("http://a,http://b/".into(), token()));
+        home.sources.env_url = Some("http://b".into());
+        assert_eq!(home.found(), ("http://b".into(), token()));
+        home.sources.env_url = Some("http://b, http://a/".into());
+        assert_eq!(home.found(), ("http://b,http://a".into(), token()));
+        home.sources.env_url = Some("http://b,http://stranger".into());
+        assert_eq!(home.found(), ("http://b,http://stranger".into(), None));
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub fn main() -> ExitCode {
     };
     let term = Term::detect();
     let sources =
-        find::Sources::of_process(cli.global.url, cli.global.token_file, cli.global.ca_file);
+        find::Sources::of_process(&cli.global.url, cli.global.token_file, cli.global.ca_file);
     let context = Context { term, sources };
     let code = run(&context, cli.command).unwrap_or_else(|failure| {
         let text = failure.render(context.term.err);

@@ -5,7 +5,8 @@ use std::time::Duration;
 use reqwest::{Method, Response};
 use tokio::time::timeout;
 
-use crate::client::{Client, describe};
+use crate::brokers::{MOST_CHANGES, TAKEOVER, Target};
+use crate::client::{Client, check, describe, transport};
 use crate::error::ClientError;
 
 /// Longest time between two pieces.
@@ -16,7 +17,7 @@ const PATH: [&str; 2] = ["v1", "backup"];
 /// own hashes say.
 #[derive(Debug)]
 pub struct BackupPieces {
-    client: Client,
+    target: Target,
     response: Response,
 }
 
@@ -27,23 +28,34 @@ impl Client {
     /// [`ClientError`].
     pub async fn backup(&self) -> Result<BackupPieces, ClientError> {
         let what = describe(&Method::GET, &PATH);
-        let asked = timeout(SILENCE, self.http().get(self.url(&PATH)).send()).await;
-        let response = match asked {
-            Ok(sent) => sent.map_err(|e| self.transport(&e, &what, SILENCE))?,
-            Err(_) => return Err(self.late(what)),
-        };
-        Ok(BackupPieces {
-            response: self.check(response, &what, SILENCE).await?,
-            client: self.clone(),
-        })
-    }
-
-    fn late(&self, what: String) -> ClientError {
-        ClientError::Timeout {
-            url: self.endpoint().url().to_owned(),
-            what,
-            after: SILENCE,
+        let mut changes = 0;
+        loop {
+            let target = self.target(TAKEOVER).await?;
+            let error = match begin(&target, &what).await {
+                Ok(response) => return Ok(BackupPieces { response, target }),
+                Err(error) => error,
+            };
+            changes += 1;
+            if changes > MOST_CHANGES || !self.brokers().elsewhere(&target, &error, true) {
+                return Err(error);
+            }
         }
+    }
+}
+
+async fn begin(target: &Target, what: &str) -> Result<Response, ClientError> {
+    match timeout(SILENCE, target.http.get(target.at(&PATH)).send()).await {
+        Ok(Ok(response)) => check(response, target, what, SILENCE).await,
+        Ok(Err(error)) => Err(transport(target, &error, what, SILENCE)),
+        Err(_) => Err(late(target, what)),
+    }
+}
+
+fn late(target: &Target, what: &str) -> ClientError {
+    ClientError::Timeout {
+        url: target.name().to_owned(),
+        what: what.to_owned(),
+        after: SILENCE,
     }
 }
 
@@ -58,8 +70,8 @@ impl BackupPieces {
     {
         let what = describe(&Method::GET, &PATH);
         match timeout(SILENCE, self.response.chunk()).await {
-            Ok(piece) => piece.map_err(|e| self.client.transport(&e, &what, SILENCE)),
-            Err(_) => Err(self.client.late(what)),
+            Ok(piece) => piece.map_err(|e| transport(&self.target, &e, &what, SILENCE)),
+            Err(_) => Err(late(&self.target, &what)),
         }
     }
 }

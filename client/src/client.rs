@@ -7,10 +7,11 @@ use muster_protocol::api::{DOOR_HEADER, Readiness};
 use muster_protocol::problem::Problem;
 use muster_protocol::text::printable;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Method, Response, Url};
+use reqwest::{Method, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::brokers::{Brokers, MOST_CHANGES, Manner, TAKEOVER, Target};
 use crate::endpoint::{CaSource, Endpoint};
 use crate::error::ClientError;
 
@@ -18,7 +19,11 @@ use crate::error::ClientError;
 /// thousand nodes with their facts come in pages far below it.
 pub const MAX_BODY: usize = 64 << 20;
 
-/// A client of one broker. Cheap to clone: clones share their connections.
+/// A client of one cluster. Cheap to clone: clones share their connections.
+///
+/// With the URLs of several brokers it speaks to the active one, and changes
+/// over when another one takes over: at once for a request of which nothing
+/// was done, and for one that can be repeated without harm.
 #[derive(Clone, Debug)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -26,7 +31,7 @@ pub struct Client {
 
 #[derive(Debug)]
 struct Inner {
-    http: reqwest::Client,
+    brokers: Brokers,
     endpoint: Endpoint,
 }
 
@@ -39,55 +44,23 @@ pub(crate) struct Ask<'a, B: Serialize + ?Sized> {
     pub(crate) extra_time: Duration,
 }
 
+impl<B: Serialize + ?Sized> Ask<'_, B> {
+    /// Whether doing it twice does no harm.
+    fn is_repeatable(&self) -> bool {
+        self.method.is_safe()
+    }
+}
+
 impl Client {
     /// Builds a client; connects nowhere yet.
     ///
     /// # Errors
     /// [`ClientError::CaFile`], [`ClientError::Setup`].
     pub fn new(endpoint: Endpoint) -> Result<Self, ClientError> {
-        // Whoever else in this process installed a provider chose the same one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut headers = HeaderMap::new();
-        headers.insert(
-            HeaderName::from_static(DOOR_HEADER),
-            HeaderValue::from_static(endpoint.door),
-        );
-        if let Some(token) = &endpoint.token {
-            let mut value =
-                HeaderValue::from_str(&format!("Bearer {}", token.expose())).map_err(|_| {
-                    ClientError::Setup {
-                        why: "the token holds characters that no token has; is it the right file?"
-                            .into(),
-                    }
-                })?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
-        }
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("muster/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers)
-            .connect_timeout(endpoint.connect_timeout)
-            // A redirect would carry the token to wherever it points.
-            .redirect(reqwest::redirect::Policy::none())
-            .local_address(endpoint.local)
-            .tcp_nodelay(true);
-        if endpoint.is_loopback() {
-            builder = builder.no_proxy();
-        }
-        builder = if endpoint.is_tls() {
-            match &endpoint.ca_pem {
-                Some(ca) => builder.tls_certs_only(read_ca(ca)?),
-                None => builder,
-            }
-        } else {
-            // Reading the system's certificates takes longer than a request.
-            builder.tls_certs_only([])
-        };
-        let http = builder
-            .build()
-            .map_err(|e| ClientError::Setup { why: deepest(&e) })?;
+        let first = connections(&endpoint, Manner::of(endpoint.first()))?;
+        let brokers = Brokers::new(&endpoint, first);
         Ok(Self {
-            inner: Arc::new(Inner { http, endpoint }),
+            inner: Arc::new(Inner { brokers, endpoint }),
         })
     }
 
@@ -97,17 +70,18 @@ impl Client {
         &self.inner.endpoint
     }
 
-    pub(crate) fn http(&self) -> &reqwest::Client {
-        &self.inner.http
+    /// The brokers that it knows.
+    pub(crate) fn brokers(&self) -> &Brokers {
+        &self.inner.brokers
     }
 
-    pub(crate) fn url(&self, path: &[&str]) -> Url {
-        let mut url = self.inner.endpoint.url.clone();
-        if let Ok(mut segments) = url.path_segments_mut() {
-            // Every http URL has a path; `Endpoint::new` let no other in.
-            segments.pop_if_empty().extend(path);
-        }
-        url
+    /// The broker to ask, looked for within `patience` when it is not known.
+    ///
+    /// # Errors
+    /// When there are several and none is active.
+    pub(crate) async fn target(&self, patience: Duration) -> Result<Target, ClientError> {
+        let inner = &self.inner;
+        inner.brokers.active(&inner.endpoint, patience).await
     }
 
     /// Sends and reads an answer with a body.
@@ -115,12 +89,15 @@ impl Client {
         &self,
         ask: Ask<'_, B>,
     ) -> Result<T, ClientError> {
-        let what = describe(&ask.method, ask.path);
-        let after = self.inner.endpoint.request_timeout + ask.extra_time;
-        let response = self.send(ask).await?;
-        let status = response.status().as_u16();
-        let body = self.read(response, &what, after).await?;
-        serde_json::from_slice(&body).map_err(|e| self.garbage(&what, status, &e.to_string()))
+        let mut changes = 0;
+        loop {
+            let target = self.target(TAKEOVER).await?;
+            let error = match self.ask_at(&target, &ask).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            self.may_repeat(&target, &ask, &mut changes, error)?;
+        }
     }
 
     /// Sends and expects an answer without content.
@@ -128,15 +105,60 @@ impl Client {
         &self,
         ask: Ask<'_, B>,
     ) -> Result<(), ClientError> {
-        self.send(ask).await.map(drop)
+        let mut changes = 0;
+        loop {
+            let target = self.target(TAKEOVER).await?;
+            let error = match self.send(&target, &ask).await {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            self.may_repeat(&target, &ask, &mut changes, error)?;
+        }
     }
 
-    async fn send<B: Serialize + ?Sized>(&self, ask: Ask<'_, B>) -> Result<Response, ClientError> {
+    /// Gives the error back when another broker is not to be asked.
+    fn may_repeat<B: Serialize + ?Sized>(
+        &self,
+        target: &Target,
+        ask: &Ask<'_, B>,
+        changes: &mut usize,
+        error: ClientError,
+    ) -> Result<(), ClientError> {
+        *changes += 1;
+        if *changes <= MOST_CHANGES
+            && self
+                .brokers()
+                .elsewhere(target, &error, ask.is_repeatable())
+        {
+            Ok(())
+        } else {
+            Err(error)
+        }
+    }
+
+    async fn ask_at<B: Serialize + ?Sized, T: DeserializeOwned>(
+        &self,
+        target: &Target,
+        ask: &Ask<'_, B>,
+    ) -> Result<T, ClientError> {
         let what = describe(&ask.method, ask.path);
         let after = self.inner.endpoint.request_timeout + ask.extra_time;
-        let mut request = self
-            .http()
-            .request(ask.method, self.url(ask.path))
+        let response = self.send(target, ask).await?;
+        let status = response.status().as_u16();
+        let body = body(response, target, &what, after).await?;
+        serde_json::from_slice(&body).map_err(|e| garbage(target, &what, status, &e.to_string()))
+    }
+
+    async fn send<B: Serialize + ?Sized>(
+        &self,
+        target: &Target,
+        ask: &Ask<'_, B>,
+    ) -> Result<Response, ClientError> {
+        let what = describe(&ask.method, ask.path);
+        let after = self.inner.endpoint.request_timeout + ask.extra_time;
+        let mut request = target
+            .http
+            .request(ask.method.clone(), target.at(ask.path))
             .timeout(after)
             .header(ACCEPT, "application/json, application/problem+json");
         if !ask.query.is_empty() {
@@ -148,78 +170,132 @@ impl Client {
         let response = request
             .send()
             .await
-            .map_err(|e| self.transport(&e, &what, after))?;
-        self.check(response, &what, after).await
+            .map_err(|e| transport(target, &e, &what, after))?;
+        check(response, target, &what, after).await
     }
+}
 
-    /// Turns everything but a success into an error.
-    pub(crate) async fn check(
-        &self,
-        response: Response,
-        what: &str,
-        after: Duration,
-    ) -> Result<Response, ClientError> {
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
-        let body = self.read(response, what, after).await?;
-        if let Ok(readiness) = serde_json::from_slice::<Readiness>(&body) {
-            return Err(ClientError::NotReady(readiness));
-        }
-        match serde_json::from_slice::<Problem>(&body) {
-            Ok(problem) => Err(ClientError::Problem(Box::new(problem))),
-            Err(_) => {
-                let text = String::from_utf8_lossy(&body);
-                let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-                let why = if text.is_empty() {
-                    "no content".into()
-                } else {
-                    printable(&text, 120)
-                };
-                Err(self.garbage(what, status.as_u16(), &why))
-            }
+/// Turns everything but a success into an error.
+pub(crate) async fn check(
+    response: Response,
+    target: &Target,
+    what: &str,
+    after: Duration,
+) -> Result<Response, ClientError> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let body = body(response, target, what, after).await?;
+    if let Ok(readiness) = serde_json::from_slice::<Readiness>(&body) {
+        return Err(ClientError::NotReady(readiness));
+    }
+    match serde_json::from_slice::<Problem>(&body) {
+        Ok(problem) => Err(ClientError::Problem(Box::new(problem))),
+        Err(_) => {
+            let text = String::from_utf8_lossy(&body);
+            let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            let why = if text.is_empty() {
+                "no content".into()
+            } else {
+                printable(&text, 120)
+            };
+            Err(garbage(target, what, status.as_u16(), &why))
         }
     }
+}
 
-    async fn read(
-        &self,
-        mut response: Response,
-        what: &str,
-        after: Duration,
-    ) -> Result<Vec<u8>, ClientError> {
-        let status = response.status().as_u16();
-        let mut body = Vec::new();
-        while let Some(chunk) = response
-            .chunk()
-            .await
-            .map_err(|e| self.transport(&e, what, after))?
-        {
-            if body.len() + chunk.len() > MAX_BODY {
-                return Err(self.garbage(what, status, "the answer is larger than 64 MiB"));
-            }
-            body.extend_from_slice(&chunk);
+/// Reads an answer to its end.
+pub(crate) async fn body(
+    mut response: Response,
+    target: &Target,
+    what: &str,
+    after: Duration,
+) -> Result<Vec<u8>, ClientError> {
+    let status = response.status().as_u16();
+    let mut body = Vec::new();
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .map_err(|e| transport(target, &e, what, after))?
+    {
+        if body.len() + chunk.len() > MAX_BODY {
+            return Err(garbage(
+                target,
+                what,
+                status,
+                "the answer is larger than 64 MiB",
+            ));
         }
-        Ok(body)
+        body.extend_from_slice(&chunk);
     }
+    Ok(body)
+}
 
-    pub(crate) fn transport(
-        &self,
-        error: &reqwest::Error,
-        what: &str,
-        after: Duration,
-    ) -> ClientError {
-        ClientError::from_reqwest(error, self.inner.endpoint.url(), what, after)
+pub(crate) fn transport(
+    target: &Target,
+    error: &reqwest::Error,
+    what: &str,
+    after: Duration,
+) -> ClientError {
+    ClientError::from_reqwest(error, target.name(), what, after)
+}
+
+pub(crate) fn garbage(target: &Target, what: &str, status: u16, why: &str) -> ClientError {
+    ClientError::Garbage {
+        url: target.name().to_owned(),
+        what: what.to_owned(),
+        status,
+        why: printable(why, 300),
     }
+}
 
-    pub(crate) fn garbage(&self, what: &str, status: u16, why: &str) -> ClientError {
-        ClientError::Garbage {
-            url: self.inner.endpoint.url().to_owned(),
-            what: what.to_owned(),
-            status,
-            why: printable(why, 300),
+/// The connections to brokers of that manner.
+pub(crate) fn connections(
+    endpoint: &Endpoint,
+    manner: Manner,
+) -> Result<reqwest::Client, ClientError> {
+    // Whoever else in this process installed a provider chose the same one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut headers = HeaderMap::new();
+    headers.insert(
+        HeaderName::from_static(DOOR_HEADER),
+        HeaderValue::from_static(endpoint.door),
+    );
+    if let Some(token) = &endpoint.token {
+        let mut value =
+            HeaderValue::from_str(&format!("Bearer {}", token.expose())).map_err(|_| {
+                ClientError::Setup {
+                    why: "the token holds characters that no token has; is it the right file?"
+                        .into(),
+                }
+            })?;
+        value.set_sensitive(true);
+        headers.insert(AUTHORIZATION, value);
+    }
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("muster/", env!("CARGO_PKG_VERSION")))
+        .default_headers(headers)
+        .connect_timeout(endpoint.connect_timeout)
+        // A redirect would carry the token to wherever it points.
+        .redirect(reqwest::redirect::Policy::none())
+        .local_address(endpoint.local)
+        .tcp_nodelay(true);
+    if manner.loopback {
+        builder = builder.no_proxy();
+    }
+    builder = if manner.tls {
+        match &endpoint.ca_pem {
+            Some(ca) => builder.tls_certs_only(read_ca(ca)?),
+            None => builder,
         }
-    }
+    } else {
+        // Reading the system's certificates takes longer than a request.
+        builder.tls_certs_only([])
+    };
+    builder
+        .build()
+        .map_err(|e| ClientError::Setup { why: deepest(&e) })
 }
 
 pub(crate) fn describe(method: &Method, path: &[&str]) -> String {

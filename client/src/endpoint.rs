@@ -9,10 +9,14 @@ use reqwest::Url;
 
 use crate::ClientError;
 
+/// Most URLs that may be given.
+const MOST: usize = 8;
+
 /// Where the broker is and how to speak to it.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    pub(crate) url: Url,
+    /// At least one.
+    pub(crate) urls: Vec<Url>,
     pub(crate) token: Option<Secret>,
     pub(crate) ca_pem: Option<CaSource>,
     pub(crate) door: &'static str,
@@ -29,40 +33,32 @@ pub(crate) enum CaSource {
 }
 
 impl Endpoint {
-    /// From a URL such as `http://127.0.0.1:7878`. A path in it is kept as a
-    /// prefix (for a reverse proxy); user, query and fragment are refused.
+    /// From a URL such as `http://127.0.0.1:7878`, or several brokers of one
+    /// cluster, separated by commas. A path in it is kept as a prefix (for a
+    /// reverse proxy); user, query and fragment are refused.
     ///
     /// # Errors
     /// [`ClientError::Url`].
-    pub fn new(url: &str) -> Result<Self, ClientError> {
-        let fail = |why: String| ClientError::Url {
-            url: muster_protocol::text::printable(url, 200),
-            why,
-        };
-        let mut parsed = Url::parse(url).map_err(|e| fail(e.to_string()))?;
-        if !matches!(parsed.scheme(), "http" | "https") {
-            return Err(fail(format!(
-                "it begins with `{}:`, not with http: or https:",
-                parsed.scheme()
-            )));
+    pub fn new(urls: &str) -> Result<Self, ClientError> {
+        let mut parsed: Vec<Url> = Vec::new();
+        for url in urls.split(',').map(str::trim) {
+            // A comma at the end is no mistake.
+            if url.is_empty() && !parsed.is_empty() {
+                continue;
+            }
+            let url = parse(url)?;
+            if !parsed.contains(&url) {
+                parsed.push(url);
+            }
         }
-        if !parsed.has_host() {
-            return Err(fail("it names no host".into()));
-        }
-        if !parsed.username().is_empty() || parsed.password().is_some() {
-            return Err(fail(
-                "it holds a user or password; the token goes into a file".into(),
-            ));
-        }
-        if parsed.query().is_some() || parsed.fragment().is_some() {
-            return Err(fail("it has a query or a fragment".into()));
-        }
-        if !parsed.path().ends_with('/') {
-            let path = format!("{}/", parsed.path());
-            parsed.set_path(&path);
+        if parsed.len() > MOST {
+            return Err(ClientError::Url {
+                url: muster_protocol::text::printable(urls, 200),
+                why: format!("these are more than {MOST}"),
+            });
         }
         Ok(Self {
-            url: parsed,
+            urls: parsed,
             token: None,
             ca_pem: None,
             door: "http",
@@ -117,29 +113,50 @@ impl Endpoint {
         self
     }
 
-    /// The URL, without the slash at its end.
+    /// The first of them. [`Endpoint::new`] lets no empty list in.
+    pub(crate) fn first(&self) -> &Url {
+        &self.urls[0]
+    }
+
+    /// The first URL, without the slash at its end.
     #[must_use]
     pub fn url(&self) -> &str {
-        self.url.as_str().trim_end_matches('/')
+        self.first().as_str().trim_end_matches('/')
     }
 
-    /// Whether it speaks TLS.
+    /// All URLs, without the slashes at their ends.
+    #[must_use]
+    pub fn urls(&self) -> Vec<&str> {
+        let urls = self.urls.iter();
+        urls.map(|url| url.as_str().trim_end_matches('/')).collect()
+    }
+
+    /// All URLs, for people.
+    pub(crate) fn urls_text(&self) -> String {
+        self.urls().join(" and ")
+    }
+
+    /// The same for one of the URLs alone.
+    #[must_use]
+    pub fn only(&self, url: &str) -> Option<Self> {
+        let same = |one: &&Url| one.as_str().trim_end_matches('/') == url;
+        let one = self.urls.iter().find(same)?.clone();
+        Some(Self {
+            urls: vec![one],
+            ..self.clone()
+        })
+    }
+
+    /// Whether it speaks TLS, with each of them.
     #[must_use]
     pub fn is_tls(&self) -> bool {
-        self.url.scheme() == "https"
+        self.urls.iter().all(|url| url.scheme() == "https")
     }
 
-    /// Whether the host is this machine, said by an address or `localhost`.
+    /// Whether the hosts are this machine, said by an address or `localhost`.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
-        let Some(host) = self.url.host_str() else {
-            return false;
-        };
-        let literal = host.trim_start_matches('[').trim_end_matches(']');
-        literal
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|ip| ip.is_loopback())
-            || host == "localhost"
+        self.urls.iter().all(is_loopback)
     }
 
     /// The certificate authority's file, if one was named.
@@ -150,6 +167,44 @@ impl Endpoint {
             _ => None,
         }
     }
+}
+
+fn parse(url: &str) -> Result<Url, ClientError> {
+    let fail = |why: String| ClientError::Url {
+        url: muster_protocol::text::printable(url, 200),
+        why,
+    };
+    let mut parsed = Url::parse(url).map_err(|e| fail(e.to_string()))?;
+    if !matches!(parsed.scheme(), "http" | "https") {
+        return Err(fail(format!(
+            "it begins with `{}:`, not with http: or https:",
+            parsed.scheme()
+        )));
+    }
+    if !parsed.has_host() {
+        return Err(fail("it names no host".into()));
+    }
+    if !parsed.username().is_empty() || parsed.password().is_some() {
+        return Err(fail(
+            "it holds a user or password; the token goes into a file".into(),
+        ));
+    }
+    if parsed.query().is_some() || parsed.fragment().is_some() {
+        return Err(fail("it has a query or a fragment".into()));
+    }
+    if !parsed.path().ends_with('/') {
+        let path = format!("{}/", parsed.path());
+        parsed.set_path(&path);
+    }
+    Ok(parsed)
+}
+
+pub(crate) fn is_loopback(url: &Url) -> bool {
+    let Some(host) = url.host_str() else {
+        return false;
+    };
+    let literal = host.trim_start_matches('[').trim_end_matches(']');
+    literal.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()) || host == "localhost"
 }
 
 #[cfg(test)]
@@ -191,6 +246,21 @@ mod tests {
                 "{url}"
             );
         }
+    }
+
+    #[test]
+    fn several_brokers_are_given_with_commas() {
+        let endpoint = Endpoint::new("http://a:1, https://b/,http://a:1/,").expect("urls");
+        assert_eq!(endpoint.urls(), ["http://a:1", "https://b"]);
+        assert_eq!(endpoint.url(), "http://a:1");
+        assert!(!endpoint.is_tls() && !endpoint.is_loopback());
+        let one = endpoint.only("https://b").expect("it is one of them");
+        assert!(one.is_tls() && endpoint.only("https://c").is_none());
+        for bad in [",http://a", "http://a,ftp://b", "http://a,b"] {
+            assert!(Endpoint::new(bad).is_err(), "{bad}");
+        }
+        let many: Vec<String> = (0..9).map(|n| format!("http://a{n}")).collect();
+        assert!(Endpoint::new(&many.join(",")).is_err());
     }
 
     #[test]

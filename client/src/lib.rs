@@ -15,10 +15,12 @@
 //! ```
 
 mod backup;
+mod brokers;
 mod client;
 mod endpoint;
 mod error;
 mod reference;
+mod releases;
 mod routes;
 mod sse;
 mod watch;

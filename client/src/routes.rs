@@ -5,7 +5,8 @@ use std::time::Duration;
 use muster_protocol::api::{
     Challenge, ClusterEvent, Invite, InviteRequest, InviteView, Invites, MatchAnswer, MatchRequest,
     NodeChange, NodeChanged, NodeView, Page, PingAnswer, PingRequest, ReplaceRequest, RetryRequest,
-    RunBrief, RunRequest, RunView, Status, TokenCreated, TokenRequest, TokenView, WhoAmI,
+    RunBrief, RunRequest, RunView, StandbyKit, Status, TokenCreated, TokenRequest, TokenView,
+    WhoAmI,
 };
 use muster_protocol::keys::{KeyId, KeyList};
 use muster_protocol::names::NodeName;
@@ -311,6 +312,14 @@ impl Client {
     /// [`ClientError`].
     pub async fn keys(&self) -> Answer<KeyList> {
         self.get(&["v1", "keys"], &[]).await
+    }
+
+    /// `POST /v1/brokers/kit`: what another broker of the cluster needs. Secret.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn standby_kit(&self) -> Answer<StandbyKit> {
+        self.post_empty(&["v1", "brokers", "kit"]).await
     }
 
     /// `POST /v1/keys/rotate`.

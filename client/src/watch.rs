@@ -11,7 +11,8 @@ use reqwest::header::{ACCEPT, HeaderName};
 use reqwest::{Method, Response};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::client::{Client, describe};
+use crate::brokers::Target;
+use crate::client::{Client, check, describe, garbage, transport};
 use crate::error::ClientError;
 use crate::reference::Reference;
 use crate::sse::{Event, Parser};
@@ -24,6 +25,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const GIVE_UP: Duration = Duration::from_secs(120);
 /// A broker says something at least every 15 s, if only a comment.
 const SILENCE: Duration = Duration::from_secs(45);
+/// One of several says something at least every 3 s.
+const SILENCE_OF_SEVERAL: Duration = Duration::from_secs(9);
 
 /// What a watcher sees.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,6 +64,7 @@ pub struct RunEvents {
 
 #[derive(Debug)]
 struct Connection {
+    target: Target,
     response: Response,
     parser: Parser,
 }
@@ -83,7 +87,7 @@ impl Key {
             Frame::RunCreated { .. } => Self::Created,
             Frame::BatchSent { batch, .. } => Self::Batch(*batch),
             // Not kept by the broker, so never repeated.
-            Frame::Accepted { .. } => return None,
+            Frame::Accepted { .. } | Frame::RunBeginsAgain { .. } => return None,
             Frame::Output { node, chunk, .. } => Self::Output(node.clone(), *chunk),
             Frame::Outcome { result, .. } => Self::Outcome(result.node.clone()),
             Frame::LateOutcome { node, outcome, .. } => Self::Late(node.clone(), *outcome),
@@ -169,56 +173,74 @@ impl RunEvents {
         }
         let path = ["v1", "runs", self.run.as_str(), "events"];
         let what = describe(&Method::GET, &path);
+        let silence = self.silence();
         let Some(connection) = &mut self.connection else {
-            let mut request = self
-                .client
-                .http()
-                .get(self.client.url(&path))
-                .header(ACCEPT, "text/event-stream");
+            // Without patience: it is this that is tried again and again.
+            let target = self.client.target(Duration::ZERO).await?;
+            let request = target.http.get(target.at(&path));
+            let mut request = request.header(ACCEPT, "text/event-stream");
             if let Some(id) = &self.resume {
                 request = request.header(HeaderName::from_static("last-event-id"), id);
             }
-            let asked = timeout(SILENCE, request.send()).await;
-            let response = match asked {
-                Ok(sent) => sent.map_err(|e| self.client.transport(&e, &what, SILENCE))?,
-                Err(_) => return Err(self.silent(&what)),
+            let begun = match timeout(silence, request.send()).await {
+                Ok(Ok(response)) => check(response, &target, &what, silence).await,
+                Ok(Err(error)) => Err(transport(&target, &error, &what, silence)),
+                Err(_) => Err(silent(&target, &what, silence)),
             };
-            let response = self.client.check(response, &what, SILENCE).await?;
-            self.connection = Some(Connection {
-                response,
-                parser: Parser::default(),
-            });
-            return Ok(());
+            match begun {
+                Ok(response) => {
+                    self.connection = Some(Connection {
+                        target,
+                        response,
+                        parser: Parser::default(),
+                    });
+                    return Ok(());
+                }
+                Err(error) => {
+                    let _ = self.client.brokers().elsewhere(&target, &error, true);
+                    return Err(error);
+                }
+            }
         };
-        let piece = match timeout(SILENCE, connection.response.chunk()).await {
-            Ok(read) => read.map_err(|e| self.client.transport(&e, &what, SILENCE))?,
-            Err(_) => return Err(self.silent(&what)),
-        };
-        let Some(piece) = piece else {
-            return Err(ClientError::Lost {
-                url: self.client.endpoint().url().to_owned(),
-                what,
+        let target = &connection.target;
+        let read = match timeout(silence, connection.response.chunk()).await {
+            Ok(Ok(Some(piece))) => Ok(piece),
+            Ok(Ok(None)) => Err(ClientError::Lost {
+                url: target.name().to_owned(),
+                what: what.clone(),
                 why: "the broker ended it".into(),
-            });
+            }),
+            Ok(Err(error)) => Err(transport(target, &error, &what, silence)),
+            Err(_) => Err(silent(target, &what, silence)),
+        };
+        let piece = match read {
+            Ok(piece) => piece,
+            Err(error) => {
+                self.client.brokers().doubt(target);
+                return Err(error);
+            }
         };
         self.alive = Instant::now();
         let mut events = Vec::new();
         let parsed = connection.parser.push(&piece, &mut events);
+        let target = target.clone();
         for event in events {
-            self.take(event, &what)?;
+            self.take(event, &target, &what)?;
         }
-        parsed.map_err(|e| self.client.garbage(&what, 200, &e.to_string()))
+        parsed.map_err(|e| garbage(&target, &what, 200, &e.to_string()))
     }
 
-    fn silent(&self, what: &str) -> ClientError {
-        ClientError::Timeout {
-            url: self.client.endpoint().url().to_owned(),
-            what: what.to_owned(),
-            after: SILENCE,
+    /// How long a broker may say nothing. With another one to go to, less: a
+    /// broker that was stopped keeps its connections.
+    fn silence(&self) -> Duration {
+        if self.client.brokers().several() {
+            SILENCE_OF_SEVERAL
+        } else {
+            SILENCE
         }
     }
 
-    fn take(&mut self, event: Event, what: &str) -> Result<(), ClientError> {
+    fn take(&mut self, event: Event, target: &Target, what: &str) -> Result<(), ClientError> {
         // Only ids that can go back into a header count.
         let id = event
             .id
@@ -239,16 +261,30 @@ impl RunEvents {
                     tracing::debug!("an event of an unknown type was passed over");
                     Ok(())
                 } else {
-                    Err(self.client.garbage(what, 200, &e.to_string()))
+                    Err(garbage(target, what, 200, &e.to_string()))
                 };
             }
         };
         self.attempt = 0;
+        if let Frame::RunBeginsAgain { .. } = frame {
+            // The ids from before mean nothing; what was seen is told by what
+            // it is.
+            self.resume = None;
+            self.current = None;
+        }
         let fresh = Key::of(&frame).is_none_or(|key| self.seen.insert(key));
         if fresh {
             self.ready.push_back(frame);
         }
         Ok(())
+    }
+}
+
+fn silent(target: &Target, what: &str, after: Duration) -> ClientError {
+    ClientError::Timeout {
+        url: target.name().to_owned(),
+        what: what.to_owned(),
+        after,
     }
 }
 
@@ -262,6 +298,7 @@ fn is_known(name: &str) -> bool {
             | "outcome"
             | "late_outcome"
             | "run_cancelling"
+            | "run_begins_again"
             | "run_finished"
     )
 }

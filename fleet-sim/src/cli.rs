@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
+use crate::bench;
 use crate::chance::{Between, Faults, MinuteRate, Rate, Slow};
 use crate::enrol::{Clients, EnrolError, Plan, Source, enrol};
 use crate::fleet::{Fleet, Running, Statistics};
@@ -57,6 +58,12 @@ pub struct Cli {
 enum Verb {
     /// Measure how quickly plain subscribers answer one signed request at best
     Floor(floor::Args),
+    /// Measure a whole muster on this machine, as one table
+    ///
+    /// Starts its own broker, NATS server, agents and simulated nodes in a
+    /// temporary directory, and ends them. Needs `muster` and `muster-agent`
+    /// of the same build.
+    Bench(bench::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -188,6 +195,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 print(&json!(floor).to_string());
                 Ok(())
             }
+            Some(Verb::Bench(args)) => bench::main(args).await.map_err(|e| Failure::new(1, &e)),
             None => Box::pin(simulate(cli.fleet)).await,
         }
     });
@@ -309,6 +317,7 @@ async fn begin(args: FleetArgs) -> Result<Running, Failure> {
         remember: args.remember,
         facts: facts(),
         witness: Witness::new(members.len()),
+        orders: crate::orders::Orders::default(),
     });
     let fleet = Fleet::new(members.len(), &common, Some(clients), store)
         .map_err(|e| Failure::new(1, &e))?;

@@ -1,13 +1,13 @@
 //! All nodes together: what they share, and how they begin and end.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use muster_agent::identity::{AnswerError, open_answer};
-use muster_client::ClientError;
+use muster_client::{Client, ClientError};
 use muster_protocol::ids::InstanceId;
-use muster_protocol::keys::{Purpose, SignedText};
+use muster_protocol::keys::{KeyListError, Purpose, SignedText};
 use muster_protocol::units::elapsed;
 use muster_protocol::wire::{CredentialsAnswer, CredentialsRequest, proof_text};
 use rustls::pki_types::CertificateDer;
@@ -22,6 +22,7 @@ use crate::connection::Address;
 use crate::enrol::Clients;
 use crate::limits::resident_kib;
 use crate::node::{Habits, Member, Node};
+use crate::orders::Orders;
 use crate::session::Life;
 use crate::store::{Common, Store, StoreError};
 use crate::witness::Testimony;
@@ -64,11 +65,56 @@ pub struct Fleet {
     root: muster_protocol::keys::PublicKey,
     fetching: Semaphore,
     store: Store,
-    first: Mutex<Vec<bool>>,
+    last: Mutex<Vec<Last>>,
+    begun: Instant,
     welcomed_now: AtomicU32,
     welcomed_ever: AtomicU32,
     news: Notify,
     complaints: Mutex<Complaints>,
+}
+
+/// When something happened to a node last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Last {
+    connected: Option<Instant>,
+    welcomed: Option<Instant>,
+}
+
+/// How close together the same thing happened to many nodes, the last time
+/// that it happened to each.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Wave {
+    /// To how many.
+    pub nodes: usize,
+    /// Milliseconds since the fleet was made, to the first one.
+    pub from_ms: u64,
+    /// The same, to the last one.
+    pub to_ms: u64,
+    /// Most nodes within any 100 ms.
+    pub most_in_100_ms: usize,
+}
+
+impl Wave {
+    fn of(mut times: Vec<Duration>) -> Self {
+        times.sort_unstable();
+        let ms = |at: Option<&Duration>| {
+            at.map_or(0, |at| u64::try_from(at.as_millis()).unwrap_or(u64::MAX))
+        };
+        let mut from = 0;
+        let within = (0..times.len()).map(|to| {
+            while times[to] - times[from] > Duration::from_millis(100) {
+                from += 1;
+            }
+            to + 1 - from
+        });
+        let most_in_100_ms = within.max().unwrap_or(0);
+        Self {
+            nodes: times.len(),
+            from_ms: ms(times.first()),
+            to_ms: ms(times.last()),
+            most_in_100_ms,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -101,7 +147,8 @@ impl Fleet {
             root: common.root,
             fetching: Semaphore::new(32),
             store,
-            first: Mutex::new(vec![false; nodes]),
+            last: Mutex::new(vec![Last::default(); nodes]),
+            begun: Instant::now(),
             welcomed_now: AtomicU32::new(0),
             welcomed_ever: AtomicU32::new(0),
             news: Notify::new(),
@@ -110,15 +157,41 @@ impl Fleet {
     }
 
     /// A node was welcomed on a new connection.
-    pub fn welcomed(&self, node: u32) {
+    pub fn welcomed(&self) {
         self.welcomed_now.fetch_add(1, Ordering::Relaxed);
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(seen) = first.get_mut(node as usize)
-            && !std::mem::replace(seen, true)
+    }
+
+    /// The broker has answered a node's hello, also by a welcome that is not
+    /// its first on a connection.
+    pub fn greeted(&self, node: u32) {
+        let mut last = self.last();
+        if let Some(last) = last.get_mut(node as usize)
+            && last.welcomed.replace(Instant::now()).is_none()
         {
             self.welcomed_ever.fetch_add(1, Ordering::Relaxed);
             self.news.notify_one();
         }
+    }
+
+    /// A node has a connection.
+    pub fn connected(&self, node: u32) {
+        if let Some(last) = self.last().get_mut(node as usize) {
+            last.connected = Some(Instant::now());
+        }
+    }
+
+    fn last(&self) -> MutexGuard<'_, Vec<Last>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the nodes' newest connections and welcomes lie in time.
+    fn waves(&self) -> (Wave, Wave) {
+        let last = self.last();
+        let wave = |at: fn(&Last) -> Option<Instant>| {
+            let times = last.iter().filter_map(at);
+            Wave::of(times.map(|at| at.duration_since(self.begun)).collect())
+        };
+        (wave(|last| last.connected), wave(|last| last.welcomed))
     }
 
     /// A node that was welcomed is no longer connected.
@@ -163,11 +236,17 @@ impl Fleet {
         warn!(unsaid, "{what}");
     }
 
-    /// Asks the broker for fresh credentials, a few nodes at a time.
+    /// Asks the broker for fresh credentials, a few nodes at a time. A broker
+    /// whose key list is older than the member's is given the newest list of
+    /// `orders` and asked once more, as the agent does.
     ///
     /// # Errors
     /// [`FleetError::Client`].
-    pub async fn fetch(&self, member: &Member) -> Result<CredentialsAnswer, FleetError> {
+    pub async fn fetch(
+        &self,
+        member: &Member,
+        orders: &Orders,
+    ) -> Result<CredentialsAnswer, FleetError> {
         let Some(clients) = &self.clients else {
             return Err(ClientError::Setup {
                 why: "this fleet has no broker to ask".into(),
@@ -177,14 +256,31 @@ impl Fleet {
         // It is closed never.
         let _permit = self.fetching.acquire().await;
         let client = clients.of(member.serial.0);
+        let answer = self.ask(client, member, None).await?;
+        match member.list.successor(&answer.keys) {
+            Err(KeyListError::Older { ours, theirs }) if theirs < ours => {
+                let held = orders.list_with(None);
+                Ok(self.ask(client, member, held).await?)
+            }
+            _ => Ok(answer),
+        }
+    }
+
+    async fn ask(
+        &self,
+        client: &Client,
+        member: &Member,
+        held: Option<SignedText>,
+    ) -> Result<CredentialsAnswer, ClientError> {
         let challenge = client.challenge().await?.challenge;
         let text = proof_text(&self.root, &challenge, &member.keys.nats.public_key());
         let request = CredentialsRequest {
             serial: member.serial,
             challenge,
             proof: member.keys.identity.sign(Purpose::NodeProof, &text),
+            keys: held,
         };
-        Ok(client.agent_credentials(&request).await?)
+        client.agent_credentials(&request).await
     }
 
     /// Gives a member what the broker answered, if it is to be believed.
@@ -272,6 +368,10 @@ pub struct Statistics {
     pub connects: u64,
     /// Connections that ended by themselves.
     pub losses: u64,
+    /// The newest connection of each node.
+    pub latest_connects: Wave,
+    /// The newest welcome of each node.
+    pub latest_welcomes: Wave,
     /// Connections that were refused for their credentials.
     pub unauthorized: u64,
     /// Connections that the simulation ended.
@@ -340,7 +440,10 @@ impl Running {
         let tally = &self.habits.witness.tally;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let resident = resident_kib();
+        let (latest_connects, latest_welcomes) = self.fleet.waves();
         Statistics {
+            latest_connects,
+            latest_welcomes,
             nodes: self.nodes,
             welcomed: self.fleet.present(),
             enrolled_ms: self.enrolled_ms,
@@ -382,5 +485,20 @@ impl Running {
             kib_per_node: statistics.kib_per_node,
             ..after
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wave_is_as_high_as_its_fullest_moment() {
+        assert_eq!(Wave::of(Vec::new()), Wave::default());
+        let at = |ms: &[u64]| ms.iter().copied().map(Duration::from_millis).collect();
+        let wave = Wave::of(at(&[900, 20, 100, 121, 130, 500, 599, 600]));
+        assert_eq!((wave.nodes, wave.from_ms, wave.to_ms), (8, 20, 900));
+        // 500, 599 and 600; 20 and 121 are too far apart.
+        assert_eq!(wave.most_in_100_ms, 3);
     }
 }

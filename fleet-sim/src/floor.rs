@@ -17,9 +17,10 @@ use muster_protocol::ids::{ClusterId, RunId, Serial};
 use muster_protocol::keys::{PrivateKey, PublicKey, Purpose, Signature};
 use muster_protocol::text::printable;
 use muster_protocol::units::{Timestamp, after};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
+use crate::bench::process;
 use crate::limits::{TooFewFiles, make_room, resident_kib};
 use crate::server::{Server, ServerError};
 
@@ -75,7 +76,7 @@ pub enum FloorError {
 }
 
 /// What was measured. Times are in milliseconds.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Floor {
     /// How many subscribers.
     pub nodes: u32,
@@ -87,6 +88,12 @@ pub struct Floor {
     pub min_ms: f64,
     /// The worst.
     pub max_ms: f64,
+    /// Each of them, in order.
+    pub rounds_ms: Vec<f64>,
+    /// Processor time of one round in this process, in the mean.
+    pub cpu_ms: f64,
+    /// Processor time of one round in the server, when it is one of its own.
+    pub server_cpu_ms: Option<f64>,
     /// Bytes of the request.
     pub request_bytes: usize,
     /// Until all were connected and subscribed.
@@ -133,8 +140,19 @@ pub async fn measure(args: &Args) -> Result<Floor, FloorError> {
 
     let mut times = Vec::new();
     let mut request_bytes = 0;
+    let server = own.as_ref().map(Server::pid);
+    let used = || {
+        (
+            process::cpu(std::process::id()),
+            server.and_then(process::cpu),
+        )
+    };
+    let mut used_before = used();
     // The first round is not counted: it is when memory is touched first.
     for round in 0..=args.rounds {
+        if round == 1 {
+            used_before = used();
+        }
         let sealed = request(args.nodes).seal(&key);
         request_bytes = sealed.bytes.len();
         let mut headers = async_nats::HeaderMap::new();
@@ -160,7 +178,13 @@ pub async fn measure(args: &Args) -> Result<Floor, FloorError> {
             times.push(sent.elapsed().as_secs_f64() * 1000.0);
         }
     }
+    let used_after = used();
+    let each = |before: Option<Duration>, after: Option<Duration>| {
+        let spent = after?.saturating_sub(before?);
+        Some(spent.as_secs_f64() * 1000.0 / f64::from(args.rounds))
+    };
     subscribers.shutdown().await;
+    let rounds_ms = times.iter().copied().map(round_to_micros).collect();
     times.sort_by(f64::total_cmp);
     let at = |index: usize| round_to_micros(times.get(index).copied().unwrap_or_default());
     let seconds = connected.as_secs_f64();
@@ -170,6 +194,9 @@ pub async fn measure(args: &Args) -> Result<Floor, FloorError> {
         median_ms: at(times.len() / 2),
         min_ms: at(0),
         max_ms: at(times.len().saturating_sub(1)),
+        rounds_ms,
+        cpu_ms: each(used_before.0, used_after.0).unwrap_or_default(),
+        server_cpu_ms: each(used_before.1, used_after.1),
         request_bytes,
         connect_ms: round_to_micros(seconds * 1000.0),
         connects_per_second: (f64::from(args.nodes) / seconds).round(),
@@ -241,6 +268,8 @@ fn request(nodes: u32) -> Request {
         run: RunId::random(),
         step: 0,
         set: (1..=nodes).map(Serial).collect(),
+        whole: muster_protocol::nodeset::NodeSet::new(),
+        created: None,
         predicate: "*".to_owned(),
         issued,
         start_before: after(issued, MAX_START_WINDOW),

@@ -1,8 +1,10 @@
 //! What one simulated node remembers of its steps, in memory.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
+use muster_protocol::envelope::Sealed;
 use muster_protocol::ids::RequestId;
 use muster_protocol::run::Outcome;
 
@@ -56,6 +58,8 @@ pub enum Entry {
 #[derive(Clone, Debug)]
 pub struct Journal {
     entries: HashMap<RequestId, Entry>,
+    /// The requests behind them, as they came.
+    requests: HashMap<RequestId, Arc<Sealed>>,
     settled: VecDeque<RequestId>,
     remember: usize,
     running: u32,
@@ -67,6 +71,7 @@ impl Journal {
     pub fn new(remember: usize) -> Self {
         Self {
             entries: HashMap::new(),
+            requests: HashMap::new(),
             settled: VecDeque::new(),
             remember,
             running: 0,
@@ -77,6 +82,35 @@ impl Journal {
     #[must_use]
     pub fn look(&self, id: RequestId) -> Option<&Entry> {
         self.entries.get(&id)
+    }
+
+    /// Keeps the request of a step that is known.
+    pub fn keep(&mut self, id: RequestId, request: impl FnOnce() -> Option<Arc<Sealed>>) {
+        if self.entries.contains_key(&id)
+            && let Some(request) = request()
+        {
+            self.requests.insert(id, request);
+        }
+    }
+
+    /// The request of a step, as it came.
+    #[must_use]
+    pub fn request(&self, id: RequestId) -> Option<Arc<Sealed>> {
+        self.requests.get(&id).cloned()
+    }
+
+    /// Makes every outcome that is remembered as if the broker did not have
+    /// it; whether there is one.
+    pub fn recall(&mut self) -> bool {
+        let entries = &mut self.entries;
+        self.settled.retain(|id| match entries.get_mut(id) {
+            Some(Entry::Finished { stored, .. }) => {
+                *stored = false;
+                false
+            }
+            _ => true,
+        });
+        self.unacknowledged().next().is_some()
     }
 
     /// How many run.
@@ -185,6 +219,7 @@ impl Journal {
         while self.settled.len() > self.remember {
             if let Some(oldest) = self.settled.pop_front() {
                 self.entries.remove(&oldest);
+                self.requests.remove(&oldest);
             }
         }
     }

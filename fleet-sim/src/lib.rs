@@ -12,10 +12,12 @@
 //! - [`session`] lends it a connection, timers and answers.
 //! - [`chance`] draws faults from a seed; [`witness`] counts what really
 //!   happened, apart from the nodes' own journals.
-//! - [`floor`] measures what no fleet can be quicker than.
+//! - [`floor`] measures what no fleet can be quicker than, and [`bench`] the
+//!   whole of muster against it.
 //!
 //! Nothing is executed: an effect is a mark of the witness.
 
+pub mod bench;
 pub mod chance;
 pub mod cli;
 pub mod connection;
@@ -25,6 +27,7 @@ pub mod floor;
 pub mod journal;
 pub mod limits;
 pub mod node;
+pub mod orders;
 pub mod pattern;
 pub mod server;
 pub mod session;

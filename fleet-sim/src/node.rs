@@ -11,17 +11,21 @@ use muster_agent::identity::NodeKeys;
 use muster_agent::view::NodeView;
 use muster_protocol::PROTOCOL_VERSION;
 use muster_protocol::envelope::{Ask, Call, Gate, HighWater, Incoming, Mode, Refusal, Request};
-use muster_protocol::ids::{RequestId, Serial};
+use muster_protocol::ids::{InstanceId, RequestId, Serial};
 use muster_protocol::keys::{KeyId, KeyList, SignedText};
 use muster_protocol::run::{Data, NodeResult, Outcome, Stream};
 use muster_protocol::text::printable;
 use muster_protocol::units::Timestamp;
-use muster_protocol::wire::{Assignment, InlineChunk, MAX_CHUNK, MAX_INLINE, OutcomeReport};
+use muster_protocol::wire::{
+    Acknowledged, Assignment, InlineChunk, JournalMark, MAX_CHUNK, MAX_INLINE, OutcomeReport,
+    Recall,
+};
 use muster_scenarios::command::{self, Command};
 use serde_json::Value;
 
 use crate::chance::Faults;
 use crate::journal::{Ended, Entry, Journal};
+use crate::orders::Orders;
 use crate::witness::{Witness, count};
 
 /// Most steps that are not settled before a node is busy.
@@ -59,6 +63,8 @@ pub struct Habits {
     pub facts: Vec<Value>,
     /// Who watches.
     pub witness: Witness,
+    /// The requests that nodes keep.
+    pub orders: Orders,
 }
 
 /// Something that a node wants to be done.
@@ -76,6 +82,8 @@ pub enum Act {
     Refresh,
     /// Say hello again.
     Greet,
+    /// Some outcomes that the broker had are to be reported again.
+    ReportAll,
     /// A newer key list was taken; keep it.
     Keys(Box<SignedText>),
     /// Keep the message until the key list is renewed.
@@ -95,9 +103,19 @@ pub struct Node {
     pub journal: Journal,
     /// Messages it refused, by kind.
     pub refused: Vec<(&'static str, u64)>,
+    /// This node has gone back in time: no call that was signed before is
+    /// followed.
+    pub follow_after: Option<Timestamp>,
     habits: Arc<Habits>,
     /// Steps that it has seen.
     steps: u64,
+    /// See [`JournalMark::position`]. It begins with the clock, so that it
+    /// rises with each start of the simulation.
+    position: u64,
+    /// The newest step whose outcome the broker has.
+    acknowledged: Option<Acknowledged>,
+    /// The recall that was done last.
+    recalled: Option<InstanceId>,
 }
 
 impl Node {
@@ -112,7 +130,39 @@ impl Node {
             refused: Vec::new(),
             habits,
             steps: 0,
+            position: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default(),
+            acknowledged: None,
+            recalled: None,
+            follow_after: None,
         }
+    }
+
+    /// How far its journal is.
+    #[must_use]
+    pub fn mark(&self) -> JournalMark {
+        JournalMark {
+            position: self.position,
+            acknowledged: self.acknowledged.into_iter().collect(),
+        }
+    }
+
+    /// The broker has the outcome of a step; whether that is news.
+    pub fn stored(&mut self, request: RequestId, now: Timestamp) -> bool {
+        self.acknowledged = Some(Acknowledged {
+            request,
+            received: now,
+        });
+        self.journal.stored(request)
+    }
+
+    /// The broker has gone back in time: everything that is remembered is to
+    /// be reported again, once for each recall. Whether there is something.
+    pub fn recall(&mut self, recall: Recall) -> bool {
+        if self.recalled == Some(recall.id) {
+            return false;
+        }
+        self.recalled = Some(recall.id);
+        self.journal.recall()
     }
 
     /// What it has in common with the others.
@@ -176,12 +226,23 @@ impl Node {
         if let Some(next) = self.seen.advanced(&request, key) {
             self.seen = next;
         }
+        let known = self.journal.look(request.id()).is_some();
         self.obey(&request, welcomed, acts);
+        if !known && matches!(request.ask, Ask::Call(_)) {
+            self.journal
+                .keep(request.id(), || self.habits.orders.keep(message));
+        }
     }
 
     fn obey(&mut self, request: &Request, welcomed: bool, acts: &mut Vec<Act>) {
         let id = request.id();
         match &request.ask {
+            Ask::Call(_) if self.follow_after.is_some_and(|at| request.issued < at) => {}
+            Ask::Recall(recall) => {
+                if self.recall(*recall) && welcomed {
+                    acts.push(Act::ReportAll);
+                }
+            }
             Ask::Ping => acts.push(Act::Pong(id)),
             Ask::Call(call) if welcomed => self.call(request, call, acts),
             Ask::Cancel if welcomed => self.cancel(id, acts),
@@ -200,6 +261,7 @@ impl Node {
         match self.member.list.successor(signed) {
             Ok(list) if list == self.member.list => {}
             Ok(list) => {
+                self.habits.orders.list(&list, signed);
                 self.member.list = list;
                 count(&self.habits.witness.tally.key_lists);
                 acts.push(Act::Keys(Box::new(signed.clone())));
@@ -248,6 +310,7 @@ impl Node {
             exit,
             output: u32::try_from(output.min(call.limits.output_bytes)).unwrap_or(u32::MAX),
         };
+        self.position += 1;
         // Intent before effect.
         if self.journal.start(id, will_end) {
             self.habits.witness.effect(self.index, id);

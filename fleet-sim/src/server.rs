@@ -96,6 +96,12 @@ impl Server {
         &self.url
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     fn find_url(&self) -> Option<String> {
         let files = std::fs::read_dir(self.dir.path()).ok()?;
         let ports = files

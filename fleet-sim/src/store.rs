@@ -348,6 +348,7 @@ mod tests {
                     labels: Default::default(),
                 },
                 nats_urls: common.nats_urls.clone(),
+                brokers: Vec::new(),
                 nats_ca: None,
                 jwt: "first".into(),
                 expires: now,

@@ -1,18 +1,20 @@
 //! The running agent: its parts, wired together.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use muster_protocol::ids::InstanceId;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use crate::bus::{Bus, Link, LinkParts};
 use crate::config::Config;
-use crate::executor::{Commands, Executor};
+use crate::executor::{Builtins, Executor};
 use crate::facts::Gatherer;
 use crate::host::environment::Environment;
+use crate::host::program::own_id;
 use crate::identity::Identity;
 use crate::journal::{Journal, JournalError};
 use crate::keeper::Keeper;
@@ -20,6 +22,7 @@ use crate::local::LocalRuns;
 use crate::report::Reporter;
 use crate::state::{StateDir, StateError};
 use crate::steps::{Steps, StepsParts};
+use crate::upgrade::{Intents, Pending, Resumed, Worker, resume};
 use crate::verify::Verifier;
 
 /// How often the journal is looked through for what can go.
@@ -42,34 +45,33 @@ pub enum AgentError {
     Journal(#[from] JournalError),
 }
 
+/// How the agent ended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Ending {
+    /// It was told to.
+    Stopped,
+    /// This process is to become that program, with the same arguments.
+    Become(PathBuf),
+}
+
 /// Runs the agent until `stop`, then ends it in good order: no new steps,
 /// the running ones waited for or ended, outcomes sent, goodbye said.
 ///
 /// # Errors
 /// [`AgentError`] when it cannot begin.
-pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentError> {
-    let commands = Arc::new(Commands::new(&config));
-    if let Some(cgroups) = commands.cgroups() {
+pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, AgentError> {
+    let (builtins, jobs) = Builtins::new(&config);
+    if let Some(cgroups) = builtins.commands().cgroups() {
         cgroups.sweep();
     } else {
         debug!("no control groups for commands");
     }
-    run_with(config, commands, stop).await
-}
-
-/// The same, with another executor.
-///
-/// # Errors
-/// [`AgentError`] when it cannot begin.
-pub async fn run_with(
-    config: Config,
-    executor: Arc<dyn Executor>,
-    stop: CancellationToken,
-) -> Result<(), AgentError> {
+    let executor: Arc<dyn Executor> = Arc::new(builtins);
     let dir = StateDir::open(&config.state)?;
     let _lock = dir.lock()?;
     let identity = Identity::load(&dir)?;
     let journal = Journal::open(&dir.path(JOURNAL_FILE))?;
+    journal.begin().await?;
     let instance = InstanceId::random();
     let boot_id = crate::host::boot_id();
     let serial = identity.now().serial();
@@ -78,11 +80,17 @@ pub async fn run_with(
         info!(
             node = %enrolled.assignment().name,
             serial = enrolled.serial().0,
-            version = crate::VERSION,
+            version = crate::release::version(),
             %instance,
             "agent begins"
         );
     }
+    let intents = Intents::new(dir.clone());
+    let pending = match resume(&intents, &journal, serial, own_id).await? {
+        Resumed::Nothing => None,
+        Resumed::Pending(pending) => Some(*pending),
+        Resumed::Become(program) => return Ok(Ending::Become(program)),
+    };
     let (voice, bus) = Bus::new();
     let reporter = Reporter::new();
     let keeper = Keeper::new();
@@ -99,7 +107,10 @@ pub async fn run_with(
         facts,
     });
     // Before anything is heard: who asks about an old step gets its outcome.
-    steps.recover(config.command.kill_grace.get()).await?;
+    let goes_on = pending.as_ref().map(Pending::request);
+    steps
+        .recover(config.command.kill_grace.get(), goes_on)
+        .await?;
     let verifier = Arc::new(Verifier::new(identity.clone(), journal.clone()).await?);
     let gatherer = Gatherer {
         identity: identity.clone(),
@@ -111,6 +122,8 @@ pub async fn run_with(
     };
     let link = Link::new(LinkParts {
         identity: identity.clone(),
+        journal: journal.clone(),
+        reporter: reporter.clone(),
         keeper: keeper.clone(),
         verifier,
         steps: steps.clone(),
@@ -122,6 +135,7 @@ pub async fn run_with(
     // The helpers end with `stop`; the link stays until the last outcomes
     // are out.
     let (helpers, hang_up) = (CancellationToken::new(), CancellationToken::new());
+    let worker_identity = identity.clone();
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(keeper.run(identity, config.brokers.clone(), helpers.clone()));
     tasks.spawn(gatherer.run(facts_now, helpers.clone()));
@@ -146,21 +160,76 @@ pub async fn run_with(
         }
         .keep(bus.clone(), helpers.clone()),
     );
+    let (depart, mut departures) = mpsc::channel(1);
+    let worker = tokio::spawn(
+        Worker {
+            jobs,
+            intents,
+            identity: worker_identity,
+            brokers: config.brokers.clone(),
+            steps: steps.clone(),
+            depart,
+        }
+        .run(),
+    );
+    let held = pending.clone();
+    let mut confirming = tokio::spawn({
+        let (bus, journal, reporter) = (bus.clone(), journal.clone(), reporter.clone());
+        async move {
+            match pending {
+                Some(pending) => pending.confirm(bus, journal, reporter, serial).await,
+                None => None,
+            }
+        }
+    });
+    let mut confirmed = false;
     let mut link = tokio::spawn(link.run(hang_up.clone()));
 
-    tokio::select! {
-        () = stop.cancelled() => {}
+    let mut _leaving = None;
+    let ending = loop {
+        tokio::select! {
+        () = stop.cancelled() => break Ending::Stopped,
+        // Everything is in place, and nothing runs here any more.
+        Some(departure) = departures.recv() => {
+            // While it lives, the worker waits, and so does the step.
+            _leaving = Some(departure.failed);
+            break Ending::Become(departure.program);
+        }
+        gone_back = &mut confirming, if !confirmed => {
+            confirmed = true;
+            if let Ok(Some(program)) = gone_back {
+                break Ending::Become(program);
+            }
+        }
         // None of them ends before it is told to; one that does has failed,
         // and the service manager starts the agent anew.
-        _ = &mut link => error!("the connection's task has failed; the agent ends"),
+        _ = &mut link => {
+            error!("the connection's task has failed; the agent ends");
+            break Ending::Stopped;
+        }
         ended = tasks.join_next() => {
             if let Some(Err(e)) = ended {
                 error!("a task of the agent has failed: {e}");
             }
+            break Ending::Stopped;
         }
+        }
+    };
+    match &ending {
+        Ending::Stopped => {
+            info!("agent ends");
+            if let Some(pending) = held.filter(|_| !confirmed) {
+                pending.hold();
+            }
+            steps.stop(config.limits.stop_grace.get()).await;
+        }
+        // The only step that is left is the upgrade, which goes on.
+        Ending::Become(_) => info!("the agent becomes another one"),
     }
-    info!("agent ends");
-    steps.stop(config.limits.stop_grace.get()).await;
+    if ending == Ending::Stopped {
+        worker.abort();
+    }
+    confirming.abort();
     helpers.cancel();
     let gone = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(Duration::from_millis(500), gone)
@@ -173,11 +242,18 @@ pub async fn run_with(
     if let Ok(voice) = bus.voice() {
         let _ = tokio::time::timeout(LAST_WORDS, reporter.flush(&journal, &voice)).await;
     }
-    hang_up.cancel();
-    if !link.is_finished() {
-        let _ = tokio::time::timeout(LAST_WORDS, link).await;
+    journal.settle().await;
+    match &ending {
+        Ending::Stopped => {
+            hang_up.cancel();
+            if !link.is_finished() {
+                let _ = tokio::time::timeout(LAST_WORDS, link).await;
+            }
+        }
+        // Without a goodbye: it is back in a moment.
+        Ending::Become(_) => link.abort(),
     }
-    Ok(())
+    Ok(ending)
 }
 
 async fn prune(

@@ -6,12 +6,13 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::upgrade::guard;
 use crate::verbs::{enroll, local, run, status};
 
 /// The agent of muster: it runs on every node, and does what the operators'
 /// signed requests ask.
 #[derive(Debug, Parser)]
-#[command(name = "muster-agent", version, max_term_width = 100)]
+#[command(name = "muster-agent", version = crate::release::version(), max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -28,6 +29,12 @@ enum Verb {
     /// Break glass: run something here without the broker, journaled and
     /// reported later
     Local(local::Args),
+    /// Watch over an upgrade, and put the old executable back
+    #[command(hide = true, name = guard::VERB)]
+    UpgradeGuard(guard::Args),
+    /// Take an upgrade back that was not confirmed, before the service starts
+    #[command(hide = true)]
+    UpgradeUndo(guard::UndoArgs),
 }
 
 /// What a verb ends with when it fails: one line for people, and the exit
@@ -69,6 +76,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return local::main(&args).unwrap_or_else(|failure| failed(&failure));
         }
         Verb::Status(args) => status::main(&args),
+        Verb::UpgradeGuard(args) => guard::main(&args),
+        Verb::UpgradeUndo(args) => guard::undo(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -47,6 +47,9 @@ pub struct Capabilities {
     pub command: bool,
     /// Lines of shell.
     pub shell: bool,
+    /// Replacing the agent's own executable by a release that the broker
+    /// has.
+    pub upgrade: bool,
 }
 
 /// Bounds that no request can lift.
@@ -116,6 +119,7 @@ impl Default for Capabilities {
         Self {
             command: true,
             shell: true,
+            upgrade: true,
         }
     }
 }

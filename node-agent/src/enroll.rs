@@ -23,8 +23,8 @@ const TRIES: u32 = 3;
 /// What a person gave.
 #[derive(Clone, Debug)]
 pub struct Invitation {
-    /// The broker.
-    pub url: String,
+    /// The brokers of the cluster, in the order to try.
+    pub urls: Vec<String>,
     /// The invite.
     pub token: Secret,
     /// A certificate authority for the broker's HTTPS, PEM, in place of the
@@ -128,10 +128,16 @@ impl EnrollError {
 /// [`EnrollError`]. Keys that were made stay for the next try, so that an
 /// answer lost on the way does not leave a second node behind.
 pub async fn enroll(dir: &StateDir, invitation: &Invitation) -> Result<Enrolled, EnrollError> {
-    let url = BaseUrl::parse(&invitation.url).map_err(|why| EnrollError::Url {
-        url: invitation.url.clone(),
-        why,
-    })?;
+    let mut urls = Vec::new();
+    for text in &invitation.urls {
+        let url = BaseUrl::parse(text.trim()).map_err(|why| EnrollError::Url {
+            url: text.clone(),
+            why,
+        })?;
+        if !urls.contains(&url) {
+            urls.push(url);
+        }
+    }
     let token: InviteToken = invitation
         .token
         .expose()
@@ -148,8 +154,43 @@ pub async fn enroll(dir: &StateDir, invitation: &Invitation) -> Result<Enrolled,
             serial: old.serial().0,
         });
     }
-    let (trust, ca) = trust(&url, &token, invitation.ca.as_deref()).await?;
-    if let Some(old) = &old {
+    let mut last = EnrollError::Url {
+        url: String::new(),
+        why: UrlError::Syntax("there is none".into()),
+    };
+    for url in &urls {
+        match enroll_at(dir, url, invitation, &token, old.as_ref()).await {
+            Ok(mut stored) => {
+                let others = urls.iter().filter(|other| *other != url);
+                stored.others = others.map(ToString::to_string).collect();
+                let enrolled = Enrolled::new(stored).map_err(|e| EnrollError::Answer {
+                    url: url.to_string(),
+                    why: e.into(),
+                })?;
+                enrolled.save(dir)?;
+                return Ok(enrolled);
+            }
+            // It is not there, or stands by: another one may serve.
+            Err(error @ EnrollError::Http(_)) => last = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last)
+}
+
+/// The same at one broker; nothing but keys is stored.
+async fn enroll_at(
+    dir: &StateDir,
+    url: &BaseUrl,
+    invitation: &Invitation,
+    token: &InviteToken,
+    old: Option<&Enrolled>,
+) -> Result<Enrolment, EnrollError> {
+    let (trust, ca) = trust(url, token, invitation.ca.as_deref()).await?;
+    // The file goes with the rest: with a second broker it is aside already.
+    if let Some(old) = old
+        && Enrolled::load(dir)?.is_some()
+    {
         let stamp = muster_protocol::units::Timestamp::now().as_second();
         dir.set_aside(&format!("{}-{stamp}", old.serial()))?;
     }
@@ -161,24 +202,22 @@ pub async fn enroll(dir: &StateDir, invitation: &Invitation) -> Result<Enrolled,
             keys
         }
     };
-    let verify = verification(&url, ca.as_deref());
-    let answer = present(&url, &verify, &trust, &token, &keys).await?;
+    let verify = verification(url, ca.as_deref());
+    let answer = present(url, &verify, &trust, token, &keys).await?;
     let refuse = |why| EnrollError::Answer {
         url: url.to_string(),
         why,
     };
     let list = KeyList::open(&answer.keys, &trust.root).map_err(|e| refuse(e.into()))?;
     let (_, credentials) = open_answer(list, &answer, &keys.identity.public()).map_err(refuse)?;
-    let stored = Enrolment {
+    Ok(Enrolment {
         url: url.to_string(),
+        others: Vec::new(),
         root: trust.root,
         keys: answer.keys,
         ca,
         credentials,
-    };
-    let enrolled = Enrolled::new(stored).map_err(|e| refuse(e.into()))?;
-    enrolled.save(dir)?;
-    Ok(enrolled)
+    })
 }
 
 /// How the broker's HTTPS is checked once its authority is known.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -12,6 +13,8 @@ use muster_protocol::run::{NodeResult, Outcome};
 use muster_protocol::text::printable;
 use muster_protocol::units::Span;
 use muster_scenarios::command::{self, Command};
+use muster_scenarios::upgrade;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Capabilities, Config};
@@ -19,6 +22,7 @@ use crate::host::cgroup::Cgroups;
 use crate::host::environment::{Environment, marks};
 use crate::host::process::{self, End, Sink, Spec, Why};
 use crate::host::tree::Ended;
+use crate::upgrade::{Job, Unfit, Upgrades};
 
 /// What a call may use while it runs.
 pub struct Step<'a> {
@@ -48,6 +52,22 @@ pub trait Executor: Send + Sync {
     /// [`Refused`]; nothing has happened then.
     fn check(&self, call: &Call) -> Result<(), Refused>;
 
+    /// Before `started` is written down: what a later start of the agent must
+    /// know to finish the step.
+    ///
+    /// # Errors
+    /// Why it is declined, for people.
+    fn prepare<'a>(
+        &'a self,
+        _call: &'a Call,
+        _request: RequestId,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// A step that was prepared did not begin after all.
+    fn abandon(&self, _request: RequestId) {}
+
     /// Executes it. The result's reason is for people; who cancelled is said
     /// by the caller.
     fn call<'a>(&'a self, call: &'a Call, step: Step<'a>) -> BoxFuture<'a, NodeResult>;
@@ -76,9 +96,80 @@ pub enum Refused {
     /// The parameters.
     #[error("{0}")]
     Parameters(#[from] command::CommandError),
+    /// The release.
+    #[error("{0}")]
+    Upgrade(#[from] Unfit),
     /// It cannot say what it would do.
     #[error("a command cannot be tried in check mode: nobody knows what it would do")]
     CheckMode,
+}
+
+/// Everything that is built in.
+pub struct Builtins {
+    commands: Arc<Commands>,
+    upgrades: Upgrades,
+}
+
+impl Builtins {
+    /// From the configuration, with what the system offers now; and the
+    /// upgrades that the agent as a whole is to do.
+    #[must_use]
+    pub fn new(config: &Config) -> (Self, mpsc::Receiver<Job>) {
+        let (upgrades, jobs) = Upgrades::new(config);
+        let builtins = Self {
+            commands: Arc::new(Commands::new(config)),
+            upgrades,
+        };
+        (builtins, jobs)
+    }
+
+    /// Commands.
+    #[must_use]
+    pub fn commands(&self) -> &Commands {
+        &self.commands
+    }
+}
+
+impl Executor for Builtins {
+    fn check(&self, call: &Call) -> Result<(), Refused> {
+        if call.bundle == upgrade::bundle() {
+            self.upgrades.check(call).map(|_| ())
+        } else {
+            self.commands.check(call)
+        }
+    }
+
+    fn prepare<'a>(
+        &'a self,
+        call: &'a Call,
+        request: RequestId,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        if call.bundle == upgrade::bundle() {
+            self.upgrades.prepare(call, request)
+        } else {
+            self.commands.prepare(call, request)
+        }
+    }
+
+    fn abandon(&self, request: RequestId) {
+        self.upgrades.abandon(request);
+    }
+
+    fn call<'a>(&'a self, call: &'a Call, step: Step<'a>) -> BoxFuture<'a, NodeResult> {
+        if call.bundle == upgrade::bundle() {
+            Box::pin(self.upgrades.call(call, step))
+        } else {
+            self.commands.call(call, step)
+        }
+    }
+
+    fn capabilities(&self) -> Vec<String> {
+        let mut all = self.commands.capabilities();
+        if self.upgrades.granted() {
+            all.push(upgrade::CAPABILITY.to_owned());
+        }
+        all
+    }
 }
 
 /// The built-in scenario `command`.

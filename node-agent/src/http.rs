@@ -8,7 +8,9 @@ use std::time::Duration;
 use muster_protocol::api::Challenge;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::text::printable;
-use muster_protocol::wire::{CredentialsAnswer, CredentialsRequest, EnrollRequest, Trust};
+use muster_protocol::wire::{
+    CredentialsAnswer, CredentialsRequest, EnrollRequest, ReleaseRequest, Trust,
+};
 use reqwest::Certificate;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,6 +19,8 @@ use serde::de::DeserializeOwned;
 const MAX_ANSWER: usize = 1 << 20;
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// A release of any size, over any line that can be worked with.
+const WHOLE_RELEASE: Duration = Duration::from_secs(3_600);
 
 /// The address of a broker: `https`, or `http` to this machine itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -45,17 +49,10 @@ impl BaseUrl {
     /// [`UrlError`].
     pub fn parse(text: &str) -> Result<Self, UrlError> {
         let mut url = reqwest::Url::parse(text).map_err(|e| UrlError::Syntax(e.to_string()))?;
-        let host = url
-            .host_str()
-            .unwrap_or_default()
-            .trim_matches(['[', ']'])
-            .to_owned();
         match url.scheme() {
-            "https" if !host.is_empty() => {}
+            "https" if url.host_str().is_some_and(|host| !host.is_empty()) => {}
             "http" => {
-                let loopback =
-                    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-                if !loopback {
+                if !is_loopback(&url) {
                     return Err(UrlError::Plain);
                 }
             }
@@ -70,11 +67,22 @@ impl BaseUrl {
         Ok(Self(url))
     }
 
+    /// Whether it is on this machine, said by an address or `localhost`.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        is_loopback(&self.0)
+    }
+
     /// Whether it is encrypted.
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.0.scheme() == "https"
     }
+}
+
+fn is_loopback(url: &reqwest::Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 impl fmt::Display for BaseUrl {
@@ -221,6 +229,42 @@ impl Client {
         self.post("v1/agent/credentials", request).await
     }
 
+    /// Asks for the bytes of a release.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub async fn release(&self, request: &ReleaseRequest) -> Result<reqwest::Response, HttpError> {
+        let mut answer = self
+            .http
+            .post(self.url("v1/agent/release")?)
+            .json(request)
+            // Whoever reads bounds the time for each piece.
+            .timeout(WHOLE_RELEASE)
+            .send()
+            .await
+            .map_err(|e| self.unreachable(chain(&e.without_url())))?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let body = self.body(&mut answer).await?;
+        Err(self.refused(status, &body))
+    }
+
+    /// The next piece of a release; `None` at its end.
+    ///
+    /// # Errors
+    /// [`HttpError::Unreachable`].
+    pub async fn piece(
+        &self,
+        answer: &mut reqwest::Response,
+    ) -> Result<Option<bytes::Bytes>, HttpError> {
+        match tokio::time::timeout(ANSWER_WITHIN, answer.chunk()).await {
+            Ok(piece) => piece.map_err(|e| self.unreachable(chain(&e.without_url()))),
+            Err(_) => Err(self.unreachable("nothing came for a while".into())),
+        }
+    }
+
     fn url(&self, path: &str) -> Result<reqwest::Url, HttpError> {
         self.base
             .0
@@ -245,6 +289,27 @@ impl Client {
             .await
             .map_err(|e| self.unreachable(chain(&e.without_url())))?;
         let status = answer.status();
+        let body = self.body(&mut answer).await?;
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|_| HttpError::Strange {
+                url: self.base.to_string(),
+                status: status.as_u16(),
+            });
+        }
+        Err(self.refused(status, &body))
+    }
+
+    fn refused(&self, status: reqwest::StatusCode, body: &[u8]) -> HttpError {
+        match serde_json::from_slice::<Problem>(body) {
+            Ok(problem) => HttpError::Problem(Box::new(problem)),
+            Err(_) => HttpError::Strange {
+                url: self.base.to_string(),
+                status: status.as_u16(),
+            },
+        }
+    }
+
+    async fn body(&self, answer: &mut reqwest::Response) -> Result<Vec<u8>, HttpError> {
         let mut body = Vec::new();
         while let Some(part) = answer
             .chunk()
@@ -256,17 +321,7 @@ impl Client {
             }
             body.extend_from_slice(&part);
         }
-        let strange = || HttpError::Strange {
-            url: self.base.to_string(),
-            status: status.as_u16(),
-        };
-        if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|_| strange());
-        }
-        match serde_json::from_slice::<Problem>(&body) {
-            Ok(problem) => Err(HttpError::Problem(Box::new(problem))),
-            Err(_) => Err(strange()),
-        }
+        Ok(body)
     }
 
     fn unreachable(&self, why: String) -> HttpError {

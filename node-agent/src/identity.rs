@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
+use crate::http::BaseUrl;
 use crate::state::{StateDir, StateError};
 
 const IDENTITY_FILE: &str = "identity.key";
@@ -103,6 +104,9 @@ impl NodeKeys {
 pub struct Enrolment {
     /// The broker that the node enrolled with.
     pub url: String,
+    /// Other brokers that were named then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<String>,
     /// The root key that the invite named.
     pub root: PublicKey,
     /// The newest key list, as the root signed it.
@@ -111,6 +115,31 @@ pub struct Enrolment {
     pub ca: Option<String>,
     /// What the broker gave.
     pub credentials: Credentials,
+}
+
+impl Enrolment {
+    /// Where the cluster's brokers are, in the order to try: those that the
+    /// newest credentials name, then those of the enrolment.
+    #[must_use]
+    pub fn brokers(&self) -> Vec<String> {
+        // A broker on another machine may name itself by an address that
+        // means this one here.
+        let here = is_loopback(&self.url);
+        let named = self.credentials.brokers.iter();
+        let named = named.filter(|url| here || !is_loopback(url));
+        let mut urls: Vec<String> = Vec::new();
+        for url in named.chain([&self.url]).chain(&self.others) {
+            let url = url.trim_end_matches('/');
+            if urls.iter().all(|known| known != url) {
+                urls.push(url.to_owned());
+            }
+        }
+        urls
+    }
+}
+
+fn is_loopback(url: &str) -> bool {
+    BaseUrl::parse(url).is_ok_and(|url| url.is_loopback())
 }
 
 /// An enrolment whose key list was checked.

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_protocol::keys::Purpose;
+use muster_protocol::keys::{KeyListError, Purpose, SignedText};
 use muster_protocol::units::{Timestamp, after, elapsed};
-use muster_protocol::wire::{CredentialsRequest, proof_text};
+use muster_protocol::wire::{CredentialsAnswer, CredentialsRequest, proof_text};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::enroll::verification;
 use crate::http::{BaseUrl, Client, HttpError};
-use crate::identity::{Identity, TakeError};
+use crate::identity::{AnswerError, Identity, TakeError};
 use crate::pace::{Backoff, jitter};
 
 /// How often a node asks that the broker knows no more.
@@ -142,12 +142,8 @@ async fn half_life(identity: &Identity) {
 /// [`FetchError`] of the last one asked.
 pub async fn fetch(identity: &Identity, brokers: &[String]) -> Result<bool, FetchError> {
     let enrolled = identity.now();
-    let own = [enrolled.stored.url.clone()];
-    let urls = if brokers.is_empty() {
-        own.as_slice()
-    } else {
-        brokers
-    };
+    let own = enrolled.stored.brokers();
+    let urls = if brokers.is_empty() { &own } else { brokers };
     let mut last = None;
     for url in urls {
         match fetch_from(identity, url).await {
@@ -169,6 +165,32 @@ async fn fetch_from(identity: &Identity, url: &str) -> Result<bool, FetchError> 
     };
     let base = BaseUrl::parse(url).map_err(|e| bad(&e))?;
     let client = Client::new(&base, &verification(&base, enrolled.stored.ca.as_deref()))?;
+    let answer = ask(&client, identity, None).await?;
+    match identity.take_answer(&answer) {
+        // Only a list that the root key signed is older: the broker has gone
+        // back in time. It takes the list that this node holds, and answers
+        // under that; once, for it may be refused.
+        Err(TakeError::Answer(AnswerError::Keys(KeyListError::Older { ours, theirs })))
+            if theirs < ours =>
+        {
+            warn!(
+                ours,
+                theirs, "the broker's key list is older than this node's; giving it this one"
+            );
+            let held = identity.now().stored.keys.clone();
+            let answer = ask(&client, identity, Some(held)).await?;
+            Ok(identity.take_answer(&answer)?)
+        }
+        taken => Ok(taken?),
+    }
+}
+
+async fn ask(
+    client: &Client,
+    identity: &Identity,
+    held: Option<SignedText>,
+) -> Result<CredentialsAnswer, HttpError> {
+    let enrolled = identity.now();
     let challenge = client.challenge().await?.challenge;
     let keys = identity.keys();
     let text = proof_text(&enrolled.stored.root, &challenge, &keys.nats.public_key());
@@ -176,7 +198,7 @@ async fn fetch_from(identity: &Identity, url: &str) -> Result<bool, FetchError> 
         serial: enrolled.serial(),
         challenge,
         proof: keys.identity.sign(Purpose::NodeProof, &text),
+        keys: held,
     };
-    let answer = client.credentials(&request).await?;
-    Ok(identity.take_answer(&answer)?)
+    client.credentials(&request).await
 }

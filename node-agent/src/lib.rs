@@ -17,6 +17,8 @@
 //! - [`report`]: an outcome is sent until the broker has it.
 //! - [`local`] is the other way in: what root runs on the node itself goes
 //!   through the same journal and executor, and is reported later.
+//! - [`upgrade`]: the agent replaces its own executable, and ends its step as
+//!   the new one.
 //! - [`bus`] connects, says hello, and hears; [`keeper`] keeps credentials
 //!   fresh over HTTP; [`facts`] says what this machine is.
 
@@ -35,17 +37,16 @@ pub mod keeper;
 pub mod local;
 pub mod logging;
 pub mod pace;
+pub mod release;
 pub mod report;
 pub mod state;
 pub mod steps;
+pub mod upgrade;
 pub mod verbs;
 pub mod verify;
 pub mod view;
 
 pub use cli::main;
-
-/// Version of this agent.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Makes ring the cryptography of every TLS connection of this process. Safe
 /// to call more than once.

@@ -1,7 +1,10 @@
 //! Logs to standard error, for people or as JSON lines.
 
 use clap::ValueEnum;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, fmt};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
@@ -23,24 +26,28 @@ pub const FILTER_VARIABLE: &str = "MUSTER_LOG";
 /// What is wrong with the filter in [`FILTER_VARIABLE`].
 pub fn init(format: LogFormat) -> Result<(), String> {
     let text = std::env::var(FILTER_VARIABLE).unwrap_or_default();
-    // The NATS client says each connection at `info`; the agent says it better.
+    // Whatever the NATS client says of a connection, the agent says better.
     let text = if text.is_empty() {
-        "info,async_nats=error".to_owned()
+        "info,async_nats=off".to_owned()
     } else {
         text
     };
-    let filter = EnvFilter::try_new(&text).map_err(|e| {
+    // Levels by module. The filter that also looks into spans and fields
+    // brings an engine for regular expressions, which nobody needs here and
+    // everybody would have in memory.
+    let filter: Targets = text.parse().map_err(|e| {
         format!("{FILTER_VARIABLE} is not a log filter: {e}; write it like `info` or `muster_agent=debug,info`")
     })?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    let _ = match format {
+    let layer = fmt::layer().with_writer(std::io::stderr);
+    let layer = match format {
         LogFormat::Human => {
             let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            builder.with_ansi(ansi).with_target(false).try_init()
+            layer.with_ansi(ansi).with_target(false).boxed()
         }
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
+    let _ = tracing_subscriber::registry()
+        .with(layer.with_filter(filter))
+        .try_init();
     Ok(())
 }

@@ -212,6 +212,22 @@ impl StateDir {
         write().map_err(StateError::io("cannot write", &path))
     }
 
+    /// Removes a file, durably. One that is not there is no error.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn remove(&self, name: &str) -> Result<(), StateError> {
+        let path = self.path(name);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(StateError::io("cannot remove", &path)(e))
+            }
+            _ => File::open(&self.0)
+                .and_then(|dir| dir.sync_all())
+                .map_err(StateError::io("cannot write", &self.0)),
+        }
+    }
+
     /// A file's content; `None` when there is none.
     ///
     /// # Errors

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use async_nats::Message;
 use muster_protocol::PROTOCOL_VERSION;
 use muster_protocol::envelope::{
-    Ask, Gate, HighWater, Incoming, KEY_HEADER, Refusal, Request, SIGNATURE_HEADER,
+    Ask, Gate, HighWater, Incoming, KEY_HEADER, Refusal, Request, SIGNATURE_HEADER, Sealed,
 };
-use muster_protocol::keys::KeyId;
 use muster_protocol::units::Timestamp;
 use tracing::{error, info, warn};
 
@@ -27,6 +26,8 @@ pub enum Verdict {
     Obey {
         /// The request.
         request: Box<Request>,
+        /// As it came.
+        sealed: Sealed,
         /// It comes from a broker that became active since.
         new_broker: bool,
     },
@@ -35,6 +36,8 @@ pub enum Verdict {
     Decline {
         /// The request.
         request: Box<Request>,
+        /// As it came.
+        sealed: Sealed,
         /// The reason, for people.
         reason: String,
     },
@@ -93,7 +96,7 @@ impl Refusals {
             // An everyday thing: a request for a part of a role is sent to
             // the whole role.
             Refusal::NotInSet => info!(kind, count, subject, "not for this node: {why}"),
-            Refusal::Late { .. } | Refusal::Early { .. } => warn!(
+            Refusal::Replayed { .. } | Refusal::Late { .. } | Refusal::Early { .. } => warn!(
                 kind,
                 count,
                 subject,
@@ -147,10 +150,19 @@ impl Verifier {
                 .map(async_nats::HeaderValue::as_str)
         };
         let key_text = header(KEY_HEADER);
+        let signature_text = header(SIGNATURE_HEADER);
         let incoming = Incoming {
             key: key_text,
-            signature: header(SIGNATURE_HEADER),
+            signature: signature_text,
             bytes: &message.payload,
+        };
+        // Only for what the gate has believed; it has parsed both.
+        let sealed = || {
+            Some(Sealed {
+                bytes: message.payload.to_vec(),
+                key: key_text?.parse().ok()?,
+                signature: signature_text?.parse().ok()?,
+            })
         };
         let enrolled = self.identity.now();
         let mut seen = self.seen.lock().await;
@@ -168,27 +180,32 @@ impl Verifier {
                     (why, Some(request))
                         if why.is_answered() && matches!(request.ask, Ask::Call(_)) =>
                     {
-                        Verdict::Decline {
+                        sealed().map_or(Verdict::Drop, |sealed| Verdict::Decline {
                             request,
+                            sealed,
                             reason: why.to_string(),
-                        }
+                        })
                     }
                     _ => Verdict::Drop,
                 };
             }
         };
         let request = Box::new(request);
+        let Some(sealed) = sealed() else {
+            return Verdict::Drop;
+        };
         if request.v != PROTOCOL_VERSION {
             let reason = format!(
                 "this agent speaks version {PROTOCOL_VERSION} of the protocol, the request is of version {}",
                 request.v
             );
-            return Verdict::Decline { request, reason };
+            return Verdict::Decline {
+                request,
+                sealed,
+                reason,
+            };
         }
-        // The gate has parsed it already.
-        let Some(key) = key_text.and_then(|k| k.parse::<KeyId>().ok()) else {
-            return Verdict::Drop;
-        };
+        let key = sealed.key;
         let new_broker = seen.epoch != 0 && request.epoch > seen.epoch;
         if let Some(next) = seen.advanced(&request, key) {
             if let Err(e) = self.journal.set_high_water(&next).await {
@@ -196,6 +213,7 @@ impl Verifier {
                 return match request.ask {
                     Ask::Call(_) => Verdict::Decline {
                         request,
+                        sealed,
                         reason: format!(
                             "nothing was executed, because it cannot be journaled here: {e}"
                         ),
@@ -203,6 +221,7 @@ impl Verifier {
                     // Only a call changes the machine.
                     _ => Verdict::Obey {
                         request,
+                        sealed,
                         new_broker: false,
                     },
                 };
@@ -211,6 +230,7 @@ impl Verifier {
         }
         Verdict::Obey {
             request,
+            sealed,
             new_broker,
         }
     }

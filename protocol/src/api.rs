@@ -31,12 +31,20 @@
 //! | `POST /v1/agent/challenge` (open) | → [`Challenge`] |
 //! | `POST /v1/enroll` (by invite) | [`crate::wire::EnrollRequest`] → [`crate::wire::CredentialsAnswer`] |
 //! | `POST /v1/agent/credentials` (by node key) | [`crate::wire::CredentialsRequest`] → [`crate::wire::CredentialsAnswer`] |
+//! | `POST /v1/agent/release` (by node key) | [`crate::wire::ReleaseRequest`] → bytes |
+//! | `GET /v1/releases` | → [`Page`]`<`[`ReleaseView`]`>` |
+//! | `PUT /v1/releases/{sha256}` | [`ReleaseOffer`] → [`ReleaseUpload`] |
+//! | `PUT /v1/releases/{sha256}/parts/{part}` | bytes → 204 |
+//! | `POST /v1/releases/{sha256}/commit` | → [`ReleaseView`] |
+//! | `DELETE /v1/releases/{sha256}` | → 204 |
 //! | `GET /healthz`, `/readyz`, `/openapi.json` (open) | |
 //!
 //! Wherever a route takes `{run}`, a prefix of at least four characters that
 //! stands for one run will do.
 
+mod brokers;
 mod frame;
+mod release;
 mod secret;
 
 use std::collections::BTreeMap;
@@ -51,10 +59,13 @@ use crate::ids::{ClusterId, PlanId, RunId, Serial};
 use crate::keys::Fingerprint;
 use crate::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName, ScenarioName};
 use crate::run::{LocalRun, Outcome, RunOptions, RunPhase, Summary, is_zero};
+pub use brokers::{BrokerPlace, BrokerView, StandbyKit};
 pub use frame::Frame;
+pub use release::{ReleaseOffer, ReleaseUpload, ReleaseView, UPLOAD_PART};
 pub use secret::{ApiToken, InviteToken, Secret, TokenError};
 
 use crate::units::{Amount, Span, Timestamp};
+use crate::wire::AgentInfo;
 
 /// Header by which a client names its door; the broker takes `cli` and
 /// `http`, and everything else as `http`.
@@ -154,8 +165,11 @@ pub struct NodeView {
     /// When it was last heard.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub last_seen: Option<Timestamp>,
-    /// Version of its agent.
+    /// Version of its agent, as it said last.
     pub version: Option<String>,
+    /// What its agent said about itself last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentInfo>,
     /// Whether it is one of the broker's own machines.
     pub infrastructure: bool,
     /// When it enrolled.
@@ -298,10 +312,11 @@ pub struct Silent {
 pub struct RunRequest {
     /// The nodes.
     pub predicate: String,
-    /// The scenario; `command` when absent.
+    /// The scenario; `command` when absent; `agent-upgrade` is the other one.
     #[serde(default = "command")]
     pub scenario: ScenarioName,
-    /// Its parameters; for `command`: `{"argv": [...]}` or `{"shell": "..."}`.
+    /// Its parameters; for `command`: `{"argv": [...]}` or `{"shell": "..."}`;
+    /// for `agent-upgrade`: `{"release": "<sha256>", "allow_downgrade": false}`.
     #[serde(default)]
     #[schema(value_type = Object)]
     pub params: Value,
@@ -452,6 +467,11 @@ pub struct RunView {
     /// tells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<LocalRun>,
+    /// Of a run that the store had lost: when it was written down again, from
+    /// what nodes had kept. Its batches and failure budget are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub rebuilt: Option<Timestamp>,
     /// Its nodes, in the order in which they are taken.
     pub results: Vec<RunNode>,
 }
@@ -477,6 +497,9 @@ pub struct RunNode {
     /// Execution time in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ms: Option<u64>,
+    /// Bytes of output that the broker has taken from it.
+    #[serde(default, skip_serializing_if = "crate::run::is_zero")]
+    pub output_bytes: u64,
     /// What it said after its outcome was settled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub late: Vec<Outcome>,
@@ -511,6 +534,9 @@ pub struct InviteRequest {
 pub struct Invites {
     /// One for each node.
     pub invites: Vec<Invite>,
+    /// Where a node can enrol: every broker that is known, this one first.
+    #[serde(default)]
+    pub brokers: Vec<String>,
 }
 
 /// A new invite.
@@ -680,6 +706,9 @@ pub enum Readiness {
     Standby {
         /// What is known.
         reason: String,
+        /// Where the active one is reached, as far as it is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        active: Option<String>,
     },
     /// It serves.
     Active {
@@ -703,7 +732,7 @@ impl Readiness {
             Self::Active { .. } => None,
             Self::Stopping => Some("the broker ends".into()),
             Self::Starting { reason } => Some(format!("the broker starts: {reason}")),
-            Self::Standby { reason } => Some(format!("the broker stands by: {reason}")),
+            Self::Standby { reason, .. } => Some(format!("the broker stands by: {reason}")),
             Self::Suspended { reason } => {
                 Some(format!("the broker cannot renew its lease: {reason}"))
             }
@@ -733,6 +762,9 @@ pub struct Status {
     pub nodes: BTreeMap<Presence, u32>,
     /// Runs that have not ended.
     pub open_runs: u32,
+    /// The brokers of the cluster, the one that answers first.
+    #[serde(default)]
+    pub brokers: Vec<BrokerView>,
     /// The broker's clock.
     #[schema(value_type = String, format = DateTime)]
     pub time: Timestamp,

@@ -13,11 +13,14 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::ids::{ClusterId, RequestId, RunId, Serial};
-use crate::keys::{BrokerKeyState, KeyId, KeyList, PrivateKey, Purpose, Signature, SignedText};
+use crate::keys::{
+    BrokerKeyState, KeyId, KeyList, PrivateKey, PublicKey, Purpose, Signature, SignedText,
+};
 use crate::names::{FunctionName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
 use crate::text_form::text_form;
 use crate::units::{Span, Timestamp, after, elapsed};
+use crate::wire::Recall;
 
 /// NATS header with the signature.
 pub const SIGNATURE_HEADER: &str = "Muster-Signature";
@@ -143,6 +146,8 @@ pub enum Ask {
         /// The revision that the broker holds.
         revision: u64,
     },
+    /// Report again what was acknowledged: a broker has gone back in time.
+    Recall(Recall),
     /// Take this key list.
     Keys {
         /// Signed by the root key.
@@ -165,8 +170,17 @@ pub struct Request {
     pub run: RunId,
     /// The step of the run.
     pub step: u32,
-    /// The frozen set.
+    /// Who is to obey: the frozen set, or a part of it.
     pub set: NodeSet,
+    /// The frozen set where `set` is only a part of it: one batch, or the
+    /// nodes that are asked again. Nobody obeys because of it; it says to a
+    /// broker that has lost the run whose outcomes there are to find.
+    #[serde(default, skip_serializing_if = "NodeSet::is_empty")]
+    pub whole: NodeSet,
+    /// When the run was created, for a broker that has lost it. Absent where
+    /// there is no run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<Timestamp>,
     /// The predicate that gave the set; it must still hold on the node.
     pub predicate: String,
     /// When this copy was signed.
@@ -188,6 +202,16 @@ impl Request {
         RequestId {
             run: self.run,
             step: self.step,
+        }
+    }
+
+    /// The frozen set of the run that this request is of.
+    #[must_use]
+    pub fn frozen(&self) -> &NodeSet {
+        if self.whole.is_empty() {
+            &self.set
+        } else {
+            &self.whole
         }
     }
 
@@ -257,16 +281,20 @@ pub enum Refusal {
         /// In the request.
         theirs: u64,
     },
-    /// Older than what this key has said since: a replay.
-    #[error("the request was issued {behind} s before the newest one from its key")]
-    Replayed {
-        /// Seconds behind.
-        behind: u64,
-    },
     /// `start_before` more than a minute after `issued`.
     #[error("the request may start for longer than {} s", MAX_START_WINDOW.as_secs())]
     Window,
 
+    /// Answered: older than what this key has said since. It is repeated by
+    /// somebody, or the broker's clock went back.
+    #[error(
+        "late or clocks apart: the request was issued {behind} s before the newest one from its key; it was \
+         sent again, or the broker's clock went back"
+    )]
+    Replayed {
+        /// Seconds behind.
+        behind: u64,
+    },
     /// Answered: the message is late, or a clock is off.
     #[error(
         "late or clocks apart: this node's clock reads {now}, the request may start until {start_before}"
@@ -292,7 +320,10 @@ impl Refusal {
     /// this node, in its present epoch, is answered.
     #[must_use]
     pub fn is_answered(&self) -> bool {
-        matches!(self, Self::Late { .. } | Self::Early { .. })
+        matches!(
+            self,
+            Self::Replayed { .. } | Self::Late { .. } | Self::Early { .. }
+        )
     }
 
     /// A word for counters and logs.
@@ -336,6 +367,38 @@ pub struct Incoming<'a> {
     pub bytes: &'a [u8],
 }
 
+impl Incoming<'_> {
+    /// The request, if a key that `known` returns has signed exactly these
+    /// bytes. Says nothing about whether it is to be obeyed.
+    ///
+    /// # Errors
+    /// What `known` says, or [`Refusal::Unsigned`], [`Refusal::TooLarge`],
+    /// [`Refusal::BadSignature`], [`Refusal::Unreadable`].
+    pub fn authentic(
+        self,
+        known: impl FnOnce(KeyId) -> Result<PublicKey, Refusal>,
+    ) -> Result<(Request, KeyId), Refusal> {
+        let (Some(key), Some(signature)) = (self.key, self.signature) else {
+            return Err(Refusal::Unsigned);
+        };
+        if self.bytes.len() > MAX_PAYLOAD {
+            return Err(Refusal::TooLarge(self.bytes.len()));
+        }
+        let (Ok(id), Ok(signature)) = (key.parse::<KeyId>(), signature.parse::<Signature>()) else {
+            return Err(Refusal::Unsigned);
+        };
+        if known(id)?
+            .verify(Purpose::Request, self.bytes, &signature)
+            .is_err()
+        {
+            return Err(Refusal::BadSignature);
+        }
+        let request = serde_json::from_slice(self.bytes)
+            .map_err(|e| Refusal::Unreadable(crate::text::printable(&e.to_string(), 200)))?;
+        Ok((request, id))
+    }
+}
+
 /// Who is asked to obey: what a node holds its requests against.
 #[derive(Clone, Copy, Debug)]
 pub struct Gate<'a> {
@@ -365,35 +428,14 @@ impl Gate<'_> {
     /// # Errors
     /// [`Refused`]; nothing may be executed then.
     pub fn check(&self, message: Incoming<'_>, now: Timestamp) -> Result<Request, Refused> {
-        let unbelieved = |why| Refused { why, request: None };
-        let (Some(key), Some(signature)) = (message.key, message.signature) else {
-            return Err(unbelieved(Refusal::Unsigned));
+        let known = |id| match self.keys.find(id) {
+            None => Err(Refusal::UnknownKey(id)),
+            Some(key) if key.state == BrokerKeyState::Revoked => Err(Refusal::RevokedKey(id)),
+            Some(key) => Ok(key.key),
         };
-        if message.bytes.len() > MAX_PAYLOAD {
-            return Err(unbelieved(Refusal::TooLarge(message.bytes.len())));
-        }
-        let (Ok(id), Ok(signature)) = (key.parse::<KeyId>(), signature.parse::<Signature>()) else {
-            return Err(unbelieved(Refusal::Unsigned));
-        };
-        let Some(key) = self.keys.find(id) else {
-            return Err(unbelieved(Refusal::UnknownKey(id)));
-        };
-        if key.state == BrokerKeyState::Revoked {
-            return Err(unbelieved(Refusal::RevokedKey(id)));
-        }
-        if key
-            .key
-            .verify(Purpose::Request, message.bytes, &signature)
-            .is_err()
-        {
-            return Err(unbelieved(Refusal::BadSignature));
-        }
-        let request: Request = serde_json::from_slice(message.bytes).map_err(|e| {
-            unbelieved(Refusal::Unreadable(crate::text::printable(
-                &e.to_string(),
-                200,
-            )))
-        })?;
+        let (request, id) = message
+            .authentic(known)
+            .map_err(|why| Refused { why, request: None })?;
         match self.judge(&request, id, now) {
             Ok(()) => Ok(request),
             Err(why) => Err(Refused {

@@ -15,6 +15,7 @@ pub mod names;
 pub mod nodeset;
 pub mod predicate;
 pub mod problem;
+pub mod release;
 pub mod run;
 pub mod subject;
 pub mod text;

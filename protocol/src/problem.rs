@@ -29,6 +29,9 @@ pub enum Kind {
     NotFound,
     /// A prefix of an id that stands for more than one.
     Ambiguous,
+    /// Agents of these nodes cannot do what is asked, as they said
+    /// themselves: nothing was sent to any.
+    Incompatible,
     /// It exists already, or is in a state that does not allow this.
     Conflict,
     /// The body is larger than allowed.
@@ -44,7 +47,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, for the documentation and its tests.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::InvalidRequest,
         Self::InvalidPredicate,
         Self::UnknownName,
@@ -55,6 +58,7 @@ impl Kind {
         Self::Denied,
         Self::NotFound,
         Self::Ambiguous,
+        Self::Incompatible,
         Self::Conflict,
         Self::TooLarge,
         Self::RateLimited,
@@ -67,7 +71,7 @@ impl Kind {
     pub fn status(self) -> u16 {
         match self {
             Self::InvalidRequest | Self::InvalidPredicate => 400,
-            Self::UnknownName | Self::NoMatch => 422,
+            Self::UnknownName | Self::NoMatch | Self::Incompatible => 422,
             Self::ConfirmationRequired => 428,
             Self::PlanGone => 410,
             Self::Unauthenticated => 401,
@@ -90,6 +94,7 @@ impl Kind {
             | Self::InvalidPredicate
             | Self::NotFound
             | Self::Ambiguous
+            | Self::Incompatible
             | Self::Conflict
             | Self::TooLarge => 2,
             Self::UnknownName | Self::NoMatch => 3,
@@ -113,6 +118,7 @@ impl Kind {
             Self::Denied => "denied",
             Self::NotFound => "not-found",
             Self::Ambiguous => "ambiguous",
+            Self::Incompatible => "incompatible",
             Self::Conflict => "conflict",
             Self::TooLarge => "too-large",
             Self::RateLimited => "rate-limited",
@@ -150,6 +156,13 @@ pub struct Problem {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub plan: Option<Value>,
+    /// With `unavailable`: this broker is not the active one, and has done
+    /// nothing with the request. Another one may be.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub not_active: bool,
+    /// With `not_active`: the URL of the active broker, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<String>,
 }
 
 impl Problem {
@@ -166,6 +179,8 @@ impl Problem {
             span: None,
             source: None,
             plan: None,
+            not_active: false,
+            active: None,
         }
     }
 

@@ -7,201 +7,23 @@
 //! [`RunEvent::Late`] first.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::envelope::{BundleHash, Door, Mode};
 use crate::ids::{RunId, Serial};
+use crate::keys::KeyId;
 use crate::names::{FunctionName, NodeName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
 use crate::units::{Amount, Span, Timestamp};
 
-/// How a step ended on a node: exactly one each, always.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Deserialize,
-    Eq,
-    Hash,
-    Ord,
-    PartialEq,
-    PartialOrd,
-    Serialize,
-    utoipa::ToSchema,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// It ran and was well.
-    Succeeded,
-    /// It ran and was not.
-    Failed,
-    /// The node's own check said no.
-    Declined,
-    /// It ran longer than allowed and was ended.
-    TimedOut,
-    /// The node was known to be down; nothing was sent.
-    Unreachable,
-    /// Sent, and it cannot be said.
-    Unknown,
-    /// Ended, or kept from starting on the node, by a cancel.
-    Cancelled,
-    /// Never started.
-    Skipped,
-}
+mod outcome;
+mod tally;
 
-impl Outcome {
-    /// All of them, in the order in which people read them.
-    pub const ALL: [Self; 8] = [
-        Self::Succeeded,
-        Self::Failed,
-        Self::Declined,
-        Self::TimedOut,
-        Self::Unreachable,
-        Self::Unknown,
-        Self::Cancelled,
-        Self::Skipped,
-    ];
-
-    /// The word, as in JSON.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::Declined => "declined",
-            Self::TimedOut => "timed_out",
-            Self::Unreachable => "unreachable",
-            Self::Unknown => "unknown",
-            Self::Cancelled => "cancelled",
-            Self::Skipped => "skipped",
-        }
-    }
-
-    /// Whether it counts against a failure budget.
-    #[must_use]
-    pub fn is_failure(self) -> bool {
-        matches!(
-            self,
-            Self::Failed | Self::TimedOut | Self::Unreachable | Self::Unknown
-        )
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// Standard output or standard error.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Deserialize,
-    Eq,
-    Hash,
-    Ord,
-    PartialEq,
-    PartialOrd,
-    Serialize,
-    utoipa::ToSchema,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum Stream {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
-}
-
-/// Bytes that a program wrote: text where they are UTF-8, else base64. Data
-/// for ever: whoever shows it escapes it.
-#[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize, utoipa::ToSchema)]
-#[serde(untagged)]
-pub enum Data {
-    /// Valid UTF-8.
-    Text(String),
-    /// Anything else.
-    Bytes {
-        /// Base64, with padding.
-        base64: String,
-    },
-}
-
-impl Data {
-    /// From what was written.
-    #[must_use]
-    pub fn new(bytes: &[u8]) -> Self {
-        match std::str::from_utf8(bytes) {
-            Ok(text) => Self::Text(text.to_owned()),
-            Err(_) => Self::Bytes {
-                base64: data_encoding::BASE64.encode(bytes),
-            },
-        }
-    }
-
-    /// The bytes; `None` when the base64 is none.
-    #[must_use]
-    pub fn bytes(&self) -> Option<Vec<u8>> {
-        match self {
-            Self::Text(text) => Some(text.clone().into_bytes()),
-            Self::Bytes { base64 } => data_encoding::BASE64.decode(base64.as_bytes()).ok(),
-        }
-    }
-}
-
-/// How a step ended on one node.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NodeResult {
-    /// The node.
-    pub serial: Serial,
-    /// How it ended.
-    pub outcome: Outcome,
-    /// Why, for people; always there unless it succeeded.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// Exit code of a process.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exit: Option<i32>,
-    /// The signal that ended a process.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub signal: Option<i32>,
-    /// Execution time on the node in milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ms: Option<u64>,
-    /// Bytes of output kept.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub output_bytes: u64,
-    /// Whether more output was thrown away.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub truncated: bool,
-}
-
-pub(crate) fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
-    *number == T::default()
-}
-
-impl NodeResult {
-    /// A result that is only an outcome and its reason.
-    #[must_use]
-    pub fn new(serial: Serial, outcome: Outcome, reason: impl Into<String>) -> Self {
-        Self {
-            serial,
-            outcome,
-            reason: Some(reason.into()),
-            exit: None,
-            signal: None,
-            ms: None,
-            output_bytes: 0,
-            truncated: false,
-        }
-    }
-}
+pub(crate) use outcome::is_zero;
+pub use outcome::{Data, NodeResult, Outcome, Stream};
+use tally::Tally;
 
 /// One node of a frozen set, under the name it had then.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, utoipa::ToSchema)]
@@ -277,6 +99,26 @@ pub struct LocalRecord {
     pub result: NodeResult,
 }
 
+/// From what a run was written down again that the broker had lost: a request
+/// of it, as a broker of this cluster once signed it and a node kept it. All
+/// that is needed to finish with it is here, so that a broker that stops in
+/// the middle can go on.
+///
+/// What no request says is not there: the batches, the failure budget, which
+/// run it retried.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rebuilt {
+    /// The node that had kept the request.
+    pub node: Serial,
+    /// The broker key that had signed it.
+    pub key: KeyId,
+    /// The frozen set, as the request says.
+    pub set: NodeSet,
+    /// When it was written down again, by the broker's clock.
+    pub at: Timestamp,
+}
+
 /// Everything that is fixed when a run is created.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -315,6 +157,10 @@ pub struct RunSpec {
     /// Nothing of such a run is ever sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<Box<LocalRecord>>,
+    /// Of a run that the store had lost: from what it was written down again.
+    /// Nothing of such a run is sent again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebuilt: Option<Box<Rebuilt>>,
     /// When it was created.
     pub created: Timestamp,
 }
@@ -383,6 +229,22 @@ pub enum RunEvent {
         /// When.
         at: Timestamp,
     },
+}
+
+impl RunEvent {
+    /// The word that stands for its kind in the journal.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Created { .. } => "created",
+            Self::Targets { .. } => "targets",
+            Self::Intent { .. } => "intent",
+            Self::Outcomes { .. } => "outcomes",
+            Self::Late { .. } => "late",
+            Self::Cancelling { .. } => "cancelling",
+            Self::Finished { .. } => "finished",
+        }
+    }
 }
 
 /// Where a node is inside a run.
@@ -493,6 +355,7 @@ pub struct RunState {
     pub cancelled_by: Option<PrincipalName>,
     /// When it ended.
     pub finished: Option<Timestamp>,
+    tally: Tally,
 }
 
 /// What a run needs next. See [`RunState::next`].
@@ -543,6 +406,7 @@ impl RunState {
             batches: 0,
             cancelled_by: None,
             finished: None,
+            tally: Tally::default(),
         })
     }
 
@@ -589,7 +453,9 @@ impl RunState {
                 self.cancelled_by.get_or_insert_with(|| by.clone());
             }
             RunEvent::Finished { end, at } => {
-                if let Some((serial, _)) = self.open().next() {
+                if self.tally.waiting + self.tally.sent > 0
+                    && let Some((serial, _)) = self.open().next()
+                {
                     return Err(FoldError::Open(serial));
                 }
                 self.phase = match end {
@@ -619,6 +485,7 @@ impl RunState {
                 phase: NodePhase::Waiting,
                 late: Vec::new(),
             };
+            self.tally.add(&state.phase);
             self.nodes.insert(target.serial, state);
         }
         if self.phase == RunPhase::Preparing && self.order.len() == self.spec.targets as usize {
@@ -645,6 +512,8 @@ impl RunState {
 
     fn set(&mut self, serial: Serial, phase: NodePhase) {
         if let Some(node) = self.nodes.get_mut(&serial) {
+            self.tally.remove(&node.phase);
+            self.tally.add(&phase);
             node.phase = phase;
         }
     }
@@ -668,11 +537,7 @@ impl RunState {
     /// How many nodes had each outcome so far.
     #[must_use]
     pub fn summary(&self) -> Summary {
-        let mut summary = Summary::new();
-        for result in self.results() {
-            *summary.entry(result.outcome).or_default() += 1;
-        }
-        summary
+        self.tally.outcomes.clone()
     }
 
     /// What the run needs next: a pure function of the journal, so that a
@@ -689,36 +554,38 @@ impl RunState {
             // It has happened already: only its record is being written.
             return Next::Wait;
         }
-        let phase_of = |serial: &Serial| self.nodes.get(serial).map(|n| &n.phase);
-        let waiting: Vec<Serial> = self
-            .order
-            .iter()
-            .copied()
-            .filter(|s| phase_of(s) == Some(&NodePhase::Waiting))
-            .collect();
-        let sent = self
-            .order
-            .iter()
-            .any(|s| matches!(phase_of(s), Some(NodePhase::Sent { .. })));
-        if !waiting.is_empty() {
+        let waiting = || {
+            let is_waiting = |s: &Serial| {
+                let node = self.nodes.get(s);
+                node.is_some_and(|n| n.phase == NodePhase::Waiting)
+            };
+            self.order.iter().copied().filter(is_waiting)
+        };
+        let sent = self.tally.sent > 0;
+        if self.tally.waiting > 0 {
+            if self.spec.rebuilt.is_some() {
+                // What was sent is not known here; that something was is
+                // written down before anything else.
+                return Next::Wait;
+            }
             if self.phase == RunPhase::Cancelling {
                 let by = self.cancelled_by.as_ref().map_or("", PrincipalName::as_str);
                 return Next::Skip {
-                    nodes: waiting,
+                    nodes: waiting().collect(),
                     outcome: Outcome::Skipped,
                     reason: format!("not started: {by} cancelled the run"),
                 };
             }
             if let Some(reason) = self.budget_spent() {
                 return Next::Skip {
-                    nodes: waiting,
+                    nodes: waiting().collect(),
                     outcome: Outcome::Skipped,
                     reason,
                 };
             }
             if !sent {
                 let size = self.batch_size();
-                let nodes = waiting.into_iter().take(size).collect();
+                let nodes = waiting().take(size).collect();
                 return Next::Send {
                     batch: self.batches,
                     nodes,
@@ -730,7 +597,7 @@ impl RunState {
         }
         Next::Finish(if self.phase == RunPhase::Cancelling {
             RunEnd::Cancelled
-        } else if self.results().all(|r| r.outcome == Outcome::Succeeded) {
+        } else if self.tally.all_succeeded() {
             RunEnd::Succeeded
         } else {
             RunEnd::Failed
@@ -758,7 +625,7 @@ impl RunState {
     fn budget_spent(&self) -> Option<String> {
         let budget = self.spec.options.max_failures?;
         let allowed = budget.of_rounded_down(self.order.len());
-        let failed = self.results().filter(|r| r.outcome.is_failure()).count();
+        let failed = self.tally.failures();
         (failed > allowed).then(|| format!("not started: {failed} failed, the budget was {budget}"))
     }
 }

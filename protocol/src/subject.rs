@@ -8,12 +8,14 @@
 //! | `m1.from.<serial>.<kind>` | that node | everything a node says, see [`NodeSays`] |
 //! | `m1.run.<run>.j`, `m1.run.<run>.o` | broker | the run's journal, and its nodes' output |
 //! | `m1.event` | broker | what happened in the cluster |
+//! | `m1.release.<sha256>.meta`, `m1.release.<sha256>.part.<n>` | broker | an agent release, and the bytes of it |
 //!
 //! The subject is routing only. What a node obeys is the signed set.
 
 use std::fmt;
 
 use crate::ids::{RunId, Serial};
+use crate::release::ReleaseId;
 
 /// Requests to every node.
 pub const ALL: &str = "m1.do.all";
@@ -25,6 +27,8 @@ pub const RUN_ALL: &str = "m1.run.>";
 pub const JOURNAL_ALL: &str = "m1.run.*.j";
 /// What happened in the cluster.
 pub const EVENT: &str = "m1.event";
+/// Where brokers say to each other that they are there.
+pub const BROKERS: &str = "m1.broker";
 
 /// Text as one token of a subject: `A-Z a-z 0-9 _ -` stay, every other byte
 /// becomes `=` and two hex digits, so that no text can add a token or a
@@ -94,6 +98,29 @@ pub fn run_all(run: RunId) -> String {
     format!("m1.run.{run}.*")
 }
 
+/// Every agent release.
+pub const RELEASE_ALL: &str = "m1.release.>";
+/// What is said of every whole agent release.
+pub const RELEASE_META_ALL: &str = "m1.release.*.meta";
+
+/// What is said of an agent release, once it is whole.
+#[must_use]
+pub fn release_meta(release: ReleaseId) -> String {
+    format!("m1.release.{release}.meta")
+}
+
+/// A part of the bytes of an agent release, from 0.
+#[must_use]
+pub fn release_part(release: ReleaseId, part: u32) -> String {
+    format!("m1.release.{release}.part.{part}")
+}
+
+/// Everything of an agent release.
+#[must_use]
+pub fn release_all(release: ReleaseId) -> String {
+    format!("m1.release.{release}.>")
+}
+
 /// The kinds of message that a node sends.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum NodeSays {
@@ -113,12 +140,18 @@ pub enum NodeSays {
     Outcome,
     /// [`crate::wire::LocalReport`], answered by [`crate::wire::LocalAnswer`].
     Local,
+    /// A signed request as it once came, headers and payload, to a broker
+    /// that has lost the run; answered by [`crate::wire::ProofAnswer`].
+    Proof,
+    /// A list of broker keys, a [`crate::keys::SignedText`] of the root key;
+    /// answered by [`crate::wire::KeysAnswer`].
+    Keys,
     /// [`crate::wire::Bye`].
     Bye,
 }
 
 impl NodeSays {
-    const ALL: [(Self, &'static str); 9] = [
+    const ALL: [(Self, &'static str); 11] = [
         (Self::Hello, "hello"),
         (Self::Beat, "beat"),
         (Self::Facts, "facts"),
@@ -127,6 +160,8 @@ impl NodeSays {
         (Self::Output, "output"),
         (Self::Outcome, "outcome"),
         (Self::Local, "local"),
+        (Self::Proof, "proof"),
+        (Self::Keys, "keys"),
         (Self::Bye, "bye"),
     ];
 

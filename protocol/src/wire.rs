@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::ids::{ClusterId, InstanceId, LocalNonce, RequestId, RunId, Serial};
 use crate::keys::{PublicKey, Signature, SignedText};
 use crate::names::{LabelKey, LabelValue, NodeName, RoleName};
+use crate::release::{Build, ReleaseId};
 use crate::run::{LocalRun, NodeResult, Stream};
 use crate::units::{Span, Timestamp};
 
@@ -54,6 +55,9 @@ pub struct Credentials {
     pub assignment: Assignment,
     /// Where NATS is, in the order to try.
     pub nats_urls: Vec<String>,
+    /// The brokers' URLs, for the next renewal; empty when there is only one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub brokers: Vec<String>,
     /// The certificate authority of the NATS server, PEM, when it has TLS.
     pub nats_ca: Option<String>,
     /// The NATS user JWT for the node's NATS key.
@@ -115,6 +119,10 @@ pub struct CredentialsRequest {
     pub challenge: String,
     /// By the identity key, over [`proof_text`].
     pub proof: Signature,
+    /// The key list that the node holds, when the broker has answered with an
+    /// older one: the broker has gone back in time and is to take it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<SignedText>,
 }
 
 /// What the broker answers to both: [`Credentials`] signed by a broker key,
@@ -164,7 +172,104 @@ pub struct Hello {
     pub broker_epoch: u64,
     /// What it can do: `command`, `shell`, …
     pub capabilities: Vec<String>,
+    /// What it was built for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<Build>,
+    /// How far its journal is, so that each side can find out whether the
+    /// other has gone back in time. Absent from agents that cannot say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<JournalMark>,
 }
+
+/// What an agent says about itself in its [`Hello`]: what the broker judges
+/// before it sends anything.
+#[derive(
+    Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, utoipa::ToSchema,
+)]
+#[serde(deny_unknown_fields)]
+pub struct AgentInfo {
+    /// Its version.
+    pub version: String,
+    /// The protocol that it speaks.
+    pub protocol: u32,
+    /// What its node grants.
+    pub capabilities: Vec<String>,
+    /// Platform and state, where it said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<Build>,
+}
+
+/// Longest word in an [`AgentInfo`], in bytes.
+const MAX_WORD: usize = 64;
+/// Most capabilities in an [`AgentInfo`].
+const MAX_CAPABILITIES: usize = 32;
+
+impl Hello {
+    /// What it says about the agent, cut to what is ever kept.
+    #[must_use]
+    pub fn agent(&self) -> AgentInfo {
+        let word = |text: &str| crate::text::printable(text, MAX_WORD);
+        AgentInfo {
+            version: word(&self.version),
+            protocol: self.protocol,
+            capabilities: self
+                .capabilities
+                .iter()
+                .take(MAX_CAPABILITIES)
+                .map(|c| word(c))
+                .collect(),
+            build: self.build.as_ref().map(|build| Build {
+                os: word(&build.os),
+                arch: word(&build.arch),
+                ..build.clone()
+            }),
+        }
+    }
+}
+
+/// `POST /v1/agent/release`: an enrolled node asks for the bytes of a release,
+/// from `from` on.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseRequest {
+    /// The node's serial.
+    pub serial: Serial,
+    /// A challenge from `POST /v1/agent/challenge`.
+    pub challenge: String,
+    /// By the identity key, over [`proof_text`].
+    pub proof: Signature,
+    /// Which.
+    pub release: ReleaseId,
+    /// The first byte that is wanted.
+    #[serde(default)]
+    pub from: u64,
+}
+
+/// How far a node's own journal is.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct JournalMark {
+    /// Rises with every start of the agent and every request that it writes
+    /// down. A node that says less than it has said before has gone back.
+    pub position: u64,
+    /// The newest steps whose outcomes a broker has acknowledged, at most
+    /// [`MAX_MARKS`]. A broker that does not know one has gone back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub acknowledged: Vec<Acknowledged>,
+}
+
+/// A step whose outcome a broker has said that it has.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Acknowledged {
+    /// Which.
+    pub request: RequestId,
+    /// When the node received it, by its own clock.
+    pub received: Timestamp,
+}
+
+/// Most steps in a [`JournalMark`].
+pub const MAX_MARKS: usize = 8;
 
 /// The reply to [`Hello`].
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -181,6 +286,19 @@ pub enum Welcome {
         revision: u64,
         /// How often to beat.
         beat_every: Span,
+        /// This broker has gone back in time, or may have: report again what
+        /// was acknowledged. Only to nodes that say [`Hello::journal`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        recall: Option<Recall>,
+        /// The node's list of broker keys is newer than this broker's: send
+        /// it. Only to nodes that say [`Hello::journal`].
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        wants_keys: bool,
+        /// The node has gone back in time: it must not follow a call that was
+        /// signed before this moment, because it may have followed it before.
+        /// Only to nodes that say [`Hello::journal`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        follow_after: Option<Timestamp>,
     },
     /// Stay out; ask again after `retry_after`.
     Refused {
@@ -189,6 +307,18 @@ pub enum Welcome {
         /// When to ask again.
         retry_after: Span,
     },
+}
+
+/// What a broker that has gone back in time asks of a node: every outcome that
+/// was acknowledged after `since` is reported once more, oldest first, as if
+/// it had not been.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recall {
+    /// Which recall: a node does the same one once.
+    pub id: InstanceId,
+    /// From when on the broker's knowledge may have gaps, by its own clock.
+    pub since: Timestamp,
 }
 
 /// Sent every few seconds.
@@ -206,6 +336,9 @@ pub struct Beat {
     /// Messages refused since the start, by [`crate::envelope::Refusal::kind`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub refused: BTreeMap<String, u64>,
+    /// [`JournalMark::position`] now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<u64>,
 }
 
 /// The node's facts, whole, when they changed. Answered with an empty reply
@@ -229,6 +362,9 @@ pub struct Pong {
     pub request: RequestId,
     /// This start of the agent.
     pub instance: InstanceId,
+    /// [`JournalMark::position`] now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<u64>,
 }
 
 /// The request is in the node's journal and will run. Sent when the step has
@@ -304,6 +440,47 @@ pub enum OutcomeAnswer {
     },
     /// The broker does not know the run and never will.
     Unknown,
+    /// The broker does not know the run, and would write it down again: send
+    /// the request as it was signed ([`crate::subject::NodeSays::Proof`]),
+    /// then the report again. Only to nodes that say [`Hello::journal`].
+    Prove,
+}
+
+/// The reply to [`crate::subject::NodeSays::Proof`]: the signed request of a
+/// run that the broker has lost, its bytes and headers as they came.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "answer", deny_unknown_fields)]
+pub enum ProofAnswer {
+    /// The run is in its journal again: report the outcome.
+    Taken,
+    /// This broker has never heard of the key that signed it. The list of
+    /// keys that names it, signed by the root key, would tell
+    /// ([`crate::subject::NodeSays::Keys`]); then send this again.
+    UnknownKey,
+    /// Not now.
+    Later {
+        /// When to send it again.
+        retry_after: Span,
+    },
+    /// Never.
+    Refused {
+        /// For the node's log.
+        reason: String,
+    },
+}
+
+/// The reply to [`crate::subject::NodeSays::Keys`]: a list of broker keys that
+/// the node holds, signed by the root key.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "answer", deny_unknown_fields)]
+pub enum KeysAnswer {
+    /// The broker knows what it says.
+    Taken,
+    /// It is not this cluster's.
+    Refused {
+        /// For the node's log.
+        reason: String,
+    },
 }
 
 /// A run that somebody started on the node itself (`muster-agent local run`)

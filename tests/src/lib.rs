@@ -1,12 +1,18 @@
 //! The harness of the end-to-end tests: a whole muster on this machine, made
 //! of the real executables, in a directory of its own, gone when dropped.
 
-use std::collections::BTreeMap;
+pub mod invariants;
+pub mod proxy;
+pub mod release;
+pub mod stops;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -177,6 +183,8 @@ pub struct Up {
     pub port: u16,
     nodes: Vec<String>,
     child: Option<Child>,
+    told: Mutex<BTreeSet<invariants::Told>>,
+    checkpoints: Option<PathBuf>,
 }
 
 impl Up {
@@ -203,7 +211,30 @@ impl Up {
             port: free_port()?,
             nodes,
             child: None,
+            told: Mutex::default(),
+            checkpoints: None,
         })
+    }
+
+    /// Lets the test hold the programs at their checkpoints, once they are
+    /// started.
+    ///
+    /// # Errors
+    /// When the programs have none, or nobody can listen.
+    pub fn stops(&mut self) -> Result<stops::Stops> {
+        for name in ["muster", "muster-agent"] {
+            let program = std::fs::read(bin(name))?;
+            let variable = muster_checkpoint::VARIABLE.as_bytes();
+            ensure!(
+                program.windows(variable.len()).any(|w| w == variable),
+                "{} was built without checkpoints; `cargo build --workspace --bins` gives them",
+                bin(name).display()
+            );
+        }
+        let socket = self.dir.path().join("checkpoints");
+        let stops = stops::Stops::listen(&socket)?;
+        self.checkpoints = Some(socket);
+        Ok(stops)
     }
 
     /// The state directory.
@@ -240,6 +271,9 @@ impl Up {
             .arg(format!("127.0.0.1:{}", self.port));
         for node in &self.nodes {
             command.arg("--node").arg(node);
+        }
+        if let Some(socket) = &self.checkpoints {
+            command.env(muster_checkpoint::VARIABLE, socket);
         }
         command
     }
@@ -331,7 +365,21 @@ impl Up {
     /// When it cannot be started or hangs.
     #[must_use]
     pub fn muster<S: AsRef<OsStr>>(&self, args: &[S]) -> Said {
-        finish(self.command(args))
+        self.heard(finish(self.command(args)))
+    }
+
+    /// Keeps in mind what somebody was told, for [`invariants::Audit`].
+    pub fn heard(&self, said: Said) -> Said {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.extend(invariants::told(&said));
+        said
+    }
+
+    /// Everything that [`Up::muster`] and [`Up::muster_as`] were told of runs.
+    #[must_use]
+    pub fn told(&self) -> BTreeSet<invariants::Told> {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.clone()
     }
 
     /// Runs `muster ARGS...` with that token.
@@ -339,7 +387,7 @@ impl Up {
     pub fn muster_as<S: AsRef<OsStr>>(&self, token: &str, args: &[S]) -> Said {
         let mut command = self.command(args);
         command.env("MUSTER_TOKEN", token);
-        finish(command)
+        self.heard(finish(command))
     }
 
     /// The state directory of an agent that `muster up` started.

@@ -16,7 +16,6 @@ use async_nats::jetstream::{Context, ErrorCode};
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use muster_protocol::ids::InstanceId;
-use muster_protocol::units::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -33,6 +32,7 @@ use crate::store::error::StreamError;
 use crate::store::kv::{BucketConfig, Kv, KvError, ensure_bucket};
 use crate::store::read::read_from;
 use crate::store::stream::purge_subject;
+use crate::twin::{Past, Sign, WentBack};
 
 /// The bucket with the marker.
 const CLUSTER: &str = "muster_cluster";
@@ -118,6 +118,14 @@ impl ImportError {
 struct Marker {
     id: InstanceId,
     done: bool,
+}
+
+/// Whether a backup waits in the state directory.
+///
+/// # Errors
+/// [`StateDirError`]: the note of it is damaged.
+pub fn is_pending(state: &StateDir) -> Result<bool, StateDirError> {
+    Ok(state.load::<Plan>(PLAN)?.is_some())
 }
 
 /// Puts a backup that waits in the state directory into NATS. Nothing waits
@@ -388,15 +396,29 @@ impl Importer<'_> {
 
     /// Says in the cluster's events what has happened.
     async fn tell(&self) -> Result<(), ImportError> {
+        let made = self.plan.made;
+        // Nodes that have moved on are to say what they did since.
+        let bucket = Box::pin(ensure_bucket(self.js, BucketConfig::new(CLUSTER))).await?;
+        let past = Past::load(bucket, self.lease.clone()).await?;
+        past.add(WentBack {
+            id: self.plan.id,
+            since: made,
+            found: self.plan.restored,
+            sign: Sign::Backup,
+            // Done by the import itself.
+            leap: false,
+            what: format!("the cluster was restored from a backup of {made}"),
+        })
+        .await?;
         let events = Events::open(self.js.clone(), self.lease.clone()).await?;
-        let made = Timestamp::from(self.plan.made);
         events
             .emit(
                 "cluster.restored",
                 "cluster",
                 format!(
-                    "the cluster was restored from a backup of {made}: what happened after that \
-                     is not known here, and nodes that enrolled after that must enrol again"
+                    "the cluster was restored from a backup of {made}: of what happened after that \
+                     only runs come back, as far as nodes still know of them, and nodes that \
+                     enrolled after that must enrol again"
                 ),
             )
             .await;

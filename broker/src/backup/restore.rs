@@ -29,6 +29,8 @@ pub(super) const PENDING: &str = "restore";
 pub(super) const ARCHIVE: &str = "backup";
 /// The plan, in [`PENDING`].
 pub(super) const PLAN: &str = "restore/plan.json";
+/// The list of broker keys as the backup had it, in the state directory.
+pub(crate) const BEFORE: &str = "key-list-before.json";
 /// Largest file of a backup that belongs into the state directory.
 const MAX_FILE: usize = 1024 * 1024;
 /// What may be in a directory that is empty to people.
@@ -260,8 +262,11 @@ fn write(
     // and some may have been revoked since: none of them is obeyed any more.
     let key = PrivateKey::generate();
     state.store_broker_key(&key)?;
-    let list = successor(files, &root, &key, plan)?;
+    let signed = stored_list(files)?;
+    let list = successor(&signed, &root, &key, plan)?;
     state.store("key-list.json", &list.sign(&root.key))?;
+    // Which of them had been revoked already is not forgotten.
+    state.store(BEFORE, &signed)?;
     // Another holder: the old one may still be running somewhere.
     let mut holder = state.holder()?;
     holder.epoch = head.broker_epoch.saturating_add(plan.leap.epochs);
@@ -276,21 +281,25 @@ fn write(
     Ok(())
 }
 
-/// The list of broker keys of the restored cluster: one new key is active.
-fn successor(
-    files: &Files,
-    root: &crate::state_dir::Root,
-    key: &PrivateKey,
-    plan: &Plan,
-) -> Result<KeyList, RestoreError> {
-    let signed: SignedText = files
+/// The list of broker keys in the backup.
+fn stored_list(files: &Files) -> Result<SignedText, StateDirError> {
+    files
         .get("key-list.json")
         .and_then(|text| serde_json::from_slice(text).ok())
         .ok_or_else(|| StateDirError::Damaged {
             path: "key-list.json".into(),
             what: "it is not a list of keys".into(),
-        })?;
-    let mut list = KeyList::open(&signed, &root.key.public())?;
+        })
+}
+
+/// The list of broker keys of the restored cluster: one new key is active.
+fn successor(
+    signed: &SignedText,
+    root: &crate::state_dir::Root,
+    key: &PrivateKey,
+    plan: &Plan,
+) -> Result<KeyList, RestoreError> {
+    let mut list = KeyList::open(signed, &root.key.public())?;
     let now = muster_protocol::units::Timestamp::now();
     for old in &mut list.keys {
         old.state = BrokerKeyState::Revoked;

@@ -11,12 +11,14 @@ use std::time::Duration;
 use async_nats::{Message as NatsMessage, StatusCode, Subject, SubscribeError};
 use futures_util::{StreamExt as _, stream};
 use muster_protocol::ids::{RunId, Serial};
+use muster_protocol::keys::SignedText;
 use muster_protocol::subject::{self, NodeSays};
-use muster_protocol::wire::Facts;
+use muster_protocol::wire::{Facts, KeysAnswer};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::control::Control;
 use super::meter::Meters;
 use super::said::{Said, kind, read};
 use super::{Bus, Purpose};
@@ -37,6 +39,9 @@ const TIDY_EVERY: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub(super) struct Ears {
     pub(super) bus: Bus,
+    pub(super) control: Arc<Control>,
+    /// Lists of broker keys that are looked at now.
+    pub(super) lists: Arc<Semaphore>,
     pub(super) inventory: Inventory,
     pub(super) presence: Presence,
     pub(super) pinger: Pinger,
@@ -168,6 +173,8 @@ impl Ears {
             Said::Accepted(accepted) => self.engine.accepted(serial, &accepted),
             Said::Output(head, data) => self.engine.output(serial, head, data),
             Said::Outcome(report) => self.engine.outcome(serial, report, bytes, reply).await,
+            Said::Proof(proof) => self.engine.prove(record, proof, reply),
+            Said::Keys(list) => self.hear_keys(record, list, reply),
             Said::Local(report) => self.engine.local(record, report, reply),
             Said::Bye(bye) => self.presence.bye(serial, bye.instance),
         }
@@ -181,6 +188,36 @@ impl Ears {
             let porter = self.porter.clone();
             tokio::spawn(async move { porter.absent(serial, reply).await });
         }
+    }
+
+    /// A node gives a list of broker keys that it holds.
+    fn hear_keys(&self, record: Arc<NodeRecord>, list: SignedText, reply: Option<Subject>) {
+        let Ok(room) = Arc::clone(&self.lists).try_acquire_owned() else {
+            // It gives it again when it is asked to.
+            return;
+        };
+        let this = self.clone();
+        tokio::spawn(async move {
+            let _room = room;
+            let name = &record.assignment.name;
+            let heard = this
+                .bus
+                .authority()
+                .hear(&list, this.control.as_ref(), name.as_str())
+                .await;
+            let answer = match heard {
+                Ok(()) => KeysAnswer::Taken,
+                Err(error) => {
+                    tracing::warn!(node = %name, %error, "a list of broker keys that a node gives is not taken");
+                    KeysAnswer::Refused {
+                        reason: error.to_string(),
+                    }
+                }
+            };
+            if let Some(reply) = &reply {
+                this.bus.reply(record.serial, reply, &answer).await;
+            }
+        });
     }
 
     fn flooded(&self, record: &NodeRecord) {

@@ -31,6 +31,7 @@ use crate::authority::Authority;
 use crate::lease::Lease;
 use crate::routing::Route;
 
+pub(crate) use self::service::recall;
 pub use self::service::{Deps, Nodes, Settings, StartError};
 
 /// Why nothing was sent.
@@ -59,6 +60,10 @@ pub struct Order {
     pub id: RequestId,
     /// Who is to obey.
     pub set: NodeSet,
+    /// The run's frozen set, where `set` is only a part of it; else empty.
+    pub whole: NodeSet,
+    /// When the run was created, if it is of one.
+    pub created: Option<Timestamp>,
     /// The predicate that must still hold on the node.
     pub predicate: String,
     /// Who asks.
@@ -81,6 +86,8 @@ impl Order {
                 step: 0,
             },
             set,
+            whole: NodeSet::new(),
+            created: None,
             predicate: "*".to_owned(),
             principal: "muster".parse().expect("a constant name"),
             door: Door::Broker,
@@ -192,6 +199,8 @@ impl Bus {
             run: order.id.run,
             step: order.id.step,
             set: order.set.clone(),
+            whole: order.whole.clone(),
+            created: order.created,
             predicate: order.predicate.clone(),
             issued,
             start_before: after(issued, order.start_within.min(MAX_START_WINDOW)),
@@ -214,7 +223,7 @@ impl Bus {
             Ask::Call(_) => Purpose::Call,
             Ask::Cancel => Purpose::Cancel,
             Ask::Ping => Purpose::Ping,
-            Ask::Refresh { .. } | Ask::Keys { .. } => Purpose::Other,
+            Ask::Refresh { .. } | Ask::Recall(_) | Ask::Keys { .. } => Purpose::Other,
         };
         Ok(Signed {
             run: order.id.run,

@@ -2,7 +2,9 @@
 
 use async_nats::Subject;
 use bytes::Bytes;
+use muster_protocol::envelope::{KEY_HEADER, MAX_PAYLOAD, SIGNATURE_HEADER};
 use muster_protocol::ids::Serial;
+use muster_protocol::keys::SignedText;
 use muster_protocol::subject::NodeSays;
 use muster_protocol::text::printable;
 use muster_protocol::wire::{
@@ -11,6 +13,8 @@ use muster_protocol::wire::{
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+
+use crate::runs::Proof;
 
 /// A message of a node.
 #[derive(Debug)]
@@ -27,6 +31,8 @@ pub(super) enum Said {
     Output(OutputHead, Bytes),
     Outcome(Box<OutcomeReport>),
     Local(Box<LocalReport>),
+    Proof(Proof),
+    Keys(SignedText),
     Bye(Bye),
 }
 
@@ -53,7 +59,8 @@ pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said
     let limit = match kind {
         NodeSays::Facts => MAX_FACTS + 4096,
         NodeSays::Output => MAX_CHUNK,
-        NodeSays::Outcome | NodeSays::Hello | NodeSays::Local => MAX_MESSAGE,
+        NodeSays::Proof => MAX_PAYLOAD,
+        NodeSays::Outcome | NodeSays::Hello | NodeSays::Local | NodeSays::Keys => MAX_MESSAGE,
         NodeSays::Beat | NodeSays::Pong | NodeSays::Accepted | NodeSays::Bye => 16 * 1024,
     };
     if bytes.len() > limit {
@@ -87,6 +94,18 @@ pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said
         }
         NodeSays::Outcome => Said::Outcome(json(kind, bytes)?),
         NodeSays::Local => Said::Local(json(kind, bytes)?),
+        NodeSays::Proof => {
+            let header = |name: &str| {
+                let value = message.headers.as_ref()?.get(name)?;
+                Some(value.as_str().to_owned())
+            };
+            Said::Proof(Proof {
+                key: header(KEY_HEADER),
+                signature: header(SIGNATURE_HEADER),
+                bytes: bytes.clone(),
+            })
+        }
+        NodeSays::Keys => Said::Keys(json(kind, bytes)?),
         NodeSays::Bye => Said::Bye(json(kind, bytes)?),
     })
 }
@@ -132,7 +151,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(payload in prop::collection::vec(any::<u8>(), 0..200)) {
             for kind in [NodeSays::Hello, NodeSays::Beat, NodeSays::Facts, NodeSays::Pong, NodeSays::Accepted,
-                NodeSays::Output, NodeSays::Outcome, NodeSays::Local, NodeSays::Bye]
+                NodeSays::Output, NodeSays::Outcome, NodeSays::Local, NodeSays::Proof, NodeSays::Keys, NodeSays::Bye]
             {
                 if let Err(Nonsense(why)) = read(kind, &message(&payload)) {
                     let safe = !why.contains('\x1b') && why.len() < 1_000;

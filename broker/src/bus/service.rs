@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use async_nats::{Client, SubscribeError};
-use muster_protocol::units::Span;
+use muster_protocol::units::{Span, Timestamp};
+use muster_protocol::wire::Recall;
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,9 +24,15 @@ use crate::nats::admin::SystemClient;
 use crate::nats::keys::AccountKey;
 use crate::ping::Pinger;
 use crate::plans::Plans;
-use crate::presence::{Presence, follow_connections};
+use crate::presence::{Journals, Presence, follow_connections};
 use crate::runs::{self, Engine};
+use crate::twin::{Past, ReportAgain};
 
+/// So much before the time from which on something may be missing is reported
+/// again, too.
+const MARGIN: Duration = Duration::from_secs(120);
+/// Lists of broker keys from nodes that are looked at at a time.
+const LISTS_AT_ONCE: usize = 4;
 /// How often the lease is looked at, for the roll call.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -63,6 +71,10 @@ pub struct Deps {
     pub lease: Lease,
     /// What happens in the cluster.
     pub events: Events,
+    /// How far the journals of the nodes are.
+    pub journals: Journals,
+    /// What the store has lost, as far as is known.
+    pub past: Past,
     /// The system account's connection, through which the server says whose
     /// connection has ended; without it only missing heartbeats say so.
     pub connections: Option<(SystemClient, AccountKey)>,
@@ -122,19 +134,26 @@ impl Nodes {
             authority,
             lease,
             events,
+            journals,
+            past,
             connections,
             settings,
             cancel,
         } = deps;
         let bus = Bus::new(client, authority, lease);
-        let presence = Presence::new(inventory.clone(), events.clone(), settings.beat_every);
+        let presence = Presence::new(
+            inventory.clone(),
+            events.clone(),
+            journals.clone(),
+            settings.beat_every,
+        );
         let pinger = Pinger::new(bus.clone(), inventory.clone(), presence.clone());
         let engine = Engine::new(
             js,
             bus.clone(),
             inventory.clone(),
             presence.clone(),
-            events.clone(),
+            (events.clone(), past.clone()),
             settings.runs.clone(),
         );
         let porter = Porter::new(
@@ -144,8 +163,15 @@ impl Nodes {
             pinger.clone(),
             events.clone(),
             engine.clone(),
+            past.clone(),
         );
+        let control = Arc::new(Control {
+            bus: bus.clone(),
+            presence: presence.clone(),
+            inventory: inventory.clone(),
+        });
         let ears = Ears {
+            control: control.clone(),
             bus: bus.clone(),
             inventory: inventory.clone(),
             presence: presence.clone(),
@@ -154,6 +180,7 @@ impl Nodes {
             engine: engine.clone(),
             events,
             facts: Arc::new(FactsDesk::new()),
+            lists: Arc::new(Semaphore::new(LISTS_AT_ONCE)),
         };
         let ear = ears.open().await?;
         bus.client()
@@ -164,18 +191,14 @@ impl Nodes {
         tasks.spawn(ears.listen(ear, cancel.clone()));
         tasks.spawn(presence.clone().keep(bus.clone(), cancel.clone()));
         tasks.spawn(engine.clone().supervise(cancel.clone()));
-        tasks.spawn(call_the_roll(bus.clone(), pinger.clone(), cancel.clone()));
+        let roll = call_the_roll(bus.clone(), pinger.clone(), past, cancel.clone());
+        tasks.spawn(roll);
+        tasks.spawn(journals.keep(cancel.clone()));
         if let Some((system, account)) = connections {
-            let follow =
-                follow_connections(presence.clone(), inventory.clone(), system, account, cancel);
+            let follow = follow_connections(presence.clone(), inventory, system, account, cancel);
             tasks.spawn(follow);
         }
         tasks.close();
-        let control = Arc::new(Control {
-            bus,
-            presence: presence.clone(),
-            inventory,
-        });
         Ok(Self {
             engine,
             pinger,
@@ -193,8 +216,9 @@ impl Nodes {
     }
 }
 
-/// Asks every node to show itself whenever this broker becomes the active one.
-async fn call_the_roll(bus: Bus, pinger: Pinger, cancel: CancellationToken) {
+/// Asks every node to show itself whenever this broker becomes the active one,
+/// and to report what the store has lost, if it has.
+async fn call_the_roll(bus: Bus, pinger: Pinger, past: Past, cancel: CancellationToken) {
     let mut called = None;
     loop {
         let epoch = bus.lease().epoch();
@@ -202,11 +226,26 @@ async fn call_the_roll(bus: Bus, pinger: Pinger, cancel: CancellationToken) {
             called = epoch;
             if epoch.is_some() {
                 pinger.call_the_roll().await;
+                if let Some(again) = past.report_again() {
+                    // Who says hello hears it then; this is for those that
+                    // were welcomed before it was known.
+                    pinger.recall(recall(again)).await;
+                }
             }
         }
         tokio::select! {
             () = cancel.cancelled() => return,
             () = sleep(LOOK) => {}
         }
+    }
+}
+
+/// What nodes are told about a time that the store has lost.
+pub(crate) fn recall(again: ReportAgain) -> Recall {
+    // Margins for clocks that are apart and what was on its way.
+    let since = again.since.checked_sub(MARGIN).unwrap_or(Timestamp::MIN);
+    Recall {
+        id: again.id,
+        since,
     }
 }

@@ -27,12 +27,14 @@ use self::challenge::Challenges;
 use crate::authority::Authority;
 use crate::events::Events;
 use crate::inventory::{
-    Absent, Inventory, InventoryError, MAX_LABELS, MAX_ROLES, NewNode, NodeRecord, now_seconds,
+    Absent, Inventory, InventoryError, MAX_LABELS, MAX_ROLES, NewNode, NodeControl, NodeRecord,
+    now_seconds,
 };
 use crate::lease::Lease;
 use crate::nats::jwt::{JwtError, UserClaims};
 use crate::nats::keys::{NatsKeys, UserKey};
 use crate::nats::permissions::node_permissions;
+use crate::peers::Peers;
 use crate::secrets::SecretHash;
 use crate::store::kv::{Kv, KvError};
 
@@ -65,6 +67,13 @@ pub struct StoredInvite {
     replaces: Option<Serial>,
     /// Who has used it.
     used: Option<Used>,
+}
+
+impl StoredInvite {
+    /// Whether a node was made with it.
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.is_some()
+    }
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -147,6 +156,17 @@ pub struct Connect {
     pub broker_ca: Option<String>,
     /// How long NATS credentials live.
     pub life: Span,
+    /// The brokers of the cluster.
+    pub peers: Peers,
+}
+
+impl Connect {
+    /// Where nodes find brokers; empty when there is only one, which they
+    /// know.
+    fn brokers(&self) -> Vec<String> {
+        let urls = self.peers.urls();
+        if urls.len() > 1 { urls } else { Vec::new() }
+    }
 }
 
 /// Invites and enrolment. Cheap to clone.
@@ -234,7 +254,10 @@ impl Enrolment {
             .events
             .emit("invite.created", &request.name, text)
             .await;
-        Ok(Invites { invites })
+        Ok(Invites {
+            invites,
+            brokers: self.0.connect.peers.urls(),
+        })
     }
 
     /// Makes an invite by which a new key takes the place of a node.
@@ -505,13 +528,16 @@ impl Enrolment {
         self.issue(serial).await
     }
 
-    /// Fresh credentials for a node that proves its key.
+    /// Fresh credentials for a node that proves its key. When it gives a
+    /// newer list of broker keys, that is taken first, so that it can believe
+    /// the answer: this broker has gone back in time.
     ///
     /// # Errors
     /// [`EnrollError`].
     pub async fn credentials(
         &self,
         request: &CredentialsRequest,
+        control: &dyn NodeControl,
     ) -> Result<CredentialsAnswer, EnrollError> {
         self.active()?;
         let snapshot = self.0.inventory.snapshot();
@@ -527,7 +553,45 @@ impl Enrolment {
             &record.nats_key,
             &request.proof,
         )?;
+        if let Some(list) = &request.keys {
+            self.hear_keys(record, list, control).await;
+        }
         self.issue(request.serial).await
+    }
+
+    /// Whether it is an enrolled node that asks for a release.
+    ///
+    /// # Errors
+    /// [`EnrollError`].
+    pub async fn prove_node(&self, request: &wire::ReleaseRequest) -> Result<(), EnrollError> {
+        let snapshot = self.0.inventory.snapshot();
+        let Some(record) = snapshot.get(request.serial) else {
+            return Err(match self.0.inventory.knock(request.serial).await {
+                Absent::Removed => EnrollError::Gone(request.serial),
+                Absent::Unknown => EnrollError::Unknown(request.serial),
+            });
+        };
+        self.prove(
+            &record.node_key,
+            &request.challenge,
+            &record.nats_key,
+            &request.proof,
+        )
+    }
+
+    /// A list that is not taken is no reason to refuse the credentials: the
+    /// node judges the answer.
+    async fn hear_keys(&self, node: &NodeRecord, list: &SignedText, control: &dyn NodeControl) {
+        let name = &node.assignment.name;
+        let bytes = list.text.len();
+        if bytes > MAX_MESSAGE {
+            tracing::warn!(node = %name, bytes, "a list of broker keys that a node gives is too large");
+            return;
+        }
+        let authority = &self.0.authority;
+        if let Err(error) = authority.hear(list, control, name.as_str()).await {
+            tracing::warn!(node = %name, %error, "a list of broker keys that a node gives is not taken");
+        }
     }
 
     fn prove(
@@ -546,11 +610,13 @@ impl Enrolment {
     }
 
     async fn issue(&self, serial: Serial) -> Result<CredentialsAnswer, EnrollError> {
+        // Before what is stored: when this broker is stopped in between and
+        // overtaken, the node sees that the other one's answer is newer.
+        let issued = Timestamp::now();
         let (record, iat) = match self.0.inventory.next_iat(serial).await {
             Err(InventoryError::NoNode(_)) => return Err(EnrollError::Gone(serial)),
             other => other?,
         };
-        let issued = Timestamp::now();
         let life = self.0.connect.life.get();
         // From the later of the two, so that a clock that was set back does
         // not shorten it; rounded to the seconds that the JWT knows.
@@ -569,11 +635,13 @@ impl Enrolment {
             node_key: record.node_key,
             assignment: record.assignment.clone(),
             nats_urls: self.0.connect.nats_urls.clone(),
+            brokers: self.0.connect.brokers(),
             nats_ca: self.0.connect.nats_ca.clone(),
             jwt,
             expires,
             issued,
         };
+        self.active()?;
         Ok(CredentialsAnswer {
             credentials: SignedText::sign(&signer.key, Purpose::Credentials, &credentials),
             keys: self.0.authority.signed_list(),

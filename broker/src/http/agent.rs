@@ -81,6 +81,10 @@ async fn credentials(
 ) -> Result<ApiJson<CredentialsAnswer>, ApiError> {
     state.active()?;
     Ok(ApiJson(
-        finish(async move { state.enrolment.credentials(&request).await }).await?,
+        finish(async move {
+            let control = &*state.control;
+            state.enrolment.credentials(&request, control).await
+        })
+        .await?,
     ))
 }

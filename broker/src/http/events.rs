@@ -9,6 +9,7 @@ use utoipa_axum::routes;
 
 use super::{ApiError, ApiJson, ApiQuery, AppState};
 use crate::authz::{Action, Caller};
+use crate::events::PageError;
 
 /// Most events in an answer.
 const MAX_LIMIT: u32 = 1_000;
@@ -33,7 +34,8 @@ struct Range {
 /// Events, oldest first. `next` goes into `after`.
 #[utoipa::path(
     get, path = "/v1/events", tag = "cluster", params(Range), security(("bearer" = [])),
-    responses((status = 200, body = Page<ClusterEvent>), (status = 400, body = Problem)),
+    responses((status = 200, body = Page<ClusterEvent>), (status = 400, body = Problem),
+        (status = 409, description = "`after` is beyond the last event: the store went back in time", body = Problem)),
     extensions(("x-authorisation" = json!("read events")))
 )]
 async fn list(
@@ -50,11 +52,15 @@ async fn list(
         ));
     }
     let limit = limit as usize;
-    let mut items = match range.after {
+    let items = match range.after {
         Some(after) => state.events.list(after, limit + 1).await,
-        None => state.events.newest(limit).await,
-    }
-    .map_err(|e| ApiError::storage(&e))?;
+        None => state.events.newest(limit).await.map_err(PageError::from),
+    };
+    let mut items = items.map_err(|error| match error {
+        PageError::Read(error) => ApiError::storage(&error),
+        PageError::Beyond { .. } => ApiError::new(Kind::Conflict, error.to_string())
+            .hint("leave `after` out for the newest ones; `after=0` begins with the oldest"),
+    })?;
     let more = items.len() > limit;
     items.truncate(limit);
     let next = items

@@ -143,24 +143,44 @@ async fn openapi() -> Response {
 }
 
 async fn pass_on(State(front): State<Front>, request: Request) -> Response {
-    if let Some(api) = &*front.0.api.load() {
+    if let Some(api) = &*front.0.api.load()
+        && (api.lease.epoch().is_some() || is_about_this_broker(request.uri().path()))
+    {
         let router = api.router.clone();
         return router
             .oneshot(request)
             .await
             .unwrap_or_else(|never| match never {});
     }
-    let (title, detail) = match front.readiness() {
-        Readiness::Starting { reason } => ("this broker is not ready yet", Some(reason)),
-        Readiness::Standby { reason } => ("this broker is a standby", Some(reason)),
-        Readiness::Suspended { reason } => ("this broker is not the active one now", Some(reason)),
-        Readiness::Active { .. } => ("this broker is about to be ready", None),
-        Readiness::Stopping => ("this broker is stopping", None),
+    not_serving(front.readiness()).into_response()
+}
+
+/// What a broker answers that cannot say whether another one has taken over:
+/// only what is about itself. All else could be out of date.
+fn is_about_this_broker(path: &str) -> bool {
+    matches!(path, "/v1/status" | "/v1/whoami")
+}
+
+/// The answer of a broker that is not the active one: nothing was done.
+fn not_serving(readiness: Readiness) -> ApiError {
+    let (title, detail, active) = match readiness {
+        Readiness::Starting { reason } => ("this broker is not ready yet", Some(reason), None),
+        Readiness::Standby { reason, active } => ("this broker is a standby", Some(reason), active),
+        Readiness::Suspended { reason } => {
+            ("this broker is not the active one now", Some(reason), None)
+        }
+        Readiness::Active { .. } => ("this broker is about to be ready", None, None),
+        Readiness::Stopping => ("this broker is stopping", None, None),
     };
-    let mut error = ApiError::new(Kind::Unavailable, title)
-        .hint("try again in a few seconds, or ask another broker");
+    let hint = match &active {
+        Some(url) => format!("ask {}", printable(url, 200)),
+        None => "try again in a few seconds, or ask another broker".into(),
+    };
+    let mut error = ApiError::new(Kind::Unavailable, title).hint(hint);
     error.0.detail = detail;
-    error.into_response()
+    error.0.not_active = true;
+    error.0.active = active;
+    error
 }
 
 async fn within(request: Request, next: Next) -> Response {

@@ -4,6 +4,7 @@
 mod agent;
 mod auth;
 mod backup;
+mod brokers;
 mod document;
 mod events;
 mod front;
@@ -15,6 +16,7 @@ mod nodes;
 mod page;
 mod ping;
 pub mod problem;
+mod releases;
 mod runs;
 mod sse;
 mod status;
@@ -41,6 +43,8 @@ use crate::events::Events;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
 use crate::link::Link;
+use crate::peers::Peers;
+use crate::releases::Releases;
 use crate::tokens::Tokens;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
@@ -70,14 +74,20 @@ pub struct AppState {
     pub lease: Lease,
     /// What happens in the cluster.
     pub events: Events,
+    /// What the store has lost, as far as is known.
+    pub past: crate::twin::Past,
     /// Who may do what.
     pub policy: Arc<dyn Policy>,
     /// The way to the nodes.
     pub control: Arc<dyn NodeControl>,
+    /// The brokers of the cluster.
+    pub peers: Peers,
     /// The connections to NATS.
     pub link: Link,
     /// Runs, pings, plans, presence: everything that talks with the nodes.
     pub nodes: Nodes,
+    /// Agents that nodes can be upgraded to.
+    pub releases: Releases,
     /// How much those without a token may ask.
     pub limiter: Arc<Limiter>,
     /// Held while a backup is made: one at a time.
@@ -116,12 +126,14 @@ pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(document::base())
         .merge(agent::routes())
         .merge(backup::routes())
+        .merge(brokers::routes())
         .merge(events::routes())
         .merge(invites::routes())
         .merge(keys::routes())
         .merge(matching::routes())
         .merge(nodes::routes())
         .merge(ping::routes())
+        .merge(releases::routes())
         .merge(runs::routes())
         .merge(sse::routes())
         .merge(status::routes())

@@ -248,6 +248,7 @@ pub(super) fn view(node: &NodeRecord, presence: PresenceView, inventory: &Invent
     if state == Presence::Never && last_seen.is_some() {
         state = Presence::Down;
     }
+    let agent = inventory.agent(node.serial);
     NodeView {
         name: node.assignment.name.clone(),
         serial: node.serial,
@@ -256,7 +257,13 @@ pub(super) fn view(node: &NodeRecord, presence: PresenceView, inventory: &Invent
         facts: (*node.facts).clone(),
         state,
         last_seen,
-        version: presence.version,
+        version: presence.version.or_else(|| {
+            agent
+                .as_ref()
+                .map(|agent| agent.version.clone())
+                .filter(|version| !version.is_empty())
+        }),
+        agent: agent.map(|agent| (*agent).clone()),
         infrastructure: node.infrastructure,
         enrolled: node.enrolled,
         key: node.node_key.fingerprint(),

@@ -13,6 +13,7 @@ use crate::authority::AuthorityError;
 use crate::authz::Denied;
 use crate::enroll::EnrollError;
 use crate::inventory::InventoryError;
+use crate::releases::ReleasesError;
 use crate::tokens::TokensError;
 
 /// What a handler returns instead of its answer.
@@ -152,6 +153,16 @@ impl ApiError {
         match message.split_once("; ") {
             Some((title, hint)) => Self::new(kind, title).hint(hint),
             None => Self::new(kind, message),
+        }
+    }
+}
+
+impl From<ReleasesError> for ApiError {
+    fn from(error: ReleasesError) -> Self {
+        match error {
+            ReleasesError::NotActive => not_active(),
+            ReleasesError::Store(_) => Self::storage(&error),
+            error => error.problem().into(),
         }
     }
 }

@@ -11,6 +11,8 @@ use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::{NodePhase, Outcome, RunState, Target};
 use muster_protocol::text::printable;
 use muster_protocol::units::Timestamp;
+use muster_scenarios::Builtin;
+use muster_scenarios::upgrade::{self, Upgrade, UpgradeRequest};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use utoipa_axum::router::OpenApiRouter;
@@ -18,6 +20,7 @@ use utoipa_axum::routes;
 
 use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState};
 use crate::authz::{Action, Caller};
+use crate::fit::judge;
 use crate::inventory::Snapshot;
 use crate::plans::RequestHash;
 use crate::resolve::resolve;
@@ -66,7 +69,7 @@ impl From<EngineError> for ApiError {
         (status = 400, description = "The request or its predicate has an error", body = Problem),
         (status = 410, description = "The plan is gone", body = Problem),
         (status = 413, description = "The parameters are too large", body = Problem),
-        (status = 422, description = "No node matches, or a name in the predicate is unknown", body = Problem),
+        (status = 422, description = "No node matches, a name in the predicate is unknown, or agents of the nodes cannot do it", body = Problem),
         (status = 428, description = "It needs a confirmation; `plan` says of what", body = Problem),
         (status = 503, description = "This broker cannot run anything now", body = Problem),
     ),
@@ -77,8 +80,9 @@ async fn create(
     State(state): State<AppState>,
     caller: Caller,
     headers: HeaderMap,
-    ApiJson(request): ApiJson<RunRequest>,
+    ApiJson(mut request): ApiJson<RunRequest>,
 ) -> Result<ApiJson<RunView>, ApiError> {
+    complete(&state, &mut request)?;
     let id = match idempotency_key(&headers)? {
         None => RunId::random(),
         Some(key) => {
@@ -308,6 +312,39 @@ async fn retry(
         .map(ApiJson)
 }
 
+/// Puts what this broker knows of a release into the request to upgrade to
+/// it: what is confirmed and signed says it all.
+fn complete(state: &AppState, request: &mut RunRequest) -> Result<(), ApiError> {
+    if request.scenario.as_str() != upgrade::NAME {
+        return Ok(());
+    }
+    let asked = UpgradeRequest::from_params(&request.params)
+        .map_err(|e| ApiError::new(Kind::InvalidRequest, format!("{e}; nothing was run")))?;
+    let view = state
+        .releases
+        .get(asked.release)
+        .map_err(|e| ApiError::from(e.problem()))?;
+    let whole = Upgrade {
+        release: view.id,
+        size: view.size,
+        about: view.release,
+        allow_downgrade: asked.allow_downgrade,
+    };
+    request.params = serde_json::to_value(whole).map_err(|e| ApiError::internal(&e))?;
+    Ok(())
+}
+
+/// Refuses a run that some of its nodes' agents could not do.
+fn fits(state: &AppState, run: &FrozenRun) -> Result<(), ApiError> {
+    let call = Builtin::read(&run.spec.scenario, &run.spec.params)
+        .map_err(|e| ApiError::new(Kind::InvalidRequest, format!("{e}; nothing was run")))?;
+    let nodes = run
+        .targets
+        .iter()
+        .map(|target| (&target.name, state.inventory.agent(target.serial)));
+    judge(&call, nodes).map_err(|unfit| ApiError::from(unfit.problem()))
+}
+
 /// The nodes of an ended run that a retry takes, in its order.
 fn chosen(old: &RunState, request: &RetryRequest, snapshot: &Snapshot) -> Vec<Target> {
     let wanted = |serial: &Serial| match old.nodes.get(serial).map(|node| &node.phase) {
@@ -350,6 +387,7 @@ async fn begin(
     };
     let authorized = state.authorize(caller, action, frozen)?;
     state.active()?;
+    fits(state, authorized.get())?;
     let nodes = &state.nodes;
     if *confirm == Confirm::Ask && authorized.get().spec.targets > nodes.settings.confirm_above {
         let plan = plan(state, caller, hash, authorized.into_inner());

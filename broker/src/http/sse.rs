@@ -11,19 +11,24 @@ use axum::response::{IntoResponse, Response};
 use muster_protocol::api::Frame;
 use muster_protocol::problem::{Kind, Problem};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{ApiError, ApiPath, AppState};
 use crate::authz::{Action, Caller};
+use crate::lease::Lease;
 use crate::runs::frames::Place;
 use crate::runs::{Watch, WatchError};
 
 /// Where a watcher that was cut off goes on.
 const LAST_EVENT_ID: &str = "last-event-id";
-/// A comment is sent when nothing else was for so long.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+/// A comment is sent when nothing else was for so long: a watcher that knows
+/// another broker goes there when this one says nothing.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// How often it is looked whether this broker is the active one still.
+const LOOK: Duration = Duration::from_millis(500);
 /// Events that wait for a watcher.
 const WAITING: usize = 64;
 /// A watcher that takes nothing for so long is cut off.
@@ -50,8 +55,10 @@ impl From<WatchError> for ApiError {
 ///
 /// Server-sent events: what happened so far, then what happens, to the run's
 /// end. `id` is a place in the run's stream; with `Last-Event-ID` the events
-/// after it follow, without a gap or a repetition. `accepted` has no id and is
-/// only seen live.
+/// after it follow, without a gap or a repetition. A place that is not known
+/// any more, because the store went back in time, leads to
+/// `run_begins_again`, and then to the run from its beginning. `accepted` has
+/// no id and is only seen live.
 #[utoipa::path(
     get,
     path = "/v1/runs/{run}/events",
@@ -80,30 +87,36 @@ async fn events(
         .into_inner();
     let after = match headers.get(LAST_EVENT_ID) {
         None => None,
-        Some(value) => Some(
-            value
-                .to_str()
-                .ok()
-                .and_then(|text| text.parse::<Place>().ok())
-                .ok_or_else(|| {
-                    ApiError::new(
-                        Kind::InvalidRequest,
-                        "this Last-Event-ID is not the id of an event of a run",
-                    )
-                    .hint("leave it out to begin at the beginning")
-                })?,
-        ),
+        Some(value) => Some(value.to_str().ok().and_then(parse_id).ok_or_else(|| {
+            ApiError::new(
+                Kind::InvalidRequest,
+                "this Last-Event-ID is not the id of an event of a run",
+            )
+            .hint("leave it out to begin at the beginning")
+        })?),
     };
+    let numbering = state.past.numbering();
     let room = Arc::clone(&ROOM).try_acquire_owned().map_err(|_| {
         ApiError::new(Kind::RateLimited, format!("{MOST} watchers are connected"))
             .hint("try again in a while, or look with `muster runs show`")
     })?;
     let engine = &state.nodes.engine;
-    let watch = engine.watch(engine.lookup(&run)?, after).await?;
+    let run = engine.lookup(&run)?;
+    let watch = match after {
+        None => engine.watch(run, None).await?,
+        Some((of, place)) if of == numbering => engine.watch(run, Some(place)).await?,
+        // It was given before the store went back.
+        Some(_) => engine.watch_again(run).await?,
+    };
     let (give, take) = mpsc::channel(WAITING);
-    let shutdown = state.shutdown.clone();
+    let (shutdown, lease) = (state.shutdown.clone(), state.lease.clone());
     tokio::spawn(async move {
-        shutdown.run_until_cancelled(follow(watch, give)).await;
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            // What happens to the run happens at another broker, perhaps.
+            () = not_active(&lease) => {}
+            () = follow(watch, numbering, give) => {}
+        }
         drop(room);
     });
     let stream =
@@ -115,9 +128,34 @@ async fn events(
         .into_response())
 }
 
+/// The id of an event: its place, and before it the numbering that it belongs
+/// to, once there was more than one.
+fn id(numbering: &str, place: Place) -> String {
+    if numbering.is_empty() {
+        place.to_string()
+    } else {
+        format!("{numbering}-{place}")
+    }
+}
+
+fn parse_id(text: &str) -> Option<(&str, Place)> {
+    let (numbering, place) = text.split_once('-').unwrap_or(("", text));
+    Some((numbering, place.parse().ok()?))
+}
+
+async fn not_active(lease: &Lease) {
+    while lease.epoch().is_some() {
+        sleep(LOOK).await;
+    }
+}
+
 /// Gives a watcher its events until the run or the watcher ends, or the
 /// watcher is too slow.
-async fn follow(mut watch: Watch, give: mpsc::Sender<Result<Event, Infallible>>) {
+async fn follow(
+    mut watch: Watch,
+    numbering: String,
+    give: mpsc::Sender<Result<Event, Infallible>>,
+) {
     loop {
         let seen = tokio::select! {
             () = give.closed() => return,
@@ -133,7 +171,7 @@ async fn follow(mut watch: Watch, give: mpsc::Sender<Result<Event, Infallible>>)
             Some(Ok(seen)) => {
                 let event = Event::default().event(seen.frame.event());
                 let event = match seen.place {
-                    Some(place) => event.id(place.to_string()),
+                    Some(place) => event.id(id(&numbering, place)),
                     None => event,
                 };
                 match event.json_data(&seen.frame) {

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use muster_protocol::api::{Finding, Presence, Status};
 use muster_protocol::keys::BrokerKeyState;
-use muster_protocol::units::Timestamp;
+use muster_protocol::units::{Timestamp, elapsed};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -14,6 +14,16 @@ use crate::inventory::Standing;
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(status))
+}
+
+/// `5 min ago`
+fn ago(at: Timestamp) -> String {
+    let minutes = elapsed(at, Timestamp::now()).as_secs() / 60;
+    match minutes {
+        0 => "just now".to_owned(),
+        1..=119 => format!("{minutes} min ago"),
+        _ => format!("{} h ago", minutes / 60),
+    }
 }
 
 /// How the installation is, and what an operator should look at.
@@ -56,12 +66,23 @@ async fn status(
             "it is tried again every few seconds; the broker's log says which server is missing",
         );
     }
+    for time in state.past.recent() {
+        find(
+            format!(
+                "the store went back in time ({}): {}",
+                ago(time.found),
+                time.what
+            ),
+            "`muster events` says what was put back and what is gone (alarm.store-went-back)",
+        );
+    }
     let active = list
         .keys
         .iter()
         .filter(|k| k.state == BrokerKeyState::Active)
         .count();
-    if active > 1 {
+    // Brokers may each have a key of their own.
+    if active > state.peers.list().len() {
         find(
             format!("{active} broker keys are active"),
             "after a rotation, once every node is up, revoke the old one: `muster keys revoke`",
@@ -96,6 +117,7 @@ async fn status(
         nats_connected: connected,
         nodes,
         open_runs: state.nodes.engine.open_runs(),
+        brokers: state.peers.list(),
         time: Timestamp::now(),
         findings,
     }))

@@ -6,6 +6,7 @@ use muster_protocol::units::Span;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use crate::link::BROKER_ISSUED_AT;
 use crate::nats::admin::{AdminError, SystemClient};
 use crate::nats::jwt::{AccountClaims, JetStreamLimits, JwtError, UnixSeconds, next_issued_at};
 use crate::nats::keys::{NatsKeys, UserKey};
@@ -14,6 +15,10 @@ use crate::store::kv::{Kv, KvError};
 
 /// The key in the bucket.
 const KEY: &str = "account";
+/// How many users of earlier brokers are kept out, the newest: a connection of
+/// one before them was closed so many takeovers ago, and its key was in that
+/// one process only.
+const MAX_SHUT_OUT: usize = 64;
 
 /// What is in the bucket.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -26,6 +31,13 @@ pub struct AccountValue {
 }
 
 impl AccountValue {
+    /// Everything that is revoked here or there.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.issued_at = self.issued_at.max(other.issued_at);
+        self.revocations.add(other.revocations);
+        self
+    }
+
     /// The same, with all JWTs void that were issued up to `until`, whoever's
     /// they are but a broker's.
     pub(crate) fn nobody_before(mut self, until: UnixSeconds) -> Self {
@@ -118,6 +130,35 @@ impl Accounts {
         self.push(&mut pushed).await
     }
 
+    /// Has every server close the connections of these users of a broker and
+    /// keep them out, and returns when they do: the revision of what is
+    /// stored and pushed by then.
+    ///
+    /// # Errors
+    /// [`AccountError`]: not all of them do yet.
+    pub(super) async fn shut_out(&self, users: &[UserKey]) -> Result<u64, AccountError> {
+        // Later than what any broker's credentials claim to be issued, and
+        // rising, so that the newest are known.
+        let until = BROKER_ISSUED_AT.saturating_add(now_seconds());
+        self.want(|wanted| {
+            for user in users {
+                wanted.revoke(user.clone(), until);
+            }
+            wanted.keep_newest(BROKER_ISSUED_AT, MAX_SHUT_OUT);
+        });
+        let mut pushed = self.pushed.lock().await;
+        self.push(&mut pushed).await?;
+        Ok(pushed.revision)
+    }
+
+    /// The servers have what the bucket held at this revision: when that is
+    /// what was read, nothing is left to be given to them. `None`: whatever
+    /// was read is on its way.
+    pub(super) async fn was_settled(&self, revision: Option<u64>) {
+        let mut pushed = self.pushed.lock().await;
+        pushed.dirty &= revision.is_some_and(|revision| pushed.revision != revision);
+    }
+
     /// Gives the servers what they may not have yet. `true` when there was
     /// something.
     pub(super) async fn settle(&self) -> Result<bool, AccountError> {
@@ -190,9 +231,41 @@ impl Accounts {
             revocations: pushed.value.revocations.clone(),
         };
         let jwt = claims.sign(self.keys.operator())?;
-        self.system.push_account_claims(&jwt).await?;
+        // Both at once: a takeover waits for them.
+        let (account, system) = tokio::join!(
+            self.system.push_account_claims(&jwt),
+            self.push_system(&pushed.value)
+        );
+        account?;
+        system?;
         pushed.dirty = false;
         Ok(())
+    }
+
+    /// The users of brokers that are shut out are so from the system account,
+    /// too: through it claims are pushed.
+    async fn push_system(&self, value: &AccountValue) -> Result<(), AccountError> {
+        let revocations = value.revocations.since(BROKER_ISSUED_AT);
+        if revocations.is_empty() {
+            return Ok(());
+        }
+        let mut issued_at = value.issued_at;
+        loop {
+            let claims = AccountClaims {
+                name: SYSTEM_NAME.into(),
+                account: self.keys.system_key(),
+                issued_at,
+                jetstream: None,
+                revocations: revocations.clone(),
+            };
+            let jwt = claims.sign(self.keys.operator())?;
+            match self.system.push_account_claims(&jwt).await {
+                Err(AdminError::Outdated { have, .. }) if have >= issued_at => {
+                    issued_at = next_issued_at(now_seconds(), Some(have));
+                }
+                other => return Ok(other?),
+            }
+        }
     }
 
     fn want<T>(&self, change: impl FnOnce(&mut Revocations) -> T) -> T {
@@ -200,5 +273,7 @@ impl Accounts {
     }
 }
 
+/// Name of the system account, for people.
+pub(crate) const SYSTEM_NAME: &str = "system";
 /// Name of muster's account, for people.
 pub(crate) const ACCOUNT_NAME: &str = "muster";

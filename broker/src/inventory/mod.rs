@@ -4,6 +4,7 @@
 //! only then shows in the [`Snapshot`] that everybody else reads.
 
 mod accounts;
+mod agents;
 mod change;
 mod control;
 mod record;
@@ -28,14 +29,16 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use self::accounts::Accounts;
+use self::agents::{AGENTS_KEY, Agents};
 use crate::events::Events;
 use crate::lease::Lease;
 use crate::nats::admin::SystemClient;
 use crate::nats::keys::{NatsKeys, UserKey};
 use crate::store::kv::{Kv, KvError};
 
-pub(crate) use self::accounts::{ACCOUNT_NAME, now_seconds};
+pub(crate) use self::accounts::{ACCOUNT_NAME, SYSTEM_NAME, now_seconds};
 pub use self::accounts::{AccountError, AccountValue};
+pub use self::agents::{AgentKind, AgentsValue};
 pub use self::change::{Changed, NewNode};
 pub use self::control::{Detached, NodeControl, PresenceView};
 pub use self::record::{NodeRecord, Standing};
@@ -113,6 +116,26 @@ pub type SeenValue = BTreeMap<Serial, i64>;
 const SERIAL_KEY: &str = "serial";
 const SEEN_KEY: &str = "seen";
 
+/// Has every NATS server close the connections of these users of earlier
+/// brokers, and keep them out. Only the active broker does this, before it
+/// reads anything. Gives what [`Inventory::was_settled`] takes.
+///
+/// # Errors
+/// [`InventoryError::Account`]: not every server does yet.
+pub(crate) async fn shut_out(
+    users: &[UserKey],
+    bucket: Kv<AccountValue>,
+    keys: Arc<NatsKeys>,
+    system: SystemClient,
+    credentials_life: Span,
+) -> Result<Option<u64>, InventoryError> {
+    if users.is_empty() {
+        return Ok(None);
+    }
+    let accounts = Accounts::load(keys, system, bucket, credentials_life).await?;
+    Ok(Some(accounts.shut_out(users).await?))
+}
+
 /// Where the inventory is kept.
 #[derive(Debug)]
 pub struct Buckets {
@@ -122,6 +145,8 @@ pub struct Buckets {
     pub facts: Kv<StoredFacts>,
     /// `muster_cluster`, for the times nodes were last seen.
     pub seen: Kv<SeenValue>,
+    /// `muster_cluster`, for what agents said about themselves.
+    pub agents: Kv<AgentsValue>,
     /// `muster_cluster`, for the last serial given.
     pub serial: Kv<SerialCounter>,
     /// `muster_cluster`, for the claims of the NATS account.
@@ -136,6 +161,7 @@ pub struct Inventory(Arc<Inner>);
 struct Inner {
     snapshot: ArcSwap<Snapshot>,
     seen: StdMutex<Seen>,
+    agents: StdMutex<Agents>,
     told: strangers::Told,
     kept: Option<Kept>,
 }
@@ -211,6 +237,10 @@ impl Inventory {
                 .collect(),
             None => HashMap::new(),
         };
+        let agents = match buckets.agents.get(AGENTS_KEY).await? {
+            Some(entry) => Agents::read(entry.value),
+            None => Agents::default(),
+        };
         let mut index = Index::default();
         let mut records = Vec::new();
         for entry in buckets.nodes.list().await?.entries {
@@ -235,6 +265,7 @@ impl Inventory {
                 at: seen,
                 changed: false,
             }),
+            agents: StdMutex::new(agents),
             told: strangers::Told::default(),
             kept: Some(Kept {
                 buckets,
@@ -254,6 +285,7 @@ impl Inventory {
         Self(Arc::new(Inner {
             snapshot: ArcSwap::from_pointee(Snapshot::new(records)),
             seen: StdMutex::default(),
+            agents: StdMutex::default(),
             told: strangers::Told::default(),
             kept: None,
         }))
@@ -329,6 +361,14 @@ impl Inventory {
             .is_none_or(|kept| kept.accounts.is_settled())
     }
 
+    /// The servers were just given everything, with this revision of the
+    /// account's claims; or are being given what was read, whichever it is.
+    pub(crate) async fn was_settled(&self, revision: Option<u64>) {
+        if let Some(kept) = &self.0.kept {
+            kept.accounts.was_settled(revision).await;
+        }
+    }
+
     /// Gives the NATS servers all revocations, as after a start.
     ///
     /// # Errors
@@ -348,6 +388,9 @@ impl Inventory {
             tokio::select! {
                 () = cancel.cancelled() => {
                     self.write_seen().await;
+                    if let Some(kept) = &self.0.kept {
+                        self.write_agents(kept).await;
+                    }
                     return;
                 }
                 () = tokio::time::sleep(TEND_EVERY) => {}
@@ -362,6 +405,7 @@ impl Inventory {
                         tracing::warn!(%error, "revocations are not in force everywhere yet")
                     }
                 }
+                self.write_agents(kept).await;
             }
             if since.elapsed() >= SEEN_EVERY {
                 self.write_seen().await;

@@ -78,6 +78,57 @@ impl StoredNode {
         self
     }
 
+    /// What is to take the place of this value, when an older store has it and
+    /// `other` was lost; nothing when this one is to stay. A node that was
+    /// removed stays so, and what only rises never falls.
+    pub(crate) fn reconciled(&self, other: Self, other_is_newer: bool) -> Option<Self> {
+        if self.keys() != other.keys() {
+            // The serial was given a second time, by a broker that did not
+            // know of the first.
+            return None;
+        }
+        let mut next = match (self, &other) {
+            (Self::Removed { .. }, _) => return None,
+            (_, Self::Removed { .. }) => return Some(other),
+            _ if other_is_newer => other.clone(),
+            _ => self.clone(),
+        };
+        let (Some((one, one_iat)), Some((two, two_iat))) = (self.risen(), other.risen()) else {
+            return None;
+        };
+        if let Self::Enrolled {
+            assignment,
+            jwt_iat,
+            ..
+        } = &mut next
+        {
+            *jwt_iat = one_iat.max(two_iat);
+            let differ =
+                (&one.name, &one.roles, &one.labels) != (&two.name, &two.roles, &two.labels);
+            let highest = one.revision.max(two.revision);
+            if highest > assignment.revision {
+                assignment.revision = highest + u64::from(differ);
+            }
+        }
+        (next != *self).then_some(next)
+    }
+
+    fn risen(&self) -> Option<(&Assignment, u64)> {
+        match self {
+            Self::Enrolled {
+                assignment,
+                jwt_iat,
+                ..
+            } => Some((assignment, *jwt_iat)),
+            Self::Removed { .. } => None,
+        }
+    }
+
+    /// Whether it was removed or replaced.
+    pub(crate) fn is_removed(&self) -> bool {
+        matches!(self, Self::Removed { .. })
+    }
+
     pub(super) fn of(record: &NodeRecord) -> Self {
         Self::Enrolled {
             node_key: record.node_key,

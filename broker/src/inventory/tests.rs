@@ -35,6 +35,7 @@ async fn read(server: &TestServer, lease: Lease) -> Inventory {
         nodes: kv(server, "muster_nodes").await,
         facts: kv(server, "muster_facts").await,
         seen: kv(server, "muster_cluster").await,
+        agents: kv(server, "muster_cluster").await,
         serial: kv(server, "muster_cluster").await,
         account: kv(server, "muster_cluster").await,
     };

@@ -20,6 +20,13 @@ async fn bucket(server: &TestServer) -> Kv<LeaseValue> {
         .unwrap()
 }
 
+fn who() -> Who {
+    Who {
+        url: Some("http://127.0.0.1:1".into()),
+        users: vec![UserKey::of(&nkeys::KeyPair::new_user()).unwrap()],
+    }
+}
+
 async fn seek(bucket: &Kv<LeaseValue>) -> Broker {
     let dir = tempfile::tempdir().unwrap();
     let state = StateDir::open(dir.path()).unwrap();
@@ -29,7 +36,7 @@ async fn seek(bucket: &Kv<LeaseValue>) -> Broker {
 fn begin(bucket: &Kv<LeaseValue>, state: StateDir, dir: tempfile::TempDir) -> Broker {
     let cancel = CancellationToken::new();
     let holder = state.holder().unwrap();
-    let (lease, task) = Lease::seek(bucket.clone(), state.clone(), holder, cancel.clone());
+    let (lease, task) = Lease::seek(bucket.clone(), state.clone(), holder, who(), cancel.clone());
     Broker {
         lease,
         task,
@@ -51,7 +58,7 @@ async fn two_are_never_active_at_once_and_the_epoch_rises() {
     assert_eq!(active(&first).await, 1);
     let second = seek(&kv).await;
     wait_for("the standby has looked", async || {
-        matches!(&*second.lease.places().borrow(), Place::Standby { why } if why.contains("epoch 1")).then_some(())
+        matches!(&*second.lease.places().borrow(), Place::Standby { why, .. } if why.contains("epoch 1")).then_some(())
     })
     .await;
     assert_eq!(second.lease.epoch(), None);
@@ -85,7 +92,7 @@ async fn the_same_state_directory_has_it_back_at_once_after_a_crash() {
     assert_eq!(active(&first).await, 1);
     first.task.abort();
     let (state, dir) = (first.state.clone(), first._dir);
-    let begun = Instant::now();
+    let begun = std::time::Instant::now();
     let again = begin(&kv, state, dir);
     assert_eq!(active(&again).await, 2);
     assert!(
@@ -109,6 +116,9 @@ async fn whoever_is_overtaken_learns_it_and_a_wiped_server_brings_no_old_epoch_b
         epoch: 40,
         beat: 0,
         released: false,
+        who: who(),
+        since: None,
+        shut_out: Vec::new(),
     };
     kv.put(KEY, &stranger).await.unwrap();
     tokio::time::timeout(

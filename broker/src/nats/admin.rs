@@ -29,6 +29,10 @@ use super::version::ServerVersion;
 /// How long a request to the servers may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long servers may take to put new claims in force: they look at every
+/// connection of the account, and check its credentials again.
+const CLAIMS_WITHIN: Duration = Duration::from_secs(30);
+
 /// A round of answers from several servers ends when none came for this long.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -98,6 +102,10 @@ impl SystemClient {
                         }
                         // Its own doing: at the end, and between two tries.
                         Event::Draining | Event::Closed => {}
+                        // The other connection to the same servers says it.
+                        Event::ClientError(e) => {
+                            tracing::debug!(error = %e, "system connection to NATS");
+                        }
                         other => tracing::warn!(event = %other, "system connection to NATS"),
                     }
                 }
@@ -259,9 +267,14 @@ impl SystemClient {
         }
         let subject = "$SYS.REQ.CLAIMS.UPDATE".to_owned();
         let answers = self
-            .scatter(WHAT, subject, jwt.as_bytes().to_vec(), TIMEOUT, |a| {
-                a.len() >= all
-            })
+            .scatter_within(
+                CLAIMS_WITHIN,
+                WHAT,
+                subject,
+                jwt.as_bytes().to_vec(),
+                CLAIMS_WITHIN,
+                |a| a.len() >= all,
+            )
             .await?;
         if answers.is_empty() {
             return Err(AdminError::NoResolver);
@@ -451,6 +464,19 @@ impl SystemClient {
         quiet: Duration,
         enough: impl Fn(&[bytes::Bytes]) -> bool,
     ) -> Result<Vec<bytes::Bytes>, AdminError> {
+        self.scatter_within(TIMEOUT, what, subject, payload, quiet, enough)
+            .await
+    }
+
+    async fn scatter_within(
+        &self,
+        within: Duration,
+        what: &'static str,
+        subject: String,
+        payload: Vec<u8>,
+        quiet: Duration,
+        enough: impl Fn(&[bytes::Bytes]) -> bool,
+    ) -> Result<Vec<bytes::Bytes>, AdminError> {
         let no_answer = |reason: String| AdminError::NoAnswer { what, reason };
         let inbox = self.client.new_inbox();
         let mut replies = self
@@ -463,7 +489,7 @@ impl SystemClient {
             .await
             .map_err(|e| no_answer(e.to_string()))?;
         let mut answers = Vec::new();
-        let end = Instant::now() + TIMEOUT;
+        let end = Instant::now() + within;
         while !enough(&answers) {
             let until = if answers.is_empty() {
                 end

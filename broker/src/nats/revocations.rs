@@ -36,6 +36,17 @@ impl Revocations {
         *at = (*at).max(until);
     }
 
+    /// Adds what is revoked elsewhere.
+    pub fn add(&mut self, other: Self) {
+        self.everyone = self.everyone.max(other.everyone);
+        for (user, until) in other.users {
+            self.revoke(user, until);
+        }
+        let everyone = self.everyone;
+        self.users
+            .retain(|_, until| everyone.is_none_or(|everyone| *until > everyone));
+    }
+
     /// Replaces single entries by one for everyone, as far as that voids
     /// nothing that is still in use: `oldest_valid` is the earliest issue time
     /// of all JWTs that must go on working, those of brokers included.
@@ -49,6 +60,33 @@ impl Revocations {
         let everyone = self.everyone.map_or(until, |old| old.max(until));
         self.everyone = Some(everyone);
         self.users.retain(|_, until| *until > everyone);
+    }
+
+    /// Only the single entries from `since` on.
+    #[must_use]
+    pub fn since(&self, since: UnixSeconds) -> Self {
+        let users = self.users.iter().filter(|(_, until)| **until >= since);
+        Self {
+            everyone: None,
+            users: users.map(|(user, until)| (user.clone(), *until)).collect(),
+        }
+    }
+
+    /// Of the single entries from `since` on, keeps the newest `most`.
+    pub fn keep_newest(&mut self, since: UnixSeconds, most: usize) {
+        let mut times: Vec<UnixSeconds> = self
+            .users
+            .values()
+            .copied()
+            .filter(|until| *until >= since)
+            .collect();
+        if times.len() <= most {
+            return;
+        }
+        times.sort_unstable_by(|a, b| b.cmp(a));
+        let oldest = most.checked_sub(1).map_or(UnixSeconds::MAX, |n| times[n]);
+        self.users
+            .retain(|_, until| *until < since || *until >= oldest);
     }
 
     /// Whether a JWT of `user` issued at `issued_at` is void.
@@ -139,6 +177,27 @@ mod tests {
         revoked.compact(81);
         assert_eq!(revoked.len(), 0);
         assert!(!revoked.is_empty());
+    }
+
+    #[test]
+    fn of_those_of_a_kind_the_newest_are_kept() {
+        let node = user();
+        let brokers: Vec<UserKey> = (0..5).map(|_| user()).collect();
+        let mut revoked = Revocations::default();
+        revoked.revoke(node.clone(), 80);
+        for (n, broker) in brokers.iter().enumerate() {
+            revoked.revoke(broker.clone(), 1_000 + n as u64);
+        }
+        assert_eq!(revoked.since(1_000).len(), 5);
+        revoked.keep_newest(1_000, 5);
+        assert_eq!(revoked.len(), 6);
+        revoked.keep_newest(1_000, 2);
+        assert_eq!(revoked.len(), 3);
+        assert!(revoked.revokes(&node, 80));
+        assert!(!revoked.revokes(&brokers[2], 1_000));
+        assert!(revoked.revokes(&brokers[3], 1_000) && revoked.revokes(&brokers[4], 1_000));
+        revoked.keep_newest(1_000, 0);
+        assert_eq!(revoked.since(1_000).len(), 0);
     }
 
     #[test]

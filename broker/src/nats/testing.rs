@@ -27,6 +27,19 @@ pub(crate) fn now() -> UnixSeconds {
     u64::try_from(jiff::Timestamp::now().as_second()).unwrap()
 }
 
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
 /// A running server with keys of its own.
 pub(crate) struct TestServer {
     dir: tempfile::TempDir,
@@ -143,7 +156,8 @@ impl TestServer {
     /// Kills the server with SIGKILL and starts it again with the
     /// configuration that it was first started with, on the same port.
     pub(crate) async fn kill_and_restart(&mut self) {
-        self.kill();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
         let config = self.dir.path().join("nats.conf");
         let text = std::fs::read_to_string(&config).unwrap();
         std::fs::write(
@@ -154,6 +168,28 @@ impl TestServer {
         self.child = spawn(&config, self.dir.path());
         let port = port_of(self.dir.path(), self.child.id()).await;
         assert_eq!(port, self.port);
+    }
+
+    fn store(&self) -> PathBuf {
+        self.dir.path().join("jetstream")
+    }
+
+    /// Stops the server, copies what JetStream holds, and starts it again.
+    pub(crate) async fn copy_store(&mut self, to: &Path) {
+        self.kill();
+        copy_dir(&self.store(), to);
+        self.kill_and_restart().await;
+    }
+
+    /// Kills the server, puts that copy back (nothing at all without one), and
+    /// starts it again.
+    pub(crate) async fn put_store(&mut self, from: Option<&Path>) {
+        self.kill();
+        std::fs::remove_dir_all(self.store()).unwrap();
+        if let Some(from) = from {
+            copy_dir(from, &self.store());
+        }
+        self.kill_and_restart().await;
     }
 
     /// Credentials of a user of muster's account with these permissions.

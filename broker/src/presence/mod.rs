@@ -6,6 +6,7 @@
 //! nobody's heartbeats are missing: that time does not count.
 
 mod connections;
+mod journals;
 mod report;
 mod table;
 
@@ -24,10 +25,12 @@ use tokio_util::sync::CancellationToken;
 use self::report::Reporter;
 use self::table::{Heard, Node, Table};
 use crate::bus::Bus;
+use crate::clock::ClockWatch;
 use crate::events::Events;
 use crate::inventory::{Inventory, NodeRecord, PresenceView, Standing};
 
 pub(crate) use self::connections::follow as follow_connections;
+pub use self::journals::{Journals, Older, StoredJournals};
 pub(crate) use self::table::Rival;
 
 /// A clock off by more is a [`Condition::ClockSkew`].
@@ -61,6 +64,7 @@ struct Inner {
     inventory: Inventory,
     events: Events,
     beat_every: Span,
+    journals: Journals,
 }
 
 impl std::fmt::Debug for Presence {
@@ -72,7 +76,12 @@ impl std::fmt::Debug for Presence {
 impl Presence {
     /// Nobody was heard yet. `beat_every` is what nodes are told.
     #[must_use]
-    pub fn new(inventory: Inventory, events: Events, beat_every: Option<Span>) -> Self {
+    pub fn new(
+        inventory: Inventory,
+        events: Events,
+        journals: Journals,
+        beat_every: Option<Span>,
+    ) -> Self {
         let beat_every = beat_every.unwrap_or(BEAT_EVERY);
         let table = Mutex::new(Table::new(beat_every.get(), Instant::now().into_std()));
         Self(Arc::new(Inner {
@@ -81,7 +90,14 @@ impl Presence {
             inventory,
             events,
             beat_every,
+            journals,
         }))
+    }
+
+    /// How far the journals of the nodes are.
+    #[must_use]
+    pub fn journals(&self) -> &Journals {
+        &self.0.journals
     }
 
     /// How often nodes are to say that they are there.
@@ -113,6 +129,9 @@ impl Presence {
         {
             node.refused.clone_from(&beat.refused);
         }
+        if let (None, Some(position)) = (rival, beat.position) {
+            self.0.journals.beat(serial, beat.instance, position);
+        }
         let changed = table.take_revision_change();
         drop(table);
         if changed {
@@ -138,9 +157,10 @@ impl Presence {
         self.table().rival(serial, instance)
     }
 
-    /// An instance that was heard a moment ago does not answer any more.
-    pub(crate) fn superseded(&self, serial: Serial, instance: InstanceId) {
-        self.table().superseded(serial, instance);
+    /// An instance that was heard a moment ago does not answer any more; the
+    /// node is `by` now.
+    pub(crate) fn superseded(&self, serial: Serial, instance: InstanceId, by: InstanceId) {
+        self.table().superseded(serial, instance, by);
     }
 
     /// A node was welcomed: this instance is the node from now on.
@@ -202,6 +222,7 @@ impl Presence {
     /// Forgets a node that was removed.
     pub fn forget(&self, serial: Serial) {
         self.table().forget(serial);
+        self.0.journals.forget(serial);
     }
 
     /// What is known of one node.
@@ -264,6 +285,7 @@ impl Presence {
         let mut reporter = Reporter::default();
         let mut stored = Timestamp::now();
         let mut store_at = Instant::now() + STORE_EVERY;
+        let mut clock = ClockWatch::new(stored, Instant::now().into_std());
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
@@ -275,8 +297,16 @@ impl Presence {
                 table.hearing(bus.is_connected() && bus.lease().epoch().is_some());
                 reporter.look(&table, &snapshot, Instant::now().into_std())
             };
+            let step = clock.look(Timestamp::now(), Instant::now().into_std());
+            if let Some(step) = step {
+                tracing::warn!(step, "{}", crate::clock::told(step));
+            }
             if bus.lease().epoch().is_none() {
                 continue;
+            }
+            if let Some(step) = step {
+                let text = crate::clock::told(step);
+                self.0.events.emit("alarm.clock", "broker", text).await;
             }
             for event in news {
                 self.0
@@ -395,6 +425,11 @@ fn reach(table: &Table, record: &Arc<NodeRecord>, now: Timestamp) -> Reach {
                 Some(seen) => format!("last seen {} ago", ago(seen, now)),
                 None => "it is not connected".to_owned(),
             })
+        }
+        // When a node was heard is stored now and then only: a broker that was
+        // killed soon after takes nodes for new that were there.
+        State::Never if table.has_just_begun() && node.is_none_or(|node| !node.is_gone()) => {
+            Reach::Alone
         }
         State::Never => Reach::Down("it has never been seen".to_owned()),
     }

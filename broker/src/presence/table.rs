@@ -33,15 +33,10 @@ pub(super) struct Heard {
     pub(super) revision: Option<u64>,
 }
 
-/// Two instances of one node.
+/// Another instance of a node that speaks, which was heard a moment ago. If
+/// both answer when they are asked, there are two machines.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Rival {
-    /// The other one was heard a moment ago. If it still answers, there are
-    /// two.
-    Perhaps(InstanceId),
-    /// An instance speaks that was replaced long ago: there are two.
-    Certainly,
-}
+pub(crate) struct Rival(pub(crate) InstanceId);
 
 /// What is known of a node.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +65,13 @@ pub(super) struct Node {
     flooded: Option<Duration>,
     /// Instances that were replaced, and when.
     old: Vec<(InstanceId, Duration)>,
+}
+
+impl Node {
+    /// Whether it said goodbye, or the server says that it has no connection.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.is_some()
+    }
 }
 
 /// Everything that was heard.
@@ -168,6 +170,12 @@ impl Table {
         }
     }
 
+    /// Whether this broker has listened for so short a time that a node that
+    /// is there may not have been heard.
+    pub(super) fn has_just_begun(&self) -> bool {
+        self.now <= self.beat
+    }
+
     /// Whether its last connection ended this moment, without a goodbye: it
     /// may only be taking up new credentials.
     pub(super) fn may_be_reconnecting(&self, node: &Node) -> bool {
@@ -187,11 +195,14 @@ impl Table {
             return Some(rival);
         }
         let now = self.now;
-        let node = self.nodes.entry(serial).or_default();
-        if node.old.iter().any(|(old, _)| *old == heard.instance) {
-            // On its way when it was replaced.
+        let late = self
+            .nodes
+            .get(&serial)
+            .is_some_and(|node| self.on_its_way(node, heard.instance));
+        if late {
             return None;
         }
+        let node = self.nodes.entry(serial).or_default();
         if node
             .gone
             .is_some_and(|gone| now.saturating_sub(gone) < AFTER_END)
@@ -223,15 +234,19 @@ impl Table {
     /// Another instance of the node that may be alive.
     pub(super) fn rival(&self, serial: Serial, instance: InstanceId) -> Option<Rival> {
         let node = self.nodes.get(&serial)?;
-        if let Some((_, replaced)) = node.old.iter().find(|(old, _)| *old == instance) {
-            let long_ago = self.now.saturating_sub(*replaced) > IN_FLIGHT;
-            return long_ago.then_some(Rival::Certainly);
-        }
         let other = node.instance.filter(|other| *other != instance)?;
         let fresh = node
             .heard
             .is_some_and(|heard| self.now.saturating_sub(heard) <= self.down_after());
-        (fresh && node.gone.is_none() && !node.ended).then_some(Rival::Perhaps(other))
+        let there = fresh && node.gone.is_none() && !node.ended;
+        (there && !self.on_its_way(node, instance)).then_some(Rival(other))
+    }
+
+    /// Whether what this instance says may have been on its way when another
+    /// one took its place.
+    fn on_its_way(&self, node: &Node, instance: InstanceId) -> bool {
+        let replaced = node.old.iter().find(|(old, _)| *old == instance);
+        replaced.is_some_and(|(_, at)| self.now.saturating_sub(*at) <= IN_FLIGHT)
     }
 
     pub(super) fn welcomed(&mut self, serial: Serial, heard: &Heard, version: &str) {
@@ -253,11 +268,12 @@ impl Table {
         debug_assert_eq!(rival, None);
     }
 
-    pub(super) fn superseded(&mut self, serial: Serial, instance: InstanceId) {
+    pub(super) fn superseded(&mut self, serial: Serial, instance: InstanceId, by: InstanceId) {
         if let Some(node) = self.nodes.get_mut(&serial)
             && node.instance == Some(instance)
         {
             node.ended = true;
+            node.old.retain(|(old, _)| *old != by);
         }
     }
 

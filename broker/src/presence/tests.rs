@@ -87,6 +87,24 @@ fn a_broker_that_has_just_begun_gives_everybody_time_to_be_heard() {
 }
 
 #[test]
+fn a_broker_that_has_just_begun_calls_nobody_unseen() {
+    let mut clock = Clock::new();
+    let mut new = record(1, "a-1");
+    new.last_seen = None;
+    let new = Arc::new(new);
+    let now = Timestamp::now();
+    assert_eq!(reach(&clock.table, &new, now), Reach::Alone);
+    clock.pass(Duration::from_secs(6));
+    let unseen = Reach::Down("it has never been seen".to_owned());
+    assert_eq!(reach(&clock.table, &new, now), unseen);
+
+    // The server knows better.
+    let mut clock = Clock::new();
+    clock.table.disconnected(NODE);
+    assert_eq!(reach(&clock.table, &new, now), unseen);
+}
+
+#[test]
 fn the_end_of_the_last_connection_is_the_end_until_it_is_heard_again() {
     let mut clock = Clock::new();
     let instance = InstanceId::random();
@@ -126,16 +144,22 @@ fn a_second_live_instance_is_a_rival_and_a_successor_is_not() {
     let (a, b) = (InstanceId::random(), InstanceId::random());
     clock.hello(a);
     assert_eq!(clock.table.rival(NODE, a), None);
-    assert_eq!(clock.table.rival(NODE, b), Some(Rival::Perhaps(a)));
-    assert_eq!(clock.beat(b), Some(Rival::Perhaps(a)));
+    assert_eq!(clock.table.rival(NODE, b), Some(Rival(a)));
+    assert_eq!(clock.beat(b), Some(Rival(a)));
     // It turned out to be gone.
-    clock.table.superseded(NODE, a);
+    clock.table.superseded(NODE, a, b);
     clock.hello(b);
     // A beat of the old one that was on its way.
     assert_eq!(clock.beat(a), None);
     assert_eq!(clock.table.get(NODE).and_then(|n| n.instance), Some(b));
     clock.pass(Duration::from_secs(4));
-    assert_eq!(clock.beat(a), Some(Rival::Certainly));
+    // Later both are asked: the old one may live, or somebody repeats it.
+    assert_eq!(clock.beat(a), Some(Rival(b)));
+    assert_eq!(clock.table.get(NODE).and_then(|n| n.instance), Some(b));
+    // It lives, and alone.
+    clock.table.superseded(NODE, b, a);
+    assert_eq!(clock.beat(a), None);
+    assert_eq!(clock.table.get(NODE).and_then(|n| n.instance), Some(a));
     // After its connection has ended, another one is no rival.
     clock.table.disconnected(NODE);
     assert_eq!(clock.table.rival(NODE, InstanceId::random()), None);

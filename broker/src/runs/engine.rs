@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use super::index::{Index, Known, LookupError, brief};
 use super::journal::{Folded, Journal, JournalError, ReadError, fold};
 use super::local::Desk;
+use super::rebuild::{Lost, Purged};
 use super::request::FrozenRun;
 use super::schedule::Message;
 use super::task::{Task, ToRun};
@@ -31,6 +32,7 @@ use crate::bus::{Bus, SendError};
 use crate::events::Events;
 use crate::inventory::Inventory;
 use crate::presence::Presence;
+use crate::twin::Past;
 
 /// How long a run's task may take to answer.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -55,6 +57,9 @@ pub struct Settings {
     /// Bytes of journals and output together; before that the oldest ended
     /// runs go.
     pub max_bytes: u64,
+    /// How long the nodes of a run that was lost may take to report it again,
+    /// at least.
+    pub lost_within: Duration,
 }
 
 impl Default for Settings {
@@ -62,6 +67,7 @@ impl Default for Settings {
         Self {
             max_age: Duration::from_secs(30 * 86_400),
             max_bytes: 4 << 30,
+            lost_within: Duration::from_secs(300),
         }
     }
 }
@@ -185,6 +191,12 @@ pub(super) struct Shared {
     numbers: AtomicU64,
     /// Who reports local runs now.
     pub(super) locals: Desk,
+    /// Times that the store went back.
+    pub(super) past: Past,
+    /// Who reports of runs that are not known here.
+    pub(super) lost: Lost,
+    /// Which runs were removed.
+    pub(super) purged: Purged,
     /// Outcomes and output for runs or steps that their node has no part in.
     pub(super) strays: AtomicU64,
     /// Most bytes in the stream.
@@ -217,7 +229,7 @@ impl Engine {
         bus: Bus,
         inventory: Inventory,
         presence: Presence,
-        events: Events,
+        (events, past): (Events, Past),
         settings: Settings,
     ) -> Self {
         Self(Arc::new(Shared {
@@ -237,6 +249,9 @@ impl Engine {
             cache: Mutex::default(),
             numbers: AtomicU64::new(0),
             locals: Desk::default(),
+            past,
+            lost: Lost::default(),
+            purged: Purged::default(),
             strays: AtomicU64::new(0),
             limit: AtomicU64::new(u64::MAX),
             stored: AtomicU64::new(0),
@@ -485,9 +500,16 @@ impl Engine {
         let run = report.request.run;
         let known = lock(&shared.index).first(run).is_some();
         if !known || report.request.step != 0 {
-            shared.strays.fetch_add(1, Ordering::Relaxed);
+            let provable = report.request.step == 0 && shared.presence.journals().can_prove(node);
+            let answer = if provable {
+                // Nothing is sent before it is written down: what was is lost.
+                OutcomeAnswer::Prove
+            } else {
+                shared.strays.fetch_add(1, Ordering::Relaxed);
+                OutcomeAnswer::Unknown
+            };
             if let Some(reply) = &reply {
-                shared.bus.reply(node, reply, &OutcomeAnswer::Unknown).await;
+                shared.bus.reply(node, reply, &answer).await;
             }
             return;
         }

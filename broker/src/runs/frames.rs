@@ -224,6 +224,7 @@ pub fn run_node(serial: Serial, node: &NodeState) -> RunNode {
         exit: result.and_then(|r| r.exit),
         signal: result.and_then(|r| r.signal),
         ms: result.and_then(|r| r.ms),
+        output_bytes: result.map_or(0, |r| r.output_bytes),
         late: node.late.iter().map(|r| r.outcome).collect(),
     }
 }

@@ -19,6 +19,7 @@ use super::engine::Engine;
 use super::frames::StoredOutput;
 use super::journal::{JournalError, STREAM, output_message};
 use super::outcome::{Taken, from_node, same};
+use super::rebuild::forgotten;
 use super::task::{Cancelled, Task, ToRun};
 use crate::store::append::{Append, append, append_all};
 use crate::store::error::StreamError;
@@ -38,6 +39,8 @@ struct Batch {
     late: Vec<(NodeResult, Option<Subject>)>,
     /// Repeats of what is being stored.
     repeats: Vec<(Serial, Option<Subject>)>,
+    /// Whom to tell that a node has its outcome because it has forgotten.
+    forgot: Vec<oneshot::Sender<()>>,
     cancels: Vec<(PrincipalName, oneshot::Sender<Cancelled>)>,
     rooms: Vec<OwnedSemaphorePermit>,
 }
@@ -60,6 +63,9 @@ impl Task {
             results.push(result);
         }
         self.store_results(results).await?;
+        for tell in batch.forgot {
+            let _ = tell.send(());
+        }
         for (result, reply) in batch.late {
             answers.push((result.serial, reply));
             tracing::warn!(node = %result.serial, outcome = %result.outcome, "an answer after the outcome was settled");
@@ -70,6 +76,7 @@ impl Task {
             .await?;
         }
         for (serial, reply) in answers {
+            self.place("broker.answer.before", "stored").await;
             self.answer(serial, reply, OutcomeAnswer::Stored).await;
         }
         for (by, tell) in batch.cancels {
@@ -125,6 +132,15 @@ impl Task {
             }
             ToRun::Unheard(serial, message) => self.delivery.nobody_heard(serial, message),
             ToRun::Returned(serial) => self.delivery.returned(serial, self.now()),
+            ToRun::Forgot { node, older, tell } => {
+                batch.forgot.push(tell);
+                if self.is_sent(node)
+                    && self.delivery.may_have_begun(node)
+                    && batch.settled.insert(node)
+                {
+                    batch.results.push((forgotten(node, older), None));
+                }
+            }
             ToRun::State(tell) => {
                 let _ = tell.send(Arc::new(self.state.clone()));
             }

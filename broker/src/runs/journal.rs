@@ -222,7 +222,14 @@ impl Journal {
     /// [`JournalError`].
     pub(super) async fn append(&mut self, event: &RunEvent) -> Result<u64, JournalError> {
         let message = self.message(event);
-        self.try_append(&message).await
+        self.place("broker.journal.before", event).await;
+        let appended = self.try_append(&message).await;
+        self.place("broker.journal.after", event).await;
+        appended
+    }
+
+    async fn place(&self, point: &'static str, event: &RunEvent) {
+        muster_checkpoint::at(point, || format!("{} {}", self.run, event.kind())).await;
     }
 
     /// Appends an event and returns once it is stored, however long NATS is
@@ -234,6 +241,7 @@ impl Journal {
     pub(super) async fn append_surely(&mut self, event: &RunEvent) -> Result<u64, JournalError> {
         let message = self.message(event);
         let mut told = false;
+        self.place("broker.journal.before", event).await;
         loop {
             match self.try_append(&message).await {
                 Err(JournalError::Store(
@@ -249,7 +257,10 @@ impl Journal {
                     }
                     sleep(PAUSE).await;
                 }
-                result => return result,
+                result => {
+                    self.place("broker.journal.after", event).await;
+                    return result;
+                }
             }
         }
     }

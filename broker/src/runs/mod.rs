@@ -13,6 +13,7 @@ mod intake;
 mod journal;
 mod local;
 mod outcome;
+mod rebuild;
 mod recovery;
 mod request;
 mod schedule;
@@ -24,11 +25,24 @@ mod watch;
 pub use self::engine::{CreateError, Engine, EngineError, Settings};
 pub use self::index::{LookupError, cursor, parse_cursor};
 pub use self::journal::{JournalError, ReadError, STREAM};
+pub(crate) use self::rebuild::Proof;
+pub(crate) use self::recovery::run_of;
 pub use self::request::{
     Checked, DELIVER_WITHIN, FrozenRun, OUTPUT_BYTES, RequestError, TIMEOUT, check, options, retry,
 };
 pub(crate) use self::schedule::Message;
 pub use self::watch::{Seen, Watch, WatchError};
+
+/// Makes the stream of runs, or brings it to these limits.
+///
+/// # Errors
+/// [`crate::store::error::StreamError`].
+pub(crate) async fn ensure(
+    js: &async_nats::jetstream::Context,
+    settings: &Settings,
+) -> Result<u64, crate::store::error::StreamError> {
+    journal::ensure(js, settings.max_bytes, settings.max_age).await
+}
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use muster_protocol::ids::RunId;
+use muster_protocol::run::{RunPhase, RunState};
 use muster_protocol::subject;
 use muster_protocol::units::Timestamp;
 use tokio::time::{interval, sleep};
@@ -105,6 +106,14 @@ impl Engine {
         )
         .await?;
         shared.limit.store(limit, Ordering::Relaxed);
+        shared
+            .purged
+            .load(&shared.js)
+            .await
+            .map_err(|error| StreamError::NoAnswer {
+                what: "which runs were removed".to_owned(),
+                reason: error.to_string(),
+            })?;
         let mut runs: HashMap<RunId, Option<Folded>> = HashMap::new();
         let mut messages = read_from(&shared.js, STREAM, subject::JOURNAL_ALL, 1).await?;
         let mut damaged = 0;
@@ -144,9 +153,13 @@ impl Engine {
                 *folded = None;
             }
         }
-        let open: Vec<Folded> = runs.into_values().flatten().collect();
+        let mut open: Vec<Folded> = runs.into_values().flatten().collect();
         for folded in &open {
             lock(&shared.index).insert(Known::new(&folded.state, folded.first));
+        }
+        let cut: Vec<Folded> = open.extract_if(.., |folded| self.was_cut(folded)).collect();
+        for folded in cut {
+            self.forget_cut(&folded.state).await?;
         }
         if damaged > 0 {
             let text =
@@ -177,6 +190,36 @@ impl Engine {
                 () = engine.keep_tidy() => {}
             }
         });
+        Ok(())
+    }
+
+    /// Whether a run's journal ends before its set is whole because the store
+    /// went back to that moment. What followed is not known here: it may well
+    /// have been sent.
+    fn was_cut(&self, folded: &Folded) -> bool {
+        let (state, past) = (&folded.state, &self.0.past);
+        state.phase == RunPhase::Preparing
+            && state.spec.rebuilt.is_none()
+            && state.spec.local.is_none()
+            && past.may_have_lost(state.spec.created)
+    }
+
+    /// Makes such a run one that is not known: a node that took part proves
+    /// it, and by that it is written down again as a whole. To end it would
+    /// say that nothing was sent, and nodes would not be believed any more.
+    async fn forget_cut(&self, state: &RunState) -> Result<(), StreamError> {
+        let shared = &self.0;
+        let run = state.spec.id;
+        let short = lock(&shared.index).short(run);
+        purge_subject(&shared.js, STREAM, &subject::journal(run)).await?;
+        lock(&shared.index).remove(run);
+        tracing::warn!(%run, "a run was cut short when the store went back; nodes say what became of it");
+        let text = format!(
+            "of run {short} of {} at {} only the beginning is left, because the store went back in \
+             time; it comes back when a node that took part reports it",
+            state.spec.principal, state.spec.created
+        );
+        shared.events.emit("run.cut", &short, text).await;
         Ok(())
     }
 
@@ -233,16 +276,14 @@ impl Engine {
         if size * 100 < limit * TOO_FULL {
             return Ok(());
         }
-        let candidates: Vec<RunId> = lock(&shared.index)
-            .ended()
-            .take(GO_AT_ONCE)
-            .map(|(_, id)| id)
-            .collect();
+        let candidates: Vec<(Timestamp, RunId)> =
+            lock(&shared.index).ended().take(GO_AT_ONCE).collect();
         let mut gone = 0;
-        for id in candidates {
+        for (created, id) in candidates {
             if size * 100 < limit * FULL_ENOUGH {
                 break;
             }
+            shared.purged.up_to(created).await;
             lock(&shared.index).remove(id);
             purge_subject(&shared.js, STREAM, &subject::run_all(id)).await?;
             gone += 1;
@@ -276,7 +317,7 @@ impl Engine {
 }
 
 /// The run whose journal has this subject.
-fn run_of(subject: &str) -> Option<RunId> {
+pub(crate) fn run_of(subject: &str) -> Option<RunId> {
     subject
         .strip_prefix("m1.run.")?
         .strip_suffix(".j")?

@@ -10,7 +10,7 @@ use muster_protocol::nodeset::NodeSet;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::{RunOptions, RunSpec, RunState, Target};
 use muster_protocol::units::{Amount, Span, Timestamp};
-use muster_scenarios::command::{self, Command, CommandError};
+use muster_scenarios::{Builtin, BuiltinError};
 
 use crate::resolve::{Options, Resolved};
 
@@ -20,6 +20,8 @@ pub const TIMEOUT: Span = Span::from_secs(300);
 pub const DELIVER_WITHIN: Span = Span::from_secs(15);
 /// Output kept per node when nothing is said, in bytes.
 pub const OUTPUT_BYTES: u64 = 1 << 20;
+/// Agents that are upgraded at a time when nothing is said.
+pub(super) const UPGRADE_BATCH: Amount = Amount::Percent(10);
 /// Longest execution time and delivery time that can be asked for.
 const LONGEST: Duration = Duration::from_secs(7 * 86_400);
 /// Most output kept per node, in bytes.
@@ -48,12 +50,9 @@ impl FrozenRun {
 /// Why a request for a run is refused before any node is looked at.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum RequestError {
-    /// A scenario that does not exist.
-    #[error("there is no scenario `{0}`")]
-    NoScenario(String),
-    /// Its parameters.
+    /// A scenario that does not exist, or its parameters.
     #[error(transparent)]
-    Command(#[from] CommandError),
+    Call(#[from] BuiltinError),
     /// Parameters that do not fit into a message.
     #[error("the parameters have {bytes} bytes as JSON; at most {most} can be sent to nodes")]
     TooLarge {
@@ -79,9 +78,9 @@ pub enum RequestError {
         /// What was asked for.
         bytes: u64,
     },
-    /// Commands cannot say what they would do.
-    #[error("a command cannot be checked without running it")]
-    CheckMode,
+    /// Built-in scenarios cannot say what they would do.
+    #[error("a {0} cannot be checked without running it")]
+    CheckMode(&'static str),
 }
 
 impl RequestError {
@@ -90,13 +89,12 @@ impl RequestError {
     pub fn problem(&self) -> Problem {
         let title = format!("{self}; nothing was run");
         match self {
-            Self::NoScenario(_) => {
-                Problem::new(Kind::NotFound, title).hint("the built-in scenario is `command`")
-            }
+            Self::Call(BuiltinError::NoScenario(_)) => Problem::new(Kind::NotFound, title)
+                .hint("the built-in scenarios are `command` and `agent-upgrade`"),
             Self::TooLarge { .. } => {
                 Problem::new(Kind::TooLarge, title).hint("put large data in a file on the nodes")
             }
-            Self::CheckMode => Problem::new(Kind::InvalidRequest, title)
+            Self::CheckMode(_) => Problem::new(Kind::InvalidRequest, title)
                 .hint("leave `mode` out; only scenarios made of resources have a check mode"),
             _ => Problem::new(Kind::InvalidRequest, title),
         }
@@ -118,12 +116,12 @@ pub fn options(request: &RunRequest) -> Options {
 /// # Errors
 /// [`RequestError`].
 pub fn check(request: &RunRequest) -> Result<Checked, RequestError> {
-    if request.scenario.as_str() != command::NAME {
-        return Err(RequestError::NoScenario(request.scenario.to_string()));
-    }
-    let command = Command::from_params(&request.params)?;
+    let call = Builtin::read(&request.scenario, &request.params)?;
     if request.mode == Mode::Check {
-        return Err(RequestError::CheckMode);
+        return Err(RequestError::CheckMode(match call {
+            Builtin::Command(_) => "command",
+            Builtin::Upgrade(_) => "release",
+        }));
     }
     let bytes = request.params.to_string().len();
     let most = MAX_PAYLOAD - ENVELOPE_ROOM;
@@ -150,13 +148,20 @@ pub fn check(request: &RunRequest) -> Result<Checked, RequestError> {
             bytes: output_bytes,
         });
     }
+    // An agent that does not come back takes its machine with it: a part of
+    // the fleet at a time, and no more after the first failure, unless
+    // somebody says otherwise.
+    let (batch, max_failures) = match call {
+        Builtin::Upgrade(_) => (Some(UPGRADE_BATCH), Some(Amount::Count(0))),
+        Builtin::Command(_) => (None, None),
+    };
     Ok(Checked {
-        title: command.title(),
+        call,
         options: RunOptions {
             timeout,
             deliver_within,
-            batch: request.batch,
-            max_failures: request.max_failures,
+            batch: request.batch.or(batch),
+            max_failures: request.max_failures.or(max_failures),
             wait_down: request.wait_down,
             output_bytes,
         },
@@ -166,7 +171,7 @@ pub fn check(request: &RunRequest) -> Result<Checked, RequestError> {
 /// A request that only lacks its nodes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checked {
-    title: String,
+    call: Builtin,
     options: RunOptions,
 }
 
@@ -187,17 +192,18 @@ impl Checked {
             principal: principal.clone(),
             door,
             scenario: request.scenario.clone(),
-            bundle: command::bundle(),
-            function: command::FUNCTION.parse().expect("a constant name"),
+            bundle: self.call.bundle(),
+            function: self.call.function(),
             params: request.params.clone(),
             mode: request.mode,
-            title: self.title,
+            title: self.call.title(),
             predicate: resolved.predicate.text().to_owned(),
             targets: u32::try_from(targets.len()).unwrap_or(u32::MAX),
             options: self.options,
             retry_of: None,
             left_out: resolved.left_out,
             local: None,
+            rebuilt: None,
             created: now,
         };
         FrozenRun { spec, targets }
@@ -221,6 +227,7 @@ pub fn retry(
         retry_of: Some(old.spec.id),
         left_out: 0,
         local: None,
+        rebuilt: None,
         created: now,
         ..old.spec.clone()
     };
@@ -243,7 +250,7 @@ mod tests {
     #[test]
     fn what_is_not_said_has_the_documented_values() {
         let checked = check(&request(json!({}))).expect("fine");
-        assert_eq!(checked.title, "nginx -v");
+        assert_eq!(checked.call.title(), "nginx -v");
         let o = checked.options;
         assert_eq!(
             (o.timeout, o.deliver_within, o.output_bytes),

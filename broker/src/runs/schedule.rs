@@ -277,6 +277,19 @@ impl Delivery {
         }
     }
 
+    /// The node has forgotten what it did: whether it may have got the call,
+    /// so that it must not be sent again.
+    pub(super) fn may_have_begun(&self, node: Serial) -> bool {
+        self.open
+            .get(&node)
+            .is_some_and(|attempt| attempt.ack != Ack::None || !attempt.call.none_arrived())
+    }
+
+    /// No node is given up before this moment.
+    pub(super) fn none_before(&mut self, moment: Moment) {
+        self.not_before = self.not_before.max(moment);
+    }
+
     /// The node has its outcome.
     pub(super) fn settled(&mut self, node: Serial) {
         self.open.remove(&node);

@@ -26,7 +26,19 @@ pub(super) struct Split {
     pub(super) alone: Vec<Serial>,
 }
 
-fn order(spec: &RunSpec, message: Message, nodes: &[Serial], start_within: Duration) -> Order {
+fn order(
+    spec: &RunSpec,
+    frozen: &NodeSet,
+    message: Message,
+    nodes: &[Serial],
+    start_within: Duration,
+) -> Order {
+    let set: NodeSet = nodes.iter().copied().collect();
+    let whole = if *frozen == set {
+        NodeSet::new()
+    } else {
+        frozen.clone()
+    };
     let ask = match message {
         Message::Call => Ask::Call(Call {
             scenario: spec.scenario.clone(),
@@ -46,7 +58,9 @@ fn order(spec: &RunSpec, message: Message, nodes: &[Serial], start_within: Durat
             run: spec.id,
             step: 0,
         },
-        set: nodes.iter().copied().collect(),
+        set,
+        whole,
+        created: Some(spec.created),
         predicate: spec.predicate.clone(),
         principal: spec.principal.clone(),
         door: spec.door,
@@ -59,10 +73,11 @@ impl Shared {
     /// Whether the call of a run fits into one message, with all its nodes.
     pub(super) fn fits(&self, spec: &RunSpec, targets: &[Target]) -> Result<(), SendError> {
         let nodes: Vec<Serial> = targets.iter().map(|target| target.serial).collect();
-        match self
-            .bus
-            .sign(&order(spec, Message::Call, &nodes, Duration::ZERO))
-        {
+        let frozen: NodeSet = nodes.iter().copied().collect();
+        let mut largest = order(spec, &frozen, Message::Call, &nodes, Duration::ZERO);
+        // As large as that of any part of it.
+        largest.whole = frozen;
+        match self.bus.sign(&largest) {
             Err(error @ SendError::TooLarge { .. }) => Err(error),
             // The other reasons are for whoever really sends.
             Ok(_) | Err(_) => Ok(()),
@@ -89,7 +104,7 @@ impl Shared {
     /// those that are not said were not sent to.
     pub(super) async fn send(
         &self,
-        spec: &RunSpec,
+        (spec, frozen): (&RunSpec, &NodeSet),
         message: Message,
         split: &Split,
         start_within: Duration,
@@ -97,9 +112,8 @@ impl Shared {
         let mut sent = Vec::with_capacity(split.groups.len() + split.alone.len());
         if !split.groups.is_empty() {
             let set: NodeSet = split.groups.iter().copied().collect();
-            let signed = self
-                .bus
-                .sign(&order(spec, message, &split.groups, start_within))?;
+            let order = order(spec, frozen, message, &split.groups, start_within);
+            let signed = self.bus.sign(&order)?;
             let snapshot = self.inventory.snapshot();
             let fleet: Vec<_> = snapshot
                 .iter()
@@ -116,9 +130,8 @@ impl Shared {
         if !split.alone.is_empty() {
             // Signed apart: a group must not carry it to those that are told
             // to be reached alone.
-            let signed = self
-                .bus
-                .sign(&order(spec, message, &split.alone, start_within))?;
+            let order = order(spec, frozen, message, &split.alone, start_within);
+            let signed = self.bus.sign(&order)?;
             self.bus
                 .along(&Route::Nodes(split.alone.clone()), &signed)
                 .await?;

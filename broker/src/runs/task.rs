@@ -11,6 +11,7 @@ use futures_util::TryStreamExt as _;
 use muster_protocol::api::Frame;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::PrincipalName;
+use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{
     Next, NodePhase, NodeResult, Outcome, RESULTS_PER_EVENT, RunEnd, RunEvent, RunPhase, RunState,
 };
@@ -24,10 +25,11 @@ use tracing::Instrument as _;
 use super::engine::{Engine, lock};
 use super::journal::{Folded, Journal, JournalError, STREAM, output_head};
 use super::outcome::Book;
+use super::rebuild::lost_for_good;
 use super::schedule::{Delivery, GivenUp, Message, Moment};
 use super::send::Split;
 use crate::bus::SendError;
-use crate::presence::Reach;
+use crate::presence::{Older, Reach};
 use crate::store::read::read_from;
 use crate::store::stream::StreamError;
 
@@ -67,6 +69,12 @@ pub(super) enum ToRun {
     Unheard(Serial, Message),
     /// A node takes part (again).
     Returned(Serial),
+    /// A node has gone back in time; say when that is written down.
+    Forgot {
+        node: Serial,
+        older: Older,
+        tell: oneshot::Sender<()>,
+    },
     /// Somebody wants the state.
     State(oneshot::Sender<Arc<RunState>>),
     /// Somebody wants the end; the state comes back, as an error when it has
@@ -82,6 +90,7 @@ pub(super) struct Task {
     pub(super) engine: Engine,
     pub(super) run: RunId,
     pub(super) state: RunState,
+    frozen: NodeSet,
     journal: Journal,
     pub(super) delivery: Delivery,
     pub(super) books: BTreeMap<Serial, Book>,
@@ -105,7 +114,12 @@ impl Task {
         let lease = shared.bus.lease().clone();
         let journal = Journal::new(shared.js.clone(), lease, epoch, run, folded.last);
         let options = &folded.state.spec.options;
-        let delivery = Delivery::new(options.deliver_within.get(), options.timeout.get());
+        let deliver_within = match folded.state.spec.rebuilt {
+            // What was lost is only listened for.
+            Some(_) => Duration::ZERO,
+            None => options.deliver_within.get(),
+        };
+        let delivery = Delivery::new(deliver_within, options.timeout.get());
         Self {
             run,
             journal,
@@ -114,6 +128,7 @@ impl Task {
             live,
             number,
             first: folded.first,
+            frozen: folded.state.order.iter().copied().collect(),
             state: folded.state,
             began: Instant::now(),
             began_at: Timestamp::now(),
@@ -134,7 +149,7 @@ impl Task {
             match worked {
                 Ok(()) => {}
                 Err(JournalError::NotActive) => tracing::warn!("no longer the writer of this run"),
-                Err(error) => self.failed(&error).await,
+                Err(error) => self.failed(&error),
             }
         }
         .instrument(span)
@@ -142,19 +157,25 @@ impl Task {
     }
 
     /// The journal could not be written for a reason that time does not heal.
-    async fn failed(&self, error: &JournalError) {
+    fn failed(&self, error: &JournalError) {
         tracing::error!(%error, "stopped writing a run's journal");
         let shared = Arc::clone(&self.engine.0);
         let short = lock(&shared.index).short(self.run);
-        shared
-            .events
-            .emit("alarm.journal-conflict", &short, error.to_string())
-            .await;
         // Whoever wrote it holds no lease, or we do not: in the first case
-        // what it wrote counts, and this broker goes on from there.
+        // what it wrote counts, and this broker goes on from there. Or the
+        // store went back in time: then this session has ended by then.
         let (engine, run, first) = (self.engine.clone(), self.run, self.first);
+        let error = error.to_string();
         shared.tasks.spawn(async move {
             sleep(Duration::from_secs(2)).await;
+            let shared = &engine.0;
+            if shared.active().is_none() {
+                return;
+            }
+            shared
+                .events
+                .emit("alarm.journal-conflict", &short, error)
+                .await;
             engine.take_up(run, first).await;
         });
     }
@@ -202,7 +223,12 @@ impl Task {
 
     /// Where the journal leaves off.
     async fn begin(&mut self) -> Result<(), JournalError> {
-        if self.state.phase == RunPhase::Preparing {
+        if let Some(rebuilt) = self.state.spec.rebuilt.clone() {
+            if !self.state.phase.is_final() {
+                self.write_down_again(&rebuilt).await?;
+                self.frozen = rebuilt.set;
+            }
+        } else if self.state.phase == RunPhase::Preparing {
             return self.abandon().await;
         }
         let now = self.now();
@@ -364,7 +390,14 @@ impl Task {
         self.store(intent).await?;
         self.delivery.begin(nodes.iter().copied(), self.now());
         tracing::debug!(batch, nodes = nodes.len(), "sending");
-        self.send(Message::Call, &split).await
+        self.place("broker.send.before", "call").await;
+        self.send(Message::Call, &split).await?;
+        self.place("broker.send.after", "call").await;
+        Ok(())
+    }
+
+    pub(super) async fn place(&self, point: &'static str, what: &str) {
+        muster_checkpoint::at(point, || format!("{} {what}", self.run)).await;
     }
 
     async fn send(&mut self, message: Message, split: &Split) -> Result<(), JournalError> {
@@ -385,7 +418,12 @@ impl Task {
         };
         let shared = Arc::clone(&self.engine.0);
         match shared
-            .send(&self.state.spec, message, split, start_within)
+            .send(
+                (&self.state.spec, &self.frozen),
+                message,
+                split,
+                start_within,
+            )
             .await
         {
             Ok(sent) => {
@@ -414,7 +452,13 @@ impl Task {
             if !nodes.is_empty() {
                 tracing::debug!(?message, nodes = nodes.len(), "sending again");
                 let split = self.engine.0.split_repeat(nodes);
+                let what = match message {
+                    Message::Call => "call-again",
+                    Message::Cancel => "cancel",
+                };
+                self.place("broker.send.before", what).await;
                 self.send(message, &split).await?;
+                self.place("broker.send.after", what).await;
             }
         }
         if due.given_up.is_empty() {
@@ -435,6 +479,9 @@ impl Task {
     }
 
     fn given_up(&self, serial: Serial, why: GivenUp) -> NodeResult {
+        if self.state.spec.rebuilt.is_some() && why == GivenUp::NoOutcome {
+            return lost_for_good(serial);
+        }
         let options = &self.state.spec.options;
         let seen = || match self.engine.0.presence.reach(&[serial]).pop() {
             Some(Reach::Down(what) | Reach::Barred(what)) => format!("; {what}"),

@@ -1,5 +1,6 @@
 //! Runs over a real server with scripted nodes.
 
+mod lost;
 mod more;
 pub(crate) mod node;
 
@@ -32,12 +33,14 @@ use crate::lease::Lease;
 use crate::nats::testing::{PATIENCE, TestServer};
 use crate::resolve::resolve;
 use crate::store;
+use crate::twin::Past;
 
 /// A server, an inventory, and the broker's side of the bus.
 struct World {
     server: TestServer,
     authority: Authority,
     inventory: Inventory,
+    past: Past,
     nodes: Nodes,
     cancel: CancellationToken,
     beat: Span,
@@ -96,6 +99,7 @@ async fn start(
     server: &TestServer,
     authority: &Authority,
     inventory: &Inventory,
+    past: &Past,
     epoch: u64,
     beat: Span,
 ) -> (Nodes, CancellationToken) {
@@ -103,6 +107,7 @@ async fn start(
     let cancel = CancellationToken::new();
     let runs = Settings {
         max_bytes: 64 << 20,
+        lost_within: Duration::from_secs(3),
         ..Settings::default()
     };
     let nodes = Nodes::start(Deps {
@@ -112,6 +117,8 @@ async fn start(
         authority: authority.clone(),
         lease: Lease::fixed(epoch),
         events: Events::log_only(),
+        journals: crate::presence::Journals::in_memory(),
+        past: past.clone(),
         connections: None,
         settings: bus::Settings {
             runs,
@@ -133,12 +140,14 @@ impl World {
         let server = TestServer::start().await;
         let (_, authority) = Authority::in_memory();
         let inventory = Inventory::in_memory(records);
+        let past = Past::unbroken();
         let beat = Span::from_secs(1);
-        let (nodes, cancel) = start(&server, &authority, &inventory, 1, beat).await;
+        let (nodes, cancel) = start(&server, &authority, &inventory, &past, 1, beat).await;
         Self {
             server,
             authority,
             inventory,
+            past,
             nodes,
             cancel,
             beat,
@@ -280,6 +289,7 @@ impl World {
             &self.server,
             &self.authority,
             &self.inventory,
+            &self.past,
             epoch,
             self.beat,
         )

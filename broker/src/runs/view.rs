@@ -15,6 +15,7 @@ pub(super) fn view(state: &RunState, brief: RunBrief) -> RunView {
         batches: batches(state),
         cancelled_by: state.cancelled_by.clone(),
         local: state.spec.local.as_ref().map(|l| l.local.clone()),
+        rebuilt: state.spec.rebuilt.as_ref().map(|r| r.at),
         results: state
             .order
             .iter()

@@ -39,9 +39,6 @@ pub enum WatchError {
     /// There is no such run, or runs are not served now.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// A place that the stream has not reached.
-    #[error("`{0}` is not the id of an event of this run")]
-    Place(Place),
     /// The journal is damaged.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -64,8 +61,6 @@ impl WatchError {
     pub fn problem(&self) -> Problem {
         match self {
             Self::Engine(error) => error.problem(),
-            Self::Place(_) => Problem::new(Kind::InvalidRequest, self.to_string())
-                .hint("leave Last-Event-ID out to begin at the beginning"),
             Self::Store(_) | Self::Read(ReadError::Store(_)) => {
                 Problem::new(Kind::Unavailable, self.to_string())
             }
@@ -124,17 +119,37 @@ impl Engine {
             live,
             ended: false,
         };
-        if let Some(after) = after {
-            watch.catch_up(first, after).await?;
+        if let Some(after) = after
+            && !watch.catch_up(first, after).await?
+        {
+            return self.watch_again(run).await;
         }
+        Ok(watch)
+    }
+
+    /// Follows a run for a watcher whose place is not known any more: from
+    /// the beginning, and it is told so.
+    ///
+    /// # Errors
+    /// [`WatchError`].
+    pub async fn watch_again(&self, run: RunId) -> Result<Watch, WatchError> {
+        // Boxed: it is called by what it calls.
+        let mut watch = Box::pin(self.watch(run, None)).await?;
+        let frame = Frame::RunBeginsAgain {
+            run,
+            reason: "the store went back in time, and the place that was named is not known any \
+                     more; the run is told from its beginning"
+                .into(),
+        };
+        watch.ready.push_back(Seen { place: None, frame });
         Ok(watch)
     }
 }
 
 impl Watch {
     /// Folds the journal up to the place that the watcher has seen; output is
-    /// passed over.
-    async fn catch_up(&mut self, first: u64, after: Place) -> Result<(), WatchError> {
+    /// passed over. `false`: the stream has not come so far.
+    async fn catch_up(&mut self, first: u64, after: Place) -> Result<bool, WatchError> {
         let js = self.engine.0.js.clone();
         let no_answer = |reason: String| StreamError::NoAnswer {
             what: format!("stream `{STREAM}`"),
@@ -145,7 +160,7 @@ impl Watch {
             .await
             .map_err(|e| no_answer(e.to_string()))?;
         if after.sequence > stream.cached_info().state.last_sequence {
-            return Err(WatchError::Place(after));
+            return Ok(false);
         }
         let mut messages = read_from(&js, STREAM, &subject::journal(self.run), first).await?;
         while let Some(message) = messages.try_next().await? {
@@ -155,7 +170,7 @@ impl Watch {
             self.event(message.sequence, &message.payload)?;
         }
         self.tail.next = self.tail.next.max(after.sequence + 1);
-        Ok(())
+        Ok(true)
     }
 
     /// The next frame; `None` after the last one of a run that has ended.

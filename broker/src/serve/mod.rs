@@ -6,26 +6,33 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use muster_protocol::api::Readiness;
+use muster_protocol::text::printable;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use self::session::{Session, SessionError};
-use crate::backup::import::{ImportError, import};
+use crate::backup::import::{ImportError, import, is_pending};
 use crate::config::Config;
 use crate::http::Front;
-use crate::inventory::{AccountValue, Buckets, SeenValue, SerialCounter, StoredFacts, StoredNode};
-use crate::lease::{Lease, LeaseError, LeaseValue, Place};
+use crate::inventory::{
+    AccountValue, AgentsValue, Buckets, SeenValue, SerialCounter, StoredFacts, StoredNode,
+};
+use crate::lease::{Lease, LeaseError, LeaseValue, Place, Who};
 use crate::link::{Link, LinkError};
 use crate::nats::keys::NatsKeys;
+use crate::peers::{KnownBrokers, Peers};
 use crate::state_dir::{Root, StateDir, StateDirError};
 use crate::store::kv::{BucketConfig, Kv, KvError, ensure_bucket};
 use crate::tls::{Ca, TlsError, install_provider};
+use crate::twin::{self, PutBackError, Twin};
 
 /// How long to wait before NATS is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -57,9 +64,34 @@ pub enum ServeError {
     /// A backup that waits in the state directory cannot be put into NATS.
     #[error(transparent)]
     Import(#[from] ImportError),
+    /// What the store has lost cannot be put back.
+    #[error(transparent)]
+    PutBack(#[from] PutBackError),
     /// A task of the broker panicked.
     #[error("a part of the broker failed: {0}")]
     Task(#[from] tokio::task::JoinError),
+}
+
+/// Why the store is not what it should be yet.
+#[derive(Debug, thiserror::Error)]
+enum PrepareError {
+    #[error(transparent)]
+    State(#[from] StateDirError),
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    #[error(transparent)]
+    PutBack(#[from] PutBackError),
+}
+
+impl PrepareError {
+    /// Whether waiting would not cure it.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::State(_) => true,
+            Self::Import(error) => error.is_final(),
+            Self::PutBack(_) => false,
+        }
+    }
 }
 
 /// What is the same for all sessions.
@@ -70,6 +102,9 @@ pub(crate) struct Parts {
     pub(crate) keys: Arc<NatsKeys>,
     pub(crate) ca: Ca,
     pub(crate) https: bool,
+    pub(crate) twin: Twin,
+    /// Where people and agents reach this broker.
+    pub(crate) url: String,
 }
 
 /// The buckets, once they are there.
@@ -77,8 +112,11 @@ pub(crate) struct Stores {
     pub(crate) inventory: InventoryBuckets,
     pub(crate) key_list: Kv<muster_protocol::keys::SignedText>,
     pub(crate) lease: Kv<LeaseValue>,
+    pub(crate) brokers: Kv<KnownBrokers>,
     pub(crate) invites: Kv<crate::enroll::StoredInvite>,
     pub(crate) tokens: Kv<crate::tokens::StoredToken>,
+    pub(crate) past: Kv<crate::twin::StoredPast>,
+    pub(crate) journals: Kv<crate::presence::StoredJournals>,
 }
 
 /// [`Buckets`], to be cloned for each session.
@@ -86,6 +124,7 @@ pub(crate) struct InventoryBuckets {
     nodes: Kv<StoredNode>,
     facts: Kv<StoredFacts>,
     seen: Kv<SeenValue>,
+    agents: Kv<AgentsValue>,
     serial: Kv<SerialCounter>,
     account: Kv<AccountValue>,
 }
@@ -96,6 +135,7 @@ impl InventoryBuckets {
             nodes: self.nodes.clone(),
             facts: self.facts.clone(),
             seen: self.seen.clone(),
+            agents: self.agents.clone(),
             serial: self.serial.clone(),
             account: self.account.clone(),
         }
@@ -103,20 +143,26 @@ impl InventoryBuckets {
 }
 
 impl Stores {
-    /// Makes the buckets where there are none.
-    pub(crate) async fn ensure(js: &Context) -> Result<Self, KvError> {
+    /// Makes the buckets where there are none. The twin is told of what is
+    /// written to them, but for the lease.
+    pub(crate) async fn ensure(js: &Context, twin: &Twin) -> Result<Self, KvError> {
+        let told = || twin.witness();
         Ok(Self {
             inventory: InventoryBuckets {
-                nodes: bucket(js, "muster_nodes").await?,
-                facts: bucket(js, "muster_facts").await?,
+                nodes: bucket(js, "muster_nodes").await?.witnessed(told()),
+                facts: bucket(js, "muster_facts").await?.witnessed(told()),
                 seen: bucket(js, "muster_cluster").await?,
-                serial: bucket(js, "muster_cluster").await?,
-                account: bucket(js, "muster_cluster").await?,
+                agents: bucket(js, "muster_cluster").await?,
+                serial: bucket(js, "muster_cluster").await?.witnessed(told()),
+                account: bucket(js, "muster_cluster").await?.witnessed(told()),
             },
-            key_list: bucket(js, "muster_cluster").await?,
+            key_list: bucket(js, "muster_cluster").await?.witnessed(told()),
             lease: bucket(js, "muster_cluster").await?,
-            invites: bucket(js, "muster_invites").await?,
-            tokens: bucket(js, "muster_tokens").await?,
+            brokers: bucket(js, "muster_cluster").await?,
+            invites: bucket(js, "muster_invites").await?.witnessed(told()),
+            tokens: bucket(js, "muster_tokens").await?.witnessed(told()),
+            past: bucket(js, "muster_cluster").await?.witnessed(told()),
+            journals: bucket(js, "muster_cluster").await?,
         })
     }
 }
@@ -151,17 +197,23 @@ pub async fn serve(
     let tls = https
         .then(|| ca.server_config(address, &config.names))
         .transpose()?;
+    let settings = twin::Settings {
+        keep: config.twin.keep.get(),
+        max_bytes: config.twin.max_bytes,
+    };
+    let url = config.public_url(address);
     let parts = Parts {
         config: Arc::new(config),
+        twin: Twin::open(&state, settings)?,
         state,
         root,
         keys,
         ca,
         https,
+        url,
     };
     let front = Front::new(https);
-    let scheme = if https { "https" } else { "http" };
-    tracing::info!(url = %format!("{scheme}://{address}"), cluster = %parts.root.cluster, "listening");
+    tracing::info!(url = %parts.url, cluster = %parts.root.cluster, "listening");
 
     let stop_listening = CancellationToken::new();
     let serving = tokio::spawn(listen::listen(
@@ -177,42 +229,99 @@ pub async fn serve(
     result
 }
 
+/// How a time of being connected ended.
+enum Ended {
+    /// The process is to end.
+    Stopped,
+    /// Another broker is the active one, and this one's connections are shut
+    /// out, or will be: it begins anew, with new ones.
+    Overtaken,
+}
+
 async fn live(parts: &Parts, front: &Front, cancel: &CancellationToken) -> Result<(), ServeError> {
-    let Some((link, stores)) = until(cancel, Box::pin(connect(parts, front))).await else {
-        return Ok(());
-    };
-    tracing::info!(version = %link.version, "connected to NATS");
+    let mut known = false;
+    loop {
+        let connecting = Box::pin(connect(parts, front, known));
+        let Some((link, stores)) = until(cancel, connecting).await else {
+            return Ok(());
+        };
+        known = true;
+        tracing::info!(version = %link.version, "connected to NATS");
+        let result = Box::pin(linked(parts, front, &link, &stores, cancel)).await;
+        link.close().await;
+        match result? {
+            Ended::Stopped => return Ok(()),
+            Ended::Overtaken => {}
+        }
+    }
+}
+
+/// From one connection to its end: seeks the lease, and serves while it is
+/// held.
+async fn linked(
+    parts: &Parts,
+    front: &Front,
+    link: &Link,
+    stores: &Stores,
+    cancel: &CancellationToken,
+) -> Result<Ended, ServeError> {
     let holder = parts.state.holder()?;
+    let me = holder.id;
+    let who = Who {
+        url: Some(parts.url.clone()),
+        users: link.users.clone(),
+    };
     // The lease ends last: what a session still writes at its end needs it.
     let end_lease = CancellationToken::new();
     let (lease, mut seeking) = Lease::seek(
         stores.lease.clone(),
         parts.state.clone(),
         holder,
+        who,
         end_lease.clone(),
     );
+    let peers = Peers::new(me, parts.url.clone(), lease.clone());
+    let talking = tokio::spawn(peers.clone().keep(link.client.clone(), end_lease.clone()));
+    let following = Following::new(parts, link);
+    let active = Active {
+        parts,
+        link,
+        stores,
+        lease: &lease,
+        peers: &peers,
+        following: &following,
+    };
     let result = tokio::select! {
-        result = Box::pin(sessions(parts, front, &link, &stores, &lease, cancel)) => result,
+        result = Box::pin(sessions(&active, front, cancel)) => result,
+        // The server that comes back may be an empty one.
+        () = keep_buckets(parts, link) => Ok(Ended::Stopped),
         ended = &mut seeking => match ended {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => Ok(Ended::Stopped),
             Ok(Err(error)) => Err(error.into()),
             Err(error) => Err(error.into()),
         },
     };
     end_lease.cancel();
+    talking.await?;
     if !seeking.is_finished() {
         seeking.await??;
     }
-    link.close().await;
+    following.end().await;
     result
 }
 
 /// Connects and makes the buckets; tries again until it works.
-async fn connect(parts: &Parts, front: &Front) -> (Link, Stores) {
+/// `again`: it was connected before, and stands by until the first failure.
+async fn connect(parts: &Parts, front: &Front, again: bool) -> (Link, Stores) {
     let mut waiting = Waiting::new(front);
+    if !again {
+        front.say(Readiness::Starting {
+            reason: "connecting to NATS".into(),
+        });
+    }
     loop {
         match Box::pin(Link::connect(&parts.config, &parts.keys, &parts.ca)).await {
-            Ok(link) => match Box::pin(Stores::ensure(&link.js)).await {
+            Ok(link) => match Box::pin(Stores::ensure(&link.js, &parts.twin)).await {
                 Ok(stores) => return (link, stores),
                 Err(error) => {
                     waiting.say(&error);
@@ -225,88 +334,274 @@ async fn connect(parts: &Parts, front: &Front) -> (Link, Stores) {
     }
 }
 
+/// Makes the buckets that are missing, whenever a connection begins; for ever.
+async fn keep_buckets(parts: &Parts, link: &Link) {
+    let mut connects = link.connects.clone();
+    loop {
+        if connects.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        while let Err(error) = Box::pin(Stores::ensure(&link.js, &parts.twin)).await {
+            tracing::warn!(%error, "the buckets are not there");
+            sleep(RETRY).await;
+        }
+    }
+}
+
+/// The twin, and what fills it.
+struct Following<'a> {
+    parts: &'a Parts,
+    link: &'a Link,
+    task: StdMutex<Option<JoinHandle<()>>>,
+    cancel: CancellationToken,
+}
+
+impl<'a> Following<'a> {
+    fn new(parts: &'a Parts, link: &'a Link) -> Self {
+        Self {
+            parts,
+            link,
+            task: StdMutex::new(None),
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    /// Begins, once. Not before a backup that waits is in NATS: what was there
+    /// until then is none of this cluster's.
+    fn begin(&self) {
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        task.get_or_insert_with(|| {
+            let (js, connects) = (self.link.js.clone(), self.link.connects.clone());
+            let twin = self.parts.twin.clone();
+            tokio::spawn(twin.follow(js, connects, self.cancel.clone()))
+        });
+    }
+
+    /// Ends it, and waits until the disk has everything.
+    async fn end(&self) {
+        self.cancel.cancel();
+        let task = self
+            .task
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(task) = task {
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for Following<'_> {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+/// What sessions are opened with.
+struct Active<'a> {
+    parts: &'a Parts,
+    link: &'a Link,
+    stores: &'a Stores,
+    lease: &'a Lease,
+    peers: &'a Peers,
+    following: &'a Following<'a>,
+}
+
+/// Makes the store what it should be, before anybody is served from it.
+async fn prepare(active: &Active<'_>) -> Result<(), PrepareError> {
+    let Active {
+        parts,
+        link,
+        stores,
+        lease,
+        following,
+        ..
+    } = *active;
+    if is_pending(&parts.state)? {
+        parts.twin.reset().await;
+    } else {
+        let runs = session::runs_settings(&parts.config);
+        let place = twin::Place {
+            js: &link.js,
+            lease,
+            runs: &runs,
+            past: stores.past.clone(),
+        };
+        Box::pin(parts.twin.heal(&place)).await?;
+    }
+    Box::pin(import(&link.js, &parts.state, lease)).await?;
+    following.begin();
+    Ok(())
+}
+
 async fn sessions(
-    parts: &Parts,
+    active: &Active<'_>,
     front: &Front,
-    link: &Link,
-    stores: &Stores,
-    lease: &Lease,
     cancel: &CancellationToken,
-) -> Result<(), ServeError> {
+) -> Result<Ended, ServeError> {
+    let Active {
+        parts,
+        link,
+        stores,
+        lease,
+        peers,
+        following,
+    } = *active;
+    if !is_pending(&parts.state)? {
+        following.begin();
+    }
     let mut places = lease.places();
+    let mut lost = parts.twin.lost();
     let mut waiting = Waiting::new(front);
+    let mut settled = None;
     loop {
         let place = places.borrow_and_update().clone();
         let term = match place {
             Place::Active { term, .. } => term,
-            Place::Standby { why } => {
-                front.say(Readiness::Standby { reason: why });
-                if until(cancel, places.changed()).await.is_none() {
-                    return Ok(());
+            Place::Standby { why, active } => {
+                front.say(Readiness::Standby {
+                    reason: why,
+                    active,
+                });
+                match next_place(&mut places, link, cancel).await {
+                    Some(ended) => return Ok(ended),
+                    None => continue,
                 }
-                continue;
             }
             Place::Suspended => {
                 front.say(Readiness::Standby {
                     reason: "NATS is away or slow".into(),
+                    active: None,
                 });
-                if until(cancel, places.changed()).await.is_none() {
-                    return Ok(());
+                match next_place(&mut places, link, cancel).await {
+                    Some(ended) => return Ok(ended),
+                    None => continue,
                 }
-                continue;
             }
         };
-        let importing = Box::pin(import(&link.js, &parts.state, lease));
-        match until(cancel, importing).await {
-            None => return Ok(()),
-            Some(Ok(())) => {}
-            Some(Err(error)) if error.is_final() => return Err(error.into()),
-            Some(Err(error)) => {
-                waiting.say(&error);
-                if until(cancel, sleep(RETRY)).await.is_none() {
-                    return Ok(());
-                }
-                continue;
+        let opening = Box::pin(async {
+            prepare(active).await.map_err(OpenError::Prepare)?;
+            lost.borrow_and_update();
+            if parts.twin.is_pending().await {
+                // Found in between: once more.
+                return Ok(None);
             }
-        }
-        let session = match until(cancel, Box::pin(Session::open(parts, link, stores, lease))).await
-        {
-            None => return Ok(()),
-            Some(Ok(session)) => session,
+            Box::pin(Session::open(parts, link, stores, lease, peers, settled))
+                .await
+                .map(Some)
+                .map_err(OpenError::Session)
+        });
+        let mut session = match until(cancel, opening).await {
+            None => return Ok(Ended::Stopped),
+            Some(Ok(None)) => continue,
+            Some(Ok(Some(session))) => session,
             Some(Err(error)) if error.is_final() => return Err(error.into()),
             Some(Err(error)) => {
                 waiting.say(&error);
-                if until(cancel, sleep(RETRY)).await.is_none() {
-                    return Ok(());
+                tokio::select! {
+                    () = cancel.cancelled() => return Ok(Ended::Stopped),
+                    () = link.refused() => return Ok(Ended::Overtaken),
+                    () = sleep(RETRY) => continue,
                 }
-                continue;
             }
         };
         front.open(session.router(), lease.clone());
-        let stopped = until(cancel, async {
+        let end = tokio::select! {
+            () = cancel.cancelled() => Readiness::Stopping,
+            () = link.refused() => {
+                tracing::error!("NATS has shut this broker out: another one has taken over");
+                overtaken(None)
+            }
             // Suspended is not the end: while nobody else was active, what is
             // in memory holds.
-            let other = |place: &Place| match place {
-                Place::Standby { .. } => true,
-                Place::Active { term: now, .. } => *now != term,
-                Place::Suspended => false,
-            };
-            // An error says that the lease's task has ended.
-            let _ = places.wait_for(other).await;
-        })
-        .await
-        .is_none();
-        let end = if stopped {
-            Readiness::Stopping
-        } else {
-            Readiness::Standby {
-                reason: "another broker has taken over".into(),
+            active = other_active(&mut places, term) => overtaken(active),
+            // Nor does anything in memory hold, nor the lease itself.
+            _ = lost.changed() => Readiness::Standby {
+                reason: "the store went back in time; what it lost is put back".into(),
+                active: None,
+            },
+            revision = session.outdated(lease) => {
+                settled = revision;
+                Readiness::Starting {
+                    reason: "what the broker before has written is read".into(),
+                }
             }
         };
+        let again = matches!(end, Readiness::Starting { .. });
+        let stopped = end == Readiness::Stopping;
         front.close(end);
         session.end().await;
-        if stopped {
-            return Ok(());
+        if again {
+            continue;
+        }
+        return Ok(if stopped {
+            Ended::Stopped
+        } else {
+            Ended::Overtaken
+        });
+    }
+}
+
+fn overtaken(active: Option<String>) -> Readiness {
+    let reason = match &active {
+        Some(url) => format!("the broker at {} has taken over", printable(url, 200)),
+        None => "another broker has taken over".into(),
+    };
+    Readiness::Standby { reason, active }
+}
+
+/// Waits until the place is another one; `Some` when there will be none.
+async fn next_place(
+    places: &mut watch::Receiver<Place>,
+    link: &Link,
+    cancel: &CancellationToken,
+) -> Option<Ended> {
+    tokio::select! {
+        () = cancel.cancelled() => Some(Ended::Stopped),
+        () = link.refused() => Some(Ended::Overtaken),
+        changed = places.changed() => changed.is_err().then_some(Ended::Stopped),
+    }
+}
+
+/// Waits until another broker is or was active; its URL, where it is known.
+async fn other_active(places: &mut watch::Receiver<Place>, term: u64) -> Option<String> {
+    let other = |place: &Place| match place {
+        Place::Standby { .. } => true,
+        Place::Active { term: now, .. } => *now != term,
+        Place::Suspended => false,
+    };
+    // An error says that the lease's task has ended.
+    match places.wait_for(other).await.as_deref() {
+        Ok(Place::Standby { active, .. }) => active.clone(),
+        _ => None,
+    }
+}
+
+/// Why a session could not be opened.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error(transparent)]
+    Prepare(PrepareError),
+    #[error(transparent)]
+    Session(SessionError),
+}
+
+impl OpenError {
+    fn is_final(&self) -> bool {
+        match self {
+            Self::Prepare(error) => error.is_final(),
+            Self::Session(error) => error.is_final(),
+        }
+    }
+}
+
+impl From<OpenError> for ServeError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Prepare(PrepareError::State(error)) => error.into(),
+            OpenError::Prepare(PrepareError::Import(error)) => error.into(),
+            OpenError::Prepare(PrepareError::PutBack(error)) => error.into(),
+            OpenError::Session(error) => error.into(),
         }
     }
 }

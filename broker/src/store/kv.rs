@@ -8,6 +8,7 @@
 //! Reads ask the stream's leader, so a broker always sees what it wrote.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::kv::{Operation, Store};
@@ -15,6 +16,7 @@ use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream as JsStream}
 use async_nats::jetstream::{Context, kv};
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,7 +30,7 @@ use super::append::{Append, append};
 use super::error::{StreamError, reasons};
 use super::stream::{StreamSettings, ensure_stream, purge_subject};
 
-const OPERATION: &str = "KV-Operation";
+pub(crate) const OPERATION: &str = "KV-Operation";
 
 /// Why something about a bucket failed.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +86,23 @@ pub enum KvError {
         /// What the client said.
         reason: String,
     },
+}
+
+/// Whoever is told of a write as soon as the store has it, before the writer
+/// goes on.
+pub trait Witness: std::fmt::Debug + Send + Sync {
+    /// The stream has a new value of a key, or its deletion (`None`), with
+    /// that sequence.
+    fn wrote<'a>(
+        &'a self,
+        stream: &'a str,
+        subject: &'a str,
+        sequence: u64,
+        value: Option<Bytes>,
+    ) -> BoxFuture<'a, ()>;
+
+    /// Every trace of a key was removed.
+    fn forgot<'a>(&'a self, stream: &'a str, subject: &'a str) -> BoxFuture<'a, ()>;
 }
 
 /// Settings of a bucket.
@@ -157,6 +176,7 @@ where
         stream,
         store,
         bucket: config.name,
+        witness: None,
         value: PhantomData,
     })
 }
@@ -167,6 +187,7 @@ pub struct Kv<T> {
     stream: JsStream,
     store: Store,
     bucket: String,
+    witness: Option<Arc<dyn Witness>>,
     value: PhantomData<fn() -> T>,
 }
 
@@ -177,6 +198,7 @@ impl<T> Clone for Kv<T> {
             stream: self.stream.clone(),
             store: self.store.clone(),
             bucket: self.bucket.clone(),
+            witness: self.witness.clone(),
             value: PhantomData,
         }
     }
@@ -227,6 +249,13 @@ pub enum Change<T> {
 }
 
 impl<T: Serialize + DeserializeOwned> Kv<T> {
+    /// The same bucket, and `witness` is told of what is written to it.
+    #[must_use]
+    pub fn witnessed(mut self, witness: Arc<dyn Witness>) -> Self {
+        self.witness = Some(witness);
+        self
+    }
+
     /// Name of the bucket.
     #[must_use]
     pub fn bucket(&self) -> &str {
@@ -307,11 +336,14 @@ impl<T: Serialize + DeserializeOwned> Kv<T> {
     /// # Errors
     /// [`KvError::Stream`].
     pub async fn forget(&self, key: &str) -> Result<(), KvError> {
-        let subject = self.subject(key)?;
-        purge_subject(&self.js, &stream_name(&self.bucket), &subject)
+        let (stream, subject) = (stream_name(&self.bucket), self.subject(key)?);
+        purge_subject(&self.js, &stream, &subject)
             .await
-            .map(drop)
-            .map_err(|source| self.failed(source))
+            .map_err(|source| self.failed(source))?;
+        if let Some(witness) = &self.witness {
+            witness.forgot(&stream, &subject).await;
+        }
+        Ok(())
     }
 
     /// All entries.
@@ -455,8 +487,17 @@ impl<T: Serialize + DeserializeOwned> Kv<T> {
     }
 
     async fn append(&self, key: &str, message: &Append) -> Result<u64, KvError> {
-        match append(&self.js, &stream_name(&self.bucket), message).await {
-            Ok(done) => Ok(done.sequence),
+        let stream = stream_name(&self.bucket);
+        match append(&self.js, &stream, message).await {
+            Ok(done) => {
+                if let Some(witness) = &self.witness {
+                    let value = (!is_gone(&message.headers)).then(|| message.payload.clone());
+                    witness
+                        .wrote(&stream, &message.subject, done.sequence, value)
+                        .await;
+                }
+                Ok(done.sequence)
+            }
             Err(StreamError::Conflict { .. }) => Err(KvError::Conflict {
                 bucket: self.bucket.clone(),
                 key: key.to_owned(),
@@ -539,7 +580,7 @@ struct Last {
 }
 
 /// Whether a message says that its key is gone.
-fn is_gone(headers: &HeaderMap) -> bool {
+pub(crate) fn is_gone(headers: &HeaderMap) -> bool {
     headers
         .get(OPERATION)
         .map(HeaderValue::as_str)

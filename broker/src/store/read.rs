@@ -8,7 +8,7 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::{
     AckPolicy, Consumer, DeliverPolicy, pull::Config as PullConfig,
 };
-use async_nats::jetstream::stream::ConsumerErrorKind;
+use async_nats::jetstream::stream::{ConsumerErrorKind, LastRawMessageErrorKind};
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt as _, stream};
 use tokio::time::timeout;
@@ -77,6 +77,32 @@ pub async fn read_from(
         reader,
         async |mut reader: Reader| Ok(reader.next().await?.map(|message| (message, reader))),
     )))
+}
+
+/// The payload of the last message of a subject; `None` when there is none.
+///
+/// # Errors
+/// [`StreamError::NoStream`], [`StreamError::NoAnswer`].
+pub async fn last_payload(
+    js: &Context,
+    stream: &str,
+    subject: &str,
+) -> Result<Option<Bytes>, StreamError> {
+    let handle = js
+        .get_stream_no_info(stream)
+        .await
+        .map_err(|_| StreamError::BadName(stream.to_owned()))?;
+    match handle.get_last_raw_message_by_subject(subject).await {
+        Ok(message) => Ok(Some(message.payload)),
+        Err(e) => match e.kind() {
+            LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            LastRawMessageErrorKind::JetStream(server) => Err(refused(subject, &server)),
+            _ => Err(StreamError::NoAnswer {
+                what: subject.to_owned(),
+                reason: reasons(&e),
+            }),
+        },
+    }
 }
 
 struct Reader {

@@ -267,7 +267,7 @@ pub async fn purge_subject(js: &Context, stream: &str, subject: &str) -> Result<
 }
 
 /// A stream with its present state.
-pub(super) async fn get_stream(js: &Context, name: &str) -> Result<Stream, StreamError> {
+pub(crate) async fn get_stream(js: &Context, name: &str) -> Result<Stream, StreamError> {
     js.get_stream(name).await.map_err(|e| match e.kind() {
         GetStreamErrorKind::JetStream(e) => refused(name, &e),
         GetStreamErrorKind::EmptyName | GetStreamErrorKind::InvalidStreamName => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use muster_protocol::api::{Frame, RunNode, RunView};
 use muster_protocol::names::NodeName;
-use muster_protocol::run::{Outcome, RunPhase, Summary};
+use muster_protocol::run::{Data, Outcome, RunPhase, Summary};
 
 use super::output::{Assembly, Line};
 
@@ -72,6 +72,10 @@ pub struct Entry {
     pub output: Arc<Vec<Line>>,
     /// More was thrown away, by the node or by this book.
     pub truncated: bool,
+    /// Bytes of output that came.
+    received: u64,
+    /// The broker had more of it once than it has now.
+    pub lost: bool,
     /// What it said afterwards.
     pub late: Vec<Outcome>,
 }
@@ -126,10 +130,13 @@ impl Book {
                 node, stream, data, ..
             } => {
                 let entry = self.nodes.entry(node.clone()).or_default();
-                let size = match data {
-                    muster_protocol::run::Data::Text(text) => text.len(),
-                    muster_protocol::run::Data::Bytes { base64 } => base64.len(),
+                let (size, bytes) = match data {
+                    Data::Text(text) => (text.len(), text.len()),
+                    Data::Bytes { base64 } => {
+                        (base64.len(), data.bytes().map_or(0, |bytes| bytes.len()))
+                    }
                 };
+                entry.received += bytes as u64;
                 if self.held + size > MOST_OUTPUT {
                     entry.truncated = true;
                     return;
@@ -139,7 +146,13 @@ impl Book {
             }
             Frame::Outcome {
                 result, truncated, ..
-            } => self.outcome(result, *truncated),
+            } => {
+                self.outcome(result, *truncated);
+                // All of it comes before the outcome.
+                if let Some(entry) = self.nodes.get_mut(&result.node) {
+                    entry.lost = result.output_bytes > entry.received;
+                }
+            }
             Frame::LateOutcome { node, outcome, .. } => {
                 self.nodes
                     .entry(node.clone())
@@ -147,6 +160,8 @@ impl Book {
                     .late
                     .push(*outcome);
             }
+            // What was seen stays seen.
+            Frame::RunBeginsAgain { .. } => {}
             Frame::RunCancelling { by, .. } => self.cancelled_by = Some(by.to_string()),
             Frame::RunFinished { state, summary, .. } => {
                 self.end = Some(End {

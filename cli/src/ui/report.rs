@@ -46,6 +46,8 @@ pub struct Group {
     pub output: Arc<Vec<Line>>,
     /// Whether more was thrown away.
     pub truncated: bool,
+    /// Whether the broker had more once.
+    pub lost: bool,
     /// What they said after their outcome was settled.
     pub late: Vec<Outcome>,
 }
@@ -59,7 +61,7 @@ pub fn groups(book: &Book) -> Vec<Group> {
         Outcome,
         Option<String>,
         *const Vec<Line>,
-        bool,
+        (bool, bool),
         &'a [Outcome],
         Option<&'a NodeName>,
     );
@@ -73,7 +75,7 @@ pub fn groups(book: &Book) -> Vec<Group> {
             outcome,
             why.clone(),
             Arc::as_ptr(&entry.output),
-            entry.truncated,
+            (entry.truncated, entry.lost),
             entry.late.as_slice(),
             book.apart.then_some(name),
         );
@@ -85,6 +87,7 @@ pub fn groups(book: &Book) -> Vec<Group> {
                 why,
                 output: Arc::clone(&entry.output),
                 truncated: entry.truncated,
+                lost: entry.lost,
                 late: entry.late.clone(),
             })
             .nodes
@@ -255,12 +258,21 @@ fn one(group: &Group, label: &str, names: Option<&str>, columns: usize, style: S
         )));
     }
     match shown {
+        [] if group.lost => {}
         [] if well => first = paint.dim("(no output)"),
         [line] if well => first = text(line, paint),
         lines => rest.extend(lines.iter().map(|l| text(l, paint))),
     }
     if group.truncated {
         rest.push(paint.odd("(truncated: there was more output; --output-limit allows more)"));
+    }
+    if group.lost {
+        let what = if lines.is_empty() {
+            "(its output is gone: the broker does not have it any more)"
+        } else {
+            "(some of its output is gone: the broker does not have it any more)"
+        };
+        rest.push(paint.odd(what));
     }
     for late in &group.late {
         rest.push(paint.odd(&format!(

@@ -53,6 +53,7 @@ fn ended(book: &mut Book, node: &str, outcome: Outcome, reason: Option<&str>, ex
         exit,
         signal: None,
         ms: None,
+        output_bytes: 0,
         late: vec![],
     };
     book.apply(&Frame::Outcome {
@@ -198,6 +199,35 @@ fn silence_and_many_failures_are_said_in_short() {
 }
 
 #[test]
+fn output_that_the_broker_lost_is_said() {
+    let mut book = book("nginx -v", 2);
+    said(&mut book, "a", Stream::Stdout, b"nginx 1.24\n");
+    for node in ["a", "b"] {
+        book.apply(&Frame::Outcome {
+            run: run(),
+            result: RunNode {
+                node: name(node),
+                serial: Serial(1),
+                outcome: Some(Outcome::Succeeded),
+                reason: None,
+                exit: Some(0),
+                signal: None,
+                ms: Some(12),
+                output_bytes: 11 + u64::from(node == "b"),
+                late: vec![],
+            },
+            truncated: false,
+        });
+    }
+    let shown = body(&book, style());
+    assert_eq!(shown.matches("is gone").count(), 1, "{shown}");
+    assert!(
+        shown.contains("a  nginx 1.24") && shown.contains("(its output is gone"),
+        "{shown}"
+    );
+}
+
+#[test]
 fn truncated_late_and_cancelled_are_marked() {
     let mut book = book("yes", 2);
     said(&mut book, "a", Stream::Stdout, b"y\ny\n");
@@ -211,6 +241,7 @@ fn truncated_late_and_cancelled_are_marked() {
             exit: None,
             signal: Some(9),
             ms: Some(12),
+            output_bytes: 0,
             late: vec![],
         },
         truncated: true,

@@ -62,11 +62,11 @@ pub fn check(nodes: &[NodeSpec]) -> Result<(), Failure> {
 
 /// The process of an agent with that text of a configuration.
 #[must_use]
-pub fn part(layout: &Layout, name: &str, program: &Path, config: String) -> Part {
+pub fn part(layout: &Layout, name: &str, config: String) -> Part {
     let file = format!("{AGENT}{name}");
     Part {
         name: name.to_owned(),
-        program: program.to_owned(),
+        program: layout.program(name),
         args: vec![
             "run".into(),
             "--state".into(),
@@ -106,6 +106,7 @@ impl AgentStatus {
 pub struct Runner {
     layout: Layout,
     client: Client,
+    /// The installed one.
     program: PathBuf,
     url: String,
     nats: String,
@@ -137,19 +138,23 @@ impl Runner {
         let mut parts = Vec::new();
         for spec in nodes {
             let config = self.configure(spec.name.as_str())?;
+            self.provide(spec.name.as_str())?;
             self.enrolled(spec).await?;
             let file = self.layout.spec(spec.name.as_str());
             super::write_private(&file, format!("{spec}\n").as_bytes()).map_err(|e| {
                 Failure::new(NOT_ALL, format!("cannot write {}: {e}", file.display()))
             })?;
-            parts.push(part(
-                &self.layout,
-                spec.name.as_str(),
-                &self.program,
-                config,
-            ));
+            parts.push(part(&self.layout, spec.name.as_str(), config));
         }
         Ok(parts)
+    }
+
+    /// Gives it its own executable.
+    fn provide(&self, name: &str) -> Result<(), Failure> {
+        let own = self.layout.program(name);
+        super::programs::provide(&own, &self.program)
+            .map(drop)
+            .map_err(|e| Failure::new(NOT_ALL, format!("cannot make {}: {e}", own.display())))
     }
 
     /// Writes where broker and NATS are now; what else is in the agent's
@@ -175,7 +180,7 @@ impl Runner {
     /// Ends an agent that an earlier start left behind: an enrolment needs its
     /// state for itself.
     async fn halt(&self, name: &NodeName) {
-        let part = part(&self.layout, name.as_str(), &self.program, String::new());
+        let part = part(&self.layout, name.as_str(), String::new());
         part.end_left_behind().await;
     }
 
@@ -290,6 +295,7 @@ impl Runner {
                     "--state".into(),
                     dir.into_os_string(),
                 ],
+                name,
                 None,
             )
             .await?;
@@ -316,7 +322,7 @@ impl Runner {
         if again {
             args.push("--again".into());
         }
-        let said = self.agent(args, Some(token)).await?;
+        let said = self.agent(args, name, Some(token)).await?;
         if said.status.success() {
             Ok(())
         } else {
@@ -327,9 +333,11 @@ impl Runner {
     async fn agent(
         &self,
         args: impl IntoIterator<Item = OsString>,
+        name: &NodeName,
         token: Option<&Secret>,
     ) -> Result<std::process::Output, Failure> {
-        let mut command = Command::new(&self.program);
+        let program = self.layout.program(name.as_str());
+        let mut command = Command::new(&program);
         command
             .args(args)
             .stdin(Stdio::null())
@@ -339,12 +347,10 @@ impl Runner {
             // Not an argument: those can be seen by every user.
             command.env("MUSTER_ENROLL_TOKEN", token.expose());
         }
-        command.output().await.map_err(|e| {
-            Failure::new(
-                NOT_ALL,
-                format!("cannot start {}: {e}", self.program.display()),
-            )
-        })
+        command
+            .output()
+            .await
+            .map_err(|e| Failure::new(NOT_ALL, format!("cannot start {}: {e}", program.display())))
     }
 
     /// Waits until every one of them is up with its newest roles and labels.
@@ -372,12 +378,7 @@ impl Runner {
                 return Ok(());
             };
             if Instant::now() >= until {
-                let part = part(
-                    &self.layout,
-                    first.name.as_str(),
-                    &self.program,
-                    String::new(),
-                );
+                let part = part(&self.layout, first.name.as_str(), String::new());
                 let names = crate::ui::fold::folded(missing.iter().map(|n| n.name.as_str()), 80);
                 let mut detail: Vec<String> = views
                     .get(&first.name)

@@ -75,6 +75,12 @@ impl Layout {
         self.root.join("agents").join(name)
     }
 
+    /// The executable of an agent.
+    #[must_use]
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.root.join("programs").join(name).join("muster-agent")
+    }
+
     /// The configuration of an agent.
     #[must_use]
     pub fn agent_config(&self, name: &str) -> PathBuf {

@@ -12,6 +12,7 @@ pub mod keeper;
 pub mod layout;
 pub mod ports;
 pub mod process;
+mod programs;
 pub mod server;
 pub mod spec;
 
@@ -304,7 +305,7 @@ async fn end_unwanted_agents(wish: &Wish, layout: &Layout) {
         if wish.nodes.iter().any(|n| n.name.as_str() == name) {
             continue;
         }
-        let part = agents::part(layout, &name, &agents::executable(), String::new());
+        let part = agents::part(layout, &name, String::new());
         if let Some(pid) = part.end_left_behind().await {
             say(&format!(
                 "{name}: ended pid {pid}, as there is no --node for it now"

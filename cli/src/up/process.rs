@@ -93,17 +93,26 @@ pub enum StartError {
 }
 
 impl Part {
-    /// Changes when the process must be another one: the executable was
-    /// replaced, or the configuration is another.
+    /// Changes when the process must be another one, because its
+    /// configuration is.
     fn fingerprint(&self) -> String {
         let mut hasher = DefaultHasher::new();
         self.program.hash(&mut hasher);
-        if let Ok(meta) = std::fs::metadata(&self.program) {
-            (meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()).hash(&mut hasher);
-        }
         self.args.hash(&mut hasher);
         self.config.hash(&mut hasher);
         format!("{:016x}", hasher.finish())
+    }
+
+    /// Whether it executes the file that is there now. An agent that has
+    /// upgraded itself does; one whose file was replaced under it does not.
+    fn is_current(&self, identity: &Identity) -> bool {
+        let there = std::fs::metadata(&self.program);
+        let runs = std::fs::metadata(format!("/proc/{}/exe", identity.pid));
+        match (there, runs) {
+            (Ok(there), Ok(runs)) => (there.dev(), there.ino()) == (runs.dev(), runs.ino()),
+            // Nothing can be said, or nothing could be started.
+            _ => true,
+        }
     }
 
     /// Starts it: a process group of its own, so that Ctrl-C on the terminal
@@ -129,6 +138,8 @@ impl Part {
         let errors = log.try_clone().map_err(at(&self.log))?;
         let mut child = Command::new(&self.program)
             .args(&self.args)
+            // An agent that is upgraded need not see to its own restart.
+            .env("MUSTER_SUPERVISED", "1")
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(log)
@@ -177,11 +188,11 @@ impl Part {
         let mut adopted = None;
         if let Some(note) = noted {
             let running = hold(note.identity.clone());
-            if note.fingerprint == self.fingerprint() {
+            if note.fingerprint == self.fingerprint() && self.is_current(&note.identity) {
                 adopted = running;
             } else if let Some(old) = running {
                 say(format!(
-                    "{}: replacing pid {}, which runs with an older configuration",
+                    "{}: replacing pid {}, which runs with an older configuration or executable",
                     self.name, old.identity.pid
                 ));
                 old.end(self.patience).await;

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
-use muster_client::{Client, ClientError};
-use muster_protocol::api::{Condition, NodeView, Presence, Status};
+use muster_client::{Client, ClientError, Endpoint};
+use muster_protocol::api::{BrokerPlace, Condition, NodeView, Presence, Readiness, Status};
 use muster_protocol::text::printable_line;
 use muster_protocol::units::Timestamp;
 use serde::Serialize;
+use tokio::time::timeout;
 
 use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
@@ -143,6 +144,8 @@ impl Findings {
 /// Clocks may differ so much without a word; a node refuses at 30 s.
 const SKEW_NOTE: Duration = Duration::from_secs(2);
 const SKEW_BAD: Duration = Duration::from_secs(15);
+/// How long one of several brokers may take to say where it is.
+const BROKER_SAYS: Duration = Duration::from_secs(3);
 /// Less free disk than this is bad, twice of it a note.
 const DISK_BAD: u64 = 512 << 20;
 
@@ -282,6 +285,11 @@ async fn broker(findings: &mut Findings, found: &Found) {
         Ok(client) => client,
         Err(failure) => return findings.failure("connection", &failure),
     };
+    if let Ok(endpoint) = found.endpoint()
+        && endpoint.urls().len() > 1
+    {
+        Box::pin(each_broker(findings, &endpoint)).await;
+    }
     if let Err(error) = client.healthz().await {
         return findings.failure("connection", &error.into());
     }
@@ -305,12 +313,65 @@ async fn broker(findings: &mut Findings, found: &Found) {
     }
     let asked = now();
     match client.status().await {
-        Ok(status) => judge_status(findings, &status, asked, now()),
+        Ok(status) => {
+            judge_status(findings, &status, asked, now());
+            judge_brokers(findings, &status, now());
+        }
         Err(error) => findings.failure("status", &error.into()),
     }
     match nodes(&client).await {
         Ok(nodes) => judge_nodes(findings, &nodes, now()),
         Err(error) => findings.failure("nodes", &error.into()),
+    }
+}
+
+/// Where each of several brokers is.
+async fn each_broker(findings: &mut Findings, endpoint: &Endpoint) {
+    for url in endpoint.urls() {
+        // One of its own URLs.
+        let Some(only) = endpoint.only(url) else {
+            continue;
+        };
+        let said = match Client::new(only) {
+            Ok(client) => match timeout(BROKER_SAYS, client.readyz()).await {
+                Ok(said) => said,
+                Err(_) => {
+                    let what = format!("{url} does not answer");
+                    findings.bad("brokers", what, "is it stopped, or the machine overloaded?");
+                    continue;
+                }
+            },
+            Err(error) => Err(error),
+        };
+        match said {
+            Ok(()) => findings.well("brokers", format!("{url} is active")),
+            Err(ClientError::NotReady(standby @ Readiness::Standby { .. })) => {
+                let why = standby.reason().unwrap_or_default();
+                findings.well("brokers", format!("{url}: {why}"));
+            }
+            Err(ClientError::NotReady(other)) => {
+                let why = other.reason().unwrap_or_default();
+                findings.bad("brokers", format!("{url}: {why}"), "its log says more");
+            }
+            Err(error) => findings.failure("brokers", &error.into()),
+        }
+    }
+}
+
+fn judge_brokers(findings: &mut Findings, status: &Status, now: Timestamp) {
+    for one in &status.brokers {
+        let last = one.heard.map(|heard| ago(heard, now)).unwrap_or_default();
+        match one.place {
+            BrokerPlace::Active => {}
+            BrokerPlace::Standby => {
+                findings.well("standby", format!("{} would take over", one.url));
+            }
+            BrokerPlace::Away => findings.note(
+                "standby",
+                format!("{} is not there, last heard {last}", one.url),
+                "start it; one that is gone for good is forgotten after a week",
+            ),
+        }
     }
 }
 
@@ -438,6 +499,7 @@ mod tests {
             state,
             last_seen: Some("2026-11-21T05:56:00Z".parse().expect("time")),
             version: None,
+            agent: None,
             infrastructure: false,
             enrolled: "2026-11-01T00:00:00Z".parse().expect("time"),
             key: muster_protocol::keys::PrivateKey::from_seed(&[1; 32])
@@ -460,6 +522,7 @@ mod tests {
             nats_connected: true,
             nodes: [].into(),
             open_runs: 0,
+            brokers: Vec::new(),
             time: at("2026-11-21T07:00:00Z"),
             findings: vec![Finding {
                 what: "3 messages refused".into(),
@@ -501,6 +564,7 @@ mod tests {
             nats_connected: true,
             nodes: [].into(),
             open_runs: 0,
+            brokers: Vec::new(),
             time: at("2026-11-21T06:00:00.5Z"),
             findings: vec![],
         };

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use muster_protocol::api::ClusterEvent;
+use muster_protocol::problem::Kind;
 use muster_protocol::text::printable;
 
 use crate::Context;
@@ -39,7 +40,17 @@ pub async fn run(context: &Context, args: &EventsArgs) -> Result<u8, Failure> {
     let client = context.client()?;
     let mut after = args.after;
     loop {
-        let page = client.events(after, args.limit).await?;
+        let page = match client.events(after, args.limit).await {
+            // It was followed over a time that the store has lost.
+            Err(error) if args.follow && error.kind() == Some(Kind::Conflict) => {
+                context
+                    .term
+                    .note(&format!("{error}; going on with the newest"));
+                after = None;
+                continue;
+            }
+            page => page?,
+        };
         for event in &page.items {
             after = Some(after.unwrap_or(0).max(event.seq));
             if args.json {

@@ -1,5 +1,6 @@
 //! One file a verb.
 
+pub mod agent;
 pub mod backup;
 pub mod broker;
 pub mod doctor;
@@ -13,6 +14,7 @@ pub mod ping;
 pub mod restore;
 pub mod run;
 pub mod runs;
+pub mod standby;
 pub mod status;
 pub mod token;
 pub mod up;
@@ -41,6 +43,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Run(args) => run::run(context, args).await,
         Command::Runs(args) => runs::run(context, args).await,
         Command::Node(args) => node::run(context, args).await,
+        Command::Agent(args) => agent::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,
         Command::Keys(args) => keys::run(context, args).await,
         Command::Events(args) => events::run(context, &args).await,
@@ -48,6 +51,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Whoami(args) => status::whoami(context, &args).await,
         Command::Backup(args) => backup::run(context, &args).await,
         Command::Restore(args) => restore::run(context, &args),
+        Command::Standby(args) => standby::run(context, &args).await,
         Command::Doctor(args) => doctor::run(context, &args).await,
         Command::Up(args) => up::run(context, args).await,
         Command::Broker(args) => broker::run(context, &args),

@@ -352,7 +352,7 @@ async fn invite(context: &Context, client: &Client, args: InviteArgs) -> Result<
             "{whose} once, until {} ({}). On the machine:\n  muster-agent enroll --url {} --token {}",
             moment(first.expires),
             ago(first.expires, now()),
-            client.endpoint().url(),
+            enrol_at(client, &made.brokers),
             if made.invites.len() == 1 { first.token.as_str() } else { "TOKEN" },
         ));
     }
@@ -436,10 +436,20 @@ async fn replace(context: &Context, client: &Client, args: &ReplaceArgs) -> Resu
         "It works once, until {} ({}). On the new machine:\n  muster-agent enroll --url {} --token {}",
         moment(invite.expires),
         ago(invite.expires, now()),
-        client.endpoint().url(),
+        enrol_at(client, &[]),
         invite.token,
     ));
     Ok(())
+}
+
+/// Where a machine enrols: at the brokers that were named here; at all that
+/// are known, when the one named is among them.
+fn enrol_at(client: &Client, brokers: &[String]) -> String {
+    let named = client.endpoint().urls();
+    match named.as_slice() {
+        [one] if brokers.iter().any(|url| url == one) => brokers.join(","),
+        _ => named.join(","),
+    }
 }
 
 /// Everything known of a node.
@@ -466,6 +476,7 @@ pub fn render(node: &NodeView, paint: Paint, now: Timestamp) -> String {
             "version",
             node.version.clone().unwrap_or_else(|| "-".into()),
         ),
+        ("agent", or_dash(agent(node))),
         ("serial", node.serial.to_string()),
         ("key", node.key.to_string()),
         (
@@ -502,6 +513,27 @@ pub fn render(node: &NodeView, paint: Paint, now: Timestamp) -> String {
         }
     }
     out
+}
+
+/// What its agent said about itself.
+fn agent(node: &NodeView) -> String {
+    let Some(agent) = &node.agent else {
+        return String::new();
+    };
+    let platform = agent
+        .build
+        .as_ref()
+        .map(|build| format!("{}, ", build.platform()))
+        .unwrap_or_default();
+    format!(
+        "{platform}protocol {}, grants {}",
+        agent.protocol,
+        if agent.capabilities.is_empty() {
+            "nothing".to_owned()
+        } else {
+            agent.capabilities.join(", ")
+        }
+    )
 }
 
 /// Facts by the names that a predicate takes: `os.version`.

@@ -133,6 +133,7 @@ mod tests {
             last_seen: (state != Presence::Never)
                 .then(|| "2026-11-21T05:56:00Z".parse().expect("time")),
             version: Some("0.1.0\x1b[5m".into()),
+            agent: None,
             infrastructure: false,
             enrolled: "2026-11-01T00:00:00Z".parse().expect("time"),
             key: PrivateKey::from_seed(&[1; 32]).public().fingerprint(),

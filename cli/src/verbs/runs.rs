@@ -240,6 +240,12 @@ pub fn facts(view: &RunView, paint: Paint, now: Timestamp) -> String {
     if let Some(local) = &view.local {
         parts.push(done_there(local));
     }
+    if let Some(at) = view.rebuilt {
+        parts.push(format!(
+            "written down again {} from what nodes had kept, because the broker's store had gone back",
+            moment(at)
+        ));
+    }
     format!(
         "{}  {}\n",
         paint.dim(&brief.id.to_string()),
@@ -364,6 +370,7 @@ mod tests {
             exit: None,
             signal: None,
             ms: None,
+            output_bytes: 0,
             late: vec![],
         };
         RunView {
@@ -395,6 +402,7 @@ mod tests {
             batches: 4,
             cancelled_by: None,
             local: None,
+            rebuilt: None,
             results: vec![
                 node("web-01", Some(Outcome::Succeeded), None),
                 node("web-02", Some(Outcome::Succeeded), None),

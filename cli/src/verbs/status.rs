@@ -1,12 +1,13 @@
 //! `muster status` and `muster whoami`
 
 use clap::Args;
-use muster_protocol::api::Status;
+use muster_protocol::api::{BrokerPlace, BrokerView, Status};
 use muster_protocol::text::printable_line;
 use muster_protocol::units::Timestamp;
 
 use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
+use crate::ui::time::{ago, moment};
 use crate::ui::{Paint, count};
 use crate::verbs::now;
 
@@ -66,6 +67,7 @@ pub fn render(status: &Status, paint: Paint, now: Timestamp) -> String {
         .map(|(state, n)| format!("{n} {}", state.as_str()))
         .collect();
     let total: u32 = status.nodes.values().sum();
+    let brokers = brokers(&status.brokers, paint, now);
     let skew = status.time.duration_since(now).as_secs();
     let clock = if skew.abs() >= 2 {
         format!("{skew:+} s from here")
@@ -73,7 +75,7 @@ pub fn render(status: &Status, paint: Paint, now: Timestamp) -> String {
         "as here".into()
     };
     let mut out = format!(
-        "broker   {active}, version {}, epoch {}, keys of epoch {}\ncluster  {}\nNATS     {nats}\nnodes    {}{}{}\nruns     {} open\nclock    {clock}\n",
+        "broker   {active}, version {}, epoch {}, keys of epoch {}\n{brokers}cluster  {}\nNATS     {nats}\nnodes    {}{}{}\nruns     {} open\nclock    {clock}\n",
         printable_line(&status.version),
         status.epoch,
         status.key_epoch,
@@ -90,6 +92,43 @@ pub fn render(status: &Status, paint: Paint, now: Timestamp) -> String {
             printable_line(&finding.what),
             printable_line(&finding.hint)
         ));
+    }
+    out
+}
+
+/// A line for each broker, when there are several.
+fn brokers(all: &[BrokerView], paint: Paint, now: Timestamp) -> String {
+    if all.len() < 2 {
+        return String::new();
+    }
+    let width = all
+        .iter()
+        .map(|one| printable_line(&one.url).chars().count())
+        .max()
+        .unwrap_or_default();
+    let mut out = String::new();
+    for one in all {
+        let since = |what: &str| match one.since {
+            Some(since) => format!("{what} since {}", moment(since)),
+            None => what.to_owned(),
+        };
+        let place = match (one.place, one.heard) {
+            (BrokerPlace::Active, _) => since("active"),
+            (BrokerPlace::Standby, _) => since("standing by"),
+            (BrokerPlace::Away, Some(heard)) => {
+                paint.bad(&format!("not there, last heard {}", ago(heard, now)))
+            }
+            (BrokerPlace::Away, None) => paint.bad("not there"),
+        };
+        let version = match &one.version {
+            Some(version) if one.place != BrokerPlace::Away => {
+                format!(", version {}", printable_line(version))
+            }
+            _ => String::new(),
+        };
+        let url = printable_line(&one.url);
+        let pad = width.saturating_sub(url.chars().count());
+        out.push_str(&format!("  {url}{:pad$}  {place}{version}\n", ""));
     }
     out
 }
@@ -129,6 +168,7 @@ mod tests {
             nats_connected: true,
             nodes: [(Presence::Up, 23), (Presence::Down, 1), (Presence::Late, 0)].into(),
             open_runs: 1,
+            brokers: Vec::new(),
             time: "2026-11-21T06:00:09Z".parse().expect("time"),
             findings: vec![Finding {
                 what: "web-19 has been down for 4 min".into(),

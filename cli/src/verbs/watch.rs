@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use muster_client::{Client, ClientError, Reference, Watch};
 use muster_protocol::api::{Frame, RunView};
+use muster_protocol::text::printable_line;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -165,6 +166,9 @@ impl Watcher<'_> {
         let term = &self.context.term;
         if self.look.json {
             term.json(frame)?;
+        }
+        if let Frame::RunBeginsAgain { reason, .. } = frame {
+            self.live.note(term, &printable_line(reason));
         }
         // What was streamed is not kept a second time.
         if self.alone && !matches!(frame, Frame::Outcome { .. } | Frame::RunFinished { .. }) {

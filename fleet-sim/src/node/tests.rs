@@ -52,6 +52,7 @@ fn world(faults: Faults, output: &str) -> World {
         remember: 100,
         facts: vec![json!({"cpus": 4})],
         witness: Witness::new(1),
+        orders: crate::orders::Orders::default(),
     };
     World {
         broker,
@@ -84,6 +85,8 @@ impl World {
             run,
             step: 0,
             set: [Serial(3), Serial(9)].into_iter().collect(),
+            whole: muster_protocol::nodeset::NodeSet::new(),
+            created: None,
             predicate: "role=web and cpus>=4".into(),
             issued: self.now,
             start_before: after(self.now, MAX_START_WINDOW),

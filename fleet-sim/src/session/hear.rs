@@ -3,18 +3,21 @@
 use std::time::Duration;
 
 use async_nats::Message;
-use muster_agent::pace::jitter;
+use muster_agent::pace::{jitter, spread};
 use muster_protocol::envelope::{Incoming, KEY_HEADER, SIGNATURE_HEADER};
 use muster_protocol::ids::RequestId;
 use muster_protocol::subject::NodeSays;
 use muster_protocol::units::Timestamp;
-use muster_protocol::wire::{OutcomeAnswer, Pong, Welcome};
+use muster_protocol::wire::{OutcomeAnswer, Pong, ProofAnswer, Welcome};
 use tokio::time::Instant;
 
 use super::{Answer, Due, QUICK, Session};
 use crate::node::Act;
 use crate::witness::count;
 
+/// Within this time after a broker took over each node says hello to it, as
+/// an agent does.
+const GREET_WITHIN: Duration = Duration::from_secs(1);
 /// Within this time after the welcome facts are sent.
 const FACTS_WITHIN: Duration = Duration::from_secs(10);
 /// Messages held while a newer key list is asked for.
@@ -77,7 +80,11 @@ impl Session<'_> {
             Act::Pong(request) => {
                 count(&self.life.tally().pongs);
                 let instance = self.life.instance;
-                let pong = Pong { request, instance };
+                let pong = Pong {
+                    request,
+                    instance,
+                    position: Some(self.life.node.mark().position),
+                };
                 self.say(NodeSays::Pong, &pong).await;
             }
             Act::Accept(id) => self.accept(id).await,
@@ -93,9 +100,10 @@ impl Session<'_> {
                 }
             }
             Act::Report(id) => self.report(id).await,
+            Act::ReportAll => self.report_all().await,
             Act::Refresh => self.fetch(),
             Act::Greet => {
-                let at = Instant::now() + jitter(Duration::from_millis(500));
+                let at = Instant::now() + spread(GREET_WITHIN);
                 self.timers.put(at, Due::Hello);
             }
             Act::Keys(list) => self.life.fleet.keep_keys(&self.life.node.member, &list),
@@ -140,6 +148,7 @@ impl Session<'_> {
                 self.timers.put(at, Due::Facts);
             }
             Answer::Outcome(id, answer) => self.take_outcome(id, answer, now).await,
+            Answer::Proof(id, answer) => self.take_proof(id, answer, now).await,
             Answer::Credentials(None) => {
                 self.fetching = false;
                 let at = now + jitter(Duration::from_secs(10));
@@ -164,24 +173,63 @@ impl Session<'_> {
                 }
                 Some(Duration::from_millis(50))
             }
-            Some(OutcomeAnswer::Stored) => None,
-            Some(OutcomeAnswer::Unknown) => {
-                count(&self.life.tally().unwanted);
-                None
+            Some(OutcomeAnswer::Stored) => {
+                self.life.reporting.retain(|s| s.id != id);
+                if self.life.node.stored(id, Timestamp::now()) {
+                    count(&self.life.tally().stored);
+                }
+                return;
             }
+            Some(OutcomeAnswer::Unknown) => return self.disowned(id),
+            Some(OutcomeAnswer::Prove) => return self.prove(id),
             None => self.pace(id),
         };
-        let Some(wait) = again else {
-            self.life.reporting.retain(|s| s.id != id);
-            if self.life.node.journal.stored(id) {
-                count(&self.life.tally().stored);
-            }
-            return;
-        };
+        self.report_in(id, again, now);
+    }
+
+    /// No broker will ever want this outcome.
+    fn disowned(&mut self, id: RequestId) {
+        count(&self.life.tally().unwanted);
+        self.life.reporting.retain(|s| s.id != id);
+        if self.life.node.journal.stored(id) {
+            count(&self.life.tally().stored);
+        }
+    }
+
+    /// Sends an outcome again after a while.
+    fn report_in(&mut self, id: RequestId, again: Option<Duration>, now: Instant) {
+        let Some(wait) = again else { return };
         if let Some(sending) = self.life.reporting.iter_mut().find(|s| s.id == id) {
             sending.asked = false;
         }
         self.timers.put(now + wait, Due::Report(id));
+    }
+
+    async fn take_proof(&mut self, id: RequestId, answer: Option<ProofAnswer>, now: Instant) {
+        let request = self.life.node.journal.request(id);
+        let again = match answer {
+            Some(ProofAnswer::Taken) => Some(Duration::ZERO),
+            Some(ProofAnswer::UnknownKey) => {
+                let key = request.map(|request| request.key);
+                if !self.give_keys(key).await {
+                    return self.disowned(id);
+                }
+                self.pace(id)
+            }
+            Some(ProofAnswer::Later { retry_after }) => Some(jitter(retry_after.get())),
+            Some(ProofAnswer::Refused { .. }) => return self.disowned(id),
+            None if request.is_none() => return self.disowned(id),
+            None => self.pace(id),
+        };
+        self.report_in(id, again, now);
+    }
+
+    /// Reports everything that the broker does not have.
+    async fn report_all(&mut self) {
+        let open: Vec<_> = self.life.node.journal.unacknowledged().collect();
+        for id in open {
+            self.report(id).await;
+        }
     }
 
     /// How long to wait before an outcome is sent again.
@@ -196,6 +244,9 @@ impl Session<'_> {
                 keys,
                 revision,
                 beat_every,
+                recall,
+                wants_keys,
+                follow_after,
                 ..
             } => {
                 if let Some(keys) = keys {
@@ -205,24 +256,31 @@ impl Session<'_> {
                         self.follow(act).await;
                     }
                 }
-                if revision > self.life.node.member.assignment.revision {
+                if wants_keys {
+                    self.give_keys(None).await;
+                }
+                if follow_after.is_some() {
+                    self.life.node.follow_after = follow_after;
+                }
+                let recalled = recall.is_some_and(|recall| self.life.node.recall(recall));
+                if revision != self.life.node.member.assignment.revision {
                     self.fetch();
                 }
                 self.beat_every = beat_every.get().clamp(BEAT_BOUNDS.0, BEAT_BOUNDS.1);
+                self.life.fleet.greeted(self.life.node.index);
                 if !self.welcomed {
                     self.welcomed = true;
                     self.life.ramp = None;
-                    self.life.fleet.welcomed(self.life.node.index);
+                    self.life.fleet.welcomed();
                     // Spread over the whole interval: beats of a fleet that
                     // began together must not come together.
                     let first = self.beat_every.mul_f64(self.life.draw.unit());
                     self.timers.put(now + first, Due::Beat);
                     let facts = FACTS_WITHIN.mul_f64(self.life.draw.unit());
                     self.timers.put(now + facts, Due::Facts);
-                    let open: Vec<_> = self.life.node.journal.unacknowledged().collect();
-                    for id in open {
-                        self.report(id).await;
-                    }
+                    self.report_all().await;
+                } else if recalled {
+                    self.report_all().await;
                 }
                 for message in std::mem::take(&mut self.life.held) {
                     self.hear(message, false).await;

@@ -14,11 +14,11 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use muster_agent::pace::{Backoff, jitter};
+use muster_agent::pace::{Backoff, Comeback, jitter};
 use muster_protocol::ids::{InstanceId, RequestId};
 use muster_protocol::subject::NodeSays;
 use muster_protocol::units::{Timestamp, after, elapsed};
-use muster_protocol::wire::{BEAT_EVERY, CredentialsAnswer, OutcomeAnswer, Welcome};
+use muster_protocol::wire::{BEAT_EVERY, CredentialsAnswer, OutcomeAnswer, ProofAnswer, Welcome};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
@@ -54,6 +54,7 @@ enum Answer {
     Hello(Option<Welcome>),
     Facts(bool),
     Outcome(RequestId, Option<OutcomeAnswer>),
+    Proof(RequestId, Option<ProofAnswer>),
     Credentials(Option<Box<CredentialsAnswer>>),
 }
 
@@ -116,9 +117,7 @@ impl Life {
 
     /// Connects, again and again, until `stop`; then says goodbye.
     pub async fn run(mut self: Box<Self>, stop: CancellationToken) {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
-        // A node that is refused again and again asks ever more rarely.
-        let mut refused = Backoff::new(Duration::from_secs(1), Duration::from_secs(120));
+        let mut pace = Comeback::default();
         self.ramp = tokio::select! {
             () = stop.cancelled() => return,
             permit = self.fleet.ramp.clone().acquire_owned() => permit.ok(),
@@ -132,13 +131,13 @@ impl Life {
             let wait = match connected {
                 Ok(connection) => {
                     count(&self.tally().connects);
+                    self.fleet.connected(self.node.index);
                     let fleet = self.fleet.clone();
                     let mut session = Session::new(&mut self, connection);
                     let over = session.boxed(&stop).await;
                     if session.welcomed {
                         fleet.gone();
-                        backoff.reset();
-                        refused.reset();
+                        pace.welcomed();
                     }
                     drop(session);
                     match over {
@@ -146,24 +145,24 @@ impl Life {
                         Over::Renewed => Duration::ZERO,
                         Over::Dropped => {
                             count(&self.tally().dropped);
-                            backoff.wait()
+                            pace.lost()
                         }
                         Over::Lost => {
                             count(&self.tally().losses);
-                            backoff.wait()
+                            pace.lost()
                         }
                         Over::Unauthorized(why) => {
                             self.refused(&why).await;
-                            refused.wait()
+                            pace.refused()
                         }
                     }
                 }
                 Err(e @ ConnectError::Unauthorized { .. }) => {
                     self.refused(&e.to_string()).await;
-                    refused.wait()
+                    pace.refused()
                 }
                 Err(e) => {
-                    let wait = backoff.wait();
+                    let wait = pace.failed();
                     self.fleet.complain(&e.to_string());
                     wait
                 }
@@ -189,7 +188,8 @@ impl Life {
         debug!(node = %self.node.member.assignment.name, "fetching fresh credentials: {why}");
         Box::pin(async {
             tokio::time::sleep(jitter(Duration::from_secs(1))).await;
-            match self.fleet.fetch(&self.node.member).await {
+            let node = &self.node;
+            match self.fleet.fetch(&node.member, &node.habits().orders).await {
                 Ok(answer) => self.renew(&answer),
                 Err(e) => self.fleet.complain(&e.to_string()),
             }
@@ -198,7 +198,11 @@ impl Life {
 
     fn renew(&mut self, answer: &CredentialsAnswer) {
         match self.fleet.take(&mut self.node.member, answer) {
-            Ok(()) => count(&self.tally().renewals),
+            Ok(()) => {
+                let node = &self.node;
+                node.habits().orders.list(&node.member.list, &answer.keys);
+                count(&self.tally().renewals);
+            }
             Err(e) => self.fleet.complain(&e.to_string()),
         }
     }

@@ -1,12 +1,15 @@
 //! What a node says on a connection.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, RequestErrorKind};
 use bytes::Bytes;
 use muster_agent::pace::{Backoff, jitter};
 use muster_protocol::PROTOCOL_VERSION;
+use muster_protocol::envelope::{KEY_HEADER, SIGNATURE_HEADER};
 use muster_protocol::ids::RequestId;
+use muster_protocol::keys::KeyId;
 use muster_protocol::subject::NodeSays;
 use muster_protocol::units::Timestamp;
 use muster_protocol::wire::{
@@ -53,7 +56,10 @@ impl Session<'_> {
             revision: node.member.assignment.revision,
             key_epoch: node.member.list.epoch,
             broker_epoch: node.seen.epoch,
+            // There is no executable to replace.
             capabilities: vec!["command".to_owned(), "shell".to_owned()],
+            build: None,
+            journal: Some(node.mark()),
         };
         let asked = self.ask::<_, Welcome>(NodeSays::Hello, &hello, WELCOME_WITHIN);
         self.asks
@@ -84,10 +90,11 @@ impl Session<'_> {
         self.fetching = true;
         let fleet = self.life.fleet.clone();
         let member = self.life.node.member.clone();
+        let habits = Arc::clone(self.life.node.habits());
         self.asks.push(Box::pin(async move {
             // An order to all nodes must not bring all of them at once.
             tokio::time::sleep(jitter(Duration::from_millis(200))).await;
-            let answer = fleet.fetch(&member).await;
+            let answer = fleet.fetch(&member, &habits.orders).await;
             Answer::Credentials(match answer {
                 Ok(answer) => Some(Box::new(answer)),
                 Err(e) => {
@@ -111,6 +118,7 @@ impl Session<'_> {
                 .iter()
                 .map(|(kind, count)| ((*kind).to_owned(), *count))
                 .collect(),
+            position: Some(node.mark().position),
         };
         self.publish(NodeSays::Beat, encode(&beat)).await;
     }
@@ -188,6 +196,40 @@ impl Session<'_> {
             let answer = answer.and_then(|bytes| serde_json::from_slice(&bytes).ok());
             Answer::Outcome(id, answer)
         }));
+    }
+
+    /// Sends the request of a step back as it came, to a broker that has lost
+    /// the run.
+    pub(super) fn prove(&mut self, id: RequestId) {
+        let Some(sealed) = self.life.node.journal.request(id) else {
+            self.asks
+                .push(Box::pin(std::future::ready(Answer::Proof(id, None))));
+            return;
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(KEY_HEADER, sealed.key.to_string());
+        headers.insert(SIGNATURE_HEADER, sealed.signature.to_string());
+        let request = async_nats::Request::new()
+            .headers(headers)
+            .payload(sealed.bytes.clone().into());
+        let subject = NodeSays::Proof.subject(self.life.node.member.serial);
+        let client = self.connection.client.clone();
+        self.asks.push(Box::pin(async move {
+            let asked = client.send_request(subject, request);
+            let answer = tokio::time::timeout(STORED_WITHIN, asked).await;
+            let answer = answer.ok().and_then(Result::ok);
+            let answer = answer.and_then(|m| serde_json::from_slice(&m.payload).ok());
+            Answer::Proof(id, answer)
+        }));
+    }
+
+    /// Gives the broker a list of its keys.
+    pub(super) async fn give_keys(&mut self, key: Option<KeyId>) -> bool {
+        let Some(list) = self.life.node.habits().orders.list_with(key) else {
+            return false;
+        };
+        self.publish(NodeSays::Keys, encode(&list)).await;
+        true
     }
 
     pub(super) async fn output(&mut self, request: RequestId, chunk: u32, data: Vec<u8>) {

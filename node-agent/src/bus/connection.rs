@@ -1,28 +1,38 @@
-//! One connection to NATS, which ends for good when it ends.
+//! One connection of one node to NATS, which ends for good when it ends. The
+//! simulated fleet connects by it, too.
 //!
 //! The NATS client would reconnect by itself with the credentials it began
-//! with. An agent's may have been replaced meanwhile, and it has to say hello
+//! with. A node's may have been replaced meanwhile, and it has to say hello
 //! again in any case, so each connection is a new one.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerError};
-use muster_protocol::subject::inbox_prefix;
+use async_nats::{
+    Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer,
+    ServerAddr, ServerError,
+};
+use muster_protocol::ids::Serial;
+use muster_protocol::subject::{self, inbox_prefix};
 use muster_protocol::text::printable;
+use muster_protocol::wire::Assignment;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-use crate::identity::{Identity, NATS_CA_FILE};
-
-const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-const OWN_ATTEMPT_AFTER: Duration = Duration::from_millis(300);
-const PING_EVERY: Duration = Duration::from_secs(20);
+/// Where the client goes when its connection has ended: no TCP connection
+/// leads there, on any machine, and the attempt fails without a packet. So it
+/// gives up, and ends.
+const NOWHERE: &str = "nats://255.255.255.255:1";
+/// How long the news that a connection has ended may take on the usual way.
+const NEWS_WITHIN: Duration = Duration::from_millis(300);
+/// News that may wait.
+const NEWS: usize = 16;
 
 /// What a connection tells about itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) enum Happened {
+pub enum Happened {
     /// It is over.
     Ended,
     /// The server no longer accepts the credentials.
@@ -31,7 +41,7 @@ pub(super) enum Happened {
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
+pub enum ConnectError {
     /// The credentials are not accepted.
     #[error("{url} does not accept this node's credentials: {why}")]
     Unauthorized {
@@ -53,33 +63,68 @@ pub(super) enum ConnectError {
     NoAddress,
 }
 
-/// A connection and its news. It ends when this is dropped.
-pub(super) struct Connection {
-    pub(super) client: Client,
-    pub(super) events: mpsc::Receiver<Happened>,
-    over: Arc<AtomicBool>,
+/// How the server's certificate is checked.
+#[derive(Clone, Debug)]
+pub enum Trust {
+    /// As the address says; what has a certificate must be known to this
+    /// machine.
+    Address,
+    /// TLS, with an authority from a file.
+    Authority(PathBuf),
+    /// TLS, checked so.
+    Config(Box<rustls::ClientConfig>),
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
-    }
+/// How much a connection may hold, and how patient it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// How long connecting may take.
+    pub connect_within: Duration,
+    /// How often it is asked whether the server is still there; at the third
+    /// silence the connection has ended.
+    pub ping_every: Duration,
+    /// Messages towards the server that may wait.
+    pub outgoing: usize,
+    /// Messages that may wait to be heard, for each subject.
+    pub incoming: usize,
+    /// Bytes of the read buffer to begin with; `None` for the client's choice.
+    pub read_buffer: Option<u16>,
+}
+
+/// Who connects, and how.
+#[derive(Clone, Debug)]
+pub struct Ticket<'a> {
+    /// What the server shows to its operators.
+    pub client: String,
+    /// The node.
+    pub serial: Serial,
+    /// Its credentials.
+    pub jwt: &'a str,
+    /// Its key, which they are for.
+    pub key: &'a Arc<nkeys::KeyPair>,
+    /// How the server is known.
+    pub trust: Trust,
+    /// Bounds.
+    pub size: Size,
+}
+
+/// A connection and its news. It ends when this and its client are dropped.
+pub struct Connection {
+    /// To speak and hear by.
+    pub client: Client,
+    /// What happens to it.
+    pub events: mpsc::Receiver<Happened>,
 }
 
 /// Tries the addresses in order.
-pub(super) async fn connect(
-    identity: &Identity,
-    overriding: &[String],
-) -> Result<Connection, ConnectError> {
-    let enrolled = identity.now();
-    let urls = if overriding.is_empty() {
-        enrolled.stored.credentials.nats_urls.as_slice()
-    } else {
-        overriding
-    };
+///
+/// # Errors
+/// [`ConnectError`] of the last address, or the first that refuses the
+/// credentials.
+pub async fn connect(urls: &[String], ticket: &Ticket<'_>) -> Result<Connection, ConnectError> {
     let mut last = ConnectError::NoAddress;
     for url in urls {
-        match connect_to(identity, url).await {
+        match connect_to(url, ticket).await {
             Ok(connection) => return Ok(connection),
             Err(e @ ConnectError::Unauthorized { .. }) => return Err(e),
             Err(e) => last = e,
@@ -88,24 +133,19 @@ pub(super) async fn connect(
     Err(last)
 }
 
-async fn connect_to(identity: &Identity, url: &str) -> Result<Connection, ConnectError> {
-    let enrolled = identity.now();
-    let credentials = &enrolled.stored.credentials;
-    let over = Arc::new(AtomicBool::new(false));
-    let (news, events) = mpsc::channel(16);
+async fn connect_to(url: &str, ticket: &Ticket<'_>) -> Result<Connection, ConnectError> {
+    let unreachable = |why: &dyn std::fmt::Display| ConnectError::Unreachable {
+        url: printable(url, 100),
+        why: printable(&why.to_string(), 300),
+    };
+    let address: ServerAddr = url.parse().map_err(|e| unreachable(&e))?;
+    let nowhere: ServerAddr = NOWHERE.parse().map_err(|e| unreachable(&e))?;
+    let (news, events) = mpsc::channel(NEWS);
     let auth = {
-        let (over, jwt, pair) = (
-            over.clone(),
-            credentials.jwt.clone(),
-            identity.keys().nats.clone(),
-        );
+        let (jwt, pair) = (ticket.jwt.to_owned(), ticket.key.clone());
         move |nonce: Vec<u8>| {
-            let (over, jwt, pair) = (over.clone(), jwt.clone(), pair.clone());
+            let (jwt, pair) = (jwt.clone(), pair.clone());
             async move {
-                // The client's own attempt to come back: not with these.
-                if over.load(Ordering::Relaxed) {
-                    return Err(AuthError::new("this connection is over"));
-                }
                 let mut auth = Auth::new();
                 auth.signature = Some(pair.sign(&nonce).map_err(AuthError::new)?);
                 auth.jwt = Some(jwt);
@@ -114,63 +154,81 @@ async fn connect_to(identity: &Identity, url: &str) -> Result<Connection, Connec
         }
     };
     let callback = {
-        let over = over.clone();
+        let news = news.clone();
         move |event: Event| {
-            let (over, news) = (over.clone(), news.clone());
+            let news = news.clone();
             async move {
-                if let Some(happened) = interpret(event) {
-                    over.store(true, Ordering::Relaxed);
+                if let Some(happened) = interpret(&event) {
                     let _ = news.try_send(happened);
                 }
             }
         }
     };
-    let first = AtomicBool::new(true);
-    let mut options = ConnectOptions::with_auth_callback(auth)
-        .name(format!("muster-agent {}", enrolled.assignment().name))
-        .custom_inbox_prefix(inbox_prefix(enrolled.serial()))
-        .event_callback(callback)
-        .connection_timeout(CONNECT_WITHIN)
-        .ping_interval(PING_EVERY)
-        .reconnect_delay_callback(move |_| {
-            // The client's own attempts to come back wait until it is known
-            // here that the connection is over.
-            if first.swap(false, Ordering::Relaxed) {
-                Duration::ZERO
-            } else {
-                OWN_ATTEMPT_AFTER
+    let first = Arc::new(AtomicBool::new(true));
+    let pool = [address.clone(), nowhere.clone()];
+    let whereto = move |_, _| {
+        let first = first.swap(false, Ordering::Relaxed);
+        let addr = if first { &address } else { &nowhere }.clone();
+        let news = news.clone();
+        async move {
+            if !first {
+                // Should the event have been lost among others.
+                tokio::time::sleep(NEWS_WITHIN).await;
+                let _ = news.try_send(Happened::Ended);
             }
-        })
+            let delay = Some(Duration::ZERO);
+            Some(ReconnectToServer { addr, delay })
+        }
+    };
+    let mut options = ConnectOptions::with_auth_callback(auth)
+        .name(ticket.client.clone())
+        .custom_inbox_prefix(inbox_prefix(ticket.serial))
+        .event_callback(callback)
+        .connection_timeout(ticket.size.connect_within)
+        .ping_interval(ticket.size.ping_every)
+        .reconnect_to_server_callback(whereto)
         .max_reconnects(1)
         .ignore_discovered_servers()
-        .client_capacity(64)
-        .subscription_capacity(1024)
+        .client_capacity(ticket.size.outgoing)
+        .subscription_capacity(ticket.size.incoming)
         .request_timeout(None);
-    if credentials.nats_ca.is_some() {
-        options = options
-            .add_root_certificates(identity.dir().path(NATS_CA_FILE))
-            .require_tls(true);
+    if let Some(bytes) = ticket.size.read_buffer {
+        options = options.read_buffer_capacity(bytes);
     }
-    match options.connect(url).await {
-        Ok(client) => Ok(Connection {
-            client,
-            events,
-            over,
-        }),
+    options = match &ticket.trust {
+        Trust::Address => options,
+        Trust::Authority(file) => options
+            .add_root_certificates(file.clone())
+            .require_tls(true),
+        Trust::Config(tls) => options.tls_client_config((**tls).clone()).require_tls(true),
+    };
+    match options.connect(&pool[..]).await {
+        Ok(client) => Ok(Connection { client, events }),
         Err(e) => {
             let why = printable(&e.to_string(), 300);
-            let url = printable(url, 100);
             let refused = matches!(
                 e.kind(),
                 ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication
             ) || is_refusal(&why);
             Err(if refused {
+                let url = printable(url, 100);
                 ConnectError::Unauthorized { url, why }
             } else {
-                ConnectError::Unreachable { url, why }
+                unreachable(&why)
             })
         }
     }
+}
+
+/// The subjects that a node with this assignment hears.
+#[must_use]
+pub fn subjects(serial: Serial, assignment: &Assignment) -> Vec<String> {
+    let mut all = vec![subject::ALL.to_owned(), subject::node_subject(serial)];
+    let roles = assignment.roles.iter();
+    all.extend(roles.map(|role| subject::role_subject(role.as_str())));
+    let labels = assignment.labels.iter();
+    all.extend(labels.map(|(k, v)| subject::label_subject(k.as_str(), v.as_str())));
+    all
 }
 
 fn is_refusal(text: &str) -> bool {
@@ -178,9 +236,8 @@ fn is_refusal(text: &str) -> bool {
     text.contains("authentication") || text.contains("authorization")
 }
 
-fn interpret(event: Event) -> Option<Happened> {
+fn interpret(event: &Event) -> Option<Happened> {
     match event {
-        Event::Connected => None,
         Event::Disconnected | Event::Closed | Event::LameDuckMode => Some(Happened::Ended),
         Event::ServerError(ServerError::AuthorizationViolation) => {
             Some(Happened::Unauthorized("authorization violation".into()))
@@ -203,6 +260,9 @@ fn interpret(event: Event) -> Option<Happened> {
             debug!("NATS client: {}", printable(&e.to_string(), 300));
             None
         }
-        Event::Draining => None,
+        Event::Connected | Event::Draining => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

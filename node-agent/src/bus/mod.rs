@@ -1,7 +1,8 @@
 //! NATS: one connection at a time, made anew whenever it ends, the
 //! credentials change, or the server says no.
 
-mod connection;
+pub mod connection;
+mod outage;
 mod session;
 
 pub use session::{Link, LinkParts};
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
+use muster_protocol::envelope::{KEY_HEADER, SIGNATURE_HEADER, Sealed};
 use muster_protocol::ids::Serial;
 use muster_protocol::subject::NodeSays;
 use muster_protocol::text::printable;
@@ -74,15 +76,22 @@ impl Voice {
     ) -> Result<Bytes, SayError> {
         let bytes = encode(message)?;
         let request = self.client.request(kind.subject(self.serial), bytes);
-        match tokio::time::timeout(patience, request).await {
-            Ok(Ok(answer)) => Ok(answer.payload),
-            Ok(Err(e)) => Err(match e.kind() {
-                async_nats::RequestErrorKind::NoResponders => SayError::NoBroker,
-                async_nats::RequestErrorKind::TimedOut => SayError::NoAnswer,
-                _ => SayError::Other(printable(&e.to_string(), 200)),
-            }),
-            Err(_) => Err(SayError::NoAnswer),
-        }
+        answered(patience, request).await
+    }
+
+    /// Sends a request as it once came, and waits for the answer.
+    ///
+    /// # Errors
+    /// [`SayError`].
+    pub async fn prove(&self, sealed: Sealed, patience: Duration) -> Result<Bytes, SayError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(KEY_HEADER, sealed.key.to_string());
+        headers.insert(SIGNATURE_HEADER, sealed.signature.to_string());
+        let request = async_nats::Request::new()
+            .headers(headers)
+            .payload(sealed.bytes.into());
+        let subject = NodeSays::Proof.subject(self.serial);
+        answered(patience, self.client.send_request(subject, request)).await
     }
 
     /// Sends a chunk of output.
@@ -110,6 +119,21 @@ fn encode<T: Serialize>(message: &T) -> Result<Bytes, SayError> {
     serde_json::to_vec(message)
         .map(Bytes::from)
         .map_err(|e| SayError::Other(e.to_string()))
+}
+
+async fn answered(
+    patience: Duration,
+    request: impl Future<Output = Result<async_nats::Message, async_nats::RequestError>>,
+) -> Result<Bytes, SayError> {
+    match tokio::time::timeout(patience, request).await {
+        Ok(Ok(answer)) => Ok(answer.payload),
+        Ok(Err(e)) => Err(match e.kind() {
+            async_nats::RequestErrorKind::NoResponders => SayError::NoBroker,
+            async_nats::RequestErrorKind::TimedOut => SayError::NoAnswer,
+            _ => SayError::Other(printable(&e.to_string(), 200)),
+        }),
+        Err(_) => Err(SayError::NoAnswer),
+    }
 }
 
 async fn within<E: std::fmt::Display>(

@@ -9,28 +9,43 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::SelectAll;
 use futures_util::{FutureExt as _, StreamExt as _};
 use muster_protocol::PROTOCOL_VERSION;
-use muster_protocol::envelope::Ask;
+use muster_protocol::envelope::{Ask, Request};
 use muster_protocol::ids::InstanceId;
-use muster_protocol::subject::{self, NodeSays};
+use muster_protocol::subject::NodeSays;
 use muster_protocol::text::printable;
-use muster_protocol::units::{Span, Timestamp, elapsed};
-use muster_protocol::wire::{Assignment, BEAT_EVERY, Beat, Bye, Hello, Pong, Welcome};
+use muster_protocol::units::{Span, Timestamp, after, elapsed};
+use muster_protocol::wire::{BEAT_EVERY, Beat, Bye, Hello, KeysAnswer, Pong, Recall, Welcome};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::connection::{ConnectError, Connection, Happened, connect};
+use super::connection::{
+    ConnectError, Connection, Happened, Size, Ticket, Trust, connect, subjects,
+};
+use super::outage::Outage;
 use super::{SayError, Voice};
-use crate::identity::Identity;
+use crate::identity::{Identity, NATS_CA_FILE};
+use crate::journal::Journal;
 use crate::keeper::Keeper;
-use crate::pace::{Backoff, jitter};
+use crate::pace::{Backoff, Comeback, spread};
+use crate::report::Reporter;
 use crate::steps::Steps;
 use crate::verify::{Verdict, Verifier};
 
 /// How long the broker may take to answer a hello; it may have to find out
 /// whether this node is a clone.
 const WELCOME_WITHIN: Duration = Duration::from_secs(8);
+/// Within this time after a broker took over each node says hello to it.
+const GREET_WITHIN: Duration = Duration::from_secs(1);
+/// Bounds of an agent's connection.
+const SIZE: Size = Size {
+    connect_within: Duration::from_secs(10),
+    ping_every: Duration::from_secs(20),
+    outgoing: 64,
+    incoming: 1024,
+    read_buffer: None,
+};
 /// Messages held while a newer key list is asked for.
 const MAX_HELD: usize = 64;
 /// Fewest seconds between two hellos because of unknown keys.
@@ -44,6 +59,10 @@ const REFUSED_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::
 pub struct LinkParts {
     /// Who this node is.
     pub identity: Identity,
+    /// What this node has done.
+    pub journal: Journal,
+    /// Reports it.
+    pub reporter: Reporter,
     /// Asked for fresh credentials.
     pub keeper: Keeper,
     /// Judges messages.
@@ -83,52 +102,51 @@ impl Link {
 
     /// Connects, again and again, until `stop`; then says goodbye.
     pub async fn run(self, stop: CancellationToken) {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
-        // A node that is refused again and again asks ever more rarely.
-        let mut refused = Backoff::new(Duration::from_secs(2), Duration::from_secs(300));
-        let mut refusals = 0;
+        let mut pace = Comeback::default();
+        let mut outage = Outage::default();
         loop {
             let mut changes = self.parts.identity.watch();
             let jwt = self.parts.identity.now().stored.credentials.jwt.clone();
             let connected = tokio::select! {
                 () = stop.cancelled() => return,
-                connected = connect(&self.parts.identity, &self.parts.nats) => connected,
+                connected = self.connect() => connected,
             };
             let wait = match connected {
                 Ok(connection) => {
-                    let (over, welcomed) = Box::pin(self.session(connection, &stop)).await;
+                    let (over, welcomed) =
+                        Box::pin(self.session(connection, &mut outage, &stop)).await;
                     self.parts.voice.send_replace(None);
                     if welcomed {
-                        backoff.reset();
-                        refused.reset();
-                        refusals = 0;
+                        pace.welcomed();
                     }
                     match over {
                         Over::Stopped => return,
                         Over::Renewed => Duration::ZERO,
                         Over::Lost => {
-                            warn!("the connection to NATS is lost");
-                            backoff.wait()
+                            let wait = pace.lost();
+                            warn!("{}", outage.lost(wait, Instant::now()));
+                            wait
                         }
                         Over::Unauthorized(why) => {
                             warn!(
                                 "NATS no longer accepts this node's credentials ({why}); fetching fresh ones"
                             );
                             self.parts.keeper.want();
-                            refusals += 1;
-                            refused.wait()
+                            pace.refused()
                         }
                     }
                 }
                 Err(e @ ConnectError::Unauthorized { .. }) => {
                     warn!("{e}; fetching fresh ones");
                     self.parts.keeper.want();
-                    refusals += 1;
-                    refused.wait()
+                    pace.refused()
                 }
                 Err(e) => {
-                    let wait = backoff.wait();
-                    warn!("{e}; trying again in {wait:.1?}");
+                    let wait = pace.failed();
+                    match outage.failed(&e.to_string(), wait, Instant::now()) {
+                        Some(said) => warn!("{said}"),
+                        None => debug!("{e}; trying again in {wait:.1?}"),
+                    }
                     wait
                 }
             };
@@ -144,14 +162,43 @@ impl Link {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
-                () = renewed, if refusals < 3 => {}
+                () = renewed, if pace.trusts_fresh() => {}
             }
         }
     }
 
+    /// With the credentials that the node has now.
+    async fn connect(&self) -> Result<Connection, ConnectError> {
+        let identity = &self.parts.identity;
+        let enrolled = identity.now();
+        let credentials = &enrolled.stored.credentials;
+        let urls = if self.parts.nats.is_empty() {
+            &credentials.nats_urls
+        } else {
+            &self.parts.nats
+        };
+        let ticket = Ticket {
+            client: format!("muster-agent {}", enrolled.assignment().name),
+            serial: enrolled.serial(),
+            jwt: &credentials.jwt,
+            key: &identity.keys().nats,
+            trust: match credentials.nats_ca {
+                Some(_) => Trust::Authority(identity.dir().path(NATS_CA_FILE)),
+                None => Trust::Address,
+            },
+            size: SIZE,
+        };
+        connect(urls, &ticket).await
+    }
+
     /// One connection to its end; whether the broker welcomed the node on it.
-    async fn session(&self, connection: Connection, stop: &CancellationToken) -> (Over, bool) {
-        let mut session = match Session::begin(&self.parts, connection).await {
+    async fn session(
+        &self,
+        connection: Connection,
+        outage: &mut Outage,
+        stop: &CancellationToken,
+    ) -> (Over, bool) {
+        let mut session = match Session::begin(&self.parts, connection, outage).await {
             Ok(session) => session,
             Err(e) => {
                 warn!("NATS takes no subscriptions: {e}");
@@ -175,6 +222,7 @@ impl Link {
 struct Session<'a> {
     parts: &'a LinkParts,
     connection: Connection,
+    outage: &'a mut Outage,
     serial: muster_protocol::ids::Serial,
     requests: SelectAll<async_nats::Subscriber>,
     jwt: String,
@@ -185,28 +233,17 @@ struct Session<'a> {
     next_beat: Instant,
     held: Vec<Message>,
     asked_keys: Option<Instant>,
-}
-
-/// The subjects that a node with this assignment hears.
-fn subjects(serial: muster_protocol::ids::Serial, assignment: &Assignment) -> Vec<String> {
-    let mut all = vec![subject::ALL.to_owned(), subject::node_subject(serial)];
-    all.extend(
-        assignment
-            .roles
-            .iter()
-            .map(|role| subject::role_subject(role.as_str())),
-    );
-    all.extend(
-        assignment
-            .labels
-            .iter()
-            .map(|(k, v)| subject::label_subject(k.as_str(), v.as_str())),
-    );
-    all
+    /// This node has gone back in time: what was signed before may have been
+    /// followed already.
+    follow_after: Option<Timestamp>,
 }
 
 impl<'a> Session<'a> {
-    async fn begin(parts: &'a LinkParts, connection: Connection) -> Result<Self, SayError> {
+    async fn begin(
+        parts: &'a LinkParts,
+        connection: Connection,
+        outage: &'a mut Outage,
+    ) -> Result<Self, SayError> {
         let enrolled = parts.identity.now();
         let mut requests = SelectAll::new();
         for subject in subjects(enrolled.serial(), enrolled.assignment()) {
@@ -229,7 +266,9 @@ impl<'a> Session<'a> {
             next_beat: Instant::now(),
             held: Vec::new(),
             asked_keys: None,
+            follow_after: None,
             connection,
+            outage,
         };
         session.greet(Duration::ZERO).await;
         Ok(session)
@@ -274,7 +313,7 @@ impl<'a> Session<'a> {
         let enrolled = self.parts.identity.now();
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
-            version: crate::VERSION.to_owned(),
+            version: crate::release::version().to_owned(),
             instance: self.parts.instance,
             boot_id: self.parts.boot_id.clone(),
             time: Timestamp::now(),
@@ -282,6 +321,14 @@ impl<'a> Session<'a> {
             key_epoch: enrolled.keys.epoch,
             broker_epoch: self.parts.verifier.epoch().await,
             capabilities: self.parts.steps.capabilities(),
+            build: Some(crate::release::build().clone()),
+            journal: match self.parts.journal.mark().await {
+                Ok(mark) => Some(mark),
+                Err(e) => {
+                    warn!("how far the journal is cannot be read: {e}");
+                    None
+                }
+            },
         };
         let client = self.connection.client.clone();
         self.greeting = Some(ask_welcome(client, self.serial, hello, delay).boxed());
@@ -294,11 +341,21 @@ impl<'a> Session<'a> {
                 keys,
                 revision,
                 beat_every,
+                recall,
+                wants_keys,
+                follow_after,
             } => {
                 if let Some(keys) = keys {
                     self.take_keys(&keys);
                 }
-                if revision > self.parts.identity.now().assignment().revision {
+                if let Some(at) = follow_after {
+                    warn!(
+                        "this node's journal is older than one it had before: nothing that was signed before {at} is followed"
+                    );
+                    self.follow_after = Some(at);
+                }
+                if revision != self.parts.identity.now().assignment().revision {
+                    // A lower one is of a broker that has gone back in time.
                     info!(revision, "this node's assignment has changed");
                     self.parts.keeper.want();
                 }
@@ -311,7 +368,9 @@ impl<'a> Session<'a> {
                     );
                 }
                 self.beat_every = beat_every.get().clamp(BEAT_BOUNDS.0, BEAT_BOUNDS.1);
-                if !self.welcomed {
+                if let Some(said) = self.outage.over(Instant::now()) {
+                    info!("{said}");
+                } else if !self.welcomed {
                     let enrolled = self.parts.identity.now();
                     info!(
                         node = %enrolled.assignment().name,
@@ -324,7 +383,14 @@ impl<'a> Session<'a> {
                 self.ever_welcomed = true;
                 self.next_beat = Instant::now();
                 let voice = Voice::new(self.connection.client.clone(), self.serial);
-                self.parts.voice.send_replace(Some(Arc::new(voice)));
+                let voice = Arc::new(voice);
+                if wants_keys {
+                    self.give_keys(voice.clone());
+                }
+                if let Some(recall) = recall {
+                    recall_since(self.parts, recall, (time, now)).await;
+                }
+                self.parts.voice.send_replace(Some(voice));
                 for message in std::mem::take(&mut self.held) {
                     self.hear(message, false).await;
                 }
@@ -357,6 +423,26 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// The broker's list of its own keys is older than the one here.
+    fn give_keys(&self, voice: Arc<Voice>) {
+        let list = self.parts.identity.now().stored.keys.clone();
+        info!("giving the broker the newer list of broker keys");
+        tokio::spawn(async move {
+            match voice.ask(NodeSays::Keys, &list, WELCOME_WITHIN).await {
+                Ok(answer) => match serde_json::from_slice(&answer) {
+                    Ok(KeysAnswer::Taken) => {}
+                    Ok(KeysAnswer::Refused { reason }) => warn!(
+                        "the broker refuses this node's list of broker keys: {}",
+                        printable(&reason, 300)
+                    ),
+                    Err(e) => warn!("the broker's answer to the list of keys cannot be read: {e}"),
+                },
+                // It asks again at the next hello.
+                Err(e) => debug!("the broker did not take the list of keys: {e}"),
+            }
+        });
+    }
+
     async fn beat(&mut self) {
         self.next_beat = Instant::now() + self.beat_every;
         let refused: BTreeMap<String, u64> = self.parts.verifier.refusals().counts();
@@ -366,6 +452,7 @@ impl<'a> Session<'a> {
             revision: self.parts.identity.now().assignment().revision,
             running: self.parts.steps.running(),
             refused,
+            position: Some(self.parts.journal.position()),
         };
         let voice = Voice::new(self.connection.client.clone(), self.serial);
         if let Err(e) = voice.say(NodeSays::Beat, &beat).await {
@@ -376,15 +463,20 @@ impl<'a> Session<'a> {
     /// Judges a message and does what it asks. `first` is false for one that
     /// was held until the key list was renewed.
     async fn hear(&mut self, message: Message, first: bool) {
-        let (request, new_broker) =
+        let (request, sealed, new_broker) =
             match self.parts.verifier.check(&message, Timestamp::now()).await {
                 Verdict::Obey {
                     request,
+                    sealed,
                     new_broker,
-                } => (request, new_broker),
-                Verdict::Decline { request, reason } => {
-                    if self.welcomed {
-                        self.parts.steps.decline(request.id(), reason).await;
+                } => (request, sealed, new_broker),
+                Verdict::Decline {
+                    request,
+                    sealed,
+                    reason,
+                } => {
+                    if self.welcomed && !self.is_stale(&request) {
+                        self.parts.steps.decline(request.id(), reason, sealed).await;
                     }
                     return;
                 }
@@ -394,10 +486,15 @@ impl<'a> Session<'a> {
         if new_broker && self.greeting.is_none() {
             // Another broker is active, or the same one began anew: it has
             // to know this node.
-            self.greet(jitter(Duration::from_millis(500))).await;
+            self.greet(spread(GREET_WITHIN)).await;
         }
         match &request.ask {
-            Ask::Call(call) if self.welcomed => self.parts.steps.call(&request, call).await,
+            Ask::Call(_) if self.welcomed && self.is_stale(&request) => {
+                info!(run = %request.run, "not followed: it was signed before this node went back");
+            }
+            Ask::Call(call) if self.welcomed => {
+                self.parts.steps.call(&request, call, sealed).await;
+            }
             Ask::Cancel if self.welcomed => self.parts.steps.cancel(request.id()).await,
             Ask::Call(_) | Ask::Cancel => {
                 debug!(run = %request.run, "not followed before the broker's welcome");
@@ -406,6 +503,7 @@ impl<'a> Session<'a> {
                 let pong = Pong {
                     request: request.id(),
                     instance: self.parts.instance,
+                    position: Some(self.parts.journal.position()),
                 };
                 let voice = Voice::new(self.connection.client.clone(), self.serial);
                 let _ = voice.say(NodeSays::Pong, &pong).await;
@@ -416,8 +514,17 @@ impl<'a> Session<'a> {
                     self.parts.keeper.want();
                 }
             }
+            Ask::Recall(recall) => {
+                let at = (request.issued, Timestamp::now());
+                recall_since(self.parts, *recall, at).await;
+            }
             Ask::Keys { list } => self.take_keys(list),
         }
+    }
+
+    /// Whether a call may have been followed before this node went back.
+    fn is_stale(&self, request: &Request) -> bool {
+        self.follow_after.is_some_and(|at| request.issued < at)
     }
 
     /// Keeps a message by an unknown key, and asks whether there is a newer
@@ -437,6 +544,28 @@ impl<'a> Session<'a> {
             self.asked_keys = Some(now);
             self.greet(Duration::ZERO).await;
         }
+    }
+}
+
+/// The broker has gone back in time: what it had acknowledged since is
+/// reported again.
+async fn recall_since(parts: &LinkParts, recall: Recall, (theirs, ours): (Timestamp, Timestamp)) {
+    // By the broker's clock; the journal's times are by this machine's.
+    let since = if ours > theirs {
+        after(recall.since, elapsed(theirs, ours))
+    } else {
+        recall
+            .since
+            .checked_sub(elapsed(ours, theirs))
+            .unwrap_or(Timestamp::MIN)
+    };
+    match parts.journal.recall(since, recall).await {
+        Ok(0) => {}
+        Ok(outcomes) => {
+            warn!(outcomes, %since, "the broker has gone back in time: outcomes that it had are reported again");
+            parts.reporter.wake();
+        }
+        Err(e) => error!("what the broker has lost cannot be reported again: {e}"),
     }
 }
 
@@ -464,31 +593,5 @@ async fn ask_welcome(
             Err(e) => debug!("no answer to the hello: {e}"),
         }
         tokio::time::sleep(backoff.wait()).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use muster_protocol::ids::Serial;
-    use serde_json::json;
-
-    #[test]
-    fn a_node_hears_what_its_credentials_allow_and_no_more() {
-        let assignment: Assignment = serde_json::from_value(json!({
-            "revision": 1, "name": "web-01", "roles": ["lb", "web"], "labels": {"zone": "gva2", "os.x": "1.2"},
-        }))
-        .expect("reads");
-        assert_eq!(
-            subjects(Serial(17), &assignment),
-            [
-                "m1.do.all",
-                "m1.do.node.17",
-                "m1.do.role.lb",
-                "m1.do.role.web",
-                "m1.do.label.os=2Ex.1=2E2",
-                "m1.do.label.zone.gva2",
-            ]
-        );
     }
 }

@@ -41,7 +41,10 @@ pub(super) fn gather() -> Map<String, Value> {
     }
     facts.insert("addresses".into(), addresses().into());
     facts.insert("virtualization".into(), virtualization().into());
-    facts.insert("agent".into(), json!({ "version": crate::VERSION }));
+    facts.insert(
+        "agent".into(),
+        json!({ "version": crate::release::version() }),
+    );
     facts
 }
 

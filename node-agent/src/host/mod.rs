@@ -5,6 +5,8 @@ pub mod environment;
 pub mod file;
 pub mod proc;
 pub mod process;
+pub mod program;
+pub mod spawn;
 pub mod tree;
 
 /// The machine's boot id; empty where the kernel does not tell.

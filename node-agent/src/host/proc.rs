@@ -28,7 +28,11 @@ impl Process {
     /// The process with that id, if there is one.
     #[must_use]
     pub fn read(pid: u32) -> Option<Self> {
-        parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+        // In one go: its name is short, and all else are numbers.
+        let mut stat = [0; 1024];
+        let mut file = fs::File::open(format!("/proc/{pid}/stat")).ok()?;
+        let length = file.read(&mut stat).ok()?;
+        parse(&String::from_utf8_lossy(&stat[..length]))
     }
 
     /// All processes.

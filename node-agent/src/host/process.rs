@@ -5,20 +5,20 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use muster_protocol::run::Stream;
 use muster_protocol::wire::MAX_CHUNK;
-use process_wrap::tokio::{CommandWrap, ProcessSession};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::Cgroup;
 use super::proc::Process;
+use super::spawn::{Program, spawn};
 use super::tree::{Ended, Tree};
 
 /// How long a background child that holds the output open is listened to
@@ -108,18 +108,12 @@ impl End {
 /// When it cannot be started; nothing has run then.
 pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -> io::Result<End> {
     let begun = Instant::now();
-    let mut command = CommandWrap::with_new(&spec.program, |command| {
-        command
-            .args(&spec.arguments)
-            .env_clear()
-            .envs(&spec.environment)
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-    });
-    command.wrap(ProcessSession);
-    let mut child = command.spawn()?;
+    let mut child = spawn(&Program {
+        program: &spec.program,
+        arguments: &spec.arguments,
+        environment: &spec.environment,
+    })?;
+    muster_checkpoint::at("agent.spawned", || spec.marks.join(" ")).await;
     let mut tree = Tree {
         root: None,
         cgroup: None,
@@ -136,11 +130,7 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
         sink.started(&process, tree.cgroup.as_ref().map(Cgroup::path))
             .await;
     }
-    let mut pipes = Pipes::new(
-        child.stdout().take(),
-        child.stderr().take(),
-        spec.output_bytes,
-    );
+    let mut pipes = Pipes::new(child.stdout.take(), child.stderr.take(), spec.output_bytes);
     let deadline = begun + spec.timeout;
     let mut why = Why::Exited;
     let mut status = None;
@@ -151,9 +141,7 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
         let killing = ending.is_some();
         tokio::select! {
             biased;
-            // The inner child's own wait: the wrapper would also wait for
-            // background children.
-            ended = child.inner_mut().wait(), if status.is_none() => {
+            ended = child.wait(), if status.is_none() => {
                 status = ended.ok();
                 took = Some(begun.elapsed());
                 if !killing {

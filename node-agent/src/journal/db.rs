@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use muster_protocol::ids::{InstanceId, RequestId, RunId};
+use muster_protocol::keys::KeyId;
 use muster_protocol::run::{Data, NodeResult, Stream};
 use muster_protocol::text::printable_line;
 use muster_protocol::units::Timestamp;
 use muster_protocol::wire::{InlineChunk, OutcomeReport};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
 
 use super::{Chunk, Counts, Entry, JournalError, ProcessNote, StartNote, Unfinished};
@@ -41,7 +43,11 @@ const MAX_CHECKED: u64 = 64 << 20;
 /// The two connections. See the module's text.
 pub struct Db {
     pub(super) durable: Connection,
-    quick: Connection,
+    pub(super) quick: Connection,
+    /// Bytes of requests that are kept.
+    pub(super) kept_bytes: u64,
+    /// The broker key whose list was kept last.
+    pub(super) listed: Option<KeyId>,
 }
 
 pub(super) fn millis(at: Timestamp) -> i64 {
@@ -59,7 +65,7 @@ fn run_of(row: &Row<'_>) -> Result<RequestId, JournalError> {
     })
 }
 
-fn key(request: &RequestId) -> (&[u8], u32) {
+pub(super) fn key(request: &RequestId) -> (&[u8], u32) {
     (request.run.as_bytes().as_slice(), request.step)
 }
 
@@ -76,6 +82,8 @@ fn connect(path: &Path, synchronous: &str) -> Result<Connection, rusqlite::Error
     connection.pragma_update(None, "wal_autocheckpoint", 256)?;
     connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
     connection.set_prepared_statement_cache_capacity(32);
+    // A statement is planned once, not anew for each value that is put in.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(connection)
 }
 
@@ -104,7 +112,7 @@ impl Db {
             drop(durable);
             let durable = connect(path, "FULL")?;
             let version: u32 = durable.pragma_query_value(None, "user_version", |r| r.get(0))?;
-            if version > 1 {
+            if version > super::FORMAT {
                 return Err(rusqlite::Error::InvalidPath(path.to_owned()));
             }
             durable.execute_batch(SCHEMA)?;
@@ -118,18 +126,23 @@ impl Db {
                 }
             }
             durable.execute_batch(super::local::SCHEMA)?;
+            durable.execute_batch(super::requests::SCHEMA)?;
             Ok(Self {
                 durable,
                 quick: connect(path, "NORMAL")?,
+                kept_bytes: 0,
+                listed: None,
             })
         };
-        open().map_err(|e| match e {
+        let mut db = open().map_err(|e| match e {
             rusqlite::Error::InvalidPath(_) => fail("a newer agent has written it".into()),
             rusqlite::Error::InvalidColumnName(found) => {
                 fail(format!("it is damaged ({})", printable_line(&found)))
             }
             e => fail(e.to_string()),
-        })
+        })?;
+        db.count_kept().map_err(|e| fail(e.to_string()))?;
+        Ok(db)
     }
 
     /// Counts in a journal that another process may be writing.
@@ -379,18 +392,22 @@ impl Db {
     }
 
     pub(super) fn acknowledged(
-        &self,
-        request: RequestId,
-        now: Timestamp,
+        &mut self,
+        noted: &[(RequestId, Timestamp)],
     ) -> Result<(), JournalError> {
-        let (run, step) = key(&request);
-        // Lost in a power cut it only means one more report.
-        self.quick
-            .prepare_cached(
+        if noted.is_empty() {
+            return Ok(());
+        }
+        let all = self.quick.transaction()?;
+        for (request, now) in noted {
+            let (run, step) = key(request);
+            all.prepare_cached(
                 "UPDATE step SET acknowledged = ?3
                  WHERE run = ?1 AND step = ?2 AND state = 'finished' AND acknowledged IS NULL",
             )?
-            .execute(params![run, step, millis(now)])?;
+            .execute(params![run, step, millis(*now)])?;
+        }
+        all.commit()?;
         Ok(())
     }
 

@@ -335,7 +335,8 @@ mod tests {
         assert_eq!(agent.local_open().await.expect("reads"), []);
         assert_eq!(agent.unacknowledged(9).await.expect("reads"), []);
         assert_eq!(agent.local_unreported(9).await.expect("reads"), [run]);
-        agent.acknowledged(request(run)).await.expect("noted");
+        agent.acknowledged(request(run));
+        agent.settle().await;
         assert_eq!(ours.local_unreported(9).await.expect("reads"), []);
         agent
             .prune(Retention::default())

@@ -11,11 +11,14 @@
 mod db;
 mod local;
 mod prune;
+mod requests;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use muster_protocol::envelope::HighWater;
@@ -27,6 +30,10 @@ use muster_protocol::wire::OutcomeReport;
 pub use db::Db;
 pub use local::{LocalNote, request as local_request};
 pub use prune::Pruned;
+pub use requests::Kept;
+
+/// What this version writes; a journal with a higher number is refused.
+pub const FORMAT: u32 = 1;
 
 /// Why the journal did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -130,10 +137,21 @@ pub struct Counts {
     pub output_bytes: u64,
 }
 
+/// Acknowledgements that come within this time are written together.
+const TOGETHER: Duration = Duration::from_millis(300);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The journal, shared; each call runs where blocking is allowed.
 #[derive(Clone)]
 pub struct Journal {
     db: Arc<Mutex<Db>>,
+    position: Arc<AtomicU64>,
+    /// Acknowledgements that are not written yet: they are, before anything
+    /// else is written or looked through.
+    noted: Arc<Mutex<Vec<(RequestId, Timestamp)>>>,
 }
 
 impl Journal {
@@ -144,6 +162,8 @@ impl Journal {
     pub fn open(path: &Path) -> Result<Self, JournalError> {
         Ok(Self {
             db: Arc::new(Mutex::new(Db::open(path)?)),
+            position: Arc::default(),
+            noted: Arc::default(),
         })
     }
 
@@ -151,12 +171,30 @@ impl Journal {
         &self,
         work: impl FnOnce(&mut Db) -> Result<T, JournalError> + Send + 'static,
     ) -> Result<T, JournalError> {
-        let db = self.db.clone();
+        let (db, noted) = (self.db.clone(), self.noted.clone());
         let done = tokio::task::spawn_blocking(move || {
-            work(&mut db.lock().unwrap_or_else(PoisonError::into_inner))
+            let mut db = db.lock().unwrap_or_else(PoisonError::into_inner);
+            let noted = std::mem::take(&mut *lock(&noted));
+            // It only means one more report of what the broker has.
+            if let Err(e) = db.acknowledged(&noted) {
+                tracing::debug!("acknowledgements cannot be noted: {e}");
+            }
+            work(&mut db)
         });
         done.await
             .unwrap_or_else(|e| Err(JournalError::Sql(format!("its thread ended: {e}"))))
+    }
+
+    /// Reads a little. When nobody writes, it is read at once: from memory
+    /// mostly, and two changes of the thread cost more than that.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Db) -> Result<T, JournalError> + Send + 'static,
+    ) -> Result<T, JournalError> {
+        if let Ok(mut db) = self.db.try_lock() {
+            return work(&mut db);
+        }
+        self.with(work).await
     }
 
     /// What is known of a request.
@@ -164,26 +202,40 @@ impl Journal {
     /// # Errors
     /// [`JournalError`].
     pub async fn look(&self, request: RequestId) -> Result<Option<Entry>, JournalError> {
-        self.with(move |db| db.look(request)).await
+        self.read(move |db| db.look(request)).await
     }
 
-    /// Notes that a request waits for its turn. Durable.
+    /// Notes that a request waits for its turn, with the request itself.
+    /// Durable.
     ///
     /// # Errors
     /// [`JournalError`].
-    pub async fn queue(&self, request: RequestId) -> Result<(), JournalError> {
-        self.with(move |db| db.queue(request, Timestamp::now()))
-            .await
+    pub async fn queue(&self, request: RequestId, kept: Kept) -> Result<(), JournalError> {
+        let position = self.position.clone();
+        self.with(move |db| {
+            db.keep(request, &kept, &position)?;
+            db.queue(request, Timestamp::now())
+        })
+        .await
     }
 
-    /// Notes that a step begins. Durable when it returns: only then may
-    /// anything happen.
+    /// Notes that a step begins, with the request itself. Durable when it
+    /// returns: only then may anything happen.
     ///
     /// # Errors
     /// [`JournalError`]; also when the request is known and not queued.
-    pub async fn start(&self, request: RequestId, note: StartNote) -> Result<(), JournalError> {
-        self.with(move |db| db.start(request, &note, Timestamp::now()))
-            .await
+    pub async fn start(
+        &self,
+        request: RequestId,
+        note: StartNote,
+        kept: Kept,
+    ) -> Result<(), JournalError> {
+        let position = self.position.clone();
+        self.with(move |db| {
+            db.keep(request, &kept, &position)?;
+            db.start(request, &note, Timestamp::now())
+        })
+        .await
     }
 
     /// Notes the process of a step.
@@ -240,7 +292,14 @@ impl Journal {
     /// # Errors
     /// [`JournalError`].
     pub async fn unacknowledged(&self, limit: u32) -> Result<Vec<RequestId>, JournalError> {
-        self.with(move |db| db.unacknowledged(limit)).await
+        let noted = self.noted.clone();
+        self.read(move |db| {
+            let mut found = db.unacknowledged(limit)?;
+            let noted = lock(&noted);
+            found.retain(|id| !noted.iter().any(|(known, _)| known == id));
+            Ok(found)
+        })
+        .await
     }
 
     /// The report of a step that ended; `None` when it has not.
@@ -248,7 +307,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError`].
     pub async fn report(&self, request: RequestId) -> Result<Option<OutcomeReport>, JournalError> {
-        self.with(move |db| db.report(request)).await
+        self.read(move |db| db.report(request)).await
     }
 
     /// One chunk of output, when it is still there.
@@ -260,16 +319,32 @@ impl Journal {
         request: RequestId,
         number: u32,
     ) -> Result<Option<Chunk>, JournalError> {
-        self.with(move |db| db.chunk(request, number)).await
+        self.read(move |db| db.chunk(request, number)).await
     }
 
-    /// Notes that the broker has an outcome.
-    ///
-    /// # Errors
-    /// [`JournalError`].
-    pub async fn acknowledged(&self, request: RequestId) -> Result<(), JournalError> {
-        self.with(move |db| db.acknowledged(request, Timestamp::now()))
-            .await
+    /// Notes that the broker has an outcome. Written a moment later, with
+    /// others, or before whatever is written next: lost, it only means one
+    /// more report.
+    pub fn acknowledged(&self, request: RequestId) {
+        let first = {
+            let mut noted = lock(&self.noted);
+            noted.push((request, Timestamp::now()));
+            noted.len() == 1
+        };
+        if first {
+            let journal = self.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(TOGETHER).await;
+                journal.settle().await;
+            });
+        }
+    }
+
+    /// Writes down what is only noted.
+    pub async fn settle(&self) {
+        if !lock(&self.noted).is_empty() {
+            let _ = self.with(|_| Ok(())).await;
+        }
     }
 
     /// What was seen of brokers, as stored.

@@ -65,6 +65,15 @@ impl Db {
                 "DELETE FROM local WHERE run NOT IN (SELECT run FROM step)",
                 [],
             )?;
+            tx.execute(
+                "DELETE FROM request WHERE NOT EXISTS (
+                     SELECT 1 FROM step WHERE step.run = request.run AND step.step = request.step)",
+                [],
+            )?;
+            tx.execute(
+                "DELETE FROM broker_key WHERE key NOT IN (SELECT key FROM request)",
+                [],
+            )?;
         }
         let most = i64::try_from(keep.max_output_bytes).unwrap_or(i64::MAX);
         let mut bytes: i64 = tx.query_row(
@@ -107,6 +116,10 @@ impl Db {
             }
         }
         tx.commit()?;
+        if pruned.outcomes > 0 {
+            self.listed = None;
+            self.count_kept()?;
+        }
         if pruned != Pruned::default() {
             self.durable
                 .execute_batch("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")?;

@@ -179,7 +179,8 @@ impl LocalRuns {
         };
         Ok(match serde_json::from_slice(&answer) {
             Ok(LocalAnswer::Stored { .. }) => {
-                self.journal.acknowledged(local_request(run)).await?;
+                self.journal.acknowledged(local_request(run));
+                self.journal.settle().await;
                 Owner::forget(&self.dir, run);
                 info!(%run, "the broker has a local run");
                 Sent::Stored

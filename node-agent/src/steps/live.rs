@@ -102,9 +102,12 @@ impl Sink for Live {
                 started: process.started,
                 cgroup,
             };
+            let request = self.request;
+            muster_checkpoint::at("agent.process.before", || request.run.to_string()).await;
             if let Err(e) = self.journal.process(self.request, note).await {
                 warn!("the process of a step cannot be noted: {e}");
             }
+            muster_checkpoint::at("agent.process.after", || request.run.to_string()).await;
         })
     }
 

@@ -9,11 +9,11 @@ mod live;
 pub(crate) mod recover;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use muster_protocol::envelope::{Call, MAX_SKEW, Request};
+use muster_protocol::envelope::{Call, MAX_SKEW, Request, Sealed};
 use muster_protocol::ids::{InstanceId, RequestId};
 use muster_protocol::run::{NodeResult, Outcome};
 use muster_protocol::subject::NodeSays;
@@ -29,7 +29,7 @@ use crate::bus::Bus;
 use crate::config::Limits;
 use crate::executor::{Executor, Step};
 use crate::identity::Identity;
-use crate::journal::{Entry, Journal, StartNote};
+use crate::journal::{Entry, Journal, Kept, StartNote};
 use crate::pace::Backoff;
 use crate::report::Reporter;
 use crate::view::NodeView;
@@ -71,10 +71,28 @@ struct Inner {
     running: AtomicU32,
     /// Bytes of output that came since somebody asked.
     output: AtomicU64,
-    accepting: AtomicBool,
-    active: Mutex<HashMap<RequestId, Active>>,
+    active: Mutex<Book>,
     /// A step has left `active`.
     left: Notify,
+}
+
+/// Whether steps are taken.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Doors {
+    #[default]
+    Open,
+    /// The running ones are waited for, for an upgrade; new ones are
+    /// declined.
+    Draining,
+    /// Nobody is answered: whoever comes after this agent may.
+    Closed,
+}
+
+/// The steps that wait or run.
+#[derive(Default)]
+struct Book {
+    doors: Doors,
+    steps: HashMap<RequestId, Active>,
 }
 
 /// A step that waits or runs.
@@ -101,7 +119,6 @@ impl Steps {
             parts,
             running: AtomicU32::new(0),
             output: AtomicU64::new(0),
-            accepting: AtomicBool::new(true),
             active: Mutex::default(),
             left: Notify::new(),
         }))
@@ -129,22 +146,28 @@ impl Steps {
         self.0.parts.executor.capabilities()
     }
 
-    /// Does what an authentic request asks, or answers for it.
-    pub async fn call(&self, request: &Request, call: &Call) {
+    /// Does what an authentic request asks, or answers for it. `sealed` is the
+    /// request as it came, to be kept.
+    pub async fn call(&self, request: &Request, call: &Call, sealed: Sealed) {
         let inner = &self.0;
-        if !inner.accepting.load(Ordering::Relaxed) {
-            // Silence: the broker sends it again, and whoever comes after
-            // this agent may answer.
-            return;
-        }
         let id = request.id();
-        let Some((active, others)) = inner.enter(id) else {
-            let _ = inner
-                .parts
-                .bus
-                .say(NodeSays::Accepted, &Accepted { request: id })
-                .await;
-            return;
+        let (active, others, doors) = match inner.enter(id) {
+            Entered::Fresh {
+                active,
+                others,
+                doors,
+            } => (active, others, doors),
+            // The broker sends it again, and whoever comes after this agent
+            // may answer.
+            Entered::Closed => return,
+            Entered::Known => {
+                let _ = inner
+                    .parts
+                    .bus
+                    .say(NodeSays::Accepted, &Accepted { request: id })
+                    .await;
+                return;
+            }
         };
         let guard = Leave {
             inner: inner.clone(),
@@ -153,7 +176,17 @@ impl Steps {
         if inner.answer_again(id).await {
             return;
         }
-        if let Err(reason) = inner.judge(request, call, others) {
+        let kept = inner.kept(sealed);
+        let judged = match doors {
+            Doors::Draining => Err(
+                "this agent waits for its running steps to end, to upgrade itself; \
+                 try again in a minute"
+                    .to_owned(),
+            ),
+            _ => inner.judge(request, call, others),
+        };
+        if let Err(reason) = judged {
+            inner.keep(id, kept).await;
             inner
                 .end(id, inner.result(Outcome::Declined, reason), 0, false)
                 .await;
@@ -165,27 +198,31 @@ impl Steps {
             step = request.step,
             node = %inner.parts.identity.now().assignment().name
         );
+        inner.place("agent.verified", id).await;
         let (inner, call, start_before) = (inner.clone(), call.clone(), request.start_before);
         let principal = request.principal.clone();
         tokio::spawn(
             async move {
                 let _guard = guard;
                 info!(%principal, scenario = %call.scenario, "step");
-                Box::pin(inner.run(id, &call, start_before, &active)).await;
+                Box::pin(inner.run(id, &call, start_before, &active, kept)).await;
             }
             .instrument(span),
         );
     }
 
     /// Answers an authentic request that this node does not follow.
-    pub async fn decline(&self, id: RequestId, reason: String) {
+    pub async fn decline(&self, id: RequestId, reason: String, sealed: Sealed) {
         let inner = &self.0;
-        let Some(_) = inner.enter(id) else { return };
+        let Entered::Fresh { .. } = inner.enter(id) else {
+            return;
+        };
         let _guard = Leave {
             inner: inner.clone(),
             id,
         };
         if !inner.answer_again(id).await {
+            inner.keep(id, inner.kept(sealed)).await;
             inner
                 .end(id, inner.result(Outcome::Declined, reason), 0, false)
                 .await;
@@ -195,14 +232,18 @@ impl Steps {
     /// Ends a step, or keeps it from ever starting.
     pub async fn cancel(&self, id: RequestId) {
         let inner = &self.0;
-        let Some(_) = inner.enter(id) else {
-            let active = inner.active().get(&id).cloned();
-            if let Some(active) = active {
-                info!(run = %id.run, step = id.step, "cancelled");
-                active.cancel("cancelled");
+        match inner.enter(id) {
+            Entered::Fresh { .. } => {}
+            Entered::Closed => return,
+            Entered::Known => {
+                let active = inner.active().steps.get(&id).cloned();
+                if let Some(active) = active {
+                    info!(run = %id.run, step = id.step, "cancelled");
+                    active.cancel("cancelled");
+                }
+                return;
             }
-            return;
-        };
+        }
         let _guard = Leave {
             inner: inner.clone(),
             id,
@@ -217,17 +258,66 @@ impl Steps {
     /// still run after `grace`. The journal has all of them when it returns.
     pub async fn stop(&self, grace: Duration) {
         let inner = &self.0;
-        inner.accepting.store(false, Ordering::Relaxed);
-        if tokio::time::timeout(grace, inner.idle()).await.is_err() {
-            let open: Vec<Active> = inner.active().values().cloned().collect();
+        inner.active().doors = Doors::Closed;
+        if tokio::time::timeout(grace, inner.left(0)).await.is_err() {
+            let open: Vec<Active> = inner.active().steps.values().cloned().collect();
             warn!("{} steps still run; they are ended", open.len());
             for active in open {
                 active.cancel("the agent was stopped");
             }
             // The kill grace, the kill, and the journal.
-            let _ = tokio::time::timeout(Duration::from_secs(15), inner.idle()).await;
+            let _ = tokio::time::timeout(Duration::from_secs(15), inner.left(0)).await;
         }
     }
+
+    /// Declines new steps and waits until only `but` is left; from then on
+    /// nobody is answered.
+    ///
+    /// # Errors
+    /// How many others still run at `until`; steps are taken again then.
+    pub async fn drain(&self, but: RequestId, until: tokio::time::Instant) -> Result<(), usize> {
+        let inner = &self.0;
+        {
+            let mut book = inner.active();
+            if book.doors == Doors::Closed {
+                return Err(book.steps.len());
+            }
+            book.doors = Doors::Draining;
+        }
+        loop {
+            let idle = tokio::time::timeout_at(until, inner.left(1)).await.is_ok();
+            let mut book = inner.active();
+            let others = book.steps.keys().filter(|id| **id != but).count();
+            if others == 0 {
+                book.doors = Doors::Closed;
+                return Ok(());
+            }
+            if !idle {
+                book.doors = Doors::Open;
+                return Err(others);
+            }
+        }
+    }
+
+    /// Takes steps again, after [`Steps::drain`].
+    pub fn open(&self) {
+        self.0.active().doors = Doors::Open;
+    }
+}
+
+/// What came of a request to be on the list.
+enum Entered {
+    /// It is on it now.
+    Fresh {
+        active: Active,
+        /// How many others are on it.
+        others: usize,
+        doors: Doors,
+    },
+    /// It was on it.
+    Known,
+    /// Nothing is taken.
+    Closed,
 }
 
 /// Takes a step off the list, however its task ends.
@@ -238,31 +328,48 @@ struct Leave {
 
 impl Drop for Leave {
     fn drop(&mut self) {
-        self.inner.active().remove(&self.id);
+        self.inner.active().steps.remove(&self.id);
         self.inner.left.notify_waiters();
     }
 }
 
 impl Inner {
-    fn active(&self) -> std::sync::MutexGuard<'_, HashMap<RequestId, Active>> {
+    /// A place at which a test may hold this agent.
+    async fn place(&self, point: &'static str, id: RequestId) {
+        let identity = &self.parts.identity;
+        muster_checkpoint::at(point, || {
+            format!("{} {}", id.run, identity.now().assignment().name)
+        })
+        .await;
+    }
+
+    fn active(&self) -> std::sync::MutexGuard<'_, Book> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a step on the list, with how many others are on it; `None` when
-    /// it is on it already.
-    fn enter(&self, id: RequestId) -> Option<(Active, usize)> {
-        let mut active = self.active();
-        if active.contains_key(&id) {
-            return None;
+    /// Puts a step on the list.
+    fn enter(&self, id: RequestId) -> Entered {
+        let mut book = self.active();
+        if book.doors == Doors::Closed {
+            return Entered::Closed;
         }
-        let others = active.len();
-        Some((active.entry(id).or_default().clone(), others))
+        if book.steps.contains_key(&id) {
+            return Entered::Known;
+        }
+        Entered::Fresh {
+            others: book.steps.len(),
+            doors: book.doors,
+            active: book.steps.entry(id).or_default().clone(),
+        }
     }
 
-    async fn idle(&self) {
+    /// Returns when at most so many are on the list.
+    async fn left(&self, at_most: usize) {
         loop {
-            let left = self.left.notified();
-            if self.active().is_empty() {
+            let mut left = std::pin::pin!(self.left.notified());
+            // Before the look: whoever leaves after it is noticed.
+            left.as_mut().enable();
+            if self.active().steps.len() <= at_most {
                 return;
             }
             left.await;
@@ -326,6 +433,7 @@ impl Inner {
         call: &Call,
         start_before: Timestamp,
         active: &Active,
+        kept: Kept,
     ) {
         let live = Live::new(id, self.parts.journal.clone(), self.parts.bus.clone());
         let slow = live.clone();
@@ -336,7 +444,9 @@ impl Inner {
             let _ = bus.say(NodeSays::Accepted, &Accepted { request: id }).await;
             slow.go_live().await;
         });
-        let result = self.execute(id, call, start_before, active, &live).await;
+        let result = self
+            .execute(id, call, start_before, active, (&live, kept))
+            .await;
         acknowledge.abort();
         if let Some(mut result) = result {
             let (chunks, inline, lost) = live.close().await;
@@ -360,7 +470,7 @@ impl Inner {
         call: &Call,
         start_before: Timestamp,
         active: &Active,
-        live: &Live,
+        (live, kept): (&Live, Kept),
     ) -> Option<NodeResult> {
         let unwritten = |e: crate::journal::JournalError| {
             error!("nothing is executed: {e}");
@@ -372,9 +482,11 @@ impl Inner {
         let slot = match self.slots.try_acquire() {
             Ok(slot) => slot,
             Err(_) => {
-                if let Err(e) = self.parts.journal.queue(id).await {
+                self.place("agent.queue.before", id).await;
+                if let Err(e) = self.parts.journal.queue(id, kept.clone()).await {
                     return unwritten(e);
                 }
+                self.place("agent.queue.after", id).await;
                 tokio::select! {
                     slot = self.slots.acquire() => slot.ok()?,
                     () = active.cancel.cancelled() => {
@@ -400,9 +512,15 @@ impl Inner {
             boot_id: self.parts.boot_id.clone(),
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
         };
-        if let Err(e) = self.parts.journal.start(id, note).await {
+        if let Err(reason) = self.parts.executor.prepare(call, id).await {
+            return Some(self.result(Outcome::Declined, printable(&reason, 500)));
+        }
+        self.place("agent.start.before", id).await;
+        if let Err(e) = self.parts.journal.start(id, note, kept).await {
+            self.parts.executor.abandon(id);
             return unwritten(e);
         }
+        self.place("agent.start.after", id).await;
         self.running.fetch_add(1, Ordering::Relaxed);
         let enrolled = self.parts.identity.now();
         let mut sink = live.clone();
@@ -421,6 +539,21 @@ impl Inner {
         Some(result)
     }
 
+    fn kept(&self, request: Sealed) -> Kept {
+        Kept {
+            request,
+            list: self.parts.identity.now().stored.keys.clone(),
+        }
+    }
+
+    /// Keeps the request of a step that never begins.
+    async fn keep(&self, id: RequestId, kept: Kept) {
+        if let Err(e) = self.parts.journal.keep(id, kept).await {
+            // Its outcome is worth more; whether that can be written shows.
+            warn!(run = %id.run, step = id.step, "a request cannot be kept: {e}");
+        }
+    }
+
     /// Writes an outcome down and has it reported. A full disk is waited
     /// out where something was executed: its outcome must not be lost.
     async fn end(&self, id: RequestId, result: NodeResult, chunks: u32, inline: bool) {
@@ -429,6 +562,7 @@ impl Inner {
         self.output
             .fetch_add(result.output_bytes, Ordering::Relaxed);
         let (mut result, mut chunks, mut inline) = (result, chunks, inline);
+        self.place("agent.finish.before", id).await;
         loop {
             match self
                 .parts
@@ -436,7 +570,10 @@ impl Inner {
                 .finish(id, result.clone(), chunks, inline)
                 .await
             {
-                Ok(()) => return self.parts.reporter.wake(),
+                Ok(()) => {
+                    self.place("agent.finish.after", id).await;
+                    return self.parts.reporter.wake();
+                }
                 Err(e) => {
                     error!(run = %id.run, step = id.step, "the outcome cannot be journaled: {e}");
                     let report = OutcomeReport {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use muster_protocol::ids::Serial;
+use muster_protocol::ids::{RequestId, Serial};
 use muster_protocol::run::Outcome;
 use tracing::{error, info, warn};
 
@@ -15,14 +15,22 @@ use crate::journal::{JournalError, Unfinished};
 impl Steps {
     /// Answers for each step that was begun and not ended: its processes are
     /// found and ended, and its outcome is `unknown`, because nobody saw how
-    /// far it came. One that only waited never ran, and says so.
+    /// far it came. One that only waited never ran, and says so. `but` goes
+    /// on: it is the upgrade by which this agent began.
     ///
     /// # Errors
     /// [`JournalError`] when the journal cannot be read; the agent must not
     /// begin then.
-    pub async fn recover(&self, kill_grace: Duration) -> Result<(), JournalError> {
+    pub async fn recover(
+        &self,
+        kill_grace: Duration,
+        but: Option<RequestId>,
+    ) -> Result<(), JournalError> {
         for step in self.0.parts.journal.unfinished().await? {
             let id = step.request;
+            if Some(id) == but {
+                continue;
+            }
             let (outcome, reason) = if step.start.is_some() {
                 let serial = self.0.parts.identity.now().serial();
                 let boot_id = &self.0.parts.boot_id;

@@ -12,9 +12,15 @@ use crate::state::StateDir;
 /// Arguments of `enroll`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The broker's address, such as `https://broker.example.org:7878`
-    #[arg(long, env = "MUSTER_ENROLL_URL")]
-    url: String,
+    /// The broker's address, such as `https://broker.example.org:7878`; those of several brokers of
+    /// one cluster with commas, or by repeating it
+    #[arg(
+        long,
+        env = "MUSTER_ENROLL_URL",
+        value_delimiter = ',',
+        required = true
+    )]
+    url: Vec<String>,
     /// The invite, from `muster node invite`. In the environment it cannot be
     /// seen by other users of this machine
     #[arg(long, env = "MUSTER_ENROLL_TOKEN", hide_env_values = true, value_parser = secret)]
@@ -48,7 +54,7 @@ pub fn main(args: &Args) -> Result<(), Failure> {
         ),
     };
     let invitation = Invitation {
-        url: args.url.clone(),
+        urls: args.url.clone(),
         token: args.token.clone(),
         ca,
         again: args.again,

@@ -159,6 +159,7 @@ impl Order {
             config.capabilities = Capabilities {
                 command: true,
                 shell: true,
+                ..config.capabilities
             };
         }
         let limits = Limits {

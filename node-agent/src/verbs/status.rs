@@ -94,7 +94,7 @@ fn text(enrolled: &Enrolled, counts: &Counts, running: Option<&str>, now: Timest
     line("roles", &or_none(roles.join(", ")));
     line("labels", &or_none(labels.join(", ")));
     line("cluster", &credentials.cluster.to_string());
-    line("broker", &enrolled.stored.url);
+    line("broker", &enrolled.stored.brokers().join(", "));
     line("NATS", &or_none(credentials.nats_urls.join(", ")));
     line(
         "credentials",
@@ -126,6 +126,7 @@ fn json(enrolled: &Enrolled, counts: &Counts, running: bool) -> String {
         "serial": credentials.serial,
         "cluster": credentials.cluster,
         "broker": enrolled.stored.url,
+        "brokers": enrolled.stored.brokers(),
         "nats": credentials.nats_urls,
         "expires": credentials.expires,
         "key_epoch": enrolled.keys.epoch,

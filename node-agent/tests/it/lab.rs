@@ -80,6 +80,7 @@ impl Cluster {
             }))
             .unwrap(),
             nats_urls: vec![nats.to_owned()],
+            brokers: Vec::new(),
             nats_ca: None,
             jwt: "not looked at by a server without authentication".into(),
             expires: after(now, Duration::from_secs(7 * 86_400)),
@@ -105,6 +106,10 @@ pub enum Receipt {
     Silence,
     /// Asks for these chunks, once for each request.
     MissingOnce(Vec<u32>),
+    /// Knows no run that was not proved to it.
+    Prove,
+    /// Knows no run, and wants no proof.
+    Unknown,
 }
 
 /// What the broker heard.
@@ -119,7 +124,21 @@ pub struct Heard {
     pub output_messages: usize,
     pub outcomes: Vec<OutcomeReport>,
     pub byes: usize,
+    /// Requests that the node has shown, as they came.
+    pub proofs: Vec<Sealed>,
+    pub lists: Vec<SignedText>,
     missing_asked: HashMap<RequestId, ()>,
+}
+
+impl Heard {
+    /// How often a request was shown.
+    pub fn proved(&self, id: RequestId) -> usize {
+        let of = |sealed: &&Sealed| {
+            let request: Request = serde_json::from_slice(&sealed.bytes).unwrap();
+            request.id() == id
+        };
+        self.proofs.iter().filter(of).count()
+    }
 }
 
 pub struct Broker {
@@ -243,6 +262,9 @@ fn answer(
                     keys: keys.clone(),
                     revision: *revision,
                     beat_every: Span::from_millis(500),
+                    recall: None,
+                    wants_keys: false,
+                    follow_after: None,
                 },
             };
             return Some(serde_json::to_vec(&welcome).unwrap());
@@ -280,14 +302,40 @@ fn answer(
             heard.outcomes.push(report);
             let answer = match receipt {
                 Receipt::Silence => return None,
-                Receipt::MissingOnce(chunks) if heard.missing_asked.insert(id, ()).is_none() => {
+                // Again while they have not come: the answer may be lost.
+                Receipt::MissingOnce(chunks)
+                    if heard.missing_asked.insert(id, ()).is_none()
+                        || chunks.iter().any(|n| !heard.output.contains_key(&(id, *n))) =>
+                {
                     OutcomeAnswer::Missing {
                         chunks: chunks.clone(),
                     }
                 }
-                Receipt::MissingOnce(_) | Receipt::Stored => OutcomeAnswer::Stored,
+                Receipt::Prove if heard.proved(id) < 2 => OutcomeAnswer::Prove,
+                Receipt::Unknown => OutcomeAnswer::Unknown,
+                Receipt::MissingOnce(_) | Receipt::Stored | Receipt::Prove => OutcomeAnswer::Stored,
             };
             return Some(serde_json::to_vec(&answer).unwrap());
+        }
+        NodeSays::Proof => {
+            let headers = message.headers.as_ref().unwrap();
+            let header = |name: &str| headers.get(name).unwrap().as_str();
+            heard.proofs.push(Sealed {
+                bytes: bytes.to_vec(),
+                key: header(KEY_HEADER).parse().unwrap(),
+                signature: header(SIGNATURE_HEADER).parse().unwrap(),
+            });
+            // The key is known once a list was shown.
+            let answer = if heard.lists.is_empty() {
+                ProofAnswer::UnknownKey
+            } else {
+                ProofAnswer::Taken
+            };
+            return Some(serde_json::to_vec(&answer).unwrap());
+        }
+        NodeSays::Keys => {
+            heard.lists.push(read(bytes));
+            return Some(serde_json::to_vec(&KeysAnswer::Taken).unwrap());
         }
         NodeSays::Bye => heard.byes += 1,
     }
@@ -319,6 +367,7 @@ impl Lab {
         let credentials = cluster.credentials(&keys, &nats.url());
         Enrolled::new(Enrolment {
             url: "http://127.0.0.1:1".into(),
+            others: Vec::new(),
             root: cluster.root.public(),
             keys: cluster.first_list(),
             ca: None,
@@ -429,6 +478,8 @@ impl Lab {
             run: RunId::random(),
             step: 0,
             set: [SERIAL].into_iter().collect(),
+            whole: muster_protocol::nodeset::NodeSet::new(),
+            created: None,
             predicate: "role=web".into(),
             issued: now,
             start_before: after(now, Duration::from_secs(15)),

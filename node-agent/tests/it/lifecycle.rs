@@ -142,6 +142,36 @@ async fn an_outcome_is_told_until_the_broker_has_it() {
     assert_eq!(lab.broker.count_outcomes(id), told);
 }
 
+/// A broker that was killed gives no answer to what was on its way. That holds
+/// nothing else up, and whoever comes after it need only ask.
+#[tokio::test]
+async fn an_answer_that_never_comes_holds_nothing_up() {
+    let lab = Lab::start().await;
+    lab.broker.acknowledge(Receipt::Silence);
+    let call = lab.shell("true");
+    let first = lab.send(&call).await;
+    lab.broker.outcome(first).await;
+    // An answer is waited for as long as twenty beats take.
+    let beats = || lab.broker.heard().beats.len();
+    let before = beats();
+    lab.broker.acknowledge(Receipt::Stored);
+    let second = lab.run("true").await.request;
+    assert_ne!(first, second);
+    assert_eq!(lab.send(&call).await, first);
+    lab.broker
+        .wait("the first outcome again", |h| {
+            (h.outcomes.iter().filter(|o| o.request == first).count() > 1).then_some(())
+        })
+        .await;
+    assert!(beats() - before < 15, "it waited for {}", beats() - before);
+    let path = lab.path("state").join("journal.db");
+    lab.until("both acknowledgements", || {
+        muster_agent::journal::Db::counts_of(&path).is_ok_and(|c| c.acknowledged == 2)
+    })
+    .await;
+    assert_eq!(lab.broker.count_outcomes(second), 1);
+}
+
 #[tokio::test]
 async fn it_comes_back_when_nats_does_and_says_hello_again() {
     let mut lab = Lab::start().await;

@@ -14,4 +14,5 @@ mod lab;
 mod lifecycle;
 mod nats;
 mod output;
+mod reconcile;
 mod requests;

@@ -252,7 +252,7 @@ async fn the_node_has_the_last_word() {
     }
     assert!(declined(other).await.contains("does not have the scenario"));
     let hello = lab.broker.heard().hellos[0].clone();
-    assert_eq!(hello.capabilities, ["command"]);
+    assert_eq!(hello.capabilities, ["command", "upgrade"]);
 }
 
 #[tokio::test]

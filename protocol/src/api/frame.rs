@@ -92,6 +92,15 @@ pub enum Frame {
         /// Who.
         by: PrincipalName,
     },
+    /// The place that the watcher named is not known any more: the store went
+    /// back in time, and places are numbered anew. What follows begins with
+    /// the run's beginning. Like [`Frame::Accepted`] it has no id.
+    RunBeginsAgain {
+        /// The run.
+        run: RunId,
+        /// Why, for people.
+        reason: String,
+    },
     /// Last.
     RunFinished {
         /// The run.
@@ -119,6 +128,7 @@ impl Frame {
             Self::Outcome { .. } => "outcome",
             Self::LateOutcome { .. } => "late_outcome",
             Self::RunCancelling { .. } => "run_cancelling",
+            Self::RunBeginsAgain { .. } => "run_begins_again",
             Self::RunFinished { .. } => "run_finished",
         }
     }

@@ -54,6 +54,8 @@ fn request() -> Request {
         run: RunId::from_bytes([4; 16]),
         step: 0,
         set: [ME, Serial(40)].into_iter().collect(),
+        whole: NodeSet::new(),
+        created: None,
         predicate: "role=web".into(),
         issued: at(0),
         start_before: at(15),
@@ -165,6 +167,11 @@ fn a_clock_an_hour_off_is_answered_and_strangers_are_not() {
         let refusal = check(&w, &request().seal(&w.broker), at(hour)).expect_err("refused");
         assert!(refusal.is_answered(), "{refusal}");
     }
+    let back = Refusal::Replayed { behind: 3_600 };
+    assert!(
+        back.is_answered() && back.to_string().contains("clock"),
+        "{back}"
+    );
     assert!(!Refusal::BadSignature.is_answered());
     assert!(!Refusal::NotInSet.is_answered());
 }

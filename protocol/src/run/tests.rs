@@ -25,6 +25,7 @@ fn spec(targets: u32, batch: Option<Amount>, max_failures: Option<Amount>) -> Ru
         retry_of: None,
         left_out: 0,
         local: None,
+        rebuilt: None,
         created: Timestamp::UNIX_EPOCH,
     }
 }
@@ -59,6 +60,15 @@ fn intent(nodes: &[Serial]) -> RunEvent {
         nodes: nodes.iter().copied().collect(),
         at: Timestamp::UNIX_EPOCH,
     }
+}
+
+/// What is counted as nodes move, counted anew.
+fn recount(state: &RunState) -> Tally {
+    let mut tally = Tally::default();
+    for node in state.nodes.values() {
+        tally.add(&node.phase);
+    }
+    tally
 }
 
 #[test]
@@ -191,6 +201,7 @@ proptest! {
                 Next::Ended => break,
             };
             s.apply(&event).expect("follows");
+            prop_assert_eq!(&s.tally, &recount(&s));
             journal.push(event);
         }
         prop_assert_eq!(s.next(), Next::Ended);

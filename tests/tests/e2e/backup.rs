@@ -6,7 +6,8 @@ use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use muster_tests::{PATIENCE, Said, Up, finish, lines, signal, wait_for};
+use muster_tests::invariants::{Audit, Counter};
+use muster_tests::{PATIENCE, Said, Up, finish, signal, wait_for};
 use rustix::process::Signal;
 
 /// An agent of a machine of its own: its state is not the broker's.
@@ -87,14 +88,14 @@ fn restore(up: &Up, file: &Path, state: &Path) -> Said {
 
 /// Runs a script on all nodes that leaves a line in a file each time.
 fn count_run(up: &Up, tag: &str) -> String {
-    let script = format!("echo {tag}; echo x >> {}", counter(up, tag).display());
+    let script = format!("echo {tag}; {}", counter(up, tag).around("true"));
     up.muster(&["run", "role=web", "--json", "--shell", "--", &script])
         .exits(0)
         .run()
 }
 
-fn counter(up: &Up, tag: &str) -> PathBuf {
-    up.dir.path().join(format!("{tag}.count"))
+fn counter(up: &Up, tag: &str) -> Counter {
+    up.counter(tag)
 }
 
 #[test]
@@ -109,11 +110,10 @@ fn nodes_that_have_moved_on_come_back_to_a_restored_cluster() {
 
     // A backup under load, with a run that is not finished in it.
     let go = up.dir.path().join("go");
-    let script = format!(
-        "until [ -e {} ]; do sleep 0.1; done; echo x >> {}",
-        go.display(),
-        counter(&up, "open").display()
-    );
+    let script = counter(&up, "open").around(&format!(
+        "until [ -e {} ]; do sleep 0.1; done",
+        go.display()
+    ));
     let open = up
         .muster(&[
             "run", "role=web", "--detach", "--json", "--shell", "--", &script,
@@ -219,7 +219,7 @@ fn nodes_that_have_moved_on_come_back_to_a_restored_cluster() {
             .into()
     );
     count_run(&up, "restored");
-    assert_eq!(lines(&counter(&up, "restored")).len(), 2);
+    assert_eq!(counter(&up, "restored").begun(), 2);
     let status = up.muster(&["status", "--json"]).json_lines().remove(0);
     assert!(status["epoch"].as_u64() > Some(epoch + 100_000), "{status}");
     assert!(
@@ -227,10 +227,20 @@ fn nodes_that_have_moved_on_come_back_to_a_restored_cluster() {
         "{status}"
     );
 
-    // What was before is there; what was after is not.
+    // What was before is there; what was after comes back from the nodes.
     let show = up.muster(&["runs", "show", &before]).exits(0);
     assert!(show.out.contains("before"), "{show:?}");
-    assert_ne!(up.muster(&["runs", "show", &after]).code, 0);
+    wait_for("the run after the backup", || {
+        let said = up.muster(&["runs", "show", &after]);
+        (said.code == 0 && said.out.contains("2 succeeded")).then_some(())
+    })
+    .unwrap_or_else(|e| {
+        panic!(
+            "{e}: {:?} {}",
+            up.muster(&["runs", "show", &after]),
+            up.logs()
+        )
+    });
     // What was open is ended, and nothing has happened twice.
     // The nodes still know how it ended, and are asked.
     let watched = up.muster(&["runs", "watch", &open, "--json"]);
@@ -238,7 +248,7 @@ fn nodes_that_have_moved_on_come_back_to_a_restored_cluster() {
         watched.outcomes().len() == 2 && watched.outcomes().values().all(|o| o == "succeeded"),
         "{watched:?}"
     );
-    assert_eq!(lines(&counter(&up, "open")).len(), 2);
+    assert_eq!(counter(&up, "open").begun(), 2);
     let known = up.muster(&["runs", "list", "--json"]).exits(0).list();
     for run in &known {
         let id = run["id"].as_str().expect("an id");
@@ -252,7 +262,7 @@ fn nodes_that_have_moved_on_come_back_to_a_restored_cluster() {
         .into_iter()
         .chain(runs.iter().map(String::as_str))
     {
-        assert_eq!(lines(&counter(&up, tag)).len(), 2, "{tag}");
+        assert_eq!(counter(&up, tag).begun(), 2, "{tag}");
     }
 
     // Who came later is told, and comes back with a serial of its own.
@@ -277,7 +287,7 @@ fn nodes_that_have_moved_on_come_back_to_a_restored_cluster() {
     let serial = node(&up, "late").expect("there")["serial"].as_u64();
     assert!(serial > Some(late_serial + 100), "{serial:?}");
     count_run(&up, "three");
-    assert_eq!(lines(&counter(&up, "three")).len(), 3);
+    assert_eq!(counter(&up, "three").begun(), 3);
 
     // The restored cluster can be backed up and restarted like any other.
     let second = up.dir.path().join("second.backup");
@@ -286,7 +296,8 @@ fn nodes_that_have_moved_on_come_back_to_a_restored_cluster() {
     up.launch().expect("starts again");
     wait_up(&up, &["a-1", "a-2", "late"]);
     count_run(&up, "again");
-    assert_eq!(lines(&counter(&up, "again")).len(), 3);
+    assert_eq!(counter(&up, "again").begun(), 3);
+    Audit::of(&up).holds();
 }
 
 #[test]
@@ -393,4 +404,5 @@ fn a_broker_killed_while_it_imports_begins_again() {
     let known = up.muster(&["runs", "list", "--json"]).exits(0).list();
     assert_eq!(known.len(), runs.len(), "each once");
     assert!(!up.state().join("restore").exists());
+    Audit::of(&up).holds();
 }

@@ -2,21 +2,33 @@
 //! said, what is not known is said to be unknown, nothing is done twice, and
 //! it works again when the fault is gone.
 
+mod checker;
 mod clock;
 mod disk;
+mod draw;
+mod fencing;
+mod fleet;
 mod flood;
 mod input;
 mod kill;
 mod nats;
 mod network;
+mod oneway;
+mod pause;
+mod positions;
+mod reconcile;
+mod replay;
+mod slow;
+mod steps;
+mod yesterday;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use muster_tests::{Said, Up, finish, lines, wait_for};
+use muster_tests::{Said, Up, finish, wait_for};
 use serde_json::Value;
 
 /// Says that a test did not test anything here, past the test runner's
@@ -71,11 +83,6 @@ fn outcome_of(said: &Said, node: &str) -> Value {
         .into_iter()
         .find(|l| l["type"] == "outcome" && l["node"] == node)
         .unwrap_or_else(|| panic!("no outcome of {node}: {said:#?}"))
-}
-
-/// How often a word is a line of a file.
-fn count(file: &Path, word: &str) -> usize {
-    lines(file).iter().filter(|l| *l == word).count()
 }
 
 /// Runs `true` on these until all of them succeed.
@@ -140,6 +147,10 @@ impl Process {
             .spawn()
             .unwrap_or_else(|e| panic!("{command:?}: {e}"));
         Self { child, log }
+    }
+
+    fn id(&self) -> u32 {
+        self.child.id()
     }
 
     fn says(&self) -> String {

@@ -21,7 +21,7 @@ pub(crate) fn enrolment(up: &Up, node: &str) -> Value {
     serde_json::from_str(&text).expect("json")
 }
 
-fn nats_url(up: &Up, node: &str) -> String {
+pub(crate) fn nats_url(up: &Up, node: &str) -> String {
     enrolment(up, node)["credentials"]["nats_urls"][0]
         .as_str()
         .expect("a url")
@@ -30,7 +30,7 @@ fn nats_url(up: &Up, node: &str) -> String {
 
 /// A client that may do everything in the account: what somebody has who took
 /// the NATS server, but no signing key.
-async fn wire(up: &Up, node: &str) -> Client {
+pub(crate) async fn wire(up: &Up, node: &str) -> Client {
     let keys = NatsKeys::load(&up.state().join("keys")).expect("the broker's NATS keys");
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

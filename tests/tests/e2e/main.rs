@@ -10,3 +10,4 @@ mod lifecycle;
 mod local;
 mod path;
 mod runs;
+mod upgrade;

@@ -171,11 +171,11 @@ impl Node {
             welcome,
         });
         client.flush().await.expect("flushed");
-        shared.hello().await;
         let this = Arc::clone(&shared);
         let task = tokio::spawn(async move {
             let mut heard = select_all(heard);
-            let mut beat = tokio::time::interval(Duration::from_millis(500));
+            let every = Duration::from_millis(500);
+            let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
             loop {
                 tokio::select! {
                     message = heard.next() => match message {
@@ -186,6 +186,8 @@ impl Node {
                 }
             }
         });
+        // A node that says hello may be asked by a ping who it is.
+        shared.hello().await;
         Self {
             instance,
             client,
@@ -240,6 +242,7 @@ impl Shared {
             revision: self.revision,
             running: 0,
             refused: [].into(),
+            position: None,
         }
     }
 
@@ -254,6 +257,8 @@ impl Shared {
             key_epoch: self.keys.epoch,
             broker_epoch: 0,
             capabilities: vec!["command".into()],
+            build: None,
+            journal: None,
         };
         let json = serde_json::to_vec(&hello).expect("json");
         let subject = NodeSays::Hello.subject(self.serial);
@@ -317,6 +322,7 @@ impl Shared {
                     &Pong {
                         request: request.id(),
                         instance: self.instance,
+                        position: None,
                     },
                 )
                 .await
@@ -342,7 +348,7 @@ impl Shared {
                     self.release.notify_one();
                 }
             }
-            Ask::Refresh { .. } | Ask::Keys { .. } => {}
+            Ask::Refresh { .. } | Ask::Recall(_) | Ask::Keys { .. } => {}
         }
     }
 
@@ -479,7 +485,9 @@ impl Shared {
                             }
                         }
                     }
-                    OutcomeAnswer::Stored | OutcomeAnswer::Unknown => return answer,
+                    OutcomeAnswer::Stored | OutcomeAnswer::Unknown | OutcomeAnswer::Prove => {
+                        return answer;
+                    }
                 }
             }
             sleep(Duration::from_millis(100)).await;
@@ -532,6 +540,8 @@ impl Swarm {
                 key_epoch: keys.epoch,
                 broker_epoch: 0,
                 capabilities: Vec::new(),
+                build: None,
+                journal: None,
             };
             said(
                 *serial,

@@ -1,6 +1,7 @@
 //! A clock that is an hour off.
 
-use muster_tests::{Up, lines, wait_for};
+use muster_tests::invariants::Audit;
+use muster_tests::{Up, wait_for};
 
 use super::{Process, agent, ended, enrol, node, outcome_of, sh, skipped, wait_state};
 
@@ -13,7 +14,7 @@ fn an_agent_an_hour_off_is_refused_and_both_sides_say_why() {
         );
     }
     let up = Up::start(&["right:role=c"]).expect("starts");
-    let file = up.dir.path().join("effects");
+    let counter = up.counter("effects");
     for (name, shift) in [("ahead", "+3600s"), ("behind", "-3600s")] {
         enrol(&up, name, "c");
         let inner = agent(&up, name);
@@ -31,7 +32,7 @@ fn an_agent_an_hour_off_is_refused_and_both_sides_say_why() {
         let process = Process::start(command, up.dir.path().join(format!("{name}.log")));
         wait_state(&up, name, "up");
 
-        let script = format!("echo $MUSTER_NODE >> {}", file.display());
+        let script = counter.around("true");
         let run = up
             .muster(&["run", name, "--detach", "--json", "--shell", "--", &script])
             .exits(0)
@@ -69,5 +70,9 @@ fn an_agent_an_hour_off_is_refused_and_both_sides_say_why() {
     }
     // The others are not disturbed, and nothing was done.
     up.muster(&["run", "right", "--", "true"]).exits(0);
-    assert!(lines(&file).is_empty(), "{:?}", lines(&file));
+    assert_eq!(counter.begun(), 0, "{:?}", counter.effects());
+    Audit::of(&up)
+        .clock_off("ahead")
+        .clock_off("behind")
+        .holds();
 }

@@ -3,7 +3,8 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use muster_tests::{Up, finish, lines, wait_for};
+use muster_tests::invariants::Audit;
+use muster_tests::{Up, finish, wait_for};
 
 use super::{
     Process, agent, ended, enrol, machine, one_outcome_each, outcome_of, ready, sh, skipped,
@@ -60,8 +61,8 @@ fn an_agent_without_room_executes_nothing_and_says_so() {
     works(&up, "role=d", 2);
 
     disk.fill();
-    let file = up.dir.path().join("effects");
-    let script = format!("echo $MUSTER_NODE >> {}", file.display());
+    let counter = up.counter("effects");
+    let script = counter.around("true");
     let mut attempts = 0;
     // SQLite may still have room in its own files for a few.
     let told = wait_for("a refusal", || {
@@ -70,7 +71,7 @@ fn an_agent_without_room_executes_nothing_and_says_so() {
         one_outcome_each(&said, &["full", "roomy"]);
         assert_eq!(outcome_of(&said, "roomy")["outcome"], "succeeded");
         let told = outcome_of(&said, "full");
-        let effects = super::count(&file, "full");
+        let effects = counter.of("full").0;
         if told["outcome"] == "succeeded" {
             assert_eq!(effects, attempts, "{told}");
             return None;
@@ -87,34 +88,30 @@ fn an_agent_without_room_executes_nothing_and_says_so() {
     );
     assert!(process.runs(), "{}", process.says());
     wait_state(&up, "full", "up");
-    let before = super::count(&file, "full");
+    let before = counter.of("full").0;
 
     disk.free();
     works(&up, "role=d", 2);
     up.muster(&["run", "full", "--shell", "--", &script])
         .exits(0);
-    assert_eq!(super::count(&file, "full"), before + 1);
+    assert_eq!(counter.of("full").0, before + 1);
     // What was declined is not done later.
-    assert_eq!(
-        lines(&file).len(),
-        before + 1 + super::count(&file, "roomy")
-    );
+    assert_eq!(counter.begun(), before + 1 + counter.of("roomy").0);
 
     // It fills while a command runs, whose outcome must not be lost.
-    let begun = up.dir.path().join("begun");
+    let begun = up.counter("begun");
     let go = up.dir.path().join("go");
-    let script = format!(
-        "echo x >> {}; while ! test -e {}; do sleep 0.05; done; echo said",
-        begun.display(),
+    let script = begun.around(&format!(
+        "while ! test -e {}; do sleep 0.05; done; echo said",
         go.display()
-    );
+    ));
     let run = up
         .muster(&[
             "run", "full", "--detach", "--json", "--shell", "--", &script,
         ])
         .exits(0)
         .run();
-    wait_for("the command", || (lines(&begun).len() == 1).then_some(())).expect("it runs");
+    wait_for("the command", || (begun.begun() == 1).then_some(())).expect("it runs");
     disk.fill();
     std::fs::write(&go, "").expect("writes");
     process.says_soon("journal");
@@ -125,8 +122,9 @@ fn an_agent_without_room_executes_nothing_and_says_so() {
         "succeeded",
         "{said:?}"
     );
-    assert_eq!(lines(&begun).len(), 1);
+    assert_eq!(begun.of("full"), (1, 1));
     works(&up, "role=d", 2);
+    Audit::of(&up).holds();
 }
 
 #[test]
@@ -151,23 +149,19 @@ fn a_broker_without_room_loses_nothing_that_was_acknowledged() {
         .run();
 
     // It fills while a run is under way.
-    let effects = up.dir.path().join("effects");
+    let effects = up.counter("effects");
     let go = up.dir.path().join("go");
-    let script = format!(
-        "echo $MUSTER_NODE >> {}; while ! test -e {}; do sleep 0.05; done; echo said",
-        effects.display(),
+    let script = effects.around(&format!(
+        "while ! test -e {}; do sleep 0.05; done; echo said",
         go.display()
-    );
+    ));
     let run = up
         .muster(&[
             "run", "role=d", "--detach", "--json", "--shell", "--", &script,
         ])
         .exits(0)
         .run();
-    wait_for("the commands", || {
-        (lines(&effects).len() == 2).then_some(())
-    })
-    .expect("they run");
+    wait_for("the commands", || (effects.begun() == 2).then_some(())).expect("they run");
     disk.fill();
     std::fs::write(&go, "").expect("writes");
 
@@ -179,12 +173,12 @@ fn a_broker_without_room_loses_nothing_that_was_acknowledged() {
     })
     .unwrap_or_else(|e| panic!("{e}: {}", up.logs()));
     assert!(reason.contains("NATS"), "{reason}");
-    let refused = up.dir.path().join("refused");
-    let script = format!("echo $MUSTER_NODE >> {}", refused.display());
+    let refused = up.counter("refused");
+    let script = refused.around("true");
     let said = up.muster(&["run", "role=d", "--detach", "--shell", "--", &script]);
     assert_eq!(said.code, 5, "{said:?}");
     assert!(said.err.contains("NATS"), "{said:?}");
-    assert!(lines(&refused).is_empty());
+    assert_eq!(refused.begun(), 0);
     let doctor = up.muster(&["doctor"]);
     assert_ne!(doctor.code, 0, "{doctor:?}");
 
@@ -196,10 +190,11 @@ fn a_broker_without_room_loses_nothing_that_was_acknowledged() {
         "{outcomes:?} {said:#?} {}",
         up.logs()
     );
-    assert_eq!(lines(&effects).len(), 2, "{:?}", lines(&effects));
+    assert_eq!(effects.begun(), 2, "{:?}", effects.effects());
     works(&up, "role=d", 2);
-    assert!(lines(&refused).is_empty());
+    assert_eq!(refused.begun(), 0);
     let show = up.muster(&["runs", "show", &earlier]).exits(0);
     assert!(show.out.contains("earlier"), "{show:?}");
+    Audit::of(&up).holds();
     drop(agents);
 }

@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 
+use muster_tests::invariants::Audit;
 use muster_tests::{PATIENCE, Up, finish, wait_for};
 
 use super::works;
@@ -94,4 +95,5 @@ fn a_flood_of_output_from_all_nodes_disturbs_nobody() {
     let said = finish(up.command(&["runs"])).exits(0);
     assert!(said.out.contains("yes"), "{said:?}");
     works(&up, "*", 6);
+    Audit::of(&up).holds();
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use muster_tests::invariants::Audit;
 use muster_tests::{Said, Up, finish, signal, wait_for};
 use rustix::process::Signal;
 
@@ -110,6 +111,7 @@ fn rubbish_in_the_files_of_an_agent() {
     let _process = super::Process::start(agent(&up, "a-1"), log);
     super::wait_state(&up, "a-1", "up");
     works(&up, "role=x", 1);
+    Audit::of(&up).holds();
 }
 
 fn up_says(up: &Up) -> Said {
@@ -305,4 +307,5 @@ fn rubbish_and_silence_on_the_http_port() {
     works(&up, "role=x", 1);
     let log = up.logs();
     assert!(!log.contains("panicked"), "{log}");
+    Audit::of(&up).holds();
 }

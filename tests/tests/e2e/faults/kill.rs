@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use muster_tests::{Up, lines, processes, signal, wait_for};
+use muster_tests::invariants::Audit;
+use muster_tests::{Up, processes, signal, wait_for};
 use rustix::process::Signal;
 
-use super::{count, ended, one_outcome_each, outcome_of, works};
+use super::{ended, one_outcome_each, outcome_of, works};
 
 const TWO: [&str; 2] = ["a-1:role=a", "a-2:role=a"];
 const NAMES: [&str; 2] = ["a-1", "a-2"];
@@ -16,11 +17,8 @@ const DELAYS_MS: [u64; 5] = [0, 90, 250, 430, 600];
 /// Starts a run that counts its effects, kills after the delay, and looks at
 /// what is told in the end.
 fn killed_after(up: &mut Up, delay: u64, kill: impl FnOnce(&mut Up)) {
-    let file = up.dir.path().join(format!("effects-{delay}"));
-    let script = format!(
-        "echo begun $MUSTER_NODE >> {0}; sleep 0.{TAKES_MS}; echo done $MUSTER_NODE >> {0}",
-        file.display()
-    );
+    let counter = up.counter(&format!("after-{delay}"));
+    let script = counter.around(&format!("sleep 0.{TAKES_MS}"));
     let run = up
         .muster(&[
             "run", "role=a", "--detach", "--json", "--shell", "--", &script,
@@ -33,14 +31,8 @@ fn killed_after(up: &mut Up, delay: u64, kill: impl FnOnce(&mut Up)) {
     let said = ended(up, &run);
     let outcomes = one_outcome_each(&said, &NAMES);
     for (node, outcome) in &outcomes {
-        let begun = count(&file, &format!("begun {node}"));
-        let done = count(&file, &format!("done {node}"));
+        let (begun, done) = counter.of(node);
         let told = outcome_of(&said, node);
-        assert!(
-            begun <= 1 && done <= begun,
-            "{node} acted twice: {:?}",
-            lines(&file)
-        );
         match outcome.as_str() {
             "succeeded" => assert_eq!((begun, done), (1, 1), "{told}"),
             "unknown" => assert!(
@@ -66,14 +58,10 @@ fn all_succeed_when(part: &str) {
     let mut up = Up::start(&TWO).expect("starts");
     for delay in DELAYS_MS {
         killed_after(&mut up, delay, |up| kill_part(up, part));
-        let file = up.dir.path().join(format!("effects-{delay}"));
         // No agent was touched: everything was done, and it is known.
+        let counter = up.counter(&format!("after-{delay}"));
         for node in NAMES {
-            assert_eq!(
-                count(&file, &format!("done {node}")),
-                1,
-                "{delay} ms: {node}"
-            );
+            assert_eq!(counter.of(node), (1, 1), "{delay} ms: {node}");
         }
         works(&up, "role=a", 2);
     }
@@ -84,10 +72,11 @@ fn all_succeed_when(part: &str) {
     );
     assert!(
         runs.iter()
-            .filter(|r| r["title"].as_str().is_some_and(|t| t.contains("begun")))
+            .filter(|r| r["title"].as_str().is_some_and(|t| t.contains("begin")))
             .all(|r| r["state"] == "succeeded"),
         "{runs:#?}"
     );
+    Audit::of(&up).holds();
 }
 
 #[test]
@@ -145,6 +134,7 @@ fn an_agent_that_is_killed_answers_for_what_it_began() {
         "{told}"
     );
     works(&up, "role=a", 2);
+    Audit::of(&up).holds();
 }
 
 #[test]
@@ -155,13 +145,9 @@ fn muster_up_that_is_killed_disturbs_no_run() {
             up.stop(Signal::KILL).expect("dies");
             up.launch().expect("starts again");
         });
-        let file = up.dir.path().join(format!("effects-{delay}"));
+        let counter = up.counter(&format!("after-{delay}"));
         for node in NAMES {
-            assert_eq!(
-                count(&file, &format!("done {node}")),
-                1,
-                "{delay} ms: {node}"
-            );
+            assert_eq!(counter.of(node), (1, 1), "{delay} ms: {node}");
         }
     }
     // Everything at once, in mid-command: the orphans are ended at the next
@@ -174,4 +160,5 @@ fn muster_up_that_is_killed_disturbs_no_run() {
         up.launch().expect("starts again");
     });
     works(&up, "role=a", 2);
+    Audit::of(&up).holds();
 }

@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::process::Command;
 
+use muster_tests::invariants::Audit;
 use muster_tests::{Up, finish, free_port, signal, wait_for};
 use rustix::process::Signal;
 
@@ -153,6 +154,7 @@ fn a_broker_waits_for_its_server_and_says_for_what() {
     })
     .unwrap_or_else(|e| panic!("{e}: {:?} {}", ready(&up), broker.says()));
     up.muster(&["nodes"]).exits(0);
+    Audit::of(&up).holds();
 }
 
 #[test]
@@ -186,4 +188,5 @@ fn a_server_that_goes_away_is_said_and_waited_for() {
         "{}",
         up.logs()
     );
+    Audit::of(&up).holds();
 }

@@ -4,22 +4,23 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use muster_tests::{Said, bin, finish, lines, processes, signal, wait_for};
+use muster_tests::invariants::{Audit, counter_in};
+use muster_tests::{Said, bin, finish, processes, signal, wait_for};
 use rustix::process::Signal;
 
 use super::{Process, invite_token, outcome_of, sh, skipped};
 
 /// A machine for the broker and one for a node, with a cable in between.
-struct Lab {
-    dir: tempfile::TempDir,
+pub(super) struct Lab {
+    pub(super) dir: tempfile::TempDir,
     id: String,
     net: String,
-    up: Option<Process>,
-    agent: Option<Process>,
+    pub(super) up: Option<Process>,
+    pub(super) agent: Option<Process>,
 }
 
 impl Lab {
-    fn build(what: &str) -> Option<Self> {
+    pub(super) fn build(what: &str) -> Option<Self> {
         static COUNT: AtomicU16 = AtomicU16::new(0);
         let pid = std::process::id();
         let id = format!("{pid:x}{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -53,7 +54,7 @@ impl Lab {
         Some(lab)
     }
 
-    fn ns(&self, end: char) -> String {
+    pub(super) fn ns(&self, end: char) -> String {
         format!("muster-{}{end}", self.id)
     }
 
@@ -72,7 +73,7 @@ impl Lab {
         }
     }
 
-    fn state(&self, name: &str) -> PathBuf {
+    pub(super) fn state(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -91,7 +92,7 @@ impl Lab {
         command
     }
 
-    fn start_up(&self, state: &str, http: u16, nats: u16, home: &str) -> Process {
+    pub(super) fn start_up(&self, state: &str, http: u16, nats: u16, home: &str) -> Process {
         let mut command = self.on('b', "muster");
         command
             .args(["up", "--listen", &format!("{}.1:{http}", self.net)])
@@ -104,13 +105,13 @@ impl Lab {
         process
     }
 
-    fn muster(&self, args: &[&str]) -> Said {
+    pub(super) fn muster(&self, args: &[&str]) -> Said {
         let mut command = self.on('b', "muster");
         command.args(args).env("HOME", self.state("home"));
         finish(command)
     }
 
-    fn enrol(&self, http: u16, token: &str, machine: &str) -> Said {
+    pub(super) fn enrol(&self, http: u16, token: &str, machine: &str) -> Said {
         let mut command = self.on('n', "muster-agent");
         command
             .args(["enroll", "--url", &format!("https://{}.1:{http}", self.net)])
@@ -120,7 +121,7 @@ impl Lab {
         finish(command)
     }
 
-    fn run_agent(&self, machine: &str) -> Process {
+    pub(super) fn run_agent(&self, machine: &str) -> Process {
         let mut command = self.on('n', "muster-agent");
         command.args(["run", "--state"]).arg(self.state(machine));
         Process::start(command, self.dir.path().join(format!("{machine}.log")))
@@ -132,14 +133,14 @@ impl Lab {
         node["state"].as_str().map(str::to_owned)
     }
 
-    fn wait_state(&self, name: &str, wanted: &[&str]) {
+    pub(super) fn wait_state(&self, name: &str, wanted: &[&str]) {
         wait_for(&format!("{name} to be {wanted:?}"), || {
             self.state_of(name).filter(|s| wanted.contains(&s.as_str()))
         })
         .unwrap_or_else(|e| panic!("{e}: {:?} {}", self.state_of(name), self.said()));
     }
 
-    fn said(&self) -> String {
+    pub(super) fn said(&self) -> String {
         [&self.up, &self.agent]
             .into_iter()
             .flatten()
@@ -147,7 +148,7 @@ impl Lab {
             .collect()
     }
 
-    fn ended(&self, run: &str) -> Said {
+    pub(super) fn ended(&self, run: &str) -> Said {
         let said = self.muster(&["runs", "watch", run, "--json"]);
         assert!(
             said.out.contains("run_finished"),
@@ -240,27 +241,29 @@ fn over_a_network_with_tls_that_is_cut_and_comes_back() {
     lab.muster(&["run", "role=far", "--", "true"]).exits(0);
 
     // Cut in mid-command; the command ends meanwhile.
-    let effects = lab.dir.path().join("effects");
+    let effects = counter_in(lab.dir.path(), "effects");
     let go = lab.dir.path().join("go");
-    let script = format!(
-        "echo x >> {0}; while ! test -e {1}; do sleep 0.05; done; echo said; echo done >> {0}",
-        effects.display(),
+    let script = effects.around(&format!(
+        "while ! test -e {}; do sleep 0.05; done; echo said",
         go.display()
-    );
+    ));
     let run = lab
         .muster(&[
             "run", "role=far", "--detach", "--json", "--shell", "--", &script,
         ])
         .exits(0)
         .run();
-    wait_for("the command", || (lines(&effects).len() == 1).then_some(())).expect("it runs");
+    wait_for("the command", || {
+        (effects.of("far-1") == (1, 0)).then_some(())
+    })
+    .expect("it runs");
     lab.cable("down");
     std::fs::write(&go, "").expect("writes");
-    wait_for("its end", || (lines(&effects).len() == 2).then_some(())).expect("it ends");
+    wait_for("its end", || (effects.of("far-1") == (1, 1)).then_some(())).expect("it ends");
 
     // Nothing gets there now, and that is what is said.
-    let never = lab.dir.path().join("never");
-    let script = format!("echo x >> {}", never.display());
+    let never = counter_in(lab.dir.path(), "never");
+    let script = never.around("true");
     let said = lab.muster(&[
         "run",
         "role=far",
@@ -285,17 +288,18 @@ fn over_a_network_with_tls_that_is_cut_and_comes_back() {
     lab.wait_state("far-1", &["late", "down"]);
 
     lab.cable("up");
-    let said = lab.ended(&run);
-    let told = outcome_of(&said, "far-1");
+    let ended = lab.ended(&run);
+    let (said, cut_off) = (&ended, said);
+    let told = outcome_of(said, "far-1");
     assert_eq!(told["outcome"], "succeeded", "{told} {}", lab.said());
     assert_eq!(said.output("stdout")["far-1"], "said\n");
-    assert_eq!(lines(&effects), ["x", "done"]);
+    assert_eq!(effects.of("far-1"), (1, 1));
     lab.wait_state("far-1", &["up"]);
     lab.muster(&["run", "role=far", "--", "true"]).exits(0);
     // What could not be said may have come late: then that is told, too.
-    if !lines(&never).is_empty() {
+    if never.begun() > 0 {
         assert_eq!(given_up.1["outcome"], "unknown", "{given_up:?}");
-        assert_eq!(lines(&never).len(), 1);
+        assert_eq!(never.begun(), 1);
         let show = || lab.muster(&["runs", "show", &given_up.0, "--json"]);
         wait_for("the late outcome", || {
             show()
@@ -305,4 +309,9 @@ fn over_a_network_with_tls_that_is_cut_and_comes_back() {
         })
         .unwrap_or_else(|e| panic!("{e}: {:#?}", show()));
     }
+    Audit::at(lab.dir.path(), &lab.state("state"))
+        .from_network(&lab.ns('b'))
+        .told(&cut_off)
+        .told(&ended)
+        .holds();
 }

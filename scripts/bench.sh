@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Builds what is measured and measures it: one table on standard output.
+#   bench.sh [ARGUMENT...]      (those of `muster-fleet-sim bench`)
+# Only the programs are built, so that nothing that tests want is in them.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
+
+"${CARGO:-cargo}" build --quiet --release --locked --bins \
+    --package muster-cli --package muster-agent --package muster-fleet-sim
+exec "$(scripts/bin-dir.sh release)/muster-fleet-sim" bench "$@"
