@@ -15,6 +15,8 @@ pub mod fault;
 pub mod manifest;
 pub mod node;
 pub mod param;
+mod plain;
+mod text;
 pub mod upgrade;
 
 use muster_protocol::envelope::BundleHash;

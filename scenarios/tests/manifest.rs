@@ -260,12 +260,12 @@ fn what_cannot_be_read_is_said() {
     scenario("x"); fn run(p) { eval("1") }
     error: web.rhai:1:28: reserved keyword 'eval' is disabled
         1 | scenario("x"); fn run(p) { eval("1") }
-          |                            ^^^^
+          |                            ^^^^ what a scenario does stands in its text
 
     scenario("x"); import "y" as y; fn run(p) {}
     error: web.rhai:1:16: 'import' is a reserved keyword
         1 | scenario("x"); import "y" as y; fn run(p) {}
-          |                ^^^^^^
+          |                ^^^^^^ a scenario is one script, with templates and files beside it
 
     scenario("x"); fn run(p) {} fn run(q) {}
     error: web.rhai:1:29: function run with 1 parameter already exists

@@ -11,12 +11,12 @@
 //! what to do next out. It does no I/O and reads no clock.
 
 mod call;
-mod host;
+pub(crate) mod host;
 mod nodes;
 mod outcome;
 mod turn;
 
-pub use call::{ArgsHash, HostCall, Recorded, Reply, Step, StepOptions, Undo};
+pub use call::{ArgsHash, HostCall, NoSecret, Recorded, Reply, Step, StepOptions, Undo};
 pub use nodes::{Member, Nodes};
 pub use outcome::{NodeReply, StepReply};
 pub use turn::{Input, Program, Turn, turn};

@@ -13,7 +13,14 @@ use muster_protocol::units::{Amount, Span};
 
 use crate::param::Param;
 
+/// Gives an engine the functions of a manifest.
+#[cfg(test)]
+pub(crate) fn register(engine: &mut rhai::Engine) {
+    declare::register(engine, &declare::Notes::default());
+}
+
 pub use read::read;
+pub(crate) use read::read_here;
 
 /// The function that runs in the broker.
 pub const MAIN: &str = "main";
