@@ -131,6 +131,12 @@ pub const TOP: &[Entry] = &[
     ),
     function(
         Side::Top,
+        "window",
+        (1, 1),
+        "Minutes in which it may be started, as in cron, in UTC.",
+    ),
+    function(
+        Side::Top,
         "idempotent",
         (1, 1),
         "The function may be executed again when nobody knows whether it was.",

@@ -18,6 +18,7 @@ pub mod param;
 mod plain;
 mod text;
 pub mod upgrade;
+pub mod when;
 
 use muster_protocol::envelope::BundleHash;
 use muster_protocol::names::{FunctionName, ScenarioName};

@@ -92,6 +92,7 @@ fn manifest(declared: Declared, functions: Vec<Function>, shape: Shape) -> Manif
         confirm: declared.confirm.is_some(),
         approvals: declared.approvals.unwrap_or(0),
         locks: declared.locks,
+        windows: declared.windows,
         idempotent: declared.idempotent.into_keys().collect(),
         allow_check: declared.allow_check.is_some(),
         shape,
