@@ -16,6 +16,7 @@ pub mod manifest;
 pub mod node;
 pub mod param;
 mod plain;
+pub mod secret;
 mod text;
 pub mod upgrade;
 pub mod when;

@@ -5,14 +5,13 @@
 use rhai::{Array, Dynamic, Map};
 use serde_json::{Number, Value};
 
+use crate::secret::{SECRET, reference};
+
 /// Deepest nesting of lists and maps that leaves a script. A parser of JSON
 /// gives up at 128; what it is wrapped into on the way needs a few.
 pub(crate) const MAX_DEPTH: usize = 32;
 /// Most bytes of one value that leaves a script, as JSON, about.
 pub(crate) const MAX_BYTES: usize = 256 * 1024;
-/// Under this name in a map stands the name of a secret parameter, in place
-/// of its value.
-pub(crate) const SECRET: &str = "$secret";
 
 /// A secret parameter in `main`: it can be handed on to a node, and that is
 /// all.
@@ -77,8 +76,7 @@ fn out(value: &Dynamic, depth: usize, left: &mut usize) -> Result<Value, String>
         return out_map(&map, deeper()?, left).map(Value::Object);
     }
     if let Some(secret) = value.read_lock::<Secret>() {
-        let map = serde_json::Map::from_iter([(SECRET.to_owned(), secret.0.clone().into())]);
-        return Ok(Value::Object(map));
+        return Ok(reference(&secret.0));
     }
     let kind = value.type_name().rsplit("::").next().unwrap_or_default();
     Err(format!(

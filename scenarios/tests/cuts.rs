@@ -156,7 +156,6 @@ fn input(batch: i64) -> Input {
             .as_object()
             .cloned()
             .expect("a map"),
-        secrets: BTreeSet::new(),
         sets: BTreeMap::from([
             ("targets".to_owned(), web),
             ("balancers".to_owned(), vec![member(9, "lb-1")]),

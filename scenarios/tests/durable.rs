@@ -1,7 +1,7 @@
 //! `main` against a world in memory: crashed after every call, replayed,
 //! changed under way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use muster_protocol::ids::Serial;
@@ -55,7 +55,6 @@ fn input() -> Input {
     let params = json!({"version": "1.4.2", "batch": 2});
     Input {
         params: params.as_object().cloned().expect("a map"),
-        secrets: BTreeSet::from(["key".to_owned()]),
         sets: BTreeMap::from([
             ("targets".to_owned(), web),
             ("balancers".to_owned(), vec![member(9, "lb-1")]),

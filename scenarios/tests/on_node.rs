@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 use muster_protocol::envelope::Mode;
 use muster_scenarios::bundle::Bundle;
 use muster_scenarios::node::{
-    Call, Change, Effect, Ended, Host, HostError, NodeFacts, Performed, Program, Secrets, Source,
+    Call, Change, Effect, Ended, Host, HostError, NodeFacts, Performed, Program, Source,
 };
+use muster_scenarios::secret::Secrets;
 use serde_json::{Map, Value, json};
 
 #[derive(Default)]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use crate::plain::SECRET;
+use crate::secret;
 
 /// How one step goes about its nodes, as far as the script says.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -50,72 +50,13 @@ pub struct Step {
     pub undo: Option<FunctionName>,
 }
 
-/// Why the secrets of a step cannot be filled in.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the run holds no secret parameter `{0}`: it was begun with others, start it anew")]
-pub struct NoSecret(String);
-
 impl Step {
     /// The names of the secret parameters that it is given. A request with
-    /// any goes to each node alone, sealed.
+    /// any goes to each node alone, with their values sealed.
     #[must_use]
     pub fn secrets(&self) -> BTreeSet<String> {
-        let mut found = BTreeSet::new();
-        for value in self.params.values() {
-            references(value, &mut found);
-        }
-        found
+        secret::names(&self.params)
     }
-
-    /// Its parameters with the values of secrets in their places: for the
-    /// node, and for nobody else.
-    ///
-    /// # Errors
-    /// [`NoSecret`].
-    pub fn open(&self, secrets: &Map<String, Value>) -> Result<Map<String, Value>, NoSecret> {
-        let filled = self.params.iter().map(|(name, value)| {
-            let value = filled(value, secrets)?;
-            Ok((name.clone(), value))
-        });
-        filled.collect()
-    }
-}
-
-/// The secret that stands in this place.
-fn reference(value: &Value) -> Option<&str> {
-    let map = value.as_object().filter(|map| map.len() == 1)?;
-    map.get(SECRET)?.as_str()
-}
-
-fn references(value: &Value, found: &mut BTreeSet<String>) {
-    match (reference(value), value) {
-        (Some(name), _) => {
-            found.insert(name.to_owned());
-        }
-        (None, Value::Array(items)) => items.iter().for_each(|item| references(item, found)),
-        (None, Value::Object(map)) => map.values().for_each(|item| references(item, found)),
-        (None, _) => {}
-    }
-}
-
-fn filled(value: &Value, secrets: &Map<String, Value>) -> Result<Value, NoSecret> {
-    Ok(match (reference(value), value) {
-        (Some(name), _) => secrets
-            .get(name)
-            .cloned()
-            .ok_or_else(|| NoSecret(name.to_owned()))?,
-        (None, Value::Array(items)) => {
-            let items = items.iter().map(|item| filled(item, secrets));
-            Value::Array(items.collect::<Result<_, _>>()?)
-        }
-        (None, Value::Object(map)) => {
-            let all = map
-                .iter()
-                .map(|(name, item)| Ok((name.clone(), filled(item, secrets)?)));
-            Value::Object(all.collect::<Result<_, _>>()?)
-        }
-        (None, other) => other.clone(),
-    })
 }
 
 /// What takes a step back when the run fails.

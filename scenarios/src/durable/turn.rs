@@ -1,7 +1,7 @@
 //! One turn of `main`: from the top to its end, or to the first call that
 //! nobody has answered yet.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use rhai::{AST, ASTNode, CallFnOptions, Dynamic, Engine, EvalAltResult, Expr, Position, Scope};
@@ -14,6 +14,7 @@ use crate::engine::{self, Limits, engine, parse};
 use crate::fault::{Fault, Place};
 use crate::manifest::MAIN;
 use crate::plain::{self, Secret};
+use crate::secret;
 
 /// A script that is ready to run. Cheap to clone; any number of runs share
 /// one.
@@ -93,11 +94,9 @@ fn first(expr: &Expr) -> &Expr {
 /// What a run of `main` begins with; pinned for the run's life.
 #[derive(Clone, Debug, Default)]
 pub struct Input {
-    /// Parameters, bound, without the secret ones.
+    /// Parameters, as [`Bound::sealed`](crate::param::Bound::sealed) gives
+    /// them: `main` can hand a secret on to nodes, and never sees it.
     pub params: Map<String, Value>,
-    /// The names of the secret ones: `main` can hand them on to nodes, and
-    /// never sees them.
-    pub secrets: BTreeSet<String>,
     /// The frozen node sets, `targets` among them, in the order in which
     /// nodes are taken.
     pub sets: BTreeMap<String, Vec<Member>>,
@@ -193,8 +192,10 @@ fn pass(
         stop: None,
     })));
     let mut params = plain::map_from_json(&input.params);
-    for name in &input.secrets {
-        params.insert(name.into(), Dynamic::from(Secret(name.clone())));
+    for (name, value) in &input.params {
+        if let Some(secret) = secret::referred(value) {
+            params.insert(name.into(), Dynamic::from(Secret(secret.to_owned())));
+        }
     }
     let params = Dynamic::from_map(params);
     let options = CallFnOptions::new()

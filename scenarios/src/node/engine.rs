@@ -10,11 +10,11 @@ use serde_json::{Map, Value};
 
 use super::effect::{Change, Effect};
 use super::resources;
-use super::secrets::Secrets;
 use crate::bundle::{Bundle, BundlePath};
 use crate::engine::{self, Limits, engine, parse};
 use crate::fault::{Fault, Place};
 use crate::plain;
+use crate::secret::Secrets;
 
 /// What a function of the engine gives back.
 pub(super) type Said<T> = Result<T, Box<EvalAltResult>>;
@@ -93,9 +93,9 @@ pub enum Ended {
 pub struct Call {
     /// Which function of the scenario.
     pub function: FunctionName,
-    /// What everybody may see of its parameters.
+    /// Its parameters; in the place of a secret stands its name.
     pub params: Map<String, Value>,
-    /// The rest of them.
+    /// The secrets.
     pub secrets: Secrets,
     /// Whether it acts, or only says what it would do.
     pub mode: Mode,
@@ -182,8 +182,11 @@ impl Program {
     }
 
     fn called(&self, call: &Call, host: Arc<dyn Host>) -> Result<Done, Ended> {
-        let mut params = plain::map_from_json(&call.params);
-        params.extend(plain::map_from_json(call.secrets.values()));
+        let params = call.secrets.open(&call.params).map_err(|error| {
+            let fault = Fault::new(&self.file, &self.text, None, error.to_string());
+            Ended::Failed(Box::new(fault))
+        })?;
+        let params = plain::map_from_json(&params);
         let carried = Carried {
             host,
             files: Arc::clone(&self.files),

@@ -8,7 +8,6 @@
 mod effect;
 mod engine;
 pub(crate) mod resources;
-mod secrets;
 mod template;
 
 pub use effect::{
@@ -16,4 +15,3 @@ pub use effect::{
     RunWhat, ServiceWish, UserWish,
 };
 pub use engine::{Call, Done, Ended, Host, HostError, NodeFacts, Performed, Program, Source, run};
-pub use secrets::Secrets;

@@ -1,15 +1,53 @@
-//! Parameters that nobody may see.
+//! Secret parameters on their way through a run. In the broker, its journals
+//! and requests stands a name in the place of a value; the values travel
+//! sealed, and come together with the names on the node.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-/// What stands in the place of a secret.
+/// Under this name in a map stands the name of a secret parameter, in place
+/// of its value.
+pub(crate) const SECRET: &str = "$secret";
+/// What people see in the place of a secret.
 const REDACTED: &str = "[redacted]";
 
-/// The secret parameters of a call on a node, opened. Shown nowhere; cheap
-/// to clone.
+/// What stands in the place of a secret's value.
+pub(crate) fn reference(name: &str) -> Value {
+    Value::Object(Map::from_iter([(SECRET.to_owned(), name.into())]))
+}
+
+/// The name of the secret that stands in this place.
+pub(crate) fn referred(value: &Value) -> Option<&str> {
+    let map = value.as_object().filter(|map| map.len() == 1)?;
+    map.get(SECRET)?.as_str()
+}
+
+/// The names of all secrets that parameters refer to.
+pub(crate) fn names(params: &Map<String, Value>) -> BTreeSet<String> {
+    fn collect(value: &Value, found: &mut BTreeSet<String>) {
+        match (referred(value), value) {
+            (Some(name), _) => {
+                found.insert(name.to_owned());
+            }
+            (None, Value::Array(items)) => items.iter().for_each(|item| collect(item, found)),
+            (None, Value::Object(map)) => map.values().for_each(|item| collect(item, found)),
+            (None, _) => {}
+        }
+    }
+    let mut found = BTreeSet::new();
+    params.values().for_each(|value| collect(value, &mut found));
+    found
+}
+
+/// Why parameters cannot be opened.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("no value came for the secret parameter `{0}`: start the run anew and give it")]
+pub struct NoSecret(String);
+
+/// Values of secret parameters, opened. Shown nowhere; cheap to clone.
 #[derive(Clone, Default)]
 pub struct Secrets {
     values: Arc<Map<String, Value>>,
@@ -54,9 +92,33 @@ impl Secrets {
         }
     }
 
-    /// The values, for the function that is called with them.
-    pub(super) fn values(&self) -> &Map<String, Value> {
-        &self.values
+    /// Parameters with the values in their places: for the function that is
+    /// called, and for nobody else.
+    ///
+    /// # Errors
+    /// [`NoSecret`].
+    pub fn open(&self, params: &Map<String, Value>) -> Result<Map<String, Value>, NoSecret> {
+        let filled = params.iter().map(|(name, value)| {
+            let value = self.filled(value)?;
+            Ok((name.clone(), value))
+        });
+        filled.collect()
+    }
+
+    fn filled(&self, value: &Value) -> Result<Value, NoSecret> {
+        Ok(match (referred(value), value) {
+            (Some(name), _) => self
+                .values
+                .get(name)
+                .cloned()
+                .ok_or_else(|| NoSecret(name.to_owned()))?,
+            (None, Value::Array(items)) => {
+                let items = items.iter().map(|item| self.filled(item));
+                Value::Array(items.collect::<Result<_, _>>()?)
+            }
+            (None, Value::Object(map)) => Value::Object(self.open(map)?),
+            (None, other) => other.clone(),
+        })
     }
 
     /// The same text without any secret in it. Everything that a node says of
@@ -122,6 +184,15 @@ mod tests {
             all.mask_value(json!({"hunter2": ["x hunter2", 4711, 5]})),
             json!({"[redacted]": ["x [redacted]", "[redacted]", 5]})
         );
+        let params = json!({"a": [reference("key")], "b": {"c": reference("pin")}, "d": 1});
+        let params = params.as_object().cloned().expect("a map");
+        let found: Vec<String> = names(&params).into_iter().collect();
+        assert_eq!(found, ["key", "pin"]);
+        assert_eq!(
+            all.open(&params).map(Value::Object),
+            Ok(json!({"a": ["hunter2"], "b": {"c": 4711}, "d": 1}))
+        );
+        assert!(Secrets::default().open(&params).is_err());
         let shown = format!("{all:?}");
         assert_eq!(shown, "Secrets(7 [redacted])");
     }
