@@ -170,6 +170,22 @@ impl Bundle {
         pack(&self.script, &self.files)
     }
 
+    /// Reads what [`Bundle::pack`] wrote, if it is the bundle of this hash: a
+    /// run's is pinned for its life.
+    ///
+    /// # Errors
+    /// [`UnpackError`]: another bundle, hostile or damaged bytes.
+    pub fn unpack_as(bytes: &[u8], hash: BundleHash) -> Result<Self, UnpackError> {
+        let found = BundleHash::of(bytes);
+        if found != hash {
+            return Err(UnpackError::Another {
+                wanted: hash,
+                found,
+            });
+        }
+        Self::unpack(bytes)
+    }
+
     /// Reads what [`Bundle::pack`] wrote.
     ///
     /// # Errors
@@ -208,6 +224,16 @@ pub enum UnpackError {
     /// Not of the form.
     #[error("this is no packed scenario: {0}")]
     Damaged(&'static str),
+    /// Not the one that was asked for.
+    #[error(
+        "the scenario has changed: {wanted} is wanted, this is {found}; fetch it anew, or run the new version"
+    )]
+    Another {
+        /// What was asked for.
+        wanted: BundleHash,
+        /// What it is.
+        found: BundleHash,
+    },
     /// Of the form, and not allowed.
     #[error(transparent)]
     Bundle(#[from] BundleError),
@@ -303,6 +329,16 @@ mod tests {
             assert!(good.parse::<BundlePath>().is_ok(), "{good}");
         }
         assert!(Bundle::new(String::new(), files(&[(SCRIPT, "x")])).is_err());
+    }
+
+    #[test]
+    fn a_bundle_that_changed_is_another() {
+        let one = bundle("a", &[("templates/x", "bc")]);
+        assert_eq!(Bundle::unpack_as(&one.pack(), one.hash()), Ok(one.clone()));
+        let mut bytes = one.pack();
+        *bytes.last_mut().expect("it has bytes") ^= 1;
+        let error = Bundle::unpack_as(&bytes, one.hash()).expect_err("it is another");
+        assert!(error.to_string().starts_with("the scenario has changed: "));
     }
 
     #[test]

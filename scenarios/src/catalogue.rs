@@ -131,6 +131,12 @@ pub const TOP: &[Entry] = &[
     ),
     function(
         Side::Top,
+        "window",
+        (1, 1),
+        "Minutes in which it may be started, as in cron, in UTC.",
+    ),
+    function(
+        Side::Top,
         "idempotent",
         (1, 1),
         "The function may be executed again when nobody knows whether it was.",
@@ -160,7 +166,12 @@ pub const MAIN: &[Entry] = &[
         (1, 1),
         "Runs several steps at once.",
     ),
-    function(Side::Main, "step", (2, 4), "A step for `parallel`."),
+    function(
+        Side::Main,
+        "step",
+        (2, 4),
+        "A step for `parallel`; it may have an `undo` of its own.",
+    ),
     function(Side::Main, "now", (0, 0), "The time, RFC 3339."),
     function(
         Side::Main,
@@ -192,11 +203,12 @@ pub const MAIN: &[Entry] = &[
     method(
         Side::Main,
         "undo",
-        (1, 2),
+        (1, 1),
         "What takes the step back when the run fails.",
     ),
     method(Side::Main, "plus", (1, 1), "These nodes and those."),
     method(Side::Main, "minus", (1, 1), "These nodes but for those."),
+    method(Side::Main, "is_empty", (0, 0), "Whether there is no node."),
     property(Side::Main, "names", "The names of the nodes."),
     property(Side::Main, "count", "How many nodes."),
     property(
@@ -351,4 +363,78 @@ pub fn find(name: &str, form: Form) -> impl Iterator<Item = &'static Entry> {
 /// All of them.
 pub fn all() -> impl Iterator<Item = &'static Entry> {
     TOP.iter().chain(MAIN).chain(NODE)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use rhai::Engine;
+
+    use super::*;
+    use crate::engine::{Limits, engine};
+
+    /// What an engine has beyond the language: name and number of arguments,
+    /// a method's own value counted.
+    fn added(register: impl FnOnce(&mut Engine)) -> BTreeSet<(String, usize)> {
+        let functions = |engine: &Engine| -> BTreeMap<(String, usize), usize> {
+            let mut all = BTreeMap::new();
+            let found = engine.collect_fn_metadata(
+                None,
+                |info| Some((info.metadata.name.to_string(), info.metadata.num_params)),
+                true,
+            );
+            for key in found {
+                *all.entry(key).or_default() += 1;
+            }
+            all
+        };
+        let plain = functions(&engine(Limits::MAIN));
+        let mut with = engine(Limits::MAIN);
+        register(&mut with);
+        functions(&with)
+            .into_iter()
+            .filter(|(key, count)| plain.get(key).is_none_or(|had| had < count))
+            .map(|(key, _)| key)
+            .collect()
+    }
+
+    /// What the catalogue says that an engine has.
+    fn said(sides: &[Side]) -> BTreeSet<(String, usize)> {
+        all()
+            .filter(|entry| sides.contains(&entry.side))
+            .flat_map(|entry| {
+                let (least, most) = entry.args;
+                (least..=most).map(move |count| match entry.form {
+                    Form::Function => (entry.name.to_owned(), count),
+                    Form::Method => (entry.name.to_owned(), count + 1),
+                    Form::Property => (format!("get${}", entry.name), 1),
+                })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_engines_have_what_is_said_and_nothing_else() {
+        // How a value is shown, and `result["web-01"]`.
+        let silent = |(name, _): &(String, usize)| {
+            !matches!(name.as_str(), "to_string" | "to_debug" | "index$get$")
+        };
+        for (register, sides) in [
+            (
+                crate::durable::host::register as fn(&mut Engine),
+                [Side::Main, Side::Both],
+            ),
+            (crate::node::resources::register, [Side::Node, Side::Both]),
+        ] {
+            let found: BTreeSet<_> = added(register).into_iter().filter(silent).collect();
+            assert_eq!(found, said(&sides));
+        }
+        let top: BTreeSet<_> = added(|engine| {
+            crate::manifest::register(engine);
+        });
+        assert_eq!(top, said(&[Side::Top]));
+        let names: BTreeSet<&str> = TOP.iter().map(|entry| entry.name).collect();
+        assert_eq!(names.len(), TOP.len());
+    }
 }

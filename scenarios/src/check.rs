@@ -7,7 +7,7 @@ use muster_protocol::predicate::Predicate;
 use rhai::{AST, ASTNode, Engine, Expr, FnCallExpr, Position, ScriptFuncDef, Stmt};
 
 use crate::catalogue::{self, Entry, Form, Side};
-use crate::engine::{Limits, engine, parse};
+use crate::engine::{self, Limits, engine, parse};
 use crate::fault::{Fault, Place, nearest};
 use crate::manifest::{self, MAIN, Manifest, RUN};
 
@@ -20,7 +20,12 @@ const NAMING: [(&str, usize); 3] = [("on", 1), ("try_on", 1), ("step", 1)];
 /// # Errors
 /// Every fault that was found, in the order of the text; at least one.
 pub fn check(file: &str, text: &str) -> Result<Manifest, Vec<Fault>> {
-    let manifest = manifest::read(file, text);
+    engine::apart(None, || check_here(file, text))
+        .unwrap_or_else(|broken| Err(vec![Fault::new(file, text, None, broken)]))
+}
+
+fn check_here(file: &str, text: &str) -> Result<Manifest, Vec<Fault>> {
+    let manifest = manifest::read_here(file, text);
     let plain = engine(Limits::MANIFEST);
     let Ok(ast) = parse(&plain, file, text) else {
         // The manifest's reader has said so.

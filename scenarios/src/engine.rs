@@ -1,14 +1,24 @@
 //! The language: which part of Rhai there is, and its limits. All engines of
 //! muster are made here, so that a script means the same wherever it is read
 //! or run, in debug and release builds alike.
+//!
+//! A script is read and run on a thread of its own whose stack is known
+//! ([`apart`]): what it nests ends in a message, never in a process that is
+//! gone, and a panic below it is an error of that one call.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::thread;
 
 use rhai::packages::{
     BasicArrayPackage, BasicBlobPackage, BasicMapPackage, BasicMathPackage, BitFieldPackage,
     CorePackage, LogicPackage, MoreStringPackage, Package as _,
 };
-use rhai::{AST, Engine, EvalAltResult, OptimizationLevel, Token};
+use rhai::{AST, Dynamic, Engine, EvalAltResult, OptimizationLevel, Token};
 
 use crate::fault::{Fault, Place};
+use crate::text;
 
 /// Bounds of a script's execution.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -37,7 +47,7 @@ impl Limits {
     };
     /// For a function on a node.
     pub const NODE: Self = Self {
-        operations: 5_000_000,
+        operations: 3_000_000,
         call_depth: 32,
         string: 4 * 1024 * 1024,
         array: 20_000,
@@ -45,12 +55,61 @@ impl Limits {
     };
     /// For `main` in the broker: 20,000 nodes must fit into an array.
     pub const MAIN: Self = Self {
-        operations: 20_000_000,
+        operations: 5_000_000,
         call_depth: 32,
         string: 4 * 1024 * 1024,
         array: 100_000,
         map: 100_000,
     };
+}
+
+/// Stack of the thread that a script runs on, in bytes. Only what is touched
+/// of it takes memory; a debug build needs several times what a release does
+/// for the same script, and this is enough for both.
+const STACK: usize = 256 * 1024 * 1024;
+/// How many operations pass between two looks at whether to stop.
+const LOOK_EVERY: u64 = 64;
+
+/// Says whether a script is to end now.
+pub(crate) type Stopped = Arc<dyn Fn() -> bool + Send + Sync>;
+
+thread_local! {
+    /// Of the script that this thread runs: the engine asks about progress
+    /// without saying for whom.
+    static STOPPED: RefCell<Option<Stopped>> = const { RefCell::new(None) };
+}
+
+/// Does something with a script on a thread of its own, and waits for it.
+///
+/// # Errors
+/// There is no thread to be had, or the work panicked: one line that says so.
+pub(crate) fn apart<T: Send>(
+    stopped: Option<Stopped>,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T, String> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new()
+            .name("scenario".to_owned())
+            .stack_size(STACK)
+            .spawn_scoped(scope, move || {
+                STOPPED.set(stopped);
+                work()
+            })
+            .map_err(|e| format!("there is no thread for the script: {e}"))?;
+        thread.join().map_err(|panic| {
+            let what = muster_protocol::text::printable(message(&*panic), 200);
+            format!("a function of muster failed, and not of the scenario: {what}")
+        })
+    })
+}
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("it panicked")
 }
 
 /// Depth of expressions outside and inside of functions.
@@ -95,7 +154,18 @@ pub fn engine(limits: Limits) -> Engine {
         .set_optimization_level(OptimizationLevel::None)
         .disable_symbol("eval")
         .disable_symbol("import")
-        .disable_symbol("export");
+        .disable_symbol("export")
+        // Nobody would see it; `log` is for that.
+        .disable_symbol("print")
+        .disable_symbol("debug");
+    engine.on_progress(|operations| {
+        if operations % LOOK_EVERY != 0 {
+            return None;
+        }
+        let stopped = STOPPED.with_borrow(|stopped| stopped.as_ref().is_some_and(|s| s()));
+        stopped.then_some(Dynamic::UNIT)
+    });
+    text::register(&mut engine, limits);
     // Rhai's own would hold its thread, and nothing could end it.
     engine.register_fn("sleep", |_: i64| no_number());
     engine.register_fn("sleep", |_: f64| no_number());
@@ -131,8 +201,56 @@ pub(crate) fn parse(engine: &Engine, file: &str, text: &str) -> Result<AST, Box<
             ),
             other => (place, plain(&other.to_string())),
         };
-        Box::new(Fault::new(file, text, place, message))
+        let fault = Fault::new(file, text, place, message);
+        let source = place.and_then(|at| text.lines().nth(at.line - 1).map(|line| (at, line)));
+        let word = source.map(|(at, line)| {
+            let rest = line.chars().skip(at.column - 1);
+            rest.take_while(|c| c.is_alphanumeric()).collect::<String>()
+        });
+        Box::new(match word.as_deref().and_then(instead) {
+            Some(hint) => fault.hint(hint),
+            None => fault,
+        })
     })
+}
+
+/// What to write instead of a word of Rhai that is not there.
+fn instead(word: &str) -> Option<&'static str> {
+    Some(match word {
+        "print" | "debug" => "write log(\"…\"): it stands in the run's log",
+        "eval" => "what a scenario does stands in its text",
+        "import" | "export" => "a scenario is one script, with templates and files beside it",
+        _ => return None,
+    })
+}
+
+/// What an error of the engine says, as the middle of a sentence of ours;
+/// `endless` is for a script that used up its operations.
+pub(crate) fn said(error: &EvalAltResult, endless: &str) -> String {
+    let text = match error {
+        EvalAltResult::ErrorRuntime(value, _) => match value.clone().into_string() {
+            Ok(text) => text,
+            Err(_) => value.to_string(),
+        },
+        EvalAltResult::ErrorTooManyOperations(_) => endless.to_owned(),
+        EvalAltResult::ErrorStackOverflow(_) => {
+            "functions call each other too deep: a loop does the same".to_owned()
+        }
+        EvalAltResult::ErrorDataTooLarge(what, _) => {
+            format!("{} grows larger than a script may have it", plain(what))
+        }
+        EvalAltResult::ErrorPropertyNotFound(name, _) => {
+            format!("there is no property `{name}` here")
+        }
+        EvalAltResult::ErrorFunctionNotFound(signature, _) => {
+            format!("there is no function {signature}")
+        }
+        other => {
+            let text = other.to_string();
+            text.split(" (line ").next().unwrap_or_default().to_owned()
+        }
+    };
+    muster_protocol::text::printable(&text, 1_000)
 }
 
 /// Where a word stands last before a place, on the same line; else the place.

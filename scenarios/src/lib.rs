@@ -15,7 +15,11 @@ pub mod fault;
 pub mod manifest;
 pub mod node;
 pub mod param;
+mod plain;
+pub mod secret;
+mod text;
 pub mod upgrade;
+pub mod when;
 
 use muster_protocol::envelope::BundleHash;
 use muster_protocol::names::{FunctionName, ScenarioName};

@@ -38,6 +38,11 @@ fn main(p) {
 }
 "#;
 
+/// A turn that nobody stops.
+fn nobody() -> bool {
+    false
+}
+
 fn member(number: u32, name: &str) -> Member {
     Member {
         serial: Serial(number),
@@ -123,9 +128,10 @@ fn run(program: &Program, inline: fn(&HostCall) -> bool) -> (Turn, Vec<Recorded>
     let mut journal: Vec<Recorded> = Vec::new();
     loop {
         let inside = Arc::clone(&world);
-        let (next, fresh) = turn(program, &input(), journal.clone().into(), move |_, call| {
+        let inline = move |_, call: &HostCall| {
             inline(call).then(|| inside.lock().expect("a lock").answer(call))
-        });
+        };
+        let (next, fresh) = turn(program, &input(), journal.clone().into(), inline, nobody);
         journal.extend(fresh);
         let Turn::Wants { number, call, .. } = next else {
             let world = std::mem::take(&mut *world.lock().expect("a lock"));
@@ -158,9 +164,8 @@ fn it_ends_the_same_wherever_it_was_interrupted() {
     insta::assert_snapshot!(calls.join(" "), @r"on on sleep on on sleep parallel on ask random now log where try_on");
 
     // A whole journal: nothing is asked any more.
-    let (replayed, fresh) = turn(&program, &input(), journal.into(), |_, call| {
-        panic!("{call:?} is asked again")
-    });
+    let again = |_, call: &HostCall| panic!("{call:?} is asked again");
+    let (replayed, fresh) = turn(&program, &input(), journal.into(), again, nobody);
     assert_eq!(replayed, always);
     assert!(fresh.is_empty());
 }
@@ -186,9 +191,9 @@ fn a_script_that_does_something_else_is_stopped() {
         SCRIPT.replace("on(batch, \"upgrade\"", "on(targets(), \"upgrade\""),
     ];
     let said = others.map(|text| {
-        let (turn, _) = turn(&program(&text), &input(), Arc::clone(&journal), |_, _| {
-            panic!("nothing more may happen")
-        });
+        let more = |_, _: &HostCall| panic!("nothing more may happen");
+        let journal = Arc::clone(&journal);
+        let (turn, _) = turn(&program(&text), &input(), journal, more, nobody);
         let Turn::Diverged { fault, .. } = turn else {
             panic!("{turn:?}")
         };
@@ -316,6 +321,12 @@ fn ten_thousand_calls_are_replayed() {
     let (turned, journal, world) = run(&program(text), |_| true);
     assert_eq!(turned, Turn::Done(Value::Null));
     assert_eq!((journal.len(), world.effects.len()), (10_000, 10_000));
-    let (turned, _) = turn(&program(text), &input(), journal.into(), |_, _| None);
+    let (turned, _) = turn(
+        &program(text),
+        &input(),
+        journal.into(),
+        |_, _| None,
+        nobody,
+    );
     assert_eq!(turned, Turn::Done(Value::Null));
 }

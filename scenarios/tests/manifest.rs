@@ -16,6 +16,8 @@ max_failures("10%");
 max_failures(1, #{ by: "rack" });
 timeout("5m");
 lock("web");
+window("* 22-23 * * *");
+window("0 3 * * sat");
 idempotent("drain");
 confirm();
 
@@ -58,6 +60,13 @@ fn a_manifest_is_read_without_running_a_function() {
     assert_eq!(manifest.target.as_ref().map(|p| p.text()), Some("role=web"));
     assert_eq!(manifest.also["balancers"].text(), "role=lb");
     assert_eq!(manifest.budgets.len(), 2);
+    let at = |text: &str| text.parse().expect("a time");
+    assert!(manifest.is_open(at("2026-11-20T22:15:00Z")));
+    assert!(!manifest.is_open(at("2026-11-21T00:00:00Z")));
+    assert_eq!(
+        manifest.opens(at("2026-11-21T00:00:00Z")),
+        Some(at("2026-11-21T03:00:00Z"))
+    );
     let drain = manifest.function("drain").expect("it is there");
     assert_eq!(
         drain.doc.as_deref(),
@@ -133,6 +142,14 @@ param("key", #{ secret: true, min: 8 });"#,
     .expect("it fits");
     insta::assert_snapshot!(json!(bound.plain()), @r#"{"hosts":null,"how":"safe","on":"web-01","share":"5%","tries":3,"version":"1.4.2","wait":"1m30s"}"#);
     assert_eq!(bound.secret()["key"], "correct horse");
+    assert_eq!(bound.sealed()["key"], json!({"$secret": "key"}));
+    let hosts = json!([{"$secret": "key"}]);
+    let mistakes = bind(&manifest.params, &given(&[("hosts", Given::Json(hosts))]));
+    let mistakes = format!("{mistakes:?}");
+    assert!(
+        mistakes.contains("`$secret` is no name in a map"),
+        "{mistakes}"
+    );
     assert!(!format!("{bound:?}").contains("horse"));
 }
 
@@ -150,6 +167,7 @@ target("role=web and (zone=gva2");
 also("targets", "role=lb");
 batch(0);
 timeout("soon");
+window("at night");
 idempotent("drian");
 confirm(); confirm();
 fn drain(p) {}
@@ -187,11 +205,14 @@ fn main(p) {}"#
     error: web.rhai:11:1: `timeout`: `soon` is not a duration; write it like `30s`, `5m` or `1h30m`
        11 | timeout("soon");
           | ^^^^^^^
-    error: web.rhai:12:1: `idempotent` names a function `drian`, which this scenario does not define
-       12 | idempotent("drian");
+    error: web.rhai:12:1: `window`: `at night` is not a time as in cron: it has 2 fields and not 5; write minute, hour, day of the month, month and day of the week, like `0 3 * * mon-fri`
+       12 | window("at night");
+          | ^^^^^^
+    error: web.rhai:13:1: `idempotent` names a function `drian`, which this scenario does not define
+       13 | idempotent("drian");
           | ^^^^^^^^^^ there are: drain, main
-    error: web.rhai:13:12: `confirm` is declared twice
-       13 | confirm(); confirm();
+    error: web.rhai:14:12: `confirm` is declared twice
+       14 | confirm(); confirm();
           |            ^^^^^^^
     "#);
 }
@@ -260,12 +281,12 @@ fn what_cannot_be_read_is_said() {
     scenario("x"); fn run(p) { eval("1") }
     error: web.rhai:1:28: reserved keyword 'eval' is disabled
         1 | scenario("x"); fn run(p) { eval("1") }
-          |                            ^^^^
+          |                            ^^^^ what a scenario does stands in its text
 
     scenario("x"); import "y" as y; fn run(p) {}
     error: web.rhai:1:16: 'import' is a reserved keyword
         1 | scenario("x"); import "y" as y; fn run(p) {}
-          |                ^^^^^^
+          |                ^^^^^^ a scenario is one script, with templates and files beside it
 
     scenario("x"); fn run(p) {} fn run(q) {}
     error: web.rhai:1:29: function run with 1 parameter already exists

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use muster_protocol::envelope::Mode;
 use muster_scenarios::bundle::Bundle;
 use muster_scenarios::node::{
-    Change, Effect, Ended, Host, HostError, NodeFacts, Performed, Program, Source,
+    Call, Change, Effect, Ended, Host, HostError, NodeFacts, Performed, Program, Source,
 };
+use muster_scenarios::secret::Secrets;
 use serde_json::{Map, Value, json};
 
 #[derive(Default)]
@@ -18,7 +20,7 @@ struct Scribe {
 }
 
 impl Host for Scribe {
-    fn perform(&self, effect: &Effect, _at: Source) -> Result<Performed, HostError> {
+    fn perform(&self, effect: &Effect, _mode: Mode, _at: Source) -> Result<Performed, HostError> {
         if self.stopped() {
             return Err(HostError::Stopped);
         }
@@ -55,6 +57,15 @@ impl Host for Scribe {
     }
 }
 
+fn call(params: Map<String, Value>) -> Call {
+    Call {
+        function: "run".parse().expect("a name"),
+        params,
+        secrets: Secrets::default(),
+        mode: Mode::Apply,
+    }
+}
+
 fn run(script: &str, params: &Value) -> (Result<Value, Ended>, Vec<String>) {
     let files = BTreeMap::from([(
         "templates/app.toml".parse().expect("a path"),
@@ -64,7 +75,7 @@ fn run(script: &str, params: &Value) -> (Result<Value, Ended>, Vec<String>) {
     let program = Program::new("web.rhai", &bundle).unwrap_or_else(|fault| panic!("{fault}"));
     let host = Arc::new(Scribe::default());
     let params: Map<String, Value> = params.as_object().cloned().expect("a map");
-    let ended = program.call("run", &params, host.clone());
+    let ended = program.call(&call(params), host.clone());
     let asked = host.asked.lock().expect("a lock");
     let asked = asked.iter().map(|e| json!(e).to_string()).collect();
     (ended.map(|done| done.value), asked)
@@ -183,10 +194,10 @@ fn mistakes_say_where_and_what_to_do() {
     web.rhai:2:5: an argument is a text, not a map
         2 |     command(["a", #{}]);
           |     ^^^^^^^
-    web.rhai:2:5: `timeout` of `shell`: Syntax error: `soon` is not a duration; write it like `30s`, `5m` or `1h30m`
+    web.rhai:2:5: `timeout` of `shell`: `soon` is not a duration; write it like `30s`, `5m` or `1h30m`
         2 |     shell("x", #{ timeout: "soon" });
           |     ^^^^^
-    web.rhai:2:5: `ok` of `shell`: Output type incorrect: string (expecting alloc::vec::Vec<i32>)
+    web.rhai:2:5: `ok` of `shell`: invalid type: string "0", expected a sequence
         2 |     shell("x", #{ ok: "0" });
           |     ^^^^^
     web.rhai:2:18: there is no function until (Service, i64)
@@ -222,7 +233,7 @@ fn a_failure_can_be_caught_and_a_stop_cannot() {
         let program = Program::new("x.rhai", &bundle(text)).expect("a program");
         let host = Arc::new(Scribe::default());
         host.stop.store(true, Ordering::Relaxed);
-        let ended = program.call("run", &Map::new(), host.clone());
+        let ended = program.call(&call(Map::new()), host.clone());
         assert_eq!(ended, Err(Ended::Stopped), "{text}");
         assert!(host.asked.lock().expect("a lock").is_empty());
     }

@@ -1,5 +1,6 @@
 //! Calls out of `main`, as they stand in a run's journal.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -9,6 +10,8 @@ use muster_protocol::units::{Amount, Span};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
+
+use crate::secret;
 
 /// How one step goes about its nodes, as far as the script says.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -36,11 +39,24 @@ pub struct Step {
     pub nodes: NodeSet,
     /// The function.
     pub function: FunctionName,
-    /// What it is called with.
+    /// What it is called with. In the place of a secret's value stands its
+    /// name: neither `main` nor its journal ever holds the value.
     pub params: Map<String, Value>,
     /// How.
     #[serde(default)]
     pub options: StepOptions,
+    /// What takes it back when the run fails; of a step of `parallel`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<FunctionName>,
+}
+
+impl Step {
+    /// The names of the secret parameters that it is given. A request with
+    /// any goes to each node alone, with their values sealed.
+    #[must_use]
+    pub fn secrets(&self) -> BTreeSet<String> {
+        secret::names(&self.params)
+    }
 }
 
 /// What takes a step back when the run fails.
@@ -49,6 +65,9 @@ pub struct Step {
 pub struct Undo {
     /// The number of the call whose step it takes back.
     pub of: u64,
+    /// Which of its steps, from 0.
+    #[serde(default)]
+    pub part: usize,
     /// The function, on the nodes on which the step had an effect.
     pub function: FunctionName,
     /// What it is called with.

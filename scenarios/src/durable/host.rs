@@ -8,11 +8,16 @@ use muster_protocol::predicate::Predicate;
 use muster_protocol::text::printable;
 use muster_protocol::units::{Amount, Span};
 use rhai::{Array, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, Position};
-use serde::de::DeserializeOwned;
 
 use super::call::{HostCall, Recorded, Reply, Step, StepOptions, Undo};
 use super::nodes::{self, Cast, Nodes};
 use super::outcome::{self, Came, StepReply};
+use crate::plain::{self, Secret};
+
+/// Most bytes of a text for people.
+const MAX_WORDS: usize = 16 * 1024;
+/// Most steps of one `parallel`, and answers of one question.
+const MAX_LIST: usize = 256;
 
 /// What a function of the engine gives back.
 type Said<T> = Result<T, Box<EvalAltResult>>;
@@ -137,19 +142,28 @@ fn foreign(context: &NativeCallContext<'_>) -> Box<EvalAltResult> {
 
 fn value(context: &NativeCallContext<'_>, call: HostCall) -> Said<Dynamic> {
     match ask(context, call)?.1 {
-        Reply::Value(value) => rhai::serde::to_dynamic(value),
+        Reply::Value(value) => Ok(plain::from_json(&value)),
         _ => Err(foreign(context)),
     }
 }
 
-/// Plain data from a script's value.
-fn plain<T: DeserializeOwned>(
+/// Plain data from a script's map.
+fn data(
     context: &NativeCallContext<'_>,
     what: &str,
-    value: &Dynamic,
-) -> Said<T> {
-    rhai::serde::from_dynamic(value)
-        .map_err(|e| wrong(context, format!("{what}: {}", e.unwrap_inner())))
+    map: &Map,
+) -> Said<serde_json::Map<String, serde_json::Value>> {
+    plain::map_to_json(map).map_err(|e| wrong(context, format!("{what}: {e}")))
+}
+
+/// A text for people: bounded, so that no line fills a journal.
+fn words(context: &NativeCallContext<'_>, what: &str, text: &str) -> Said<String> {
+    if text.len() > MAX_WORDS {
+        let found = text.len();
+        let text = format!("{what}: the text has {found} bytes, at most {MAX_WORDS} are taken");
+        return Err(wrong(context, text));
+    }
+    Ok(text.to_owned())
 }
 
 fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
@@ -218,12 +232,9 @@ fn step(
     Ok(Step {
         nodes: nodes.set(),
         function: parsed(context, "the function", function)?,
-        params: plain(
-            context,
-            "the parameters of the step",
-            &Dynamic::from_map(params.clone()),
-        )?,
+        params: data(context, "the parameters of the step", params)?,
         options: options(context, with)?,
+        undo: None,
     })
 }
 
@@ -266,6 +277,7 @@ fn on(
     if let Some(function) = pass.undos.get(&place).cloned() {
         pass.undo.push(Undo {
             of: number,
+            part: 0,
             function: parsed(context, "undo", &function)?,
             params: taken_back,
         });
@@ -278,7 +290,11 @@ fn on(
 }
 
 /// Gives the engine everything that `main` may call.
-pub(super) fn register(engine: &mut Engine) {
+pub(crate) fn register(engine: &mut Engine) {
+    engine
+        .register_type_with_name::<Secret>("Secret")
+        .register_fn("to_string", |_: &mut Secret| "[redacted]")
+        .register_fn("to_debug", |_: &mut Secret| "[redacted]");
     nodes::register(engine);
     outcome::register(engine);
     sets(engine);
@@ -415,6 +431,14 @@ fn steps(engine: &mut Engine) {
                 step(&c, &nodes, function, &params, with)
             },
         )
+        .register_fn(
+            "undo",
+            |c: NativeCallContext<'_>, step: &mut Step, function: &str| -> Said<Step> {
+                let undo = Some(parsed(&c, "undo", function)?);
+                let step = step.clone();
+                Ok(Step { undo, ..step })
+            },
+        )
         .register_fn("parallel", |c: NativeCallContext<'_>, list: Array| {
             parallel(&c, list)
         });
@@ -431,14 +455,34 @@ fn parallel(context: &NativeCallContext<'_>, list: Array) -> Said<Array> {
         })?;
         steps.push(step);
     }
-    let expected = steps.len();
-    let Reply::Steps(replies) = ask(context, HostCall::Parallel { steps })?.1 else {
+    if steps.len() > MAX_LIST {
+        return Err(wrong(
+            context,
+            format!("parallel takes at most {MAX_LIST} steps"),
+        ));
+    }
+    let asked = steps.clone();
+    let (number, reply) = ask(context, HostCall::Parallel { steps })?;
+    let Reply::Steps(replies) = reply else {
         return Err(foreign(context));
     };
-    if replies.len() != expected {
+    if replies.len() != asked.len() {
         return Err(foreign(context));
     }
-    let cast = Arc::clone(&Carried::of(context)?.lock().cast);
+    let carried = Carried::of(context)?;
+    let mut pass = carried.lock();
+    for (part, step) in asked.into_iter().enumerate() {
+        if let Some(function) = step.undo {
+            pass.undo.push(Undo {
+                of: number,
+                part,
+                function,
+                params: step.params,
+            });
+        }
+    }
+    let cast = Arc::clone(&pass.cast);
+    drop(pass);
     let stopped = replies.iter().find_map(|reply| reply.stopped.clone());
     if let Some(text) = stopped {
         return Err(wrong(context, text));
@@ -469,25 +513,28 @@ fn rest(engine: &mut Engine) {
             },
         )
         .register_fn("ask", |c: NativeCallContext<'_>, question: &str| {
-            let question = question.to_owned();
-            value(
-                &c,
-                HostCall::Ask {
-                    question,
-                    answers: Vec::new(),
-                },
-            )
+            let question = words(&c, "ask", question)?;
+            let answers = Vec::new();
+            value(&c, HostCall::Ask { question, answers })
         })
         .register_fn(
             "ask",
-            |c: NativeCallContext<'_>, question: &str, answers: Array| {
-                let answers = plain(&c, "the answers", &Dynamic::from_array(answers))?;
-                let question = question.to_owned();
+            |c: NativeCallContext<'_>, question: &str, answers: Array| -> Said<Dynamic> {
+                let answers = answers
+                    .into_iter()
+                    .map(Dynamic::into_string)
+                    .collect::<Result<Vec<String>, _>>()
+                    .map_err(|kind| wrong(&c, format!("an answer is a text, not a {kind}")))?;
+                if answers.len() > MAX_LIST || answers.iter().any(|a| a.len() > 200) {
+                    let text = format!("ask takes at most {MAX_LIST} answers of 200 bytes each");
+                    return Err(wrong(&c, text));
+                }
+                let question = words(&c, "ask", question)?;
                 value(&c, HostCall::Ask { question, answers })
             },
         )
         .register_fn("log", |c: NativeCallContext<'_>, text: &str| {
-            let text = text.to_owned();
+            let text = words(&c, "log", text)?;
             value(&c, HostCall::Log { text })
         })
         .register_fn(
@@ -521,8 +568,8 @@ fn rest(engine: &mut Engine) {
 
 fn emit(context: &NativeCallContext<'_>, kind: &str, fields: Map) -> Said<Dynamic> {
     let call = HostCall::Emit {
-        kind: kind.to_owned(),
-        fields: plain(context, "the fields", &Dynamic::from_map(fields))?,
+        kind: plain::event_kind(kind).map_err(|e| wrong(context, e))?,
+        fields: data(context, "the fields", &fields)?,
     };
     value(context, call)
 }
@@ -530,7 +577,7 @@ fn emit(context: &NativeCallContext<'_>, kind: &str, fields: Map) -> Said<Dynami
 fn other(context: &NativeCallContext<'_>, name: &str, params: Map) -> Said<Dynamic> {
     let call = HostCall::RunScenario {
         scenario: parsed(context, "run_scenario", name)?,
-        params: plain(context, "the parameters", &Dynamic::from_map(params))?,
+        params: data(context, "the parameters", &params)?,
     };
     value(context, call)
 }

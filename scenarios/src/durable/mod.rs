@@ -11,7 +11,7 @@
 //! what to do next out. It does no I/O and reads no clock.
 
 mod call;
-mod host;
+pub(crate) mod host;
 mod nodes;
 mod outcome;
 mod turn;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::nodes::{Cast, Nodes};
+use crate::plain::from_json;
 
 /// What a step came to on one node.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -65,15 +66,14 @@ impl Came {
                 .all(|node| node.outcome == Outcome::Succeeded)
     }
 
-    fn values(&mut self) -> Result<Map, Box<EvalAltResult>> {
+    fn values(&mut self) -> Map {
         let mut all = Map::new();
         for node in &self.reply.nodes {
             if let Some(value) = &node.value {
-                let value = rhai::serde::to_dynamic(value)?;
-                all.insert(self.cast.name(node.serial).into(), value);
+                all.insert(self.cast.name(node.serial).into(), from_json(value));
             }
         }
-        Ok(all)
+        all
     }
 
     fn node(&self, name: &str, at: Position) -> Result<Map, Box<EvalAltResult>> {
@@ -87,10 +87,7 @@ impl Came {
                 EvalAltResult::ErrorRuntime(format!("the step had no node `{name}`").into(), at)
             })?;
         let text = |text: &Option<String>| text.clone().map_or(Dynamic::UNIT, Dynamic::from);
-        let value = match &node.value {
-            Some(value) => rhai::serde::to_dynamic(value)?,
-            None => Dynamic::UNIT,
-        };
+        let value = node.value.as_ref().map_or(Dynamic::UNIT, from_json);
         Ok(Map::from([
             ("ok".into(), (node.outcome == Outcome::Succeeded).into()),
             ("outcome".into(), node.outcome.as_str().into()),

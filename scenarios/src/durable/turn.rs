@@ -8,11 +8,13 @@ use rhai::{AST, ASTNode, CallFnOptions, Dynamic, Engine, EvalAltResult, Expr, Po
 use serde_json::{Map, Value};
 
 use super::call::{HostCall, Recorded, Reply, Undo};
-use super::host::{Carried, Pass, Stop, register};
+use super::host::{Carried, Inline, Pass, Stop, register};
 use super::nodes::{Cast, Member, Nodes};
-use crate::engine::{Limits, engine, parse};
+use crate::engine::{self, Limits, engine, parse};
 use crate::fault::{Fault, Place};
 use crate::manifest::MAIN;
+use crate::plain::{self, Secret};
+use crate::secret;
 
 /// A script that is ready to run. Cheap to clone; any number of runs share
 /// one.
@@ -39,17 +41,20 @@ impl Program {
     /// # Errors
     /// A syntax error.
     pub fn new(file: &str, text: &str) -> Result<Self, Box<Fault>> {
-        let mut engine = engine(Limits::MAIN);
-        register(&mut engine);
-        let ast = parse(&engine, file, text)?;
-        let undos = undos(&ast);
-        Ok(Self {
-            engine: Arc::new(engine),
-            ast: Arc::new(ast),
-            file: file.into(),
-            text: text.into(),
-            undos: Arc::new(undos),
-        })
+        let read = engine::apart(None, || {
+            let mut engine = engine(Limits::MAIN);
+            register(&mut engine);
+            let ast = parse(&engine, file, text)?;
+            let undos = undos(&ast);
+            Ok(Self {
+                engine: Arc::new(engine),
+                ast: Arc::new(ast),
+                file: file.into(),
+                text: text.into(),
+                undos: Arc::new(undos),
+            })
+        });
+        read.unwrap_or_else(|broken| Err(Box::new(Fault::new(file, text, None, broken))))
     }
 
     fn fault(&self, at: Position, message: impl Into<String>) -> Fault {
@@ -89,7 +94,8 @@ fn first(expr: &Expr) -> &Expr {
 /// What a run of `main` begins with; pinned for the run's life.
 #[derive(Clone, Debug, Default)]
 pub struct Input {
-    /// Parameters, bound.
+    /// Parameters, as [`Bound::sealed`](crate::param::Bound::sealed) gives
+    /// them: `main` can hand a secret on to nodes, and never sees it.
     pub params: Map<String, Value>,
     /// The frozen node sets, `targets` among them, in the order in which
     /// nodes are taken.
@@ -128,17 +134,46 @@ pub enum Turn {
         /// Why, where.
         fault: Fault,
     },
+    /// It was told to stop while it computed. Nothing is lost: another turn
+    /// begins again.
+    Stopped,
+    /// muster itself failed, not the scenario: why, in one line. Nothing is
+    /// lost and nothing is to be taken back; the run waits for a person.
+    Broken(String),
 }
 
-/// Runs `main` once, as far as it comes. `records` are the calls that were
-/// answered, from number 0 on. `inline` answers those at once that need no
-/// waiting; its answers come back as the second value, to be written down
-/// before anything else happens.
+/// Runs `main` once, as far as it comes. Blocks for as long as the script
+/// computes: for a thread that may block.
+///
+/// * `records` are the calls that were answered, from number 0 on.
+/// * `inline` answers those at once that need no waiting, such as the time;
+///   for all others it gives `None`.
+/// * `stopped` is asked again and again whether the turn is to end now: the
+///   run was cancelled, or its time is over. Operations are counted without
+///   it, so that a script that only computes ends the same everywhere.
+///
+/// The second value are the calls that were answered inline, in order. They
+/// follow `records` and have to be in the journal before anything else
+/// happens, whatever the first value is.
 pub fn turn(
     program: &Program,
     input: &Input,
     records: Arc<[Recorded]>,
     inline: impl Fn(u64, &HostCall) -> Option<Reply> + Send + Sync + 'static,
+    stopped: impl Fn() -> bool + Send + Sync + 'static,
+) -> (Turn, Vec<Recorded>) {
+    let inline: Inline = Arc::new(inline);
+    engine::apart(Some(Arc::new(stopped)), || {
+        pass(program, input, records, inline)
+    })
+    .unwrap_or_else(|broken| (Turn::Broken(broken), Vec::new()))
+}
+
+fn pass(
+    program: &Program,
+    input: &Input,
+    records: Arc<[Recorded]>,
+    inline: Inline,
 ) -> (Turn, Vec<Recorded>) {
     let cast = Arc::new(Cast::new(&input.sets));
     let sets = input.sets.iter().map(|(name, members)| {
@@ -149,21 +184,20 @@ pub fn turn(
         sets: sets.collect(),
         cast: Arc::clone(&cast),
         records,
-        inline: Arc::new(inline),
+        inline,
         undos: Arc::clone(&program.undos),
         next: 0,
         fresh: Vec::new(),
         undo: Vec::new(),
         stop: None,
     })));
-    let params = match rhai::serde::to_dynamic(&input.params) {
-        Ok(params) => params,
-        Err(error) => {
-            let fault = program.fault(Position::NONE, error.to_string());
-            let undo = Vec::new();
-            return (Turn::Failed { fault, undo }, Vec::new());
+    let mut params = plain::map_from_json(&input.params);
+    for (name, value) in &input.params {
+        if let Some(secret) = secret::referred(value) {
+            params.insert(name.into(), Dynamic::from(Secret(secret.to_owned())));
         }
-    };
+    }
+    let params = Dynamic::from_map(params);
     let options = CallFnOptions::new()
         .with_tag(carried.clone())
         .eval_ast(false);
@@ -208,11 +242,13 @@ pub fn turn(
             fault: program.fault(at, text),
             undo,
         },
-        (None, Ok(value)) => match rhai::serde::from_dynamic(&value) {
-            Ok(value) => Turn::Done(value),
-            // Nodes or a step's reply as the last value: nothing to keep.
-            Err(_) => Turn::Done(Value::Null),
-        },
+        // Nodes or a step's reply as the last value: nothing to keep.
+        (None, Ok(value)) => Turn::Done(plain::to_json(&value).unwrap_or_default()),
+        (None, Err(error))
+            if matches!(error.unwrap_inner(), EvalAltResult::ErrorTerminated(..)) =>
+        {
+            Turn::Stopped
+        }
         (None, Err(error)) => Turn::Failed {
             fault: failure(program, &error),
             undo,
@@ -224,25 +260,6 @@ pub fn turn(
 /// What went wrong in the script, where.
 fn failure(program: &Program, error: &EvalAltResult) -> Fault {
     let inner = error.unwrap_inner();
-    let at = inner.position();
-    let text = match inner {
-        EvalAltResult::ErrorRuntime(value, _) => match value.clone().into_string() {
-            Ok(text) => text,
-            Err(_) => value.to_string(),
-        },
-        EvalAltResult::ErrorTooManyOperations(_) => {
-            "the script works without an end; what takes long belongs on the nodes".to_owned()
-        }
-        EvalAltResult::ErrorPropertyNotFound(name, _) => {
-            format!("there is no property `{name}` here")
-        }
-        EvalAltResult::ErrorFunctionNotFound(signature, _) => {
-            format!("there is no function {signature}")
-        }
-        other => {
-            let text = other.to_string();
-            text.split(" (line ").next().unwrap_or_default().to_owned()
-        }
-    };
-    program.fault(at, muster_protocol::text::printable(&text, 1_000))
+    let endless = "the script works without an end; what takes long belongs on the nodes";
+    program.fault(inner.position(), engine::said(inner, endless))
 }

@@ -10,9 +10,10 @@ use regex::RegexBuilder;
 use rhai::{Dynamic, Engine, Map, NativeCallContext, Position};
 use serde_json::Value;
 
-use super::{Budget, MAX_SETS};
+use super::{Budget, MAX_SETS, MAX_WINDOWS};
 use crate::fault::nearest;
 use crate::param::{Kind, MAX_PARAMS, Param, Typed, is_name};
+use crate::when::Cron;
 
 /// Largest compiled form of one `matches`, in bytes.
 const MAX_REGEX: usize = 64 * 1024;
@@ -44,6 +45,7 @@ pub(super) struct Declared {
     pub(super) confirm: Option<()>,
     pub(super) approvals: Option<u32>,
     pub(super) locks: BTreeSet<String>,
+    pub(super) windows: Vec<Cron>,
     /// With the place of the call: whether the function exists is known when
     /// the whole script is.
     pub(super) idempotent: BTreeMap<FunctionName, Position>,
@@ -247,6 +249,22 @@ pub(super) fn register(engine: &mut Engine, notes: &Notes) {
             if !d.locks.insert(name.to_owned()) {
                 return Err(format!("the lock `{name}` is declared twice").into());
             }
+            Ok(())
+        });
+    });
+    let own = notes.clone();
+    engine.register_fn("window", move |c: NativeCallContext<'_>, text: &str| {
+        own.note(&c, |d| {
+            let window: Cron = text
+                .parse()
+                .map_err(|e| Wrong(format!("`window`: {e}"), None))?;
+            if d.windows.len() >= MAX_WINDOWS {
+                return Err(format!("there are more than {MAX_WINDOWS} windows").into());
+            }
+            if d.windows.contains(&window) {
+                return Err(format!("the window `{window}` is declared twice").into());
+            }
+            d.windows.push(window);
             Ok(())
         });
     });

@@ -9,16 +9,26 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use muster_protocol::names::{FunctionName, LabelKey};
 use muster_protocol::predicate::Predicate;
-use muster_protocol::units::{Amount, Span};
+use muster_protocol::units::{Amount, Span, Timestamp};
 
 use crate::param::Param;
+use crate::when::Cron;
+
+/// Gives an engine the functions of a manifest.
+#[cfg(test)]
+pub(crate) fn register(engine: &mut rhai::Engine) {
+    declare::register(engine, &declare::Notes::default());
+}
 
 pub use read::read;
+pub(crate) use read::read_here;
 
 /// The function that runs in the broker.
 pub const MAIN: &str = "main";
 /// The function that a scenario without `main` runs on its targets.
 pub const RUN: &str = "run";
+/// Most windows of one scenario.
+pub const MAX_WINDOWS: usize = 16;
 /// Most node sets beside the target.
 pub const MAX_SETS: usize = 16;
 
@@ -47,6 +57,9 @@ pub struct Manifest {
     pub approvals: u32,
     /// One run at a time holds each of these.
     pub locks: BTreeSet<String>,
+    /// When it may be started: in any of these minutes; at any time when
+    /// there is none.
+    pub windows: Vec<Cron>,
     /// Functions that may be executed again when it is not known whether
     /// they were.
     pub idempotent: BTreeSet<FunctionName>,
@@ -93,6 +106,25 @@ impl Manifest {
     #[must_use]
     pub fn function(&self, name: &str) -> Option<&Function> {
         self.functions.iter().find(|f| f.name == name)
+    }
+
+    /// Whether it may be started at this moment.
+    #[must_use]
+    pub fn is_open(&self, at: Timestamp) -> bool {
+        self.windows.is_empty() || self.windows.iter().any(|window| window.holds(at))
+    }
+
+    /// When it may be started, from this moment on; `None` when the calendar
+    /// ends before.
+    #[must_use]
+    pub fn opens(&self, at: Timestamp) -> Option<Timestamp> {
+        if self.is_open(at) {
+            return Some(at);
+        }
+        self.windows
+            .iter()
+            .filter_map(|window| window.next(at))
+            .min()
     }
 
     /// The node sets by name; `targets` for the target.

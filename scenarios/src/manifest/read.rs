@@ -6,7 +6,8 @@ use rhai::{AST, Engine, EvalAltResult, Scope};
 
 use super::declare::{Declared, Notes, register};
 use super::{Function, MAIN, Manifest, RUN, Shape};
-use crate::engine::{Limits, engine, parse};
+use crate::catalogue;
+use crate::engine::{self, Limits, engine, parse};
 use crate::fault::{Fault, Place, nearest};
 
 /// Reads the manifest of a script. Only what stands at its top is executed,
@@ -18,6 +19,12 @@ use crate::fault::{Fault, Place, nearest};
 /// # Errors
 /// Every fault that was found; at least one.
 pub fn read(file: &str, text: &str) -> Result<Manifest, Vec<Fault>> {
+    engine::apart(None, || read_here(file, text))
+        .unwrap_or_else(|broken| Err(vec![Fault::new(file, text, None, broken)]))
+}
+
+/// The same on this thread.
+pub(crate) fn read_here(file: &str, text: &str) -> Result<Manifest, Vec<Fault>> {
     let notes = Notes::default();
     let mut engine = engine(Limits::MANIFEST);
     register(&mut engine, &notes);
@@ -85,6 +92,7 @@ fn manifest(declared: Declared, functions: Vec<Function>, shape: Shape) -> Manif
         confirm: declared.confirm.is_some(),
         approvals: declared.approvals.unwrap_or(0),
         locks: declared.locks,
+        windows: declared.windows,
         idempotent: declared.idempotent.into_keys().collect(),
         allow_check: declared.allow_check.is_some(),
         shape,
@@ -113,13 +121,13 @@ fn run_top(
                     "`{name}` cannot be called at the top of a scenario"
                 ))
                 .hint("only the manifest stands there; functions run later")
-            } else if DECLARATIONS.contains(&name) {
+            } else if declarations().any(|known| known == name) {
                 fault(format!(
                     "`{name}` does not take these arguments: {signature}"
                 ))
             } else {
                 let fault = fault(format!("there is no `{name}` at the top of a scenario"));
-                match nearest(name, DECLARATIONS) {
+                match nearest(name, declarations()) {
                     Some(near) => fault.hint(format!("did you mean `{near}`?")),
                     None => fault.hint(
                         "only the manifest stands there; what it does belongs into a function",
@@ -142,22 +150,10 @@ fn run_top(
     })
 }
 
-/// The functions of a manifest.
-pub(crate) const DECLARATIONS: [&str; 13] = [
-    "scenario",
-    "param",
-    "target",
-    "also",
-    "batch",
-    "max_failures",
-    "timeout",
-    "retry",
-    "confirm",
-    "approvals",
-    "lock",
-    "idempotent",
-    "allow_check",
-];
+/// The names of the functions of a manifest.
+fn declarations() -> impl Iterator<Item = &'static str> {
+    catalogue::TOP.iter().map(|entry| entry.name)
+}
 
 fn functions(ast: &AST) -> Vec<Function> {
     let mut all: Vec<Function> = ast

@@ -104,6 +104,14 @@ pub struct Run {
     /// Run only when this program exits with 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only_if: Option<Vec<String>>,
+    /// Whether it may change something. One that only looks (`changes: false`)
+    /// is run in a dry run as well, so that a script can go by what it says.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub changes: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Who owns a file and who may do what with it.

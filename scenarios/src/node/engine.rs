@@ -1,23 +1,23 @@
 //! Running a function of a scenario on a node.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use muster_protocol::envelope::Mode;
+use muster_protocol::names::FunctionName;
 use rhai::{AST, CallFnOptions, Dynamic, Engine, EvalAltResult, NativeCallContext, Scope};
 use serde_json::{Map, Value};
 
 use super::effect::{Change, Effect};
 use super::resources;
 use crate::bundle::{Bundle, BundlePath};
-use crate::engine::{Limits, engine, parse};
+use crate::engine::{self, Limits, engine, parse};
 use crate::fault::{Fault, Place};
+use crate::plain;
+use crate::secret::Secrets;
 
 /// What a function of the engine gives back.
 pub(super) type Said<T> = Result<T, Box<EvalAltResult>>;
-/// How many operations pass between two looks at whether to stop.
-const LOOK_EVERY: u64 = 256;
-
 /// What came of an effect.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Performed {
@@ -38,13 +38,18 @@ pub enum HostError {
 
 /// Whoever has the effects.
 pub trait Host: Send + Sync {
-    /// Does it, or says what it would do, as the step's mode demands. Blocks.
+    /// Does it, or says what it would do, as the mode demands. Blocks for as
+    /// long as it takes, and ends soon once [`Host::stopped`] is true.
+    ///
+    /// Parameters that are secret can be in every text of an effect: what is
+    /// shown of it to anybody goes through [`Secrets::mask`].
     ///
     /// # Errors
     /// [`HostError`].
-    fn perform(&self, effect: &Effect, at: Source) -> Result<Performed, HostError>;
+    fn perform(&self, effect: &Effect, mode: Mode, at: Source) -> Result<Performed, HostError>;
 
-    /// Whether the step is to end now.
+    /// Whether the step is to end now: it was cancelled, or its time is over.
+    /// Asked often.
     fn stopped(&self) -> bool;
 
     /// Who this node is, and its facts.
@@ -83,17 +88,37 @@ pub enum Ended {
     Stopped,
 }
 
+/// A call of a function on a node.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Which function of the scenario.
+    pub function: FunctionName,
+    /// Its parameters; in the place of a secret stands its name.
+    pub params: Map<String, Value>,
+    /// The secrets.
+    pub secrets: Secrets,
+    /// Whether it acts, or only says what it would do.
+    pub mode: Mode,
+}
+
 /// What a running function carries along.
 #[derive(Clone)]
 pub(super) struct Carried {
     host: Arc<dyn Host>,
     files: Arc<BTreeMap<BundlePath, Vec<u8>>>,
+    secrets: Secrets,
+    mode: Mode,
 }
 
-thread_local! {
-    /// The host of the function that this thread runs: the engine asks about
-    /// progress without saying for whom.
-    static RUNNING: RefCell<Option<Arc<dyn Host>>> = const { RefCell::new(None) };
+/// Runs one function of a scenario to its end; [`Program`] keeps what is
+/// compiled. `file` is what the script is called in messages.
+///
+/// # Errors
+/// [`Ended`].
+pub fn run(file: &str, bundle: &Bundle, call: &Call, host: Arc<dyn Host>) -> Result<Done, Ended> {
+    Program::new(file, bundle)
+        .map_err(Ended::Failed)?
+        .call(call, host)
 }
 
 /// A scenario that is ready to run on this node. Cheap to clone.
@@ -120,83 +145,85 @@ impl Program {
     /// # Errors
     /// A syntax error.
     pub fn new(file: &str, bundle: &Bundle) -> Result<Self, Box<Fault>> {
-        let mut engine = engine(Limits::NODE);
-        resources::register(&mut engine);
-        engine.on_progress(|operations| {
-            if operations % LOOK_EVERY != 0 {
-                return None;
-            }
-            let stopped = RUNNING.with_borrow(|host| host.as_ref().is_some_and(|h| h.stopped()));
-            stopped.then_some(Dynamic::UNIT)
+        let read = engine::apart(None, || {
+            let mut engine = engine(Limits::NODE);
+            resources::register(&mut engine);
+            let ast = parse(&engine, file, bundle.script())?;
+            Ok(Self {
+                engine: Arc::new(engine),
+                ast: Arc::new(ast),
+                file: file.into(),
+                text: bundle.script().into(),
+                files: Arc::new(bundle.files().clone()),
+            })
         });
-        let ast = parse(&engine, file, bundle.script())?;
-        Ok(Self {
-            engine: Arc::new(engine),
-            ast: Arc::new(ast),
-            file: file.into(),
-            text: bundle.script().into(),
-            files: Arc::new(bundle.files().clone()),
-        })
+        read.unwrap_or_else(|broken| Err(Box::new(Fault::new(file, bundle.script(), None, broken))))
     }
 
-    /// Runs a function to its end. Blocks for as long as its effects take:
-    /// for a thread that may block.
+    /// Runs a function to its end, on a thread of its own. Blocks for as long
+    /// as its effects take: for a thread that may block. The host is called
+    /// on the function's thread; what it needs of the caller's (an executor's
+    /// handle, a span of a trace) it has to hold itself.
+    ///
+    /// A panic of the host ends this call as failed, and nothing else.
     ///
     /// # Errors
     /// [`Ended`].
-    pub fn call(
-        &self,
-        function: &str,
-        params: &Map<String, Value>,
-        host: Arc<dyn Host>,
-    ) -> Result<Done, Ended> {
-        let failed = |text: String| {
-            let fault = Fault::new(&self.file, &self.text, None, text);
+    pub fn call(&self, call: &Call, host: Arc<dyn Host>) -> Result<Done, Ended> {
+        let asked = Arc::clone(&host);
+        let stopped = move || asked.stopped();
+        engine::apart(Some(Arc::new(stopped)), || self.called(call, host)).unwrap_or_else(
+            |broken| {
+                let broken = call.secrets.mask(&broken);
+                let fault = Fault::new(&self.file, &self.text, None, broken);
+                Err(Ended::Failed(Box::new(fault)))
+            },
+        )
+    }
+
+    fn called(&self, call: &Call, host: Arc<dyn Host>) -> Result<Done, Ended> {
+        let params = call.secrets.open(&call.params).map_err(|error| {
+            let fault = Fault::new(&self.file, &self.text, None, error.to_string());
             Ended::Failed(Box::new(fault))
-        };
-        let params = rhai::serde::to_dynamic(params).map_err(|e| failed(e.to_string()))?;
+        })?;
+        let params = plain::map_from_json(&params);
         let carried = Carried {
-            host: Arc::clone(&host),
+            host,
             files: Arc::clone(&self.files),
+            secrets: call.secrets.clone(),
+            mode: call.mode,
         };
         let options = CallFnOptions::new().with_tag(carried).eval_ast(false);
-        RUNNING.set(Some(Arc::clone(&host)));
         let ended: Said<Dynamic> = self.engine.call_fn_with_options(
             options,
             &mut Scope::new(),
             &self.ast,
-            function,
+            call.function.as_str(),
             (params,),
         );
-        RUNNING.set(None);
-        let value = ended.map_err(|error| self.ended(&error))?;
-        let value = rhai::serde::from_dynamic(&value).unwrap_or(Value::Null);
-        Ok(Done { value })
+        let value = ended.map_err(|error| self.ended(&error, &call.secrets))?;
+        // A resource as the last value: nothing to keep.
+        let custom = !value.is_array() && !value.is_map() && value.is_variant();
+        match plain::to_json(&value) {
+            Ok(value) => Ok(Done {
+                value: call.secrets.mask_value(value),
+            }),
+            Err(_) if custom => Ok(Done { value: Value::Null }),
+            Err(why) => {
+                let text = format!("what `{}` returns cannot be sent: {why}", call.function);
+                let fault = Fault::new(&self.file, &self.text, None, text);
+                Err(Ended::Failed(Box::new(fault)))
+            }
+        }
     }
 
-    fn ended(&self, error: &EvalAltResult) -> Ended {
+    fn ended(&self, error: &EvalAltResult, secrets: &Secrets) -> Ended {
         let inner = error.unwrap_inner();
-        let text = match inner {
-            EvalAltResult::ErrorTerminated(..) => return Ended::Stopped,
-            EvalAltResult::ErrorRuntime(value, _) => match value.clone().into_string() {
-                Ok(text) => text,
-                Err(_) => value.to_string(),
-            },
-            EvalAltResult::ErrorPropertyNotFound(name, _) => {
-                format!("there is no property `{name}` here")
-            }
-            EvalAltResult::ErrorFunctionNotFound(signature, _) => {
-                format!("there is no function {signature}")
-            }
-            EvalAltResult::ErrorTooManyOperations(_) => {
-                "the function works without an end".to_owned()
-            }
-            other => {
-                let text = other.to_string();
-                text.split(" (line ").next().unwrap_or_default().to_owned()
-            }
-        };
-        let text = muster_protocol::text::printable(&text, 1_000);
+        if matches!(inner, EvalAltResult::ErrorTerminated(..)) {
+            return Ended::Stopped;
+        }
+        let text = engine::said(inner, "the function works without an end");
+        let text = secrets.mask(&text);
         let at = Place::of(inner.position());
         Ended::Failed(Box::new(Fault::new(&self.file, &self.text, at, text)))
     }
@@ -222,13 +249,20 @@ fn carried(context: &NativeCallContext<'_>) -> Said<Carried> {
 pub(super) fn perform(context: &NativeCallContext<'_>, effect: &Effect) -> Said<Performed> {
     let at = context.call_position();
     let source = Source { at: Place::of(at) };
-    match carried(context)?.host.perform(effect, source) {
+    let carried = carried(context)?;
+    match carried.host.perform(effect, carried.mode, source) {
         Ok(performed) => Ok(performed),
         Err(HostError::Failed(message)) => {
-            Err(wrong(context, format!("{}: {message}", effect.subject())))
+            let text = format!("{}: {message}", effect.subject());
+            Err(wrong(context, carried.secrets.mask(&text)))
         }
         Err(HostError::Stopped) => Err(EvalAltResult::ErrorTerminated(Dynamic::UNIT, at).into()),
     }
+}
+
+/// The secrets of the running function.
+pub(super) fn secrets(context: &NativeCallContext<'_>) -> Said<Secrets> {
+    Ok(carried(context)?.secrets)
 }
 
 pub(super) fn facts(context: &NativeCallContext<'_>) -> Said<Arc<NodeFacts>> {

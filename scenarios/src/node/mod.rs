@@ -7,11 +7,11 @@
 
 mod effect;
 mod engine;
-mod resources;
+pub(crate) mod resources;
 mod template;
 
 pub use effect::{
     Change, Effect, FileAttributes, FileWish, HttpCall, HttpWish, PackageWish, PuppetRun, Run,
     RunWhat, ServiceWish, UserWish,
 };
-pub use engine::{Done, Ended, Host, HostError, NodeFacts, Performed, Program, Source};
+pub use engine::{Call, Done, Ended, Host, HostError, NodeFacts, Performed, Program, Source, run};

@@ -14,8 +14,9 @@ use super::effect::{
     Change, Effect, FileAttributes, FileWish, HttpCall, HttpWish, PackageWish, PuppetRun, Run,
     RunWhat, ServiceWish, UserWish,
 };
-use super::engine::{Said, facts, fill, perform, wrong};
+use super::engine::{Said, facts, fill, perform, secrets, wrong};
 use crate::fault::nearest;
+use crate::plain;
 
 type Context<'a> = NativeCallContext<'a>;
 
@@ -82,8 +83,10 @@ impl<'a, 'c> Options<'a, 'c> {
             return Ok(None);
         };
         let what = self.what;
-        rhai::serde::from_dynamic(&value).map(Some).map_err(|e| {
-            let why = e.unwrap_inner().to_string();
+        let read = plain::to_json(&value)
+            .and_then(|value| serde_json::from_value(value).map_err(|e| e.to_string()));
+        read.map(Some).map_err(|why| {
+            let why = muster_protocol::text::printable(&why, 200);
             wrong(self.context, format!("`{key}` of `{what}`: {why}"))
         })
     }
@@ -136,13 +139,14 @@ fn absolute(context: &Context<'_>, path: &str) -> Said<()> {
     Err(wrong(context, format!("`{path}` is not an absolute path")))
 }
 
-fn plain(context: &Context<'_>, what: &str, map: Map) -> Said<Value> {
-    rhai::serde::from_dynamic(&Dynamic::from_map(map))
-        .map_err(|e| wrong(context, format!("{what}: {}", e.unwrap_inner())))
+fn data(context: &Context<'_>, what: &str, map: &Map) -> Said<Value> {
+    plain::map_to_json(map)
+        .map(Value::Object)
+        .map_err(|e| wrong(context, format!("{what}: {e}")))
 }
 
 /// Gives the engine everything that a function on a node may call.
-pub(super) fn register(engine: &mut Engine) {
+pub(crate) fn register(engine: &mut Engine) {
     commands(engine);
     files(engine);
     packages(engine);
@@ -164,13 +168,14 @@ fn run(context: &Context<'_>, name: &'static str, what: RunWhat, options: Map) -
         stdin: options.take("stdin")?,
         creates: options.take("creates")?,
         only_if: options.take("only_if")?,
+        changes: options.take("changes")?.unwrap_or(true),
     };
     options.end()?;
     for path in run.cwd.iter().chain(&run.creates) {
         absolute(context, path)?;
     }
     let performed = perform(context, &Effect::Run(run))?;
-    rhai::serde::to_dynamic(performed.value)
+    Ok(plain::from_json(&performed.value))
 }
 
 fn argv(context: &Context<'_>, words: Array) -> Said<RunWhat> {
@@ -276,14 +281,14 @@ fn files(engine: &mut Engine) {
         .register_fn(
             "template",
             |c: Context<'_>, file: &mut It, name: &str, values: Map| {
-                let text = fill(&c, name, &plain(&c, "the values", values)?)?;
+                let text = fill(&c, name, &data(&c, "the values", &values)?)?;
                 content(&c, file, text, Map::new())
             },
         )
         .register_fn(
             "template",
             |c: Context<'_>, file: &mut It, name: &str, values: Map, options: Map| {
-                let text = fill(&c, name, &plain(&c, "the values", values)?)?;
+                let text = fill(&c, name, &data(&c, "the values", &values)?)?;
                 content(&c, file, text, options)
             },
         )
@@ -324,7 +329,7 @@ fn files(engine: &mut Engine) {
             wish(&c, file, FileWish::Absent)
         })
         .register_fn("template", |c: Context<'_>, name: &str, values: Map| {
-            fill(&c, name, &plain(&c, "the values", values)?)
+            fill(&c, name, &data(&c, "the values", &values)?)
         });
 }
 
@@ -417,7 +422,7 @@ fn http(engine: &mut Engine) {
             headers,
             timeout,
         });
-        rhai::serde::to_dynamic(perform(context, &effect)?.value)
+        Ok(plain::from_json(&perform(context, &effect)?.value))
     }
     fn until(context: &Context<'_>, it: &mut It, status: i64, options: Map) -> Said<Dynamic> {
         let mut options = Options::new(context, "until", options);
@@ -442,8 +447,7 @@ fn http(engine: &mut Engine) {
             call(&c, it, HttpWish::Get)
         })
         .register_fn("post", |c: Context<'_>, it: &mut It, body: Dynamic| {
-            let body = rhai::serde::from_dynamic(&body)
-                .map_err(|e| wrong(&c, format!("the body: {}", e.unwrap_inner())))?;
+            let body = plain::to_json(&body).map_err(|e| wrong(&c, format!("the body: {e}")))?;
             call(&c, it, HttpWish::Post { body })
         })
         .register_fn("until", |c: Context<'_>, it: &mut It, status: i64| {
@@ -457,22 +461,27 @@ fn http(engine: &mut Engine) {
 
 fn rest(engine: &mut Engine) {
     fn emit(context: &Context<'_>, kind: &str, fields: Map) -> Said<()> {
-        let fields = match plain(context, "the fields", fields)? {
+        // What nobody may see is gone before anybody can.
+        let fields = match secrets(context)?.mask_value(data(context, "the fields", &fields)?) {
             Value::Object(fields) => fields,
             _ => serde_json::Map::new(),
         };
-        let kind = kind.to_owned();
+        let kind = plain::event_kind(kind).map_err(|e| wrong(context, e))?;
         perform(context, &Effect::Emit { kind, fields }).map(|_| ())
+    }
+    fn puppet(context: &Context<'_>, run: PuppetRun) -> Said<Dynamic> {
+        let performed = perform(context, &Effect::Puppet(run))?;
+        Ok(plain::from_json(&performed.value))
     }
     engine
         .register_fn("node", |c: Context<'_>| -> Said<Dynamic> {
-            rhai::serde::to_dynamic(&facts(&c)?.node)
+            Ok(Dynamic::from_map(plain::map_from_json(&facts(&c)?.node)))
         })
         .register_fn("fact", |c: Context<'_>, path: &str| -> Said<Dynamic> {
             let facts = facts(&c)?;
             let found = muster_protocol::predicate::fact_at(&facts.facts, path);
             match found {
-                Some(value) => rhai::serde::to_dynamic(value),
+                Some(value) => Ok(plain::from_json(value)),
                 None => {
                     let path = muster_protocol::text::printable(path, 80);
                     Err(wrong(&c, format!("this node has no fact `{path}`")))
@@ -480,7 +489,7 @@ fn rest(engine: &mut Engine) {
             }
         })
         .register_fn("log", |c: Context<'_>, text: &str| -> Said<()> {
-            let text = text.to_owned();
+            let text = secrets(&c)?.mask(text);
             perform(&c, &Effect::Log { text }).map(|_| ())
         })
         .register_fn("emit", |c: Context<'_>, kind: &str| {
@@ -498,11 +507,9 @@ fn rest(engine: &mut Engine) {
         })
         .register_fn("puppet_apply", |c: Context<'_>, manifest: &str| {
             let manifest = manifest.to_owned();
-            let effect = Effect::Puppet(PuppetRun::Apply { manifest });
-            rhai::serde::to_dynamic(perform(&c, &effect)?.value)
+            puppet(&c, PuppetRun::Apply { manifest })
         })
         .register_fn("puppet_agent", |c: Context<'_>| {
-            let effect = Effect::Puppet(PuppetRun::Agent);
-            rhai::serde::to_dynamic(perform(&c, &effect)?.value)
+            puppet(&c, PuppetRun::Agent)
         });
 }

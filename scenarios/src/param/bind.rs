@@ -63,6 +63,15 @@ impl Bound {
         &self.plain
     }
 
+    /// All of them as they stand in a request or a journal: in the place of a
+    /// secret's value stands its name.
+    #[must_use]
+    pub fn sealed(&self) -> Map<String, Value> {
+        let secret = self.secret.keys();
+        let names = secret.map(|name| (name.clone(), crate::secret::reference(name)));
+        self.plain.clone().into_iter().chain(names).collect()
+    }
+
     /// What only the nodes may see.
     #[must_use]
     pub fn secret(&self) -> &Map<String, Value> {

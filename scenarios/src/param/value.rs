@@ -4,6 +4,8 @@ use muster_protocol::text::printable;
 use muster_protocol::units::Span;
 use serde_json::Value;
 
+use crate::secret::SECRET;
+
 use super::{Kind, MAX_VALUE, Size, Typed, node, percent};
 
 /// Deepest nesting of a list or map.
@@ -142,9 +144,19 @@ fn shallow(value: &Value) -> Result<(), String> {
                 _ => true,
             }
     }
-    if depth(value, MAX_DEPTH) {
-        Ok(())
-    } else {
-        Err(format!("it is nested deeper than {MAX_DEPTH}"))
+    fn names(value: &Value) -> bool {
+        match value {
+            Value::Array(items) => items.iter().all(names),
+            Value::Object(items) => items.iter().all(|(key, item)| key != SECRET && names(item)),
+            _ => true,
+        }
     }
+    if !depth(value, MAX_DEPTH) {
+        return Err(format!("it is nested deeper than {MAX_DEPTH}"));
+    }
+    // That is how a run refers to a secret; nobody else does.
+    if !names(value) {
+        return Err(format!("`{SECRET}` is no name in a map"));
+    }
+    Ok(())
 }
