@@ -38,7 +38,7 @@ impl From<CommandError> for HostError {
 }
 
 /// Runs it, unless `creates` or `only_if` says that there is no need. In a
-/// dry run only `only_if` runs.
+/// dry run only `only_if` runs, and what says that it changes nothing.
 ///
 /// # Errors
 /// [`CommandError`].
@@ -75,7 +75,7 @@ pub fn perform(tools: &Tools, run: &Run, mode: Mode) -> Result<Performed, Comman
             return Ok(skipped());
         }
     }
-    if mode == Mode::Check {
+    if mode == Mode::Check && run.changes {
         return Ok(would_run());
     }
     let argv: Vec<String> = match &run.what {
@@ -95,11 +95,12 @@ pub fn perform(tools: &Tools, run: &Run, mode: Mode) -> Result<Performed, Comman
         return Err(CommandError::Failed(answer.complaint()));
     }
     let code = answer.exit.unwrap_or_default();
+    let change = run.changes.then(|| Change::Changed {
+        summary: format!("ran, exit code {code}"),
+        diff: Vec::new(),
+    });
     Ok(Performed {
-        change: Some(Change::Changed {
-            summary: format!("ran, exit code {code}"),
-            diff: Vec::new(),
-        }),
+        change,
         value: value(&answer),
     })
 }

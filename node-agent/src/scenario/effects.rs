@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use muster_protocol::envelope::{BundleHash, Mode};
 use muster_protocol::text::printable;
 use muster_scenarios::node::{Change, Effect, Host, HostError, NodeFacts, Performed, Source};
+use muster_scenarios::secret::Secrets;
 use serde_json::{Map, Value};
 
 use crate::config::Capabilities;
@@ -73,6 +74,7 @@ pub(super) struct Effects {
     grants: Grants,
     mode: Mode,
     facts: Arc<NodeFacts>,
+    secrets: Secrets,
     counted: Mutex<Counted>,
 }
 
@@ -90,6 +92,7 @@ impl Effects {
         grants: Grants,
         mode: Mode,
         facts: Arc<NodeFacts>,
+        secrets: Secrets,
     ) -> Self {
         Self {
             tools,
@@ -97,6 +100,7 @@ impl Effects {
             grants,
             mode,
             facts,
+            secrets,
             counted: Mutex::default(),
         }
     }
@@ -159,15 +163,33 @@ impl Effects {
         if self.mode == Mode::Apply {
             self.note(Note::Event {
                 kind: format!("scenario.{kind}"),
-                fields: fields.clone(),
+                fields: match self.secrets.mask_value(Value::Object(fields.clone())) {
+                    Value::Object(fields) => fields,
+                    _ => Map::new(),
+                },
             });
         }
         Ok(())
     }
 
-    fn act(&self, effect: &Effect, at: Source) -> Result<Performed, HostError> {
+    /// The same change with no secret in what it says.
+    fn masked(&self, change: &Change) -> Change {
+        let mask = |lines: &[String]| lines.iter().map(|l| self.secrets.mask(l)).collect();
+        match change {
+            Change::Unchanged => Change::Unchanged,
+            Change::Changed { summary, diff } => Change::Changed {
+                summary: self.secrets.mask(summary),
+                diff: mask(diff),
+            },
+            Change::WouldChange { summary, diff } => Change::WouldChange {
+                summary: self.secrets.mask(summary),
+                diff: mask(diff),
+            },
+        }
+    }
+
+    fn act(&self, effect: &Effect, mode: Mode, at: Source) -> Result<Performed, HostError> {
         let tools = &self.tools;
-        let mode = self.mode;
         let nothing = Performed {
             change: None,
             value: Value::Null,
@@ -208,7 +230,7 @@ impl Effects {
             }
             Effect::Log { text } => {
                 self.note(Note::Log {
-                    text: text.chars().take(MAX_LOG).collect(),
+                    text: self.secrets.mask(text).chars().take(MAX_LOG).collect(),
                     at: at.at,
                 });
                 nothing
@@ -226,7 +248,7 @@ fn not_granted(capability: &str) -> HostError {
 }
 
 impl Host for Effects {
-    fn perform(&self, effect: &Effect, at: Source) -> Result<Performed, HostError> {
+    fn perform(&self, effect: &Effect, mode: Mode, at: Source) -> Result<Performed, HostError> {
         if self.stopped() {
             return Err(HostError::Stopped);
         }
@@ -235,14 +257,15 @@ impl Host for Effects {
         {
             return Err(not_granted(capability));
         }
-        let performed = self.act(effect, at)?;
+        let performed = self.act(effect, mode, at)?;
         if let Some(change) = &performed.change {
-            let subject = effect.subject();
-            self.count(&subject, change);
+            let subject = self.secrets.mask(&effect.subject());
+            let change = self.masked(change);
+            self.count(&subject, &change);
             self.note(Note::Change {
                 subject,
                 at: at.at,
-                change: change.clone(),
+                change,
             });
         }
         Ok(performed)

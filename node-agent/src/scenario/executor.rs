@@ -9,9 +9,10 @@ use muster_protocol::envelope::{BundleHash, Call};
 use muster_protocol::run::{NodeResult, Outcome, Stream};
 use muster_protocol::text::printable;
 use muster_protocol::units::Span;
-use muster_protocol::wire::Assignment;
+use muster_protocol::wire::{Assignment, MAX_CHUNK};
 use muster_scenarios::fault::Fault;
-use muster_scenarios::node::{Done, Ended, NodeFacts, Program};
+use muster_scenarios::node::{self, Done, Ended, NodeFacts, Program};
+use muster_scenarios::secret::Secrets;
 use serde_json::{Map, Value};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -19,6 +20,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, warn};
 
 use super::effects::{Effects, Grants};
+use super::masks::Masks;
 use super::store::Bundles;
 use crate::config::Config;
 use crate::executor::{Executor, Refused, Step};
@@ -59,6 +61,8 @@ struct Verdict {
 /// What went to the step's sink, and how much more may.
 struct Passed<'a> {
     sink: &'a mut dyn Sink,
+    /// Where there are secrets to hide.
+    masks: Option<Masks>,
     left: u64,
     bytes: u64,
     truncated: bool,
@@ -120,7 +124,9 @@ impl Scenarios {
         Ok(program)
     }
 
-    async fn run(&self, call: &Call, step: Step<'_>) -> NodeResult {
+    /// Executes a call, with the secret parameters that came for it. What the
+    /// step says, to whomever, has none of them in it.
+    pub async fn run(&self, call: &Call, secrets: Secrets, step: Step<'_>) -> NodeResult {
         let begun = Instant::now();
         let serial = step.serial;
         let refused = |reason: String| NodeResult::new(serial, Outcome::Declined, reason);
@@ -153,12 +159,19 @@ impl Scenarios {
             said: said.clone(),
         }));
         let facts = Arc::new(facts(step.assignment, &step.facts));
-        let effects = Arc::new(Effects::new(tools, self.grants, call.mode, facts));
-        let function = call.function.to_string();
+        let effects = Effects::new(tools, self.grants, call.mode, facts, secrets.clone());
+        let effects = Arc::new(effects);
+        let asked = node::Call {
+            function: call.function.clone(),
+            params,
+            secrets: secrets.clone(),
+            mode: call.mode,
+        };
         let host = Arc::clone(&effects);
-        let running = tokio::task::spawn_blocking(move || program.call(&function, &params, host));
+        let running = tokio::task::spawn_blocking(move || program.call(&asked, host));
         let mut passed = Passed {
             sink: step.sink,
+            masks: (!secrets.is_empty()).then(|| Masks::new(secrets)),
             left: step.output_bytes,
             bytes: 0,
             truncated: false,
@@ -223,6 +236,7 @@ impl Scenarios {
         timeout: Duration,
         cancelled: bool,
     ) -> Verdict {
+        passed.release().await;
         let (verdict, value) = match ended {
             Ok(done) => (
                 Verdict {
@@ -312,8 +326,25 @@ impl Passed<'_> {
                 self.sink.started(&process, cgroup.as_deref()).await;
                 let _ = noted.send(());
             }
-            Said::Output(stream, data) => self.output(stream, data).await,
-            Said::Note(note) => self.note(note).await,
+            Said::Output(stream, data) => {
+                let data = match &mut self.masks {
+                    Some(masks) => masks.pass(stream, &data),
+                    None => data,
+                };
+                self.output(stream, data).await;
+            }
+            Said::Note(note) => {
+                self.release().await;
+                self.note(note).await;
+            }
+        }
+    }
+
+    /// What was held back to see whether a secret comes.
+    async fn release(&mut self) {
+        let Some(masks) = &mut self.masks else { return };
+        for (stream, data) in masks.rest() {
+            self.output(stream, data).await;
         }
     }
 
@@ -328,7 +359,10 @@ impl Passed<'_> {
         }
         self.left -= data.len() as u64;
         self.bytes += data.len() as u64;
-        self.sink.output(stream, data).await;
+        while !data.is_empty() {
+            let part = data.split_to(data.len().min(MAX_CHUNK));
+            self.sink.output(stream, part).await;
+        }
     }
 
     /// A note counts as its lines do: a script that says something without an
@@ -397,7 +431,7 @@ impl Executor for Scenarios {
     }
 
     fn call<'a>(&'a self, call: &'a Call, step: Step<'a>) -> BoxFuture<'a, NodeResult> {
-        Box::pin(self.run(call, step))
+        Box::pin(self.run(call, Secrets::default(), step))
     }
 
     fn capabilities(&self) -> Vec<String> {

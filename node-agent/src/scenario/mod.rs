@@ -10,6 +10,7 @@
 
 pub mod effects;
 pub mod executor;
+mod masks;
 pub mod store;
 
 pub use effects::Grants;

@@ -14,6 +14,7 @@ fn shell(line: &str) -> Run {
         stdin: None,
         creates: None,
         only_if: None,
+        changes: true,
     }
 }
 
@@ -219,4 +220,17 @@ async fn another_user_has_nothing_left_of_root() {
     run.timeout = Some(muster_protocol::units::Span::from_millis(300));
     let (done, _) = perform_it(&bench, &run, Mode::Apply).await;
     assert!(done.expect_err("out of time").contains("was ended"));
+}
+
+#[tokio::test]
+async fn what_only_looks_is_run_in_a_dry_run_too() {
+    let bench = Bench::new();
+    let mut run = shell("echo seen");
+    run.changes = false;
+    for mode in [Mode::Check, Mode::Apply] {
+        let (done, _) = perform_it(&bench, &run, mode).await;
+        let done = done.expect("it is well");
+        assert_eq!(shown(&done), "nothing to change");
+        assert_eq!(done.value["stdout"], "seen\n");
+    }
 }
