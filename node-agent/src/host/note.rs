@@ -127,6 +127,9 @@ impl Note {
                             line("", part);
                         }
                     }
+                    // The last call of a function is its value, and what a
+                    // program wrote was shown when it did.
+                    Returned::Value(value) if value.get("stdout").is_some() => {}
                     Returned::Value(value) => line("", &value.to_string()),
                     Returned::TooLarge { bytes } => {
                         line(
