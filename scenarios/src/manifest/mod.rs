@@ -2,6 +2,7 @@
 //! node sets that it touches. Read from the calls at the top of the script,
 //! before and without running any of its functions.
 
+mod budget;
 mod declare;
 mod read;
 
@@ -20,6 +21,7 @@ pub(crate) fn register(engine: &mut rhai::Engine) {
     declare::register(engine, &declare::Notes::default());
 }
 
+pub use budget::spent;
 pub use read::read;
 pub(crate) use read::read_here;
 
@@ -80,7 +82,9 @@ pub enum Shape {
     Run,
 }
 
-/// A failure budget: above it nothing more is started.
+/// A failure budget: above it nothing more is started. A node fails when its
+/// outcome is `failed`, `timed_out`, `unreachable` or `unknown`; see
+/// [`spent`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Budget {
     /// How many nodes may fail.
