@@ -131,6 +131,16 @@ impl Manifest {
             .min()
     }
 
+    /// The names of its tests: functions that begin with
+    /// [`PREFIX`](crate::trial::PREFIX) and take nothing.
+    pub fn tests(&self) -> impl Iterator<Item = &str> {
+        let tests = self
+            .functions
+            .iter()
+            .filter(|f| f.name.starts_with(crate::trial::PREFIX) && f.params.is_empty());
+        tests.map(|f| f.name.as_str())
+    }
+
     /// The node sets by name; `targets` for the target.
     pub fn sets(&self) -> impl Iterator<Item = (&str, Option<&Predicate>)> {
         let also = self.also.iter().map(|(name, p)| (name.as_str(), Some(p)));

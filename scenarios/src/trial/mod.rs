@@ -55,12 +55,7 @@ impl Trial {
     /// A syntax error.
     pub fn new(file: &str, bundle: &Bundle, manifest: Manifest) -> Result<Self, Box<Fault>> {
         let text = bundle.script();
-        let tests = manifest
-            .functions
-            .iter()
-            .filter(|function| function.name.starts_with(PREFIX) && function.params.is_empty())
-            .map(|function| function.name.clone())
-            .collect();
+        let tests = manifest.tests().map(str::to_owned).collect();
         let subject = Subject::new(file, bundle, manifest)?;
         let read = engine::apart(None, || {
             let mut engine = engine(Limits::MAIN);
