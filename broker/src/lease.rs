@@ -147,6 +147,9 @@ struct Inner {
     seen: AtomicU64,
     /// Told when it has risen.
     risen: Notify,
+    /// NATS users of holders that this process has seen and that are not shut
+    /// out, newest first: a store that goes back forgets who they were.
+    met: Mutex<Vec<UserKey>>,
 }
 
 impl Lease {
@@ -192,6 +195,22 @@ impl Lease {
         if let Some(held) = held.as_mut() {
             held.shut_out.retain(|user| !users.contains(user));
         }
+        self.met().retain(|user| !users.contains(user));
+    }
+
+    fn met(&self) -> std::sync::MutexGuard<'_, Vec<UserKey>> {
+        self.0.met.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers whose users these are until they are shut out.
+    fn meet(&self, users: &[UserKey]) {
+        let mut met = self.met();
+        for user in users {
+            if !met.contains(user) {
+                met.insert(0, user.clone());
+            }
+        }
+        met.truncate(MAX_SHUT_OUT);
     }
 
     /// Where this broker stands, and every change of it.
@@ -237,6 +256,7 @@ impl Lease {
             place: watch::Sender::new(Place::Active { epoch, term: 0 }),
             seen: AtomicU64::new(0),
             risen: Notify::new(),
+            met: Mutex::default(),
         };
         Self(Arc::new(inner))
     }
@@ -250,6 +270,7 @@ impl Lease {
             place,
             seen: AtomicU64::new(0),
             risen: Notify::new(),
+            met: Mutex::default(),
         }))
     }
 
@@ -272,6 +293,7 @@ impl Lease {
             place: watch::Sender::new(standby),
             seen: AtomicU64::new(0),
             risen: Notify::new(),
+            met: Mutex::default(),
         }));
         let seeker = Seeker {
             bucket,
@@ -367,6 +389,7 @@ impl Seeker {
                 Some((revision, since)) if revision == entry.revision => since,
                 _ => {
                     self.seen = Some((entry.revision, Moment::now()));
+                    self.shared.meet(&entry.value.who.users);
                     Moment::now()
                 }
             };
@@ -396,9 +419,7 @@ impl Seeker {
         self.holder.epoch = epoch;
         self.state.store_holder(&self.holder)?;
         let since = Timestamp::now();
-        let shut_out = entry
-            .as_ref()
-            .map_or_else(Vec::new, |entry| self.others(&entry.value));
+        let shut_out = self.others(entry.as_ref().map(|entry| &entry.value));
         let value = LeaseValue {
             holder: self.holder.id,
             instance: self.instance,
@@ -457,10 +478,14 @@ impl Seeker {
     }
 
     /// The NATS users that are not this broker's own, of the holder and those
-    /// before it.
-    fn others(&self, value: &LeaseValue) -> Vec<UserKey> {
+    /// before it, as far as the store knows them or they were seen.
+    fn others(&self, value: Option<&LeaseValue>) -> Vec<UserKey> {
         let mut users: Vec<UserKey> = Vec::new();
-        for user in value.who.users.iter().chain(&value.shut_out) {
+        let met = self.shared.met();
+        let stored = value
+            .into_iter()
+            .flat_map(|value| value.who.users.iter().chain(&value.shut_out));
+        for user in stored.chain(met.iter()) {
             if !self.who.users.contains(user) && !users.contains(user) {
                 users.push(user.clone());
             }

@@ -13,6 +13,8 @@ pub enum Side {
     Node,
     /// In `main` and on a node.
     Both,
+    /// In a test, and in what it calls.
+    Test,
 }
 
 /// How it is called.
@@ -355,6 +357,72 @@ pub const NODE: &[Entry] = &[
     ),
 ];
 
+/// What a test may call.
+pub const TEST: &[Entry] = &[
+    function(
+        Side::Test,
+        "fake",
+        (1, 2),
+        "Adds a node to the test: `#{ roles: [\"web\"], labels: #{ zone: \"gva2\" }, facts: #{}, down: false }`.",
+    ),
+    function(
+        Side::Test,
+        "reply",
+        (3, 3),
+        "What nodes answer: which nodes, what they are told, and `#{ fails: \"text\" }` or parts of the answer such as `#{ exit: 2, stdout: \"x\" }`. `*` stands for anything; the newest that fits counts.",
+    ),
+    function(
+        Side::Test,
+        "answer",
+        (2, 2),
+        "What a person answers to a question; `*` stands for anything.",
+    ),
+    function(
+        Side::Test,
+        "play",
+        (0, 2),
+        "Runs the scenario with parameters; `#{ on: \"role=web\" }` gives it targets, `#{ dry_run: true }` changes nothing.",
+    ),
+    function(
+        Side::Test,
+        "assert",
+        (1, 2),
+        "Ends the test unless it holds; with what is wrong then.",
+    ),
+    function(
+        Side::Test,
+        "assert_eq",
+        (2, 2),
+        "Ends the test unless the two are equal.",
+    ),
+    method(
+        Side::Test,
+        "did",
+        (1, 2),
+        "What a node was told, in order, as texts such as `package webapp version 1.4.2`; with a second text whether any of the nodes was told that, with `*` for anything.",
+    ),
+    property(Side::Test, "ok", "Whether the run succeeded."),
+    property(Side::Test, "error", "Why it did not; else an empty text."),
+    property(Side::Test, "value", "What `main` returned."),
+    property(
+        Side::Test,
+        "steps",
+        "Its steps in order, each `#{ function, nodes, failed, skipped, reasons }`.",
+    ),
+    property(
+        Side::Test,
+        "undone",
+        "The steps that took others back, in order.",
+    ),
+    property(Side::Test, "logs", "The lines of its log."),
+    property(
+        Side::Test,
+        "events",
+        "Its events, each `#{ kind, fields }`.",
+    ),
+    property(Side::Test, "asked", "The questions that it asked."),
+];
+
 /// The entry of this name and form that may be called on a side.
 pub fn find(name: &str, form: Form) -> impl Iterator<Item = &'static Entry> {
     all().filter(move |entry| entry.form == form && entry.name == name)
@@ -362,7 +430,7 @@ pub fn find(name: &str, form: Form) -> impl Iterator<Item = &'static Entry> {
 
 /// All of them.
 pub fn all() -> impl Iterator<Item = &'static Entry> {
-    TOP.iter().chain(MAIN).chain(NODE)
+    TOP.iter().chain(MAIN).chain(NODE).chain(TEST)
 }
 
 #[cfg(test)]
@@ -430,6 +498,8 @@ mod tests {
             let found: BTreeSet<_> = added(register).into_iter().filter(silent).collect();
             assert_eq!(found, said(&sides));
         }
+        let tests: BTreeSet<_> = added(crate::trial::bench::register).into_iter().collect();
+        assert_eq!(tests, said(&[Side::Test]));
         let top: BTreeSet<_> = added(|engine| {
             crate::manifest::register(engine);
         });

@@ -6,10 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use muster_protocol::predicate::Predicate;
 use rhai::{AST, ASTNode, Engine, Expr, FnCallExpr, Position, ScriptFuncDef, Stmt};
 
+use crate::bundle::{Bundle, BundlePath};
 use crate::catalogue::{self, Entry, Form, Side};
 use crate::engine::{self, Limits, engine, parse};
 use crate::fault::{Fault, Place, nearest};
 use crate::manifest::{self, MAIN, Manifest, RUN};
+use crate::node::broken_template;
+use crate::trial;
 
 /// Functions that take the name of a function of the script, and which
 /// argument it is.
@@ -20,11 +23,23 @@ const NAMING: [(&str, usize); 3] = [("on", 1), ("try_on", 1), ("step", 1)];
 /// # Errors
 /// Every fault that was found, in the order of the text; at least one.
 pub fn check(file: &str, text: &str) -> Result<Manifest, Vec<Fault>> {
-    engine::apart(None, || check_here(file, text))
+    engine::apart(None, || check_here(file, text, None))
         .unwrap_or_else(|broken| Err(vec![Fault::new(file, text, None, broken)]))
 }
 
-fn check_here(file: &str, text: &str) -> Result<Manifest, Vec<Fault>> {
+/// Checks a whole bundle: its script, and that the templates which it names
+/// are there and can be read.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_bundle(file: &str, bundle: &Bundle) -> Result<Manifest, Vec<Fault>> {
+    engine::apart(None, || {
+        check_here(file, bundle.script(), Some(bundle.files()))
+    })
+    .unwrap_or_else(|broken| Err(vec![Fault::new(file, bundle.script(), None, broken)]))
+}
+
+fn check_here(file: &str, text: &str, files: Option<&Files>) -> Result<Manifest, Vec<Fault>> {
     let manifest = manifest::read_here(file, text);
     let plain = engine(Limits::MANIFEST);
     let Ok(ast) = parse(&plain, file, text) else {
@@ -32,6 +47,7 @@ fn check_here(file: &str, text: &str) -> Result<Manifest, Vec<Fault>> {
         return manifest;
     };
     let mut checker = Checker::new(file, text, &plain, &ast, manifest.as_ref().ok());
+    checker.files = files;
     checker.functions();
     let mut faults = checker.faults;
     match manifest {
@@ -49,6 +65,9 @@ fn check_here(file: &str, text: &str) -> Result<Manifest, Vec<Fault>> {
     }
 }
 
+/// What lies beside a script.
+type Files = BTreeMap<BundlePath, Vec<u8>>;
+
 /// One call in a script.
 #[derive(Clone, Copy)]
 struct Call<'a> {
@@ -63,6 +82,8 @@ struct Checker<'a> {
     text: &'a str,
     manifest: Option<&'a Manifest>,
     ast: &'a AST,
+    /// What lies beside the script, if that is known.
+    files: Option<&'a Files>,
     /// The script's own functions, with how many parameters each takes.
     own: BTreeMap<String, BTreeSet<usize>>,
     /// The language's own functions.
@@ -75,6 +96,7 @@ struct Checker<'a> {
 struct Runs {
     main: bool,
     node: bool,
+    test: bool,
 }
 
 impl<'a> Checker<'a> {
@@ -105,6 +127,7 @@ impl<'a> Checker<'a> {
             text,
             manifest,
             ast,
+            files: None,
             own,
             language,
             faults: Vec::new(),
@@ -118,6 +141,13 @@ impl<'a> Checker<'a> {
     /// Everything inside of functions; the top is the manifest's.
     fn functions(&mut self) {
         let runs = self.sides();
+        for test in self.ast.iter_fn_def() {
+            if test.name.starts_with(trial::PREFIX) && !test.params.is_empty() {
+                let message = format!("`{}` is a test, and takes no parameters", test.name);
+                let at = Position::NONE;
+                self.faults.push(self.fault(at, message));
+            }
+        }
         for function in self.ast.iter_fn_def() {
             let name = function.name.as_str();
             let side = runs.get(name).copied().unwrap_or_default();
@@ -165,6 +195,11 @@ impl<'a> Checker<'a> {
             }
             seen
         };
+        let tests = self
+            .own
+            .keys()
+            .filter(|name| name.starts_with(trial::PREFIX));
+        let test = reach(tests.cloned().collect());
         let main = reach(BTreeSet::from([MAIN.to_owned()]));
         let node = reach(on_nodes);
         self.own
@@ -173,6 +208,7 @@ impl<'a> Checker<'a> {
                 let runs = Runs {
                     main: main.contains(name),
                     node: node.contains(name),
+                    test: test.contains(name),
                 };
                 (name.clone(), runs)
             })
@@ -192,6 +228,7 @@ impl<'a> Checker<'a> {
             ("nodes", Some(Expr::StringConstant(set, at))) if call.form == Form::Function => {
                 self.node_set(set, *at);
             }
+            ("template", Some(Expr::StringConstant(path, at))) => self.template(path, *at),
             ("where", Some(Expr::StringConstant(text, at))) if call.form == Form::Method => {
                 if let Err(error) = Predicate::parse(text) {
                     let fault = self.fault(*at, format!("in the predicate: {error}"));
@@ -238,18 +275,23 @@ impl<'a> Checker<'a> {
             .is_some_and(|counts| counts.contains(&count));
         let allowed = entries.iter().any(|entry| match entry.side {
             Side::Top => false,
-            Side::Both => true,
-            Side::Main => !runs.node,
-            Side::Node => !runs.main,
+            Side::Both => !runs.test,
+            Side::Main => !runs.node && !runs.test,
+            Side::Node => !runs.main && !runs.test,
+            Side::Test => !runs.main && !runs.node,
         });
         if !allowed && !languages {
-            let (here, there) = if runs.node && entries[0].side == Side::Main {
-                ("runs on nodes", "in `main`")
+            let here = if runs.test {
+                "is a test"
+            } else if runs.node && entries[0].side != Side::Node {
+                "runs on nodes"
             } else {
-                (
-                    "runs in the broker",
-                    "in a function that `on` sends to nodes",
-                )
+                "runs in the broker"
+            };
+            let there = match entries[0].side {
+                Side::Test => "in a test",
+                Side::Main => "in `main`",
+                _ => "in a function that `on` sends to nodes",
             };
             let message = format!(
                 "`{}` cannot be called in `{inside}`, which {here}",
@@ -334,6 +376,29 @@ impl<'a> Checker<'a> {
                 };
                 self.fault(at, message).hint(hint)
             }
+        };
+        self.faults.push(fault);
+    }
+
+    /// The template that is named is there and can be read.
+    fn template(&mut self, path: &str, at: Position) {
+        let Some(files) = self.files else { return };
+        let found = files.iter().find(|(known, _)| known.as_str() == path);
+        let fault = match found {
+            None => {
+                let path = muster_protocol::text::printable(path, 80);
+                let fault = self.fault(at, format!("the scenario has no file `{path}`"));
+                match nearest(&path, files.keys().map(BundlePath::as_str)) {
+                    Some(near) => fault.hint(format!("did you mean `{near}`?")),
+                    None => fault.hint(
+                        "files lie beside the script or below it: name the directory that holds both",
+                    ),
+                }
+            }
+            Some((path, data)) => match broken_template(path, data) {
+                Some(why) => self.fault(at, why),
+                None => return,
+            },
         };
         self.faults.push(fault);
     }

@@ -18,6 +18,7 @@ pub mod param;
 mod plain;
 pub mod secret;
 mod text;
+pub mod trial;
 pub mod upgrade;
 pub mod when;
 

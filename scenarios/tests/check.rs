@@ -1,7 +1,10 @@
 //! `muster scenario check`: what it finds without running anything.
 
+use std::collections::BTreeMap;
+
+use muster_scenarios::bundle::Bundle;
 use muster_scenarios::catalogue::{self, Form, Side};
-use muster_scenarios::check::check;
+use muster_scenarios::check::{check, check_bundle};
 
 fn said(text: &str) -> String {
     match check("web.rhai", text) {
@@ -129,6 +132,70 @@ fn main(p) { both("y"); helper(1); on(targets(), "work"); }"#
 }
 
 #[test]
+fn tests_have_functions_of_their_own() {
+    insta::assert_snapshot!(said(
+        r#"scenario("x");
+fn run(p) { play(#{}); }
+fn setup() { fake("web-01"); }
+fn test_one() { setup(); let r = play(#{}); assert(r.ok); on(targets(), "run"); }
+fn test_two() { package("x").latest(); asert(true); }
+fn test_three(p) { }"#
+    ), @r#"
+    error: web.rhai: `test_three` is a test, and takes no parameters
+    error: web.rhai:2:13: `play` cannot be called in `run`, which runs on nodes
+        2 | fn run(p) { play(#{}); }
+          |             ^^^^ call it in a test
+    error: web.rhai:4:59: `on` cannot be called in `test_one`, which is a test
+        4 | fn test_one() { setup(); let r = play(#{}); assert(r.ok); on(targets(), "run"); }
+          |                                                           ^^ call it in `main`
+    error: web.rhai:4:62: `targets` cannot be called in `test_one`, which is a test
+        4 | fn test_one() { setup(); let r = play(#{}); assert(r.ok); on(targets(), "run"); }
+          |                                                              ^^^^^^^ call it in `main`
+    error: web.rhai:5:17: `package` cannot be called in `test_two`, which is a test
+        5 | fn test_two() { package("x").latest(); asert(true); }
+          |                 ^^^^^^^ call it in a function that `on` sends to nodes
+    error: web.rhai:5:30: `latest` cannot be called in `test_two`, which is a test
+        5 | fn test_two() { package("x").latest(); asert(true); }
+          |                              ^^^^^^ call it in a function that `on` sends to nodes
+    error: web.rhai:5:40: unknown function `asert`
+        5 | fn test_two() { package("x").latest(); asert(true); }
+          |                                        ^^^^^ did you mean `assert`?
+    "#);
+}
+
+#[test]
+fn templates_are_looked_at() {
+    let script = r#"scenario("x");
+fn run(p) {
+    file("/a").template("a.j2", #{});
+    file("/b").template("templates/b.j2", #{});
+    file("/c").template("templates/c.j2", #{});
+    template("templates/good.j2", #{});
+}"#;
+    let files = [
+        ("templates/good.j2", &b"{{ x }}"[..]),
+        ("templates/a.j2", b"x"),
+        ("templates/b.j2", b"one\n{% if x %}"),
+        ("templates/c.j2", b"\xff"),
+    ];
+    let files = files.map(|(path, data)| (path.parse().expect("a path"), data.to_vec()));
+    let bundle = Bundle::new(script.to_owned(), BTreeMap::from(files)).expect("a bundle");
+    let faults = check_bundle("web.rhai", &bundle).expect_err("it has faults");
+    let said: String = faults.iter().map(|f| format!("error: {f}\n")).collect();
+    insta::assert_snapshot!(said, @r#"
+    error: web.rhai:3:25: the scenario has no file `a.j2`
+        3 |     file("/a").template("a.j2", #{});
+          |                         ^^^^^^ files lie beside the script or below it: name the directory that holds both
+    error: web.rhai:4:25: templates/b.j2:2: syntax error: unexpected end of input, expected end of block
+        4 |     file("/b").template("templates/b.j2", #{});
+          |                         ^^^^^^^^^^^^^^^^
+    error: web.rhai:5:25: `templates/c.j2` is not UTF-8 text
+        5 |     file("/c").template("templates/c.j2", #{});
+          |                         ^^^^^^^^^^^^^^^^
+    "#);
+}
+
+#[test]
 fn the_catalogue_is_what_the_engines_have() {
     // Each of these must be known to the check in a script of its side, with
     // its fewest and most arguments, and unknown with one more.
@@ -158,6 +225,11 @@ fn the_catalogue_is_what_the_engines_have() {
             let call = format!("{value}{}({})", entry.name, args.join(", "));
             let text = match entry.side {
                 Side::Top => continue,
+                Side::Test => {
+                    format!(
+                        "scenario(\"s\"); fn run(p) {{}} fn test_it() {{ let p = #{{}}; {call}; }}"
+                    )
+                }
                 Side::Main => format!(
                     "scenario(\"s\"); param(\"x\"); param(\"y\"); fn f(p) {{}} fn main(p) {{ {call}; }}"
                 ),

@@ -23,7 +23,7 @@ use muster_protocol::run::{NodeResult, Outcome, RunEvent};
 use muster_protocol::units::Timestamp;
 
 pub use counter::Counter;
-pub use gather::{Audit, counter_in};
+pub use gather::{Audit, connect, counter_in};
 pub use told::{Told, told};
 
 /// What must hold, whatever fails.
@@ -256,7 +256,11 @@ impl Court<'_> {
                     "a journal begins with `created`, once".into(),
                 );
             }
-            if account.ended.is_some() && !matches!(recorded.event, RunEvent::Late { .. }) {
+            let may_follow = matches!(
+                recorded.event,
+                RunEvent::Late { .. } | RunEvent::OutputRemoved { .. }
+            );
+            if account.ended.is_some() && !may_follow {
                 find(Rule::Journal, "something follows on the end".into());
             }
             match &recorded.event {
@@ -487,11 +491,16 @@ impl Court<'_> {
                     Rule::IntentFirst,
                     format!("{what}; the run's journal has no intent for it"),
                 )),
-                // A restored journal was stored anew; a broker's clock may be off.
-                Some((at, stored)) if *at > effect.at && *stored > effect.at => wrong.push((
-                    Rule::IntentFirst,
-                    format!("{what}; the intent was written only at {stored}"),
-                )),
+                // A restored journal was stored anew, and may have ended before
+                // the intent; a broker's clock may be off.
+                Some((at, stored))
+                    if *at > effect.at && *stored > effect.at && !self.evidence.restored =>
+                {
+                    wrong.push((
+                        Rule::IntentFirst,
+                        format!("{what}; the intent was written only at {stored}"),
+                    ));
+                }
                 Some(_) => {}
             }
         }

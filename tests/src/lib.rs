@@ -1,6 +1,7 @@
 //! The harness of the end-to-end tests: a whole muster on this machine, made
 //! of the real executables, in a directory of its own, gone when dropped.
 
+pub mod hold;
 pub mod invariants;
 pub mod proxy;
 pub mod release;
@@ -222,6 +223,21 @@ impl Up {
     /// # Errors
     /// When the programs have none, or nobody can listen.
     pub fn stops(&mut self) -> Result<stops::Stops> {
+        let socket = self.listens()?;
+        stops::Stops::listen(&socket)
+    }
+
+    /// The same for any place, whatever run it is.
+    ///
+    /// # Errors
+    /// As [`Up::stops`].
+    pub fn hold(&mut self) -> Result<hold::Hold> {
+        let socket = self.listens()?;
+        hold::Hold::listen(&socket)
+    }
+
+    /// Where the programs will say that they are at a checkpoint.
+    fn listens(&mut self) -> Result<PathBuf> {
         for name in ["muster", "muster-agent"] {
             let program = std::fs::read(bin(name))?;
             let variable = muster_checkpoint::VARIABLE.as_bytes();
@@ -232,9 +248,8 @@ impl Up {
             );
         }
         let socket = self.dir.path().join("checkpoints");
-        let stops = stops::Stops::listen(&socket)?;
-        self.checkpoints = Some(socket);
-        Ok(stops)
+        self.checkpoints = Some(socket.clone());
+        Ok(socket)
     }
 
     /// The state directory.

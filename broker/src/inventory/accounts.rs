@@ -8,7 +8,9 @@ use tokio::sync::Mutex;
 
 use crate::link::BROKER_ISSUED_AT;
 use crate::nats::admin::{AdminError, SystemClient};
-use crate::nats::jwt::{AccountClaims, JetStreamLimits, JwtError, UnixSeconds, next_issued_at};
+use crate::nats::jwt::{
+    AccountClaims, JetStreamLimits, JwtError, UnixSeconds, next_issued_at, verify,
+};
 use crate::nats::keys::{NatsKeys, UserKey};
 use crate::nats::revocations::Revocations;
 use crate::store::kv::{Kv, KvError};
@@ -36,6 +38,15 @@ impl AccountValue {
         self.issued_at = self.issued_at.max(other.issued_at);
         self.revocations.add(other.revocations);
         self
+    }
+
+    /// Nobody but these, void up to those times.
+    pub(crate) fn void(users: impl IntoIterator<Item = (UserKey, UnixSeconds)>) -> Self {
+        let mut value = Self::default();
+        for (user, until) in users {
+            value.revocations.revoke(user, until);
+        }
+        value
     }
 
     /// The same, with all JWTs void that were issued up to `until`, whoever's
@@ -87,6 +98,8 @@ struct Pushed {
     value: AccountValue,
     /// The servers may not have `value` yet.
     dirty: bool,
+    /// The servers were asked whom they keep out.
+    asked: bool,
 }
 
 impl Accounts {
@@ -111,8 +124,24 @@ impl Accounts {
                 revision,
                 value,
                 dirty: true,
+                asked: false,
             }),
         })
+    }
+
+    /// These stay out, whatever the bucket says: nodes of which it is known
+    /// that all their JWTs up to that time are void. [`Accounts::settle`] gives
+    /// it to the servers, if it is news.
+    pub(super) fn keep_out(&self, nodes: impl IntoIterator<Item = (UserKey, UnixSeconds)>) {
+        // What ended long ago needs nobody to void it.
+        let oldest = self.oldest();
+        self.want(|wanted| {
+            for (user, until) in nodes {
+                if until >= oldest {
+                    wanted.revoke(user, until);
+                }
+            }
+        });
     }
 
     /// Voids all JWTs of `user` issued up to `until`. When this returns, every
@@ -131,22 +160,33 @@ impl Accounts {
     }
 
     /// Has every server close the connections of these users of a broker and
-    /// keep them out, and returns when they do: the revision of what is
-    /// stored and pushed by then.
+    /// of whoever the store has `lost` to be revoked, keep them out, and
+    /// returns when they do: the revision of what is stored and pushed by
+    /// then.
     ///
     /// # Errors
     /// [`AccountError`]: not all of them do yet.
-    pub(super) async fn shut_out(&self, users: &[UserKey]) -> Result<u64, AccountError> {
+    pub(super) async fn shut_out(
+        &self,
+        users: &[UserKey],
+        lost: Option<AccountValue>,
+    ) -> Result<u64, AccountError> {
         // Later than what any broker's credentials claim to be issued, and
         // rising, so that the newest are known.
         let until = BROKER_ISSUED_AT.saturating_add(now_seconds());
+        let AccountValue {
+            issued_at,
+            revocations,
+        } = lost.unwrap_or_default();
         self.want(|wanted| {
+            wanted.add(revocations);
             for user in users {
                 wanted.revoke(user.clone(), until);
             }
             wanted.keep_newest(BROKER_ISSUED_AT, MAX_SHUT_OUT);
         });
         let mut pushed = self.pushed.lock().await;
+        pushed.value.issued_at = pushed.value.issued_at.max(issued_at);
         self.push(&mut pushed).await?;
         Ok(pushed.revision)
     }
@@ -156,7 +196,8 @@ impl Accounts {
     /// was read is on its way.
     pub(super) async fn was_settled(&self, revision: Option<u64>) {
         let mut pushed = self.pushed.lock().await;
-        pushed.dirty &= revision.is_some_and(|revision| pushed.revision != revision);
+        let more = self.want(|wanted| *wanted != pushed.value.revocations);
+        pushed.dirty &= more || revision.is_some_and(|revision| pushed.revision != revision);
     }
 
     /// Gives the servers what they may not have yet. `true` when there was
@@ -175,6 +216,10 @@ impl Accounts {
     }
 
     async fn push(&self, pushed: &mut Pushed) -> Result<(), AccountError> {
+        if !pushed.asked {
+            self.ask_servers().await?;
+            pushed.asked = true;
+        }
         match self.push_after(pushed, pushed.value.issued_at).await {
             // A server has newer ones than the bucket knows: the bucket was
             // set back in time.
@@ -185,16 +230,47 @@ impl Accounts {
         }
     }
 
+    /// What the servers keep out, and the bucket does not know because it was
+    /// set back in time, stays out: newer claims would let it in again.
+    async fn ask_servers(&self) -> Result<(), AccountError> {
+        let account = self.keys.account_key();
+        let Some(jwt) = self.system.account_claims(&account).await? else {
+            return Ok(());
+        };
+        // Those of a strange operator are refused when ours are given.
+        let Ok(claims) = verify(&jwt) else {
+            return Ok(());
+        };
+        if claims.issuer != self.keys.operator().public_key() {
+            return Ok(());
+        }
+        let Some(revoked) = claims.nats.get("revocations") else {
+            return Ok(());
+        };
+        match Revocations::deserialize(revoked) {
+            Ok(revoked) => self.want(|wanted| wanted.add(revoked)),
+            Err(error) => {
+                tracing::error!(%error, "whom the NATS servers keep out cannot be read");
+            }
+        }
+        Ok(())
+    }
+
+    /// All JWTs of nodes that were issued before have ended; an hour more, for
+    /// clocks that are apart.
+    fn oldest(&self) -> UnixSeconds {
+        now_seconds().saturating_sub(self.life.get().as_secs() + 3600)
+    }
+
     async fn push_after(
         &self,
         pushed: &mut Pushed,
         previous: UnixSeconds,
     ) -> Result<(), AccountError> {
         let now = now_seconds();
-        // All JWTs of nodes that were issued so long ago have ended; an hour
-        // more, for clocks that are apart. Those of brokers are issued in the
-        // far future, so that this never reaches them.
-        let oldest = now.saturating_sub(self.life.get().as_secs() + 3600);
+        // Those of brokers are issued in the far future, so that this never
+        // reaches them.
+        let oldest = self.oldest();
         let revocations = self.want(|wanted| {
             wanted.compact(oldest);
             wanted.clone()

@@ -117,23 +117,23 @@ const SERIAL_KEY: &str = "serial";
 const SEEN_KEY: &str = "seen";
 
 /// Has every NATS server close the connections of these users of earlier
-/// brokers, and keep them out. Only the active broker does this, before it
-/// reads anything. Gives what [`Inventory::was_settled`] takes.
+/// brokers and of whoever the store has `lost` to be revoked, and keep them
+/// out. Only the active broker does this, before it reads anything. Gives what
+/// [`Inventory::was_settled`] takes.
 ///
 /// # Errors
 /// [`InventoryError::Account`]: not every server does yet.
 pub(crate) async fn shut_out(
     users: &[UserKey],
+    lost: Option<AccountValue>,
     bucket: Kv<AccountValue>,
     keys: Arc<NatsKeys>,
     system: SystemClient,
     credentials_life: Span,
-) -> Result<Option<u64>, InventoryError> {
-    if users.is_empty() {
-        return Ok(None);
-    }
+) -> Result<u64, InventoryError> {
+    muster_checkpoint::at("broker.shut-out", || users.len().to_string()).await;
     let accounts = Accounts::load(keys, system, bucket, credentials_life).await?;
-    Ok(Some(accounts.shut_out(users).await?))
+    Ok(accounts.shut_out(users, lost).await?)
 }
 
 /// Where the inventory is kept.
@@ -243,6 +243,7 @@ impl Inventory {
         };
         let mut index = Index::default();
         let mut records = Vec::new();
+        let mut out = Vec::new();
         for entry in buckets.nodes.list().await?.entries {
             let Ok(serial) = entry.key.parse::<Serial>() else {
                 tracing::warn!(
@@ -252,6 +253,12 @@ impl Inventory {
                 continue;
             };
             index.note(serial, &entry.value, entry.revision);
+            // Whoever wrote this may have been killed before it could revoke.
+            if let Some((user, until)) = entry.value.void()
+                && let Ok(user) = user.parse::<UserKey>()
+            {
+                out.push((user, until));
+            }
             let facts = facts.remove(&entry.key).unwrap_or_default();
             records.extend(
                 entry
@@ -259,6 +266,7 @@ impl Inventory {
                     .into_record(serial, facts, seen.get(&serial).copied()),
             );
         }
+        accounts.keep_out(out);
         let inventory = Self(Arc::new(Inner {
             snapshot: ArcSwap::from_pointee(Snapshot::new(records)),
             seen: StdMutex::new(Seen {

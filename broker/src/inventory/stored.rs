@@ -124,6 +124,23 @@ impl StoredNode {
         }
     }
 
+    /// Its NATS user, and up to when all JWTs of it are void, when it may not
+    /// take part.
+    pub(crate) fn void(&self) -> Option<(&str, u64)> {
+        match self {
+            Self::Removed {
+                nats_key, jwt_iat, ..
+            }
+            | Self::Enrolled {
+                nats_key,
+                jwt_iat,
+                standing: Standing::Quarantined { .. },
+                ..
+            } => Some((nats_key, *jwt_iat)),
+            Self::Enrolled { .. } => None,
+        }
+    }
+
     /// Whether it was removed or replaced.
     pub(crate) fn is_removed(&self) -> bool {
         matches!(self, Self::Removed { .. })

@@ -158,6 +158,70 @@ async fn facts_quarantine_and_last_seen_survive() {
     );
 }
 
+/// Whom the servers keep out.
+async fn revoked(server: &TestServer) -> crate::nats::revocations::Revocations {
+    let account = server.keys.account_key();
+    let system = Box::pin(server.system()).await;
+    let claims = system.account_claims(&account).await.unwrap().unwrap();
+    let claims = crate::nats::jwt::verify(&claims).unwrap();
+    serde_json::from_value(claims.nats["revocations"].clone()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_the_servers_keep_out_stays_out_when_the_bucket_went_back() {
+    let server = TestServer::start().await;
+    let inventory = load(&server, Lease::fixed(1)).await;
+    let gone = add(&inventory, "web-01").await;
+    let bucket = kv::<AccountValue>(&server, "muster_cluster").await;
+    inventory
+        .remove(&gone.assignment.name, &Detached, "ana")
+        .await
+        .unwrap();
+    let user: UserKey = gone.nats_key.parse().unwrap();
+    assert!(revoked(&server).await.revokes(&user, gone.jwt_iat));
+    // As it was before, and of the node nothing is left at all.
+    let now = bucket.get("account").await.unwrap().unwrap();
+    bucket
+        .update("account", &AccountValue::default(), now.revision)
+        .await
+        .unwrap();
+    let nodes = kv::<StoredNode>(&server, "muster_nodes").await;
+    nodes.forget(&gone.serial.to_string()).await.unwrap();
+    let again = load(&server, Lease::fixed(2)).await;
+    again.settle().await.unwrap();
+    assert!(revoked(&server).await.revokes(&user, gone.jwt_iat));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_killed_between_a_removal_and_its_revocation_is_made_good() {
+    let server = TestServer::start().await;
+    let inventory = load(&server, Lease::fixed(1)).await;
+    let (gone, other) = (
+        add(&inventory, "web-01").await,
+        add(&inventory, "web-02").await,
+    );
+    let nodes = kv::<StoredNode>(&server, "muster_nodes").await;
+    let key = gone.serial.to_string();
+    let entry = nodes.get(&key).await.unwrap().unwrap();
+    let buried = StoredNode::removed(&gone, "ana", Timestamp::now());
+    nodes.update(&key, &buried, entry.revision).await.unwrap();
+    let again = load(&server, Lease::fixed(2)).await;
+    // Also when the servers have just confirmed what the bucket holds.
+    let bucket = kv::<AccountValue>(&server, "muster_cluster").await;
+    let revision = bucket
+        .get("account")
+        .await
+        .unwrap()
+        .map_or(0, |e| e.revision);
+    again.was_settled(Some(revision)).await;
+    assert!(!again.is_settled());
+    again.settle().await.unwrap();
+    let revoked = revoked(&server).await;
+    let user = |node: &NodeRecord| node.nats_key.parse::<UserKey>().unwrap();
+    assert!(revoked.revokes(&user(&gone), gone.jwt_iat));
+    assert!(!revoked.revokes(&user(&other), other.jwt_iat));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_changes_at_once_are_all_revoked_and_travel_together() {
     let server = TestServer::start().await;
@@ -180,17 +244,7 @@ async fn many_changes_at_once_are_all_revoked_and_travel_together() {
     });
     let changed = futures_util::future::join_all(changes).await;
     assert!(inventory.is_settled());
-    let account = server.keys.account_key();
-    let claims = server
-        .system()
-        .await
-        .account_claims(&account)
-        .await
-        .unwrap()
-        .unwrap();
-    let claims = crate::nats::jwt::verify(&claims).unwrap();
-    let revoked: crate::nats::revocations::Revocations =
-        serde_json::from_value(claims.nats["revocations"].clone()).unwrap();
+    let revoked = revoked(&server).await;
     for change in changed {
         let user = change.node.nats_key.parse().unwrap();
         assert!(revoked.revokes(&user, change.node.jwt_iat - 1));

@@ -31,6 +31,7 @@ use muster_scenarios::command::{self, Command};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::doubt::Doubts;
 use super::engine::{Engine, lock};
 use super::index::Known;
 use super::journal::{Folded, Journal, JournalError, ReadError, fold};
@@ -39,6 +40,7 @@ use crate::authority::PastKey;
 use crate::inventory::NodeRecord;
 use crate::presence::Older;
 use crate::store::kv::{BucketConfig, Kv, KvError, ensure_bucket};
+use crate::store::stream::StreamError;
 
 /// Proofs that are looked at at a time; who comes meanwhile asks again.
 const AT_ONCE: usize = 32;
@@ -76,6 +78,8 @@ pub(super) struct Lost {
     busy: Mutex<HashSet<Serial>>,
     /// One run is written down at a time; how many were.
     writing: tokio::sync::Mutex<u32>,
+    /// Runs that were perhaps sent.
+    pub(super) doubts: Doubts,
 }
 
 impl Default for Lost {
@@ -84,6 +88,7 @@ impl Default for Lost {
             id: InstanceId::random(),
             busy: Mutex::default(),
             writing: tokio::sync::Mutex::default(),
+            doubts: Doubts::default(),
         }
     }
 }
@@ -107,6 +112,8 @@ enum RebuildError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     Read(#[from] ReadError),
+    #[error(transparent)]
+    Store(#[from] StreamError),
 }
 
 impl Engine {
@@ -126,6 +133,8 @@ impl Engine {
             };
             let lacks = match known {
                 Some(true) => false,
+                // Its beginning is all that is here.
+                Some(false) if self.claims(run) => true,
                 None => !self.was_removed(mark.received),
                 // It is open here: perhaps because its end was lost.
                 Some(false) => match self.state(run).await {
@@ -253,7 +262,8 @@ impl Engine {
         };
         let run = request.run;
         let mut count = shared.lost.writing.lock().await;
-        if lock(&shared.index).first(run).is_some() {
+        let known = lock(&shared.index).first(run).is_some();
+        if known && !self.claims(run) {
             return Ok(ProofAnswer::Taken);
         }
         let Some((epoch, _)) = shared.active() else {
@@ -265,6 +275,10 @@ impl Engine {
         let Some(spec) = spec(&request, key, node.serial) else {
             return refused("the request is no call".to_owned());
         };
+        if known && !self.was_sent(run).await? {
+            // Its time was up in this moment.
+            return Ok(ProofAnswer::Taken);
+        }
         let lease = shared.bus.lease().clone();
         let mut journal = Journal::new(shared.js.clone(), lease, epoch, run, 0);
         let created = RunEvent::Created {

@@ -3,6 +3,7 @@
 mod lost;
 mod more;
 pub(crate) mod node;
+mod retention;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -108,6 +109,7 @@ async fn start(
     let runs = Settings {
         max_bytes: 64 << 20,
         lost_within: Duration::from_secs(3),
+        heard_within: Duration::from_secs(3),
         ..Settings::default()
     };
     let nodes = Nodes::start(Deps {

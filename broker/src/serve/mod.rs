@@ -1,6 +1,7 @@
 //! The broker's life: ordered start, one session for each time it is active,
 //! ordered end.
 
+mod fence;
 mod listen;
 mod session;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use self::fence::Fence;
 use self::session::{Session, SessionError};
 use crate::backup::import::{ImportError, import, is_pending};
 use crate::config::Config;
@@ -115,6 +117,7 @@ pub(crate) struct Stores {
     pub(crate) brokers: Kv<KnownBrokers>,
     pub(crate) invites: Kv<crate::enroll::StoredInvite>,
     pub(crate) tokens: Kv<crate::tokens::StoredToken>,
+    pub(crate) retention: Kv<crate::retention::Record>,
     pub(crate) past: Kv<crate::twin::StoredPast>,
     pub(crate) journals: Kv<crate::presence::StoredJournals>,
 }
@@ -163,6 +166,7 @@ impl Stores {
             tokens: bucket(js, "muster_tokens").await?.witnessed(told()),
             past: bucket(js, "muster_cluster").await?.witnessed(told()),
             journals: bucket(js, "muster_cluster").await?,
+            retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })
     }
 }
@@ -407,8 +411,9 @@ struct Active<'a> {
     following: &'a Following<'a>,
 }
 
-/// Makes the store what it should be, before anybody is served from it.
-async fn prepare(active: &Active<'_>) -> Result<(), PrepareError> {
+/// Shuts out whoever is to be out, and makes the store what it should be,
+/// before anybody is served from it. `settled` is what the last session gave.
+async fn prepare(active: &Active<'_>, settled: Option<u64>) -> Result<Fence, OpenError> {
     let Active {
         parts,
         link,
@@ -417,9 +422,19 @@ async fn prepare(active: &Active<'_>) -> Result<(), PrepareError> {
         following,
         ..
     } = *active;
-    if is_pending(&parts.state)? {
+    let put_in = async || {
+        let done = Box::pin(import(&link.js, &parts.state, lease)).await;
+        done.map_err(PrepareError::Import)
+    };
+    let fence = if is_pending(&parts.state).map_err(PrepareError::State)? {
+        // Until the backup is there, nothing in NATS is this cluster's.
         parts.twin.reset().await;
+        put_in().await?;
+        Box::pin(Fence::raise(active, None, settled)).await?
     } else {
+        let lost = Box::pin(parts.twin.compare(&link.js)).await;
+        let lost = lost.map_err(|error| PrepareError::PutBack(error.into()))?;
+        let fence = Box::pin(Fence::raise(active, lost.clone(), settled)).await?;
         let runs = session::runs_settings(&parts.config);
         let place = twin::Place {
             js: &link.js,
@@ -427,11 +442,13 @@ async fn prepare(active: &Active<'_>) -> Result<(), PrepareError> {
             runs: &runs,
             past: stores.past.clone(),
         };
-        Box::pin(parts.twin.heal(&place)).await?;
-    }
-    Box::pin(import(&link.js, &parts.state, lease)).await?;
+        let healed = Box::pin(parts.twin.heal(&place, lost.as_ref())).await;
+        healed.map_err(PrepareError::PutBack)?;
+        put_in().await?;
+        fence
+    };
     following.begin();
-    Ok(())
+    Ok(fence)
 }
 
 async fn sessions(
@@ -480,16 +497,14 @@ async fn sessions(
             }
         };
         let opening = Box::pin(async {
-            prepare(active).await.map_err(OpenError::Prepare)?;
+            let fence = prepare(active, settled).await?;
             lost.borrow_and_update();
             if parts.twin.is_pending().await {
                 // Found in between: once more.
                 return Ok(None);
             }
-            Box::pin(Session::open(parts, link, stores, lease, peers, settled))
-                .await
-                .map(Some)
-                .map_err(OpenError::Session)
+            let session = Box::pin(Session::open(parts, link, stores, lease, peers, fence));
+            Ok::<_, OpenError>(Some(session.await?))
         });
         let mut session = match until(cancel, opening).await {
             None => return Ok(Ended::Stopped),
@@ -505,7 +520,7 @@ async fn sessions(
                 }
             }
         };
-        front.open(session.router(), lease.clone());
+        front.open(session.router(), lease.clone(), session.retention());
         let end = tokio::select! {
             () = cancel.cancelled() => Readiness::Stopping,
             () = link.refused() => {
@@ -581,9 +596,9 @@ async fn other_active(places: &mut watch::Receiver<Place>, term: u64) -> Option<
 #[derive(Debug, thiserror::Error)]
 enum OpenError {
     #[error(transparent)]
-    Prepare(PrepareError),
+    Prepare(#[from] PrepareError),
     #[error(transparent)]
-    Session(SessionError),
+    Session(#[from] SessionError),
 }
 
 impl OpenError {

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::jetstream::Context;
 use axum::Router;
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::fence::Fence;
 use super::{Parts, Stores};
 use crate::authority::{Authority, AuthorityError};
 use crate::authz::FixedRoles;
@@ -17,26 +19,26 @@ use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
 use crate::http::{AppState, Limiter, router};
-use crate::inventory::{Inventory, InventoryError, shut_out};
+use crate::inventory::{Inventory, InventoryError};
 use crate::lease::Lease;
 use crate::link::{Link, nats_ca};
-use crate::nats::keys::UserKey;
 use crate::peers::Peers;
 use crate::presence::Journals;
 use crate::releases::{Releases, ReleasesError};
+use crate::retention::{Keeper, Retention};
 use crate::runs;
 use crate::store::kv::KvError;
 use crate::tls::TlsError;
 use crate::tokens::{Tokens, TokensError};
-use crate::twin::Past;
+use crate::twin::{Past, Twin};
 
 /// How often invites that ended are forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(3_600);
 /// How long the journals of runs may take before the API opens without them.
 /// A takeover must not wait for them.
 const JOURNALS_WITHIN: Duration = Duration::from_secs(2);
-/// How long a session waits for the brokers before to be shut out.
-const SHUT_OUT_WITHIN: Duration = Duration::from_secs(1);
+/// When a comparison that failed is tried again.
+const COMPARE_AGAIN: Duration = Duration::from_secs(1);
 /// How long the tasks of a session may take to end.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
@@ -97,66 +99,32 @@ pub(crate) struct Session {
     state: AppState,
     cancel: CancellationToken,
     tasks: TaskTracker,
-    shutting: Option<Shutting>,
-}
-
-/// The NATS users of brokers before, who are being shut out.
-struct Shutting {
-    task: JoinHandle<Result<Option<u64>, InventoryError>>,
-    users: Vec<UserKey>,
+    fence: Fence,
 }
 
 impl Session {
-    /// Loads everything. Only with the lease.
+    /// Loads everything. Only with the lease, and with a fence that was raised
+    /// before.
     pub(crate) async fn open(
         parts: &Parts,
         link: &Link,
         stores: &Stores,
         lease: &Lease,
         peers: &Peers,
-        settled: Option<u64>,
+        fence: Fence,
     ) -> Result<Self, SessionError> {
-        // First of all: a broker that was stopped in the middle of a write
-        // must not end it after this one has read what is there.
-        let others = lease.to_shut_out();
-        let mut shutting = {
-            let (users, keys, system) =
-                (others.clone(), Arc::clone(&parts.keys), link.system.clone());
-            let (bucket, life) = (
-                stores.inventory.get().account,
-                parts.config.credentials_life,
-            );
-            tokio::spawn(Box::pin(async move {
-                shut_out(&users, bucket, keys, system, life).await
-            }))
-        };
-        // A server that holds very many connections needs seconds for it. A
-        // takeover does not wait so long: then everything is read again
-        // afterwards.
-        let (settled, shutting) = match timeout(SHUT_OUT_WITHIN, &mut shutting).await {
-            Ok(done) => {
-                let revision = done??;
-                lease.are_shut_out(&others);
-                (revision.or(settled), None)
-            }
-            Err(_) => (
-                None,
-                Some(Shutting {
-                    task: shutting,
-                    users: others,
-                }),
-            ),
-        };
         peers
             .load(&stores.brokers)
             .await
             .map_err(InventoryError::from)?;
-        let events = Events::open(link.js.clone(), lease.clone()).await?;
+        let keep_events = parts.config.retention.events.get();
+        let events = Events::open(link.js.clone(), lease.clone(), keep_events).await?;
         if let Some(from) = lease.taken_from() {
             let text = format!("{} is the active broker now, after {from}", parts.url);
             events.emit("broker.takeover", &parts.url, text).await;
         }
         let past = Past::load(stores.past.clone(), lease.clone()).await?;
+        let suspicions = past.suspicions();
         let authority = Authority::load(
             parts.state.clone(),
             parts.root.clone(),
@@ -174,10 +142,10 @@ impl Session {
             parts.config.credentials_life,
         ))
         .await?;
-        match settled {
+        match fence.settled() {
             Some(revision) => inventory.was_settled(Some(revision)).await,
             // It is on its way just now.
-            None if shutting.is_some() => inventory.was_settled(None).await,
+            None if fence.is_open() => inventory.was_settled(None).await,
             None => {}
         }
         // Before anybody connects: a server that was set up anew, or set
@@ -239,7 +207,20 @@ impl Session {
         {
             tracing::warn!("the journals of runs are still being read");
         }
+        let retention = Retention::default();
+        let keeper = Keeper {
+            engine: nodes.engine.clone(),
+            events: events.clone(),
+            lease: lease.clone(),
+            js: link.js.clone(),
+            system: Some(link.system.clone()),
+            same_machine: parts.config.nats_is_here(),
+            record: stores.retention.clone(),
+            limits: parts.config.retention.limits(),
+            shown: retention.clone(),
+        };
         let state = AppState {
+            retention,
             config: Arc::clone(&parts.config),
             inventory: inventory.clone(),
             authority,
@@ -262,46 +243,36 @@ impl Session {
         let remembering = peers.clone();
         tasks.spawn(remembering.remember(stores.brokers.clone(), cancel.clone()));
         tasks.spawn(tidy(enrolment, cancel.clone()));
+        tasks.spawn(keeper.keep(cancel.clone()));
+        tasks.spawn(compare(
+            suspicions,
+            parts.twin.clone(),
+            link.js.clone(),
+            cancel.clone(),
+        ));
         tasks.spawn(async move { nodes.stopped().await });
         Ok(Self {
             state,
             cancel,
             tasks,
-            shutting,
+            fence,
         })
     }
 
-    /// Returns once the brokers before are shut out, when that was not so when
-    /// this session was opened: what they have written in between is to be
-    /// read. Gives what [`Session::open`] takes then.
+    /// Returns when this session is out of date because of its fence: see
+    /// [`Fence::confirmed`].
     pub(crate) async fn outdated(&mut self, lease: &Lease) -> Option<u64> {
-        let Some(shutting) = &mut self.shutting else {
-            return std::future::pending().await;
-        };
-        let done = (&mut shutting.task).await;
-        let users = std::mem::take(&mut shutting.users);
-        self.shutting = None;
-        match done {
-            Ok(Ok(revision)) => {
-                tracing::info!("the broker before is shut out; everything is read again");
-                lease.are_shut_out(&users);
-                revision
-            }
-            // The next session tries it again.
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the broker before could not be shut out");
-                None
-            }
-            Err(error) => {
-                tracing::error!(%error, "shutting the broker before out failed");
-                None
-            }
-        }
+        self.fence.confirmed(lease).await
     }
 
     /// The API of this session.
     pub(crate) fn router(&self) -> Router {
         router(self.state.clone())
+    }
+
+    /// What is known of the room that is left.
+    pub(crate) fn retention(&self) -> Retention {
+        self.state.retention.clone()
     }
 
     /// Ends what runs for it; what is only in memory is written.
@@ -320,8 +291,33 @@ impl Session {
 /// How runs are kept.
 pub(super) fn runs_settings(config: &Config) -> runs::Settings {
     runs::Settings {
-        max_age: config.keep_runs.get(),
+        max_age: config.retention.runs.get(),
+        max_bytes: config.retention.bytes.get(),
         ..runs::Settings::default()
+    }
+}
+
+/// Compares the store with the twin whenever it is suspected to have gone
+/// back. When it has, the twin says so, and the session ends by that.
+async fn compare(
+    mut suspicions: watch::Receiver<u64>,
+    twin: Twin,
+    js: Context,
+    cancel: CancellationToken,
+) {
+    while let Some(Ok(())) = cancel.run_until_cancelled(suspicions.changed()).await {
+        tracing::warn!("something in the store was not written by this broker; it is compared");
+        match cancel.run_until_cancelled(twin.examine(&js)).await {
+            Some(Ok(true)) => tracing::error!("the store is not what it was"),
+            Some(Ok(false)) => tracing::info!("nothing in the store is lost"),
+            // Whenever there is an answer: it may be what is wrong.
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the store cannot be compared; trying again");
+                suspicions.mark_changed();
+                let _ = cancel.run_until_cancelled(sleep(COMPARE_AGAIN)).await;
+            }
+            None => return,
+        }
     }
 }
 

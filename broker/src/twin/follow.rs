@@ -161,11 +161,7 @@ impl Twin {
     /// [`StreamError`].
     pub(super) async fn catch_up(&self, js: &Context) -> Result<(), StreamError> {
         for followed in ALL {
-            let Followed {
-                stream,
-                filter,
-                is_log,
-            } = followed;
+            let Followed { stream, filter, .. } = followed;
             let Some(Some(row)) = self.with(move |db| db.stream(stream)).await else {
                 continue;
             };
@@ -190,8 +186,7 @@ impl Twin {
                 if ended || batch.len() >= MOST || bytes >= MOST_BYTES {
                     let batch = std::mem::take(&mut batch);
                     bytes = 0;
-                    self.write(move |db| db.take(stream, is_log, &batch, to))
-                        .await;
+                    self.take(followed, batch, to).await;
                 }
                 if ended {
                     break;
@@ -199,6 +194,37 @@ impl Twin {
             }
         }
         Ok(())
+    }
+
+    /// Takes messages of a stream that is followed, up to a position. `None`:
+    /// there is no twin any more.
+    async fn take(
+        &self,
+        followed: Followed,
+        batch: Vec<Message>,
+        to: Option<(u64, i64)>,
+    ) -> Option<()> {
+        let Followed { stream, is_log, .. } = followed;
+        let row = self
+            .write(move |db| {
+                db.take(stream, is_log, &batch, to)?;
+                db.stream(stream)
+            })
+            .await?;
+        if let Some(StreamRow {
+            created,
+            last,
+            time,
+        }) = row
+        {
+            let mark = Mark {
+                created,
+                last,
+                time,
+            };
+            self.marks().set(stream, mark);
+        }
+        Some(())
     }
 }
 
@@ -326,34 +352,11 @@ impl Follower {
     }
 
     async fn take(&mut self, batch: Vec<Message>, to: (u64, i64)) -> Result<(), String> {
-        let Followed { stream, is_log, .. } = self.followed;
         if batch.is_empty() && self.written.elapsed() < POSITION_EVERY {
             return Ok(());
         }
-        let row = self
-            .twin
-            .write(move |db| {
-                db.take(stream, is_log, &batch, Some(to))?;
-                db.stream(stream)
-            })
-            .await;
+        let taken = self.twin.take(self.followed, batch, Some(to)).await;
         self.written = Instant::now();
-        if let Some(Some(StreamRow {
-            created,
-            last,
-            time,
-        })) = row
-        {
-            let mark = Mark {
-                created,
-                last,
-                time,
-            };
-            self.twin.marks().set(stream, mark);
-        }
-        if row.is_none() {
-            return Err("there is no twin any more".into());
-        }
-        Ok(())
+        taken.ok_or_else(|| "there is no twin any more".into())
     }
 }

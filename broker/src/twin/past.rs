@@ -127,6 +127,8 @@ pub struct Past(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     known: watch::Sender<StoredPast>,
+    /// Counts signs that the store is not what it was; see [`Past::suspect`].
+    suspected: watch::Sender<u64>,
     kept: Option<Kept>,
 }
 
@@ -146,6 +148,7 @@ impl Past {
         let known = bucket.get(KEY).await?.map(|e| e.value).unwrap_or_default();
         Ok(Self(Arc::new(Inner {
             known: watch::Sender::new(known),
+            suspected: watch::Sender::new(0),
             kept: Some(Kept {
                 bucket,
                 lease,
@@ -159,6 +162,7 @@ impl Past {
     pub fn unbroken() -> Self {
         Self(Arc::new(Inner {
             known: watch::Sender::new(StoredPast::default()),
+            suspected: watch::Sender::new(0),
             kept: None,
         }))
     }
@@ -203,6 +207,18 @@ impl Past {
             .times
             .iter()
             .any(|time| time.begins_by(at) && at <= time.found)
+    }
+
+    /// Something that only this broker writes is not as it left it. Whether
+    /// the store has gone back shows a comparison with the twin.
+    pub fn suspect(&self) {
+        self.0.suspected.send_modify(|times| *times += 1);
+    }
+
+    /// Changes whenever [something is suspected](Past::suspect).
+    #[must_use]
+    pub fn suspicions(&self) -> watch::Receiver<u64> {
+        self.0.suspected.subscribe()
     }
 
     /// Changes of [`Past::report_again`] while a session lasts: nodes that are

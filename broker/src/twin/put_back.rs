@@ -18,10 +18,11 @@ use super::examine::{ExamineError, last};
 use super::merge::{Merged, merge};
 use super::tell::Report;
 use super::values::{Write, decide};
-use super::{EVENTS, FACTS, INVITES, NODES, Past, RUNS, TOKENS, Twin};
+use super::{CLUSTER, EVENTS, FACTS, INVITES, NODES, Past, RUNS, TOKENS, Twin};
 use crate::events::{Events, EventsError};
-use crate::inventory::StoredNode;
+use crate::inventory::{AccountValue, StoredNode};
 use crate::lease::Lease;
+use crate::retention::removed_runs;
 use crate::runs;
 use crate::store::append::{Append, append, append_all};
 use crate::store::error::StreamError;
@@ -33,6 +34,8 @@ use crate::store::stream::get_stream;
 const CHUNK: usize = 256;
 /// So often a value that changes meanwhile is looked at again.
 const TIMES: u32 = 5;
+/// Who is revoked; see `inventory::accounts`.
+const ACCOUNT: &str = "$KV.muster_cluster.account";
 
 /// Why the store is not whole again yet.
 #[derive(Debug, thiserror::Error)]
@@ -74,15 +77,60 @@ impl Place<'_> {
 }
 
 impl Twin {
-    /// Compares the store with the twin, puts back what it has lost, and says
-    /// so. Nothing is lost on most days.
+    /// Compares the store with the twin. What comes back is what is known to
+    /// be void and the store has lost; `None` when nothing is lost, as on most
+    /// days.
+    ///
+    /// # Errors
+    /// [`ExamineError`]; to be called again.
+    pub(crate) async fn compare(&self, js: &Context) -> Result<Option<AccountValue>, ExamineError> {
+        self.examine(js).await?;
+        Ok(self.void().await)
+    }
+
+    /// Of what was lost, that which keeps somebody out of NATS.
+    async fn void(&self) -> Option<AccountValue> {
+        self.with(|db| db.loss()).await.flatten()?;
+        let lost = self.with(|db| db.lost_values()).await.unwrap_or_default();
+        let mut void = AccountValue::default();
+        for LostValue { stream, value, .. } in &lost {
+            match stream.as_str() {
+                CLUSTER if value.subject == ACCOUNT && !value.gone => {
+                    match serde_json::from_slice(&value.payload) {
+                        Ok(account) => void = void.and(account),
+                        Err(error) => tracing::error!(%error, "who was revoked cannot be read"),
+                    }
+                }
+                NODES => {
+                    let node = serde_json::from_slice::<StoredNode>(&value.payload).ok();
+                    let out = node.as_ref().and_then(StoredNode::void);
+                    let user = out.and_then(|(user, until)| Some((user.parse().ok()?, until)));
+                    void = void.and(AccountValue::void(user));
+                }
+                _ => {}
+            }
+        }
+        Some(void)
+    }
+
+    /// Puts back what the store has lost, and says so. `void` is what
+    /// [`Twin::compare`] gave, and the NATS servers know it by now: whoever
+    /// was shut out does not get in meanwhile. What was lost since then waits
+    /// for the next time.
     ///
     /// # Errors
     /// [`PutBackError`]; to be called again.
-    pub(crate) async fn heal(&self, place: &Place<'_>) -> Result<(), PutBackError> {
-        self.examine(place.js).await?;
+    pub(crate) async fn heal(
+        &self,
+        place: &Place<'_>,
+        void: Option<&AccountValue>,
+    ) -> Result<(), PutBackError> {
+        if self.void().await.as_ref() != void {
+            return Ok(());
+        }
         if let Some(report) = Box::pin(self.put_back(place)).await? {
-            let events = Events::open(place.js.clone(), place.lease.clone()).await?;
+            let events =
+                Events::open(place.js.clone(), place.lease.clone(), crate::events::KEEP).await?;
             let past = Past::load(place.past.clone(), place.lease.clone()).await?;
             past.add(report.time()).await?;
             // The twin lets go of what it has only when it has it anew.
@@ -100,10 +148,11 @@ impl Twin {
         };
         place.active()?;
         tracing::warn!("putting back what the store has lost");
+        muster_checkpoint::at("broker.put-back", || loss.id.to_string()).await;
         let mut report = Report::new(loss);
         self.values(place, &mut report).await?;
         // The streams themselves may be gone.
-        drop(Events::open(place.js.clone(), place.lease.clone()).await?);
+        drop(Events::open(place.js.clone(), place.lease.clone(), crate::events::KEEP).await?);
         runs::ensure(place.js, place.runs).await?;
         self.runs(place, &mut report).await?;
         self.events(place, &mut report).await?;
@@ -112,8 +161,7 @@ impl Twin {
 
     async fn values(&self, place: &Place<'_>, report: &mut Report) -> Result<(), PutBackError> {
         let mut lost = self.with(|db| db.lost_values()).await.unwrap_or_default();
-        // Nodes first: their facts depend on it.
-        lost.sort_by_key(|lost| lost.stream != NODES);
+        lost.sort_by_cached_key(rank);
         for lost in lost {
             let done = match lost.done {
                 Some(done) => done,
@@ -132,10 +180,17 @@ impl Twin {
 
     async fn runs(&self, place: &Place<'_>, report: &mut Report) -> Result<(), PutBackError> {
         let subjects = self.with(|db| db.lost_subjects(RUNS)).await;
+        // The record of them is a value, and is back by now.
+        let removed = removed_runs(place.js).await?;
         for (journal, done) in subjects.unwrap_or_default() {
             let Some(run) = runs::run_of(&journal) else {
                 continue;
             };
+            if removed.contains(&run) {
+                self.write(move |db| db.subject_is(RUNS, &journal, Done::Needless))
+                    .await;
+                continue;
+            }
             let asked = journal.clone();
             let (held, lost) = self
                 .with(move |db| db.known(RUNS, &asked))
@@ -181,6 +236,26 @@ impl Twin {
         let back = self.with(|db| db.count_lost(EVENTS, Done::Back)).await;
         report.events(back.unwrap_or(0));
         Ok(())
+    }
+}
+
+/// What is put back first: what was taken away from somebody, so that it is
+/// so whatever happens next; then who the nodes are, on which their facts
+/// depend.
+fn rank(lost: &LostValue) -> u8 {
+    let value = &lost.value;
+    match lost.stream.as_str() {
+        CLUSTER if value.subject == ACCOUNT => 0,
+        NODES => {
+            let node = serde_json::from_slice::<StoredNode>(&value.payload);
+            let out = value.gone || node.is_ok_and(|node| node.void().is_some());
+            if out { 1 } else { 3 }
+        }
+        // That which was revoked, withdrawn or used up; and broker keys.
+        TOKENS | INVITES if value.gone => 1,
+        INVITES | CLUSTER => 2,
+        TOKENS => 3,
+        _ => 4,
     }
 }
 
@@ -325,6 +400,10 @@ async fn output_is_gone(
         let Ok(event) = serde_json::from_slice::<RunEvent>(payload) else {
             continue;
         };
+        if matches!(event, RunEvent::OutputRemoved { .. }) {
+            // Not lost: it was removed for its age, and that is said.
+            return Ok(false);
+        }
         match &mut state {
             Some(state) => drop(state.apply(&event)),
             None => state = RunState::begin(&event).ok(),

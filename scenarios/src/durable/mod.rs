@@ -17,6 +17,6 @@ mod outcome;
 mod turn;
 
 pub use call::{ArgsHash, HostCall, Recorded, Reply, Step, StepOptions, Undo};
-pub use nodes::{Member, Nodes};
+pub use nodes::{Member, Nodes, spread};
 pub use outcome::{NodeReply, StepReply};
 pub use turn::{Input, Program, Turn, turn};

@@ -130,6 +130,30 @@ impl Nodes {
     }
 }
 
+/// Splits nodes into batches of a size, each with nodes of every value of a
+/// label as far as there are enough: no batch takes a whole rack. `nodes`
+/// come with their value, in the order in which they are taken.
+#[must_use]
+pub fn spread(nodes: &[(Serial, Option<&str>)], size: usize) -> Vec<NodeSet> {
+    let mut domains = BTreeMap::<Option<&str>, Vec<Serial>>::new();
+    for (serial, value) in nodes {
+        domains.entry(*value).or_default().push(*serial);
+    }
+    // Node `i` of `n` of a domain stands at (2i + 1) / 2n of the way. Exact:
+    // fractions are compared by multiplication.
+    let mut placed: Vec<(u128, u128, Serial)> = Vec::with_capacity(nodes.len());
+    for domain in domains.values() {
+        let n = domain.len() as u128;
+        let place = |(i, serial): (usize, &Serial)| (2 * i as u128 + 1, 2 * n, *serial);
+        placed.extend(domain.iter().enumerate().map(place));
+    }
+    placed.sort_by(|a, b| (a.0 * b.1).cmp(&(b.0 * a.1)));
+    placed
+        .chunks(size.max(1))
+        .map(|batch| batch.iter().map(|(_, _, serial)| *serial).collect())
+        .collect()
+}
+
 pub(super) fn register(engine: &mut Engine) {
     engine
         .register_type_with_name::<Nodes>("Nodes")
@@ -141,4 +165,42 @@ pub(super) fn register(engine: &mut Engine) {
         .register_fn("limit", Nodes::limit)
         .register_fn("plus", Nodes::plus)
         .register_fn("minus", Nodes::minus);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn batches_hold_everybody_once_and_no_rack_is_taken_whole(
+            racks in proptest::collection::vec(0..4u8, 0..60),
+            size in 0..20usize,
+        ) {
+            let names = ["r0", "r1", "r2"];
+            let value = |rack: &u8| names.get(usize::from(*rack)).copied();
+            let nodes: Vec<(Serial, Option<&str>)> = racks
+                .iter()
+                .enumerate()
+                .map(|(i, rack)| (Serial(u32::try_from(i).expect("small")), value(rack)))
+                .collect();
+            let batches = spread(&nodes, size);
+            let mut all: Vec<Serial> = batches.iter().flat_map(NodeSet::iter).collect();
+            all.sort_unstable();
+            prop_assert_eq!(all, nodes.iter().map(|(s, _)| *s).collect::<Vec<_>>());
+            prop_assert!(batches.iter().all(|b| b.len() <= size.max(1)));
+            for rack in [Some("r0"), Some("r1"), Some("r2"), None] {
+                let of = |serial: Serial| nodes[serial.0 as usize].1 == rack;
+                let total = nodes.iter().filter(|(s, _)| of(*s)).count();
+                for batch in &batches {
+                    // Its fair share, and one for what does not come out even
+                    // at either end.
+                    let here = batch.iter().filter(|s| of(*s)).count();
+                    let fair = (total * batch.len()).div_ceil(nodes.len());
+                    prop_assert!(here <= fair + 2, "{here} of {total}, {fair} is fair");
+                }
+            }
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //! node sets that it touches. Read from the calls at the top of the script,
 //! before and without running any of its functions.
 
+mod budget;
 mod declare;
 mod read;
 
@@ -20,6 +21,7 @@ pub(crate) fn register(engine: &mut rhai::Engine) {
     declare::register(engine, &declare::Notes::default());
 }
 
+pub use budget::spent;
 pub use read::read;
 pub(crate) use read::read_here;
 
@@ -80,7 +82,9 @@ pub enum Shape {
     Run,
 }
 
-/// A failure budget: above it nothing more is started.
+/// A failure budget: above it nothing more is started. A node fails when its
+/// outcome is `failed`, `timed_out`, `unreachable` or `unknown`; see
+/// [`spent`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Budget {
     /// How many nodes may fail.
@@ -125,6 +129,16 @@ impl Manifest {
             .iter()
             .filter_map(|window| window.next(at))
             .min()
+    }
+
+    /// The names of its tests: functions that begin with
+    /// [`PREFIX`](crate::trial::PREFIX) and take nothing.
+    pub fn tests(&self) -> impl Iterator<Item = &str> {
+        let tests = self
+            .functions
+            .iter()
+            .filter(|f| f.name.starts_with(crate::trial::PREFIX) && f.params.is_empty());
+        tests.map(|f| f.name.as_str())
     }
 
     /// The node sets by name; `targets` for the target.

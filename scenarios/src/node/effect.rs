@@ -129,6 +129,16 @@ pub struct FileAttributes {
     pub group: Option<String>,
 }
 
+impl std::fmt::Display for FileAttributes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mode = self.mode.map(|mode| format!("mode {mode:04o}"));
+        let owner = self.owner.as_ref().map(|owner| format!("owner {owner}"));
+        let group = self.group.as_ref().map(|group| format!("group {group}"));
+        let all: Vec<String> = [mode, owner, group].into_iter().flatten().collect();
+        f.write_str(&all.join(" "))
+    }
+}
+
 /// How a file is to be.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "is", deny_unknown_fields)]
@@ -334,5 +344,51 @@ impl Effect {
             Self::Sleep { span } => format!("sleep {span}"),
         };
         muster_protocol::text::printable(&text, 120)
+    }
+
+    /// What is wanted of it, for people: `package webapp version 1.4.2`.
+    #[must_use]
+    pub fn title(&self) -> String {
+        let wish = match self {
+            Self::File { wish, .. } => match wish {
+                FileWish::Content { .. } => "content".to_owned(),
+                FileWish::Line { text, .. } => format!("line {text}"),
+                FileWish::Attributes(attributes) => attributes.to_string(),
+                FileWish::Directory(_) => "directory".to_owned(),
+                FileWish::Absent => "absent".to_owned(),
+            },
+            Self::Package { wish, .. } => match wish {
+                PackageWish::Installed => "installed".to_owned(),
+                PackageWish::Version { version } => format!("version {version}"),
+                PackageWish::Latest => "latest".to_owned(),
+                PackageWish::Absent => "absent".to_owned(),
+            },
+            Self::Service { wish, .. } => match wish {
+                ServiceWish::Running => "running",
+                ServiceWish::Stopped => "stopped",
+                ServiceWish::Restarted => "restarted",
+                ServiceWish::Reloaded => "reloaded",
+                ServiceWish::Enabled => "enabled",
+                ServiceWish::Disabled => "disabled",
+            }
+            .to_owned(),
+            Self::User { wish, .. } => match wish {
+                UserWish::Present { .. } => "present".to_owned(),
+                UserWish::Absent => "absent".to_owned(),
+            },
+            Self::Http(call) => match &call.wish {
+                HttpWish::Get => "get".to_owned(),
+                HttpWish::Post { .. } => "post".to_owned(),
+                HttpWish::Until { status, .. } => format!("until {status}"),
+            },
+            Self::Run(_)
+            | Self::Puppet(_)
+            | Self::Reboot
+            | Self::Emit { .. }
+            | Self::Log { .. }
+            | Self::Sleep { .. } => return self.subject(),
+        };
+        let wish = muster_protocol::text::printable(&wish, 120);
+        format!("{} {wish}", self.subject())
     }
 }

@@ -15,3 +15,4 @@ pub use effect::{
     RunWhat, ServiceWish, UserWish,
 };
 pub use engine::{Call, Done, Ended, Host, HostError, NodeFacts, Performed, Program, Source, run};
+pub(crate) use template::broken as broken_template;

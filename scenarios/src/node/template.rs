@@ -47,19 +47,34 @@ pub(super) fn render(
         .ok_or_else(|| format!("`{name}` is not UTF-8 text"))?;
     let rendered = environment
         .render_named_str(name, text, values)
-        .map_err(|error| {
-            let place = error
-                .line()
-                .map_or(String::new(), |line| format!(":{line}"));
-            let detail = error
-                .detail()
-                .map_or(String::new(), |detail| format!(": {detail}"));
-            format!("{name}{place}: {}{detail}", error.kind())
-        })?;
+        .map_err(|error| said(name, &error))?;
     if rendered.len() > MAX_TEXT {
         return Err(format!(
             "{name}: the result is longer than {MAX_TEXT} bytes"
         ));
     }
     Ok(rendered)
+}
+
+/// What is wrong in a template, where.
+fn said(name: &str, error: &minijinja::Error) -> String {
+    let place = error
+        .line()
+        .map_or(String::new(), |line| format!(":{line}"));
+    let detail = error
+        .detail()
+        .map_or(String::new(), |detail| format!(": {detail}"));
+    format!("{name}{place}: {}{detail}", error.kind())
+}
+
+/// Why a template cannot be read, if so; whether it can be filled depends on
+/// the values.
+pub(crate) fn broken(path: &BundlePath, data: &[u8]) -> Option<String> {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return Some(format!("`{path}` is not UTF-8 text"));
+    };
+    let error = Environment::new()
+        .template_from_named_str(path.as_str(), text)
+        .err()?;
+    Some(said(path.as_str(), &error))
 }

@@ -322,8 +322,12 @@ fn signed_column(db: &Connection) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// A connection of the checker's own, made with the keys on the broker's disk.
-async fn connect(state: &Path) -> Result<JetStream> {
+/// A connection of the checker's own, made with the keys on the broker's disk:
+/// it may do what a broker may.
+///
+/// # Errors
+/// When no server answers.
+pub async fn connect(state: &Path) -> Result<JetStream> {
     let config = muster_broker::Config::load(&state.join("broker.toml"))?;
     let keys = NatsKeys::load(&state.join("keys"))?;
     let user = Credentials::issue(keys.account(), |user| UserClaims {

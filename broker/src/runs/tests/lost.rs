@@ -407,6 +407,123 @@ async fn a_key_that_this_broker_has_lost_is_believed_by_the_root_s_word() {
     timeout(PATIENCE, nodes.stopped()).await.expect("stopped");
 }
 
+/// What a run on `web-2` is, to take as a pattern.
+async fn spec_of_one(world: &World) -> Box<muster_protocol::run::RunSpec> {
+    let run = world.run(json!({"predicate": "web-2"})).await;
+    world.ended(run).await;
+    let first = world.journal(run).await.into_iter().next();
+    let Some(RunEvent::Created { spec }) = first else {
+        panic!("no beginning: {first:?}");
+    };
+    spec
+}
+
+/// A journal that ends with its first event.
+async fn begun(
+    js: &async_nats::jetstream::Context,
+    spec: &muster_protocol::run::RunSpec,
+    id: RunId,
+    created: Timestamp,
+) {
+    let mut spec = Box::new(spec.clone());
+    (spec.id, spec.created) = (id, created);
+    let event = serde_json::to_vec(&RunEvent::Created { spec }).expect("json");
+    let stored = js.publish(subject::journal(id), event.into()).await;
+    stored.expect("sent").await.expect("stored");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_was_perhaps_sent_is_ended_only_when_its_nodes_had_the_time_to_prove_it() {
+    let mut world = World::new(webs(2)).await;
+    let _other = world.node(2, quick()).await;
+    let key = world.authority.signer().key;
+    let js = store::context(world.server.broker().await);
+    let spec = spec_of_one(&world).await;
+    // Everything here was set back, and nothing says so.
+    let sent = request(&world, &[1], &[1]);
+    let (never, claimed) = (RunId::random(), RunId::random());
+    for (id, created) in [
+        (sent.run, sent.issued),
+        (never, sent.issued),
+        (claimed, sent.issued),
+    ] {
+        begun(&js, &spec, id, created).await;
+    }
+    world.restart(2).await;
+    let view = world.engine().show(sent.run).await.expect("shown");
+    assert_eq!(view.brief.state, RunPhase::Preparing);
+
+    let one = Voice::of(&world, 1).await;
+    // One that was told that its outcome is stored, and one that was not.
+    let welcome = one.hello(5, &[sent.id()]).await;
+    assert!(
+        matches!(
+            &welcome,
+            Welcome::Welcome {
+                recall: Some(_),
+                ..
+            }
+        ),
+        "{welcome:?}"
+    );
+    for run in [sent.run, claimed] {
+        assert_eq!(
+            one.report(run, Outcome::Succeeded).await,
+            OutcomeAnswer::Prove
+        );
+    }
+    // A claim alone changes nothing.
+    let view = world.engine().show(claimed).await.expect("shown");
+    assert_eq!(view.brief.state, RunPhase::Preparing);
+    assert_eq!(one.prove(&sent.seal(&key)).await, ProofAnswer::Taken);
+    assert_eq!(
+        one.report(sent.run, Outcome::Succeeded).await,
+        OutcomeAnswer::Stored
+    );
+    let view = world.ended(sent.run).await;
+    assert_eq!(
+        outcomes(&view),
+        BTreeMap::from([("web-1".into(), Some(Outcome::Succeeded))])
+    );
+    assert!(view.rebuilt.is_some());
+    assert_eq!(world.past.recent().len(), 0, "nothing is kept of it here");
+    for run in [never, claimed] {
+        let view = world.ended(run).await;
+        assert_eq!(view.brief.state, RunPhase::Failed);
+        assert!(view.rebuilt.is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_journal_that_somebody_else_writes_has_the_store_compared_and_goes_on() {
+    let world = World::new(webs(1)).await;
+    let node = world.node(1, Script::Hold).await;
+    let run = world.run(json!({"predicate": "web-1"})).await;
+    world.until("it is sent", || node.executed() == 1).await;
+    let mut suspicions = world.past.suspicions();
+    assert!(!suspicions.has_changed().expect("it lives"));
+    let foreign = RunEvent::Cancelling {
+        by: "nobody".parse().expect("a name"),
+        at: Timestamp::now(),
+    };
+    let js = store::context(world.server.broker().await);
+    let event = serde_json::to_vec(&foreign).expect("json");
+    let stored = js.publish(subject::journal(run), event.into()).await;
+    stored.expect("sent").await.expect("stored");
+    node.release.notify_one();
+    timeout(PATIENCE, suspicions.changed())
+        .await
+        .expect("in time")
+        .expect("it lives");
+    // What is stored counts, and the run ends after it.
+    let view = world.ended(run).await;
+    assert_eq!(
+        outcomes(&view),
+        BTreeMap::from([("web-1".into(), Some(Outcome::Succeeded))])
+    );
+    assert!(world.journal(run).await.contains(&foreign));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_of_which_the_store_kept_only_the_beginning_comes_back_from_its_nodes() {
     let mut world = World::new(webs(2)).await;
@@ -415,22 +532,10 @@ async fn a_run_of_which_the_store_kept_only_the_beginning_comes_back_from_its_no
     let js = store::context(world.server.broker().await);
     // Two runs whose journals end with their first event.
     let (before, after) = (request(&world, &[1], &[1]), RunId::random());
-    let spec = {
-        let run = world.run(json!({"predicate": "web-2"})).await;
-        world.ended(run).await;
-        let first = world.journal(run).await.into_iter().next();
-        let Some(RunEvent::Created { spec }) = first else {
-            panic!("no beginning: {first:?}");
-        };
-        spec
-    };
+    let spec = spec_of_one(&world).await;
     let now = Timestamp::now();
     for (id, created) in [(before.run, before.issued), (after, now)] {
-        let mut spec = spec.clone();
-        (spec.id, spec.created) = (id, created);
-        let event = serde_json::to_vec(&RunEvent::Created { spec }).expect("json");
-        let stored = js.publish(subject::journal(id), event.into()).await;
-        stored.expect("sent").await.expect("stored");
+        begun(&js, &spec, id, created).await;
     }
     // Between them it came out that the store had gone back.
     let minutes = |n: u64| {

@@ -3,6 +3,7 @@
 
 mod pair;
 mod proxy;
+mod reopen;
 mod tap;
 
 use std::io::Write as _;

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
+use muster_tests::hold::Came;
 use muster_tests::invariants::Audit;
-use muster_tests::{Said, Up, wait_for};
+use muster_tests::{Said, Up, finish, signal, wait_for};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -220,6 +221,58 @@ fn nodes_that_have_seen_later_epochs_keys_and_roles_obey_a_broker_put_back() {
     for kind in ["alarm.store-went-back", "alarm.keys-behind", "run.rebuilt"] {
         assert!(events.out.contains(kind), "{kind}: {}", events.out);
     }
+    Audit::of(&up).holds();
+}
+
+/// Copies the whole of the broker while it stands still.
+fn copy_still(up: &Up, to: &Path) {
+    let pids = ["broker", "nats-server"].map(|name| up.pid(name).expect("it runs"));
+    // `muster up` would start again what does not answer.
+    let keeper = up.up_pid();
+    for pid in [keeper].iter().chain(&pids) {
+        signal(*pid, Signal::STOP).expect("stops");
+    }
+    copy(&up.state(), to);
+    for pid in pids.iter().rev().chain(&[keeper]) {
+        signal(*pid, Signal::CONT).expect("goes on");
+    }
+}
+
+#[test]
+fn a_broker_put_back_to_the_beginning_of_a_run_does_not_say_that_nothing_was_sent() {
+    let mut up = Up::not_yet(&[]).expect("made");
+    let hold = up.hold().expect("it listens");
+    up.launch().expect("starts");
+    let _machines = machines(&up);
+    works(&up, "role=a", 2);
+    let counter = up.counter("cut");
+    let script = counter.around("echo seen");
+    hold.hold("broker.journal.before");
+    let run = ["run", "role=a", "--yes", "--json", "--shell", "--", &script];
+    let running = up.command(&run);
+    let running = std::thread::spawn(move || finish(running));
+    let created = |came: &Came| came.detail.ends_with(" created");
+    let came = hold.came("broker.journal.before").expect("it begins");
+    assert!(created(&came), "{came:?}");
+    let id = came.detail.split(' ').next().expect("a run").to_owned();
+    // Its beginning is stored, and nothing else.
+    hold.hold(&format!("broker.journal.before {id} targets"));
+    hold.release("broker.journal.before");
+    hold.came(&format!("broker.journal.before {id} targets"))
+        .expect("it goes on");
+    let old = up.dir.path().join("old");
+    copy_still(&up, &old);
+    hold.release(&format!("broker.journal.before {id} targets"));
+    let said = up.heard(running.join().expect("ends")).exits(0);
+    assert_eq!(counter.begun(), 2);
+    let before = seen(&up, &said.run()).expect("shown");
+
+    put_back(&mut up, &old);
+    comes_back(&up, &before);
+    works(&up, "role=a", 2);
+    assert_eq!(counter.begun(), 2, "nothing is done twice");
+    let events = up.muster(&["events", "--json"]).exits(0);
+    assert!(events.out.contains("run.rebuilt"), "{}", events.out);
     Audit::of(&up).holds();
 }
 

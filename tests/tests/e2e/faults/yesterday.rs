@@ -2,13 +2,16 @@
 //! there again, nothing is done twice, and what is gone for good is said.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use muster_tests::invariants::{Audit, Counter};
+use async_nats::ConnectErrorKind;
+use muster_broker::nats::credentials::Credentials;
+use muster_tests::invariants::{Audit, Counter, connect};
 use muster_tests::{Said, Up, signal, wait_for};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::{ended, outcome_of, sh, works};
+use super::{ended, enrol, machine, outcome_of, sh, works};
 
 const NODES: [&str; 3] = ["a-1:role=web", "a-2:role=web", "a-3:role=old"];
 
@@ -46,6 +49,10 @@ fn put(up: &Up, copy_of: Option<&Path>) {
 /// Kills the server alone, puts the directory back, and lets `muster up`
 /// start it again.
 fn put_under_the_broker(up: &Up, copy_of: Option<&Path>) {
+    under_the_broker(up, || put(up, copy_of));
+}
+
+fn under_the_broker(up: &Up, change: impl FnOnce()) {
     let (keeper, nats) = (up.up_pid(), up.pid("nats-server").expect("it runs"));
     signal(keeper, Signal::STOP).expect("stops");
     signal(nats, Signal::KILL).expect("dies");
@@ -54,7 +61,7 @@ fn put_under_the_broker(up: &Up, copy_of: Option<&Path>) {
         (stat.is_empty() || stat.contains(") Z ")).then_some(())
     })
     .expect("it ends");
-    put(up, copy_of);
+    change();
     signal(keeper, Signal::CONT).expect("goes on");
 }
 
@@ -265,5 +272,117 @@ fn without_the_twin_it_is_said_what_is_gone() {
     for name in ["a-1", "a-2"] {
         super::wait_state(&up, name, "up");
     }
+    works(&up, "role=web", 2);
+}
+
+/// What a machine has of its enrolment, as it is under this name somewhere in
+/// its file: signed texts are JSON in JSON.
+fn enrolled(value: &Value, name: &str) -> Option<Value> {
+    match value {
+        Value::String(text) => enrolled(&serde_json::from_str(text).ok()?, name),
+        Value::Array(all) => all.iter().find_map(|value| enrolled(value, name)),
+        Value::Object(all) => all
+            .get(name)
+            .cloned()
+            .or_else(|| all.values().find_map(|value| enrolled(value, name))),
+        _ => None,
+    }
+}
+
+/// Whether NATS lets a machine in with what it has.
+fn gets_in(up: &Up, name: &str) -> bool {
+    let dir = machine(up, name);
+    let text = std::fs::read_to_string(dir.join("enrolment.json")).expect("it is enrolled");
+    let file: Value = serde_json::from_str(&text).expect("JSON");
+    let (jwt, urls) = (enrolled(&file, "jwt"), enrolled(&file, "nats_urls"));
+    let jwt = jwt.as_ref().and_then(Value::as_str).expect("a JWT");
+    let urls: Vec<String> = serde_json::from_value(urls.expect("URLs")).expect("a list");
+    let seed = std::fs::read_to_string(dir.join("nats.key")).expect("a key");
+    let key = nkeys::KeyPair::from_seed(seed.trim()).expect("a seed");
+    let credentials = Credentials::new(jwt.to_owned(), Arc::new(key));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let connected = runtime.block_on(credentials.connect_options().connect(urls));
+    match connected {
+        Ok(_) => true,
+        Err(error) => {
+            let refused = [
+                ConnectErrorKind::AuthorizationViolation,
+                ConnectErrorKind::Authentication,
+            ];
+            assert!(refused.contains(&error.kind()), "{error}");
+            false
+        }
+    }
+}
+
+#[test]
+fn who_was_removed_does_not_get_in_while_the_store_is_put_back() {
+    let mut up = Up::not_yet(&NODES).expect("made");
+    let hold = up.hold().expect("it listens");
+    up.launch().expect("starts");
+    enrol(&up, "x-1", "web");
+    assert!(gets_in(&up, "x-1"));
+    let before = made_token(&up, "old");
+    // The servers' own list of who is revoked goes back, too.
+    up.stop(Signal::TERM).expect("ends");
+    let (nats, old) = (up.state().join("nats"), up.dir.path().join("yesterday"));
+    copy(&nats, &old);
+    up.launch().expect("starts");
+    up.muster(&["node", "remove", "x-1", "--yes"]).exits(0);
+    let told = live(&up, &before);
+    assert!(!gets_in(&up, "x-1"));
+
+    hold.hold("broker.put-back");
+    under_the_broker(&up, || {
+        for part in ["store", "accounts"] {
+            std::fs::remove_dir_all(nats.join(part)).expect("removes");
+            copy(&old.join(part), &nats.join(part));
+        }
+    });
+    hold.came("broker.put-back")
+        .unwrap_or_else(|e| panic!("{e}: {}", up.logs()));
+    // Nothing is put back yet, and nobody is served.
+    assert!(!gets_in(&up, "x-1"), "{}", up.logs());
+    assert_ne!(up.muster_as(&told.revoked, &["whoami"]).code, 0);
+    hold.release("broker.put-back");
+    wait_alarm(&up);
+    everything_is_there(&up, &told);
+    assert!(!gets_in(&up, "x-1"), "{}", up.logs());
+    works(&up, "role=web", 2);
+    Audit::of(&up).holds();
+}
+
+#[test]
+fn a_word_of_somebody_else_in_a_journal_has_the_store_compared() {
+    let up = Up::start(&NODES).expect("starts");
+    let (go, open) = (up.dir.path().join("go"), up.counter("open"));
+    let script = open.around(&format!(
+        "until [ -e {} ]; do sleep 0.1; done",
+        go.display()
+    ));
+    let args = ["run", "a-1", "--detach", "--json", "--shell", "--", &script];
+    let run = up.muster(&args).exits(0).run();
+    wait_for("it to begin", || (open.begun() == 1).then_some(())).expect("it runs");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let js = connect(&up.state()).await.expect("a connection");
+        // No event, and so it changes nothing but whose turn it is.
+        let sent = js.publish(format!("m1.run.{run}.j"), "{}".into()).await;
+        sent.expect("sent").await.expect("stored");
+    });
+    std::fs::write(&go, "").expect("writes");
+    wait_for("a comparison", || {
+        up.logs()
+            .contains("nothing in the store is lost")
+            .then_some(())
+    })
+    .unwrap_or_else(|e| panic!("{e}: {}", up.logs()));
+    assert_eq!(alarms(&up), Vec::<String>::new());
     works(&up, "role=web", 2);
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use muster_tests::hold::Hold;
 use muster_tests::{Said, bin, finish, free_port, signal, wait_for};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -28,6 +29,7 @@ pub(super) struct Pair {
     pub(super) a: Broker,
     pub(super) b: Broker,
     agents: Vec<(String, Process)>,
+    hold: Option<Hold>,
 }
 
 impl Broker {
@@ -104,18 +106,40 @@ impl Pair {
     /// The same with more settings, and with `a` going to NATS by the port
     /// that `way` gives for the server's.
     pub(super) fn with(nodes: &[&str], settings: &str, way: impl FnOnce(u16) -> u16) -> Self {
+        Self::not_yet().begin(nodes, settings, way)
+    }
+
+    /// The same, and everybody can be held at checkpoints.
+    pub(super) fn held(nodes: &[&str], way: impl FnOnce(u16) -> u16) -> Self {
+        let mut pair = Self::not_yet();
+        let hold = Hold::listen(&pair.dir.path().join("checkpoints")).expect("listens");
+        pair.hold = Some(hold);
+        pair.begin(nodes, "", way)
+    }
+
+    /// What holds everybody.
+    pub(super) fn hold(&self) -> &Hold {
+        self.hold.as_ref().expect("it was made with one")
+    }
+
+    fn not_yet() -> Self {
         let dir = tempfile::Builder::new()
             .prefix("muster-pair-")
             .tempdir()
             .expect("a directory");
-        let mut pair = Self {
+        Self {
             dir,
             nats_port: free_port().expect("a port"),
             nats: None,
             a: Broker::not_yet("a"),
             b: Broker::not_yet("b"),
             agents: Vec::new(),
-        };
+            hold: None,
+        }
+    }
+
+    fn begin(self, nodes: &[&str], settings: &str, way: impl FnOnce(u16) -> u16) -> Self {
+        let mut pair = self;
         pair.prepare_nats();
         pair.start_nats();
         let text = format!(
@@ -287,6 +311,10 @@ impl Pair {
             command.env_remove(unset);
         }
         command.env("HOME", self.dir.path()).env("NO_COLOR", "1");
+        if let Some(hold) = &self.hold {
+            let (variable, socket) = hold.env();
+            command.env(variable, socket);
+        }
         command
     }
 
