@@ -259,7 +259,7 @@ pub const NODE: &[Entry] = &[
     function(
         Side::Node,
         "package",
-        (1, 1),
+        (1, 2),
         "A package of the distribution.",
     ),
     function(Side::Node, "service", (1, 1), "A service."),

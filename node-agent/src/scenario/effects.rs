@@ -209,8 +209,9 @@ impl Effects {
                     value: Value::Null,
                 }
             }
-            Effect::Package { name, wish } => {
-                package::perform(tools, name, wish, package::LOCK_WAIT, mode)?
+            Effect::Package { name, wish, wait } => {
+                let wait = wait.unwrap_or(package::LOCK_WAIT);
+                package::perform(tools, name, wish, wait, mode)?
             }
             Effect::Service { name, wish } => service::perform(tools, name, *wish, mode)?,
             Effect::User { name, wish } => user::perform(tools, name, wish, mode)?,

@@ -25,6 +25,10 @@ pub enum Effect {
         name: String,
         /// How.
         wish: PackageWish,
+        /// How long the package manager may be busy with something else; as
+        /// long as the node thinks right when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wait: Option<Span>,
     },
     /// A service is so.
     Service {
