@@ -1,5 +1,6 @@
 //! dnf and rpm.
 
+use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
 use muster_protocol::envelope::Mode;
@@ -53,6 +54,13 @@ impl Evr {
         } else {
             format!("{}:{rest}", self.epoch)
         }
+    }
+
+    /// As rpm compares them.
+    fn compare(&self, other: &Self) -> Ordering {
+        compare(&self.epoch, &other.epoch)
+            .then_with(|| compare(&self.version, &other.version))
+            .then_with(|| compare(&self.release, &other.release))
     }
 
     /// Whether somebody who asked for `wanted` means this one: the release
@@ -112,7 +120,8 @@ impl<'a> Dnf<'a> {
         }
         let what = format!("{}-{after}", self.name);
         let verb = match (wish, &before) {
-            (PackageWish::Version { .. }, Some(_)) => self.direction(&after)?,
+            // `upgrade` does not go back to an older one.
+            (PackageWish::Version { .. }, Some(now)) if target.compare(now).is_lt() => "downgrade",
             (_, Some(_)) => "upgrade",
             (_, None) => "install",
         };
@@ -154,7 +163,7 @@ impl<'a> Dnf<'a> {
         let tool = self.dnf(&[
             "repoquery",
             "--qf",
-            "%{epoch}:%{version}-%{release}\\n",
+            "%{epoch}:%{version}-%{release}\n",
             self.name,
         ]);
         let answer = self.tools.run(tool)?;
@@ -166,7 +175,8 @@ impl<'a> Dnf<'a> {
             .lines()
             .filter_map(|line| Evr::read(line.trim()))
             .collect();
-        all.reverse();
+        // dnf sorts them as words.
+        all.sort_by(|a, b| b.compare(a));
         all.dedup();
         Ok(all)
     }
@@ -205,21 +215,6 @@ impl<'a> Dnf<'a> {
         })
     }
 
-    /// `dnf install` does not go back to an older version.
-    fn direction(&self, after: &str) -> Result<&'static str, PackageError> {
-        let newer = self.update()?.is_some_and(|newest| newest.shown() == after);
-        if newer {
-            return Ok("upgrade");
-        }
-        let all = self.available()?;
-        let place = |shown: &str| all.iter().position(|one| one.shown() == shown);
-        let now = self.installed()?.map(|now| now.shown()).unwrap_or_default();
-        Ok(match (place(after), place(&now)) {
-            (Some(after), Some(now)) if after < now => "upgrade",
-            _ => "downgrade",
-        })
-    }
-
     fn remove(
         &self,
         before: Option<String>,
@@ -251,6 +246,7 @@ impl<'a> Dnf<'a> {
             )));
         }
         if mode == Mode::Apply {
+            // What it needed stays: nobody asked for that to go.
             self.act("remove", self.name)?;
             if let Some(now) = self.installed()? {
                 return Err(PackageError::NotSo {
@@ -282,6 +278,7 @@ impl<'a> Dnf<'a> {
     fn dnf(&self, arguments: &[&str]) -> Tool {
         Tool::new("dnf")
             .args(["-y", "-q", "--color=never"])
+            .args(["--setopt=clean_requirements_on_remove=False"])
             .args(arguments.to_vec())
             .env("LC_ALL", "C")
     }
@@ -294,6 +291,58 @@ impl<'a> Dnf<'a> {
             };
         }
         failed(what, answer)
+    }
+}
+
+/// rpm's order of versions: runs of digits and of letters are compared one
+/// after the other, `~` is before everything, also the end, and `^` right
+/// after the end.
+fn compare(a: &str, b: &str) -> Ordering {
+    fn skip(text: &str) -> &str {
+        text.trim_start_matches(|c: char| !c.is_ascii_alphanumeric() && c != '~' && c != '^')
+    }
+    fn run(text: &str, digits: bool) -> (&str, &str) {
+        let end = text
+            .find(|c: char| !c.is_ascii_alphanumeric() || c.is_ascii_digit() != digits)
+            .unwrap_or(text.len());
+        text.split_at(end)
+    }
+    let (mut a, mut b) = (skip(a), skip(b));
+    loop {
+        for (mark, first) in [('~', Ordering::Less), ('^', Ordering::Greater)] {
+            match (a.strip_prefix(mark), b.strip_prefix(mark)) {
+                (Some(rest_a), Some(rest_b)) => return compare(rest_a, rest_b),
+                // A `^` is before whatever else could come.
+                (Some(_), None) if mark == '^' && !b.is_empty() => return Ordering::Less,
+                (None, Some(_)) if mark == '^' && !a.is_empty() => return Ordering::Greater,
+                (Some(_), None) => return first,
+                (None, Some(_)) => return first.reverse(),
+                (None, None) => {}
+            }
+        }
+        if a.is_empty() || b.is_empty() {
+            return a.len().cmp(&b.len());
+        }
+        let digits = a.starts_with(|c: char| c.is_ascii_digit());
+        let ((run_a, rest_a), (run_b, rest_b)) = (run(a, digits), run(b, digits));
+        if run_b.is_empty() {
+            // Numbers are newer than words.
+            return if digits {
+                Ordering::Greater
+            } else {
+                Ordering::Less
+            };
+        }
+        let order = if digits {
+            let (x, y) = (run_a.trim_start_matches('0'), run_b.trim_start_matches('0'));
+            x.len().cmp(&y.len()).then_with(|| x.cmp(y))
+        } else {
+            run_a.cmp(run_b)
+        };
+        if order.is_ne() {
+            return order;
+        }
+        (a, b) = (skip(rest_a), skip(rest_b));
     }
 }
 
@@ -315,4 +364,62 @@ fn is_locked(answer: &Answer) -> bool {
     let said = String::from_utf8_lossy(&answer.stderr);
     said.contains("can't create transaction lock")
         || said.contains("Failed to obtain the transaction lock")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_in_rpms_own_order() {
+        // Each is older than the next.
+        let sorted = [
+            "0:1.0~rc1-1",
+            "0:1.0-1",
+            "0:1.0^git1-1",
+            "0:1.0.1-1",
+            "0:1.a-1",
+            "0:1.9-1",
+            "0:1.10-1",
+            "0:1.10-2.el9",
+            "0:1.10-10.el9",
+            "1:0.1-1",
+        ];
+        // A word is older than a number: 1.a is before 1.0.1 for rpm.
+        let mut all: Vec<Evr> = sorted.iter().filter_map(|t| Evr::read(t)).collect();
+        all.sort_by(Evr::compare);
+        let shown: Vec<String> = all.iter().map(Evr::shown).collect();
+        assert_eq!(
+            shown,
+            [
+                "1.a-1",
+                "1.0~rc1-1",
+                "1.0-1",
+                "1.0^git1-1",
+                "1.0.1-1",
+                "1.9-1",
+                "1.10-1",
+                "1.10-2.el9",
+                "1.10-10.el9",
+                "1:0.1-1"
+            ]
+        );
+        for (a, b) in [("1.01", "1.1"), ("1_0", "1.0"), ("1.0", "1.0")] {
+            assert_eq!(compare(a, b), Ordering::Equal, "{a} {b}");
+        }
+        for (a, b) in [
+            ("1.0^", "1.0"),
+            ("1.0.1", "1.0^2"),
+            ("2", "10~"),
+            ("1a", "1"),
+        ] {
+            let order = compare(a, b);
+            let reverse = compare(b, a);
+            assert_eq!(order, reverse.reverse(), "{a} {b}");
+        }
+        assert_eq!(compare("1.0^", "1.0"), Ordering::Greater);
+        assert_eq!(compare("1.0.1", "1.0^2"), Ordering::Greater);
+        assert_eq!(compare("2", "10~"), Ordering::Less);
+        assert_eq!(compare("1a", "1"), Ordering::Greater);
+    }
 }

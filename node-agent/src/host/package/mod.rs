@@ -12,7 +12,7 @@ use muster_protocol::units::Span;
 use muster_scenarios::node::{Change, HostError, PackageWish, Performed};
 use serde_json::{Value, json};
 
-use super::tools::{ToolError, Tools};
+use super::tools::{Tool, ToolError, Tools};
 
 /// How long the package manager's lock is waited for when nothing is said.
 pub const LOCK_WAIT: Span = Span::from_secs(120);
@@ -100,19 +100,36 @@ pub fn perform(
     if let PackageWish::Version { version } = wish {
         check_version(version)?;
     }
-    // dpkg may be there without apt, and dnf on a Debian: who has the
-    // database decides.
-    let (change, version) = if tools.has("apt-get") && tools.has("dpkg-query") {
-        apt::Apt::new(tools, name, wait).ensure(wish, mode)?
-    } else if tools.has("dnf") && tools.has("rpm") {
-        dnf::Dnf::new(tools, name, wait).ensure(wish, mode)?
-    } else {
-        return Err(PackageError::NoManager);
+    let (change, version) = match manager(tools)? {
+        Manager::Apt => apt::Apt::new(tools, name, wait).ensure(wish, mode)?,
+        Manager::Dnf => dnf::Dnf::new(tools, name, wait).ensure(wish, mode)?,
     };
     Ok(Performed {
         change: Some(change),
         value: version.map_or(Value::Null, |version| json!({ "version": version })),
     })
+}
+
+enum Manager {
+    Apt,
+    Dnf,
+}
+
+/// Who manages this node's packages. Either can be installed as a package of
+/// the other's; then it is who has itself in its database.
+fn manager(tools: &Tools) -> Result<Manager, PackageError> {
+    let apt = tools.has("apt-get") && tools.has("dpkg-query");
+    let dnf = tools.has("dnf") && tools.has("rpm");
+    match (apt, dnf) {
+        (true, false) => Ok(Manager::Apt),
+        (false, true) => Ok(Manager::Dnf),
+        (false, false) => Err(PackageError::NoManager),
+        (true, true) => {
+            let asked = Tool::new("dpkg-query").args(["-W", "--", "dpkg"]);
+            let own = tools.run(asked)?.is_well();
+            Ok(if own { Manager::Apt } else { Manager::Dnf })
+        }
+    }
 }
 
 /// A name that no package manager takes for an option, a pattern, a file or a

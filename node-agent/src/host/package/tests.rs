@@ -43,7 +43,10 @@ fn apt() -> Option<Bench> {
         std::fs::create_dir_all(root.join(dir)).expect("made");
     }
     std::fs::create_dir_all(bench.path("repo")).expect("made");
-    bench.write("root/var/lib/dpkg/status", "");
+    bench.write(
+        "root/var/lib/dpkg/status",
+        "Package: dpkg\nStatus: install ok installed\nVersion: 1\nArchitecture: all\nMaintainer: A <a@example.org>\nDescription: itself\n\n",
+    );
     let root = root.display();
     let repo = bench.path("repo");
     bench.write(
@@ -269,13 +272,11 @@ async fn the_lock_is_waited_for_as_told_and_a_stop_ends_the_wait() {
     assert!(done.starts_with("changed: installed 1.0"), "{done}");
 }
 
-#[tokio::test]
-async fn dnf_is_asked_as_dnf_wants_to_be() {
-    let mut bench = Bench::new();
-    // No apt is there, only what pretends and what that is made of.
+/// PATH with nothing but the fakes, and what they are made of.
+fn only_fakes(bench: &mut Bench) {
     let tools = bench.path("tools");
     std::fs::create_dir(&tools).expect("made");
-    for tool in ["cat", "grep", "tail", "echo", "rm", "sh", "test"] {
+    for tool in ["cat", "grep", "tail", "rm"] {
         let real = ["/bin", "/usr/bin"]
             .map(|dir| std::path::Path::new(dir).join(tool))
             .into_iter()
@@ -285,6 +286,108 @@ async fn dnf_is_asked_as_dnf_wants_to_be() {
     }
     let path = format!("{}:{}", bench.path("bin").display(), tools.display());
     bench.environment.insert("PATH".into(), path);
+}
+
+/// The real dnf and rpm, in a root directory of their own.
+fn real_dnf() -> Option<Bench> {
+    let all = ["dnf", "rpm", "rpmbuild", "createrepo_c"];
+    if !is_root() || !all.iter().all(|tool| have(tool)) {
+        return None;
+    }
+    let mut bench = Bench::new();
+    only_fakes(&mut bench);
+    // Debian's rpm has its database in the home directory.
+    bench.write("home/.rpmmacros", "%_dbpath /var/lib/rpm\n");
+    let home = bench.path("home").display().to_string();
+    bench.environment.insert("HOME".into(), home);
+    let root = bench.path("root").display().to_string();
+    bench.fake(
+        "dnf",
+        &format!(
+            "exec /usr/bin/dnf --installroot={root} --setopt=reposdir={root}/etc/yum.repos.d --releasever=9 --setopt=module_platform_id=platform:el9 --setopt=cachedir={root}/cache --setopt=metadata_expire=0 \"$@\""
+        ),
+    );
+    bench.fake("rpm", &format!("exec /usr/bin/rpm --root {root} \"$@\""));
+    let repo = bench.path("repo");
+    std::fs::create_dir(&repo).expect("made");
+    bench.write(
+        "root/etc/yum.repos.d/test.repo",
+        &format!(
+            "[test]\nname=test\nbaseurl=file://{}\ngpgcheck=0\n",
+            repo.display()
+        ),
+    );
+    for (name, version, release, more) in [
+        ("libfoo", "1.0", "1", ""),
+        ("webapp", "1.9", "1.el9", "Requires: libfoo\n"),
+        ("webapp", "1.10", "3.el9", "Requires: libfoo\n"),
+    ] {
+        let spec = bench.write(
+            "build/test.spec",
+            &format!("Name: {name}\nVersion: {version}\nRelease: {release}\nSummary: a test\nLicense: MIT\nBuildArch: noarch\n{more}\n%description\na test\n%files\n"),
+        );
+        let define = [
+            format!("_topdir {}", bench.path("build").display()),
+            format!("_rpmdir {}", repo.display()),
+            "_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.rpm".to_owned(),
+        ];
+        let spec = spec.display().to_string();
+        let mut arguments = vec!["-bb", "--quiet"];
+        for one in &define {
+            arguments.extend(["--define", one]);
+        }
+        arguments.push(&spec);
+        must("rpmbuild", &arguments, &repo);
+    }
+    must("createrepo_c", &["-q", "."], &repo);
+    Some(bench)
+}
+
+#[tokio::test]
+async fn a_real_dnf_does_what_is_expected_of_it() {
+    let Some(bench) = real_dnf() else { return };
+    let mut said = Vec::new();
+    for wish in [
+        version("1.9"),
+        PackageWish::Latest,
+        version("1.9-1.el9"),
+        version("1.10"),
+        version("7"),
+        PackageWish::Absent,
+        PackageWish::Installed,
+    ] {
+        let would = perform_it(&bench, "webapp", &wish, Mode::Check).await;
+        let did = perform_it(&bench, "webapp", &wish, Mode::Apply).await;
+        assert_eq!(would.replace("would:", "changed:"), did, "{wish:?}");
+        said.push(format!("{wish:?}: {did}"));
+        if !did.starts_with("error") {
+            let again = perform_it(&bench, "webapp", &wish, Mode::Apply).await;
+            assert_eq!(again, "unchanged", "{wish:?}");
+        }
+        // What it needs is not taken away with it.
+        let lib = perform_it(&bench, "libfoo", &PackageWish::Installed, Mode::Check).await;
+        assert_eq!(lib, "unchanged", "{wish:?}");
+    }
+    said.push(perform_it(&bench, "libfoo", &PackageWish::Absent, Mode::Apply).await);
+    said.push(perform_it(&bench, "nosuch", &PackageWish::Latest, Mode::Apply).await);
+    insta::assert_snapshot!(said.join("\n"), @r#"
+    Version { version: "1.9" }: changed: installed 1.9-1.el9 ["+webapp 1.9-1.el9"]
+    Latest: changed: 1.9-1.el9 → 1.10-3.el9 ["-webapp 1.9-1.el9", "+webapp 1.10-3.el9"]
+    Version { version: "1.9-1.el9" }: changed: 1.10-3.el9 → 1.9-1.el9 ["-webapp 1.10-3.el9", "+webapp 1.9-1.el9"]
+    Version { version: "1.10" }: changed: 1.9-1.el9 → 1.10-3.el9 ["-webapp 1.9-1.el9", "+webapp 1.10-3.el9"]
+    Version { version: "7" }: error: this node's package sources do not have 7; they have 1.10-3.el9, 1.9-1.el9
+    Absent: changed: removed 1.10-3.el9 ["-webapp 1.10-3.el9"]
+    Installed: changed: installed 1.10-3.el9 ["+webapp 1.10-3.el9"]
+    error: it would also remove webapp-1.10-3.el9.noarch; remove that by name first, if it is to go
+    error: this node's package sources have no package of that name
+    "#);
+}
+
+#[tokio::test]
+async fn dnf_is_asked_as_dnf_wants_to_be() {
+    let mut bench = Bench::new();
+    // No apt is there, only what pretends and what that is made of.
+    only_fakes(&mut bench);
     bench.fake(
         "rpm",
         r#"case "$1 $2" in
@@ -294,7 +397,7 @@ esac"#,
     );
     bench.fake(
         "dnf",
-        r#"shift 3
+        r#"shift 4
 case "$1" in
   repoquery) cat $BENCH/available ;;
   check-update) last=$(tail -n 1 $BENCH/available); now=$(cat $BENCH/installed)
