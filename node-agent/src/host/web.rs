@@ -103,7 +103,7 @@ impl Web {
         let url = parse(&call.url)?;
         let headers = headers(&call.headers)?;
         let within = call.timeout.unwrap_or(TRY).get();
-        let client = self.client(tools.environment())?;
+        let client = self.client(tools.environment(), url.scheme() == "https")?;
         let get = || {
             let request = client.get(url.clone()).headers(headers.clone());
             ask(tools, request.timeout(within))
@@ -179,33 +179,50 @@ impl Web {
         }
     }
 
-    fn client(&self, environment: &BTreeMap<String, String>) -> Result<&Client, WebError> {
+    fn client(
+        &self,
+        environment: &BTreeMap<String, String>,
+        tls: bool,
+    ) -> Result<&Client, WebError> {
         if let Some(client) = self.client.get() {
             return Ok(client);
         }
-        let wrong = |e: &dyn std::fmt::Display| WebError::Client(printable(&e.to_string(), 300));
-        let mut builder = Client::builder()
-            .connect_timeout(CONNECT_WITHIN)
-            .redirect(reqwest::redirect::Policy::limited(MAX_REDIRECTS))
-            .user_agent(concat!("muster-agent/", env!("CARGO_PKG_VERSION")))
-            // Only what the node's own configuration says.
-            .no_proxy();
-        let said = |name: &str| {
-            let upper = name.to_ascii_uppercase();
-            environment.get(name).or_else(|| environment.get(&upper))
+        let client = match build(environment, true) {
+            // A small container has no authorities, and needs none to ask
+            // itself how it is.
+            Err(_) if !tls => build(environment, false)?,
+            other => other?,
         };
-        let except = said("no_proxy").and_then(|text| NoProxy::from_string(text));
-        let proxies = [
-            said("http_proxy").map(Proxy::http),
-            said("https_proxy").map(Proxy::https),
-        ];
-        for proxy in proxies.into_iter().flatten() {
-            let proxy = proxy.map_err(|e| wrong(&e))?;
-            builder = builder.proxy(proxy.no_proxy(except.clone()));
-        }
-        let client = builder.build().map_err(|e| wrong(&e))?;
         Ok(self.client.get_or_init(|| client))
     }
+}
+
+/// A client that trusts whom the system trusts, or nobody.
+fn build(environment: &BTreeMap<String, String>, tls: bool) -> Result<Client, WebError> {
+    let wrong = |e: &dyn std::fmt::Display| WebError::Client(printable(&e.to_string(), 300));
+    let mut builder = Client::builder()
+        .connect_timeout(CONNECT_WITHIN)
+        .redirect(reqwest::redirect::Policy::limited(MAX_REDIRECTS))
+        .user_agent(concat!("muster-agent/", env!("CARGO_PKG_VERSION")))
+        // Only what the node's own configuration says.
+        .no_proxy();
+    let said = |name: &str| {
+        let upper = name.to_ascii_uppercase();
+        environment.get(name).or_else(|| environment.get(&upper))
+    };
+    let except = said("no_proxy").and_then(|text| NoProxy::from_string(text));
+    let proxies = [
+        said("http_proxy").map(Proxy::http),
+        said("https_proxy").map(Proxy::https),
+    ];
+    for proxy in proxies.into_iter().flatten() {
+        let proxy = proxy.map_err(|e| wrong(&e))?;
+        builder = builder.proxy(proxy.no_proxy(except.clone()));
+    }
+    if !tls {
+        builder = builder.tls_certs_only([]);
+    }
+    builder.build().map_err(|e| wrong(&e))
 }
 
 impl Answered {

@@ -35,6 +35,8 @@ use crate::host::tools::{Said, Shared, Tools};
 const KEPT: usize = 4;
 /// Most bytes of a value that goes into a result.
 const MAX_VALUE: usize = 64 * 1024;
+/// Most changes, lines and events that one step says.
+const MAX_NOTES: u32 = 10_000;
 /// What a step may say ahead of who writes it down.
 const AHEAD: usize = 32;
 /// How long a step that is to end is waited for, beside what its programs
@@ -64,6 +66,8 @@ struct Passed<'a> {
     /// Where there are secrets to hide.
     masks: Option<Masks>,
     left: u64,
+    /// Notes, many of which have no line of their own.
+    notes_left: u32,
     bytes: u64,
     truncated: bool,
 }
@@ -173,6 +177,7 @@ impl Scenarios {
             sink: step.sink,
             masks: (!secrets.is_empty()).then(|| Masks::new(secrets)),
             left: step.output_bytes,
+            notes_left: MAX_NOTES,
             bytes: 0,
             truncated: false,
         };
@@ -370,10 +375,11 @@ impl Passed<'_> {
     async fn note(&mut self, note: Note) {
         let size = note.lines().1.len() as u64;
         let last = matches!(note, Note::Ended { .. } | Note::Failed { .. });
-        if size > self.left && !last {
+        if (size > self.left || self.notes_left == 0) && !last {
             self.truncated = true;
             return;
         }
+        self.notes_left = self.notes_left.saturating_sub(1);
         self.left = self.left.saturating_sub(size);
         self.bytes += size;
         self.sink.note(note).await;
