@@ -78,6 +78,8 @@ pub(crate) enum Command {
     Run(verbs::run::RunArgs),
     /// List, show, watch, cancel and retry runs
     Runs(verbs::runs::RunsArgs),
+    /// Check, show and test scenarios, without a broker
+    Scenario(verbs::scenario::ScenarioArgs),
     /// Invite, label and remove nodes
     Node(verbs::node::NodeArgs),
     /// Upgrade the agents themselves, and say which version runs where

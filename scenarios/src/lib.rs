@@ -1,11 +1,26 @@
 //! Scenarios: what a run executes.
 //!
-//! Here is what broker and agent must agree on about the built-in scenarios:
-//! their names, the hash that pins them, and their parameters, checked in one
-//! place on both sides.
+//! Here is what broker and agent must agree on: the built-in scenario
+//! [`command`], and of stored ones the form ([`bundle`]), the language
+//! ([`engine`]), the manifest ([`manifest`]) with its parameters ([`param`]),
+//! and how a fault is shown ([`fault`]).
 
+pub mod bundle;
+pub mod catalogue;
+pub mod check;
 pub mod command;
+pub mod durable;
+pub mod engine;
+pub mod fault;
+pub mod manifest;
+pub mod node;
+pub mod param;
+mod plain;
+pub mod secret;
+mod text;
+pub mod trial;
 pub mod upgrade;
+pub mod when;
 
 use muster_protocol::envelope::BundleHash;
 use muster_protocol::names::{FunctionName, ScenarioName};

@@ -1,0 +1,134 @@
+//! What is wrong in a scenario, and where, in the form in which people read
+//! compilers.
+
+use std::fmt;
+
+use muster_protocol::text::printable;
+use serde::{Deserialize, Serialize};
+
+/// Longest source line that is shown, in characters.
+const MAX_SHOWN: usize = 200;
+
+/// A place in a script: line and column from 1.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// The line, from 1.
+    pub line: usize,
+    /// The column in characters, from 1.
+    pub column: usize,
+}
+
+impl Place {
+    /// From the engine's position; `None` where it has none.
+    pub(crate) fn of(position: rhai::Position) -> Option<Self> {
+        Some(Self {
+            line: position.line()?,
+            column: position.position().unwrap_or(1),
+        })
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// The file, as the person named it.
+    pub file: String,
+    /// Where in it, if anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Place>,
+    /// How many characters there are meant, at least one.
+    pub width: usize,
+    /// The line of the script, for showing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// What is wrong, in one sentence.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl Fault {
+    /// A fault in `text`, which is the content of `file`.
+    pub(crate) fn new(
+        file: &str,
+        text: &str,
+        at: Option<Place>,
+        message: impl Into<String>,
+    ) -> Self {
+        let source = at.and_then(|at| text.lines().nth(at.line - 1));
+        let width = at
+            .zip(source)
+            .map_or(1, |(at, line)| word_at(line, at.column));
+        Self {
+            file: file.to_owned(),
+            at,
+            width,
+            source: source.map(|line| printable(line, MAX_SHOWN)),
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// The same with advice.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// Characters of the word, or of the string in quotes, that begins at a
+/// column.
+fn word_at(line: &str, column: usize) -> usize {
+    let mut rest = line.chars().skip(column.saturating_sub(1)).peekable();
+    let count = match rest.peek() {
+        Some(&quote @ ('"' | '`' | '\'')) => {
+            let inside = rest.skip(1).take_while(|c| *c != quote).count();
+            inside + 2
+        }
+        _ => rest
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .count(),
+    };
+    count.max(1)
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file)?;
+        if let Some(at) = self.at {
+            write!(f, ":{}:{}", at.line, at.column)?;
+        }
+        write!(f, ": {}", self.message)?;
+        let Some((at, source)) = self.at.zip(self.source.as_ref()) else {
+            return match &self.hint {
+                Some(hint) => write!(f, "\n  {hint}"),
+                None => Ok(()),
+            };
+        };
+        write!(f, "\n{:>5} | {source}", at.line)?;
+        // Tabs are kept, so that the mark stands below its word.
+        let lead: String = source
+            .chars()
+            .take(at.column.saturating_sub(1))
+            .map(|c| if c == '\t' { '\t' } else { ' ' })
+            .collect();
+        write!(f, "\n      | {lead}{}", "^".repeat(self.width))?;
+        match &self.hint {
+            Some(hint) => write!(f, " {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The known word that is most like this one, if any is like it at all.
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance * 3 <= word.len().max(candidate.len()))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}

@@ -1,0 +1,18 @@
+//! Functions of a scenario that run on a node.
+//!
+//! A script only says what it wants: each call becomes an [`Effect`], plain
+//! data, and is handed to the one [`Host`]. So the language knows nothing of
+//! processes or files, and whoever has effects sees every one of them, in
+//! order, and can say no.
+
+mod effect;
+mod engine;
+pub(crate) mod resources;
+mod template;
+
+pub use effect::{
+    Change, Effect, FileAttributes, FileWish, HttpCall, HttpWish, PackageWish, PuppetRun, Run,
+    RunWhat, ServiceWish, UserWish,
+};
+pub use engine::{Call, Done, Ended, Host, HostError, NodeFacts, Performed, Program, Source, run};
+pub(crate) use template::broken as broken_template;

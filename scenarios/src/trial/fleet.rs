@@ -1,0 +1,307 @@
+//! Nodes that exist only in a test: what they are, what they answer, and what
+//! was done to them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use muster_protocol::envelope::Mode;
+use muster_protocol::ids::Serial;
+use muster_protocol::names::{LabelKey, NodeName};
+use muster_protocol::predicate::{Attributes, fact_at};
+use regex::Regex;
+use serde_json::{Map, Value, json};
+
+use crate::node::{
+    Change, Effect, FileWish, Host, HostError, HttpWish, NodeFacts, Performed, Run, ServiceWish,
+    Source,
+};
+
+/// Most nodes of one test.
+pub(super) const MAX_NODES: usize = 1_000;
+
+/// One node.
+#[derive(Clone, Debug)]
+pub(super) struct Fake {
+    pub(super) serial: Serial,
+    pub(super) name: NodeName,
+    pub(super) roles: Vec<String>,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) facts: Value,
+    /// Known to be down.
+    pub(super) down: bool,
+}
+
+impl Attributes for Fake {
+    fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    fn any_role(&self, test: &mut dyn FnMut(&str) -> bool) -> bool {
+        self.roles.iter().any(|role| test(role))
+    }
+
+    fn label(&self, key: &str) -> Option<&str> {
+        self.labels.get(key).map(String::as_str)
+    }
+
+    fn fact(&self, path: &str) -> Option<&Value> {
+        fact_at(&self.facts, path)
+    }
+}
+
+/// What nodes answer when something is asked of them.
+#[derive(Clone, Debug)]
+pub(super) struct Rule {
+    /// Which nodes.
+    pub(super) nodes: Pattern,
+    /// What is asked: the title of an effect.
+    pub(super) what: Pattern,
+    /// The error, if it fails.
+    pub(super) fails: Option<String>,
+    /// Put over what they would answer.
+    pub(super) value: Map<String, Value>,
+}
+
+/// Text in which `*` stands for anything.
+#[derive(Clone, Debug)]
+pub(super) struct Pattern(Regex);
+
+impl Pattern {
+    pub(super) fn new(text: &str) -> Result<Self, String> {
+        let parts: Vec<String> = text.split('*').map(regex::escape).collect();
+        let pattern = format!("(?s)^{}$", parts.join(".*"));
+        Regex::new(&pattern)
+            .map(Self)
+            .map_err(|e| format!("the pattern: {e}"))
+    }
+
+    pub(super) fn fits(&self, text: &str) -> bool {
+        self.0.is_match(text)
+    }
+}
+
+/// What was done, in order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Done {
+    /// Node and title of each effect.
+    pub(super) effects: Vec<(NodeName, String)>,
+    pub(super) logs: Vec<String>,
+    pub(super) events: Vec<(String, Map<String, Value>)>,
+}
+
+/// All nodes of a test.
+#[derive(Debug, Default)]
+pub(super) struct Fleet {
+    pub(super) nodes: Vec<Fake>,
+    pub(super) rules: Vec<Rule>,
+    /// What holds already, by node and by what can hold one thing at a time.
+    state: BTreeMap<(Serial, String), String>,
+    pub(super) done: Done,
+}
+
+/// The same in several hands.
+#[derive(Clone, Default)]
+pub(super) struct Shared(Arc<Mutex<Fleet>>);
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Fleet> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The host of one of its nodes.
+    pub(super) fn host(&self, node: &Fake) -> Arc<FakeHost> {
+        let about = json!({"name": node.name, "roles": node.roles, "labels": node.labels});
+        Arc::new(FakeHost {
+            fleet: self.clone(),
+            serial: node.serial,
+            name: node.name.clone(),
+            facts: Arc::new(NodeFacts {
+                node: about.as_object().cloned().unwrap_or_default(),
+                facts: node.facts.clone(),
+            }),
+        })
+    }
+}
+
+impl Fleet {
+    pub(super) fn node(&self, serial: Serial) -> Option<&Fake> {
+        self.nodes.iter().find(|node| node.serial == serial)
+    }
+
+    pub(super) fn label(&self, serial: Serial, key: &LabelKey) -> Option<&str> {
+        let labels = &self.node(serial)?.labels;
+        labels.get(key.as_str()).map(String::as_str)
+    }
+
+    /// Has it so, and says whether it was so before.
+    fn be(&mut self, serial: Serial, effect: &Effect, mode: Mode) -> Change {
+        let subject = effect.subject();
+        let slot = match effect {
+            Effect::File { wish, .. } => match wish {
+                FileWish::Content { .. } => "content".to_owned(),
+                // A file has any number of lines.
+                FileWish::Line { text, .. } => format!("line {text}"),
+                FileWish::Attributes(_) => format!("attributes {}", effect.title()),
+                FileWish::Directory(_) | FileWish::Absent => "kind".to_owned(),
+            },
+            Effect::Service { wish, .. } => match wish {
+                ServiceWish::Running | ServiceWish::Stopped => "runs".to_owned(),
+                ServiceWish::Enabled | ServiceWish::Disabled => "starts".to_owned(),
+                ServiceWish::Restarted | ServiceWish::Reloaded => String::new(),
+            },
+            Effect::Package { .. } | Effect::User { .. } => "is".to_owned(),
+            _ => String::new(),
+        };
+        let wish = json!(effect).to_string();
+        let key = (serial, format!("{subject} {slot}"));
+        if !slot.is_empty() && self.state.get(&key) == Some(&wish) {
+            return Change::Unchanged;
+        }
+        let (summary, diff) = (effect.title(), Vec::new());
+        if mode == Mode::Check {
+            return Change::WouldChange { summary, diff };
+        }
+        if matches!(
+            effect,
+            Effect::File {
+                wish: FileWish::Absent,
+                ..
+            }
+        ) {
+            let begin = format!("{subject} ");
+            self.state
+                .retain(|(of, key), _| *of != serial || !key.starts_with(&begin));
+        }
+        if !slot.is_empty() {
+            self.state.insert(key, wish);
+        }
+        Change::Changed { summary, diff }
+    }
+}
+
+/// The host of one fake node.
+pub(super) struct FakeHost {
+    fleet: Shared,
+    serial: Serial,
+    name: NodeName,
+    facts: Arc<NodeFacts>,
+}
+
+impl FakeHost {
+    fn run(&self, run: &Run, rule: Option<&Rule>) -> Result<Value, HostError> {
+        let mut value =
+            json!({"exit": 0, "stdout": "", "stderr": "", "skipped": false, "truncated": false});
+        answered(&mut value, rule);
+        let exit = value["exit"].as_i64().unwrap_or_default();
+        if run.ok.iter().any(|ok| i64::from(*ok) == exit) {
+            Ok(value)
+        } else {
+            Err(HostError::Failed(format!("exit code {exit}")))
+        }
+    }
+
+    fn http(wish: &HttpWish, rule: Option<&Rule>) -> Result<Value, HostError> {
+        let mut value =
+            json!({"status": 200, "headers": {}, "body": "", "json": null, "truncated": false});
+        if let HttpWish::Until { status, .. } = wish {
+            value["status"] = (*status).into();
+        }
+        answered(&mut value, rule);
+        match wish {
+            HttpWish::Until { status, tries, .. } if value["status"] != json!(status) => {
+                let found = &value["status"];
+                let text = format!("it answered {found} and not {status}, {tries} times");
+                Err(HostError::Failed(text))
+            }
+            _ => Ok(value),
+        }
+    }
+}
+
+/// Puts what a rule says over what would be answered.
+fn answered(value: &mut Value, rule: Option<&Rule>) {
+    for (name, said) in rule.iter().flat_map(|rule| &rule.value) {
+        value[name] = said.clone();
+    }
+}
+
+impl Host for FakeHost {
+    fn perform(&self, effect: &Effect, mode: Mode, _: Source) -> Result<Performed, HostError> {
+        let mut fleet = self.fleet.lock();
+        let silent = Performed {
+            change: None,
+            value: Value::Null,
+        };
+        match effect {
+            Effect::Log { text } => {
+                fleet.done.logs.push(format!("{}: {text}", self.name));
+                return Ok(silent);
+            }
+            Effect::Emit { kind, fields } => {
+                fleet.done.events.push((kind.clone(), fields.clone()));
+                return Ok(silent);
+            }
+            Effect::Sleep { .. } => return Ok(silent),
+            _ => {}
+        }
+        let title = effect.title();
+        fleet.done.effects.push((self.name.clone(), title.clone()));
+        // The newest rule is the one that counts.
+        let rule = fleet
+            .rules
+            .iter()
+            .rev()
+            .find(|rule| rule.nodes.fits(self.name.as_str()) && rule.what.fits(&title))
+            .cloned();
+        let rule = rule.as_ref();
+        if let Some(text) = rule.and_then(|rule| rule.fails.clone()) {
+            return Err(HostError::Failed(text));
+        }
+        let changed = |summary: String| match mode {
+            Mode::Apply => Change::Changed {
+                summary,
+                diff: Vec::new(),
+            },
+            Mode::Check => Change::WouldChange {
+                summary,
+                diff: Vec::new(),
+            },
+        };
+        Ok(match effect {
+            Effect::Run(run) => Performed {
+                change: run.changes.then(|| changed(title)),
+                value: self.run(run, rule)?,
+            },
+            Effect::Http(call) => Performed {
+                change: matches!(call.wish, HttpWish::Post { .. }).then(|| changed(title)),
+                value: Self::http(&call.wish, rule)?,
+            },
+            Effect::Puppet(_) => {
+                let mut value =
+                    json!({"status": "unchanged", "total": 0, "changed": 0, "out_of_sync": 0});
+                answered(&mut value, rule);
+                let same = value["changed"] == json!(0);
+                Performed {
+                    change: Some(if same {
+                        Change::Unchanged
+                    } else {
+                        changed(title)
+                    }),
+                    value,
+                }
+            }
+            other => Performed {
+                change: Some(fleet.be(self.serial, other, mode)),
+                value: Value::Null,
+            },
+        })
+    }
+
+    fn stopped(&self) -> bool {
+        false
+    }
+
+    fn facts(&self) -> Arc<NodeFacts> {
+        Arc::clone(&self.facts)
+    }
+}

@@ -1,0 +1,224 @@
+//! A scenario's own tests, against nodes that exist only in them.
+
+use std::collections::BTreeMap;
+
+use muster_scenarios::bundle::Bundle;
+use muster_scenarios::check::check_bundle;
+use muster_scenarios::trial::Trial;
+
+const UPGRADE: &str = r#"
+scenario("Upgrade the web front end, a quarter of it at a time");
+param("version", #{ matches: "^[0-9][0-9.]*$" });
+param("batch", #{ type: "percent", default: "50%" });
+param("key", #{ secret: true, required: false });
+target("role=web");
+also("balancers", "role=lb");
+
+fn upgrade(p) {
+    let done = package("webapp").version(p.version).changed;
+    if done { service("webapp").restarted(); }
+    http("http://127.0.0.1/health").until(200, #{ tries: 3, every: "1s" });
+    log(`${node().name} in ${node().labels.rack} has ${p.version}`);
+    done
+}
+fn downgrade(p) { package("webapp").version("1.0"); }
+fn drain(p) { for host in p.hosts { command(["lbctl", "drain", host]); } }
+fn restore(p) { for host in p.hosts { command(["lbctl", "restore", host]); } }
+
+fn main(p) {
+    let changed = 0;
+    for batch in targets().batches(p.batch, #{ spread: "rack" }) {
+        on(nodes("balancers"), "drain", #{ hosts: batch.names }).undo("restore");
+        let r = on(batch, "upgrade", p).undo("downgrade");
+        changed += r.values.values().filter(|v| v).len();
+        on(nodes("balancers"), "restore", #{ hosts: batch.names });
+        sleep("5s");
+    }
+    if ask("Announce?", ["yes", "no"]) == "yes" { emit("deployed", #{ version: p.version, at: now() }); }
+    changed
+}
+
+fn fleet() {
+    for n in 1..=4 { fake(`web-0${n}`, #{ roles: ["web"], labels: #{ rack: if n < 3 { "r1" } else { "r2" } } }); }
+    fake("lb-1", #{ roles: ["lb"] });
+    fake("db-1", #{ roles: ["db"] });
+    answer("Announce*", "yes");
+}
+"#;
+
+fn tested(tests: &str) -> String {
+    let text = format!("{UPGRADE}\n{tests}");
+    let bundle = Bundle::new(text, BTreeMap::new()).expect("a bundle");
+    let manifest = check_bundle("web.rhai", &bundle).unwrap_or_else(|faults| {
+        let all: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        panic!("{}", all.join("\n"))
+    });
+    let trial = Trial::new("web.rhai", &bundle, manifest).expect("it can be read");
+    let mut said = String::new();
+    for test in trial.tests() {
+        match trial.run(test) {
+            Ok(()) => said.push_str(&format!("{test}: well\n")),
+            Err(fault) => said.push_str(&format!("{test}: {fault}\n")),
+        }
+    }
+    said
+}
+
+#[test]
+fn a_rolling_upgrade_is_seen_step_by_step() {
+    let said = tested(
+        r#"
+fn test_batches_are_spread_over_racks() {
+    fleet();
+    let r = play(#{ version: "1.4.2" });
+    assert(r.ok, r.error);
+    assert_eq(r.value, 4);
+    assert_eq(r.steps[0].function, "drain");
+    assert_eq(r.steps[1].nodes, ["web-01", "web-03"]);
+    assert_eq(r.steps[4].nodes, ["web-02", "web-04"]);
+    assert_eq(r.did("lb-1"), [
+        "command lbctl drain web-01", "command lbctl drain web-03",
+        "command lbctl restore web-01", "command lbctl restore web-03",
+        "command lbctl drain web-02", "command lbctl drain web-04",
+        "command lbctl restore web-02", "command lbctl restore web-04",
+    ]);
+    assert_eq(r.did("web-02"), [
+        "package webapp version 1.4.2", "service webapp restarted",
+        "http http://127.0.0.1/health until 200",
+    ]);
+    assert_eq(r.did("db-1"), []);
+    assert_eq(r.events, [#{ kind: "deployed", fields: #{ version: "1.4.2", at: "2026-01-01T00:00:10Z" } }]);
+    assert_eq(r.asked, ["Announce?"]);
+    assert_eq(r.logs[0], "web-01: web-01 in r1 has 1.4.2");
+    // What is so already is not done again.
+    let again = play(#{ version: "1.4.2" });
+    assert_eq(again.value, 0);
+    assert(!again.did("web-*", "service * restarted"));
+    // A dry run leaves everything as it is.
+    let dry = play(#{ version: "1.5" }, #{ dry_run: true });
+    assert_eq(dry.value, 4);
+    assert_eq(play(#{ version: "1.4.2" }).value, 0);
+}
+"#,
+    );
+    assert_eq!(said, "test_batches_are_spread_over_racks: well\n");
+}
+
+#[test]
+fn what_fails_is_taken_back_and_says_where() {
+    let said = tested(
+        r#"
+fn test_a_node_that_does_not_come_back() {
+    fleet();
+    reply("web-03", "http *", #{ status: 502 });
+    let r = play(#{ version: "1.4.2" });
+    assert(!r.ok);
+    assert_eq(r.error, "1 node failed, none may");
+    assert_eq(r.steps[1].failed, ["web-03"]);
+    assert_eq(r.steps[1].reasons, ["web.rhai:12 http http://127.0.0.1/health: it answered 502 and not 200, 3 times"]);
+    assert_eq(r.undone.map(|s| s.function), ["downgrade", "restore"]);
+    assert_eq(r.undone[0].nodes, ["web-01", "web-03"]);
+    assert(!r.did("web-02", "*") && !r.did("web-04", "*"));
+}
+fn test_a_node_that_is_down() {
+    fleet();
+    fake("web-05", #{ roles: ["web"], down: true });
+    let r = play(#{ version: "1.4.2" });
+    assert(!r.ok);
+    assert_eq(r.undone[0].nodes.contains("web-05"), false);
+}
+fn test_a_parameter_is_wrong() {
+    fleet();
+    let said = "";
+    try { play(#{ version: "latest; rm -rf /" }); } catch (e) { said = e; }
+    assert_eq(said, "play: version: `latest; rm -rf /` does not match ^[0-9][0-9.]*$; give it with -p version=TEXT");
+}
+"#,
+    );
+    assert_eq!(
+        said,
+        "test_a_node_that_does_not_come_back: well\ntest_a_node_that_is_down: well\ntest_a_parameter_is_wrong: well\n"
+    );
+}
+
+#[test]
+fn a_test_that_does_not_hold_says_where() {
+    insta::assert_snapshot!(tested(
+        r#"
+fn test_1() { assert_eq(1 + 1, 3); }
+fn test_2() { assert(false); }
+fn test_3() { fleet();
+    assert(play(#{ version: "1" }).did("db-*", "*"), "nothing was done on the database"); }
+fn test_4() { fleet(); assert_eq(play(#{ version: "1", vresion: "2" }).ok, true); }
+fn test_5() { fake("not a name"); }
+fn test_6() { fake("web-01", #{ role: "web" }); }
+fn test_7() { loop {} }
+fn test_8() { reply("*", "package *", #{ fails: "held by apt" }); fleet(); let r = play(#{ version: "1" }); throw r.steps[1].reasons[0]; }
+fn test_9() { fleet(); fake("lb-1"); }
+"#
+    ), @r#"
+    test_1: web.rhai:41:15: these differ: 2 and 3
+       41 | fn test_1() { assert_eq(1 + 1, 3); }
+          |               ^^^^^^^^^
+    test_2: web.rhai:42:15: this does not hold
+       42 | fn test_2() { assert(false); }
+          |               ^^^^^^
+    test_3: web.rhai:44:5: nothing was done on the database
+       44 |     assert(play(#{ version: "1" }).did("db-*", "*"), "nothing was done on the database"); }
+          |     ^^^^^^
+    test_4: web.rhai:45:34: play: vresion: there is no such parameter; did you mean `version`?
+       45 | fn test_4() { fleet(); assert_eq(play(#{ version: "1", vresion: "2" }).ok, true); }
+          |                                  ^^^^
+    test_5: web.rhai:46:15: fake: `not a name` is not a valid node name: ` ` is not allowed; it takes small letters, digits and `.-`
+       46 | fn test_5() { fake("not a name"); }
+          |               ^^^^
+    test_6: web.rhai:47:15: fake: unknown field `role`, expected one of `roles`, `labels`, `facts`, `down`
+       47 | fn test_6() { fake("web-01", #{ role: "web" }); }
+          |               ^^^^
+    test_7: web.rhai: the test works without an end
+    test_8: web.rhai:49:109: web.rhai:10 package webapp: held by apt
+       49 | fn test_8() { reply("*", "package *", #{ fails: "held by apt" }); fleet(); let r = play(#{ version: "1" }); throw r.steps[1].reasons[0]; }
+          |                                                                                                             ^^^^^
+    test_9: web.rhai:50:24: there is a node `lb-1` already
+       50 | fn test_9() { fleet(); fake("lb-1"); }
+          |                        ^^^^
+    "#);
+}
+
+#[test]
+fn a_scenario_without_main_keeps_to_its_batches_and_its_budget() {
+    let text = r#"
+scenario("x");
+param("token", #{ secret: true });
+batch(2);
+max_failures(1);
+retry(1);
+fn run(p) {
+    command(["login", p.token]);
+    log(`token ${p.token}`);
+    p.token
+}
+fn test_it() {
+    for n in 1..=6 { fake(`n-${n}`, #{ labels: #{ site: if n > 3 { "b" } else { "a" } } }); }
+    reply("n-3", "command *", #{ exit: 1 });
+    reply("n-4", "command *", #{ fails: "no login with hunter2" });
+    let r = play(#{ token: "hunter2" });
+    assert(!r.ok);
+    assert_eq(r.error, "2 nodes failed, 1 may");
+    assert_eq(r.steps[0].skipped, ["n-5", "n-6"]);
+    // Each was tried twice.
+    assert_eq(r.did("n-3").len(), 2);
+    assert_eq(r.logs[0], "n-1: token [redacted]");
+    assert_eq(r.steps[0].reasons[1].contains("hunter2"), false);
+    let on = play(#{ token: "hunter2" }, #{ on: "site=a and not name=n-3" });
+    assert(on.ok);
+    assert_eq(on.steps[0].nodes, ["n-1", "n-2"]);
+}
+"#;
+    let bundle = Bundle::new(text.to_owned(), BTreeMap::new()).expect("a bundle");
+    let manifest = check_bundle("x.rhai", &bundle).expect("it is sound");
+    let trial = Trial::new("x.rhai", &bundle, manifest).expect("it can be read");
+    if let Err(fault) = trial.run("test_it") {
+        panic!("{fault}");
+    }
+}
