@@ -3,8 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use muster_protocol::units::Span;
+use muster_protocol::units::{Size, Span};
 use serde::{Deserialize, Serialize};
+
+use crate::retention::Limits;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -100,8 +102,6 @@ pub struct Config {
     pub confirm_above: u32,
     /// How long a node's NATS credentials live; renewed at half of it.
     pub credentials_life: Span,
-    /// How long runs and their output are kept.
-    pub keep_runs: Span,
     /// How many unauthenticated requests (enrolments, credentials) one
     /// address may make in a second, on the average.
     pub open_requests_per_second: u32,
@@ -109,8 +109,49 @@ pub struct Config {
     pub log_format: LogFormat,
     /// NATS.
     pub nats: NatsConfig,
+    /// What is kept, and for how long.
+    pub retention: RetentionConfig,
     /// The broker's own copy of what NATS holds.
     pub twin: TwinConfig,
+}
+
+/// What is kept, and for how long. Runs that have not ended are kept whatever
+/// is said here.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionConfig {
+    /// Age at which an ended run goes, with everything.
+    pub runs: Span,
+    /// Age at which its output goes; never later than the run.
+    pub output: Span,
+    /// Room for runs and output together. Above 90% of it the oldest output
+    /// goes before its age, then the oldest runs, until 75% are used.
+    pub bytes: Size,
+    /// Age at which events of the cluster go.
+    pub events: Span,
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        Self {
+            runs: Span::from_secs(90 * 86_400),
+            output: Span::from_secs(14 * 86_400),
+            bytes: Size::new(4 << 30),
+            events: Span::from_secs(400 * 86_400),
+        }
+    }
+}
+
+impl RetentionConfig {
+    /// As retention takes them.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits {
+            runs: self.runs.get(),
+            output: self.output.get().min(self.runs.get()),
+            bytes: self.bytes.get(),
+        }
+    }
 }
 
 /// How much of what NATS holds the broker has a copy of, in case NATS loses
@@ -164,10 +205,10 @@ impl Default for Config {
             url: String::new(),
             confirm_above: 20,
             credentials_life: Span::from_secs(7 * 86_400),
-            keep_runs: Span::from_secs(90 * 86_400),
             open_requests_per_second: 100,
             log_format: LogFormat::Human,
             nats: NatsConfig::default(),
+            retention: RetentionConfig::default(),
             twin: TwinConfig::default(),
         }
     }
@@ -191,10 +232,14 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Parse`], [`ConfigError::Value`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse {
+        let wrong = |error: toml::de::Error| ConfigError::Parse {
             path: path.to_owned(),
             error: error.into(),
-        })?;
+        };
+        let config: Self = match renamed(text) {
+            Some(table) => table.try_into().map_err(wrong)?,
+            None => toml::from_str(text).map_err(wrong)?,
+        };
         config.check()?;
         Ok(config)
     }
@@ -228,6 +273,20 @@ impl Config {
             .iter()
             .chain(&self.nats.agent_urls)
             .any(|url| url.starts_with("tls://"))
+    }
+
+    /// Whether NATS is on this machine.
+    #[must_use]
+    pub fn nats_is_here(&self) -> bool {
+        self.nats.urls.iter().all(|url| {
+            let host = url.split_once("://").map_or("", |(_, rest)| rest);
+            let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+            let address = host.trim_start_matches('[').trim_end_matches(']');
+            host == "localhost"
+                || address
+                    .parse::<IpAddr>()
+                    .is_ok_and(|address| address.is_loopback())
+        })
     }
 
     /// Where people and agents reach this broker, which listens on `address`:
@@ -289,14 +348,49 @@ impl Config {
         if !(60..=90 * 86_400).contains(&life) {
             return wrong("credentials_life", "must be between a minute and 90 days");
         }
-        if self.keep_runs < Span::from_secs(3_600) {
-            return wrong("keep_runs", "must be at least an hour");
-        }
+        self.retention.check()?;
         if self.open_requests_per_second == 0 {
             return wrong("open_requests_per_second", "must be at least 1");
         }
         Ok(())
     }
+}
+
+/// The least room for runs that makes sense.
+const LEAST_BYTES: Size = Size::new(8 << 20);
+
+impl RetentionConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |field, why: String| Err(ConfigError::Value { field, why });
+        let hour = Span::from_secs(3_600);
+        for (field, span) in [
+            ("retention.runs", self.runs),
+            ("retention.output", self.output),
+            ("retention.events", self.events),
+        ] {
+            if span < hour {
+                return wrong(field, "must be at least an hour".into());
+            }
+        }
+        if self.bytes < LEAST_BYTES {
+            return wrong("retention.bytes", format!("must be at least {LEAST_BYTES}"));
+        }
+        Ok(())
+    }
+}
+
+/// What was once called `keep_runs` is `retention.runs`: a file with the old
+/// name still works. `None` for a file without it.
+fn renamed(text: &str) -> Option<toml::Table> {
+    let mut table: toml::Table = toml::from_str(text).ok()?;
+    let keep = table.remove("keep_runs")?;
+    let retention = table
+        .entry("retention")
+        .or_insert_with(|| toml::Table::new().into());
+    if let Some(retention) = retention.as_table_mut() {
+        retention.entry("runs").or_insert(keep);
+    }
+    Some(table)
 }
 
 /// The name of this machine.
@@ -408,7 +502,12 @@ mod tests {
             ("names = ['a b']", "names"),
             ("credentials_life = '1s'", "credentials_life"),
             ("credentials_life = '5'", "duration"),
-            ("keep_runs = '0s'", "keep_runs"),
+            ("keep_runs = '0s'", "retention.runs"),
+            ("retention.output = '59m'", "retention.output"),
+            ("retention.events = '1s'", "retention.events"),
+            ("retention.bytes = '1MiB'", "retention.bytes"),
+            ("retention.bytes = '1MB'", "is not a size"),
+            ("retention.age = '1d'", "unknown field"),
             ("listen = 'everywhere'", "listen"),
             ("open_requests_per_second = 0", "open_requests"),
             ("log_format = 'xml'", "log_format"),
@@ -416,6 +515,19 @@ mod tests {
             let said = parse(text).unwrap_err();
             assert!(said.contains(word), "{text}: {said}");
         }
+    }
+
+    #[test]
+    fn the_old_name_of_a_setting_still_works() {
+        let config = parse("keep_runs = '7d'").unwrap();
+        let limits = config.retention.limits();
+        assert_eq!(limits.runs, Span::from_secs(7 * 86_400).get());
+        // Output never outlives its run.
+        assert_eq!(limits.output, limits.runs);
+        let both = parse("keep_runs = '7d'\nretention.runs = '30d'").unwrap();
+        assert_eq!(both.retention.runs, Span::from_secs(30 * 86_400));
+        let sized = parse("retention.bytes = 10485760").unwrap();
+        assert_eq!(sized, parse("[retention]\nbytes = '10MiB'").unwrap());
     }
 
     #[test]

@@ -18,8 +18,8 @@ use crate::store::stream::{StreamSettings, WhenFull, ensure_stream};
 
 /// The stream that holds them.
 pub const STREAM: &str = "MUSTER_EVENTS";
-/// How long events are kept.
-const KEEP: Duration = Duration::from_secs(400 * 86_400);
+/// How long they are kept when nothing is said.
+pub const KEEP: Duration = Duration::from_secs(400 * 86_400);
 /// Most bytes of all events together; the oldest go first.
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// The least that will do, on a small disk.
@@ -61,16 +61,17 @@ struct Inner {
 }
 
 impl Events {
-    /// Makes the stream where there is none.
+    /// Makes the stream where there is none. Events are kept for `keep`; the
+    /// oldest go earlier when they take too much room.
     ///
     /// # Errors
     /// [`EventsError`].
-    pub async fn open(js: Context, lease: Lease) -> Result<Self, EventsError> {
+    pub async fn open(js: Context, lease: Lease, keep: Duration) -> Result<Self, EventsError> {
         let mut limit = MAX_BYTES;
         loop {
             let settings = StreamSettings {
                 max_bytes: Some(limit),
-                max_age: Some(KEEP),
+                max_age: Some(keep),
                 when_full: WhenFull::DropOld,
                 ..StreamSettings::journal(STREAM, "what happened in the muster cluster", &[EVENT])
             };
@@ -96,18 +97,33 @@ impl Events {
     /// Stores an event. One that cannot be stored is logged: whatever it
     /// tells of has happened all the same.
     pub async fn emit(&self, kind: &str, subject: &str, text: impl Into<String>) {
+        if let Err(error) = self.try_emit(kind, subject, text).await {
+            tracing::warn!(kind, subject, %error, "an event could not be stored");
+        }
+    }
+
+    /// Stores an event, or says why it could not be stored.
+    ///
+    /// # Errors
+    /// [`StreamError`]; while this broker is not the active one,
+    /// [`StreamError::NotReady`].
+    pub async fn try_emit(
+        &self,
+        kind: &str,
+        subject: &str,
+        text: impl Into<String>,
+    ) -> Result<(), StreamError> {
         let text = printable(&text.into(), MAX_TEXT);
         tracing::info!(kind, subject, text, "event");
         let Some((js, lease)) = &self.0.kept else {
-            return;
+            return Ok(());
+        };
+        let not_stored = |reason: &str| StreamError::NotReady {
+            what: "the event".into(),
+            reason: reason.to_owned(),
         };
         if lease.epoch().is_none() {
-            tracing::warn!(
-                kind,
-                subject,
-                "an event is not stored: this broker is not active now"
-            );
-            return;
+            return Err(not_stored("this broker is not active now"));
         }
         let event = ClusterEvent {
             seq: 0,
@@ -116,18 +132,10 @@ impl Events {
             subject: printable(subject, 200),
             text,
         };
-        let stored = match serde_json::to_vec(&event) {
-            Ok(json) => append(js, STREAM, &Append::new(EVENT, json))
-                .await
-                .map(drop),
-            Err(error) => {
-                tracing::error!(kind, %error, "an event has no JSON form");
-                return;
-            }
-        };
-        if let Err(error) = stored {
-            tracing::warn!(kind, subject, %error, "an event could not be stored");
-        }
+        let json = serde_json::to_vec(&event).map_err(|e| not_stored(&e.to_string()))?;
+        append(js, STREAM, &Append::new(EVENT, json))
+            .await
+            .map(drop)
     }
 
     /// The newest `limit` events, oldest first.

@@ -27,6 +27,7 @@ pub mod plans;
 pub mod presence;
 pub mod releases;
 pub mod resolve;
+pub mod retention;
 pub mod routing;
 mod run;
 pub mod runs;

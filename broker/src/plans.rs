@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use muster_protocol::ids::PlanId;
+use muster_protocol::ids::{PlanId, RunId};
 use muster_protocol::names::PrincipalName;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::units::{Timestamp, after};
@@ -54,7 +54,61 @@ impl PlanGone {
     }
 }
 
+/// A plan that was taken: it is used up once [`Taken::used`] says so. Until
+/// then, or when this is dropped, whatever was to be done with it has not
+/// come about, and it waits again.
+#[must_use]
+pub struct Taken {
+    plans: Plans,
+    id: PlanId,
+    run: FrozenRun,
+}
+
+impl std::fmt::Debug for Taken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Taken")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Taken {
+    /// What runs. Its id is fixed since the plan was made, so that what is
+    /// confirmed twice is created once.
+    #[must_use]
+    pub fn run(&self) -> &FrozenRun {
+        &self.run
+    }
+
+    /// It has come about.
+    pub fn used(self) {
+        let mut table = self.plans.table();
+        if let Some(plan) = table.waiting.get_mut(&self.id) {
+            plan.stage = Stage::Used;
+        }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(plan) = self.plans.table().waiting.get_mut(&self.id)
+            && plan.stage == Stage::Taken
+        {
+            plan.stage = Stage::Waits;
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stage {
+    Waits,
+    /// Somebody is about to create its run.
+    Taken,
+    Used,
+}
+
 struct Waiting {
+    stage: Stage,
     principal: PrincipalName,
     request: RequestHash,
     run: FrozenRun,
@@ -89,7 +143,7 @@ impl Plans {
         run: FrozenRun,
         now: Timestamp,
     ) -> (PlanId, Timestamp) {
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table();
         table.waiting.retain(|_, plan| plan.expires > now);
         let mut targets: usize = table
             .waiting
@@ -113,6 +167,7 @@ impl Plans {
         table.made += 1;
         let order = table.made;
         let plan = Waiting {
+            stage: Stage::Waits,
             principal: principal.clone(),
             request,
             run,
@@ -121,6 +176,25 @@ impl Plans {
         };
         table.waiting.insert(id, plan);
         (id, expires)
+    }
+
+    fn table(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The run of a plan that was used: whoever repeats the confirmation,
+    /// because the answer was lost, is to be told of it.
+    #[must_use]
+    pub fn used(
+        &self,
+        id: PlanId,
+        principal: &PrincipalName,
+        request: RequestHash,
+    ) -> Option<RunId> {
+        let table = self.table();
+        let plan = table.waiting.get(&id)?;
+        let same = plan.principal == *principal && plan.request == request;
+        (same && plan.stage == Stage::Used).then_some(plan.run.spec.id)
     }
 
     /// Takes the run of a plan: it works once. A plan that was made for
@@ -135,16 +209,22 @@ impl Plans {
         principal: &PrincipalName,
         request: RequestHash,
         now: Timestamp,
-    ) -> Result<FrozenRun, PlanGone> {
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = table
-            .waiting
-            .get(&id)
-            .is_some_and(|p| p.principal == *principal && p.request == request && p.expires > now);
-        match fits.then(|| table.waiting.remove(&id)).flatten() {
-            Some(plan) => Ok(plan.run),
-            None => Err(PlanGone(id)),
-        }
+    ) -> Result<Taken, PlanGone> {
+        let mut table = self.table();
+        let fits = |plan: &&mut Waiting| {
+            plan.principal == *principal
+                && plan.request == request
+                && plan.expires > now
+                && plan.stage == Stage::Waits
+        };
+        let plan = table.waiting.get_mut(&id).filter(fits);
+        let plan = plan.ok_or(PlanGone(id))?;
+        plan.stage = Stage::Taken;
+        Ok(Taken {
+            plans: self.clone(),
+            id,
+            run: plan.run.clone(),
+        })
     }
 }
 
@@ -152,7 +232,6 @@ impl Plans {
 mod tests {
     use muster_protocol::api::RunRequest;
     use muster_protocol::envelope::Door;
-    use muster_protocol::ids::RunId;
     use muster_protocol::units::elapsed;
 
     use super::*;
@@ -193,16 +272,32 @@ mod tests {
         let run = run();
         let (id, expires) = plans.keep(&ana, asked, run.clone(), now);
         assert_eq!(elapsed(now, expires), PLAN_LIFE);
-        assert_eq!(plans.take(id, &eve, asked, now), Err(PlanGone(id)));
-        assert_eq!(plans.take(id, &ana, other, now), Err(PlanGone(id)));
-        assert_eq!(plans.take(id, &ana, asked, expires), Err(PlanGone(id)));
-        assert_eq!(plans.take(id, &ana, asked, now), Ok(run.clone()));
-        assert_eq!(plans.take(id, &ana, asked, now), Err(PlanGone(id)));
+        let gone = |id, who, request, now| {
+            let taken = plans.take(id, who, request, now);
+            taken.expect_err("it does not work") == PlanGone(id)
+        };
+        assert!(gone(id, &eve, asked, now));
+        assert!(gone(id, &ana, other, now));
+        assert!(gone(id, &ana, asked, expires));
+        // What does not come about leaves it as it was; meanwhile nobody else
+        // can use it.
+        for _ in 0..2 {
+            let taken = plans.take(id, &ana, asked, now).expect("it works");
+            assert_eq!(*taken.run(), run);
+            assert!(gone(id, &ana, asked, now));
+            assert_eq!(plans.used(id, &ana, asked), None);
+            drop(taken);
+        }
+        plans.take(id, &ana, asked, now).expect("it works").used();
+        assert!(gone(id, &ana, asked, now));
+        assert_eq!(plans.used(id, &ana, asked), Some(run.spec.id));
+        assert_eq!(plans.used(id, &eve, asked), None);
+        assert_eq!(plans.used(id, &ana, other), None);
         // They are bounded: the oldest goes.
         let (first, _) = plans.keep(&ana, asked, run.clone(), now);
         for _ in 0..MOST {
             plans.keep(&eve, asked, run.clone(), now);
         }
-        assert_eq!(plans.take(first, &ana, asked, now), Err(PlanGone(first)));
+        assert!(gone(first, &ana, asked, now));
     }
 }

@@ -246,6 +246,7 @@ impl Brokers {
             ClientError::NotReady(_)
             | ClientError::Refused { .. }
             | ClientError::Connect { .. }
+            | ClientError::Scheme { .. }
             | ClientError::Tls { .. } => true,
             // It is not known what was done.
             ClientError::Problem(problem) => {

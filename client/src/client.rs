@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_protocol::api::{DOOR_HEADER, Readiness};
-use muster_protocol::problem::Problem;
+use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::text::printable;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Response};
@@ -14,10 +14,14 @@ use serde::de::DeserializeOwned;
 use crate::brokers::{Brokers, MOST_CHANGES, Manner, TAKEOVER, Target};
 use crate::endpoint::{CaSource, Endpoint};
 use crate::error::ClientError;
+use crate::once::Key;
 
 /// Most bytes of an answer that is read; a longer one is refused. Twenty
 /// thousand nodes with their facts come in pages far below it.
 pub const MAX_BODY: usize = 64 << 20;
+
+/// What to do when none was sent.
+const NO_TOKEN: &str = "no token was sent, as none is known for this URL: name one with --token-file FILE or in MUSTER_TOKEN";
 
 /// A client of one cluster. Cheap to clone: clones share their connections.
 ///
@@ -42,12 +46,15 @@ pub(crate) struct Ask<'a, B: Serialize + ?Sized> {
     pub(crate) query: &'a [(&'a str, String)],
     pub(crate) body: Option<&'a B>,
     pub(crate) extra_time: Duration,
+    /// With it, the same request does the same thing once however often it is
+    /// sent.
+    pub(crate) key: Option<&'a Key>,
 }
 
 impl<B: Serialize + ?Sized> Ask<'_, B> {
     /// Whether doing it twice does no harm.
     fn is_repeatable(&self) -> bool {
-        self.method.is_safe()
+        self.method.is_safe() || self.key.is_some()
     }
 }
 
@@ -161,6 +168,9 @@ impl Client {
             .request(ask.method.clone(), target.at(ask.path))
             .timeout(after)
             .header(ACCEPT, "application/json, application/problem+json");
+        if let Some(key) = ask.key {
+            request = request.header(Key::HEADER, key.as_str());
+        }
         if !ask.query.is_empty() {
             request = request.query(ask.query);
         }
@@ -171,7 +181,14 @@ impl Client {
             .send()
             .await
             .map_err(|e| transport(target, &e, &what, after))?;
-        check(response, target, &what, after).await
+        match check(response, target, &what, after).await {
+            Err(ClientError::Problem(problem))
+                if problem.kind == Kind::Unauthenticated && self.inner.endpoint.token.is_none() =>
+            {
+                Err(ClientError::Problem(Box::new(problem.hint(NO_TOKEN))))
+            }
+            result => result,
+        }
     }
 }
 

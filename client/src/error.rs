@@ -56,6 +56,14 @@ pub enum ClientError {
         /// The cause.
         why: String,
     },
+    /// The other end does not speak as the URL says: in TLS, or without.
+    #[error("{url} {}", if *.tls { "does not speak TLS" } else { "answers, but not in plain HTTP" })]
+    Scheme {
+        /// As given.
+        url: String,
+        /// Whether the URL asks for TLS.
+        tls: bool,
+    },
     /// No answer in time.
     #[error("the broker at {url} did not answer {what} within {}", seconds(*.after))]
     Timeout {
@@ -87,6 +95,14 @@ pub enum ClientError {
         status: u16,
         /// What is wrong with it.
         why: String,
+    },
+    /// No answer, however often it was asked for.
+    #[error("it is not known whether {what} was carried out: {why}")]
+    Unsure {
+        /// Which request.
+        what: String,
+        /// The last error.
+        why: Box<ClientError>,
     },
     /// The events of a run cannot be followed any further.
     #[error("the events of the run were lost and not found again for {}: {why}", seconds(*.after))]
@@ -138,8 +154,17 @@ impl ClientError {
             Self::Tls { .. } => {
                 "name the broker's certificate authority with --ca-file, or check that the URL is the right one".into()
             }
+            Self::Scheme { url, tls: false } => format!(
+                "a broker that listens beyond its own machine speaks TLS: write {}",
+                url.replacen("http:", "https:", 1)
+            ),
+            Self::Scheme { url, tls: true } => format!(
+                "write {} if it is your broker; it speaks plain HTTP only on its own machine",
+                url.replacen("https:", "http:", 1)
+            ),
             Self::Timeout { .. } | Self::Lost { .. } => "try again; `muster doctor` looks closer".into(),
             Self::Garbage { .. } => "is the URL that of a muster broker, and of the same version?".into(),
+            Self::Unsure { .. } => "before you ask for it again, look whether it is there: `muster runs`".into(),
             Self::EventsLost { .. } => "the run goes on; look again with `muster runs watch`".into(),
             Self::Setup { .. } => return None,
         })
@@ -185,6 +210,7 @@ impl ClientError {
         let mut causes: Vec<&(dyn std::error::Error + 'static)> = vec![error];
         let mut last = String::new();
         let mut refused = false;
+        let (mut plain, mut in_tls) = (false, false);
         let mut tls = None;
         // Nobody's chain is so long; a cycle would be.
         for _ in 0..64 {
@@ -200,13 +226,21 @@ impl ClientError {
                         .map(|inner| inner as &(dyn std::error::Error + 'static)),
                 );
             }
+            // It answers with a TLS alert, which is no version of HTTP.
+            in_tls |= last.contains("invalid HTTP version");
             if let Some(rustls) = e.downcast_ref::<rustls::Error>() {
+                plain |= matches!(
+                    rustls,
+                    rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)
+                );
                 tls = Some(rustls.to_string());
             }
         }
         let url = url.to_owned();
         let what = what.to_owned();
-        if let Some(why) = tls {
+        if plain || (in_tls && url.starts_with("http:")) {
+            Self::Scheme { url, tls: plain }
+        } else if let Some(why) = tls {
             Self::Tls { url, why }
         } else if refused {
             Self::Refused { url }

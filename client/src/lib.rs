@@ -19,6 +19,7 @@ mod brokers;
 mod client;
 mod endpoint;
 mod error;
+mod once;
 mod reference;
 mod releases;
 mod routes;
@@ -29,6 +30,7 @@ pub use backup::BackupPieces;
 pub use client::{Client, MAX_BODY};
 pub use endpoint::Endpoint;
 pub use error::ClientError;
+pub use once::Key;
 pub use reference::Reference;
 pub use watch::{RunEvents, Watch};
 

@@ -27,6 +27,7 @@ impl Client {
                 query: &[],
                 body: None,
                 extra_time: Duration::ZERO,
+                key: None,
             })
             .await?;
         Ok(page.items)
@@ -47,6 +48,7 @@ impl Client {
             query: &[],
             body: Some(&ReleaseOffer { size }),
             extra_time: TO_CHECK,
+            key: None,
         })
         .await
     }
@@ -88,6 +90,7 @@ impl Client {
             query: &[],
             body: None,
             extra_time: TO_CHECK,
+            key: None,
         })
         .await
     }
@@ -103,6 +106,7 @@ impl Client {
             query: &[],
             body: None,
             extra_time: Duration::ZERO,
+            key: None,
         })
         .await
     }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use muster_protocol::api::{
-    Challenge, ClusterEvent, Invite, InviteRequest, InviteView, Invites, MatchAnswer, MatchRequest,
-    NodeChange, NodeChanged, NodeView, Page, PingAnswer, PingRequest, ReplaceRequest, RetryRequest,
-    RunBrief, RunRequest, RunView, StandbyKit, Status, TokenCreated, TokenRequest, TokenView,
-    WhoAmI,
+    Challenge, ClusterEvent, Invite, InviteRequest, InviteView, Invites, Keys, MatchAnswer,
+    MatchRequest, NodeChange, NodeChanged, NodeView, Page, PingAnswer, PingRequest, ReplaceRequest,
+    RetryRequest, RunBrief, RunRequest, RunView, StandbyKit, Status, TokenCreated, TokenRequest,
+    TokenView, WhoAmI,
 };
-use muster_protocol::keys::{KeyId, KeyList};
+use muster_protocol::keys::KeyId;
 use muster_protocol::names::NodeName;
 use muster_protocol::wire::{CredentialsAnswer, CredentialsRequest, EnrollRequest, Trust};
 use reqwest::Method;
@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::client::{Ask, Client};
 use crate::error::ClientError;
+use crate::once::Key;
 use crate::reference::Reference;
 use crate::watch::RunEvents;
 
@@ -39,6 +40,7 @@ impl Client {
             query,
             body: None,
             extra_time: Duration::ZERO,
+            key: None,
         })
         .await
     }
@@ -59,6 +61,7 @@ impl Client {
             query: &[],
             body: Some(body),
             extra_time,
+            key: None,
         })
         .await
     }
@@ -70,6 +73,7 @@ impl Client {
             query: &[],
             body: None,
             extra_time: Duration::ZERO,
+            key: None,
         })
         .await
     }
@@ -81,6 +85,7 @@ impl Client {
             query: &[],
             body: None,
             extra_time: FOR_THE_NODE,
+            key: None,
         };
         self.tell::<()>(ask).await
     }
@@ -163,6 +168,7 @@ impl Client {
             query: &[],
             body: Some(change),
             extra_time: FOR_THE_NODE,
+            key: None,
         })
         .await
     }
@@ -208,8 +214,8 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn create_run(&self, request: &RunRequest) -> Answer<RunView> {
-        self.post(&["v1", "runs"], request).await
+    pub async fn create_run(&self, request: &RunRequest, key: &Key) -> Answer<RunView> {
+        self.once(&["v1", "runs"], request, key).await
     }
 
     /// `GET /v1/runs`, newest first, one page.
@@ -245,8 +251,13 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn retry_run(&self, run: &Reference, request: &RetryRequest) -> Answer<RunView> {
-        self.post(&["v1", "runs", run.as_str(), "retry"], request)
+    pub async fn retry_run(
+        &self,
+        run: &Reference,
+        request: &RetryRequest,
+        key: &Key,
+    ) -> Answer<RunView> {
+        self.once(&["v1", "runs", run.as_str(), "retry"], request, key)
             .await
     }
 
@@ -310,7 +321,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn keys(&self) -> Answer<KeyList> {
+    pub async fn keys(&self) -> Answer<Keys> {
         self.get(&["v1", "keys"], &[]).await
     }
 
@@ -326,7 +337,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn rotate_keys(&self) -> Answer<KeyList> {
+    pub async fn rotate_keys(&self) -> Answer<Keys> {
         self.post_empty(&["v1", "keys", "rotate"]).await
     }
 
@@ -334,7 +345,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn revoke_key(&self, id: KeyId) -> Answer<KeyList> {
+    pub async fn revoke_key(&self, id: KeyId) -> Answer<Keys> {
         self.post_empty(&["v1", "keys", &id.to_string(), "revoke"])
             .await
     }
@@ -425,6 +436,7 @@ impl Client {
             query: &[],
             body: None,
             extra_time: Duration::ZERO,
+            key: None,
         };
         self.tell::<()>(ask).await
     }

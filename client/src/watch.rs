@@ -78,6 +78,7 @@ enum Key {
     Outcome(NodeName),
     Late(NodeName, Outcome),
     Cancelling,
+    OutputRemoved,
     Finished,
 }
 
@@ -87,11 +88,14 @@ impl Key {
             Frame::RunCreated { .. } => Self::Created,
             Frame::BatchSent { batch, .. } => Self::Batch(*batch),
             // Not kept by the broker, so never repeated.
-            Frame::Accepted { .. } | Frame::RunBeginsAgain { .. } => return None,
+            Frame::Accepted { .. } | Frame::Stalled { .. } | Frame::RunBeginsAgain { .. } => {
+                return None;
+            }
             Frame::Output { node, chunk, .. } => Self::Output(node.clone(), *chunk),
             Frame::Outcome { result, .. } => Self::Outcome(result.node.clone()),
             Frame::LateOutcome { node, outcome, .. } => Self::Late(node.clone(), *outcome),
             Frame::RunCancelling { .. } => Self::Cancelling,
+            Frame::OutputRemoved { .. } => Self::OutputRemoved,
             Frame::RunFinished { .. } => Self::Finished,
         })
     }
@@ -298,6 +302,8 @@ fn is_known(name: &str) -> bool {
             | "outcome"
             | "late_outcome"
             | "run_cancelling"
+            | "output_removed"
+            | "stalled"
             | "run_begins_again"
             | "run_finished"
     )

@@ -220,7 +220,13 @@ async fn answers_that_no_broker_gives_are_said_to_be_that() {
     }
     for _ in 0..2 {
         let error = client.status().await.expect_err("broken");
-        assert!(matches!(error, ClientError::Lost { .. }), "{error:?}");
+        assert!(
+            matches!(
+                error,
+                ClientError::Lost { .. } | ClientError::Scheme { tls: false, .. }
+            ),
+            "{error:?}"
+        );
     }
 }
 
@@ -258,7 +264,31 @@ async fn nobody_there_slow_and_without_tls_are_told_apart() {
         }
     });
     let error = client(&url).status().await.expect_err("no TLS");
-    assert!(matches!(error, ClientError::Tls { .. }), "{error:?}");
+    assert!(
+        matches!(error, ClientError::Scheme { tls: true, .. }),
+        "{error:?}"
+    );
+    assert!(error.hint().is_some_and(|h| h.contains("write http://127")));
+
+    // And the other way round: what a TLS server says to plain text.
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
+    let url = format!("http://{}", listener.local_addr().expect("address"));
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let _ = socket.read(&mut [0; 1024]).await;
+            let _ = socket.write_all(&[0x15, 3, 3, 0, 2, 2, 22]).await;
+        }
+    });
+    let error = client(&url).status().await.expect_err("TLS");
+    assert!(
+        matches!(error, ClientError::Scheme { tls: false, .. }),
+        "{error:?}"
+    );
+    assert!(
+        error
+            .hint()
+            .is_some_and(|h| h.contains("write https://127"))
+    );
 }
 
 #[tokio::test]

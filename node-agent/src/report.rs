@@ -25,6 +25,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 8;
 /// Outcomes looked at in one round.
 const BATCH: u32 = 512;
+/// Most fresh outcomes that wait in memory to be sent; each holds at most what
+/// travels inside a report.
+const MAX_FRESH: usize = 64;
 /// Most outcomes held in memory because the journal takes none.
 const MAX_VOLATILE: usize = 1024;
 /// How often a broker is asked to take an outcome without its proof.
@@ -43,6 +46,11 @@ pub struct Reporter {
 
 #[derive(Default)]
 struct Inner {
+    /// Outcomes that were just written down: to send them, nobody needs to
+    /// read them.
+    fresh: VecDeque<OutcomeReport>,
+    /// The journal has some that are not in `fresh`.
+    look: bool,
     /// Acknowledged before, asked for again.
     again: HashSet<RequestId>,
     /// Of these, those that were asked for since they were sent last.
@@ -65,9 +73,32 @@ impl Reporter {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// There is a new outcome in the journal.
+    /// There may be outcomes in the journal.
     pub fn wake(&self) {
+        self.inner().look = true;
         self.wake.notify_one();
+    }
+
+    /// There is a new outcome in the journal, and this is it.
+    pub fn fresh(&self, report: OutcomeReport) {
+        {
+            let mut inner = self.inner();
+            // What does not fit is read when there is time.
+            if inner.fresh.len() < MAX_FRESH {
+                inner.fresh.push_back(report);
+            } else {
+                inner.look = true;
+            }
+        }
+        self.wake.notify_one();
+    }
+
+    /// What has come since this was last asked; and whether the journal has
+    /// to be looked through.
+    fn news(&self) -> (VecDeque<OutcomeReport>, bool) {
+        let mut inner = self.inner();
+        let look = std::mem::take(&mut inner.look);
+        (std::mem::take(&mut inner.fresh), look)
     }
 
     /// The broker asked again for an outcome that is in the journal.
@@ -151,11 +182,22 @@ impl Reporter {
         let mut sending = FuturesUnordered::new();
         let mut queue: VecDeque<OutcomeReport> = VecDeque::new();
         let mut look = true;
+        let mut more = false;
         loop {
-            if std::mem::take(&mut look) {
+            let (fresh, asked) = self.news();
+            if std::mem::take(&mut look) || asked {
                 match self.due(journal, waiting, &away).await {
-                    Ok(due) => queue = due.into(),
+                    Ok(due) => {
+                        more = due.len() >= BATCH as usize;
+                        queue = due.into();
+                    }
                     Err(e) => warn!("outcomes cannot be read from the journal: {e}"),
+                }
+            }
+            for report in fresh {
+                let known = |other: &OutcomeReport| other.request == report.request;
+                if !away.contains(&report.request) && !queue.iter().any(known) {
+                    queue.push_back(report);
                 }
             }
             while away.len() < AT_ONCE
@@ -180,10 +222,10 @@ impl Reporter {
                         let entry = waiting.entry(request).or_insert_with(|| (first(), now));
                         entry.1 = now + entry.0.wait();
                     }
-                    // More than fits into one look, or one that failed.
-                    look = queue.is_empty();
+                    // More than fits into one look.
+                    look = more && queue.is_empty();
                 }
-                () = self.wake.notified() => look = true,
+                () = self.wake.notified() => {}
                 () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() && away.len() < AT_ONCE => {
                     look = true;
                 }

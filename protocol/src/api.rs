@@ -21,9 +21,9 @@
 //! | `POST /v1/tokens` | [`TokenRequest`] → [`TokenCreated`] |
 //! | `GET /v1/tokens` | → [`Page`]`<`[`TokenView`]`>` |
 //! | `DELETE /v1/tokens/{id}` | → 204 |
-//! | `GET /v1/keys` | → [`crate::keys::KeyList`] |
-//! | `POST /v1/keys/rotate` | → [`crate::keys::KeyList`] |
-//! | `POST /v1/keys/{id}/revoke` | → [`crate::keys::KeyList`] |
+//! | `GET /v1/keys` | → [`Keys`] |
+//! | `POST /v1/keys/rotate` | → [`Keys`] |
+//! | `POST /v1/keys/{id}/revoke` | → [`Keys`] |
 //! | `GET /v1/events?after=&limit=` | → [`Page`]`<`[`ClusterEvent`]`>` |
 //! | `GET /v1/status` | → [`Status`] |
 //! | `GET /v1/whoami` | → [`WhoAmI`] |
@@ -43,6 +43,7 @@
 //! stands for one run will do.
 
 mod brokers;
+mod cluster;
 mod frame;
 mod release;
 mod secret;
@@ -54,6 +55,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+pub use self::cluster::{KeyView, Keys, Removed, Space};
 use crate::envelope::{Door, Mode};
 use crate::ids::{ClusterId, PlanId, RunId, Serial};
 use crate::keys::Fingerprint;
@@ -467,6 +469,11 @@ pub struct RunView {
     /// tells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<LocalRun>,
+    /// When retention took its output away; absent while what the nodes
+    /// printed is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub output_removed: Option<Timestamp>,
     /// Of a run that the store had lost: when it was written down again, from
     /// what nodes had kept. Its batches and failure budget are not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -714,6 +721,9 @@ pub enum Readiness {
     Active {
         /// The lease's epoch.
         epoch: u64,
+        /// What an operator should look at soon: little room, for example.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        warnings: Vec<String>,
     },
     /// It was active, and cannot renew its lease now.
     Suspended {
@@ -768,6 +778,12 @@ pub struct Status {
     /// The broker's clock.
     #[schema(value_type = String, format = DateTime)]
     pub time: Timestamp,
+    /// The room that what muster keeps takes up, and has.
+    #[serde(default)]
+    pub space: Vec<Space>,
+    /// What retention has removed so far.
+    #[serde(default)]
+    pub removed: Removed,
     /// What is wrong, for people; empty when nothing is.
     pub findings: Vec<Finding>,
 }

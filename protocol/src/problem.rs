@@ -41,13 +41,16 @@ pub enum Kind {
     /// This broker cannot serve now: it starts, stops, is not the active
     /// one, or NATS is away.
     Unavailable,
+    /// What must be written down before it can be done finds no room in the
+    /// store; nothing was done.
+    NoRoom,
     /// A defect of muster.
     Internal,
 }
 
 impl Kind {
     /// All kinds, for the documentation and its tests.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::InvalidRequest,
         Self::InvalidPredicate,
         Self::UnknownName,
@@ -63,6 +66,7 @@ impl Kind {
         Self::TooLarge,
         Self::RateLimited,
         Self::Unavailable,
+        Self::NoRoom,
         Self::Internal,
     ];
 
@@ -81,6 +85,7 @@ impl Kind {
             Self::TooLarge => 413,
             Self::RateLimited => 429,
             Self::Unavailable => 503,
+            Self::NoRoom => 507,
             Self::Internal => 500,
         }
     }
@@ -99,7 +104,7 @@ impl Kind {
             | Self::TooLarge => 2,
             Self::UnknownName | Self::NoMatch => 3,
             Self::Unauthenticated | Self::Denied => 4,
-            Self::RateLimited | Self::Unavailable | Self::Internal => 5,
+            Self::RateLimited | Self::Unavailable | Self::NoRoom | Self::Internal => 5,
             Self::ConfirmationRequired | Self::PlanGone => 6,
         }
     }
@@ -123,6 +128,7 @@ impl Kind {
             Self::TooLarge => "too-large",
             Self::RateLimited => "rate-limited",
             Self::Unavailable => "unavailable",
+            Self::NoRoom => "no-room",
             Self::Internal => "internal",
         }
     }

@@ -222,10 +222,17 @@ pub enum RunEvent {
         /// When.
         at: Timestamp,
     },
-    /// Last event but for [`RunEvent::Late`].
+    /// Last event but for [`RunEvent::Late`] and [`RunEvent::OutputRemoved`].
     Finished {
         /// How.
         end: RunEnd,
+        /// When.
+        at: Timestamp,
+    },
+    /// Retention takes the output of an ended run away; the rest of its
+    /// journal stays. In the journal before the output goes, so that "removed"
+    /// is never taken for "there was none".
+    OutputRemoved {
         /// When.
         at: Timestamp,
     },
@@ -243,6 +250,7 @@ impl RunEvent {
             Self::Late { .. } => "late",
             Self::Cancelling { .. } => "cancelling",
             Self::Finished { .. } => "finished",
+            Self::OutputRemoved { .. } => "output_removed",
         }
     }
 }
@@ -333,6 +341,9 @@ pub enum FoldError {
     /// Something after the end.
     #[error("the run has ended")]
     Ended,
+    /// The output of a run that is still open is removed.
+    #[error("the output of a run is never removed before the run has ended")]
+    NotEnded,
     /// The end while a node has no outcome.
     #[error("the run cannot end: node {0} has no outcome")]
     Open(Serial),
@@ -355,6 +366,8 @@ pub struct RunState {
     pub cancelled_by: Option<PrincipalName>,
     /// When it ended.
     pub finished: Option<Timestamp>,
+    /// When retention took its output away.
+    pub output_removed: Option<Timestamp>,
     tally: Tally,
 }
 
@@ -406,6 +419,7 @@ impl RunState {
             batches: 0,
             cancelled_by: None,
             finished: None,
+            output_removed: None,
             tally: Tally::default(),
         })
     }
@@ -415,7 +429,11 @@ impl RunState {
     /// # Errors
     /// [`FoldError`]: the event cannot follow.
     pub fn apply(&mut self, event: &RunEvent) -> Result<(), FoldError> {
-        if self.phase.is_final() && !matches!(event, RunEvent::Late { .. }) {
+        let after_the_end = matches!(
+            event,
+            RunEvent::Late { .. } | RunEvent::OutputRemoved { .. }
+        );
+        if self.phase.is_final() && !after_the_end {
             return Err(FoldError::Ended);
         }
         match event {
@@ -464,6 +482,12 @@ impl RunState {
                     RunEnd::Cancelled => RunPhase::Cancelled,
                 };
                 self.finished = Some(*at);
+            }
+            RunEvent::OutputRemoved { .. } if !self.phase.is_final() => {
+                return Err(FoldError::NotEnded);
+            }
+            RunEvent::OutputRemoved { at } => {
+                self.output_removed.get_or_insert(*at);
             }
         }
         Ok(())

@@ -199,6 +199,114 @@ impl FromStr for Amount {
 }
 text_form!(Amount);
 
+/// A number of bytes, written `512KiB`, `10MiB`, `4GiB`, or as a plain number
+/// where the format has them (TOML).
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Size(u64);
+
+const SIZES: [(&str, u64); 4] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+];
+
+impl Size {
+    /// From a number of bytes.
+    #[must_use]
+    pub const fn new(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// For people, rounded to one place: `8.1 MiB`.
+    #[must_use]
+    pub fn shown(self) -> String {
+        for (unit, bytes) in SIZES {
+            if self.0 >= bytes {
+                let tenths = u128::from(self.0) * 10 / u128::from(bytes);
+                return match tenths % 10 {
+                    0 => format!("{} {unit}", tenths / 10),
+                    tenth => format!("{}.{tenth} {unit}", tenths / 10),
+                };
+            }
+        }
+        format!("{} bytes", self.0)
+    }
+}
+
+/// Exact: the largest unit that leaves no rest.
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (unit, bytes) in SIZES {
+            if self.0 >= bytes && self.0.is_multiple_of(bytes) {
+                return write!(f, "{}{unit}", self.0 / bytes);
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+impl FromStr for Size {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let fail = || UnitError {
+            text: crate::text::printable(text, 40),
+            what: "a size",
+            example: "`512MiB`, `4GiB` or `1048576`",
+        };
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let number: u64 = text[..digits].parse().map_err(|_| fail())?;
+        let factor = match &text[digits..] {
+            "" | "B" => 1,
+            unit => SIZES
+                .iter()
+                .find(|(name, _)| *name == unit)
+                .map(|(_, bytes)| *bytes)
+                .ok_or_else(fail)?,
+        };
+        number.checked_mul(factor).map(Self).ok_or_else(fail)
+    }
+}
+
+impl serde::Serialize for Size {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Size {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl serde::de::Visitor<'_> for Either {
+            type Value = Size;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a size, like \"4GiB\" or 1048576")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Size, E> {
+                Ok(Size(number))
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Size, E> {
+                u64::try_from(number).map(Size).map_err(E::custom)
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Size, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        d.deserialize_any(Either)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,7 +354,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn sizes_are_what_people_write() {
+        for (text, bytes, shown) in [
+            ("0", 0, "0 bytes"),
+            ("4095", 4_095, "3.9 KiB"),
+            ("10MiB", 10 << 20, "10 MiB"),
+            ("4GiB", 4 << 30, "4 GiB"),
+        ] {
+            let size = text.parse::<Size>();
+            assert_eq!(size, Ok(Size::new(bytes)), "{text}");
+            assert_eq!(size.map(Size::shown).as_deref(), Ok(shown));
+        }
+        for bad in ["", "MiB", "1MB", "-1", "1.5GiB", "1 GiB", "99999999TiB"] {
+            assert!(bad.parse::<Size>().is_err(), "{bad}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn sizes_round_trip(bytes: u64) {
+            let size = Size::new(bytes);
+            prop_assert_eq!(size.to_string().parse::<Size>(), Ok(size));
+        }
+
         #[test]
         fn spans_round_trip(ms in 0..MAX_SPAN_MS) {
             let span = Span::from_millis(ms);

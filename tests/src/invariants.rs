@@ -256,7 +256,11 @@ impl Court<'_> {
                     "a journal begins with `created`, once".into(),
                 );
             }
-            if account.ended.is_some() && !matches!(recorded.event, RunEvent::Late { .. }) {
+            let may_follow = matches!(
+                recorded.event,
+                RunEvent::Late { .. } | RunEvent::OutputRemoved { .. }
+            );
+            if account.ended.is_some() && !may_follow {
                 find(Rule::Journal, "something follows on the end".into());
             }
             match &recorded.event {

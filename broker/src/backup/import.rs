@@ -410,7 +410,7 @@ impl Importer<'_> {
             what: format!("the cluster was restored from a backup of {made}"),
         })
         .await?;
-        let events = Events::open(self.js.clone(), self.lease.clone()).await?;
+        let events = Events::open(self.js.clone(), self.lease.clone(), crate::events::KEEP).await?;
         events
             .emit(
                 "cluster.restored",

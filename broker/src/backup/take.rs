@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::sleep;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::format::{FORMAT, Framer, Head, MAX_FRAME, Record, RecordNote};
@@ -21,14 +21,12 @@ use crate::lease::Lease;
 use crate::runs::{self, Engine};
 use crate::state_dir::{StateDir, StateDirError, read_private};
 use crate::store::error::StreamError;
-use crate::store::read::{StoredMessage, read_from};
+use crate::store::read::{StoredMessage, read_from, read_on};
 
 /// Frames that wait for a slow reader.
 const WAITING: usize = 16;
-/// How often a bucket that changes all the time is looked at again.
-const LOOKS: u32 = 50;
-/// Between two looks at a bucket that has changed.
-const PAUSE: Duration = Duration::from_millis(20);
+/// How long it may take to catch up with those who write to a bucket.
+const QUIET_WITHIN: Duration = Duration::from_secs(30);
 /// What muster's streams and buckets are called.
 const OURS: [&str; 2] = ["MUSTER_", "KV_muster_"];
 /// Prefix of the stream of a bucket.
@@ -56,7 +54,7 @@ pub enum TakeError {
         /// Why.
         source: StreamError,
     },
-    /// A bucket is written to without a pause.
+    /// A bucket is written to faster than it can be read.
     #[error("the bucket `{0}` changes all the time; make the backup when less is going on")]
     Restless(String),
     /// A message that does not fit.
@@ -311,41 +309,27 @@ impl Taker<'_> {
         put(self.out, frame).await
     }
 
-    /// The newest value of each key, as they were together at one moment. A
-    /// value that is replaced while it is read is gone, and its successor is
-    /// beyond the end: so it is read on until nothing has changed.
+    /// The newest value of each key, as they were together at one moment.
     async fn bucket(&mut self, stream: &str) -> Result<(), TakeError> {
         let fail = |source| TakeError::Stream {
             stream: stream.to_owned(),
             source,
         };
-        let mut wanted = self.begin(stream).await?;
-        let mut newest: BTreeMap<String, StoredMessage> = BTreeMap::new();
-        let mut read = 0;
-        let mut quiet = false;
-        for look in 0..LOOKS {
-            if look > 0 {
-                sleep(PAUSE).await;
-            }
-            let mut messages = read_from(&self.source.js, stream, ">", read + 1)
-                .await
-                .map_err(fail)?;
-            while let Some(message) = messages.try_next().await.map_err(fail)? {
-                read = read.max(message.sequence);
+        let mut position = self.begin(stream).await?;
+        let js = self.source.js.clone();
+        let gather = async {
+            let mut newest: BTreeMap<String, StoredMessage> = BTreeMap::new();
+            let mut messages = read_on(&js, stream, ">", 1).await?;
+            while let Some(message) = messages.try_next().await? {
+                position = position.max(message.sequence);
                 newest.insert(message.subject.clone(), message);
             }
-            let (last, _) = self.look(stream).await?;
-            // Nothing was written since before this reading: nothing that was
-            // read has been replaced.
-            quiet = last == wanted;
-            if quiet {
-                break;
-            }
-            wanted = last;
-        }
-        if !quiet {
-            return Err(TakeError::Restless(stream.to_owned()));
-        }
+            Ok(newest)
+        };
+        let newest = timeout(QUIET_WITHIN, gather)
+            .await
+            .map_err(|_| TakeError::Restless(stream.to_owned()))?
+            .map_err(fail)?;
         let mut values: Vec<_> = newest.into_values().collect();
         values.sort_by_key(|message| message.sequence);
         for message in values {
@@ -353,7 +337,7 @@ impl Taker<'_> {
                 self.record(stream, message).await?;
             }
         }
-        let frame = self.framer.end(Some(wanted));
+        let frame = self.framer.end(Some(position));
         put(self.out, frame).await
     }
 }

@@ -20,6 +20,7 @@ use utoipa_axum::routes;
 
 use super::{ApiError, ApiJson, RemoteAddr, document};
 use crate::lease::Lease;
+use crate::retention::Retention;
 
 /// How long a handler may take until its answer begins; a stream may go on
 /// for ever after that. Above the longest ping.
@@ -38,6 +39,7 @@ struct Inner {
 struct Api {
     router: Router,
     lease: Lease,
+    retention: Retention,
 }
 
 impl Front {
@@ -60,8 +62,12 @@ impl Front {
     }
 
     /// Puts the API of an active broker behind it.
-    pub fn open(&self, router: Router, lease: Lease) {
-        self.0.api.store(Some(Arc::new(Api { router, lease })));
+    pub fn open(&self, router: Router, lease: Lease, retention: Retention) {
+        self.0.api.store(Some(Arc::new(Api {
+            router,
+            lease,
+            retention,
+        })));
     }
 
     /// Takes the API away.
@@ -76,7 +82,10 @@ impl Front {
         let said = (**self.0.readiness.load()).clone();
         match &*self.0.api.load() {
             Some(api) if said != Readiness::Stopping => match api.lease.epoch() {
-                Some(epoch) => Readiness::Active { epoch },
+                Some(epoch) => Readiness::Active {
+                    epoch,
+                    warnings: api.retention.warnings(),
+                },
                 None => Readiness::Suspended {
                     reason: "the lease cannot be renewed: NATS is away or slow".into(),
                 },

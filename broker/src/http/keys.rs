@@ -1,12 +1,14 @@
 //! Broker keys.
 
 use axum::extract::State;
-use muster_protocol::keys::{KeyId, KeyList};
+use muster_protocol::api::Keys;
+use muster_protocol::keys::KeyId;
 use muster_protocol::problem::Problem;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{ApiError, ApiJson, ApiPath, AppState, finish};
+use crate::authority::{Authority, AuthorityError};
 use crate::authz::{Action, Caller};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
@@ -16,34 +18,39 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(revoke))
 }
 
-/// The list of broker keys that nodes obey.
+/// As they are shown.
+fn keys(authority: &Authority) -> Keys {
+    Keys::new(&authority.list(), authority.signer().key.public().id())
+}
+
+/// The list of broker keys that nodes obey, and which of them signs.
 #[utoipa::path(
     get, path = "/v1/keys", tag = "keys", security(("bearer" = [])),
-    responses((status = 200, body = KeyList)),
+    responses((status = 200, body = Keys)),
     extensions(("x-authorisation" = json!("read the broker keys")))
 )]
-async fn list(State(state): State<AppState>, caller: Caller) -> Result<ApiJson<KeyList>, ApiError> {
+async fn list(State(state): State<AppState>, caller: Caller) -> Result<ApiJson<Keys>, ApiError> {
     state.authorize(&caller, Action::ReadKeys, ())?;
-    Ok(ApiJson((*state.authority.list()).clone()))
+    Ok(ApiJson(keys(&state.authority)))
 }
 
 /// Makes a new key and signs with it from now on. The old one stays active
 /// until it is revoked.
 #[utoipa::path(
     post, path = "/v1/keys/rotate", tag = "keys", security(("bearer" = [])),
-    responses((status = 200, body = KeyList)),
+    responses((status = 200, body = Keys)),
     extensions(("x-authorisation" = json!("rotate or revoke broker keys")))
 )]
-async fn rotate(
-    State(state): State<AppState>,
-    caller: Caller,
-) -> Result<ApiJson<KeyList>, ApiError> {
+async fn rotate(State(state): State<AppState>, caller: Caller) -> Result<ApiJson<Keys>, ApiError> {
     state.active()?;
     state.authorize(&caller, Action::ManageKeys, ())?;
     let by = caller.principal;
-    let list =
-        finish(async move { state.authority.rotate(&*state.control, by.as_str()).await }).await?;
-    Ok(ApiJson((*list).clone()))
+    finish(async move {
+        let authority = &state.authority;
+        authority.rotate(&*state.control, by.as_str()).await?;
+        Ok::<_, AuthorityError>(ApiJson(keys(authority)))
+    })
+    .await
 }
 
 /// Takes a key out of use for ever.
@@ -51,7 +58,7 @@ async fn rotate(
     post, path = "/v1/keys/{id}/revoke", tag = "keys", params(("id" = String, Path)),
     security(("bearer" = [])),
     responses(
-        (status = 200, body = KeyList),
+        (status = 200, body = Keys),
         (status = 404, body = Problem),
         (status = 409, description = "it is the only active key", body = Problem),
     ),
@@ -61,16 +68,14 @@ async fn revoke(
     State(state): State<AppState>,
     caller: Caller,
     ApiPath(id): ApiPath<KeyId>,
-) -> Result<ApiJson<KeyList>, ApiError> {
+) -> Result<ApiJson<Keys>, ApiError> {
     state.active()?;
     state.authorize(&caller, Action::ManageKeys, ())?;
     let by = caller.principal;
-    let list = finish(async move {
-        state
-            .authority
-            .revoke(id, &*state.control, by.as_str())
-            .await
+    finish(async move {
+        let authority = &state.authority;
+        authority.revoke(id, &*state.control, by.as_str()).await?;
+        Ok::<_, AuthorityError>(ApiJson(keys(authority)))
     })
-    .await?;
-    Ok(ApiJson((*list).clone()))
+    .await
 }

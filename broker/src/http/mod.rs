@@ -64,6 +64,8 @@ pub struct AppState {
     pub config: Arc<Config>,
     /// The nodes.
     pub inventory: Inventory,
+    /// What is known of the room that is left.
+    pub retention: crate::retention::Retention,
     /// The keys.
     pub authority: Authority,
     /// Invites and credentials of nodes.

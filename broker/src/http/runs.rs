@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use muster_protocol::api::{Confirm, Page, Plan, RetryRequest, RunBrief, RunRequest, RunView};
-use muster_protocol::ids::{RunId, Serial};
+use muster_protocol::ids::{PlanId, RunId, Serial};
 use muster_protocol::names::LabelKey;
+use muster_protocol::predicate::Predicate;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::{NodePhase, Outcome, RunState, Target};
 use muster_protocol::text::printable;
@@ -18,11 +19,11 @@ use sha2::{Digest as _, Sha256};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState};
+use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, finish};
 use crate::authz::{Action, Caller};
 use crate::fit::judge;
 use crate::inventory::Snapshot;
-use crate::plans::RequestHash;
+use crate::plans::{RequestHash, Taken};
 use crate::resolve::resolve;
 use crate::runs::{self, CreateError, EngineError, FrozenRun, cursor, parse_cursor};
 
@@ -57,7 +58,9 @@ impl From<EngineError> for ApiError {
 /// confirmed, journaled, signed and sent. Above the confirmation threshold the
 /// answer is 428 with the plan, whose id confirms exactly that set. With an
 /// `Idempotency-Key` a repeated request answers with the run that the first
-/// one created.
+/// one created, also after this broker was started again: the run's id follows
+/// from principal and key. The request that confirms a plan carries the same
+/// key as the one that asked for it.
 #[utoipa::path(
     post,
     path = "/v1/runs",
@@ -72,6 +75,7 @@ impl From<EngineError> for ApiError {
         (status = 422, description = "No node matches, a name in the predicate is unknown, or agents of the nodes cannot do it", body = Problem),
         (status = 428, description = "It needs a confirmation; `plan` says of what", body = Problem),
         (status = 503, description = "This broker cannot run anything now", body = Problem),
+        (status = 507, description = "The store has no room to write the run down; nothing was run", body = Problem),
     ),
     security(("bearer" = [])),
     extensions(("x-authorisation" = json!("run anything"))),
@@ -85,15 +89,20 @@ async fn create(
     complete(&state, &mut request)?;
     let id = match idempotency_key(&headers)? {
         None => RunId::random(),
-        Some(key) => {
-            let id = derived_id(&caller, key);
-            if let Some(run) = repeated(&state, &caller, &request, id).await? {
-                return Ok(ApiJson(run));
-            }
-            id
-        }
+        Some(key) => derived_id(&caller, "run", key),
     };
     let checked = runs::check(&request).map_err(|error| ApiError::from(error.problem()))?;
+    if idempotency_key(&headers)?.is_some() {
+        let same = |old: &RunView| {
+            old.params == request.params
+                && old.brief.scenario == request.scenario
+                && old.options == *checked.options()
+                && same_predicate(&old.brief.predicate, &request.predicate)
+        };
+        if let Some(run) = repeated(&state, &caller, id, same).await? {
+            return Ok(ApiJson(run));
+        }
+    }
     let hash = RequestHash::of(&(
         "run",
         &RunRequest {
@@ -101,21 +110,22 @@ async fn create(
             ..request.clone()
         },
     ));
-    let frozen = match &request.confirm {
-        Confirm::Plan(plan) => state
-            .nodes
-            .plans
-            .take(*plan, &caller.principal, hash, Timestamp::now())
-            .map_err(|gone| ApiError::from(gone.problem()))?,
+    let keyed = idempotency_key(&headers)?.is_some();
+    let (frozen, plan) = match &request.confirm {
+        Confirm::Plan(plan) => match confirmed(&state, &caller, *plan, hash, keyed)? {
+            Confirmed::Now(taken) => (taken.run().clone(), Some(*taken)),
+            Confirmed::Before(run) => return shown(&state, &caller, run).await,
+        },
         Confirm::Ask | Confirm::Yes => {
             let snapshot = state.inventory.snapshot();
             let resolved = resolve(&request.predicate, &snapshot, runs::options(&request))
                 .map_err(|error| ApiError::from(error.problem()))?;
             let by = (&caller.principal, caller.door);
-            checked.freeze(&request, &resolved, id, by, Timestamp::now())
+            let frozen = checked.freeze(&request, &resolved, id, by, Timestamp::now());
+            (frozen, None)
         }
     };
-    begin(&state, &caller, &request.confirm, hash, frozen)
+    begin(&state, &caller, &request.confirm, hash, (frozen, plan))
         .await
         .map(ApiJson)
 }
@@ -245,7 +255,10 @@ async fn cancel(
     path = "/v1/runs/{run}/retry",
     tag = "runs",
     request_body = RetryRequest,
-    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    params(
+        ("run" = String, Path, description = "Its id, or a beginning of at least four characters"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Names this request; at most 200 bytes"),
+    ),
     responses(
         (status = 200, description = "The new run, begun", body = RunView),
         (status = 404, description = "There is no such run", body = Problem),
@@ -259,6 +272,7 @@ async fn cancel(
 async fn retry(
     State(state): State<AppState>,
     caller: Caller,
+    headers: HeaderMap,
     ApiPath(run): ApiPath<String>,
     ApiJson(request): ApiJson<RetryRequest>,
 ) -> Result<ApiJson<RunView>, ApiError> {
@@ -267,6 +281,18 @@ async fn retry(
         .into_inner();
     let engine = &state.nodes.engine;
     let run = engine.lookup(&run)?;
+    let keyed = idempotency_key(&headers)?.is_some();
+    let id = match idempotency_key(&headers)? {
+        None => RunId::random(),
+        Some(key) => {
+            let id = derived_id(&caller, "retry", key);
+            let same = |old: &RunView| old.brief.retry_of == Some(run);
+            if let Some(run) = repeated(&state, &caller, id, same).await? {
+                return Ok(ApiJson(run));
+            }
+            id
+        }
+    };
     let hash = RequestHash::of(&(
         "retry",
         run,
@@ -275,12 +301,11 @@ async fn retry(
             ..request.clone()
         },
     ));
-    let frozen = match &request.confirm {
-        Confirm::Plan(plan) => state
-            .nodes
-            .plans
-            .take(*plan, &caller.principal, hash, Timestamp::now())
-            .map_err(|gone| ApiError::from(gone.problem()))?,
+    let (frozen, plan) = match &request.confirm {
+        Confirm::Plan(plan) => match confirmed(&state, &caller, *plan, hash, keyed)? {
+            Confirmed::Now(taken) => (taken.run().clone(), Some(*taken)),
+            Confirmed::Before(run) => return shown(&state, &caller, run).await,
+        },
         Confirm::Ask | Confirm::Yes => {
             let old = engine.state(run).await?;
             if !old.phase.is_final() {
@@ -299,15 +324,12 @@ async fn retry(
                 return Err(ApiError::new(Kind::NoMatch, title)
                     .hint("nodes where it cannot be said whether it ran need --include-unknown"));
             }
-            runs::retry(
-                &old,
-                targets,
-                (&caller.principal, caller.door),
-                Timestamp::now(),
-            )
+            let by = (&caller.principal, caller.door);
+            let frozen = runs::retry(&old, targets, id, by, Timestamp::now());
+            (frozen, None)
         }
     };
-    begin(&state, &caller, &request.confirm, hash, frozen)
+    begin(&state, &caller, &request.confirm, hash, (frozen, plan))
         .await
         .map(ApiJson)
 }
@@ -378,7 +400,7 @@ async fn begin(
     caller: &Caller,
     confirm: &Confirm,
     hash: RequestHash,
-    frozen: FrozenRun,
+    (frozen, taken): (FrozenRun, Option<Taken>),
 ) -> Result<RunView, ApiError> {
     let action = Action::CreateRun {
         scenario: frozen.spec.scenario.clone(),
@@ -404,12 +426,65 @@ async fn begin(
         return Err(problem.into());
     }
     let id = authorized.get().spec.id;
-    match nodes.engine.create(authorized).await {
-        Ok(run) => Ok(run),
-        // The same request came twice at once.
-        Err(CreateError::Exists(_)) => Ok(nodes.engine.show(id).await?),
-        Err(error) => Err(error.problem().into()),
+    let engine = nodes.engine.clone();
+    // A run that is begun to be written down is written down, also when
+    // nobody waits for the answer any more.
+    finish(async move {
+        let created = match engine.create(authorized).await {
+            // The same request came twice at once, or was written down
+            // although nobody said so.
+            Err(CreateError::Exists(_)) => {
+                engine.adopt(id).await?;
+                Ok(engine.show(id).await?)
+            }
+            created => created,
+        };
+        match created {
+            Ok(run) => {
+                if let Some(plan) = taken {
+                    plan.used();
+                }
+                Ok(run)
+            }
+            Err(error) => Err(ApiError::from(error.problem())),
+        }
+    })
+    .await
+}
+
+/// What a confirmation stands for.
+enum Confirmed {
+    /// This is to be run.
+    Now(Box<Taken>),
+    /// This run, which it has created before.
+    Before(RunId),
+}
+
+/// Takes a plan. Who repeats a request with a key is told what came of it.
+fn confirmed(
+    state: &AppState,
+    caller: &Caller,
+    plan: PlanId,
+    hash: RequestHash,
+    keyed: bool,
+) -> Result<Confirmed, ApiError> {
+    let plans = &state.nodes.plans;
+    match plans.take(plan, &caller.principal, hash, Timestamp::now()) {
+        Ok(taken) => Ok(Confirmed::Now(Box::new(taken))),
+        Err(gone) => match plans.used(plan, &caller.principal, hash) {
+            Some(run) if keyed => Ok(Confirmed::Before(run)),
+            _ => Err(gone.problem().into()),
+        },
     }
+}
+
+async fn shown(
+    state: &AppState,
+    caller: &Caller,
+    run: RunId,
+) -> Result<ApiJson<RunView>, ApiError> {
+    state.authorize(caller, Action::ReadRuns, ())?;
+    Ok(ApiJson(state.nodes.engine.show(run).await?))
 }
 
 /// Keeps a run as a plan.
@@ -467,9 +542,11 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
 /// The id of the run that a principal asks for under that key: the journal
 /// then holds it once, also when two requests race or this broker starts
 /// again in between.
-fn derived_id(caller: &Caller, key: &str) -> RunId {
+fn derived_id(caller: &Caller, route: &str, key: &str) -> RunId {
     let mut hash = Sha256::new();
     hash.update(b"muster idempotency key 1\0");
+    hash.update(route);
+    hash.update(b"\0");
     hash.update(caller.principal.as_str());
     hash.update(b"\0");
     hash.update(key);
@@ -479,12 +556,18 @@ fn derived_id(caller: &Caller, key: &str) -> RunId {
     RunId::from_bytes(bytes)
 }
 
+/// Whether a predicate is the one that a run was resolved from.
+fn same_predicate(canonical: &str, text: &str) -> bool {
+    text.parse::<Predicate>()
+        .is_ok_and(|predicate| predicate.text() == canonical)
+}
+
 /// The run that the same request has created before.
 async fn repeated(
     state: &AppState,
     caller: &Caller,
-    request: &RunRequest,
     id: RunId,
+    same: impl Fn(&RunView) -> bool,
 ) -> Result<Option<RunView>, ApiError> {
     let engine = &state.nodes.engine;
     match engine.lookup(&id.to_string()) {
@@ -494,7 +577,7 @@ async fn repeated(
     }
     state.authorize(caller, Action::ReadRuns, ())?;
     let old = engine.show(id).await?;
-    if old.params != request.params || old.brief.scenario != request.scenario {
+    if !same(&old) {
         return Err(ApiError::new(
             Kind::Conflict,
             format!(

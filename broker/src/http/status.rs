@@ -107,6 +107,9 @@ async fn status(
             "`muster nodes` shows which, and since when",
         );
     }
+    for Finding { what, hint } in state.retention.findings() {
+        find(what, &hint);
+    }
     Ok(ApiJson(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cluster: list.cluster,
@@ -119,6 +122,8 @@ async fn status(
         open_runs: state.nodes.engine.open_runs(),
         brokers: state.peers.list(),
         time: Timestamp::now(),
+        space: state.retention.spaces(),
+        removed: state.retention.removed(),
         findings,
     }))
 }

@@ -7,6 +7,7 @@
 
 mod error;
 mod events;
+mod jetstream;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 pub use self::error::AdminError;
 pub use self::events::{ConnChange, ConnEvent, ConnUpdate, LiveConnection};
 use self::events::{ConnzPage, parse_event};
+pub use self::jetstream::JetStreamUse;
 use super::credentials::Credentials;
 use super::jwt::verify;
 use super::keys::{AccountKey, KeyError, UserKey};

@@ -1,6 +1,6 @@
 //! The handle to all runs.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,10 +12,11 @@ use muster_protocol::api::{Frame, RunBrief, RunView};
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::{RunEvent, RunState, TARGETS_PER_EVENT};
+use muster_protocol::subject;
 use muster_protocol::units::Timestamp;
 use muster_protocol::wire::{Accepted, OutcomeAnswer, OutcomeReport, OutputHead};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,10 +33,19 @@ use crate::bus::{Bus, SendError};
 use crate::events::Events;
 use crate::inventory::Inventory;
 use crate::presence::Presence;
+use crate::retention::TOO_FULL;
+use crate::store::error::StreamError;
 use crate::twin::Past;
 
 /// How long a run's task may take to answer.
 const ANSWER: Duration = Duration::from_secs(15);
+/// How long a new run waits for room.
+const ROOM_WITHIN: Duration = Duration::from_secs(6);
+/// How often it looks.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(200);
+/// How long a page of a run's nodes may take to be written down, when the run
+/// has been begun to be.
+const WRITE_WITHIN: Duration = Duration::from_secs(8);
 /// Messages that wait for one run's task.
 const INBOX: usize = 4_096;
 /// What nodes have said and no task has taken yet, over all runs, in KiB.
@@ -46,16 +56,18 @@ const MOST_OPEN: usize = 1_000;
 const MOST_REOPENED: usize = 16;
 /// Ended runs whose state is kept in memory.
 const CACHED: usize = 8;
+/// Output is taken up to so many hundredths of the stream's limit: the rest is
+/// for the journals.
+const OUTPUT_PART: u64 = 95;
 /// Targets of all cached states together.
 const CACHED_TARGETS: usize = 100_000;
 
 /// How runs are kept.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Settings {
-    /// Age at which a run's journal and output go.
+    /// Age at which an ended run is removed.
     pub max_age: Duration,
-    /// Bytes of journals and output together; before that the oldest ended
-    /// runs go.
+    /// Bytes of journals and output together that are asked of the store.
     pub max_bytes: u64,
     /// How long the nodes of a run that was lost may take to report it again,
     /// at least.
@@ -141,6 +153,12 @@ pub enum CreateError {
     /// The journal could not be written.
     #[error("the run could not be written down, so nothing was run: {0}")]
     Journal(#[from] JournalError),
+    /// What room is left is for the journals of runs that are under way.
+    #[error("the store has no room for another run; nothing was run")]
+    NoRoom,
+    /// Nobody has said whether the last part of it was written down.
+    #[error("it is not known whether run {0} was written down whole: {1}")]
+    Unsure(RunId, JournalError),
 }
 
 impl CreateError {
@@ -149,6 +167,15 @@ impl CreateError {
     pub fn problem(&self) -> Problem {
         let title = self.to_string();
         match self {
+            Self::NoRoom | Self::Journal(JournalError::Store(StreamError::Full { .. })) => {
+                Problem::new(Kind::NoRoom, title).hint(
+                    "the oldest runs are being removed to make room: try again in a minute; \
+                     `muster status` shows how much there is, and `retention.bytes` sets it",
+                )
+            }
+            Self::Unsure(run, _) => Problem::new(Kind::Unavailable, title).hint(format!(
+                "`muster runs show {run}` says whether it goes on; do not ask for it anew before that"
+            )),
             Self::NotReady | Self::Journal(_) => Problem::new(Kind::Unavailable, title)
                 .hint("try again in a few seconds; if it stays so, look at `muster doctor`"),
             Self::Busy => Problem::new(Kind::RateLimited, title).hint("wait for some to end"),
@@ -209,6 +236,10 @@ pub(super) struct Shared {
     pub(super) stored: AtomicU64,
     /// Held by whoever reads all runs: none is removed meanwhile.
     pub(super) reading: Arc<tokio::sync::RwLock<()>>,
+    /// Somebody should look after the room in the stream.
+    pub(super) crowded: tokio::sync::Notify,
+    /// Runs whose removal was cut off.
+    pub(super) leftovers: Mutex<BTreeSet<RunId>>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -260,6 +291,8 @@ impl Engine {
             limit: AtomicU64::new(u64::MAX),
             stored: AtomicU64::new(0),
             reading: Arc::default(),
+            crowded: tokio::sync::Notify::new(),
+            leftovers: Mutex::default(),
         }))
     }
 
@@ -311,13 +344,27 @@ impl Engine {
         if lock(&shared.open).len() >= MOST_OPEN {
             return Err(CreateError::Busy);
         }
+        // Room is being made at this moment, if there can be any.
+        let asked = Instant::now();
+        while !shared.takes_runs(&spec) {
+            if asked.elapsed() >= ROOM_WITHIN {
+                return Err(CreateError::NoRoom);
+            }
+            sleep(LOOK_FOR_ROOM).await;
+        }
         let mut journal = Journal::new(shared.js.clone(), shared.bus.lease().clone(), epoch, id, 0);
         let created = RunEvent::Created {
             spec: Box::new(spec),
         };
         let first = match journal.append(&created).await {
             Err(JournalError::Conflict(_)) => return Err(CreateError::Exists(id)),
-            result => result?,
+            Err(error) => {
+                if let JournalError::Store(error) = &error {
+                    shared.waits_for(error);
+                }
+                return Err(error.into());
+            }
+            Ok(first) => first,
         };
         let mut state = RunState::begin(&created).expect("it is a `created`");
         let mut written = Ok(());
@@ -325,8 +372,20 @@ impl Engine {
             let page = RunEvent::Targets {
                 nodes: nodes.to_vec(),
             };
-            if let Err(error) = journal.append(&page).await {
-                written = Err(error);
+            let appended = match timeout(WRITE_WITHIN, journal.append(&page)).await {
+                Ok(appended) => appended,
+                Err(_) => Err(JournalError::Store(StreamError::Unconfirmed {
+                    subject: subject::journal(id),
+                    reason: "timed out".into(),
+                })),
+            };
+            if let Err(error) = appended {
+                written = Err(match error {
+                    JournalError::Store(
+                        StreamError::Unconfirmed { .. } | StreamError::NoAnswer { .. },
+                    ) => CreateError::Unsure(id, error),
+                    error => error.into(),
+                });
                 break;
             }
             state
@@ -352,6 +411,33 @@ impl Engine {
         );
         written?;
         Ok(answer)
+    }
+
+    /// Takes up a run of which this broker knows nothing although its journal
+    /// has been begun: the store did not say so in time when it was created.
+    /// Nothing of it has been sent; it ends, or begins, as its journal says.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn adopt(&self, run: RunId) -> Result<(), EngineError> {
+        let shared = &self.0;
+        shared.active().ok_or(EngineError::NotReady)?;
+        if lock(&shared.index).first(run).is_some() {
+            return Ok(());
+        }
+        let folded = fold(&shared.js, run, 1).await?;
+        let known = Known::new(&folded.state, folded.first);
+        {
+            let mut index = lock(&shared.index);
+            if index.first(run).is_some() {
+                return Ok(());
+            }
+            index.insert(known);
+        }
+        if !folded.state.phase.is_final() {
+            self.open(folded, Vec::new());
+        }
+        Ok(())
     }
 
     /// The run that a text stands for: its id, or an unambiguous beginning of
@@ -574,7 +660,15 @@ impl Engine {
             live: live.clone(),
             number,
         };
-        lock(&shared.open).insert(run, open);
+        {
+            let mut all = lock(&shared.open);
+            // Retention may have removed it while it was read for a late
+            // answer.
+            if folded.state.phase.is_final() && lock(&shared.index).first(run).is_none() {
+                return;
+            }
+            all.insert(run, open);
+        }
         let task = Task::new(self.clone(), folded, epoch, live, number);
         shared.tasks.spawn(async move {
             tokio::select! {
@@ -675,9 +769,23 @@ impl Shared {
     /// Whether there is room for so many bytes of output: the journals need
     /// what is left above it. Counts them, if so.
     pub(super) fn has_room(&self, bytes: u64) -> bool {
-        let room = self.limit.load(Ordering::Relaxed) / 10 * 9;
+        let limit = self.limit.load(Ordering::Relaxed);
         let stored = self.stored.fetch_add(bytes, Ordering::Relaxed);
-        stored.saturating_add(bytes) <= room
+        let stored = stored.saturating_add(bytes);
+        if stored / TOO_FULL >= limit / 100 {
+            self.crowded.notify_one();
+        }
+        let room = stored <= limit / 100 * OUTPUT_PART;
+        if !room {
+            // It is not going to be there.
+            self.stored.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        room
+    }
+
+    /// Forgets the state of a run that is kept for whoever asks next.
+    pub(super) fn forget(&self, run: RunId) {
+        lock(&self.cache).retain(|state| state.spec.id != run);
     }
 
     /// Keeps the state of an ended run for a while.
@@ -702,6 +810,7 @@ impl Shared {
 
     /// Forgets everything that was read for an epoch that has ended.
     pub(super) fn forget_all(&self) {
+        lock(&self.leftovers).clear();
         lock(&self.open).clear();
         lock(&self.index).clear();
         lock(&self.cache).clear();

@@ -145,6 +145,8 @@ impl Frames {
                 })
                 .into_iter()
                 .collect(),
+            // It is said before what lacks its output; see `Watch`.
+            RunEvent::OutputRemoved { .. } => Vec::new(),
             RunEvent::Cancelling { by, .. } => vec![Frame::RunCancelling {
                 run,
                 by: by.clone(),

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use muster_protocol::api::RunBrief;
 use muster_protocol::ids::{RunId, SHORT_LEN, Serial};
-use muster_protocol::run::RunState;
+use muster_protocol::run::{NodePhase, NodeState, RunState};
 use muster_protocol::units::Timestamp;
+
+use crate::retention::Kept;
 
 /// What is kept of a run, whether it is open or not.
 #[derive(Clone, Debug)]
@@ -16,17 +18,69 @@ pub(super) struct Known {
     pub(super) first: u64,
     /// The node that did it by itself, of a local run.
     pub(super) local: Option<Serial>,
+    /// Bytes of its journal, about.
+    pub(super) journal: u64,
+    /// Its output.
+    pub(super) output: Output,
+}
+
+/// What is known of a run's output.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Output {
+    /// So many bytes are there, about.
+    There(u64),
+    /// Retention has taken it away.
+    Removed(Timestamp),
 }
 
 impl Known {
     /// What is kept of this run.
     #[must_use]
     pub(super) fn new(state: &RunState, first: u64) -> Self {
-        Self {
+        let mut known = Self {
             brief: brief(state),
             first,
             local: state.spec.local.as_ref().map(|l| l.target.serial),
+            journal: 0,
+            output: Output::There(0),
+        };
+        known.measure(state);
+        known
+    }
+
+    /// How much it takes, once it has ended: before that nothing of it goes.
+    fn measure(&mut self, state: &RunState) {
+        if !state.phase.is_final() {
+            return;
         }
+        self.output = match state.output_removed {
+            Some(at) => Output::Removed(at),
+            None => Output::There(state.nodes.values().map(output_bytes).sum()),
+        };
+        self.journal = JOURNAL + PER_TARGET * state.order.len() as u64;
+    }
+}
+
+/// A journal without its nodes, and what a node adds to it, in bytes: about
+/// what a short command on a node comes to.
+const JOURNAL: u64 = 1_500;
+const PER_TARGET: u64 = 250;
+
+fn output_bytes(node: &NodeState) -> u64 {
+    match &node.phase {
+        NodePhase::Done(result) => result.output_bytes,
+        NodePhase::Waiting | NodePhase::Sent { .. } => 0,
+    }
+}
+
+impl Known {
+    /// When it ended.
+    fn ended(&self) -> Option<Timestamp> {
+        let brief = &self.brief;
+        brief
+            .state
+            .is_final()
+            .then(|| brief.finished.unwrap_or(brief.created))
     }
 }
 
@@ -98,7 +152,52 @@ impl Index {
     pub(super) fn update(&mut self, state: &RunState) {
         if let Some(known) = self.runs.get_mut(&state.spec.id) {
             known.brief = brief(state);
+            known.measure(state);
         }
+    }
+
+    /// For retention: every run, in no order.
+    pub(super) fn kept(&self) -> Vec<Kept> {
+        let kept = |(id, known): (&RunId, &Known)| Kept {
+            run: *id,
+            ended: known.ended(),
+            journal: known.journal,
+            output: match known.output {
+                Output::There(bytes) => bytes,
+                Output::Removed(_) => 0,
+            },
+        };
+        self.runs.iter().map(kept).collect()
+    }
+
+    /// Takes down that a run's output is gone.
+    pub(super) fn output_removed(&mut self, id: RunId, at: Timestamp) {
+        if let Some(known) = self.runs.get_mut(&id) {
+            known.output = Output::Removed(at);
+        }
+    }
+
+    /// Takes down that a run has output, although no node has said how much.
+    pub(super) fn has_output(&mut self, id: RunId, bytes: u64) {
+        if let Some(known) = self.runs.get_mut(&id)
+            && known.output == Output::There(0)
+        {
+            known.output = Output::There(bytes);
+        }
+    }
+
+    /// What is known of a run's output.
+    #[must_use]
+    pub(super) fn output(&self, id: RunId) -> Option<Output> {
+        self.runs.get(&id).map(|known| known.output)
+    }
+
+    /// Whether a run is known and has ended.
+    #[must_use]
+    pub(super) fn has_ended(&self, id: RunId) -> bool {
+        self.runs
+            .get(&id)
+            .is_some_and(|known| known.ended().is_some())
     }
 
     /// Forgets a run.
@@ -232,18 +331,6 @@ impl Index {
         (page, more)
     }
 
-    /// Ended runs, oldest first.
-    pub(super) fn ended(&self) -> impl Iterator<Item = (Timestamp, RunId)> + '_ {
-        self.by_age
-            .iter()
-            .filter(|(_, id)| {
-                self.runs
-                    .get(id)
-                    .is_some_and(|known| known.brief.state.is_final())
-            })
-            .copied()
-    }
-
     /// How many runs have not ended.
     #[must_use]
     pub(super) fn open(&self) -> usize {
@@ -297,6 +384,8 @@ mod tests {
             brief,
             first: 1,
             local: None,
+            journal: 0,
+            output: Output::There(0),
         }
     }
 

@@ -73,22 +73,22 @@ pub enum ReadError {
 /// Smallest limit that is asked for.
 const LEAST_BYTES: u64 = 8 << 20;
 
-/// Makes the stream of runs, or brings it to these limits. When the server has
+/// Makes the stream of runs, or brings it to this limit. When the server has
 /// less room than `max_bytes`, the limit is halved until it fits; the one that
-/// counts is returned.
+/// counts is returned. What goes, and when, is up to [`crate::retention`].
+///
+/// The stream itself may hold a quarter more, which is never meant to be used:
+/// a server that is set to refuse what is beyond the limit does not count what
+/// a message takes besides its text, and when the last message crosses the
+/// limit by that it removes the oldest one: the head of a journal.
 ///
 /// # Errors
 /// [`StreamError`].
-pub(super) async fn ensure(
-    js: &Context,
-    max_bytes: u64,
-    max_age: Duration,
-) -> Result<u64, StreamError> {
+pub(super) async fn ensure(js: &Context, max_bytes: u64) -> Result<u64, StreamError> {
     let mut limit = max_bytes;
     loop {
         let settings = StreamSettings {
-            max_bytes: Some(limit),
-            max_age: Some(max_age),
+            max_bytes: Some(limit.saturating_add(limit / 4)),
             ..StreamSettings::journal(STREAM, "journals and output of runs", &[subject::RUN_ALL])
         };
         match ensure_stream(js, &settings).await {
@@ -233,12 +233,17 @@ impl Journal {
     }
 
     /// Appends an event and returns once it is stored, however long NATS is
-    /// away or full.
+    /// away or full. `waiting` is told again and again why it is not stored
+    /// yet.
     ///
     /// # Errors
     /// [`JournalError::NotActive`], [`JournalError::Conflict`], and of the
     /// store only what time does not heal.
-    pub(super) async fn append_surely(&mut self, event: &RunEvent) -> Result<u64, JournalError> {
+    pub(super) async fn append_surely(
+        &mut self,
+        event: &RunEvent,
+        mut waiting: impl FnMut(&StreamError) + Send,
+    ) -> Result<u64, JournalError> {
         let message = self.message(event);
         let mut told = false;
         self.place("broker.journal.before", event).await;
@@ -251,6 +256,7 @@ impl Journal {
                     | StreamError::NoAnswer { .. }
                     | StreamError::NotSent { .. }),
                 )) => {
+                    waiting(&error);
                     if !told {
                         told = true;
                         tracing::error!(run = %self.run, %error, "cannot write the journal; trying on");

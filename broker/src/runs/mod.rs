@@ -17,6 +17,7 @@ mod outcome;
 mod rebuild;
 mod recovery;
 mod request;
+mod retention;
 mod schedule;
 mod send;
 mod task;
@@ -31,10 +32,11 @@ pub(crate) use self::recovery::run_of;
 pub use self::request::{
     Checked, DELIVER_WITHIN, FrozenRun, OUTPUT_BYTES, RequestError, TIMEOUT, check, options, retry,
 };
+pub(crate) use self::retention::{RemoveError, Removed, Stored};
 pub(crate) use self::schedule::Message;
 pub use self::watch::{Seen, Watch, WatchError};
 
-/// Makes the stream of runs, or brings it to these limits.
+/// Makes the stream of runs, or brings it to its limit.
 ///
 /// # Errors
 /// [`crate::store::error::StreamError`].
@@ -42,7 +44,7 @@ pub(crate) async fn ensure(
     js: &async_nats::jetstream::Context,
     settings: &Settings,
 ) -> Result<u64, crate::store::error::StreamError> {
-    journal::ensure(js, settings.max_bytes, settings.max_age).await
+    journal::ensure(js, settings.max_bytes).await
 }
 
 #[cfg(test)]

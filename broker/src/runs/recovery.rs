@@ -1,22 +1,20 @@
-//! From journals to open runs when this broker becomes active, and keeping
-//! the stream within its limits while it is.
+//! From journals to open runs when this broker becomes active.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use muster_protocol::ids::RunId;
-use muster_protocol::run::RunState;
+use muster_protocol::run::{RunEvent, RunState};
 use muster_protocol::subject;
-use muster_protocol::units::Timestamp;
-use tokio::time::{interval, sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::engine::{Active, Engine, lock};
 use super::index::Known;
 use super::journal::{Folded, STREAM, ensure, fold, follow, parse};
+use crate::retention::removed_runs;
 use crate::store::read::read_from;
 use crate::store::stream::{StreamError, purge_subject};
 
@@ -24,14 +22,6 @@ use crate::store::stream::{StreamError, purge_subject};
 const LOOK: Duration = Duration::from_millis(100);
 /// Pause after a failure.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How often the stream's size is looked at.
-const TIDY_EVERY: Duration = Duration::from_secs(30);
-/// Above so many hundredths of the stream's limit the oldest ended runs go …
-const TOO_FULL: u64 = 80;
-/// … until it is below so many.
-const FULL_ENOUGH: u64 = 70;
-/// Ended runs that go in one look.
-const GO_AT_ONCE: usize = 200;
 
 impl Engine {
     /// Serves runs whenever this broker is the active one, until it is
@@ -99,13 +89,9 @@ impl Engine {
 
     async fn recover(&self, epoch: u64, term: &CancellationToken) -> Result<(), StreamError> {
         let shared = &self.0;
-        let limit = ensure(
-            &shared.js,
-            shared.settings.max_bytes,
-            shared.settings.max_age,
-        )
-        .await?;
+        let limit = ensure(&shared.js, shared.settings.max_bytes).await?;
         shared.limit.store(limit, Ordering::Relaxed);
+        let removed = removed_runs(&shared.js).await?;
         shared
             .purged
             .load(&shared.js)
@@ -116,13 +102,17 @@ impl Engine {
             })?;
         let mut runs: HashMap<RunId, Option<Folded>> = HashMap::new();
         let mut messages = read_from(&shared.js, STREAM, subject::JOURNAL_ALL, 1).await?;
-        let mut damaged = 0;
+        let mut damaged = BTreeSet::new();
+        let mut headless = BTreeSet::new();
         while let Some(message) = messages.try_next().await? {
             let Some(run) = run_of(&message.subject) else {
                 continue;
             };
-            // A journal whose head is not there any more is not looked at: it
-            // has reached its age.
+            // A part of a journal that was being removed is no run.
+            if removed.contains(&run) {
+                lock(&shared.leftovers).insert(run);
+                continue;
+            }
             let folded = match runs.entry(run) {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::hash_map::Entry::Vacant(entry) => entry.insert(None),
@@ -130,12 +120,17 @@ impl Engine {
             let known = lock(&shared.index).first(run).is_some();
             if folded.is_none() && known {
                 // It has ended; late answers change nothing that is kept.
+                if let Ok(RunEvent::OutputRemoved { at }) =
+                    parse(run, message.sequence, &message.payload)
+                {
+                    lock(&shared.index).output_removed(run, at);
+                }
                 continue;
             }
             let event = match parse(run, message.sequence, &message.payload) {
                 Ok(event) => event,
                 Err(error) => {
-                    damaged += 1;
+                    damaged.insert(run);
                     tracing::error!(%error, "a run is left out");
                     *folded = None;
                     continue;
@@ -143,6 +138,9 @@ impl Engine {
             };
             if let Err(error) = follow(folded, &event, message.sequence) {
                 tracing::debug!(%run, sequence = message.sequence, %error, "an event is left out");
+                if folded.is_none() {
+                    headless.insert(run);
+                }
                 continue;
             }
             let ended = folded
@@ -161,9 +159,15 @@ impl Engine {
         for folded in cut {
             self.forget_cut(&folded.state).await?;
         }
-        if damaged > 0 {
-            let text =
-                format!("{damaged} events of runs cannot be read; was a newer muster here before?");
+        // A journal without its head is the rest of a removal; one whose head
+        // cannot be read may be a newer muster's, and stays for its age.
+        headless.retain(|run| !damaged.contains(run) && lock(&shared.index).first(*run).is_none());
+        lock(&shared.leftovers).extend(headless);
+        if !damaged.is_empty() {
+            let text = format!(
+                "the journals of {} runs cannot be read; was a newer muster here before?",
+                damaged.len()
+            );
             shared
                 .events
                 .emit("alarm.journal-damaged", "runs", text)
@@ -187,13 +191,6 @@ impl Engine {
             }
         }
         shared.ready.send_replace(true);
-        let (engine, term) = (self.clone(), term.clone());
-        shared.tasks.spawn(async move {
-            tokio::select! {
-                () = term.cancelled() => {}
-                () = engine.keep_tidy() => {}
-            }
-        });
         Ok(())
     }
 
@@ -244,76 +241,6 @@ impl Engine {
             }
             sleep(PAUSE).await;
         }
-    }
-
-    async fn keep_tidy(&self) {
-        let mut tick = interval(TIDY_EVERY);
-        loop {
-            tick.tick().await;
-            let _alone = self.0.reading.write().await;
-            if let Err(error) = self.tidy().await {
-                tracing::warn!(%error, "cannot look after the stream of runs");
-            }
-        }
-    }
-
-    /// Forgets runs that have reached their age, and removes the oldest ended
-    /// ones when the stream gets full. An open run is never touched.
-    async fn tidy(&self) -> Result<(), StreamError> {
-        let shared = Arc::clone(&self.0);
-        let limit = shared.limit.load(Ordering::Relaxed);
-        let oldest = Timestamp::now()
-            .checked_sub(shared.settings.max_age)
-            .unwrap_or(Timestamp::MIN);
-        let old: Vec<RunId> = lock(&shared.index)
-            .ended()
-            .take_while(|(created, _)| *created < oldest)
-            .map(|(_, id)| id)
-            .collect();
-        for id in old {
-            lock(&shared.index).remove(id);
-        }
-        let mut size = self.size().await?;
-        if size * 100 < limit * TOO_FULL {
-            return Ok(());
-        }
-        let candidates: Vec<(Timestamp, RunId)> =
-            lock(&shared.index).ended().take(GO_AT_ONCE).collect();
-        let mut gone = 0;
-        for (created, id) in candidates {
-            if size * 100 < limit * FULL_ENOUGH {
-                break;
-            }
-            shared.purged.up_to(created).await;
-            lock(&shared.index).remove(id);
-            purge_subject(&shared.js, STREAM, &subject::run_all(id)).await?;
-            gone += 1;
-            size = self.size().await?;
-        }
-        tracing::warn!(
-            gone,
-            size,
-            limit,
-            "the stream of runs was too full; the oldest runs are gone"
-        );
-        Ok(())
-    }
-
-    /// Bytes in the stream.
-    async fn size(&self) -> Result<u64, StreamError> {
-        let no_answer = |reason: String| StreamError::NoAnswer {
-            what: format!("stream `{STREAM}`"),
-            reason,
-        };
-        let stream = self
-            .0
-            .js
-            .get_stream(STREAM)
-            .await
-            .map_err(|e| no_answer(e.to_string()))?;
-        let size = stream.cached_info().state.bytes;
-        self.0.stored.store(size, Ordering::Relaxed);
-        Ok(size)
     }
 }
 

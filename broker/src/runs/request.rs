@@ -176,6 +176,12 @@ pub struct Checked {
 }
 
 impl Checked {
+    /// How the run would go about its nodes.
+    #[must_use]
+    pub fn options(&self) -> &RunOptions {
+        &self.options
+    }
+
     /// The run, frozen.
     #[must_use]
     pub fn freeze(
@@ -211,16 +217,18 @@ impl Checked {
 }
 
 /// The retry of a run on some of its nodes: a run of its own with the same
-/// call and options. `targets` are in the order of the old run.
+/// call and options, under a new id. `targets` are in the order of the old
+/// run.
 #[must_use]
 pub fn retry(
     old: &RunState,
     targets: Vec<Target>,
+    id: RunId,
     (principal, door): (&PrincipalName, Door),
     now: Timestamp,
 ) -> FrozenRun {
     let spec = RunSpec {
-        id: RunId::random(),
+        id,
         principal: principal.clone(),
         door,
         targets: u32::try_from(targets.len()).unwrap_or(u32::MAX),

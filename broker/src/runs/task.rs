@@ -187,6 +187,7 @@ impl Task {
     async fn work(&mut self, inbox: &mut mpsc::Receiver<ToRun>) -> Result<(), JournalError> {
         self.begin().await?;
         let mut messages = Vec::new();
+        let mut linger = None;
         loop {
             let deaf = self.while_deaf(inbox, &mut messages).await;
             if !deaf.is_zero() {
@@ -202,7 +203,7 @@ impl Task {
             };
             let ended = self.state.phase.is_final();
             let until = if ended {
-                Instant::now() + LINGER
+                *linger.get_or_insert_with(|| Instant::now() + LINGER)
             } else {
                 let pause = wake.map_or(LINGER, |wake| wake.after(self.now()));
                 Instant::now() + pause.min(LINGER)
@@ -214,6 +215,13 @@ impl Task {
                 () = sleep_until(until) => if ended {
                     return Ok(());
                 },
+            }
+            // Who only looks at it does not keep it open.
+            if messages
+                .iter()
+                .any(|message| !matches!(message, ToRun::State(_)))
+            {
+                linger = None;
             }
             if !messages.is_empty() {
                 self.take(&mut messages).await?;
@@ -303,7 +311,19 @@ impl Task {
 
     pub(super) async fn store(&mut self, event: RunEvent) -> Result<(), JournalError> {
         let asked = Instant::now();
-        self.journal.append_surely(&event).await?;
+        let (live, run, shared) = (self.live.clone(), self.run, Arc::clone(&self.engine.0));
+        let mut stalled = false;
+        self.journal
+            .append_surely(&event, |error| {
+                stalled = true;
+                // Nobody may be watching; who comes later is told the next time.
+                let why = Some(shared.waits_for(error));
+                let _ = live.send(Frame::Stalled { run, why });
+            })
+            .await?;
+        if stalled {
+            let _ = self.live.send(Frame::Stalled { run, why: None });
+        }
         let took = asked.elapsed();
         if took > SLOW {
             self.delivery.was_deaf(took);

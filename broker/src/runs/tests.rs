@@ -3,6 +3,7 @@
 mod lost;
 mod more;
 pub(crate) mod node;
+mod retention;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

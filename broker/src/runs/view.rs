@@ -14,6 +14,7 @@ pub(super) fn view(state: &RunState, brief: RunBrief) -> RunView {
         options: state.spec.options.clone(),
         batches: batches(state),
         cancelled_by: state.cancelled_by.clone(),
+        output_removed: state.output_removed,
         local: state.spec.local.as_ref().map(|l| l.local.clone()),
         rebuilt: state.spec.rebuilt.as_ref().map(|r| r.at),
         results: state

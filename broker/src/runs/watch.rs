@@ -30,6 +30,8 @@ use crate::store::stream::StreamError;
 const BATCH: usize = 100;
 /// The server forgets a watcher that has not asked for this long.
 const FORGET: Duration = Duration::from_secs(60);
+/// How often it is looked whether the run is still there.
+const LOOK: Duration = Duration::from_secs(5);
 /// Longest pause before a broken reading goes on.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -90,6 +92,8 @@ pub struct Watch {
     tail: Tail,
     live: Option<broadcast::Receiver<Frame>>,
     ended: bool,
+    /// Whether it was said that there is no output any more.
+    told: bool,
 }
 
 impl std::fmt::Debug for Watch {
@@ -118,6 +122,7 @@ impl Engine {
             tail: Tail::new(self.0.js.clone(), subject::run_all(run), first),
             live,
             ended: false,
+            told: false,
         };
         if let Some(after) = after
             && !watch.catch_up(first, after).await?
@@ -204,6 +209,12 @@ impl Watch {
             biased;
             () = term.cancelled() => return Err(EngineError::NotReady.into()),
             stored = self.tail.next() => stored,
+            // It may have been removed while it was read: then nothing more
+            // comes, ever.
+            () = sleep(LOOK) => {
+                self.engine.watched(self.run)?;
+                return Ok(());
+            }
             // Before the run itself was read there is nothing to add to; they
             // wait.
             frame = accepted(&mut self.live), if self.frames.state().is_some() => {
@@ -235,10 +246,14 @@ impl Watch {
 
     fn event(&mut self, sequence: u64, payload: &[u8]) -> Result<(), WatchError> {
         let event = parse(self.run, sequence, payload)?;
+        let first = self.frames.state().is_none();
         let frames = self
             .frames
             .event(&event)
             .map_err(|source| WatchError::Fold { sequence, source })?;
+        if !first {
+            self.say_removed();
+        }
         let last = frames.len().saturating_sub(1);
         for (number, frame) in frames.into_iter().enumerate() {
             let part = if number == last {
@@ -254,11 +269,29 @@ impl Watch {
                 });
             }
         }
+        if first {
+            self.say_removed();
+        }
         self.ended |= self
             .frames
             .state()
             .is_some_and(|state| state.phase.is_final());
         Ok(())
+    }
+
+    /// Says that the output is gone, as soon as it is known: it may go while
+    /// it is read.
+    fn say_removed(&mut self) {
+        if !self.told
+            && let Some(at) = self.engine.output_removed(self.run)
+        {
+            self.told = true;
+            let run = self.run;
+            self.ready.push_back(Seen {
+                place: None,
+                frame: Frame::OutputRemoved { run, at },
+            });
+        }
     }
 }
 

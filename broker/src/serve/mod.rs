@@ -117,6 +117,7 @@ pub(crate) struct Stores {
     pub(crate) brokers: Kv<KnownBrokers>,
     pub(crate) invites: Kv<crate::enroll::StoredInvite>,
     pub(crate) tokens: Kv<crate::tokens::StoredToken>,
+    pub(crate) retention: Kv<crate::retention::Record>,
     pub(crate) past: Kv<crate::twin::StoredPast>,
     pub(crate) journals: Kv<crate::presence::StoredJournals>,
 }
@@ -165,6 +166,7 @@ impl Stores {
             tokens: bucket(js, "muster_tokens").await?.witnessed(told()),
             past: bucket(js, "muster_cluster").await?.witnessed(told()),
             journals: bucket(js, "muster_cluster").await?,
+            retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })
     }
 }
@@ -518,7 +520,7 @@ async fn sessions(
                 }
             }
         };
-        front.open(session.router(), lease.clone());
+        front.open(session.router(), lease.clone(), session.retention());
         let end = tokio::select! {
             () = cancel.cancelled() => Readiness::Stopping,
             () = link.refused() => {

@@ -25,6 +25,7 @@ use crate::link::{Link, nats_ca};
 use crate::peers::Peers;
 use crate::presence::Journals;
 use crate::releases::{Releases, ReleasesError};
+use crate::retention::{Keeper, Retention};
 use crate::runs;
 use crate::store::kv::KvError;
 use crate::tls::TlsError;
@@ -116,7 +117,8 @@ impl Session {
             .load(&stores.brokers)
             .await
             .map_err(InventoryError::from)?;
-        let events = Events::open(link.js.clone(), lease.clone()).await?;
+        let keep_events = parts.config.retention.events.get();
+        let events = Events::open(link.js.clone(), lease.clone(), keep_events).await?;
         if let Some(from) = lease.taken_from() {
             let text = format!("{} is the active broker now, after {from}", parts.url);
             events.emit("broker.takeover", &parts.url, text).await;
@@ -205,7 +207,20 @@ impl Session {
         {
             tracing::warn!("the journals of runs are still being read");
         }
+        let retention = Retention::default();
+        let keeper = Keeper {
+            engine: nodes.engine.clone(),
+            events: events.clone(),
+            lease: lease.clone(),
+            js: link.js.clone(),
+            system: Some(link.system.clone()),
+            same_machine: parts.config.nats_is_here(),
+            record: stores.retention.clone(),
+            limits: parts.config.retention.limits(),
+            shown: retention.clone(),
+        };
         let state = AppState {
+            retention,
             config: Arc::clone(&parts.config),
             inventory: inventory.clone(),
             authority,
@@ -234,6 +249,7 @@ impl Session {
             link.js.clone(),
             cancel.clone(),
         ));
+        tasks.spawn(keeper.keep(cancel.clone()));
         tasks.spawn(async move { nodes.stopped().await });
         Ok(Self {
             state,
@@ -254,6 +270,11 @@ impl Session {
         router(self.state.clone())
     }
 
+    /// What is known of the room that is left.
+    pub(crate) fn retention(&self) -> Retention {
+        self.state.retention.clone()
+    }
+
     /// Ends what runs for it; what is only in memory is written.
     pub(crate) async fn end(self) {
         self.cancel.cancel();
@@ -270,7 +291,8 @@ impl Session {
 /// How runs are kept.
 pub(super) fn runs_settings(config: &Config) -> runs::Settings {
     runs::Settings {
-        max_age: config.keep_runs.get(),
+        max_age: config.retention.runs.get(),
+        max_bytes: config.retention.bytes.get(),
         ..runs::Settings::default()
     }
 }

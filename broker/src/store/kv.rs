@@ -21,14 +21,14 @@ use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::read::read_from;
 mod key;
 
 use self::key::{decode, encode};
 use super::Pause;
 use super::append::{Append, append};
 use super::error::{StreamError, reasons};
-use super::stream::{StreamSettings, ensure_stream, purge_subject};
+use super::read::read_from;
+use super::stream::{StreamSettings, ensure_stream, last_of_subject, purge_subject, subjects};
 
 pub(crate) const OPERATION: &str = "KV-Operation";
 
@@ -346,7 +346,8 @@ impl<T: Serialize + DeserializeOwned> Kv<T> {
         Ok(())
     }
 
-    /// All entries.
+    /// All entries: every key that has a value, with one that it had since
+    /// this was called.
     ///
     /// # Errors
     /// [`KvError::Decode`] for the first value that cannot be read,
@@ -363,6 +364,20 @@ impl<T: Serialize + DeserializeOwned> Kv<T> {
         while let Some(message) = messages.try_next().await.map_err(|e| self.failed(e))? {
             last = message.sequence;
             newest.insert(message.subject.clone(), message);
+        }
+        // A key that is rewritten while it waits to be read is not met: its old
+        // value is gone, and the new one is beyond the end.
+        for (subject, _) in subjects(&self.js, &name, &filter)
+            .await
+            .map_err(|e| self.failed(e))?
+        {
+            if !newest.contains_key(&subject)
+                && let Some(message) = last_of_subject(&self.js, &name, &subject)
+                    .await
+                    .map_err(|e| self.failed(e))?
+            {
+                newest.insert(subject, message);
+            }
         }
         let mut entries = Vec::with_capacity(newest.len());
         for (subject, message) in newest {

@@ -63,20 +63,54 @@ pub async fn read_from(
     StreamError,
 > {
     let info = get_stream(js, stream).await?;
+    let end = info.cached_info().state.last_sequence;
+    Ok(read(js, stream, filter, start, end))
+}
+
+/// The same, but it ends only when there is nothing more: what is written
+/// while it is read is read, too. So of each subject its newest message is
+/// seen, also in a stream that keeps only that, where a message which is
+/// replaced while it is waited for goes and its successor comes at the end.
+/// What was read stands for one moment: that of the last message.
+///
+/// It ends only if it is faster than those who write.
+///
+/// # Errors
+/// As [`read_from`].
+pub async fn read_on(
+    js: &Context,
+    stream: &str,
+    filter: &str,
+    start: u64,
+) -> Result<
+    impl Stream<Item = Result<StoredMessage, StreamError>> + Send + Unpin + use<>,
+    StreamError,
+> {
+    // Whether it is there is said at once.
+    get_stream(js, stream).await?;
+    Ok(read(js, stream, filter, start, u64::MAX))
+}
+
+fn read(
+    js: &Context,
+    stream: &str,
+    filter: &str,
+    start: u64,
+    end: u64,
+) -> impl Stream<Item = Result<StoredMessage, StreamError>> + Send + Unpin + use<> {
     let reader = Reader {
         js: js.clone(),
         stream: stream.to_owned(),
         filter: filter.to_owned(),
         next: start.max(1),
-        end: info.cached_info().state.last_sequence,
+        end,
         live: None,
         fetched: VecDeque::new(),
         done: false,
     };
-    Ok(Box::pin(stream::try_unfold(
-        reader,
-        async |mut reader: Reader| Ok(reader.next().await?.map(|message| (message, reader))),
-    )))
+    Box::pin(stream::try_unfold(reader, async |mut reader: Reader| {
+        Ok(reader.next().await?.map(|message| (message, reader)))
+    }))
 }
 
 /// The payload of the last message of a subject; `None` when there is none.

@@ -3,12 +3,16 @@
 use std::time::Duration;
 
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType, Stream};
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, LastRawMessageErrorKind, StorageType, Stream,
+};
 use async_nats::jetstream::{Context, ErrorCode};
+use futures_util::TryStreamExt as _;
 use tokio::time::Instant;
 
 pub use super::error::StreamError;
 use super::error::{reasons, refused};
+use super::read::StoredMessage;
 use super::{Pause, READY_WITHIN};
 
 /// Settings of a stream: all that muster ever sets. What it leaves to the
@@ -278,4 +282,59 @@ pub(crate) async fn get_stream(js: &Context, name: &str) -> Result<Stream, Strea
             reason: reasons(&e),
         },
     })
+}
+
+/// The last message of a subject (no wildcards), if it has one.
+///
+/// # Errors
+/// [`StreamError::NoStream`], [`StreamError::NoAnswer`].
+pub(crate) async fn last_of_subject(
+    js: &Context,
+    stream: &str,
+    subject: &str,
+) -> Result<Option<StoredMessage>, StreamError> {
+    let handle = get_stream(js, stream).await?;
+    match handle.get_last_raw_message_by_subject(subject).await {
+        Ok(message) => Ok(Some(StoredMessage {
+            sequence: message.sequence,
+            subject: subject.to_owned(),
+            headers: message.headers,
+            time: jiff::Timestamp::from_nanosecond(message.time.unix_timestamp_nanos())
+                .unwrap_or(jiff::Timestamp::UNIX_EPOCH),
+            payload: message.payload,
+        })),
+        Err(e) => match e.kind() {
+            LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            LastRawMessageErrorKind::JetStream(server) => Err(refused(subject, &server)),
+            _ => Err(StreamError::NoAnswer {
+                what: format!("the last message of `{subject}`"),
+                reason: reasons(&e),
+            }),
+        },
+    }
+}
+
+/// How many messages each subject has that matches a filter.
+///
+/// # Errors
+/// [`StreamError::NoStream`], [`StreamError::NoAnswer`].
+pub(crate) async fn subjects(
+    js: &Context,
+    stream: &str,
+    filter: &str,
+) -> Result<Vec<(String, u64)>, StreamError> {
+    let no_answer = |e: &dyn std::error::Error| StreamError::NoAnswer {
+        what: format!("the subjects of `{stream}`"),
+        reason: reasons(e),
+    };
+    let handle = get_stream(js, stream).await?;
+    let mut pages = handle
+        .info_with_subjects(filter)
+        .await
+        .map_err(|e| no_answer(&e))?;
+    let mut found = Vec::new();
+    while let Some((subject, count)) = pages.try_next().await.map_err(|e| no_answer(&e))? {
+        found.push((subject, count as u64));
+    }
+    Ok(found)
 }

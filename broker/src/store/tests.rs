@@ -437,3 +437,37 @@ async fn values_age() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listing_misses_no_key_that_is_rewritten_meanwhile() {
+    let server = TestServer::start().await;
+    let js = super::context(server.broker().await);
+    let kv: Kv<u32> = ensure_bucket(&js, BucketConfig::new("busy")).await.unwrap();
+    const KEYS: u32 = 600;
+    for n in 0..KEYS {
+        kv.put(&format!("key-{n}"), &n).await.unwrap();
+    }
+    // Each is rewritten in turn, so that a reader always meets some that are
+    // replaced while they wait for it.
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let kv = kv.clone();
+            tokio::spawn(async move {
+                for n in (0..KEYS).rev().cycle() {
+                    kv.put(&format!("key-{n}"), &(n + writer)).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for look in 0..40 {
+        let listed = timeout(PATIENCE, kv.list())
+            .await
+            .expect("a listing ends")
+            .unwrap();
+        let keys: BTreeSet<_> = listed.entries.iter().map(|e| e.key.clone()).collect();
+        assert_eq!(keys.len(), KEYS as usize, "look {look}");
+    }
+    for writer in writers {
+        writer.abort();
+    }
+}

@@ -22,6 +22,7 @@ use super::{CLUSTER, EVENTS, FACTS, INVITES, NODES, Past, RUNS, TOKENS, Twin};
 use crate::events::{Events, EventsError};
 use crate::inventory::{AccountValue, StoredNode};
 use crate::lease::Lease;
+use crate::retention::removed_runs;
 use crate::runs;
 use crate::store::append::{Append, append, append_all};
 use crate::store::error::StreamError;
@@ -128,7 +129,8 @@ impl Twin {
             return Ok(());
         }
         if let Some(report) = Box::pin(self.put_back(place)).await? {
-            let events = Events::open(place.js.clone(), place.lease.clone()).await?;
+            let events =
+                Events::open(place.js.clone(), place.lease.clone(), crate::events::KEEP).await?;
             let past = Past::load(place.past.clone(), place.lease.clone()).await?;
             past.add(report.time()).await?;
             // The twin lets go of what it has only when it has it anew.
@@ -150,7 +152,7 @@ impl Twin {
         let mut report = Report::new(loss);
         self.values(place, &mut report).await?;
         // The streams themselves may be gone.
-        drop(Events::open(place.js.clone(), place.lease.clone()).await?);
+        drop(Events::open(place.js.clone(), place.lease.clone(), crate::events::KEEP).await?);
         runs::ensure(place.js, place.runs).await?;
         self.runs(place, &mut report).await?;
         self.events(place, &mut report).await?;
@@ -178,10 +180,17 @@ impl Twin {
 
     async fn runs(&self, place: &Place<'_>, report: &mut Report) -> Result<(), PutBackError> {
         let subjects = self.with(|db| db.lost_subjects(RUNS)).await;
+        // The record of them is a value, and is back by now.
+        let removed = removed_runs(place.js).await?;
         for (journal, done) in subjects.unwrap_or_default() {
             let Some(run) = runs::run_of(&journal) else {
                 continue;
             };
+            if removed.contains(&run) {
+                self.write(move |db| db.subject_is(RUNS, &journal, Done::Needless))
+                    .await;
+                continue;
+            }
             let asked = journal.clone();
             let (held, lost) = self
                 .with(move |db| db.known(RUNS, &asked))
@@ -391,6 +400,10 @@ async fn output_is_gone(
         let Ok(event) = serde_json::from_slice::<RunEvent>(payload) else {
             continue;
         };
+        if matches!(event, RunEvent::OutputRemoved { .. }) {
+            // Not lost: it was removed for its age, and that is said.
+            return Ok(false);
+        }
         match &mut state {
             Some(state) => drop(state.apply(&event)),
             None => state = RunState::begin(&event).ok(),

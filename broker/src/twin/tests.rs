@@ -319,3 +319,62 @@ async fn another_broker_puts_back_what_its_own_twin_has_seen() {
     );
     second.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_retention_has_removed_is_not_put_back() {
+    let (mut server, tmp) = (TestServer::start().await, tempfile::tempdir().unwrap());
+    let state = tmp.path().join("state");
+    state_for(&server, &state);
+    let broker = TestBroker::start(&server, &state).await;
+    let copy = tmp.path().join("copy");
+    live(&mut server, &broker, &copy).await;
+    let mut runs = Vec::new();
+    for _ in 0..2 {
+        let body = json!({
+            "predicate": "name=web-01", "scenario": "command",
+            "params": { "argv": ["true"] }, "confirm": "yes", "deliver_within": "1s",
+        });
+        let (status, run) = broker.call("POST", "/v1/runs", Some(body)).await;
+        assert_eq!(status, 200, "{run}");
+        let id = run["id"].as_str().expect("an id").to_owned();
+        let path = format!("/v1/runs/{id}");
+        wait_for("the run to end", async || {
+            let (_, run) = broker.call("GET", &path, None).await;
+            (run["state"] == "failed").then_some(())
+        })
+        .await;
+        runs.push((id, path));
+    }
+    // As the store is while retention removes the first of them.
+    let js = crate::store::context(server.broker().await);
+    let record = json!({ "removing": [runs[0].0] }).to_string();
+    let bucket = js.get_key_value("muster_cluster").await.unwrap();
+    bucket
+        .put(crate::retention::KEY, record.into())
+        .await
+        .unwrap();
+    wait_for("the twin to have the record and both runs", async || {
+        let db = db::Db::open(&state.join(DIR).join(FILE)).ok()?;
+        let key = format!("$KV.{CLUSTER}.{}", crate::retention::KEY).replace("KV_", "");
+        let known = |stream: &str, subject: &str| {
+            db.known(stream, subject)
+                .is_ok_and(|(held, _)| !held.is_empty())
+        };
+        let runs = runs
+            .iter()
+            .all(|(id, _)| known(RUNS, &subject::journal(id.parse().expect("an id"))));
+        let record = db.value(CLUSTER, &key).ok()?;
+        (runs && record.is_some()).then_some(())
+    })
+    .await;
+
+    server.put_store(Some(&copy)).await;
+    wait_alarm(&broker, 1).await;
+    wait_for("the run that nobody removed", async || {
+        let (status, _) = broker.call("GET", &runs[1].1, None).await;
+        (status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(broker.call("GET", &runs[0].1, None).await.0, 404);
+    broker.stop().await;
+}

@@ -7,6 +7,7 @@ use std::time::Duration;
 use muster_protocol::api::{Frame, RunNode, RunView};
 use muster_protocol::names::NodeName;
 use muster_protocol::run::{Data, Outcome, RunPhase, Summary};
+use muster_protocol::units::Timestamp;
 
 use super::output::{Assembly, Line};
 
@@ -43,6 +44,10 @@ pub struct Book {
     pub max_failures: Option<String>,
     /// Each node is shown by itself.
     pub apart: bool,
+    /// When retention took the output away.
+    pub output_removed: Option<Timestamp>,
+    /// What the run waits for when it cannot go on.
+    pub stalled: Option<String>,
     /// Each distinct output once.
     outputs: HashSet<Arc<Vec<Line>>>,
     held: usize,
@@ -95,6 +100,7 @@ impl Book {
             took: brief
                 .finished
                 .map(|end| muster_protocol::units::elapsed(brief.created, end)),
+            output_removed: view.output_removed,
             max_failures: view.options.max_failures.map(|m| m.to_string()),
             ..Self::default()
         }
@@ -160,6 +166,8 @@ impl Book {
                     .late
                     .push(*outcome);
             }
+            Frame::Stalled { why, .. } => self.stalled.clone_from(why),
+            Frame::OutputRemoved { at, .. } => self.output_removed = Some(*at),
             // What was seen stays seen.
             Frame::RunBeginsAgain { .. } => {}
             Frame::RunCancelling { by, .. } => self.cancelled_by = Some(by.to_string()),

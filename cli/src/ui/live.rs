@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use muster_protocol::run::Outcome;
+use muster_protocol::text::printable_line;
 
 use super::book::Book;
 use super::report::{groups, word};
@@ -51,6 +52,7 @@ pub struct Plain {
     last: Instant,
     said: (usize, usize),
     named: BTreeSet<String>,
+    stalled: Option<String>,
 }
 
 impl Live {
@@ -67,6 +69,7 @@ impl Live {
                 last: now,
                 said: (0, 0),
                 named: BTreeSet::new(),
+                stalled: None,
             });
         }
         Self::Redrawn(Box::new(Redrawn {
@@ -171,6 +174,9 @@ fn status(book: &Book, elapsed: Duration) -> String {
     if book.cancelled_by.is_some() {
         parts.push("cancelling".into());
     }
+    if let Some(why) = &book.stalled {
+        parts.push(waiting(why));
+    }
     let time = if elapsed < Duration::from_secs(60) {
         format!("{:.1} s", elapsed.as_secs_f64())
     } else {
@@ -178,6 +184,11 @@ fn status(book: &Book, elapsed: Duration) -> String {
     };
     parts.push(time);
     parts.join("  ")
+}
+
+/// That the run cannot go on now.
+fn waiting(why: &str) -> String {
+    format!("waiting: {}", printable_line(why))
 }
 
 /// The answers so far, in short, and what the running ones say.
@@ -221,6 +232,13 @@ fn preview(book: &Book, most: usize, paint: Paint, columns: usize) -> Vec<String
 
 impl Plain {
     fn draw(&mut self, book: &Book, term: &Term) {
+        if book.stalled != self.stalled {
+            match &book.stalled {
+                Some(why) => term.note(&waiting(why)),
+                None => term.note("the run goes on"),
+            }
+            self.stalled.clone_from(&book.stalled);
+        }
         if self.last.elapsed() < PLAIN_EVERY {
             return;
         }

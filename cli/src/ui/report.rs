@@ -6,11 +6,12 @@ use std::sync::Arc;
 use muster_protocol::names::NodeName;
 use muster_protocol::run::{Outcome, RunPhase, Stream, Summary};
 use muster_protocol::text::printable_line;
+use muster_protocol::units::Timestamp;
 
 use super::book::{Book, Entry};
 use super::fold::{fold, folded};
 use super::output::Line;
-use super::time::took;
+use super::time::{moment, took};
 use super::{Paint, count, pad, thousands, width};
 
 /// How much of it, and how.
@@ -50,6 +51,8 @@ pub struct Group {
     pub lost: bool,
     /// What they said after their outcome was settled.
     pub late: Vec<Outcome>,
+    /// What they printed is not kept any more.
+    pub removed: bool,
 }
 
 /// Groups everything that has an outcome: first what succeeded, then the rest
@@ -71,11 +74,13 @@ pub fn groups(book: &Book) -> Vec<Group> {
             continue;
         };
         let why = why(entry);
+        // What was removed is not lost, and that is said.
+        let lost = entry.lost && book.output_removed.is_none();
         let key = (
             outcome,
             why.clone(),
             Arc::as_ptr(&entry.output),
-            (entry.truncated, entry.lost),
+            (entry.truncated, lost),
             entry.late.as_slice(),
             book.apart.then_some(name),
         );
@@ -87,8 +92,9 @@ pub fn groups(book: &Book) -> Vec<Group> {
                 why,
                 output: Arc::clone(&entry.output),
                 truncated: entry.truncated,
-                lost: entry.lost,
+                lost,
                 late: entry.late.clone(),
+                removed: book.output_removed.is_some(),
             })
             .nodes
             .push(name.to_string());
@@ -205,7 +211,17 @@ pub fn body(book: &Book, style: Style) -> String {
     for (group, (label, names)) in groups.iter().zip(&labels) {
         out.push_str(&one(group, label, names.as_deref(), columns, style));
     }
+    if let Some(at) = book.output_removed {
+        out.push_str(&style.paint.odd(&removed(at)));
+        out.push('\n');
+    }
     out
+}
+
+/// That there is no output any more, as against none.
+#[must_use]
+pub fn removed(at: Timestamp) -> String {
+    format!("output was removed on {} by retention", moment(at))
 }
 
 /// The first group is the rule and says how many; the others are the
@@ -259,6 +275,7 @@ fn one(group: &Group, label: &str, names: Option<&str>, columns: usize, style: S
     }
     match shown {
         [] if group.lost => {}
+        [] if well && group.removed => first = paint.dim("(output removed)"),
         [] if well => first = paint.dim("(no output)"),
         [line] if well => first = text(line, paint),
         lines => rest.extend(lines.iter().map(|l| text(l, paint))),
@@ -339,9 +356,34 @@ pub fn counts(summary: &Summary, paint: Paint) -> String {
     }
 }
 
-/// Last line: outcomes, time, and where to look again.
+/// Where the last line of a report points to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Onward {
+    /// To the run as it is kept.
+    Show,
+    /// To the run as it goes on.
+    Watch,
+    /// This is the run as it is kept: to what can be done about it, if
+    /// anything must.
+    Retry,
+}
+
+impl Onward {
+    fn hint(self, book: &Book) -> Option<String> {
+        let short = &book.short;
+        match self {
+            Self::Show => Some(format!("muster runs show {short}")),
+            Self::Watch => Some(format!("muster runs watch {short}")),
+            Self::Retry => {
+                (book.not_well() > 0).then(|| format!("muster runs retry {short} --failed"))
+            }
+        }
+    }
+}
+
+/// Last line: outcomes, time, and where to look next.
 #[must_use]
-pub fn foot(book: &Book, style: Style) -> String {
+pub fn foot(book: &Book, style: Style, onward: Onward) -> String {
     let mut bare = counts(&book.summary(), Paint::plain());
     let mut shown = counts(&book.summary(), style.paint);
     let mut add = |text: &str| {
@@ -361,7 +403,9 @@ pub fn foot(book: &Book, style: Style) -> String {
     if book.end.is_none() {
         add(", still running");
     }
-    let hint = format!("muster runs show {}", book.short);
+    let Some(hint) = onward.hint(book) else {
+        return format!("{shown}\n");
+    };
     let column = HINT_COLUMN.min(style.width.saturating_sub(width(&hint)));
     let gap = column.saturating_sub(width(&bare)).max(2);
     format!("{shown}{}{}\n", " ".repeat(gap), style.paint.dim(&hint))

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::super::Paint;
 use super::super::book::Book;
-use super::{Style, body, foot, groups, head};
+use super::{Onward, Style, body, foot, groups, head};
 
 fn run() -> RunId {
     RunId::from_bytes([7; 16])
@@ -87,7 +87,7 @@ fn all(book: &Book) -> String {
         "{}{}{}",
         head(book, Paint::plain()),
         body(book, style()),
-        foot(book, style())
+        foot(book, style(), Onward::Show)
     )
 }
 

@@ -338,7 +338,21 @@ async fn reachable(prepared: &Prepared, begun: Instant) -> Result<Client, Failur
                 },
                 Err(e) => e.to_string(),
             },
-            Err(why) => why,
+            Err(why) => {
+                // The broker writes it before it is ready, if it ever does.
+                if !prepared.token_file.exists()
+                    && is_ready(prepared).await
+                    && !prepared.token_file.exists()
+                {
+                    let file = prepared.token_file.display();
+                    return Err(Failure::new(
+                        crate::failure::DENIED,
+                        format!("there is no admin token in {file}, and the broker knows one already"),
+                    )
+                    .hint("put the token of an admin into it; or make it an empty file and start again: a new one is written then"));
+                }
+                why
+            }
         };
         if begun.elapsed() > READY_WITHIN {
             return Err(Failure::new(
@@ -355,10 +369,24 @@ async fn reachable(prepared: &Prepared, begun: Instant) -> Result<Client, Failur
 fn client(prepared: &Prepared) -> Result<Client, String> {
     let token = std::fs::read_to_string(&prepared.token_file)
         .map_err(|e| format!("{}: {e}", prepared.token_file.display()))?;
+    client_with(prepared, Some(Secret::new(token.trim())))
+}
+
+/// Whether the broker serves, whoever asks.
+async fn is_ready(prepared: &Prepared) -> bool {
+    match client_with(prepared, None) {
+        Ok(client) => client.readyz().await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+fn client_with(prepared: &Prepared, token: Option<Secret>) -> Result<Client, String> {
     let mut endpoint = muster_client::Endpoint::new(&prepared.reach)
         .map_err(|e| e.to_string())?
-        .token(Secret::new(token.trim()))
         .door("cli");
+    if let Some(token) = token {
+        endpoint = endpoint.token(token);
+    }
     if let Some(ca) = &prepared.ca_file {
         endpoint = endpoint.ca_file(ca);
     }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
-use std::time::Instant;
 
 use clap::{Args, Subcommand};
 use muster_client::Client;
@@ -22,7 +21,7 @@ use crate::ui::time::ago;
 use crate::ui::{Paint, count, fold::folded};
 use crate::up::agents::executable;
 use crate::verbs::now;
-use crate::verbs::run::{FollowArgs, confirmed, follow, not_zero};
+use crate::verbs::run::{FollowArgs, not_zero, start};
 
 /// Scenario that replaces agents.
 const SCENARIO: &str = "agent-upgrade";
@@ -243,7 +242,7 @@ async fn upgrade(context: &Context, args: UpgradeArgs) -> Result<u8, Failure> {
     }
     context.term.note(&format!("now: {}", summary(&nodes)));
     binary.upload(context, &client).await?;
-    let mut request = RunRequest {
+    let request = RunRequest {
         predicate: args.predicate,
         scenario: SCENARIO
             .parse()
@@ -268,17 +267,7 @@ async fn upgrade(context: &Context, args: UpgradeArgs) -> Result<u8, Failure> {
             Confirm::Ask
         },
     };
-    let mut since = Instant::now();
-    let view = match client.create_run(&request).await {
-        Ok(view) => view,
-        Err(error) => {
-            let plan = confirmed(context, error)?;
-            request.confirm = Confirm::Plan(plan.id);
-            since = Instant::now();
-            client.create_run(&request).await?
-        }
-    };
-    follow(context, &client, &view, args.follow, since).await
+    start(context, &client, request, args.follow).await
 }
 
 /// What runs where: version, platform, state of the agent's knowledge.

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use muster_broker::config::ConfigError;
 use muster_broker::nats::version::ServerVersion;
 use muster_broker::{Config, nats_config as server_config, run_broker};
 
 use crate::Context;
-use crate::failure::{Failure, NOT_ALL};
+use crate::failure::{Failure, NOT_ALL, USAGE};
 
 pub use muster_broker::BrokerArgs;
 
@@ -45,7 +46,12 @@ fn version(text: &str) -> Result<ServerVersion, String> {
 pub fn run(_context: &Context, args: &BrokerArgs) -> Result<u8, Failure> {
     run_broker(args).map(|()| 0).map_err(|error| {
         let mut causes = error.chain().skip(1).map(ToString::to_string).peekable();
-        let failure = Failure::new(NOT_ALL, error.to_string());
+        let code = if error.is::<ConfigError>() {
+            USAGE
+        } else {
+            NOT_ALL
+        };
+        let failure = Failure::new(code, error.to_string());
         if causes.peek().is_some() {
             failure.detail(causes.collect::<Vec<_>>().join("\n"))
         } else {

@@ -524,6 +524,8 @@ mod tests {
             open_runs: 0,
             brokers: Vec::new(),
             time: at("2026-11-21T07:00:00Z"),
+            space: vec![],
+            removed: muster_protocol::api::Removed::default(),
             findings: vec![Finding {
                 what: "3 messages refused".into(),
                 hint: "see events".into(),
@@ -566,6 +568,8 @@ mod tests {
             open_runs: 0,
             brokers: Vec::new(),
             time: at("2026-11-21T06:00:00.5Z"),
+            space: vec![],
+            removed: muster_protocol::api::Removed::default(),
             findings: vec![],
         };
         let mut findings = Findings::default();

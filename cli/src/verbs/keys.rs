@@ -1,7 +1,8 @@
 //! `muster keys`
 
 use clap::{Args, Subcommand};
-use muster_protocol::keys::{BrokerKeyState, KeyId, KeyList};
+use muster_protocol::api::Keys;
+use muster_protocol::keys::{BrokerKeyState, KeyId};
 
 use crate::Context;
 use crate::failure::Failure;
@@ -66,19 +67,16 @@ pub async fn run(context: &Context, args: KeysArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn render(context: &Context, list: &KeyList) -> String {
+fn render(context: &Context, list: &Keys) -> String {
     let now = now();
     let mut table = Table::new(&["KEY", "STATE", "ADDED"]);
     for key in &list.keys {
         let state = match key.state {
+            BrokerKeyState::Active if key.signs => Cell::toned("active, signs", Tone::Good),
             BrokerKeyState::Active => Cell::toned("active", Tone::Good),
             BrokerKeyState::Revoked => Cell::toned("revoked", Tone::Bad),
         };
-        table.row([
-            key.key.id().to_string().into(),
-            state,
-            ago(key.added, now).into(),
-        ]);
+        table.row([key.id.to_string().into(), state, ago(key.added, now).into()]);
     }
     let table = table.render(context.term.out, context.term.width);
     format!(

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use muster_client::{Client, ClientError};
+use muster_client::{Client, ClientError, Key};
 use muster_protocol::api::{Confirm, Plan, RunRequest, RunView};
 use muster_protocol::envelope::Mode;
 use muster_protocol::problem::{Kind, Problem};
@@ -171,19 +171,33 @@ impl RunArgs {
 /// # Errors
 /// [`Failure`].
 pub async fn run(context: &Context, args: RunArgs) -> Result<u8, Failure> {
-    let mut request = args.request()?;
-    let client = context.client()?;
+    let request = args.request()?;
+    start(context, &context.client()?, request, args.follow).await
+}
+
+/// Creates a run, with the question that it may take, and follows it.
+///
+/// # Errors
+/// [`Failure`]; nothing was run when it was not confirmed.
+pub(crate) async fn start(
+    context: &Context,
+    client: &Client,
+    mut request: RunRequest,
+    follow_args: FollowArgs,
+) -> Result<u8, Failure> {
     let mut since = Instant::now();
-    let view = match client.create_run(&request).await {
+    // One key for both: whatever gets lost on the way, it is one run.
+    let key = Key::random();
+    let view = match client.create_run(&request, &key).await {
         Ok(view) => view,
         Err(error) => {
             let plan = confirmed(context, error)?;
             request.confirm = Confirm::Plan(plan.id);
             since = Instant::now();
-            client.create_run(&request).await?
+            client.create_run(&request, &key).await?
         }
     };
-    follow(context, &client, &view, args.follow, since).await
+    follow(context, client, &view, follow_args, since).await
 }
 
 /// After the run was created: watch it, or say where it is.

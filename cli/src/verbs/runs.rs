@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use clap::{Args, Subcommand};
-use muster_client::{Client, Reference};
+use muster_client::{Client, Key, Reference};
 use muster_protocol::api::{Confirm, RetryRequest, RunBrief, RunView};
 use muster_protocol::names::NodeName;
 use muster_protocol::run::{LocalRun, RunPhase};
@@ -14,7 +14,7 @@ use muster_protocol::wire::MAX_WHY;
 use crate::Context;
 use crate::failure::Failure;
 use crate::ui::book::Book;
-use crate::ui::report::{Style, body, counts, foot, head};
+use crate::ui::report::{Onward, Style, body, counts, foot, head};
 use crate::ui::table::{Cell, Table, Tone};
 use crate::ui::time::{ago, moment};
 use crate::ui::{Paint, fold::folded};
@@ -297,7 +297,7 @@ pub fn snapshot(view: &RunView, style: Style) -> String {
             style.paint.odd("no outcome yet")
         ));
     }
-    out.push_str(&foot(&book, style));
+    out.push_str(&foot(&book, style, Onward::Watch));
     out
 }
 
@@ -340,13 +340,14 @@ async fn retry(context: &Context, client: &Client, args: RetryArgs) -> Result<u8
         },
     };
     let mut since = Instant::now();
-    let view = match client.retry_run(&run, &request).await {
+    let key = Key::random();
+    let view = match client.retry_run(&run, &request, &key).await {
         Ok(view) => view,
         Err(error) => {
             let plan = confirmed(context, error)?;
             request.confirm = Confirm::Plan(plan.id);
             since = Instant::now();
-            client.retry_run(&run, &request).await?
+            client.retry_run(&run, &request, &key).await?
         }
     };
     follow(context, client, &view, args.follow, since).await
@@ -402,6 +403,7 @@ mod tests {
             batches: 4,
             cancelled_by: None,
             local: None,
+            output_removed: None,
             rebuilt: None,
             results: vec![
                 node("web-01", Some(Outcome::Succeeded), None),

@@ -1,14 +1,14 @@
 //! `muster status` and `muster whoami`
 
 use clap::Args;
-use muster_protocol::api::{BrokerPlace, BrokerView, Status};
+use muster_protocol::api::{BrokerPlace, BrokerView, Space, Status};
 use muster_protocol::text::printable_line;
-use muster_protocol::units::Timestamp;
+use muster_protocol::units::{Size, Timestamp};
 
 use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
 use crate::ui::time::{ago, moment};
-use crate::ui::{Paint, count};
+use crate::ui::{Paint, count, thousands};
 use crate::verbs::now;
 
 /// Arguments of `muster status`.
@@ -85,6 +85,12 @@ pub fn render(status: &Status, paint: Paint, now: Timestamp) -> String {
         nodes.join(", "),
         status.open_runs,
     );
+    for space in &status.space {
+        out.push_str(&room(space, paint));
+    }
+    if let Some(line) = removed(status) {
+        out.push_str(&line);
+    }
     for finding in &status.findings {
         out.push_str(&format!(
             "{} {}\n  {}\n",
@@ -94,6 +100,41 @@ pub fn render(status: &Status, paint: Paint, now: Timestamp) -> String {
         ));
     }
     out
+}
+
+/// `  runs    1.2 GiB of 4 GiB (30%), 120,413 messages`
+fn room(space: &Space, paint: Paint) -> String {
+    let mut text = Size::new(space.bytes).shown();
+    if let Some(limit) = space.limit {
+        let percent = space.percent().unwrap_or(0);
+        text.push_str(&format!(" of {} ({percent}%)", Size::new(limit).shown()));
+    }
+    if let Some(count) = space.count {
+        text.push_str(&format!(", {} messages", thousands(count)));
+    }
+    if space.alarm_since.is_some() {
+        text = paint.bad(&text);
+    }
+    format!("room     {}: {text}\n", printable_line(&space.what))
+}
+
+/// What retention has removed, if anything.
+fn removed(status: &Status) -> Option<String> {
+    let removed = &status.removed;
+    let mut parts = Vec::new();
+    if removed.outputs > 0 {
+        parts.push(format!("the output of {} runs", thousands(removed.outputs)));
+    }
+    if removed.runs > 0 {
+        let to = removed
+            .runs_to
+            .map_or_else(String::new, |at| format!(" that ended by {}", moment(at)));
+        parts.push(format!("{} whole runs{to}", thousands(removed.runs)));
+    }
+    if parts.is_empty() {
+        return None;
+    }
+    Some(format!("removed  by retention: {}\n", parts.join(", ")))
 }
 
 /// A line for each broker, when there are several.
@@ -170,6 +211,27 @@ mod tests {
             open_runs: 1,
             brokers: Vec::new(),
             time: "2026-11-21T06:00:09Z".parse().expect("time"),
+            space: vec![
+                Space {
+                    what: "runs".into(),
+                    bytes: 3_500 << 20,
+                    limit: Some(4 << 30),
+                    count: Some(120_413),
+                    alarm_since: "2026-11-20T00:00:00Z".parse().ok(),
+                },
+                Space {
+                    what: "store".into(),
+                    bytes: 4_100 << 20,
+                    limit: None,
+                    count: None,
+                    alarm_since: None,
+                },
+            ],
+            removed: muster_protocol::api::Removed {
+                runs: 3,
+                outputs: 1_412,
+                runs_to: "2026-08-20T10:00:00Z".parse().ok(),
+            },
             findings: vec![Finding {
                 what: "web-19 has been down for 4 min".into(),
                 hint: "look at its agent: systemctl status muster-agent".into(),

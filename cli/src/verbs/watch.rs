@@ -14,7 +14,7 @@ use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
 use crate::ui::book::Book;
 use crate::ui::live::Live;
-use crate::ui::report::{Style, body, exit_code, foot, head, text};
+use crate::ui::report::{Onward, Style, body, exit_code, foot, head, text};
 
 /// How a run is shown.
 #[derive(Clone, Copy, Debug)]
@@ -196,7 +196,12 @@ impl Watcher<'_> {
             } else {
                 body(&self.book, style)
             };
-            term.say(&format!("{body}{}", foot(&self.book, style)))?;
+            let onward = if self.look.replay {
+                Onward::Retry
+            } else {
+                Onward::Show
+            };
+            term.say(&format!("{body}{}", foot(&self.book, style, onward)))?;
         }
         Ok(Some(exit_code(*state)))
     }

@@ -114,6 +114,9 @@ pub enum BenchError {
     /// A signal.
     #[error("interrupted")]
     Interrupted,
+    /// Some sizes of the fleet could not be measured.
+    #[error("{0} of the sizes could not be measured; the report says why")]
+    Failed(usize),
     /// With --strict.
     #[error("{0} targets are missed")]
     Missed(usize),
@@ -149,6 +152,9 @@ pub async fn main(args: Args) -> Result<(), BenchError> {
     };
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{}", text.trim_end());
+    if !report.failed.is_empty() {
+        return Err(BenchError::Failed(report.failed.len()));
+    }
     match report.missed() {
         missed if missed > 0 && strict => Err(BenchError::Missed(missed)),
         _ => Ok(()),

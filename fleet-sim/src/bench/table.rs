@@ -23,6 +23,8 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// What each size of the fleet has cost.
     pub sizes: Vec<Size>,
+    /// Sizes that could not be measured, and why.
+    pub failed: Vec<String>,
     /// How the floor grows with the fleet.
     pub floor_exponent: Option<f64>,
     /// How a ping does.
@@ -59,6 +61,9 @@ impl fmt::Display for Report {
         self.growth(f)?;
         writeln!(f)?;
         self.costs(f)?;
+        for failed in &self.failed {
+            writeln!(f, "\nNOT MEASURED: {failed}")?;
+        }
         for note in &self.notes {
             writeln!(f, "\nnote: {note}")?;
         }
@@ -319,6 +324,7 @@ mod tests {
                     step: share,
                 },
             }],
+            failed: vec!["20000 nodes: too many".into()],
             floor_exponent: Some(1.01),
             ping_exponent: Some(1.02),
             step_exponent: None,

@@ -131,9 +131,14 @@ impl Work {
     /// [`BenchError`]; what was started is ended.
     pub fn measure(self) -> Result<Report, BenchError> {
         let agents = self.agents()?;
-        let mut sizes = Vec::new();
+        let (mut sizes, mut failed) = (Vec::new(), Vec::new());
         for nodes in self.plan.sizes.clone() {
-            sizes.push(self.size(nodes)?);
+            match self.size(nodes) {
+                Ok(size) => sizes.push(size),
+                Err(BenchError::Interrupted) => return Err(BenchError::Interrupted),
+                // What was measured before it stands.
+                Err(why) => failed.push(format!("{nodes} nodes: {why}")),
+            }
         }
         let rows = rows(&sizes, &agents, self.plan.agents);
         let fit = |of: fn(&Size) -> f64| {
@@ -150,6 +155,7 @@ impl Work {
             notes: self.plan.notes,
             rows,
             sizes,
+            failed,
             load_after: load(),
         })
     }
@@ -177,7 +183,8 @@ impl Work {
             world.pid(Role::Nats),
             Some(fleet.pid()),
         ];
-        let ping_args = ["ping", "*"];
+        // It ends with the last answer, which is to be in the time.
+        let ping_args = ["ping", "*", "--timeout", "30s"];
         let step_args = ["run", "*", "--yes", "--", "true"];
         let (ping, ping_cost) = repeat(&world, &ping_args, rounds, pids)?;
         let (step, step_cost) = repeat(&world, &step_args, rounds, pids)?;

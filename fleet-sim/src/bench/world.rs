@@ -337,13 +337,14 @@ impl World {
     /// [`BenchError`].
     pub fn muster(&self, args: &[&str]) -> Result<f64, BenchError> {
         let mut command = self.programs.command("muster", self.dir.path());
-        let errors = self.dir.path().join("muster.err");
-        let file = File::create(&errors).map_err(BenchError::Directory)?;
+        let [out, errors] = ["muster.out", "muster.err"].map(|name| self.dir.path().join(name));
+        let file = |path| File::create(path).map_err(BenchError::Directory);
         command
             .args(args)
             .env("MUSTER_URL", &self.url)
             .env("MUSTER_TOKEN", &self.token)
-            .stderr(file);
+            .stdout(file(&out)?)
+            .stderr(file(&errors)?);
         let shown = || format!("muster {}", args.join(" "));
         let begun = Instant::now();
         let mut child = self.started.start("muster", &mut command)?;
@@ -358,7 +359,8 @@ impl World {
         match status {
             Ok(status) if status.success() => Ok(took.as_secs_f64() * 1000.0),
             Ok(status) => {
-                let said = fs::read_to_string(&errors).unwrap_or_default();
+                let read = |path| fs::read_to_string(path).unwrap_or_default();
+                let said = [read(&out), read(&errors)].concat();
                 Err(BenchError::Command {
                     command: shown(),
                     why: format!("{status}: {}", last_line(&said)),

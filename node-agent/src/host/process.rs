@@ -13,12 +13,13 @@ use futures_util::future::BoxFuture;
 use muster_protocol::run::Stream;
 use muster_protocol::wire::MAX_CHUNK;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::Cgroup;
 use super::proc::Process;
-use super::spawn::{Program, spawn};
+use super::spawn::{Child, Program, spawn};
 use super::tree::{Ended, Tree};
 
 /// How long a background child that holds the output open is listened to
@@ -119,13 +120,15 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
         cgroup: None,
         marks: spec.marks.clone(),
     };
+    let mut joining = None;
     if let Some(process) = child.id().and_then(Process::read) {
         tree.root = Some((process.pid, process.started));
         process.unprotect();
-        if let Some(cgroup) = &spec.cgroup
-            && cgroup.add(process.pid).is_ok()
-        {
+        if let Some(cgroup) = spec.cgroup.clone() {
             tree.cgroup = Some(cgroup.clone());
+            // The kernel may take ten milliseconds for it, which neither the
+            // agent nor a quick command has to wait for.
+            joining = Some(spawn_blocking(move || cgroup.add(process.pid)));
         }
         sink.started(&process, tree.cgroup.as_ref().map(Cgroup::path))
             .await;
@@ -135,7 +138,7 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
     let mut why = Why::Exited;
     let mut status = None;
     let mut took = None;
-    let mut ending: Option<tokio::task::JoinHandle<Ended>> = None;
+    let mut ending: Option<JoinHandle<Ended>> = None;
     let mut drain_until = None;
     loop {
         let killing = ending.is_some();
@@ -184,10 +187,7 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
     while let Some((stream, data)) = pipes.take() {
         sink.output(stream, data).await;
     }
-    if let Some(cgroup) = &spec.cgroup {
-        // Stays while a daemon that the command left lives in it.
-        cgroup.remove();
-    }
+    leave(child, joining, spec.cgroup.clone());
     Ok(End {
         why,
         status,
@@ -197,9 +197,30 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
     })
 }
 
-fn end(tree: &Tree, grace: Duration) -> tokio::task::JoinHandle<Ended> {
+/// Collects what has ended, and removes its control group. Not before the
+/// process is in it: until it is collected, nobody else has its id.
+fn leave(child: Child, joining: Option<JoinHandle<io::Result<()>>>, cgroup: Option<Cgroup>) {
+    let go = move || {
+        drop(child);
+        if let Some(cgroup) = cgroup {
+            // Stays while a daemon that the command left lives in it.
+            cgroup.remove();
+        }
+    };
+    match joining {
+        Some(joining) if !joining.is_finished() => {
+            tokio::spawn(async move {
+                let _ = joining.await;
+                go();
+            });
+        }
+        _ => go(),
+    }
+}
+
+fn end(tree: &Tree, grace: Duration) -> JoinHandle<Ended> {
     let tree = tree.clone();
-    tokio::task::spawn_blocking(move || tree.end(grace))
+    spawn_blocking(move || tree.end(grace))
 }
 
 type Reader = Box<dyn AsyncRead + Send + Unpin>;

@@ -19,7 +19,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::Access;
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions, waitid, waitpid};
 use tokio::net::unix::pipe::Receiver;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -53,7 +53,8 @@ impl Child {
         alive.then(|| self.pid.as_raw_nonzero().get().unsigned_abs())
     }
 
-    /// Returns when it has ended. May be asked again.
+    /// Returns when it has ended. May be asked again. Until this is dropped
+    /// it is not collected, so that its id is nobody else's.
     ///
     /// # Errors
     /// What the system says; its end cannot be seen then.
@@ -62,7 +63,7 @@ impl Child {
             if let Some(status) = self.status {
                 return Ok(status);
             }
-            self.status = reap(self.pid, WaitOptions::NOHANG)?;
+            self.status = look(self.pid)?;
             if self.status.is_none() && self.ended.recv().await.is_none() {
                 return Err(io::Error::other("the runtime ends"));
             }
@@ -73,19 +74,38 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         // Whoever does not wait for it must not leave it uncollected.
-        if self.status.is_none() && matches!(reap(self.pid, WaitOptions::NOHANG), Ok(None)) {
+        if let Ok(false) = reap(self.pid, WaitOptions::NOHANG) {
             let pid = self.pid;
             std::thread::spawn(move || reap(pid, WaitOptions::empty()));
         }
     }
 }
 
-fn reap(pid: Pid, options: WaitOptions) -> io::Result<Option<ExitStatus>> {
+/// Whether it has ended, and how; it stays uncollected.
+fn look(pid: Pid) -> io::Result<Option<ExitStatus>> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let ended = uninterrupted(|| waitid(WaitId::Pid(pid), options))?;
+    Ok(ended.map(|ended| {
+        // As `wait` would have it.
+        let raw = match (ended.exit_status(), ended.terminating_signal()) {
+            (Some(code), _) => (code & 0xff) << 8,
+            (None, Some(signal)) if ended.dumped() => signal | 0x80,
+            (None, signal) => signal.unwrap_or_default(),
+        };
+        ExitStatus::from_raw(raw)
+    }))
+}
+
+/// Whether it was collected.
+fn reap(pid: Pid, options: WaitOptions) -> io::Result<bool> {
+    Ok(uninterrupted(|| waitpid(Some(pid), options))?.is_some())
+}
+
+fn uninterrupted<T>(mut ask: impl FnMut() -> Result<T, rustix::io::Errno>) -> io::Result<T> {
     loop {
-        match waitpid(Some(pid), options) {
-            Ok(ended) => return Ok(ended.map(|(_, s)| ExitStatus::from_raw(s.as_raw()))),
+        match ask() {
             Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
+            done => return Ok(done?),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The SQL.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use muster_protocol::text::printable_line;
 use muster_protocol::units::Timestamp;
 use muster_protocol::wire::{InlineChunk, OutcomeReport};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension as _, Row, Transaction, TransactionBehavior, params,
+};
 
 use super::{Chunk, Counts, Entry, JournalError, ProcessNote, StartNote, Unfinished};
 
@@ -40,14 +43,24 @@ PRAGMA user_version = 1;
 /// A larger journal is not read through at the start: it takes too long.
 const MAX_CHECKED: u64 = 64 << 20;
 
-/// The two connections. See the module's text.
+/// The connection, with what is known of the file. See the module's text.
 pub struct Db {
-    pub(super) durable: Connection,
-    pub(super) quick: Connection,
+    connection: Connection,
+    /// How it commits now.
+    commits: Cell<Commits>,
     /// Bytes of requests that are kept.
-    pub(super) kept_bytes: u64,
+    pub(super) kept_bytes: Cell<u64>,
     /// The broker key whose list was kept last.
-    pub(super) listed: Option<KeyId>,
+    pub(super) listed: Cell<Option<KeyId>>,
+}
+
+/// What a commit waits for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Commits {
+    /// The disk has it, and everything before it.
+    Durably,
+    /// The kernel has it: it outlives the agent, not the machine.
+    Quickly,
 }
 
 pub(super) fn millis(at: Timestamp) -> i64 {
@@ -69,13 +82,13 @@ pub(super) fn key(request: &RequestId) -> (&[u8], u32) {
     (request.run.as_bytes().as_slice(), request.step)
 }
 
-fn connect(path: &Path, synchronous: &str) -> Result<Connection, rusqlite::Error> {
+fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
     let connection = Connection::open(path)?;
     // A local run writes too, but never for long; and what cannot be written
     // must be declined while the broker still waits for the answer.
     connection.busy_timeout(Duration::from_secs(2))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", synchronous)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
     // An idle agent holds little: 256 KiB of pages, and a log that is folded
     // back at 1 MiB.
     connection.pragma_update(None, "cache_size", -256)?;
@@ -106,35 +119,35 @@ impl Db {
             .open(path)
             .map_err(|e| fail(e.to_string()))?;
         let open = || -> Result<Self, rusqlite::Error> {
-            let durable = Connection::open(path)?;
+            let fresh = Connection::open(path)?;
             // Only takes effect on an empty file.
-            durable.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-            drop(durable);
-            let durable = connect(path, "FULL")?;
-            let version: u32 = durable.pragma_query_value(None, "user_version", |r| r.get(0))?;
+            fresh.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+            drop(fresh);
+            let connection = connect(path)?;
+            let version: u32 = connection.pragma_query_value(None, "user_version", |r| r.get(0))?;
             if version > super::FORMAT {
                 return Err(rusqlite::Error::InvalidPath(path.to_owned()));
             }
-            durable.execute_batch(SCHEMA)?;
+            connection.execute_batch(SCHEMA)?;
             // What was executed must be known: a damaged journal is found
             // now, not by a request that is done twice.
             if std::fs::metadata(path).is_ok_and(|m| m.len() <= MAX_CHECKED) {
                 let found: String =
-                    durable.pragma_query_value(None, "quick_check", |r| r.get(0))?;
+                    connection.pragma_query_value(None, "quick_check", |r| r.get(0))?;
                 if found != "ok" {
                     return Err(rusqlite::Error::InvalidColumnName(found));
                 }
             }
-            durable.execute_batch(super::local::SCHEMA)?;
-            durable.execute_batch(super::requests::SCHEMA)?;
+            connection.execute_batch(super::local::SCHEMA)?;
+            connection.execute_batch(super::requests::SCHEMA)?;
             Ok(Self {
-                durable,
-                quick: connect(path, "NORMAL")?,
-                kept_bytes: 0,
-                listed: None,
+                connection,
+                commits: Cell::new(Commits::Durably),
+                kept_bytes: Cell::default(),
+                listed: Cell::default(),
             })
         };
-        let mut db = open().map_err(|e| match e {
+        let db = open().map_err(|e| match e {
             rusqlite::Error::InvalidPath(_) => fail("a newer agent has written it".into()),
             rusqlite::Error::InvalidColumnName(found) => {
                 fail(format!("it is damaged ({})", printable_line(&found)))
@@ -160,9 +173,57 @@ impl Db {
         counts(&connection)
     }
 
+    /// To read.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// To write what is on the disk when the commit returns.
+    pub(super) fn durable(&self) -> Result<&Connection, rusqlite::Error> {
+        self.committing(Commits::Durably)
+    }
+
+    /// To write what need not be: it is on the disk with the next durable
+    /// commit, and lost only with the machine.
+    pub(super) fn quick(&self) -> Result<&Connection, rusqlite::Error> {
+        self.committing(Commits::Quickly)
+    }
+
+    /// One connection for both: with two, each write of one makes the other
+    /// read its pages anew.
+    fn committing(&self, how: Commits) -> Result<&Connection, rusqlite::Error> {
+        // Within a transaction it stays as its beginner wants it.
+        if self.commits.get() != how && self.connection.is_autocommit() {
+            let synchronous = match how {
+                Commits::Durably => "FULL",
+                Commits::Quickly => "NORMAL",
+            };
+            self.connection
+                .pragma_update(None, "synchronous", synchronous)?;
+            self.commits.set(how);
+        }
+        Ok(&self.connection)
+    }
+
+    /// One that is on the disk when its commit returns.
+    pub(super) fn transaction(&self) -> Result<Transaction<'_>, rusqlite::Error> {
+        Transaction::new_unchecked(self.durable()?, TransactionBehavior::Immediate)
+    }
+
+    /// Everything or nothing, on the disk when it returns.
+    pub(super) fn all<T>(
+        &self,
+        work: impl FnOnce() -> Result<T, JournalError>,
+    ) -> Result<T, JournalError> {
+        let transaction = self.transaction()?;
+        let done = work()?;
+        transaction.commit()?;
+        Ok(done)
+    }
+
     pub(super) fn look(&self, request: RequestId) -> Result<Option<Entry>, JournalError> {
         let mut statement = self
-            .durable
+            .connection()
             .prepare_cached("SELECT state FROM step WHERE run = ?1 AND step = ?2")?;
         let state: Option<String> = statement
             .query_row(key(&request), |r| r.get(0))
@@ -178,7 +239,7 @@ impl Db {
 
     pub(super) fn queue(&self, request: RequestId, now: Timestamp) -> Result<(), JournalError> {
         let (run, step) = key(&request);
-        self.durable
+        self.durable()?
             .prepare_cached(
                 "INSERT INTO step (run, step, state, received) VALUES (?1, ?2, 'queued', ?3)",
             )?
@@ -194,7 +255,7 @@ impl Db {
     ) -> Result<(), JournalError> {
         let (run, step) = key(&request);
         let rows = self
-            .durable
+            .durable()?
             .prepare_cached(
                 "INSERT INTO step (run, step, state, received, started, timeout_ms, instance, boot_id)
                  VALUES (?1, ?2, 'started', ?3, ?3, ?4, ?5, ?6)
@@ -223,7 +284,7 @@ impl Db {
         note: &ProcessNote,
     ) -> Result<(), JournalError> {
         let (run, step) = key(&request);
-        self.quick
+        self.quick()?
             .prepare_cached(
                 "UPDATE step SET pid = ?3, pid_started = ?4, cgroup = ?5 WHERE run = ?1 AND step = ?2",
             )?
@@ -240,7 +301,7 @@ impl Db {
     pub(super) fn output(&self, request: RequestId, chunk: &Chunk) -> Result<(), JournalError> {
         let (run, step) = key(&request);
         let stream = i64::from(chunk.stream == Stream::Stderr);
-        self.quick
+        self.quick()?
             .prepare_cached("INSERT OR REPLACE INTO output VALUES (?1, ?2, ?3, ?4, ?5)")?
             .execute(params![run, step, chunk.number, stream, &chunk.data[..]])?;
         Ok(())
@@ -253,10 +314,11 @@ impl Db {
         chunks: u32,
         inline: bool,
         now: Timestamp,
-    ) -> Result<(), JournalError> {
+    ) -> Result<bool, JournalError> {
         let (run, step) = key(&request);
         let result = serde_json::to_string(result).map_err(|e| JournalError::Row(e.to_string()))?;
-        self.durable
+        let rows = self
+            .durable()?
             .prepare_cached(
                 "INSERT INTO step (run, step, state, received, finished, result, chunks, inline)
                  VALUES (?1, ?2, 'finished', ?3, ?3, ?4, ?5, ?6)
@@ -265,11 +327,11 @@ impl Db {
                  WHERE state <> 'finished'",
             )?
             .execute(params![run, step, millis(now), result, chunks, inline])?;
-        Ok(())
+        Ok(rows == 1)
     }
 
     pub(super) fn drop_output(&self, request: RequestId) -> Result<(), JournalError> {
-        self.durable
+        self.durable()?
             .prepare_cached("DELETE FROM output WHERE run = ?1 AND step = ?2")?
             .execute(key(&request))?;
         Ok(())
@@ -281,7 +343,7 @@ impl Db {
     }
 
     pub(super) fn unfinished_where(&self, which: &str) -> Result<Vec<Unfinished>, JournalError> {
-        let mut statement = self.durable.prepare_cached(&format!(
+        let mut statement = self.connection().prepare_cached(&format!(
             "SELECT run, step, state, timeout_ms, instance, boot_id, pid, pid_started, cgroup
              FROM step WHERE state <> 'finished' AND acknowledged IS NULL AND {which}
              ORDER BY received",
@@ -321,7 +383,7 @@ impl Db {
     }
 
     pub(super) fn unacknowledged(&self, limit: u32) -> Result<Vec<RequestId>, JournalError> {
-        let mut statement = self.durable.prepare_cached(
+        let mut statement = self.connection().prepare_cached(
             "SELECT run, step FROM step WHERE acknowledged IS NULL AND state = 'finished'
              AND run NOT IN (SELECT run FROM local) ORDER BY received LIMIT ?1",
         )?;
@@ -335,7 +397,7 @@ impl Db {
 
     pub(super) fn report(&self, request: RequestId) -> Result<Option<OutcomeReport>, JournalError> {
         let row: Option<(String, u32, bool)> = self
-            .durable
+            .connection()
             .prepare_cached(
                 "SELECT result, chunks, inline FROM step
                  WHERE run = ?1 AND step = ?2 AND state = 'finished'",
@@ -374,7 +436,7 @@ impl Db {
     ) -> Result<Option<Chunk>, JournalError> {
         let (run, step) = key(&request);
         let row: Option<(bool, Vec<u8>)> = self
-            .durable
+            .connection()
             .prepare_cached(
                 "SELECT stream, data FROM output WHERE run = ?1 AND step = ?2 AND chunk = ?3",
             )?
@@ -392,13 +454,13 @@ impl Db {
     }
 
     pub(super) fn acknowledged(
-        &mut self,
+        &self,
         noted: &[(RequestId, Timestamp)],
     ) -> Result<(), JournalError> {
         if noted.is_empty() {
             return Ok(());
         }
-        let all = self.quick.transaction()?;
+        let all = self.quick()?.unchecked_transaction()?;
         for (request, now) in noted {
             let (run, step) = key(request);
             all.prepare_cached(
@@ -413,21 +475,21 @@ impl Db {
 
     pub(super) fn meta(&self, name: &str) -> Result<Option<String>, JournalError> {
         Ok(self
-            .durable
+            .connection()
             .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
             .query_row([name], |r| r.get(0))
             .optional()?)
     }
 
     pub(super) fn set_meta(&self, name: &str, value: &str) -> Result<(), JournalError> {
-        self.durable
+        self.durable()?
             .prepare_cached("INSERT OR REPLACE INTO meta VALUES (?1, ?2)")?
             .execute([name, value])?;
         Ok(())
     }
 
     pub(super) fn counts(&self) -> Result<Counts, JournalError> {
-        counts(&self.durable)
+        counts(&self.connection)
     }
 }
 

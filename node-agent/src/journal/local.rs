@@ -85,7 +85,7 @@ impl Journal {
 
 impl Db {
     fn begin_local(
-        &mut self,
+        &self,
         run: RunId,
         note: &LocalNote,
         start: &StartNote,
@@ -94,9 +94,7 @@ impl Db {
         let note = serde_json::to_string(note).map_err(|e| JournalError::Row(e.to_string()))?;
         // Both or none: a step without its note would be taken for one that
         // the broker had asked for.
-        let tx = self
-            .durable
-            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let tx = self.transaction()?;
         tx.execute(
             "INSERT INTO local (run, note) VALUES (?1, ?2)",
             params![run.as_bytes().as_slice(), note],
@@ -120,7 +118,7 @@ impl Db {
     }
 
     fn local_unreported(&self, limit: u32) -> Result<Vec<RunId>, JournalError> {
-        let mut statement = self.durable.prepare_cached(
+        let mut statement = self.connection().prepare_cached(
             "SELECT run FROM step WHERE acknowledged IS NULL AND state = 'finished'
              AND run IN (SELECT run FROM local) ORDER BY received LIMIT ?1",
         )?;
@@ -138,7 +136,7 @@ impl Db {
 
     fn local_report(&self, run: RunId) -> Result<Option<LocalReport>, JournalError> {
         let row: Option<(String, String, u32)> = self
-            .durable
+            .connection()
             .prepare_cached(
                 "SELECT local.note, step.result, step.chunks FROM step JOIN local USING (run)
                  WHERE step.run = ?1 AND step.step = 0 AND step.state = 'finished'",

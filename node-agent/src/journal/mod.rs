@@ -1,9 +1,9 @@
 //! The node's own journal: what it was asked, began, and how it ended.
 //!
-//! SQLite with write-ahead log. Two connections: one syncs at every commit
-//! (`started` before the first effect, `finished` before the report), one
-//! does not (output while it comes; the sync of `finished` covers it, because
-//! both write the same log).
+//! SQLite with write-ahead log. Some commits wait for the disk (`started`
+//! before the first effect, `finished` before the report), others do not
+//! (output while it comes; the sync of `finished` covers it, because all of
+//! it is in the same log).
 //!
 //! The agent is not its only writer: `muster-agent local run` is a process of
 //! its own. Each write is one transaction that waits for its turn.
@@ -169,17 +169,17 @@ impl Journal {
 
     async fn with<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Db) -> Result<T, JournalError> + Send + 'static,
+        work: impl FnOnce(&Db) -> Result<T, JournalError> + Send + 'static,
     ) -> Result<T, JournalError> {
         let (db, noted) = (self.db.clone(), self.noted.clone());
         let done = tokio::task::spawn_blocking(move || {
-            let mut db = db.lock().unwrap_or_else(PoisonError::into_inner);
+            let db = db.lock().unwrap_or_else(PoisonError::into_inner);
             let noted = std::mem::take(&mut *lock(&noted));
             // It only means one more report of what the broker has.
             if let Err(e) = db.acknowledged(&noted) {
                 tracing::debug!("acknowledgements cannot be noted: {e}");
             }
-            work(&mut db)
+            work(&db)
         });
         done.await
             .unwrap_or_else(|e| Err(JournalError::Sql(format!("its thread ended: {e}"))))
@@ -189,10 +189,10 @@ impl Journal {
     /// mostly, and two changes of the thread cost more than that.
     async fn read<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Db) -> Result<T, JournalError> + Send + 'static,
+        work: impl FnOnce(&Db) -> Result<T, JournalError> + Send + 'static,
     ) -> Result<T, JournalError> {
-        if let Ok(mut db) = self.db.try_lock() {
-            return work(&mut db);
+        if let Ok(db) = self.db.try_lock() {
+            return work(&db);
         }
         self.with(work).await
     }
@@ -213,8 +213,9 @@ impl Journal {
     pub async fn queue(&self, request: RequestId, kept: Kept) -> Result<(), JournalError> {
         let position = self.position.clone();
         self.with(move |db| {
-            db.keep(request, &kept, &position)?;
-            db.queue(request, Timestamp::now())
+            db.with_request(request, &kept, &position, || {
+                db.queue(request, Timestamp::now())
+            })
         })
         .await
     }
@@ -232,8 +233,9 @@ impl Journal {
     ) -> Result<(), JournalError> {
         let position = self.position.clone();
         self.with(move |db| {
-            db.keep(request, &kept, &position)?;
-            db.start(request, &note, Timestamp::now())
+            db.with_request(request, &kept, &position, || {
+                db.start(request, &note, Timestamp::now())
+            })
         })
         .await
     }
@@ -256,7 +258,7 @@ impl Journal {
 
     /// Notes how a step ended. Durable when it returns. For a request that
     /// the journal does not know yet (a tombstone, a refusal) it makes the
-    /// row; one that ended already stays as it is.
+    /// row; one that ended already stays as it is, and the answer is `false`.
     ///
     /// # Errors
     /// [`JournalError`].
@@ -266,7 +268,7 @@ impl Journal {
         result: NodeResult,
         chunks: u32,
         inline: bool,
-    ) -> Result<(), JournalError> {
+    ) -> Result<bool, JournalError> {
         self.with(move |db| db.finish(request, &result, chunks, inline, Timestamp::now()))
             .await
     }

@@ -22,20 +22,14 @@ pub struct Pruned {
 }
 
 impl Db {
-    pub(super) fn prune(
-        &mut self,
-        keep: &Retention,
-        now: Timestamp,
-    ) -> Result<Pruned, JournalError> {
+    pub(super) fn prune(&self, keep: &Retention, now: Timestamp) -> Result<Pruned, JournalError> {
         let now = millis(now);
         let ago = |span: muster_protocol::units::Span| {
             let ms = i64::try_from(span.get().as_millis()).unwrap_or(i64::MAX);
             now.saturating_sub(ms.max(NEVER_BEFORE_MS))
         };
         let mut pruned = Pruned::default();
-        let tx = self
-            .durable
-            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let tx = self.transaction()?;
         pruned.outcomes +=
             tx.execute("DELETE FROM step WHERE acknowledged < ?1", [ago(keep.keep)])?;
         pruned.outcomes += tx.execute(
@@ -117,11 +111,11 @@ impl Db {
         }
         tx.commit()?;
         if pruned.outcomes > 0 {
-            self.listed = None;
+            self.listed.set(None);
             self.count_kept()?;
         }
         if pruned != Pruned::default() {
-            self.durable
+            self.durable()?
                 .execute_batch("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")?;
         }
         Ok(pruned)

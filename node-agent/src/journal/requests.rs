@@ -8,7 +8,7 @@
 //! The rows' numbers only ever rise, also over starts of the agent. They are
 //! the journal's position: one that says less than before is an older copy.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use muster_protocol::envelope::Sealed;
 use muster_protocol::ids::{InstanceId, RequestId, RunId};
@@ -124,10 +124,8 @@ impl Journal {
 }
 
 impl Db {
-    fn begin(&mut self) -> Result<u64, JournalError> {
-        let tx = self
-            .durable
-            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    fn begin(&self) -> Result<u64, JournalError> {
+        let tx = self.transaction()?;
         // A number is used up, and nothing is left of it.
         tx.execute(
             "INSERT INTO request (run, step, key, signature, payload) VALUES (x'', 0, '', '', x'')",
@@ -139,42 +137,62 @@ impl Db {
         Ok(u64::try_from(position).unwrap_or_default())
     }
 
-    pub(super) fn keep(
-        &mut self,
+    /// Writes something down together with the request that it follows from.
+    pub(super) fn with_request(
+        &self,
         request: RequestId,
         kept: &Kept,
-        position: &std::sync::atomic::AtomicU64,
+        position: &AtomicU64,
+        write: impl FnOnce() -> Result<(), JournalError>,
+    ) -> Result<(), JournalError> {
+        let done = self.all(|| {
+            self.keep(request, kept, position)?;
+            write()
+        });
+        if done.is_err() {
+            // The list has gone with the rest.
+            self.listed.set(None);
+        }
+        done
+    }
+
+    pub(super) fn keep(
+        &self,
+        request: RequestId,
+        kept: &Kept,
+        position: &AtomicU64,
     ) -> Result<(), JournalError> {
         let sealed = &kept.request;
         let bytes = sealed.bytes.len() as u64;
-        while self.kept_bytes + bytes > MOST_BYTES {
+        while self.kept_bytes.get() + bytes > MOST_BYTES {
             let oldest: Option<(i64, i64)> = self
-                .quick
+                .quick()?
                 .prepare_cached("SELECT seq, length(payload) FROM request ORDER BY seq LIMIT 1")?
                 .query_row([], |r| Ok((r.get(0)?, r.get(1)?)))
                 .optional()?;
             let Some((seq, size)) = oldest else {
-                self.kept_bytes = 0;
+                self.kept_bytes.set(0);
                 break;
             };
-            self.quick
+            self.quick()?
                 .prepare_cached("DELETE FROM request WHERE seq = ?1")?
                 .execute([seq])?;
             let size = u64::try_from(size).unwrap_or_default();
-            self.kept_bytes = self.kept_bytes.saturating_sub(size);
+            self.kept_bytes
+                .set(self.kept_bytes.get().saturating_sub(size));
         }
         let signer = sealed.key.to_string();
-        if self.listed != Some(sealed.key) {
+        if self.listed.get() != Some(sealed.key) {
             let list =
                 serde_json::to_string(&kept.list).map_err(|e| JournalError::Row(e.to_string()))?;
-            self.quick
+            self.quick()?
                 .prepare_cached("INSERT OR REPLACE INTO broker_key VALUES (?1, ?2)")?
                 .execute(params![signer, list])?;
-            self.listed = Some(sealed.key);
+            self.listed.set(Some(sealed.key));
         }
         let (run, step) = key(&request);
         let rows = self
-            .quick
+            .quick()?
             .prepare_cached(
                 "INSERT OR IGNORE INTO request (run, step, key, signature, payload)
                  VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -187,8 +205,8 @@ impl Db {
                 &sealed.bytes[..]
             ])?;
         if rows == 1 {
-            self.kept_bytes += bytes;
-            let seq = u64::try_from(self.quick.last_insert_rowid()).unwrap_or_default();
+            self.kept_bytes.set(self.kept_bytes.get() + bytes);
+            let seq = u64::try_from(self.connection().last_insert_rowid()).unwrap_or_default();
             position.fetch_max(seq, Ordering::Relaxed);
         }
         Ok(())
@@ -196,7 +214,7 @@ impl Db {
 
     fn request(&self, request: RequestId) -> Result<Option<Sealed>, JournalError> {
         let row: Option<(Vec<u8>, String, String)> = self
-            .durable
+            .connection()
             .prepare_cached(
                 "SELECT payload, key, signature FROM request WHERE run = ?1 AND step = ?2",
             )?
@@ -215,7 +233,7 @@ impl Db {
 
     fn list_with(&self, key: KeyId) -> Result<Option<SignedText>, JournalError> {
         let text: Option<String> = self
-            .durable
+            .connection()
             .prepare_cached("SELECT list FROM broker_key WHERE key = ?1")?
             .query_row([key.to_string()], |r| r.get(0))
             .optional()?;
@@ -223,21 +241,22 @@ impl Db {
             .transpose()
     }
 
-    fn drop_request(&mut self, request: RequestId) -> Result<(), JournalError> {
-        self.durable
+    fn drop_request(&self, request: RequestId) -> Result<(), JournalError> {
+        self.durable()?
             .prepare_cached("DELETE FROM request WHERE run = ?1 AND step = ?2")?
             .execute(key(&request))?;
         self.count_kept()
     }
 
     /// Counts what is kept, after some of it went.
-    pub(super) fn count_kept(&mut self) -> Result<(), JournalError> {
-        let bytes: i64 = self.durable.query_row(
+    pub(super) fn count_kept(&self) -> Result<(), JournalError> {
+        let bytes: i64 = self.connection().query_row(
             "SELECT coalesce(sum(length(payload)), 0) FROM request",
             [],
             |r| r.get(0),
         )?;
-        self.kept_bytes = u64::try_from(bytes).unwrap_or_default();
+        self.kept_bytes
+            .set(u64::try_from(bytes).unwrap_or_default());
         Ok(())
     }
 
@@ -246,7 +265,7 @@ impl Db {
     fn newest_acknowledged(&self) -> Result<Vec<Acknowledged>, JournalError> {
         let mut found: Vec<Acknowledged> = Vec::new();
         for order in ["received", "acknowledged"] {
-            let mut statement = self.durable.prepare_cached(&format!(
+            let mut statement = self.connection().prepare_cached(&format!(
                 "SELECT s.run, s.step, s.received FROM step s
                  JOIN request r ON r.run = s.run AND r.step = s.step
                  WHERE s.acknowledged IS NOT NULL ORDER BY s.{order} DESC LIMIT {MARKS_EACH}"
@@ -262,10 +281,8 @@ impl Db {
         Ok(found)
     }
 
-    fn recall(&mut self, since: Timestamp, id: InstanceId) -> Result<usize, JournalError> {
-        let tx = self
-            .durable
-            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    fn recall(&self, since: Timestamp, id: InstanceId) -> Result<usize, JournalError> {
+        let tx = self.transaction()?;
         let done: Option<String> = tx
             .query_row("SELECT value FROM meta WHERE key = 'recalled'", [], |r| {
                 r.get(0)

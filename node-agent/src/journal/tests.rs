@@ -118,7 +118,7 @@ fn output_is_kept_for_those_who_missed_it() {
 
 #[test]
 fn it_forgets_acknowledged_before_unacknowledged_and_nothing_young() {
-    let (_dir, mut db) = journal();
+    let (_dir, db) = journal();
     let big: &'static [u8] = &[b'x'; 1000];
     for n in 1..=4 {
         db.start(id(n), &note(), at(i64::from(n))).expect("started");
@@ -305,7 +305,7 @@ fn a_journal_of_an_earlier_agent_is_taken_over_and_can_be_given_back() {
     )
     .expect("made");
     drop(old);
-    let mut db = Db::open(&path).expect("taken over");
+    let db = Db::open(&path).expect("taken over");
     assert!(db.report(id(1)).expect("reads").is_some());
     let position = std::sync::atomic::AtomicU64::new(0);
     db.keep(id(2), &sealed(2, 10), &position).expect("kept");

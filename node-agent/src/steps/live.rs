@@ -18,7 +18,18 @@ use crate::host::proc::Process;
 use crate::host::process::Sink;
 use crate::journal::{Chunk, Journal, ProcessNote};
 
-/// The output of one step.
+/// What there is of a step's output in the journal.
+#[derive(Clone, Default)]
+pub(super) struct Output {
+    /// How many chunks.
+    pub(super) chunks: u32,
+    /// All of them, when they travel inside the outcome.
+    pub(super) inline: Vec<Chunk>,
+    /// Some could not be kept.
+    pub(super) lost: bool,
+}
+
+/// The output of one step, while it runs.
 #[derive(Clone)]
 pub(super) struct Live {
     request: RequestId,
@@ -59,13 +70,15 @@ impl Live {
         }
     }
 
-    /// No more output: how many chunks there are, whether all of them travel
-    /// inside the outcome, whether some were lost.
-    pub(super) async fn close(&self) -> (u32, bool, bool) {
+    /// No more output.
+    pub(super) async fn close(&self) -> Output {
         let mut state = self.state.lock().await;
         state.closed = true;
-        let inline = !state.live && state.next > 0;
-        (state.next, inline, state.lost)
+        Output {
+            chunks: state.next,
+            inline: std::mem::take(&mut state.held),
+            lost: state.lost,
+        }
     }
 
     async fn release(&self, state: &mut State) {

@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use muster_protocol::envelope::{Call, MAX_SKEW, Request, Sealed};
 use muster_protocol::ids::{InstanceId, RequestId};
-use muster_protocol::run::{NodeResult, Outcome};
+use muster_protocol::run::{Data, NodeResult, Outcome};
 use muster_protocol::subject::NodeSays;
 use muster_protocol::text::printable;
 use muster_protocol::units::{Timestamp, after};
-use muster_protocol::wire::{Accepted, OutcomeReport};
+use muster_protocol::wire::{Accepted, InlineChunk, OutcomeReport};
 use serde_json::Value;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -29,11 +29,11 @@ use crate::bus::Bus;
 use crate::config::Limits;
 use crate::executor::{Executor, Step};
 use crate::identity::Identity;
-use crate::journal::{Entry, Journal, Kept, StartNote};
+use crate::journal::{Chunk, Entry, Journal, Kept, StartNote};
 use crate::pace::Backoff;
 use crate::report::Reporter;
 use crate::view::NodeView;
-use live::Live;
+use live::{Live, Output};
 
 /// A step that takes longer is acknowledged; a quicker one only says its
 /// outcome.
@@ -188,7 +188,11 @@ impl Steps {
         if let Err(reason) = judged {
             inner.keep(id, kept).await;
             inner
-                .end(id, inner.result(Outcome::Declined, reason), 0, false)
+                .end(
+                    id,
+                    inner.result(Outcome::Declined, reason),
+                    Output::default(),
+                )
                 .await;
             return;
         }
@@ -224,7 +228,11 @@ impl Steps {
         if !inner.answer_again(id).await {
             inner.keep(id, inner.kept(sealed)).await;
             inner
-                .end(id, inner.result(Outcome::Declined, reason), 0, false)
+                .end(
+                    id,
+                    inner.result(Outcome::Declined, reason),
+                    Output::default(),
+                )
                 .await;
         }
     }
@@ -250,7 +258,7 @@ impl Steps {
         };
         if !inner.answer_again(id).await {
             let result = inner.result(Outcome::Cancelled, "cancelled before it started");
-            inner.end(id, result, 0, false).await;
+            inner.end(id, result, Output::default()).await;
         }
     }
 
@@ -449,8 +457,8 @@ impl Inner {
             .await;
         acknowledge.abort();
         if let Some(mut result) = result {
-            let (chunks, inline, lost) = live.close().await;
-            result.truncated |= lost;
+            let output = live.close().await;
+            result.truncated |= output.lost;
             if let (Outcome::Cancelled, Some(why)) = (result.outcome, active.why.get()) {
                 result.reason = Some(match result.reason.take() {
                     Some(reason) if *why != "cancelled" => format!("{why}; {reason}"),
@@ -459,7 +467,7 @@ impl Inner {
                 });
             }
             info!(outcome = %result.outcome, exit = result.exit, ms = result.ms, "step ended");
-            self.end(id, result, chunks, inline).await;
+            self.end(id, result, output).await;
         }
     }
 
@@ -556,44 +564,50 @@ impl Inner {
 
     /// Writes an outcome down and has it reported. A full disk is waited
     /// out where something was executed: its outcome must not be lost.
-    async fn end(&self, id: RequestId, result: NodeResult, chunks: u32, inline: bool) {
+    async fn end(&self, id: RequestId, mut result: NodeResult, mut output: Output) {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
         let executed = result.ms.is_some();
         self.output
             .fetch_add(result.output_bytes, Ordering::Relaxed);
-        let (mut result, mut chunks, mut inline) = (result, chunks, inline);
         self.place("agent.finish.before", id).await;
         loop {
-            match self
-                .parts
-                .journal
-                .finish(id, result.clone(), chunks, inline)
-                .await
-            {
-                Ok(()) => {
-                    self.place("agent.finish.after", id).await;
-                    return self.parts.reporter.wake();
-                }
-                Err(e) => {
-                    error!(run = %id.run, step = id.step, "the outcome cannot be journaled: {e}");
-                    let report = OutcomeReport {
-                        request: id,
-                        result: result.clone(),
-                        chunks: 0,
-                        inline: Vec::new(),
-                    };
-                    if !executed {
-                        return self.parts.reporter.volatile(report);
-                    }
-                    // Room for the outcome is worth more than output.
-                    if chunks > 0 && self.parts.journal.drop_output(id).await.is_ok() {
-                        result.truncated = true;
-                        result.output_bytes = 0;
-                        (chunks, inline) = (0, false);
-                    }
-                }
+            let (chunks, inline) = (output.chunks, !output.inline.is_empty());
+            let journal = &self.parts.journal;
+            let e = match journal.finish(id, result.clone(), chunks, inline).await {
+                Ok(true) => break,
+                // It has another end, which counts.
+                Ok(false) => return self.parts.reporter.wake(),
+                Err(e) => e,
+            };
+            error!(run = %id.run, step = id.step, "the outcome cannot be journaled: {e}");
+            if !executed {
+                output = Output::default();
+                return self.parts.reporter.volatile(report(id, result, output));
+            }
+            // Room for the outcome is worth more than output.
+            if chunks > 0 && journal.drop_output(id).await.is_ok() {
+                result.truncated = true;
+                result.output_bytes = 0;
+                output = Output::default();
             }
             tokio::time::sleep(backoff.wait()).await;
         }
+        self.place("agent.finish.after", id).await;
+        self.parts.reporter.fresh(report(id, result, output));
+    }
+}
+
+/// As the journal would give it.
+fn report(request: RequestId, result: NodeResult, output: Output) -> OutcomeReport {
+    let inline = |chunk: Chunk| InlineChunk {
+        chunk: chunk.number,
+        stream: chunk.stream,
+        data: Data::new(&chunk.data),
+    };
+    OutcomeReport {
+        request,
+        result,
+        chunks: output.chunks,
+        inline: output.inline.into_iter().map(inline).collect(),
     }
 }

@@ -139,7 +139,8 @@ async fn settle(
     };
     journal
         .finish(intent.request, result, chunks, chunks > 0)
-        .await
+        .await?;
+    Ok(())
 }
 
 /// A place at which a test may hold this agent.

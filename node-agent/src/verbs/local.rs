@@ -281,7 +281,7 @@ impl Order {
         let until = tokio::time::Instant::now() + WRITE_FOR;
         loop {
             match journal.finish(request, result.clone(), chunks, false).await {
-                Ok(()) => {
+                Ok(_) => {
                     Owner::forget(&self.dir, self.run);
                     return true;
                 }

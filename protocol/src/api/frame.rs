@@ -9,10 +9,11 @@ use super::RunNode;
 use crate::ids::RunId;
 use crate::names::{NodeName, PrincipalName};
 use crate::run::{Data, Outcome, RunPhase, Stream, Summary, is_zero};
+use crate::units::Timestamp;
 
 /// One thing that happened in a run, as watchers see it; the `data` of an SSE
-/// event whose `id` is a position in the run's stream. [`Frame::Accepted`]
-/// has no id: it is not kept.
+/// event whose `id` is a position in the run's stream. [`Frame::Accepted`],
+/// [`Frame::OutputRemoved`] and [`Frame::Stalled`] have no id.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum Frame {
@@ -85,6 +86,23 @@ pub enum Frame {
         /// What it said.
         outcome: Outcome,
     },
+    /// Retention has taken the run's output away: what follows has none,
+    /// whatever the nodes printed. It has no id.
+    OutputRemoved {
+        /// The run.
+        run: RunId,
+        /// When.
+        #[schema(value_type = String, format = DateTime)]
+        at: Timestamp,
+    },
+    /// The run cannot go on now, or can again. It has no id: it is not kept.
+    Stalled {
+        /// The run.
+        run: RunId,
+        /// What it waits for, for people; absent when it goes on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        why: Option<String>,
+    },
     /// Somebody asked for the end.
     RunCancelling {
         /// The run.
@@ -127,6 +145,8 @@ impl Frame {
             Self::Output { .. } => "output",
             Self::Outcome { .. } => "outcome",
             Self::LateOutcome { .. } => "late_outcome",
+            Self::OutputRemoved { .. } => "output_removed",
+            Self::Stalled { .. } => "stalled",
             Self::RunCancelling { .. } => "run_cancelling",
             Self::RunBeginsAgain { .. } => "run_begins_again",
             Self::RunFinished { .. } => "run_finished",

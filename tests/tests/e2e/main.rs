@@ -8,6 +8,8 @@ mod faults;
 mod hostile;
 mod lifecycle;
 mod local;
+mod once;
 mod path;
+mod retention;
 mod runs;
 mod upgrade;

@@ -24,6 +24,7 @@ impl World {
         state_for(&server, dir.path());
         let mut config = config_for(&server, dir.path());
         config.confirm_above = confirm_above;
+        config.retention.bytes = muster_protocol::units::Size::new(8 << 20);
         let mut broker = TestBroker::begin(config).await;
         broker.wait_active().await;
         let token = std::fs::read_to_string(dir.path().join("admin.token")).unwrap();
@@ -283,7 +284,56 @@ async fn a_request_under_a_key_runs_once_however_often_it_comes() {
         .raw(ask(&body.replace("true", "false")).as_bytes())
         .await;
     assert_eq!(status, 409);
+    // Nor for other nodes.
+    let other = ask(&body.replace("\"*\"", "\"name=web-2\""));
+    let (status, _, _) = world.broker.raw(other.as_bytes()).await;
+    assert_eq!(status, 409);
     world.broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_outlives_a_store_that_is_full_and_still_works_once() {
+    use crate::store::append::{Append, append};
+    use crate::store::stream::purge_subject;
+
+    let world = World::new(&["web-1"], 0).await;
+    let (status, asked) = world.run(json!({})).await;
+    assert_eq!(status, 428, "{asked}");
+    let confirm = json!({ "confirm": { "plan": asked["plan"]["id"] } });
+
+    // To the last byte.
+    let js = crate::store::context(world._server.broker().await);
+    let filler = muster_protocol::subject::output(muster_protocol::ids::RunId::random());
+    let mut size = 900_000;
+    while size > 0 {
+        let message = Append::new(filler.as_str(), vec![b'x'; size]);
+        if append(&js, crate::runs::STREAM, &message).await.is_err() {
+            size /= 4;
+        }
+    }
+    for _ in 0..2 {
+        let (status, refused) = world.run(confirm.clone()).await;
+        assert_eq!(status, 507, "{refused}");
+        assert_eq!(refused["kind"], "no-room", "{refused}");
+        let hint = refused["hint"].as_str().unwrap();
+        assert!(hint.contains("muster status"), "{hint}");
+    }
+    let (_, list) = world.broker.call("GET", "/v1/runs", None).await;
+    assert_eq!(list["items"], json!([]), "{list}");
+
+    purge_subject(&js, crate::runs::STREAM, &filler)
+        .await
+        .unwrap();
+    let run = wait_for("room", async || {
+        let (status, run) = world.run(confirm.clone()).await;
+        (status == 200).then_some(run)
+    })
+    .await;
+    let run = world.ended(&run).await;
+    assert_eq!(run["state"], "succeeded", "{run}");
+    let (status, again) = world.run(confirm).await;
+    assert_eq!((status, &again["kind"]), (410, &json!("plan-gone")));
+    assert_eq!(world.nodes[0].executed(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -317,10 +317,9 @@ async fn the_server_says_at_once_that_a_node_is_gone_and_that_it_is_back() {
 async fn a_server_with_little_room_gives_what_it_has() {
     let server = TestServer::start().await;
     let js = store::context(server.broker().await);
-    let ensure =
-        async || crate::runs::journal::ensure(&js, 4 << 30, Duration::from_secs(3_600)).await;
+    let ensure = async || crate::runs::journal::ensure(&js, 4 << 30).await;
     let limit = ensure().await.expect("a stream");
-    assert_eq!(limit, 256 << 20);
+    assert_eq!(limit, 128 << 20);
     assert_eq!(ensure().await.expect("the same"), limit);
     js.delete_stream(STREAM).await.expect("deleted");
     // Most is promised to somebody else.
