@@ -16,7 +16,8 @@ use muster_protocol::subject;
 use tokio::sync::broadcast;
 use tokio::time::sleep;
 
-use super::engine::{Engine, EngineError};
+use super::engine::Engine;
+use super::error::EngineError;
 use super::frames::{Frames, Place};
 use super::journal::{ReadError, STREAM, output_head, parse};
 use super::recovery::run_of;

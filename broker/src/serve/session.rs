@@ -243,13 +243,13 @@ impl Session {
         let remembering = peers.clone();
         tasks.spawn(remembering.remember(stores.brokers.clone(), cancel.clone()));
         tasks.spawn(tidy(enrolment, cancel.clone()));
+        tasks.spawn(keeper.keep(cancel.clone()));
         tasks.spawn(compare(
             suspicions,
             parts.twin.clone(),
             link.js.clone(),
             cancel.clone(),
         ));
-        tasks.spawn(keeper.keep(cancel.clone()));
         tasks.spawn(async move { nodes.stopped().await });
         Ok(Self {
             state,
