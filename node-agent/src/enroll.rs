@@ -12,7 +12,7 @@ use muster_protocol::keys::{KeyError, KeyList, KeyListError, Purpose};
 use muster_protocol::problem::Kind;
 use muster_protocol::wire::{Authority, CredentialsAnswer, EnrollRequest, Trust, proof_text};
 
-use crate::http::{BaseUrl, Client, HttpError, UrlError, Verify};
+use crate::http::{BaseUrl, Client, HttpError, UrlError, Verify, awake_first};
 use crate::identity::{AnswerError, Enrolled, Enrolment, NodeKeys, open_answer};
 use crate::pace::Backoff;
 use crate::state::{StateDir, StateError};
@@ -138,6 +138,10 @@ pub async fn enroll(dir: &StateDir, invitation: &Invitation) -> Result<Enrolled,
             urls.push(url);
         }
     }
+    let texts: Vec<String> = urls.iter().map(ToString::to_string).collect();
+    let ca = invitation.ca.as_deref();
+    let order = awake_first(&texts, |url| unproven(url, ca)).await;
+    urls.sort_by_key(|url| order.iter().position(|text| *text == url.to_string()));
     let token: InviteToken = invitation
         .token
         .expose()
@@ -229,6 +233,15 @@ pub fn verification(url: &BaseUrl, ca: Option<&str>) -> Verify {
     }
 }
 
+/// The same as long as it is not known, unless the operator named one.
+fn unproven(url: &BaseUrl, ca: Option<&str>) -> Verify {
+    match ca {
+        Some(pem) => verification(url, Some(pem)),
+        None if url.is_tls() => Verify::Nothing,
+        None => Verify::System,
+    }
+}
+
 /// Asks a broker who it is, and holds that against the invite. The one
 /// exchange whose TLS is not verified: what comes back proves itself.
 async fn trust(
@@ -236,12 +249,7 @@ async fn trust(
     token: &InviteToken,
     ca: Option<&str>,
 ) -> Result<(Trust, Option<String>), EnrollError> {
-    let first = match ca {
-        Some(pem) => verification(url, Some(pem)),
-        None if url.is_tls() => Verify::Nothing,
-        None => Verify::System,
-    };
-    let client = Client::new(url, &first).map_err(EnrollError::Http)?;
+    let client = Client::new(url, &unproven(url, ca)).map_err(EnrollError::Http)?;
     let trust = patiently(|| client.trust())
         .await
         .map_err(EnrollError::Http)?;

@@ -18,6 +18,8 @@ use serde::de::DeserializeOwned;
 /// Most bytes of an answer.
 const MAX_ANSWER: usize = 1 << 20;
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// A broker that says nothing for so long is asked after the others.
+const AWAKE_WITHIN: Duration = Duration::from_secs(2);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// A release of any size, over any line that can be worked with.
 const WHOLE_RELEASE: Duration = Duration::from_secs(3_600);
@@ -148,6 +150,28 @@ pub enum Verify {
     System,
 }
 
+/// These brokers in the order in which to ask them: as they are, but beginning
+/// with one that says anything at all. One that hangs takes connections and
+/// never answers, and whoever asks it first waits for long.
+pub async fn awake_first(urls: &[String], verify: impl Fn(&BaseUrl) -> Verify) -> Vec<String> {
+    let mut order = urls.to_vec();
+    if urls.len() < 2 {
+        return order;
+    }
+    for (at, url) in urls.iter().enumerate() {
+        // What is wrong with it otherwise is said when it is asked.
+        let Ok(base) = BaseUrl::parse(url) else { break };
+        let Ok(client) = Client::new(&base, &verify(&base)) else {
+            break;
+        };
+        if client.is_awake().await {
+            order.rotate_left(at);
+            break;
+        }
+    }
+    order
+}
+
 /// A client for one broker.
 pub struct Client {
     base: BaseUrl,
@@ -191,6 +215,15 @@ impl Client {
             base: base.clone(),
             http,
         })
+    }
+
+    /// Whether anything is said there soon, be it a refusal.
+    async fn is_awake(&self) -> bool {
+        let Ok(url) = self.url("healthz") else {
+            return true;
+        };
+        let asked = self.http.get(url).timeout(AWAKE_WITHIN).send().await;
+        !matches!(asked, Err(error) if error.is_timeout())
     }
 
     /// What can be known of a cluster before trusting it.
@@ -349,6 +382,29 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_broker_that_hangs_is_asked_last() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        // Takes connections, and says nothing.
+        let hangs = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = |listener: &tokio::net::TcpListener| {
+            format!("http://{}", listener.local_addr().unwrap())
+        };
+        let (hangs_url, dead_url) = (url(&hangs), url(&free));
+        drop(free);
+        let (one, two) = (hangs_url.clone(), dead_url.clone());
+        let order = async |urls: &[String]| awake_first(urls, |_| Verify::System).await;
+        // One that is not there says so at once.
+        assert_eq!(order(&[one.clone(), two.clone()]).await, [&*two, &*one]);
+        assert_eq!(order(&[two.clone(), one.clone()]).await, [&*two, &*one]);
+        // Nobody is better than another.
+        assert_eq!(order(&[one.clone(), one.clone()]).await, [&*one, &*one]);
+        assert_eq!(order(std::slice::from_ref(&one)).await, [&*one]);
+        let bad = [one, "no URL".to_owned(), two];
+        assert_eq!(order(&bad).await, bad);
+    }
 
     #[test]
     fn a_token_never_travels_readable() {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::enroll::verification;
-use crate::http::{BaseUrl, Client, HttpError};
+use crate::http::{BaseUrl, Client, HttpError, awake_first};
 use crate::identity::{AnswerError, Identity, TakeError};
 use crate::pace::{Backoff, jitter};
 
@@ -136,7 +136,7 @@ async fn half_life(identity: &Identity) {
     }
 }
 
-/// Asks the brokers in turn; whether anything new came.
+/// Asks the brokers in turn, whoever is awake first; whether anything new came.
 ///
 /// # Errors
 /// [`FetchError`] of the last one asked.
@@ -144,8 +144,10 @@ pub async fn fetch(identity: &Identity, brokers: &[String]) -> Result<bool, Fetc
     let enrolled = identity.now();
     let own = enrolled.stored.brokers();
     let urls = if brokers.is_empty() { &own } else { brokers };
+    let ca = enrolled.stored.ca.as_deref();
+    let urls = awake_first(urls, |base| verification(base, ca)).await;
     let mut last = None;
-    for url in urls {
+    for url in &urls {
         match fetch_from(identity, url).await {
             Ok(changed) => return Ok(changed),
             Err(e) => last = Some(e),

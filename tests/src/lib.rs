@@ -73,6 +73,23 @@ pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> 
     }
 }
 
+/// Whether the programs can be held at their checkpoints.
+///
+/// # Errors
+/// When they have none, naming the command that builds them so.
+pub fn have_checkpoints() -> Result<()> {
+    for name in ["muster", "muster-agent"] {
+        let program = std::fs::read(bin(name))?;
+        let variable = muster_checkpoint::VARIABLE.as_bytes();
+        ensure!(
+            program.windows(variable.len()).any(|w| w == variable),
+            "{} was built without checkpoints; `cargo build --workspace --bins` gives them",
+            bin(name).display()
+        );
+    }
+    Ok(())
+}
+
 /// What a command printed and how it ended.
 #[derive(Debug)]
 pub struct Said {
@@ -238,15 +255,7 @@ impl Up {
 
     /// Where the programs will say that they are at a checkpoint.
     fn listens(&mut self) -> Result<PathBuf> {
-        for name in ["muster", "muster-agent"] {
-            let program = std::fs::read(bin(name))?;
-            let variable = muster_checkpoint::VARIABLE.as_bytes();
-            ensure!(
-                program.windows(variable.len()).any(|w| w == variable),
-                "{} was built without checkpoints; `cargo build --workspace --bins` gives them",
-                bin(name).display()
-            );
-        }
+        have_checkpoints()?;
         let socket = self.dir.path().join("checkpoints");
         self.checkpoints = Some(socket.clone());
         Ok(socket)

@@ -14,7 +14,7 @@ use muster_protocol::api::{
     Challenge, Invite, InviteRequest, InviteToken, InviteView, Invites, Secret,
 };
 use muster_protocol::ids::Serial;
-use muster_protocol::keys::{PublicKey, Purpose, SignedText};
+use muster_protocol::keys::{PublicKey, Purpose, Signature, SignedText};
 use muster_protocol::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName};
 use muster_protocol::units::{Span, Timestamp, after};
 use muster_protocol::wire::{
@@ -539,22 +539,11 @@ impl Enrolment {
         request: &CredentialsRequest,
         control: &dyn NodeControl,
     ) -> Result<CredentialsAnswer, EnrollError> {
-        self.active()?;
-        let snapshot = self.0.inventory.snapshot();
-        let Some(record) = snapshot.get(request.serial) else {
-            return Err(match self.0.inventory.knock(request.serial).await {
-                Absent::Removed => EnrollError::Gone(request.serial),
-                Absent::Unknown => EnrollError::Unknown(request.serial),
-            });
-        };
-        self.prove(
-            &record.node_key,
-            &request.challenge,
-            &record.nats_key,
-            &request.proof,
-        )?;
+        let record = self
+            .proven(request.serial, &request.challenge, &request.proof)
+            .await?;
         if let Some(list) = &request.keys {
-            self.hear_keys(record, list, control).await;
+            self.hear_keys(&record, list, control).await;
         }
         self.issue(request.serial).await
     }
@@ -564,19 +553,27 @@ impl Enrolment {
     /// # Errors
     /// [`EnrollError`].
     pub async fn prove_node(&self, request: &wire::ReleaseRequest) -> Result<(), EnrollError> {
-        let snapshot = self.0.inventory.snapshot();
-        let Some(record) = snapshot.get(request.serial) else {
-            return Err(match self.0.inventory.knock(request.serial).await {
-                Absent::Removed => EnrollError::Gone(request.serial),
-                Absent::Unknown => EnrollError::Unknown(request.serial),
+        self.proven(request.serial, &request.challenge, &request.proof)
+            .await
+            .map(drop)
+    }
+
+    /// The node of that serial, when it is the one that asks.
+    async fn proven(
+        &self,
+        serial: Serial,
+        challenge: &str,
+        proof: &Signature,
+    ) -> Result<Arc<NodeRecord>, EnrollError> {
+        self.active()?;
+        let Some(record) = self.0.inventory.snapshot().get(serial).cloned() else {
+            return Err(match self.0.inventory.knock(serial).await {
+                Absent::Removed => EnrollError::Gone(serial),
+                Absent::Unknown => EnrollError::Unknown(serial),
             });
         };
-        self.prove(
-            &record.node_key,
-            &request.challenge,
-            &record.nats_key,
-            &request.proof,
-        )
+        self.prove(&record.node_key, challenge, &record.nats_key, proof)?;
+        Ok(record)
     }
 
     /// A list that is not taken is no reason to refuse the credentials: the
@@ -599,7 +596,7 @@ impl Enrolment {
         key: &PublicKey,
         challenge: &str,
         nats_key: &str,
-        proof: &muster_protocol::keys::Signature,
+        proof: &Signature,
     ) -> Result<(), EnrollError> {
         if !self.0.challenges.take(challenge, Instant::now()) {
             return Err(EnrollError::BadChallenge);

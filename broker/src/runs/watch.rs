@@ -5,32 +5,28 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
-use async_nats::jetstream::consumer::pull::{Config, Stream as Messages};
-use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy};
-use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use async_nats::jetstream::consumer::DeliverPolicy;
+use futures_util::TryStreamExt as _;
 use muster_protocol::api::Frame;
 use muster_protocol::ids::RunId;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::FoldError;
 use muster_protocol::subject;
 use tokio::sync::broadcast;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::engine::Engine;
 use super::error::EngineError;
 use super::frames::{Frames, Place};
 use super::journal::{ReadError, STREAM, output_head, parse};
-use crate::store::TIMEOUT;
-use crate::store::read::read_from;
+use super::recovery::run_of;
+use crate::store::live::Live;
+use crate::store::read::{StoredMessage, read_from};
 use crate::store::stream::StreamError;
 
 /// Messages fetched at a time.
 const BATCH: usize = 100;
-/// The server forgets a watcher that has not asked for this long.
-const FORGET: Duration = Duration::from_secs(60);
 /// How often it is looked whether the run is still there.
 const LOOK: Duration = Duration::from_secs(5);
 /// Longest pause before a broken reading goes on.
@@ -227,7 +223,7 @@ impl Watch {
             }
         };
         let Some(stored) = stored else { return Ok(()) };
-        if stored.is_journal {
+        if run_of(&stored.subject).is_some() {
             self.event(stored.sequence, &stored.payload)
         } else {
             let head = output_head(&stored.headers);
@@ -311,13 +307,6 @@ async fn accepted(live: &mut Option<broadcast::Receiver<Frame>>) -> Option<Frame
     }
 }
 
-struct Stored {
-    sequence: u64,
-    is_journal: bool,
-    payload: Bytes,
-    headers: HeaderMap,
-}
-
 /// The messages of a run's stream from a place on, for ever. Outages are
 /// bridged without a gap.
 struct Tail {
@@ -325,15 +314,8 @@ struct Tail {
     filter: String,
     /// The lowest sequence not yet given.
     next: u64,
-    reading: Option<Reading>,
+    reading: Option<Live>,
     pause: Duration,
-}
-
-struct Reading {
-    consumer: Consumer<Config>,
-    messages: Messages,
-    /// Messages that the consumer has delivered.
-    delivered: u64,
 }
 
 impl Tail {
@@ -353,15 +335,15 @@ impl Tail {
             sleep(self.pause).await;
             match self.begin().await {
                 Ok(reading) => self.reading = Some(reading),
-                Err(reason) => self.broken(&reason),
+                Err(error) => self.broken(&error),
             }
         }
     }
 
-    fn broken(&mut self, reason: &str) {
+    fn broken(&mut self, error: &StreamError) {
         tracing::debug!(
             filter = self.filter,
-            reason,
+            %error,
             next = self.next,
             "a watcher begins again"
         );
@@ -371,71 +353,26 @@ impl Tail {
 
     /// The next message; `None` when the reading broke, and [`Tail::ready`]
     /// must be asked again. Dropping the future loses nothing.
-    async fn next(&mut self) -> Option<Stored> {
-        match self.read().await {
+    async fn next(&mut self) -> Option<StoredMessage> {
+        match self.reading.as_mut()?.next().await {
             Ok(stored) => {
                 self.pause = Duration::ZERO;
                 self.next = stored.sequence + 1;
                 Some(stored)
             }
-            Err(reason) => {
-                self.broken(&reason);
+            Err(error) => {
+                self.broken(&error);
                 None
             }
         }
     }
 
-    async fn read(&mut self) -> Result<Stored, String> {
-        let reading = self.reading.as_mut().ok_or("there is no consumer")?;
-        let message = match reading.messages.next().await {
-            Some(Ok(message)) => message,
-            Some(Err(error)) => return Err(error.to_string()),
-            None => return Err("the messages ended".to_owned()),
+    async fn begin(&self) -> Result<Live, StreamError> {
+        let from = DeliverPolicy::ByStartSequence {
+            start_sequence: self.next.max(1),
         };
-        let info = message.info().map_err(|e| e.to_string())?;
-        reading.delivered += 1;
-        if info.consumer_sequence != reading.delivered {
-            return Err("a message was lost on the way".to_owned());
-        }
-        let sequence = info.stream_sequence;
-        let message = message.message;
-        Ok(Stored {
-            sequence,
-            is_journal: message.subject.ends_with(".j"),
-            payload: message.payload,
-            headers: message.headers.unwrap_or_default(),
-        })
-    }
-
-    async fn begin(&self) -> Result<Reading, String> {
-        let config = Config {
-            description: Some("muster follows a run".into()),
-            deliver_policy: DeliverPolicy::ByStartSequence {
-                start_sequence: self.next.max(1),
-            },
-            ack_policy: AckPolicy::None,
-            filter_subject: self.filter.clone(),
-            inactive_threshold: FORGET,
-            memory_storage: true,
-            num_replicas: 1,
-            ..Config::default()
-        };
-        let consumer = timeout(TIMEOUT, self.js.create_consumer_on_stream(config, STREAM))
-            .await
-            .map_err(|_| "timed out".to_owned())?
-            .map_err(|e| e.to_string())?;
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(BATCH)
-            .heartbeat(Duration::from_secs(5))
-            .messages()
-            .await
-            .map_err(|e| e.to_string())?;
-        Ok(Reading {
-            consumer,
-            messages,
-            delivered: 0,
-        })
+        let why = "muster follows a run";
+        Live::begin(&self.js, STREAM, &self.filter, from, BATCH, why).await
     }
 }
 
@@ -445,7 +382,7 @@ impl Drop for Tail {
         if let Some(reading) = self.reading.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            let (js, name) = (self.js.clone(), reading.consumer.cached_info().name.clone());
+            let (js, name) = (self.js.clone(), reading.name());
             runtime.spawn(async move {
                 let _ = js.delete_consumer_from_stream(&name, STREAM).await;
             });

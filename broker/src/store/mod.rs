@@ -8,6 +8,7 @@
 pub mod append;
 pub mod error;
 pub mod kv;
+pub(crate) mod live;
 pub mod read;
 pub mod stream;
 

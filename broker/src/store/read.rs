@@ -1,19 +1,17 @@
 //! Reading a stream from a place up to its present end.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
-use async_nats::jetstream::consumer::{
-    AckPolicy, Consumer, DeliverPolicy, pull::Config as PullConfig,
-};
-use async_nats::jetstream::stream::{ConsumerErrorKind, LastRawMessageErrorKind};
+use async_nats::jetstream::consumer::{Consumer, DeliverPolicy, pull::Config as PullConfig};
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt as _, stream};
 use tokio::time::timeout;
 
 use super::error::{StreamError, reasons, refused};
+use super::live::{consume, stored};
 use super::stream::get_stream;
 use super::{Pause, TIMEOUT};
 
@@ -25,9 +23,6 @@ const BATCH_BYTES: usize = 16 << 20;
 
 /// Attempts to go on after an interruption, before the reader gives up.
 const ATTEMPTS: u32 = 8;
-
-/// A server forgets the reader when it has not asked for this long.
-const FORGET: Duration = Duration::from_secs(60);
 
 /// A message of a stream.
 #[derive(Debug, Clone)]
@@ -232,29 +227,17 @@ impl Reader {
             .map_err(|_| no_answer("timed out".into()))?
             .map_err(|e| no_answer(e.to_string()))?
         {
-            let info = message.info().map_err(|e| no_answer(e.to_string()))?;
-            // A lost message shows as a step in the consumer's own numbers.
-            live.delivered += 1;
-            if info.consumer_sequence != live.delivered {
-                return Err(no_answer("a message was lost on the way".into()));
-            }
-            live.pending = info.pending;
-            let sequence = info.stream_sequence;
-            if sequence > self.end {
+            live.pending = message
+                .info()
+                .map_err(|e| no_answer(e.to_string()))?
+                .pending;
+            let message = stored(message, &mut live.delivered)?;
+            if message.sequence > self.end {
                 self.done = true;
                 break;
             }
-            let time = jiff::Timestamp::from_nanosecond(info.published.unix_timestamp_nanos())
-                .map_err(|e| no_answer(format!("a message with an impossible time: {e}")))?;
-            self.next = sequence + 1;
-            let message = message.message;
-            self.fetched.push_back(StoredMessage {
-                sequence,
-                subject: message.subject.to_string(),
-                time,
-                payload: message.payload,
-                headers: message.headers.unwrap_or_default(),
-            });
+            self.next = message.sequence + 1;
+            self.fetched.push_back(message);
         }
         if live.delivered == before {
             // No message although some were pending: deleted in the meantime,
@@ -274,33 +257,11 @@ impl Reader {
     }
 
     async fn consume(&self) -> Result<Live, StreamError> {
-        let config = PullConfig {
-            description: Some("muster reads to the end".into()),
-            deliver_policy: DeliverPolicy::ByStartSequence {
-                start_sequence: self.next,
-            },
-            ack_policy: AckPolicy::None,
-            filter_subject: self.filter.clone(),
-            inactive_threshold: FORGET,
-            memory_storage: true,
-            num_replicas: 1,
-            ..PullConfig::default()
+        let from = DeliverPolicy::ByStartSequence {
+            start_sequence: self.next,
         };
-        let created = timeout(
-            TIMEOUT,
-            self.js.create_consumer_on_stream(config, &self.stream),
-        )
-        .await;
-        let no_answer = |reason| StreamError::NoAnswer {
-            what: format!("read `{}` of `{}`", self.filter, self.stream),
-            reason,
-        };
-        let consumer = created
-            .map_err(|_| no_answer("timed out".into()))?
-            .map_err(|e| match e.kind() {
-                ConsumerErrorKind::JetStream(server) => refused(&self.stream, &server),
-                _ => no_answer(reasons(&e)),
-            })?;
+        let why = "muster reads to the end";
+        let consumer = consume(&self.js, &self.stream, &self.filter, from, why).await?;
         let pending = consumer.cached_info().num_pending;
         Ok(Live {
             consumer,

@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
-use async_nats::jetstream::consumer::pull::Config;
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use async_nats::jetstream::consumer::DeliverPolicy;
+use futures_util::TryStreamExt as _;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -15,10 +14,10 @@ use tokio_util::task::TaskTracker;
 use super::db::{Message, StreamRow};
 use super::marks::Mark;
 use super::{ALL, Followed, LEASE, Twin, nanos, now};
-use crate::store::TIMEOUT;
 use crate::store::error::StreamError;
 use crate::store::kv::is_gone;
-use crate::store::read::read_from;
+use crate::store::live::Live;
+use crate::store::read::{StoredMessage, read_from};
 
 /// Messages fetched at a time.
 const BATCH: usize = 500;
@@ -27,8 +26,6 @@ const GATHER: Duration = Duration::from_millis(20);
 /// Most messages and bytes written at a time.
 const MOST: usize = 1_000;
 const MOST_BYTES: usize = 4 << 20;
-/// The server forgets a follower that has not asked for this long.
-const FORGET: Duration = Duration::from_secs(60);
 /// Pauses before it is tried again.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -172,15 +169,9 @@ impl Twin {
                 let ended = message.is_none();
                 if let Some(message) = message {
                     to = Some((message.sequence, nanos(message.time)));
-                    if message.subject != LEASE {
+                    if let Some(message) = held(message) {
                         bytes += message.payload.len();
-                        batch.push(Message {
-                            seq: message.sequence,
-                            time: nanos(message.time),
-                            subject: message.subject,
-                            gone: is_gone(&message.headers),
-                            payload: message.payload,
-                        });
+                        batch.push(message);
                     }
                 }
                 if ended || batch.len() >= MOST || bytes >= MOST_BYTES {
@@ -226,6 +217,17 @@ impl Twin {
         }
         Some(())
     }
+}
+
+/// What the twin holds of a message; nothing of a lease.
+fn held(message: StoredMessage) -> Option<Message> {
+    (message.subject != LEASE).then(|| Message {
+        seq: message.sequence,
+        time: nanos(message.time),
+        gone: is_gone(&message.headers),
+        subject: message.subject,
+        payload: message.payload,
+    })
 }
 
 struct Follower {
@@ -296,55 +298,22 @@ impl Follower {
                 start_sequence: row.last + 1,
             }
         };
-        let config = Config {
-            description: Some("muster keeps a twin".into()),
-            deliver_policy,
-            ack_policy: AckPolicy::None,
-            filter_subject: filter.to_owned(),
-            inactive_threshold: FORGET,
-            memory_storage: true,
-            num_replicas: 1,
-            ..Config::default()
-        };
-        let consumer = timeout(TIMEOUT, self.js.create_consumer_on_stream(config, stream))
-            .await
-            .map_err(|_| "timed out".to_owned())?
-            .map_err(|e| e.to_string())?;
-        let mut messages = consumer
-            .stream()
-            .max_messages_per_batch(BATCH)
-            .heartbeat(Duration::from_secs(5))
-            .messages()
-            .await
-            .map_err(|e| e.to_string())?;
-        let mut delivered = 0;
+        let why = "muster keeps a twin";
+        let live = Live::begin(&self.js, stream, filter, deliver_policy, BATCH, why).await;
+        let mut live = live.map_err(|e| e.to_string())?;
         loop {
-            let first = messages.next().await;
-            let mut next = Some(first.ok_or("the messages ended")?);
+            let mut next = Some(live.next().await);
             let end = Instant::now() + GATHER;
             let (mut batch, mut bytes, mut to) = (Vec::new(), 0, (0, 0));
             while let Some(message) = next.take() {
                 let message = message.map_err(|e| e.to_string())?;
-                delivered += 1;
-                let info = message.info().map_err(|e| e.to_string())?;
-                if info.consumer_sequence != delivered {
-                    return Err("a message was lost on the way".into());
-                }
-                let time = i64::try_from(info.published.unix_timestamp_nanos()).unwrap_or(0);
-                to = (info.stream_sequence, time);
-                let message = message.message;
-                if message.subject.as_str() != LEASE {
+                to = (message.sequence, nanos(message.time));
+                if let Some(message) = held(message) {
                     bytes += message.payload.len();
-                    batch.push(Message {
-                        seq: to.0,
-                        time,
-                        subject: message.subject.to_string(),
-                        gone: message.headers.as_ref().is_some_and(is_gone),
-                        payload: message.payload,
-                    });
+                    batch.push(message);
                 }
                 if batch.len() < MOST && bytes < MOST_BYTES {
-                    next = timeout_at(end, messages.next()).await.ok().flatten();
+                    next = timeout_at(end, live.next()).await.ok();
                 }
             }
             self.take(batch, to).await?;

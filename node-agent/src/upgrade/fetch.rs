@@ -12,7 +12,7 @@ use muster_scenarios::upgrade::Upgrade;
 use tracing::warn;
 
 use crate::enroll::verification;
-use crate::http::{BaseUrl, Client, HttpError};
+use crate::http::{BaseUrl, Client, HttpError, awake_first};
 use crate::identity::Identity;
 use crate::pace::Backoff;
 
@@ -80,7 +80,9 @@ pub(super) async fn fetch_release(
     let mut backoff = Backoff::new(Duration::from_millis(300), Duration::from_secs(10));
     loop {
         let mut last = FetchError::Url(String::new());
-        for url in urls {
+        let enrolled = identity.now();
+        let ca = enrolled.stored.ca.as_deref();
+        for url in &awake_first(urls, |base| verification(base, ca)).await {
             let before = have;
             match fetch_from(identity, url, upgrade, &mut file, &mut have).await {
                 Ok(()) => {

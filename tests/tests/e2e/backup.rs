@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use muster_tests::invariants::{Audit, Counter};
+use muster_tests::release::version;
 use muster_tests::{PATIENCE, Said, Up, finish, signal, wait_for};
 use rustix::process::Signal;
 
@@ -15,7 +16,29 @@ struct Agent(Child);
 
 impl Agent {
     fn run(up: &Up, machine: &str) -> Self {
-        let mut command = up.bare("muster-agent");
+        Self::of(up, machine, up.bare("muster-agent"))
+    }
+
+    /// One whose executable nobody else runs, so that it can replace it.
+    fn of_its_own(up: &Up, machine: &str) -> Self {
+        let dir = up.dir.path().join(format!("{machine}.bin"));
+        std::fs::create_dir_all(&dir).expect("made");
+        let program = dir.join("muster-agent");
+        std::fs::copy(muster_tests::bin("muster-agent"), &program).expect("copied");
+        let mut command = std::process::Command::new(program);
+        for unset in [
+            "MUSTER_URL",
+            "MUSTER_TOKEN",
+            "XDG_RUNTIME_DIR",
+            "MUSTER_LOG",
+        ] {
+            command.env_remove(unset);
+        }
+        command.env("HOME", up.dir.path()).stdin(Stdio::null());
+        Self::of(up, machine, command)
+    }
+
+    fn of(up: &Up, machine: &str, mut command: std::process::Command) -> Self {
         command
             .args(["run", "--state"])
             .arg(machine_dir(up, machine));
@@ -404,5 +427,51 @@ fn a_broker_killed_while_it_imports_begins_again() {
     let known = up.muster(&["runs", "list", "--json"]).exits(0).list();
     assert_eq!(known.len(), runs.len(), "each once");
     assert!(!up.state().join("restore").exists());
+    Audit::of(&up).holds();
+}
+
+#[test]
+fn a_release_is_in_the_backup_and_can_be_installed_from_it() {
+    let mut up = Up::start(&[]).expect("starts");
+    let names = ["a-1", "a-2"];
+    for name in names {
+        enroll(&up, name, false, &["--role", "web"]);
+    }
+    let _agents = names.map(|name| Agent::of_its_own(&up, name));
+    wait_up(&up, &names);
+    let newer = version(up.dir.path(), "muster-agent", "0.99.1").expect("made");
+    let newer = newer.to_str().expect("a plain path");
+    let upgrade = |up: &Up, node: &str| {
+        let args = [
+            "agent", "upgrade", node, "--binary", newer, "--yes", "--json",
+        ];
+        up.muster(&args)
+    };
+    upgrade(&up, "a-1").exits(0).says(&["uploading"]);
+    let before = up.muster(&["agent", "releases", "--json"]).exits(0);
+    let file = up.dir.path().join("cluster.backup");
+    up.muster(&["backup", &file.to_string_lossy()]).exits(0);
+    up.stop(Signal::TERM).expect("ends");
+    std::fs::rename(up.state(), up.dir.path().join("lost")).expect("moves");
+    restore(&up, &file, &up.state()).exits(0);
+    up.launch().expect("starts");
+    wait_up(&up, &names);
+    let after = up.muster(&["agent", "releases", "--json"]).exits(0);
+    assert_eq!(after.out, before.out);
+    let said = upgrade(&up, "a-2");
+    assert_eq!(
+        said.code,
+        0,
+        "{said:?} {} {}",
+        up.logs(),
+        agent_said(&up, "a-2")
+    );
+    assert!(!said.err.contains("uploading"), "{said:?}");
+    for name in names {
+        wait_for(&format!("{name} to run it"), || {
+            node(&up, name).filter(|node| node["version"] == "0.99.1")
+        })
+        .unwrap_or_else(|e| panic!("{e}: {}", agent_said(&up, name)));
+    }
     Audit::of(&up).holds();
 }

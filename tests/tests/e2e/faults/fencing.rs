@@ -3,8 +3,10 @@
 
 mod pair;
 mod proxy;
+mod releases;
 mod reopen;
 mod tap;
+mod tls;
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};

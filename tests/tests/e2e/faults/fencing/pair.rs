@@ -2,12 +2,12 @@
 //! NATS server; and agents. Made with the documented commands.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use muster_tests::hold::Hold;
-use muster_tests::{Said, bin, finish, free_port, signal, wait_for};
+use muster_tests::{Said, bin, finish, free_port, have_checkpoints, signal, wait_for};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -111,6 +111,7 @@ impl Pair {
 
     /// The same, and everybody can be held at checkpoints.
     pub(super) fn held(nodes: &[&str], way: impl FnOnce(u16) -> u16) -> Self {
+        have_checkpoints().expect("the programs have checkpoints");
         let mut pair = Self::not_yet();
         let hold = Hold::listen(&pair.dir.path().join("checkpoints")).expect("listens");
         pair.hold = Some(hold);
@@ -241,6 +242,19 @@ impl Pair {
 
     /// Enrols a node, starts its agent, and waits until it is up.
     pub(super) fn add_node(&mut self, node: &str) {
+        self.add_node_with(node, &bin("muster-agent"));
+    }
+
+    /// The same, and its agent is an executable that nobody else runs.
+    pub(super) fn add_node_of_its_own(&mut self, node: &str) {
+        let name = node.split(':').next().unwrap_or(node);
+        let program = self.dir.path().join(format!("{name}.bin/muster-agent"));
+        std::fs::create_dir_all(program.parent().expect("a directory")).expect("made");
+        std::fs::copy(bin("muster-agent"), &program).expect("copied");
+        self.add_node_with(node, &program);
+    }
+
+    fn add_node_with(&mut self, node: &str, program: &Path) {
         let (name, role) = node.split_once(':').expect("NAME:ROLE");
         let said = self
             .muster(&["node", "invite", "--json", "--name", name, "--role", role])
@@ -251,12 +265,15 @@ impl Pair {
             .arg(self.state(name))
             .env("MUSTER_ENROLL_TOKEN", invite_token(&said));
         finish(command).exits(0);
-        self.start_agent(name);
+        let mut command = self.bare("muster-agent");
+        if program != bin("muster-agent") {
+            command = self.clean(Command::new(program));
+        }
+        self.start_agent(name, command);
         self.wait_up(name);
     }
 
-    pub(super) fn start_agent(&mut self, name: &str) {
-        let mut command = self.bare("muster-agent");
+    fn start_agent(&mut self, name: &str, mut command: Command) {
         command.args(["run", "--state"]).arg(self.state(name));
         let log = self.dir.path().join(format!("{name}.log"));
         self.agents
@@ -300,7 +317,10 @@ impl Pair {
     }
 
     pub(super) fn bare(&self, name: &str) -> Command {
-        let mut command = Command::new(bin(name));
+        self.clean(Command::new(bin(name)))
+    }
+
+    fn clean(&self, mut command: Command) -> Command {
         for unset in [
             "MUSTER_URL",
             "MUSTER_TOKEN",
