@@ -167,3 +167,33 @@ async fn an_outage_suspends_and_nobody_else_was_active_so_the_term_stays() {
     .await;
     broker.cancel.cancel();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_that_were_seen_are_shut_out_though_the_store_forgets_them() {
+    let server = TestServer::start().await;
+    let kv = bucket(&server).await;
+    let first = seek(&kv).await;
+    active(&first).await;
+    let second = seek(&kv).await;
+    wait_for("the standby has looked", async || {
+        (!second.lease.met().is_empty()).then_some(())
+    })
+    .await;
+    first.task.abort();
+    wait_for("the end of the first", async || {
+        first.task.is_finished().then_some(())
+    })
+    .await;
+    // As a lease of yesterday: of the first one it knows nothing.
+    let entry = kv.get(KEY).await.unwrap().unwrap();
+    let users = entry.value.who.users.clone();
+    let mut old = entry.value;
+    old.who = Who::default();
+    kv.update(KEY, &old, entry.revision).await.unwrap();
+    active(&second).await;
+    assert_eq!(second.lease.to_shut_out(), users);
+    second.lease.are_shut_out(&users);
+    assert!(second.lease.to_shut_out().is_empty() && second.lease.met().is_empty());
+    second.cancel.cancel();
+    second.task.await.unwrap().unwrap();
+}
