@@ -90,7 +90,7 @@ fn run(p) {
     if conf.changed || package("webapp").installed().changed {
         service("webapp").enabled().restarted();
     }
-    file("/etc/hosts").line("192.0.2.1 db", #{ replaces: "^192.0.2.1 " }).mode("0644").owner("root:root");
+    file("/etc/hosts").line("192.0.2.1 db", #{ replaces: "^192.0.2.1 ", diff: false }).mode("0644").owner("root:root");
     file("/srv/app").directory();
     file("/tmp/old").absent();
     user("deploy").present(#{ shell: "/bin/sh", groups: ["web"] });
@@ -111,7 +111,7 @@ fn run(p) {
     {"do":"package","name":"webapp","wait":"5m","wish":{"is":"version","version":"1.4.2"}}
     {"do":"service","name":"webapp","wish":"enabled"}
     {"do":"service","name":"webapp","wish":"restarted"}
-    {"do":"file","path":"/etc/hosts","wish":{"backup":false,"is":"line","replaces":"^192.0.2.1 ","text":"192.0.2.1 db"}}
+    {"do":"file","path":"/etc/hosts","wish":{"backup":false,"diff":false,"is":"line","replaces":"^192.0.2.1 ","text":"192.0.2.1 db"}}
     {"do":"file","path":"/etc/hosts","wish":{"is":"attributes","mode":420}}
     {"do":"file","path":"/etc/hosts","wish":{"group":"root","is":"attributes","owner":"root"}}
     {"do":"file","path":"/srv/app","wish":{"is":"directory"}}

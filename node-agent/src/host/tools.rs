@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::account::Account;
+use super::account::{Account, AccountError};
 use super::cgroup::Cgroups;
 use super::note::Note;
 use super::proc::Process;
@@ -135,6 +135,9 @@ pub enum ToolError {
         /// Its time.
         after: Span,
     },
+    /// As whom it was to run.
+    #[error(transparent)]
+    Account(#[from] AccountError),
     /// The step is cancelled, or its time is over.
     #[error("the step was ended")]
     Stopped,
@@ -338,12 +341,11 @@ impl Tools {
                 environment.insert(name.to_owned(), value.to_owned());
             }
         }
-        let mut argv: Vec<String> = Vec::new();
-        if let Some(account) = &tool.account {
-            argv.extend(account.prefix());
-        }
-        argv.push(tool.program);
+        let mut argv = vec![tool.program];
         argv.extend(tool.arguments);
+        if let Some(account) = &tool.account {
+            argv = account.dress(argv, &mut environment)?;
+        }
         let left = shared.deadline.saturating_duration_since(Instant::now());
         let timeout = tool.timeout.map_or(left, |own| own.min(left));
         let output_bytes = if tool.shown {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use muster_agent::host::proc::Process;
 use muster_agent::scenario::BundleStore;
 use muster_protocol::envelope::{Ask, Mode, Request};
 use muster_protocol::run::{Outcome, Stream};
@@ -78,4 +79,64 @@ fn run(p) {
     assert_eq!(result.reason.as_deref(), Some("web.rhai:6:24: too high"));
     let said = String::from_utf8(lab.output(failing.id(), Stream::Stderr)).unwrap();
     assert!(said.contains("throw \"too high\""), "{said}");
+}
+
+#[tokio::test]
+async fn a_step_whose_agent_was_killed_is_unknown_and_what_it_started_ends() {
+    let mut lab = Lab::prepare().await;
+    let script = r#"
+fn run(p) {
+    let options = if p.user == () { #{} } else { #{ user: p.user } };
+    command(["sh", "-c", "echo $$ >> " + p.pid + "; exec sleep 1000"], options);
+}
+fn wait(p) { log("waits"); sleep("1h"); }
+"#;
+    let bundle = Bundle::new(script.into(), BTreeMap::new()).unwrap();
+    BundleStore::new(lab.path("state").join("bundles"))
+        .put(&bundle)
+        .unwrap();
+    lab.begin().await;
+    let pid = lab.path("pid");
+    std::fs::write(&pid, "").unwrap();
+    // Whoever runs it may write there.
+    for (path, mode) in [(lab.dir.path(), 0o755), (pid.as_path(), 0o666)] {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(path, mode).unwrap();
+    }
+    let read = || std::fs::read_to_string(&pid).unwrap();
+    let user = rustix::process::geteuid().is_root().then_some("daemon");
+    let request = request(
+        &lab,
+        &bundle,
+        json!({"pid": pid, "user": user}),
+        Mode::Apply,
+    );
+    let id = lab.send(&request).await;
+    lab.until("the command", || read().ends_with('\n')).await;
+    // One that nobody has collected yet does not count.
+    let lives = || Process::read(read().trim().parse().unwrap()).is_some_and(|p| p.is_alive());
+    lab.kill();
+    assert!(lives(), "a crash alone ends no command");
+    lab.begin().await;
+    let result = lab.broker.outcome(id).await.result;
+    assert_eq!(result.outcome, Outcome::Unknown);
+    assert!(result.reason.unwrap().ends_with("were ended"));
+    assert!(!lives(), "an orphan lives");
+
+    // And one that only waits is ended by a cancel.
+    let mut waiting = self::request(&lab, &bundle, json!({}), Mode::Apply);
+    if let Ask::Call(call) = &mut waiting.ask {
+        call.function = "wait".parse().unwrap();
+    }
+    let id = lab.send(&waiting).await;
+    lab.broker
+        .wait("the acknowledgement", |h| {
+            h.accepted.contains(&id).then_some(())
+        })
+        .await;
+    let mut cancel = waiting.clone();
+    cancel.ask = Ask::Cancel;
+    lab.send(&cancel).await;
+    let result = lab.broker.outcome(id).await.result;
+    assert_eq!(result.outcome, Outcome::Cancelled);
 }

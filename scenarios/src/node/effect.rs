@@ -155,6 +155,10 @@ pub enum FileWish {
         attributes: FileAttributes,
         /// Keep what was there under another name.
         backup: bool,
+        /// Show what changes in it. Not where a file holds secrets that the
+        /// scenario did not get as a parameter: the old ones would be seen.
+        #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+        diff: bool,
     },
     /// With this line in it.
     Line {
@@ -165,6 +169,10 @@ pub enum FileWish {
         replaces: Option<String>,
         /// Keep what was there under another name.
         backup: bool,
+        /// Show what changes in it. Not where a file holds secrets that the
+        /// scenario did not get as a parameter: the old ones would be seen.
+        #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+        diff: bool,
     },
     /// As it is, but owned and allowed like this.
     Attributes(FileAttributes),

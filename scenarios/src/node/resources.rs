@@ -232,11 +232,13 @@ fn files(engine: &mut Engine) {
         let mut options = Options::new(context, "content", options);
         let attributes = options.attributes()?;
         let backup = options.take("backup")?.unwrap_or(false);
+        let diff = options.take("diff")?.unwrap_or(true);
         options.end()?;
         let content = FileWish::Content {
             text,
             attributes,
             backup,
+            diff,
         };
         wish(context, file, content)
     }
@@ -247,6 +249,7 @@ fn files(engine: &mut Engine) {
         let mut options = Options::new(context, "line", options);
         let replaces: Option<String> = options.take("replaces")?;
         let backup = options.take("backup")?.unwrap_or(false);
+        let diff = options.take("diff")?.unwrap_or(true);
         options.end()?;
         if let Some(pattern) = &replaces {
             regex::Regex::new(pattern)
@@ -256,6 +259,7 @@ fn files(engine: &mut Engine) {
             text: text.to_owned(),
             replaces,
             backup,
+            diff,
         };
         wish(context, file, line)
     }

@@ -214,6 +214,23 @@ async fn another_user_has_nothing_left_of_root() {
     assert_eq!(done, Err("this node has no user `nobody-knows`".to_owned()));
     let (done, _) = perform_it(&bench, &run, Mode::Check).await;
     assert_eq!(shown(&done.expect("a dry run")), "would: would run []");
+    // What becomes that user is the system's, and has none of its libraries.
+    bench.fake("setpriv", "echo trap; id -un");
+    let mut run = shell("echo $LD_LIBRARY_PATH; id -un");
+    run.user = Some("daemon".into());
+    run.env = [
+        ("LD_LIBRARY_PATH".to_owned(), "/no/where".to_owned()),
+        (
+            "PATH".to_owned(),
+            format!("{}:/usr/bin:/bin", bench.path("bin").display()),
+        ),
+    ]
+    .into();
+    let (done, _) = perform_it(&bench, &run, Mode::Apply).await;
+    assert_eq!(
+        done.expect("it is well").value["stdout"],
+        "/no/where\ndaemon\n"
+    );
     // Its deadline reaches it there.
     let mut run = shell("sleep 300 & sleep 300");
     run.user = Some("daemon".into());

@@ -129,14 +129,20 @@ pub fn ensure(path: &Path, wish: &FileWish, mode: Mode) -> Result<Change, FileEr
             text,
             attributes,
             backup,
-        } => content(path, text.as_bytes(), attributes, *backup, mode),
+            diff,
+        } => {
+            let change = content(path, text.as_bytes(), attributes, *backup, mode)?;
+            Ok(shown(change, *diff))
+        }
         FileWish::Line {
             text,
             replaces,
             backup,
+            diff,
         } => {
             let pattern = replaces.as_deref().map(Regex::new).transpose()?;
-            line(path, text, pattern.as_ref(), *backup, mode)
+            let change = line(path, text, pattern.as_ref(), *backup, mode)?;
+            Ok(shown(change, *diff))
         }
         FileWish::Attributes(attributes) => only_attributes(path, attributes, mode),
         FileWish::Directory(attributes) => directory(path, attributes, mode),
@@ -413,6 +419,16 @@ fn absent(path: &Path, mode: Mode) -> Result<Change, FileError> {
         place.sync()?;
     }
     Ok(changed(mode, "removed", Vec::new()))
+}
+
+/// The change without its lines, where they are not to be seen.
+fn shown(mut change: Change, lines: bool) -> Change {
+    if let (false, Change::Changed { diff, .. } | Change::WouldChange { diff, .. }) =
+        (lines, &mut change)
+    {
+        diff.clear();
+    }
+    change
 }
 
 fn changed(mode: Mode, summary: &str, diff: Vec<String>) -> Change {

@@ -35,6 +35,7 @@ fn content(text: &str) -> FileWish {
         text: text.to_owned(),
         attributes: FileAttributes::default(),
         backup: false,
+        diff: true,
     }
 }
 
@@ -92,6 +93,7 @@ fn content_is_replaced_whole_and_keeps_its_owner_and_mode() {
         text: "listen = 9\n".into(),
         attributes: mode(0o640),
         backup: true,
+        diff: true,
     };
     insta::assert_snapshot!(settles(&path, &wish), @r"
     changed: content, mode 0600 → 0640
@@ -115,6 +117,7 @@ fn a_line_is_replaced_or_added() {
         text: "192.0.2.1 db".into(),
         replaces: replaces.map(str::to_owned),
         backup: false,
+        diff: true,
     };
     insta::assert_snapshot!(settles(&hosts, &line(Some("^192\\.0\\.2\\.1 "))), @r"
     changed: line replaced
@@ -334,6 +337,7 @@ fn backups_of_one_second_are_all_kept_and_nothing_else_is_left() {
             text: n.to_string(),
             attributes: FileAttributes::default(),
             backup: true,
+            diff: true,
         };
         settles(&path, &wish);
     }
@@ -361,4 +365,34 @@ fn the_users_own_attributes_stay() {
     let mut value = [0; 16];
     let length = rustix::fs::getxattr(&path, "user.note", &mut value[..]).expect("it is there");
     assert_eq!(&value[..length], b"kept");
+}
+
+#[test]
+fn lines_that_nobody_is_to_see_are_not_shown() {
+    let place = Place::new();
+    let path = place.write("x", "password = old\n");
+    for mode in [Mode::Check, Mode::Apply] {
+        for wish in [
+            FileWish::Content {
+                text: format!("password = {mode:?}\n"),
+                attributes: FileAttributes::default(),
+                backup: false,
+                diff: false,
+            },
+            FileWish::Line {
+                text: format!("other = {mode:?}"),
+                replaces: None,
+                backup: false,
+                diff: false,
+            },
+        ] {
+            let change = ensure(&path, &wish, mode).expect("it is well");
+            let text = said(&change);
+            assert!(
+                !text.contains("password") && !text.contains("other"),
+                "{text}"
+            );
+            assert_ne!(change, Change::Unchanged);
+        }
+    }
 }
