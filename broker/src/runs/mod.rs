@@ -8,6 +8,7 @@
 
 mod doubt;
 mod engine;
+mod error;
 pub mod frames;
 mod index;
 mod intake;
@@ -24,7 +25,8 @@ mod task;
 mod view;
 mod watch;
 
-pub use self::engine::{CreateError, Engine, EngineError, Settings};
+pub use self::engine::{Engine, Settings};
+pub use self::error::{CreateError, EngineError};
 pub use self::index::{LookupError, cursor, parse_cursor};
 pub use self::journal::{JournalError, ReadError, STREAM};
 pub(crate) use self::rebuild::Proof;

@@ -16,7 +16,8 @@ use muster_protocol::subject;
 use muster_protocol::units::{Timestamp, elapsed};
 use tokio::sync::OwnedRwLockWriteGuard;
 
-use super::engine::{Engine, EngineError, Shared, lock};
+use super::engine::{Engine, Shared, lock};
+use super::error::EngineError;
 use super::index::Output;
 use super::journal::{Journal, JournalError, STREAM};
 use crate::retention::Kept;

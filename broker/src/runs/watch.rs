@@ -19,7 +19,8 @@ use muster_protocol::subject;
 use tokio::sync::broadcast;
 use tokio::time::{sleep, timeout};
 
-use super::engine::{Engine, EngineError};
+use super::engine::Engine;
+use super::error::EngineError;
 use super::frames::{Frames, Place};
 use super::journal::{ReadError, STREAM, output_head, parse};
 use crate::store::TIMEOUT;
