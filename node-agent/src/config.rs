@@ -50,6 +50,18 @@ pub struct Capabilities {
     /// Replacing the agent's own executable by a release that the broker
     /// has.
     pub upgrade: bool,
+    /// Files and directories, by scenarios.
+    pub file: bool,
+    /// Packages of the distribution, by scenarios.
+    pub package: bool,
+    /// Services, by scenarios.
+    pub service: bool,
+    /// User accounts, by scenarios.
+    pub user: bool,
+    /// HTTP requests from this node, by scenarios.
+    pub http: bool,
+    /// Runs of Puppet, by scenarios.
+    pub puppet: bool,
 }
 
 /// Bounds that no request can lift.
@@ -120,6 +132,12 @@ impl Default for Capabilities {
             command: true,
             shell: true,
             upgrade: true,
+            file: true,
+            package: true,
+            service: true,
+            user: true,
+            http: true,
+            puppet: true,
         }
     }
 }

@@ -12,8 +12,10 @@ use muster_protocol::names::NodeName;
 use muster_protocol::run::{NodeResult, Outcome};
 use muster_protocol::text::printable;
 use muster_protocol::units::Span;
+use muster_protocol::wire::Assignment;
 use muster_scenarios::command::{self, Command};
 use muster_scenarios::upgrade;
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +24,11 @@ use crate::host::cgroup::Cgroups;
 use crate::host::environment::{Environment, marks};
 use crate::host::process::{self, End, Sink, Spec, Why};
 use crate::host::tree::Ended;
+use crate::scenario::{BundleStore, Scenarios};
 use crate::upgrade::{Job, Unfit, Upgrades};
+
+/// Where bundles are in the state directory.
+const BUNDLES: &str = "bundles";
 
 /// What a call may use while it runs.
 pub struct Step<'a> {
@@ -32,6 +38,10 @@ pub struct Step<'a> {
     pub serial: Serial,
     /// Its name when the step began.
     pub name: NodeName,
+    /// What the operators gave it, when the step began.
+    pub assignment: &'a Assignment,
+    /// What it knows about itself.
+    pub facts: Arc<Value>,
     /// How long it may take.
     pub timeout: Duration,
     /// Bytes of output kept.
@@ -99,15 +109,20 @@ pub enum Refused {
     /// The release.
     #[error("{0}")]
     Upgrade(#[from] Unfit),
+    /// Parameters that are no map.
+    #[error("the parameters of a scenario's function are a map of names and values")]
+    Shape,
     /// It cannot say what it would do.
     #[error("a command cannot be tried in check mode: nobody knows what it would do")]
     CheckMode,
 }
 
-/// Everything that is built in.
+/// Everything that this agent executes: what is built in, and the scenarios
+/// that it has.
 pub struct Builtins {
     commands: Arc<Commands>,
     upgrades: Upgrades,
+    scenarios: Scenarios,
 }
 
 impl Builtins {
@@ -116,8 +131,12 @@ impl Builtins {
     #[must_use]
     pub fn new(config: &Config) -> (Self, mpsc::Receiver<Job>) {
         let (upgrades, jobs) = Upgrades::new(config);
+        let commands = Arc::new(Commands::new(config));
+        let bundles = BundleStore::new(config.state.join(BUNDLES));
+        let cgroups = commands.cgroups().cloned();
         let builtins = Self {
-            commands: Arc::new(Commands::new(config)),
+            scenarios: Scenarios::new(config, Arc::new(bundles), cgroups),
+            commands,
             upgrades,
         };
         (builtins, jobs)
@@ -130,10 +149,20 @@ impl Builtins {
     }
 }
 
+impl Builtins {
+    /// Whether it is the call of a scenario that is there. One that is
+    /// nowhere is declined as an unknown version of something built in.
+    fn is_scenario(&self, call: &Call) -> bool {
+        call.bundle != command::bundle() && self.scenarios.may_have(call.bundle)
+    }
+}
+
 impl Executor for Builtins {
     fn check(&self, call: &Call) -> Result<(), Refused> {
         if call.bundle == upgrade::bundle() {
             self.upgrades.check(call).map(|_| ())
+        } else if self.is_scenario(call) {
+            self.scenarios.check(call)
         } else {
             self.commands.check(call)
         }
@@ -158,6 +187,8 @@ impl Executor for Builtins {
     fn call<'a>(&'a self, call: &'a Call, step: Step<'a>) -> BoxFuture<'a, NodeResult> {
         if call.bundle == upgrade::bundle() {
             Box::pin(self.upgrades.call(call, step))
+        } else if self.is_scenario(call) {
+            self.scenarios.call(call, step)
         } else {
             self.commands.call(call, step)
         }
@@ -168,6 +199,7 @@ impl Executor for Builtins {
         if self.upgrades.granted() {
             all.push(upgrade::CAPABILITY.to_owned());
         }
+        all.extend(self.scenarios.capabilities());
         all
     }
 }
@@ -245,6 +277,8 @@ impl Executor for Commands {
                 program: program.clone(),
                 arguments: argv.collect(),
                 environment: self.environment.for_step(step.request, serial, &step.name),
+                directory: None,
+                input: None,
                 marks: marks(step.request, serial),
                 cgroup: self
                     .cgroups
@@ -370,7 +404,7 @@ fn not_started(
 }
 
 /// `9 (SIGKILL)`: the number, with the name of those that people know.
-fn signal_name(signal: i32) -> String {
+pub(crate) fn signal_name(signal: i32) -> String {
     const NAMES: [(i32, &str); 12] = [
         (1, "SIGHUP"),
         (2, "SIGINT"),

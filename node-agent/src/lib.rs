@@ -39,6 +39,7 @@ pub mod logging;
 pub mod pace;
 pub mod release;
 pub mod report;
+pub mod scenario;
 pub mod state;
 pub mod steps;
 pub mod upgrade;

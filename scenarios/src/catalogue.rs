@@ -268,7 +268,7 @@ pub const NODE: &[Entry] = &[
     ),
     function(
         Side::Node,
-        "package(name)",
+        "package(name, options?)",
         "A package of the distribution.",
     ),
     function(Side::Node, "service(name)", "A service."),

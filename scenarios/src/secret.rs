@@ -92,6 +92,12 @@ impl Secrets {
         }
     }
 
+    /// Whether there is nothing to hide.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.texts.is_empty()
+    }
+
     /// Parameters with the values in their places: for the function that is
     /// called, and for nobody else.
     ///

@@ -86,11 +86,11 @@ fn what_a_script_wants_is_data() {
     let script = r#"
 fn run(p) {
     let conf = file("/etc/webapp.toml").template("templates/app.toml", #{ port: p.port, hosts: ["a", "b"] }, #{ mode: "0640", owner: "root", group: "web", backup: true });
-    package("webapp").version(p.version);
+    package("webapp", #{ wait: "5m" }).version(p.version);
     if conf.changed || package("webapp").installed().changed {
         service("webapp").enabled().restarted();
     }
-    file("/etc/hosts").line("192.0.2.1 db", #{ replaces: "^192.0.2.1 " }).mode("0644").owner("root:root");
+    file("/etc/hosts").line("192.0.2.1 db", #{ replaces: "^192.0.2.1 ", diff: false }).mode("0644").owner("root:root");
     file("/srv/app").directory();
     file("/tmp/old").absent();
     user("deploy").present(#{ shell: "/bin/sh", groups: ["web"] });
@@ -108,10 +108,10 @@ fn run(p) {
     assert_eq!(ended, Ok(json!("hello\ndebian")));
     insta::assert_snapshot!(asked.join("\n"), @r#"
     {"do":"file","path":"/etc/webapp.toml","wish":{"attributes":{"group":"web","mode":416,"owner":"root"},"backup":true,"is":"content","text":"listen = 8080\nhost = \"a\"\nhost = \"b\"\n"}}
-    {"do":"package","name":"webapp","wish":{"is":"version","version":"1.4.2"}}
+    {"do":"package","name":"webapp","wait":"5m","wish":{"is":"version","version":"1.4.2"}}
     {"do":"service","name":"webapp","wish":"enabled"}
     {"do":"service","name":"webapp","wish":"restarted"}
-    {"do":"file","path":"/etc/hosts","wish":{"backup":false,"is":"line","replaces":"^192.0.2.1 ","text":"192.0.2.1 db"}}
+    {"do":"file","path":"/etc/hosts","wish":{"backup":false,"diff":false,"is":"line","replaces":"^192.0.2.1 ","text":"192.0.2.1 db"}}
     {"do":"file","path":"/etc/hosts","wish":{"is":"attributes","mode":420}}
     {"do":"file","path":"/etc/hosts","wish":{"group":"root","is":"attributes","owner":"root"}}
     {"do":"file","path":"/srv/app","wish":{"is":"directory"}}

@@ -196,6 +196,10 @@ fn options_are_those_of_the_code() {
             format!("file(\"/x\").directory({wrong})"),
         ),
         (
+            "package(name, #{…}).latest()",
+            format!("package(\"x\", {wrong}).latest()"),
+        ),
+        (
             "user.present(#{…})",
             format!("user(\"x\").present({wrong})"),
         ),

@@ -185,6 +185,8 @@ async fn execute(path: &Path, environment: &Environment) -> Result<Vec<u8>, Stri
         program: path.display().to_string(),
         arguments: Vec::new(),
         environment: variables,
+        directory: None,
+        input: None,
         marks: vec![mark],
         cgroup: None,
         timeout: PROGRAM_WITHIN,

@@ -1,13 +1,23 @@
-//! The host: the only module that touches processes.
+//! The host: the only module that touches processes, and everything else that
+//! a scenario changes on a node.
 
+pub mod account;
 pub mod cgroup;
+pub mod command;
 pub mod environment;
 pub mod file;
+pub mod note;
+pub mod package;
 pub mod proc;
 pub mod process;
 pub mod program;
+pub mod puppet;
+pub mod service;
 pub mod spawn;
+pub mod tools;
 pub mod tree;
+pub mod user;
+pub mod web;
 
 /// The machine's boot id; empty where the kernel does not tell.
 #[must_use]
@@ -36,3 +46,6 @@ pub fn close_inherited() {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing;

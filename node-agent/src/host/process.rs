@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -12,14 +12,16 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use muster_protocol::run::Stream;
 use muster_protocol::wire::MAX_CHUNK;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::pipe::Sender;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::Cgroup;
+use super::note::Note;
 use super::proc::Process;
-use super::spawn::{Child, Program, spawn};
+use super::spawn::{Child, Program, ROOT, spawn};
 use super::tree::{Ended, Tree};
 
 /// How long a background child that holds the output open is listened to
@@ -38,7 +40,11 @@ pub struct Spec {
     pub arguments: Vec<String>,
     /// Its whole environment.
     pub environment: BTreeMap<String, String>,
-    /// Which of it marks its processes.
+    /// Where it runs; the root directory unless something else is said.
+    pub directory: Option<PathBuf>,
+    /// What it reads; nothing unless something is said.
+    pub input: Option<Bytes>,
+    /// Which of its environment marks its processes.
     pub marks: Vec<String>,
     /// Its control group.
     pub cgroup: Option<Cgroup>,
@@ -61,6 +67,18 @@ pub trait Sink: Send {
     ) -> BoxFuture<'a, ()>;
     /// It wrote something, at most [`MAX_CHUNK`] bytes.
     fn output(&mut self, stream: Stream, data: Bytes) -> BoxFuture<'_, ()>;
+    /// A step says something about itself. As lines of output, where nothing
+    /// better is done with it.
+    fn note(&mut self, note: Note) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let (stream, text) = note.lines();
+            let mut text = Bytes::from(text);
+            while !text.is_empty() {
+                let part = text.split_to(text.len().min(MAX_CHUNK));
+                self.output(stream, part).await;
+            }
+        })
+    }
 }
 
 /// Why it ended.
@@ -113,6 +131,8 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
         program: &spec.program,
         arguments: &spec.arguments,
         environment: &spec.environment,
+        directory: spec.directory.as_deref().unwrap_or(Path::new(ROOT)),
+        input: spec.input.is_some(),
     })?;
     muster_checkpoint::at("agent.spawned", || spec.marks.join(" ")).await;
     let mut tree = Tree {
@@ -133,6 +153,8 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
         sink.started(&process, tree.cgroup.as_ref().map(Cgroup::path))
             .await;
     }
+    let mut feeding = std::pin::pin!(feed(child.stdin.take(), spec.input.clone()));
+    let mut fed = spec.input.is_none();
     let mut pipes = Pipes::new(child.stdout.take(), child.stderr.take(), spec.output_bytes);
     let deadline = begun + spec.timeout;
     let mut why = Why::Exited;
@@ -174,6 +196,7 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
                 ending = Some(end(&tree, spec.kill_grace));
             }
             () = sleep_until(drain_until.unwrap_or(deadline)), if drain_until.is_some() => break,
+            () = &mut feeding, if !fed => fed = true,
             part = pipes.next(), if !pipes.done() => {
                 if let Some((stream, data)) = part {
                     sink.output(stream, data).await;
@@ -195,6 +218,14 @@ pub async fn run(spec: &Spec, sink: &mut dyn Sink, cancel: &CancellationToken) -
         output_bytes: pipes.kept,
         truncated: pipes.truncated,
     })
+}
+
+/// Writes what a program is to read, and then closes it. A program may end
+/// without having read all of it.
+async fn feed(pipe: Option<Sender>, input: Option<Bytes>) {
+    if let (Some(mut pipe), Some(input)) = (pipe, input) {
+        let _ = pipe.write_all(&input).await;
+    }
 }
 
 /// Collects what has ended, and removes its control group. Not before the

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -20,11 +20,11 @@ use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_s
 use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::Access;
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions, waitid, waitpid};
-use tokio::net::unix::pipe::Receiver;
+use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Where a program runs.
-const ROOT: &str = "/";
+/// Where a program runs when nothing else is said.
+pub const ROOT: &str = "/";
 /// Where programs are looked for when the environment does not say.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 /// What runs a file that is executable and names no interpreter.
@@ -39,6 +39,8 @@ pub struct Child {
     /// Some child has ended. It hears from before the start on.
     ended: tokio::signal::unix::Signal,
     status: Option<ExitStatus>,
+    /// What it reads from standard input, where it was started with one.
+    pub stdin: Option<Sender>,
     /// What it writes to standard output.
     pub stdout: Option<Receiver>,
     /// What it writes to standard error.
@@ -119,15 +121,18 @@ pub struct Program<'a> {
     pub arguments: &'a [String],
     /// Its whole environment.
     pub environment: &'a BTreeMap<String, String>,
+    /// Where it runs.
+    pub directory: &'a Path,
+    /// Whether it is given something to read; else there is nothing.
+    pub input: bool,
 }
 
-/// Starts it in `/`, in a session of its own, with nothing to read and both
-/// outputs in pipes.
+/// Starts it in a session of its own, with both outputs in pipes.
 ///
 /// # Errors
 /// When it cannot be started; nothing has run then.
 pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
-    if std::env::current_dir().is_ok_and(|dir| dir == Path::new(ROOT)) {
+    if std::env::current_dir().is_ok_and(|dir| dir == program.directory) {
         return start(program);
     }
     // The directory is inherited. The agent's own stays what it is: this
@@ -137,7 +142,7 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
         let thread = scope.spawn(move || {
             let _runtime = handle.enter();
             unshare(CloneFlags::CLONE_FS)?;
-            std::env::set_current_dir(ROOT)?;
+            std::env::set_current_dir(program.directory)?;
             start(program)
         });
         let done = thread.join();
@@ -147,7 +152,12 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
 
 fn start(program: &Program<'_>) -> io::Result<Child> {
     let ended = signal(SignalKind::child())?;
-    let null = File::open("/dev/null")?;
+    let (stdin, null) = if program.input {
+        let (read, write) = io::pipe()?;
+        (Some(Sender::from_owned_fd(write.into())?), read.into())
+    } else {
+        (None, OwnedFd::from(File::open("/dev/null")?))
+    };
     let (stdout, out) = io::pipe()?;
     let (stderr, err) = io::pipe()?;
     let mut actions = PosixSpawnFileActions::init()?;
@@ -198,6 +208,7 @@ fn start(program: &Program<'_>) -> io::Result<Child> {
         pid,
         ended,
         status: None,
+        stdin,
         stdout: Some(Receiver::from_owned_fd(stdout.into())?),
         stderr: Some(Receiver::from_owned_fd(stderr.into())?),
     };
@@ -256,6 +267,8 @@ mod tests {
             program,
             arguments: &arguments,
             environment: &environment,
+            directory: Path::new(ROOT),
+            input: false,
         })?;
         let mut text = String::new();
         let mut out = child.stdout.take().expect("a pipe");
@@ -332,6 +345,8 @@ mod tests {
             program: "/bin/sleep",
             arguments: &["0.1".to_owned()],
             environment: &environment,
+            directory: Path::new(ROOT),
+            input: false,
         })
         .expect("starts");
         let pid = child.id().expect("it runs");

@@ -536,6 +536,8 @@ impl Inner {
             request: id,
             serial: enrolled.serial(),
             name: enrolled.assignment().name.clone(),
+            assignment: enrolled.assignment(),
+            facts: self.parts.facts.borrow().clone(),
             timeout,
             output_bytes: call.limits.output_bytes.min(limits.output_bytes),
             sink: &mut sink,

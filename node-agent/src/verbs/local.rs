@@ -248,6 +248,9 @@ impl Order {
             request,
             serial: self.enrolled.serial(),
             name: self.enrolled.assignment().name.clone(),
+            assignment: self.enrolled.assignment(),
+            // Those are the agent's, which need not run.
+            facts: std::sync::Arc::default(),
             timeout,
             // All of it is shown; what is kept is the terminal's business.
             output_bytes: u64::MAX,

@@ -38,7 +38,7 @@ async fn enroll(url: &str, token: &str, state: &Path, more: &[&str]) -> (Option<
     } = output;
     (
         status.code(),
-        String::from_utf8(stdout).unwrap() + &String::from_utf8(stderr).unwrap(),
+        String::from_utf8(stdout).unwrap() + String::from_utf8(stderr).unwrap().as_str(),
     )
 }
 

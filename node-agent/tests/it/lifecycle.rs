@@ -288,8 +288,8 @@ async fn one_agent_for_one_state_and_a_status_for_people() {
             .arg(lab.path("state"))
             .output()
             .unwrap();
-        let text =
-            String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap()
+            + String::from_utf8(output.stderr).unwrap().as_str();
         (output.status.code(), text)
     };
     let (code, text) = agent(&["run"]);

@@ -16,3 +16,4 @@ mod nats;
 mod output;
 mod reconcile;
 mod requests;
+mod scenario;

@@ -252,7 +252,10 @@ async fn the_node_has_the_last_word() {
     }
     assert!(declined(other).await.contains("does not have the scenario"));
     let hello = lab.broker.heard().hellos[0].clone();
-    assert_eq!(hello.capabilities, ["command", "upgrade"]);
+    let rest = [
+        "command", "upgrade", "file", "package", "service", "user", "http", "puppet",
+    ];
+    assert_eq!(hello.capabilities, rest);
 }
 
 #[tokio::test]

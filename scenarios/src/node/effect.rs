@@ -25,6 +25,10 @@ pub enum Effect {
         name: String,
         /// How.
         wish: PackageWish,
+        /// How long the package manager may be busy with something else; as
+        /// long as the node thinks right when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wait: Option<Span>,
     },
     /// A service is so.
     Service {
@@ -151,6 +155,10 @@ pub enum FileWish {
         attributes: FileAttributes,
         /// Keep what was there under another name.
         backup: bool,
+        /// Show what changes in it. Not where a file holds secrets that the
+        /// scenario did not get as a parameter: the old ones would be seen.
+        #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+        diff: bool,
     },
     /// With this line in it.
     Line {
@@ -161,6 +169,10 @@ pub enum FileWish {
         replaces: Option<String>,
         /// Keep what was there under another name.
         backup: bool,
+        /// Show what changes in it. Not where a file holds secrets that the
+        /// scenario did not get as a parameter: the old ones would be seen.
+        #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+        diff: bool,
     },
     /// As it is, but owned and allowed like this.
     Attributes(FileAttributes),

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use muster_protocol::units::Span;
 use rhai::{Array, Dynamic, Engine, Map, NativeCallContext};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -31,7 +32,10 @@ struct Resource<K> {
 #[derive(Clone)]
 struct File;
 #[derive(Clone)]
-struct Package;
+struct Package {
+    /// How long the package manager may be busy.
+    wait: Option<Span>,
+}
 #[derive(Clone)]
 struct Service;
 #[derive(Clone)]
@@ -228,11 +232,13 @@ fn files(engine: &mut Engine) {
         let mut options = Options::new(context, "content", options);
         let attributes = options.attributes()?;
         let backup = options.take("backup")?.unwrap_or(false);
+        let diff = options.take("diff")?.unwrap_or(true);
         options.end()?;
         let content = FileWish::Content {
             text,
             attributes,
             backup,
+            diff,
         };
         wish(context, file, content)
     }
@@ -243,6 +249,7 @@ fn files(engine: &mut Engine) {
         let mut options = Options::new(context, "line", options);
         let replaces: Option<String> = options.take("replaces")?;
         let backup = options.take("backup")?.unwrap_or(false);
+        let diff = options.take("diff")?.unwrap_or(true);
         options.end()?;
         if let Some(pattern) = &replaces {
             regex::Regex::new(pattern)
@@ -252,6 +259,7 @@ fn files(engine: &mut Engine) {
             text: text.to_owned(),
             replaces,
             backup,
+            diff,
         };
         wish(context, file, line)
     }
@@ -336,13 +344,24 @@ fn files(engine: &mut Engine) {
 fn packages(engine: &mut Engine) {
     type It = Resource<Package>;
     fn wish(context: &Context<'_>, package: &mut It, wish: PackageWish) -> Said<It> {
-        let name = package.name.clone();
-        package.be(context, &Effect::Package { name, wish })
+        let (name, wait) = (package.name.clone(), package.kind.wait);
+        package.be(context, &Effect::Package { name, wish, wait })
+    }
+    fn package(context: &Context<'_>, name: &str, options: Map) -> Said<It> {
+        let mut options = Options::new(context, "package", options);
+        let wait = options.take("wait")?;
+        options.end()?;
+        Ok(It::new(Package { wait }, name))
     }
     engine
         .register_type_with_name::<It>("Package")
         .register_get("changed", |package: &mut It| package.changed)
-        .register_fn("package", |name: &str| It::new(Package, name))
+        .register_fn("package", |name: &str| {
+            It::new(Package { wait: None }, name)
+        })
+        .register_fn("package", |c: Context<'_>, name: &str, options: Map| {
+            package(&c, name, options)
+        })
         .register_fn("installed", |c: Context<'_>, it: &mut It| {
             wish(&c, it, PackageWish::Installed)
         })

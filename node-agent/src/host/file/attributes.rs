@@ -1,14 +1,18 @@
 //! Who owns a file, and who may do what with it.
 
-use std::fs::{self, Metadata};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::fs::{File, Metadata, Permissions};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::Path;
 
 use muster_protocol::text::printable;
 use muster_scenarios::node::FileAttributes;
 use nix::unistd::{Gid, Group, Uid, User};
+use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
 
 use super::{FileError, bits, io};
+
+/// Largest list of attributes, and largest attribute, that the kernel has.
+const MAX_EXTENDED: usize = 64 * 1024;
 
 /// Why nobody is known by a name.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -92,17 +96,41 @@ impl Wanted {
         said.join(", ")
     }
 
-    /// Has it so.
-    pub(super) fn apply(&self, path: &Path) -> Result<(), FileError> {
+    /// Has it so. `path` is for messages: what is changed is the very file
+    /// that was opened.
+    pub(super) fn apply(&self, file: &File, path: &Path) -> Result<(), FileError> {
         if self.owner.is_some() || self.group.is_some() {
-            chown(path, self.owner, self.group).map_err(io("change the owner of", path))?;
+            fchown(file, self.owner, self.group).map_err(io("change the owner of", path))?;
         }
         // After the owner: a change of owner clears set-user-id.
         if let Some(mode) = self.mode {
-            fs::set_permissions(path, fs::Permissions::from_mode(mode))
+            file.set_permissions(Permissions::from_mode(mode))
                 .map_err(io("change the mode of", path))?;
         }
         Ok(())
+    }
+}
+
+/// Gives a new file the access list, the security label and the users' own
+/// attributes of the one that it replaces, as far as the file system has such
+/// things. Capabilities of an executable are not among them: its content is
+/// another one.
+pub(super) fn copy_extended(old: &File, new: &File) {
+    let mut names = vec![0; MAX_EXTENDED];
+    let Ok(length) = flistxattr(old, &mut names[..]) else {
+        return;
+    };
+    for name in names[..length].split(|byte| *byte == 0) {
+        let wanted = name == b"security.selinux"
+            || name == b"system.posix_acl_access"
+            || name.starts_with(b"user.");
+        if !wanted {
+            continue;
+        }
+        let mut value = vec![0; MAX_EXTENDED];
+        if let Ok(length) = fgetxattr(old, name, &mut value[..]) {
+            let _ = fsetxattr(new, name, &value[..length], XattrFlags::empty());
+        }
     }
 }
 

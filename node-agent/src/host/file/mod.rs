@@ -1,24 +1,30 @@
 //! Files and directories as a scenario wants them.
 //!
 //! A file is replaced, never written to in place: whoever reads it sees the
-//! old one or the new one, whole, also when the power goes.
+//! old one or the new one, whole, also when the power goes. And no symbolic
+//! link that others than root could have put there is ever followed.
 
 mod attributes;
 mod diff;
+mod walk;
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use muster_protocol::envelope::Mode;
 use muster_scenarios::node::{Change, FileAttributes, FileWish};
 use regex::Regex;
 
-use attributes::{AttributeError, Wanted};
+pub use attributes::AttributeError;
+use attributes::Wanted;
+use walk::{Place, reopen, walk};
 
 /// Largest file that is compared and edited.
 pub const MAX_FILE: u64 = 16 * 1024 * 1024;
+/// Backups of one file within one second.
+const MAX_BACKUPS: u32 = 100;
 /// What a new file gets when nothing is said.
 const NEW_FILE: u32 = 0o644;
 /// What a new directory gets when nothing is said.
@@ -38,6 +44,19 @@ pub enum FileError {
         /// What the system said.
         source: io::Error,
     },
+    /// No path that is walked.
+    #[error("{} is left alone: {why}", .path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The directory is missing.
+    #[error(
+        "the directory of {} does not exist; have it made first, with `file(\"…\").directory()`", .0.display()
+    )]
+    NoDirectory(PathBuf),
     /// Another kind of thing has the name.
     #[error("{} is {found}; {hint}", .path.display())]
     Kind {
@@ -89,10 +108,14 @@ fn io<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> FileE
 enum Found {
     Nothing,
     File {
+        file: File,
         bytes: Vec<u8>,
         metadata: fs::Metadata,
     },
-    Directory(fs::Metadata),
+    Directory {
+        directory: File,
+        metadata: fs::Metadata,
+    },
 }
 
 /// Has a file so, or says what it would do.
@@ -106,14 +129,20 @@ pub fn ensure(path: &Path, wish: &FileWish, mode: Mode) -> Result<Change, FileEr
             text,
             attributes,
             backup,
-        } => content(path, text.as_bytes(), attributes, *backup, mode),
+            diff,
+        } => {
+            let change = content(path, text.as_bytes(), attributes, *backup, mode)?;
+            Ok(shown(change, *diff))
+        }
         FileWish::Line {
             text,
             replaces,
             backup,
+            diff,
         } => {
             let pattern = replaces.as_deref().map(Regex::new).transpose()?;
-            line(path, text, pattern.as_ref(), *backup, mode)
+            let change = line(path, text, pattern.as_ref(), *backup, mode)?;
+            Ok(shown(change, *diff))
         }
         FileWish::Attributes(attributes) => only_attributes(path, attributes, mode),
         FileWish::Directory(attributes) => directory(path, attributes, mode),
@@ -121,45 +150,77 @@ pub fn ensure(path: &Path, wish: &FileWish, mode: Mode) -> Result<Change, FileEr
     }
 }
 
+/// A place whose directory is there; `None` in a dry run, in which an earlier
+/// call may have been about to make it.
+fn place(path: &Path, mode: Mode) -> Result<Option<Place>, FileError> {
+    match walk(path, false)? {
+        Some(place) => Ok(Some(place)),
+        None if mode == Mode::Check => Ok(None),
+        None => Err(FileError::NoDirectory(path.to_owned())),
+    }
+}
+
 /// Looks without following a link: a link at the last step is never written
 /// through, because whoever may replace the link would say what is written.
-fn look(path: &Path) -> Result<Found, FileError> {
-    let metadata = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
-        Err(e) => return Err(io("look at", path)(e)),
+fn look(place: Option<&Place>) -> Result<Found, FileError> {
+    let Some(place) = place else {
+        return Ok(Found::Nothing);
     };
+    let Some(found) = place.peek()? else {
+        return Ok(Found::Nothing);
+    };
+    let path = &place.path;
+    let metadata = found.metadata().map_err(io("look at", path))?;
     let kind = |found, hint: &str| {
         Err(FileError::Kind {
-            path: path.to_owned(),
+            path: path.clone(),
             found,
             hint: hint.to_owned(),
         })
     };
     if metadata.is_symlink() {
-        let hint = match fs::read_link(path) {
+        let hint = match fs::read_link(place.at()) {
             Ok(target) => format!("name {} instead", target.display()),
             Err(_) => "name what it points to instead".to_owned(),
         };
         return kind("a symbolic link", &hint);
     }
     if metadata.is_dir() {
-        return Ok(Found::Directory(metadata));
+        let directory = reopen(&found).map_err(io("open", path))?;
+        return Ok(Found::Directory {
+            directory,
+            metadata,
+        });
     }
     if !metadata.is_file() {
         return kind("a device, a pipe or a socket", "it is left alone");
     }
+    // Another name of a file that is none of its owner's business: reading it
+    // would show it to whoever sees the difference, and a new owner would be
+    // given it.
+    if metadata.nlink() > 1 && !place.guarded {
+        return kind(
+            "one of several names of a file, in a directory where others than root can put names",
+            "it is left alone",
+        );
+    }
     if metadata.len() > MAX_FILE {
         return Err(FileError::TooLarge {
-            path: path.to_owned(),
+            path: path.clone(),
             bytes: metadata.len(),
         });
     }
+    let file = reopen(&found).map_err(io("open", path))?;
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
+    (&file)
+        .take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
         .map_err(io("read", path))?;
-    Ok(Found::File { bytes, metadata })
+    Ok(Found::File {
+        file,
+        bytes,
+        metadata,
+    })
 }
 
 fn is_directory(path: &Path) -> FileError {
@@ -178,27 +239,32 @@ fn content(
     mode: Mode,
 ) -> Result<Change, FileError> {
     let wanted = Wanted::of(attributes)?;
-    match look(path)? {
-        Found::Directory(_) => Err(is_directory(path)),
+    let place = place(path, mode)?;
+    match look(place.as_ref())? {
+        Found::Directory { .. } => Err(is_directory(path)),
         Found::Nothing => {
-            if mode == Mode::Apply {
-                replace(path, text, &wanted.or_mode(NEW_FILE), None)?;
+            if let (Mode::Apply, Some(place)) = (mode, &place) {
+                replace(place, text, &wanted.or_mode(NEW_FILE), None, false)?;
             }
             let diff = diff::lines(b"", text);
             Ok(changed(mode, "created", diff))
         }
-        Found::File { bytes, metadata } => {
+        Found::File {
+            file,
+            bytes,
+            metadata,
+        } => {
             let mut said = wanted.differences(&metadata);
             let same = bytes == text;
             if same && said.is_empty() {
                 return Ok(Change::Unchanged);
             }
-            if mode == Mode::Apply {
+            if let (Mode::Apply, Some(place)) = (mode, &place) {
                 if same {
-                    wanted.apply(path)?;
+                    wanted.apply(&file, path)?;
                 } else {
                     let keep = wanted.or_those_of(&metadata);
-                    replace(path, text, &keep, backup.then_some(path))?;
+                    replace(place, text, &keep, Some(&file), backup)?;
                 }
             }
             if !same {
@@ -217,32 +283,37 @@ fn line(
     backup: bool,
     mode: Mode,
 ) -> Result<Change, FileError> {
-    let (before, metadata) = match look(path)? {
-        Found::Directory(_) => return Err(is_directory(path)),
+    let place = place(path, mode)?;
+    let (before, old) = match look(place.as_ref())? {
+        Found::Directory { .. } => return Err(is_directory(path)),
         Found::Nothing => (Vec::new(), None),
-        Found::File { bytes, metadata } => (bytes, Some(metadata)),
+        Found::File {
+            file,
+            bytes,
+            metadata,
+        } => (bytes, Some((file, metadata))),
     };
-    let old = std::str::from_utf8(&before).map_err(|_| FileError::NotText(path.to_owned()))?;
-    let mut lines: Vec<&str> = old.lines().collect();
+    let was = std::str::from_utf8(&before).map_err(|_| FileError::NotText(path.to_owned()))?;
+    let mut lines: Vec<&str> = was.lines().collect();
     if lines.contains(&text) {
         return Ok(Change::Unchanged);
     }
-    let place = replaces.and_then(|pattern| lines.iter().rposition(|line| pattern.is_match(line)));
-    match place {
-        Some(place) => lines[place] = text,
+    let at = replaces.and_then(|pattern| lines.iter().rposition(|line| pattern.is_match(line)));
+    match at {
+        Some(at) => lines[at] = text,
         None => lines.push(text),
     }
     let mut new = lines.join("\n");
     new.push('\n');
-    if mode == Mode::Apply {
-        let wanted = match &metadata {
-            Some(metadata) => Wanted::default().or_those_of(metadata),
+    if let (Mode::Apply, Some(place)) = (mode, &place) {
+        let wanted = match &old {
+            Some((_, metadata)) => Wanted::default().or_those_of(metadata),
             None => Wanted::default().or_mode(NEW_FILE),
         };
-        let keep = (backup && metadata.is_some()).then_some(path);
-        replace(path, new.as_bytes(), &wanted, keep)?;
+        let old = old.as_ref().map(|(file, _)| file);
+        replace(place, new.as_bytes(), &wanted, old, backup)?;
     }
-    let summary = match (metadata.is_some(), place) {
+    let summary = match (old.is_some(), at) {
         (false, _) => "created",
         (true, Some(_)) => "line replaced",
         (true, None) => "line added",
@@ -256,8 +327,13 @@ fn only_attributes(
     mode: Mode,
 ) -> Result<Change, FileError> {
     let wanted = Wanted::of(attributes)?;
-    let metadata = match look(path)? {
-        Found::File { metadata, .. } | Found::Directory(metadata) => metadata,
+    let place = place(path, mode)?;
+    let (file, metadata) = match look(place.as_ref())? {
+        Found::File { file, metadata, .. } => (file, metadata),
+        Found::Directory {
+            directory,
+            metadata,
+        } => (directory, metadata),
         // A dry run may ask about what an earlier call would have made.
         Found::Nothing if mode == Mode::Check => {
             return Ok(changed(mode, &wanted.shown(), Vec::new()));
@@ -271,34 +347,45 @@ fn only_attributes(
         return Ok(Change::Unchanged);
     }
     if mode == Mode::Apply {
-        wanted.apply(path)?;
+        wanted.apply(&file, path)?;
     }
     Ok(changed(mode, &said.join(", "), Vec::new()))
 }
 
 fn directory(path: &Path, attributes: &FileAttributes, mode: Mode) -> Result<Change, FileError> {
     let wanted = Wanted::of(attributes)?;
-    match look(path)? {
+    let place = walk(path, mode == Mode::Apply)?;
+    match look(place.as_ref())? {
         Found::File { .. } => Err(FileError::Kind {
             path: path.to_owned(),
             found: "a file",
             hint: "a directory with this name cannot be made".to_owned(),
         }),
-        Found::Directory(metadata) => {
+        Found::Directory {
+            directory,
+            metadata,
+        } => {
             let said = wanted.differences(&metadata);
             if said.is_empty() {
                 return Ok(Change::Unchanged);
             }
             if mode == Mode::Apply {
-                wanted.apply(path)?;
+                wanted.apply(&directory, path)?;
             }
             Ok(changed(mode, &said.join(", "), Vec::new()))
         }
         Found::Nothing => {
-            if mode == Mode::Apply {
-                fs::create_dir_all(path).map_err(io("make the directory", path))?;
-                wanted.or_mode(NEW_DIRECTORY).apply(path)?;
-                sync_parent(path)?;
+            if let (Mode::Apply, Some(place)) = (mode, &place) {
+                fs::DirBuilder::new()
+                    // Nobody else before it has its owner and mode.
+                    .mode(0o700)
+                    .create(place.at())
+                    .map_err(io("make the directory", path))?;
+                let Found::Directory { directory, .. } = look(Some(place))? else {
+                    return Err(is_directory(path));
+                };
+                wanted.or_mode(NEW_DIRECTORY).apply(&directory, path)?;
+                place.sync()?;
             }
             Ok(changed(mode, "created", Vec::new()))
         }
@@ -306,14 +393,15 @@ fn directory(path: &Path, attributes: &FileAttributes, mode: Mode) -> Result<Cha
 }
 
 fn absent(path: &Path, mode: Mode) -> Result<Change, FileError> {
-    let metadata = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Change::Unchanged),
-        Err(e) => return Err(io("look at", path)(e)),
+    let Some(place) = walk(path, false)? else {
+        return Ok(Change::Unchanged);
     };
-    let is_dir = metadata.is_dir();
+    let Some(found) = place.peek()? else {
+        return Ok(Change::Unchanged);
+    };
+    let is_dir = found.metadata().map_err(io("look at", path))?.is_dir();
     if is_dir {
-        let entries = fs::read_dir(path).map_err(io("read", path))?.count();
+        let entries = fs::read_dir(place.at()).map_err(io("read", path))?.count();
         if entries > 0 {
             return Err(FileError::NotEmpty {
                 path: path.to_owned(),
@@ -327,10 +415,20 @@ fn absent(path: &Path, mode: Mode) -> Result<Change, FileError> {
         } else {
             fs::remove_file
         };
-        remove(path).map_err(io("remove", path))?;
-        sync_parent(path)?;
+        remove(place.at()).map_err(io("remove", path))?;
+        place.sync()?;
     }
     Ok(changed(mode, "removed", Vec::new()))
+}
+
+/// The change without its lines, where they are not to be seen.
+fn shown(mut change: Change, lines: bool) -> Change {
+    if let (false, Change::Changed { diff, .. } | Change::WouldChange { diff, .. }) =
+        (lines, &mut change)
+    {
+        diff.clear();
+    }
+    change
 }
 
 fn changed(mode: Mode, summary: &str, diff: Vec<String>) -> Change {
@@ -342,37 +440,52 @@ fn changed(mode: Mode, summary: &str, diff: Vec<String>) -> Change {
 }
 
 /// Puts a new file in the place of the old one, with its owner and mode from
-/// the first moment on. `keep`: the old one stays beside it.
+/// the first moment on. `backup`: the old one stays beside it.
 fn replace(
-    path: &Path,
+    place: &Place,
     text: &[u8],
     wanted: &Wanted,
-    keep: Option<&Path>,
+    old: Option<&File>,
+    backup: bool,
 ) -> Result<(), FileError> {
-    let parent = path.parent().unwrap_or(Path::new("/"));
+    let path = &place.path;
     let mut new = tempfile::Builder::new()
         .prefix(".muster-")
         // Nobody but root reads it before it has its owner and mode.
         .permissions(fs::Permissions::from_mode(0o600))
-        .tempfile_in(parent)
-        .map_err(io("make a file in", parent))?;
-    new.write_all(text).map_err(io("write", new.path()))?;
-    wanted.apply(new.path())?;
-    new.as_file().sync_all().map_err(io("write", new.path()))?;
-    if let Some(old) = keep {
-        let time = stamp();
-        let mut name = old.as_os_str().to_owned();
-        name.push(format!(".{time}.bak"));
-        // A second name for the same file: it is there before the new one is.
-        match fs::hard_link(old, &name) {
-            Ok(()) => {}
+        .tempfile_in(place.directory())
+        .map_err(io("make a file beside", path))?;
+    new.write_all(text).map_err(io("write", path))?;
+    if let Some(old) = old {
+        attributes::copy_extended(old, new.as_file());
+    }
+    wanted.apply(new.as_file(), path)?;
+    new.as_file().sync_all().map_err(io("write", path))?;
+    if backup && old.is_some() {
+        keep(place)?;
+    }
+    new.persist(place.at())
+        .map_err(|e| io("replace", path)(e.error))?;
+    place.sync()
+}
+
+/// Gives the file a second name: it is there before the new one is.
+fn keep(place: &Place) -> Result<(), FileError> {
+    let time = stamp();
+    for n in 0..MAX_BACKUPS {
+        let suffix = match n {
+            0 => format!(".{time}.bak"),
+            n => format!(".{time}.{n}.bak"),
+        };
+        match fs::hard_link(place.at(), place.beside(&suffix)) {
+            Ok(()) => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(io("keep a copy of", old)(e)),
+            Err(e) => return Err(io("keep a copy of", &place.path)(e)),
         }
     }
-    new.persist(path)
-        .map_err(|e| io("replace", path)(e.error))?;
-    sync_parent(path)
+    Err(io("keep a copy of", &place.path)(
+        io::ErrorKind::AlreadyExists.into(),
+    ))
 }
 
 /// The time in a backup's name: `20261121T101500Z`.
@@ -387,13 +500,6 @@ fn stamp() -> String {
         stamp.push('Z');
     }
     stamp
-}
-
-fn sync_parent(path: &Path) -> Result<(), FileError> {
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    File::open(parent)
-        .and_then(|directory| directory.sync_all())
-        .map_err(io("write", parent))
 }
 
 /// Permission bits, with those for set-user-id and the like.

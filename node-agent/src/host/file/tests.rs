@@ -35,6 +35,7 @@ fn content(text: &str) -> FileWish {
         text: text.to_owned(),
         attributes: FileAttributes::default(),
         backup: false,
+        diff: true,
     }
 }
 
@@ -92,6 +93,7 @@ fn content_is_replaced_whole_and_keeps_its_owner_and_mode() {
         text: "listen = 9\n".into(),
         attributes: mode(0o640),
         backup: true,
+        diff: true,
     };
     insta::assert_snapshot!(settles(&path, &wish), @r"
     changed: content, mode 0600 → 0640
@@ -115,6 +117,7 @@ fn a_line_is_replaced_or_added() {
         text: "192.0.2.1 db".into(),
         replaces: replaces.map(str::to_owned),
         backup: false,
+        diff: true,
     };
     insta::assert_snapshot!(settles(&hosts, &line(Some("^192\\.0\\.2\\.1 "))), @r"
     changed: line replaced
@@ -183,4 +186,213 @@ fn owners_and_modes_are_set_and_strangers_refused() {
         ),
         "would: mode 0600\n"
     );
+}
+
+/// A directory of somebody else inside one of ours.
+fn strangers(place: &Place) -> PathBuf {
+    let theirs = place.path("theirs");
+    fs::create_dir(&theirs).expect("a directory");
+    std::os::unix::fs::chown(&theirs, Some(12_345), Some(12_345)).expect("an owner");
+    theirs
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[test]
+fn a_link_on_the_way_is_followed_only_where_others_cannot_change_it() {
+    let place = Place::new();
+    let real = place.path("real");
+    fs::create_dir(&real).expect("a directory");
+    symlink("real", place.path("ours")).expect("a link");
+    settles(&place.path("ours/x"), &content("a\n"));
+    assert_eq!(
+        fs::read_to_string(real.join("x")).expect("it is there"),
+        "a\n"
+    );
+    symlink("../real/../real", real.join("up")).expect("a link");
+    settles(&place.path("ours/up/y"), &content("b\n"));
+    assert!(real.join("y").exists());
+    symlink("turn", place.path("turn")).expect("a link");
+    let error = ensure(&place.path("turn/x"), &content("a"), Mode::Apply).expect_err("a circle");
+    assert!(
+        error.to_string().contains("too many symbolic links"),
+        "{error}"
+    );
+    if !is_root() {
+        return;
+    }
+    let theirs = strangers(&place);
+    // Their link, and a link of ours that lies where they can replace it.
+    for (name, owner) in [("link", 12_345), ("ours", 0)] {
+        let link = theirs.join(name);
+        symlink(&real, &link).expect("a link");
+        std::os::unix::fs::lchown(&link, Some(owner), Some(owner)).expect("an owner");
+        for wish in [
+            content("stolen\n"),
+            FileWish::Absent,
+            FileWish::Attributes(mode(0o777)),
+            FileWish::Directory(mode(0o777)),
+        ] {
+            let error = ensure(&link.join("x"), &wish, Mode::Apply).expect_err("a trap");
+            assert!(error.to_string().contains("others than root"), "{error}");
+        }
+    }
+    assert_eq!(
+        fs::read_to_string(real.join("x")).expect("it is there"),
+        "a\n"
+    );
+    // Their real directories are fine.
+    settles(&theirs.join("x"), &content("a\n"));
+    settles(&theirs.join("deep/er"), &FileWish::Directory(mode(0o700)));
+}
+
+#[test]
+fn a_second_name_of_a_file_is_no_way_to_read_or_own_it() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let secret = place.write("shadow", "root:secret\n");
+    let theirs = strangers(&place);
+    let trap = theirs.join("x");
+    fs::hard_link(&secret, &trap).expect("a link");
+    let own = FileWish::Attributes(FileAttributes {
+        owner: Some("12345".into()),
+        ..FileAttributes::default()
+    });
+    for wish in [content("a\n"), own] {
+        for mode in [Mode::Check, Mode::Apply] {
+            let error = ensure(&trap, &wish, mode).expect_err("a trap");
+            assert!(error.to_string().contains("several names"), "{error}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
+    assert_eq!(fs::metadata(&secret).expect("it is there").uid(), 0);
+    // Where nobody else can put a name, it is the operators' own doing; the
+    // other name keeps what it had.
+    fs::hard_link(&secret, place.path("second")).expect("a link");
+    settles(&place.path("second"), &content("b\n"));
+    assert_eq!(
+        fs::read_to_string(&secret).expect("it is there"),
+        "root:secret\n"
+    );
+    // It may be taken away, which hurts nobody.
+    settles(&trap, &FileWish::Absent);
+}
+
+#[test]
+fn a_directory_that_is_swapped_for_a_link_between_two_steps_leads_nowhere_else() {
+    let outer = Place::new();
+    let safe = outer.path("safe");
+    fs::create_dir(&safe).expect("a directory");
+    let other = outer.path("other");
+    fs::create_dir(&other).expect("a directory");
+    let walked = super::walk::walk(&safe.join("x"), false)
+        .expect("it is walked")
+        .expect("it is there");
+    fs::rename(&safe, outer.path("moved")).expect("it is moved");
+    symlink(&other, &safe).expect("a link");
+    replace(&walked, b"a\n", &Wanted::default(), None, false).expect("it is written");
+    assert!(!other.join("x").exists());
+    assert!(outer.path("moved/x").exists());
+}
+
+#[test]
+fn what_leads_nowhere_is_said() {
+    let place = Place::new();
+    let deep = place.path("a/b/c");
+    let error = ensure(&deep, &content("x"), Mode::Apply).expect_err("no directory");
+    assert!(error.to_string().contains("directory()"), "{error}");
+    assert_eq!(
+        said(&ensure(&deep, &content("x\n"), Mode::Check).expect("a dry run")),
+        "would: created\n+x"
+    );
+    assert_eq!(
+        ensure(&deep, &FileWish::Absent, Mode::Apply).expect("not there"),
+        Change::Unchanged
+    );
+    settles(&place.path("a/b"), &FileWish::Directory(mode(0o750)));
+    settles(&deep, &content("x"));
+    for bad in ["/", "/tmp/../etc/x", "relative"] {
+        let error = ensure(Path::new(bad), &content("x"), Mode::Apply).expect_err(bad);
+        assert!(matches!(error, FileError::Path { .. }), "{error}");
+    }
+    let file = place.write("file", "x");
+    let error = ensure(&file.join("x"), &content("x"), Mode::Apply).expect_err("a file");
+    assert!(error.to_string().contains("is no directory"), "{error}");
+    let pipe = place.path("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).expect("a pipe");
+    let error = ensure(&pipe, &content("x"), Mode::Apply).expect_err("a pipe");
+    assert!(error.to_string().contains("a pipe"), "{error}");
+}
+
+#[test]
+fn backups_of_one_second_are_all_kept_and_nothing_else_is_left() {
+    let place = Place::new();
+    let path = place.write("x", "0");
+    for n in 1..=3 {
+        let wish = FileWish::Content {
+            text: n.to_string(),
+            attributes: FileAttributes::default(),
+            backup: true,
+            diff: true,
+        };
+        settles(&path, &wish);
+    }
+    let mut kept: Vec<String> = place
+        .names()
+        .iter()
+        .filter(|name| name.ends_with(".bak"))
+        .map(|name| fs::read_to_string(place.path(name)).expect("a backup"))
+        .collect();
+    kept.sort();
+    assert_eq!(kept, ["0", "1", "2"]);
+    assert_eq!(place.names().len(), 4);
+}
+
+#[test]
+fn the_users_own_attributes_stay() {
+    let place = Place::new();
+    let path = place.write("x", "a");
+    let flags = rustix::fs::XattrFlags::empty();
+    if rustix::fs::setxattr(&path, "user.note", b"kept", flags).is_err() {
+        // This file system has none.
+        return;
+    }
+    settles(&path, &content("b"));
+    let mut value = [0; 16];
+    let length = rustix::fs::getxattr(&path, "user.note", &mut value[..]).expect("it is there");
+    assert_eq!(&value[..length], b"kept");
+}
+
+#[test]
+fn lines_that_nobody_is_to_see_are_not_shown() {
+    let place = Place::new();
+    let path = place.write("x", "password = old\n");
+    for mode in [Mode::Check, Mode::Apply] {
+        for wish in [
+            FileWish::Content {
+                text: format!("password = {mode:?}\n"),
+                attributes: FileAttributes::default(),
+                backup: false,
+                diff: false,
+            },
+            FileWish::Line {
+                text: format!("other = {mode:?}"),
+                replaces: None,
+                backup: false,
+                diff: false,
+            },
+        ] {
+            let change = ensure(&path, &wish, mode).expect("it is well");
+            let text = said(&change);
+            assert!(
+                !text.contains("password") && !text.contains("other"),
+                "{text}"
+            );
+            assert_ne!(change, Change::Unchanged);
+        }
+    }
 }

@@ -32,6 +32,8 @@ fn shell(line: &str) -> Spec {
         program: "/bin/sh".into(),
         arguments: vec!["-c".into(), line.into()],
         environment: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]),
+        directory: None,
+        input: None,
         marks: Vec::new(),
         cgroup: None,
         timeout: Duration::from_secs(60),
@@ -166,4 +168,24 @@ async fn what_cannot_be_started_is_an_error() {
         .await
         .expect_err("no program");
     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+}
+
+#[tokio::test]
+async fn it_runs_where_it_is_told_and_reads_what_it_is_given() {
+    let mut spec = shell("pwd; cat; echo end");
+    spec.directory = Some("/usr/bin".into());
+    let long = "x".repeat(300_000);
+    spec.input = Some(Bytes::from(long.clone()));
+    let before = std::env::current_dir().expect("somewhere");
+    let (end, heard) = run_it(&spec).await;
+    assert_eq!(end.exit(), Some(0));
+    assert_eq!(std::env::current_dir().expect("somewhere"), before);
+    let text = String::from_utf8(heard.out).expect("text");
+    assert_eq!(text, format!("/usr/bin\n{long}end\n"));
+    // One that does not read it, and one that only reads a part.
+    for line in ["exit 4", "head -c 10; exit 4"] {
+        let mut spec = shell(line);
+        spec.input = Some(Bytes::from(long.clone()));
+        assert_eq!(run_it(&spec).await.0.exit(), Some(4), "{line}");
+    }
 }

@@ -1,0 +1,282 @@
+//! What a script wants of this node, done.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use muster_protocol::envelope::{BundleHash, Mode};
+use muster_protocol::text::printable;
+use muster_scenarios::node::{Change, Effect, Host, HostError, NodeFacts, Performed, Source};
+use muster_scenarios::secret::Secrets;
+use serde_json::{Map, Value};
+
+use crate::config::Capabilities;
+use crate::host::note::{Note, Tally};
+use crate::host::tools::{Said, ToolError, Tools};
+use crate::host::web::Web;
+use crate::host::{command, file, package, puppet, service, user};
+
+/// Events that one step may make.
+const MAX_EVENTS: u32 = 100;
+/// Most bytes of an event's fields, as JSON.
+const MAX_EVENT: usize = 16 * 1024;
+/// Longest kind of an event.
+const MAX_KIND: usize = 60;
+/// Longest line that a script writes into the log, in characters.
+const MAX_LOG: usize = 4_000;
+
+/// What this node lets scripts do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Grants(Capabilities);
+
+impl Grants {
+    /// As configured.
+    #[must_use]
+    pub fn new(capabilities: Capabilities) -> Self {
+        Self(capabilities)
+    }
+
+    /// What can be granted, and whether it is.
+    fn all(self) -> [(&'static str, bool); 8] {
+        [
+            ("command", self.0.command),
+            ("shell", self.0.shell),
+            ("file", self.0.file),
+            ("package", self.0.package),
+            ("service", self.0.service),
+            ("user", self.0.user),
+            ("http", self.0.http),
+            ("puppet", self.0.puppet),
+        ]
+    }
+
+    /// Whether something is granted; what this agent does not know is not.
+    #[must_use]
+    pub fn has(self, capability: &str) -> bool {
+        let mut all = self.all().into_iter();
+        all.any(|(name, granted)| name == capability && granted)
+    }
+
+    /// Those that are granted and that only scripts have.
+    #[must_use]
+    pub fn beyond_commands(self) -> Vec<String> {
+        self.all()
+            .into_iter()
+            .filter(|(name, granted)| *granted && !matches!(*name, "command" | "shell"))
+            .map(|(name, _)| name.to_owned())
+            .collect()
+    }
+}
+
+/// The node, for one step.
+pub(super) struct Effects {
+    tools: Arc<Tools>,
+    web: Web,
+    grants: Grants,
+    mode: Mode,
+    facts: Arc<NodeFacts>,
+    secrets: Secrets,
+    counted: Mutex<Counted>,
+}
+
+#[derive(Default)]
+struct Counted {
+    tally: Tally,
+    events: u32,
+    /// Over what would change so far.
+    digest: Option<BundleHash>,
+}
+
+impl Effects {
+    pub(super) fn new(
+        tools: Arc<Tools>,
+        grants: Grants,
+        mode: Mode,
+        facts: Arc<NodeFacts>,
+        secrets: Secrets,
+    ) -> Self {
+        Self {
+            tools,
+            web: Web::default(),
+            grants,
+            mode,
+            facts,
+            secrets,
+            counted: Mutex::default(),
+        }
+    }
+
+    /// What was counted.
+    pub(super) fn tally(&self) -> Tally {
+        let counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tally = counted.tally.clone();
+        if self.mode == Mode::Check {
+            let digest = counted.digest.unwrap_or_else(|| BundleHash::of(b""));
+            tally.digest = Some(digest.to_string());
+        }
+        tally
+    }
+
+    fn note(&self, note: Note) {
+        self.tools.say(Said::Note(note));
+    }
+
+    fn count(&self, subject: &str, change: &Change) {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.tally.count(change);
+        if let Change::WouldChange { summary, diff } = change {
+            // Each over the one before it: order counts, and nothing is kept.
+            let mut text = counted.digest.map(|d| d.0.to_vec()).unwrap_or_default();
+            for part in [subject, summary]
+                .into_iter()
+                .chain(diff.iter().map(String::as_str))
+            {
+                text.extend_from_slice(&(part.len() as u64).to_be_bytes());
+                text.extend_from_slice(part.as_bytes());
+            }
+            counted.digest = Some(BundleHash::of(&text));
+        }
+    }
+
+    fn event(&self, kind: &str, fields: &Map<String, Value>) -> Result<(), HostError> {
+        let fail = |text: String| Err(HostError::Failed(text));
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
+        if kind.is_empty() || kind.len() > MAX_KIND || !kind.chars().all(plain) {
+            return fail(format!(
+                "`{}` is not the kind of an event: small letters, digits, `.`, `_` and `-`",
+                printable(kind, 60)
+            ));
+        }
+        let bytes = Value::Object(fields.clone()).to_string().len();
+        if bytes > MAX_EVENT {
+            return fail(format!(
+                "the fields have {bytes} bytes; an event takes {MAX_EVENT}"
+            ));
+        }
+        {
+            let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+            counted.events += 1;
+            if counted.events > MAX_EVENTS {
+                return fail(format!("a step makes at most {MAX_EVENTS} events"));
+            }
+        }
+        // Nothing has happened in a dry run.
+        if self.mode == Mode::Apply {
+            self.note(Note::Event {
+                kind: format!("scenario.{kind}"),
+                fields: match self.secrets.mask_value(Value::Object(fields.clone())) {
+                    Value::Object(fields) => fields,
+                    _ => Map::new(),
+                },
+            });
+        }
+        Ok(())
+    }
+
+    /// The same change with no secret in what it says.
+    fn masked(&self, change: &Change) -> Change {
+        let mask = |lines: &[String]| lines.iter().map(|l| self.secrets.mask(l)).collect();
+        match change {
+            Change::Unchanged => Change::Unchanged,
+            Change::Changed { summary, diff } => Change::Changed {
+                summary: self.secrets.mask(summary),
+                diff: mask(diff),
+            },
+            Change::WouldChange { summary, diff } => Change::WouldChange {
+                summary: self.secrets.mask(summary),
+                diff: mask(diff),
+            },
+        }
+    }
+
+    fn act(&self, effect: &Effect, mode: Mode, at: Source) -> Result<Performed, HostError> {
+        let tools = &self.tools;
+        let nothing = Performed {
+            change: None,
+            value: Value::Null,
+        };
+        Ok(match effect {
+            Effect::Run(run) => {
+                if run.only_if.is_some() && !self.grants.has("command") {
+                    return Err(not_granted("command"));
+                }
+                command::perform(tools, run, mode)?
+            }
+            Effect::File { path, wish } => {
+                let change = file::ensure(Path::new(path), wish, mode)
+                    .map_err(|e| HostError::Failed(e.to_string()))?;
+                Performed {
+                    change: Some(change),
+                    value: Value::Null,
+                }
+            }
+            Effect::Package { name, wish, wait } => {
+                let wait = wait.unwrap_or(package::LOCK_WAIT);
+                package::perform(tools, name, wish, wait, mode)?
+            }
+            Effect::Service { name, wish } => service::perform(tools, name, *wish, mode)?,
+            Effect::User { name, wish } => user::perform(tools, name, wish, mode)?,
+            Effect::Http(call) => self.web.perform(tools, call, mode)?,
+            Effect::Puppet(run) => puppet::perform(tools, run, mode)?,
+            Effect::Sleep { span } => {
+                if mode == Mode::Apply {
+                    tools
+                        .wait(async { tokio::time::sleep(span.get()).await })
+                        .map_err(|_: ToolError| HostError::Stopped)?;
+                }
+                nothing
+            }
+            Effect::Emit { kind, fields } => {
+                self.event(kind, fields)?;
+                nothing
+            }
+            Effect::Log { text } => {
+                self.note(Note::Log {
+                    text: self.secrets.mask(text).chars().take(MAX_LOG).collect(),
+                    at: at.at,
+                });
+                nothing
+            }
+            // Refused above: it is never granted.
+            Effect::Reboot => return Err(not_granted("reboot")),
+        })
+    }
+}
+
+fn not_granted(capability: &str) -> HostError {
+    HostError::Failed(format!(
+        "this node does not grant the capability `{capability}`"
+    ))
+}
+
+impl Host for Effects {
+    fn perform(&self, effect: &Effect, mode: Mode, at: Source) -> Result<Performed, HostError> {
+        if self.stopped() {
+            return Err(HostError::Stopped);
+        }
+        if let Some(capability) = effect.capability()
+            && !self.grants.has(capability)
+        {
+            return Err(not_granted(capability));
+        }
+        let performed = self.act(effect, mode, at)?;
+        if let Some(change) = &performed.change {
+            let subject = self.secrets.mask(&effect.subject());
+            let change = self.masked(change);
+            self.count(&subject, &change);
+            self.note(Note::Change {
+                subject,
+                at: at.at,
+                change,
+            });
+        }
+        Ok(performed)
+    }
+
+    fn stopped(&self) -> bool {
+        self.tools.stopped()
+    }
+
+    fn facts(&self) -> Arc<NodeFacts> {
+        Arc::clone(&self.facts)
+    }
+}

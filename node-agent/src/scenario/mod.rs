@@ -1,0 +1,18 @@
+//! Scenarios on this node: their bundles on disk ([`store`]), and the
+//! executor ([`executor`]) that runs a function of one against the real host
+//! ([`effects`]).
+//!
+//! ```text
+//! step → executor ── thread of its own: script → Effect → effects → host::…
+//!            ▲                                                 │
+//!            └── output, processes, notes, one after another ──┘
+//! ```
+
+pub mod effects;
+pub mod executor;
+mod masks;
+pub mod store;
+
+pub use effects::Grants;
+pub use executor::Scenarios;
+pub use store::{BundleStore, Bundles, StoreError};
