@@ -74,9 +74,19 @@ missing_packages() {
     fi
 }
 
+# What some tests use where it is to be had; without it they are skipped, and
+# scripts/test.sh says which.
+wanted_packages() {
+    has puppet || echo puppet-agent
+    has dnf || echo dnf
+    if ! { has rpm && has rpmbuild; }; then echo rpm; fi
+    has createrepo_c || echo createrepo-c
+}
+
 install_packages() {
-    local sudo=() had_nats=yes
+    local sudo=() had_nats=yes had_puppet=yes
     has nats-server || had_nats=no
+    has puppet || had_puppet=no
     if [ "$(id -u)" -ne 0 ]; then
         has sudo || fail "these packages are missing, and there is no sudo to install them: $*" \
             "  as root: apt-get install $*"
@@ -97,12 +107,16 @@ install_packages() {
         echo "switching off the nats-server service that the package started: muster runs its own" >&2
         "${sudo[@]}" systemctl disable --now --quiet nats-server.service >&2 || true
     fi
+    # Puppet's would look for a master.
+    if [ "$had_puppet" = no ] && has puppet && has systemctl && [ -d /run/systemd/system ]; then
+        "${sudo[@]}" systemctl disable --now --quiet puppet.service >&2 || true
+    fi
 }
 
 check_build() {
     local missing
     mapfile -t missing < <(missing_packages)
-    [ "${#missing[@]}" -gt 0 ] || return 0
+    if [ "${#missing[@]}" -eq 0 ]; then return 0; fi
     has apt-get || fail \
         "this machine lacks what muster is built and tested with, and it has no apt-get:" \
         "  install, by the names your system has for them: ${missing[*]}" \
@@ -114,6 +128,13 @@ check_build() {
     has cc || fail "there is still no C compiler (cc) on the PATH"
 }
 
+check_wanted() {
+    local wanted
+    mapfile -t wanted < <(wanted_packages)
+    [ "${#wanted[@]}" -gt 0 ] && has apt-get || return 0
+    (install_packages "${wanted[@]}") || echo "going on without: ${wanted[*]}" >&2
+}
+
 what=${1:-build}
 [ "$#" -eq 0 ] || shift
 case $what in
@@ -121,6 +142,7 @@ case $what in
     build | test)
         check_rust "$@"
         check_build
+        if [ "$what" = test ]; then check_wanted; fi
         ;;
     *) fail "usage: setup.sh [rust|build|test] [COMPONENT...]" ;;
 esac
