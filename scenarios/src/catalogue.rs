@@ -33,6 +33,9 @@ pub enum Form {
 pub struct Entry {
     /// Its name.
     pub name: &'static str,
+    /// The name with what it takes, for people; what may be left out has a
+    /// `?` behind it.
+    pub usage: &'static str,
     /// How it is called.
     pub form: Form,
     /// Where.
@@ -43,34 +46,56 @@ pub struct Entry {
     pub help: &'static str,
 }
 
-const fn function(
-    side: Side,
-    name: &'static str,
-    args: (usize, usize),
-    help: &'static str,
-) -> Entry {
+/// How many arguments a usage shows: all, and those that may be left out.
+const fn arguments(usage: &str) -> (usize, usize) {
+    let bytes = usage.as_bytes();
+    let (mut at, mut commas, mut optional) = (0, 0, 0);
+    while at < bytes.len() {
+        match bytes[at] {
+            b',' => commas += 1,
+            b'?' => optional += 1,
+            _ => {}
+        }
+        at += 1;
+    }
+    let none = bytes[bytes.len() - 2] == b'(';
+    let most = if none { 0 } else { commas + 1 };
+    (most - optional, most)
+}
+
+/// What stands before the parenthesis.
+const fn name(usage: &'static str) -> &'static str {
+    let bytes = usage.as_bytes();
+    let mut end = 0;
+    while end < bytes.len() && bytes[end] != b'(' {
+        end += 1;
+    }
+    usage.split_at(end).0
+}
+
+const fn called(form: Form, side: Side, usage: &'static str, help: &'static str) -> Entry {
     Entry {
-        name,
-        form: Form::Function,
+        name: name(usage),
+        usage,
+        form,
         side,
-        args,
+        args: arguments(usage),
         help,
     }
 }
 
-const fn method(side: Side, name: &'static str, args: (usize, usize), help: &'static str) -> Entry {
-    Entry {
-        name,
-        form: Form::Method,
-        side,
-        args,
-        help,
-    }
+const fn function(side: Side, usage: &'static str, help: &'static str) -> Entry {
+    called(Form::Function, side, usage, help)
+}
+
+const fn method(side: Side, usage: &'static str, help: &'static str) -> Entry {
+    called(Form::Method, side, usage, help)
 }
 
 const fn property(side: Side, name: &'static str, help: &'static str) -> Entry {
     Entry {
         name,
+        usage: name,
         form: Form::Property,
         side,
         args: (0, 0),
@@ -82,135 +107,124 @@ const fn property(side: Side, name: &'static str, help: &'static str) -> Entry {
 pub const TOP: &[Entry] = &[
     function(
         Side::Top,
-        "scenario",
-        (1, 1),
+        "scenario(text)",
         "Says what the scenario is for.",
     ),
-    function(Side::Top, "param", (1, 2), "Declares a parameter."),
     function(
         Side::Top,
-        "target",
-        (1, 1),
+        "param(name, options?)",
+        "Declares a parameter, with its rules.",
+    ),
+    function(
+        Side::Top,
+        "target(predicate)",
         "Declares the target by a predicate.",
     ),
-    function(Side::Top, "also", (2, 2), "Declares a further node set."),
     function(
         Side::Top,
-        "batch",
-        (1, 1),
+        "also(name, predicate)",
+        "Declares a further node set.",
+    ),
+    function(
+        Side::Top,
+        "batch(size)",
         "Targets at a time: a number or a percentage.",
     ),
-    function(Side::Top, "max_failures", (1, 2), "The failure budget."),
     function(
         Side::Top,
-        "timeout",
-        (1, 1),
+        "max_failures(most, options?)",
+        "The failure budget.",
+    ),
+    function(
+        Side::Top,
+        "timeout(duration)",
         "How long a step may take on a node.",
     ),
     function(
         Side::Top,
-        "retry",
-        (1, 1),
+        "retry(times)",
         "How often a failed step is tried again on a node.",
     ),
     function(
         Side::Top,
-        "confirm",
-        (0, 0),
+        "confirm()",
         "A person has to see the plan first.",
     ),
     function(
         Side::Top,
-        "approvals",
-        (1, 1),
+        "approvals(count)",
         "How many others have to agree.",
     ),
+    function(Side::Top, "lock(name)", "One run at a time holds the lock."),
     function(
         Side::Top,
-        "lock",
-        (1, 1),
-        "One run at a time holds the lock.",
-    ),
-    function(
-        Side::Top,
-        "window",
-        (1, 1),
+        "window(cron)",
         "Minutes in which it may be started, as in cron, in UTC.",
     ),
     function(
         Side::Top,
-        "idempotent",
-        (1, 1),
+        "idempotent(function)",
         "The function may be executed again when nobody knows whether it was.",
     ),
-    function(Side::Top, "allow_check", (0, 0), "A dry run is meaningful."),
+    function(Side::Top, "allow_check()", "A dry run is meaningful."),
 ];
 
 /// What `main` may call.
 pub const MAIN: &[Entry] = &[
-    function(Side::Main, "targets", (0, 0), "The target's nodes."),
-    function(Side::Main, "nodes", (1, 1), "The nodes of a declared set."),
+    function(Side::Main, "targets()", "The target's nodes."),
+    function(Side::Main, "nodes(set)", "The nodes of a declared set."),
     function(
         Side::Main,
-        "on",
-        (2, 4),
+        "on(nodes, function, params?, options?)",
         "Runs a function on nodes; ends the run when the budget is used up.",
     ),
     function(
         Side::Main,
-        "try_on",
-        (2, 4),
+        "try_on(nodes, function, params?, options?)",
         "Runs a function on nodes; goes on with those that are well.",
     ),
+    function(Side::Main, "parallel(steps)", "Runs several steps at once."),
     function(
         Side::Main,
-        "parallel",
-        (1, 1),
-        "Runs several steps at once.",
-    ),
-    function(
-        Side::Main,
-        "step",
-        (2, 4),
+        "step(nodes, function, params?, options?)",
         "A step for `parallel`; it may have an `undo` of its own.",
     ),
-    function(Side::Main, "now", (0, 0), "The time, RFC 3339."),
+    function(Side::Main, "now()", "The time, RFC 3339."),
     function(
         Side::Main,
-        "random",
-        (2, 2),
+        "random(least, most)",
         "A whole number from the first to the second.",
     ),
     function(
         Side::Main,
-        "ask",
-        (1, 2),
+        "ask(question, answers?)",
         "Asks a person, and waits for the answer.",
     ),
-    function(Side::Main, "abort", (1, 1), "Ends the run as failed."),
+    function(Side::Main, "abort(text)", "Ends the run as failed."),
     function(
         Side::Main,
-        "run_scenario",
-        (1, 2),
+        "run_scenario(name, params?)",
         "Runs another scenario as the same principal.",
     ),
     method(
         Side::Main,
-        "where",
-        (1, 1),
+        "where(predicate)",
         "Those nodes for which a predicate holds.",
     ),
-    method(Side::Main, "batches", (1, 2), "Splits nodes into batches."),
-    method(Side::Main, "limit", (1, 1), "The first so many nodes."),
     method(
         Side::Main,
-        "undo",
-        (1, 1),
+        "batches(size, options?)",
+        "Splits nodes into batches.",
+    ),
+    method(Side::Main, "limit(count)", "The first so many nodes."),
+    method(
+        Side::Main,
+        "undo(function)",
         "What takes the step back when the run fails.",
     ),
-    method(Side::Main, "plus", (1, 1), "These nodes and those."),
-    method(Side::Main, "minus", (1, 1), "These nodes but for those."),
-    method(Side::Main, "is_empty", (0, 0), "Whether there is no node."),
+    method(Side::Main, "plus(nodes)", "These nodes and those."),
+    method(Side::Main, "minus(nodes)", "These nodes but for those."),
+    method(Side::Main, "is_empty()", "Whether there is no node."),
     property(Side::Main, "names", "The names of the nodes."),
     property(Side::Main, "count", "How many nodes."),
     property(
@@ -225,129 +239,128 @@ pub const MAIN: &[Entry] = &[
     ),
     property(Side::Main, "succeeded", "The nodes on which it did."),
     property(Side::Main, "values", "What the function returned, by node."),
-    function(Side::Both, "sleep", (1, 1), "Waits."),
-    function(Side::Both, "log", (1, 1), "Adds a line to the run's log."),
-    function(Side::Both, "emit", (1, 2), "Emits an event."),
+    function(Side::Both, "sleep(duration)", "Waits."),
+    function(Side::Both, "log(text)", "Adds a line to the run's log."),
+    function(Side::Both, "emit(kind, fields?)", "Emits an event."),
 ];
 
 /// What a function on a node may call.
 pub const NODE: &[Entry] = &[
     function(
         Side::Node,
-        "command",
-        (1, 2),
-        "Runs a program; gives `exit`, `stdout`, `stderr`.",
+        "command(words, options?)",
+        "Runs a program, a list of words; gives `#{ exit, stdout, stderr }`.",
     ),
     function(
         Side::Node,
-        "shell",
-        (1, 2),
-        "Runs a line of shell; gives `exit`, `stdout`, `stderr`.",
+        "shell(line, options?)",
+        "Runs a line of shell; gives `#{ exit, stdout, stderr }`.",
     ),
     function(
         Side::Node,
-        "file",
-        (1, 1),
+        "file(path)",
         "A file or directory, by its absolute path.",
     ),
     function(
         Side::Node,
-        "template",
-        (2, 2),
+        "template(path, values)",
         "The text of a filled template.",
     ),
     function(
         Side::Node,
-        "package",
-        (1, 2),
+        "package(name, options?)",
         "A package of the distribution.",
     ),
-    function(Side::Node, "service", (1, 1), "A service."),
-    function(Side::Node, "user", (1, 1), "A user account."),
-    function(Side::Node, "http", (1, 2), "An HTTP address."),
-    function(Side::Node, "fact", (1, 1), "A fact of this node."),
+    function(Side::Node, "service(name)", "A service."),
+    function(Side::Node, "user(name)", "A user account."),
+    function(Side::Node, "http(url, options?)", "An HTTP address."),
+    function(Side::Node, "fact(path)", "A fact of this node."),
     function(
         Side::Node,
-        "node",
-        (0, 0),
+        "node()",
         "This node: `name`, `roles`, `labels`.",
     ),
-    function(Side::Node, "reboot", (0, 0), "Restarts the machine."),
+    function(Side::Node, "reboot()", "Restarts the machine."),
     function(
         Side::Node,
-        "puppet_apply",
-        (1, 1),
+        "puppet_apply(manifest)",
         "Applies a Puppet manifest.",
     ),
-    function(Side::Node, "puppet_agent", (0, 0), "Runs the Puppet agent."),
-    method(Side::Node, "content", (1, 2), "The file has this content."),
+    function(Side::Node, "puppet_agent()", "Runs the Puppet agent."),
     method(
         Side::Node,
-        "template",
-        (2, 3),
+        "content(text, options?)",
+        "The file has this content.",
+    ),
+    method(
+        Side::Node,
+        "template(path, values, options?)",
         "The file is this template, filled.",
     ),
-    method(Side::Node, "line", (1, 2), "The file has this line."),
     method(
         Side::Node,
-        "mode",
-        (1, 1),
+        "line(text, options?)",
+        "The file has this line.",
+    ),
+    method(
+        Side::Node,
+        "mode(octal)",
         "The file has these permission bits.",
     ),
     method(
         Side::Node,
-        "owner",
-        (1, 1),
+        "owner(name)",
         "The file has this owner, and group after a colon.",
     ),
-    method(Side::Node, "directory", (0, 1), "It is a directory."),
-    method(Side::Node, "absent", (0, 0), "It is not there."),
+    method(Side::Node, "directory(options?)", "It is a directory."),
+    method(Side::Node, "absent()", "It is not there."),
     method(
         Side::Node,
-        "installed",
-        (0, 0),
+        "installed()",
         "Some version of the package is installed.",
     ),
     method(
         Side::Node,
-        "version",
-        (1, 1),
+        "version(text)",
         "This version of the package is installed.",
     ),
     method(
         Side::Node,
-        "latest",
-        (0, 0),
+        "latest()",
         "The newest version of the package is installed.",
     ),
-    method(Side::Node, "running", (0, 0), "The service runs."),
-    method(Side::Node, "stopped", (0, 0), "The service does not run."),
-    method(Side::Node, "restarted", (0, 0), "The service is restarted."),
+    method(Side::Node, "running()", "The service runs."),
+    method(Side::Node, "stopped()", "The service does not run."),
+    method(Side::Node, "restarted()", "The service is restarted."),
     method(
         Side::Node,
-        "reloaded",
-        (0, 0),
+        "reloaded()",
         "The service reads its configuration anew.",
     ),
     method(
         Side::Node,
-        "enabled",
-        (0, 0),
+        "enabled()",
         "The service starts with the machine.",
     ),
     method(
         Side::Node,
-        "disabled",
-        (0, 0),
+        "disabled()",
         "The service does not start with the machine.",
     ),
-    method(Side::Node, "present", (0, 1), "The user is there."),
-    method(Side::Node, "get", (0, 0), "The answer to GET."),
-    method(Side::Node, "post", (1, 1), "The answer to POST."),
+    method(Side::Node, "present(options?)", "The user is there."),
     method(
         Side::Node,
-        "until",
-        (1, 2),
+        "get()",
+        "Asks with GET; gives `#{ status, headers, body, json }`.",
+    ),
+    method(
+        Side::Node,
+        "post(body)",
+        "Asks with POST, a text as it is, anything else as JSON; gives the same.",
+    ),
+    method(
+        Side::Node,
+        "until(status, options?)",
         "Asks until the answer has this status.",
     ),
     property(
@@ -361,44 +374,37 @@ pub const NODE: &[Entry] = &[
 pub const TEST: &[Entry] = &[
     function(
         Side::Test,
-        "fake",
-        (1, 2),
+        "fake(name, options?)",
         "Adds a node to the test: `#{ roles: [\"web\"], labels: #{ zone: \"gva2\" }, facts: #{}, down: false }`.",
     ),
     function(
         Side::Test,
-        "reply",
-        (3, 3),
+        "reply(nodes, what, answer)",
         "What nodes answer: which nodes, what they are told, and `#{ fails: \"text\" }` or parts of the answer such as `#{ exit: 2, stdout: \"x\" }`. `*` stands for anything; the newest that fits counts.",
     ),
     function(
         Side::Test,
-        "answer",
-        (2, 2),
+        "answer(question, text)",
         "What a person answers to a question; `*` stands for anything.",
     ),
     function(
         Side::Test,
-        "play",
-        (0, 2),
+        "play(params?, options?)",
         "Runs the scenario with parameters; `#{ on: \"role=web\" }` gives it targets, `#{ dry_run: true }` changes nothing.",
     ),
     function(
         Side::Test,
-        "assert",
-        (1, 2),
+        "assert(holds, text?)",
         "Ends the test unless it holds; with what is wrong then.",
     ),
     function(
         Side::Test,
-        "assert_eq",
-        (2, 2),
+        "assert_eq(left, right)",
         "Ends the test unless the two are equal.",
     ),
     method(
         Side::Test,
-        "did",
-        (1, 2),
+        "did(node, what?)",
         "What a node was told, in order, as texts such as `package webapp version 1.4.2`; with a second text whether any of the nodes was told that, with `*` for anything.",
     ),
     property(Side::Test, "ok", "Whether the run succeeded."),
@@ -431,6 +437,36 @@ pub fn find(name: &str, form: Form) -> impl Iterator<Item = &'static Entry> {
 /// All of them.
 pub fn all() -> impl Iterator<Item = &'static Entry> {
     TOP.iter().chain(MAIN).chain(NODE).chain(TEST)
+}
+
+/// The reference for people: a table for each side, in Markdown.
+#[must_use]
+pub fn reference() -> String {
+    let mut out = String::new();
+    for (heading, entries) in [
+        ("At the top: the manifest", TOP),
+        ("In `main`, which runs in the broker", MAIN),
+        ("In functions that run on nodes", NODE),
+        ("In tests", TEST),
+    ] {
+        out.push_str(&format!("### {heading}\n\n| written | what |\n|---|---|\n"));
+        for entry in entries {
+            let dot = match entry.form {
+                Form::Function => "",
+                Form::Method | Form::Property => ".",
+            };
+            let both = match entry.side {
+                Side::Both => " Also on nodes.",
+                _ => "",
+            };
+            out.push_str(&format!(
+                "| `{dot}{}` | {}{both} |\n",
+                entry.usage, entry.help
+            ));
+        }
+        out.push('\n');
+    }
+    out
 }
 
 #[cfg(test)]

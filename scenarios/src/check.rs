@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use muster_protocol::predicate::Predicate;
-use rhai::{AST, ASTNode, Engine, Expr, FnCallExpr, Position, ScriptFuncDef, Stmt};
+use rhai::{AST, ASTNode, Engine, Expr, FnCallExpr, FnPtr, Position, ScriptFuncDef, Stmt};
 
 use crate::bundle::{Bundle, BundlePath};
 use crate::catalogue::{self, Entry, Form, Side};
@@ -17,6 +17,10 @@ use crate::trial;
 /// Functions that take the name of a function of the script, and which
 /// argument it is.
 const NAMING: [(&str, usize); 3] = [("on", 1), ("try_on", 1), ("step", 1)];
+
+/// Functions that the engine itself is made of, and lists nowhere. `curry` is
+/// in every closure that uses a variable from around it.
+const WOVEN_IN: [&str; 5] = ["Fn", "call", "curry", "is_shared", "type_of"];
 
 /// Checks a script. `file` is what it is called in messages.
 ///
@@ -184,6 +188,15 @@ impl<'a> Checker<'a> {
                     on_nodes.insert(function.to_owned());
                 }
             });
+            // A closure runs where it is written.
+            walk(self.ast, definition, &mut |node| {
+                if let ASTNode::Expr(Expr::DynamicConstant(value, _)) = node
+                    && let Some(closure) = value.read_lock::<FnPtr>()
+                {
+                    let called = calls.entry(definition.name.to_string()).or_default();
+                    called.insert(closure.fn_name().to_owned());
+                }
+            });
         }
         let reach = |roots: BTreeSet<String>| {
             let mut seen = BTreeSet::new();
@@ -293,10 +306,12 @@ impl<'a> Checker<'a> {
                 Side::Main => "in `main`",
                 _ => "in a function that `on` sends to nodes",
             };
-            let message = format!(
-                "`{}` cannot be called in `{inside}`, which {here}",
-                call.name
-            );
+            let inside = if is_closure(inside) {
+                "a closure".to_owned()
+            } else {
+                format!("`{inside}`")
+            };
+            let message = format!("`{}` cannot be called in {inside}, which {here}", call.name);
             let fault = self
                 .fault(call.at, message)
                 .hint(format!("call it {there}"));
@@ -320,6 +335,9 @@ impl<'a> Checker<'a> {
     }
 
     fn language_function(&mut self, call: &Call<'_>, count: usize) {
+        if WOVEN_IN.contains(&call.name) {
+            return;
+        }
         match self.language.get(call.name) {
             Some(counts) if counts.contains(&count) => {}
             Some(_) => {
@@ -367,7 +385,7 @@ impl<'a> Checker<'a> {
                     .own
                     .keys()
                     .map(String::as_str)
-                    .filter(|name| *name != MAIN)
+                    .filter(|name| *name != MAIN && !is_closure(name))
                     .collect();
                 let hint = match nearest(function, others.iter().copied()) {
                     Some(near) => format!("did you mean `{near}`?"),
@@ -445,6 +463,12 @@ impl<'a> Checker<'a> {
             .hint(hint);
         self.faults.push(fault);
     }
+}
+
+/// Whether a function of the script is a closure, which has no name of its
+/// own.
+fn is_closure(name: &str) -> bool {
+    name.contains('$')
 }
 
 /// Every node of a function's body.

@@ -66,7 +66,8 @@ impl Fault {
             file: file.to_owned(),
             at,
             width,
-            source: source.map(|line| printable(line, MAX_SHOWN)),
+            // A tab counts as one column, so it is shown as one.
+            source: source.map(|line| printable(&line.replace('\t', " "), MAX_SHOWN)),
             message: message.into(),
             hint: None,
         }
@@ -109,13 +110,17 @@ impl fmt::Display for Fault {
             };
         };
         write!(f, "\n{:>5} | {source}", at.line)?;
-        // Tabs are kept, so that the mark stands below its word.
-        let lead: String = source
-            .chars()
-            .take(at.column.saturating_sub(1))
-            .map(|c| if c == '\t' { '\t' } else { ' ' })
-            .collect();
-        write!(f, "\n      | {lead}{}", "^".repeat(self.width))?;
+        let lead = at.column.saturating_sub(1);
+        let shown = source.chars().count();
+        if lead > shown {
+            // The line was cut before the place.
+            return match &self.hint {
+                Some(hint) => write!(f, "\n      | {hint}"),
+                None => Ok(()),
+            };
+        }
+        let mark = self.width.min(shown - lead).max(1);
+        write!(f, "\n      | {}{}", " ".repeat(lead), "^".repeat(mark))?;
         match &self.hint {
             Some(hint) => write!(f, " {hint}"),
             None => Ok(()),
@@ -131,4 +136,30 @@ pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
         .filter(|(distance, candidate)| *distance * 3 <= word.len().max(candidate.len()))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_stands_below_its_word_whatever_the_line_holds() {
+        let fault = |text: &str, column| {
+            let at = Some(Place { line: 1, column });
+            Fault::new("x.rhai", text, at, "wrong")
+                .hint("do this")
+                .to_string()
+        };
+        insta::assert_snapshot!(fault("\t\tpakage(1)", 3), @r"
+        x.rhai:1:3: wrong
+            1 |   pakage(1)
+              |   ^^^^^^ do this
+        ");
+        // Far along a line that is cut, and far beyond its end.
+        for (text, column) in [("x".repeat(100_000), 90_000), (String::new(), 500)] {
+            let said = fault(&text, column);
+            assert!(said.len() < 500, "{}", said.len());
+            assert!(said.contains("do this"));
+        }
+    }
 }

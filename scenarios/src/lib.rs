@@ -1,9 +1,19 @@
-//! Scenarios: what a run executes.
+//! Scenarios: what a run executes. Here is what broker, agent and command
+//! line must agree on; nothing in it does I/O or reads a clock.
 //!
-//! Here is what broker and agent must agree on: the built-in scenario
-//! [`command`], and of stored ones the form ([`bundle`]), the language
-//! ([`engine`]), the manifest ([`manifest`]) with its parameters ([`param`]),
-//! and how a fault is shown ([`fault`]).
+//! | where | what | who needs it |
+//! |---|---|---|
+//! | [`command`], [`upgrade`], [`Builtin`] | the built-in scenarios | broker, agent |
+//! | [`bundle`] | a stored scenario: script, templates and files under one hash | all |
+//! | [`engine`] | the language: which part of Rhai, and its limits | the rest of this crate |
+//! | [`manifest`], [`param`] | what a scenario says of itself; what is given held against it; failure budgets | broker, command line |
+//! | [`check`], [`fault`] | every mistake without running anything, in its place | broker, command line |
+//! | [`durable`] | `main`: [`durable::turn`] is a pure function of script, parameters, node sets and journal | broker |
+//! | [`node`] | functions on a node: [`node::run`] hands what a script wants to a [`node::Host`], as data | agent |
+//! | [`secret`] | secret parameters: names in a run, values on a node | broker, agent |
+//! | [`when`] | times as in cron: windows, and what a schedule starts | broker |
+//! | [`trial`] | a scenario's own tests, offline | command line |
+//! | [`catalogue`] | every function that muster adds to the language, for checks and people | command line, documentation |
 
 pub mod bundle;
 pub mod catalogue;

@@ -164,6 +164,28 @@ fn test_three(p) { }"#
 }
 
 #[test]
+fn a_closure_runs_where_it_is_written() {
+    insta::assert_snapshot!(said(
+        r#"scenario("x");
+fn work(p) { p.hosts.map(|h| targets()); [1].filter(|n| fact("x") == n); }
+fn main(p) {
+    let n = 1;
+    targets().names.map(|name| command(["x", name, n]));
+    targets().names.filter(|name| name.len() > n && type_of(name) == "string");
+    let f = Fn("work");
+    on(targets(), "work");
+}"#
+    ), @r#"
+    error: web.rhai:2:30: `targets` cannot be called in a closure, which runs on nodes
+        2 | fn work(p) { p.hosts.map(|h| targets()); [1].filter(|n| fact("x") == n); }
+          |                              ^^^^^^^ call it in `main`
+    error: web.rhai:5:32: `command` cannot be called in a closure, which runs in the broker
+        5 |     targets().names.map(|name| command(["x", name, n]));
+          |                                ^^^^^^^ call it in a function that `on` sends to nodes
+    "#);
+}
+
+#[test]
 fn templates_are_looked_at() {
     let script = r#"scenario("x");
 fn run(p) {

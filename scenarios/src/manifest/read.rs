@@ -158,6 +158,8 @@ fn declarations() -> impl Iterator<Item = &'static str> {
 fn functions(ast: &AST) -> Vec<Function> {
     let mut all: Vec<Function> = ast
         .iter_functions()
+        // Closures are functions without a name of their own.
+        .filter(|f| !f.name.contains('$'))
         .map(|f| {
             let doc: Vec<&str> = f
                 .comments

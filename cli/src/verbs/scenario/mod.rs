@@ -96,9 +96,7 @@ fn rendered(faults: &[Fault], paint: Paint) -> String {
         out.push_str(&paint.bad("error:"));
         out.push(' ');
         for line in fault.to_string().lines() {
-            // The source line keeps its tabs: the mark below it counts on them.
-            let escaped: Vec<String> = line.split('\t').map(printable_line).collect();
-            out.push_str(&escaped.join("\t"));
+            out.push_str(&printable_line(line));
             out.push('\n');
         }
     }

@@ -271,8 +271,29 @@ fn test_it() { assert(true); }
     #[test]
     fn everything_that_is_declared_is_shown() {
         let (loaded, manifest) = loaded();
-        insta::assert_snapshot!(text(&loaded, &manifest), @r#"
-        "#);
+        insta::assert_snapshot!(text(&loaded, &manifest), @r"
+        web  Upgrade the web front end
+        bundle c0db40cbf910, 1 file, 533 bytes
+        parameters
+          version  string, matches ^[0-9.]+$  must be given    package version
+          batch    percent                    else 25%
+          token    string, secret             may be left out
+        nodes
+          targets    role=web
+          balancers  role=lb
+        rules
+          confirm       a person sees the plan first
+          approvals     1 other must agree
+          max_failures  10%
+          max_failures  1 of each rack
+          lock          web
+          window        * 22-23 * * * (UTC)
+        functions
+          main(p)     runs once, in the broker
+          upgrade(p)  Installs it.
+        tests
+          test_it
+        ");
     }
 
     #[test]
@@ -280,6 +301,94 @@ fn test_it() { assert(true); }
         let (loaded, manifest) = loaded();
         let shown = serde_json::to_string_pretty(&as_json(&loaded, &manifest));
         insta::assert_snapshot!(shown.expect("it has a form"), @r#"
+        {
+          "about": "Upgrade the web front end",
+          "allow_check": false,
+          "approvals": 1,
+          "batch": null,
+          "bundle": "c0db40cbf91083036b10a36805bf879cb9098f1ecfb71f57d9df35547eaa45da",
+          "confirm": true,
+          "file": "web.rhai",
+          "files": [],
+          "functions": [
+            {
+              "doc": null,
+              "name": "main",
+              "params": [
+                "p"
+              ]
+            },
+            {
+              "doc": null,
+              "name": "test_it",
+              "params": []
+            },
+            {
+              "doc": "Installs it.",
+              "name": "upgrade",
+              "params": [
+                "p"
+              ]
+            }
+          ],
+          "idempotent": [],
+          "locks": [
+            "web"
+          ],
+          "max_failures": [
+            {
+              "by": null,
+              "most": "10%"
+            },
+            {
+              "by": "rack",
+              "most": "1"
+            }
+          ],
+          "name": "web",
+          "params": [
+            {
+              "default": null,
+              "help": "package version",
+              "name": "version",
+              "required": true,
+              "rule": "string, matches ^[0-9.]+$",
+              "secret": false,
+              "type": "string"
+            },
+            {
+              "default": "25%",
+              "help": null,
+              "name": "batch",
+              "required": false,
+              "rule": "percent",
+              "secret": false,
+              "type": "percent"
+            },
+            {
+              "default": null,
+              "help": null,
+              "name": "token",
+              "required": false,
+              "rule": "string",
+              "secret": true,
+              "type": "string"
+            }
+          ],
+          "retry": 0,
+          "runs": "main",
+          "sets": {
+            "balancers": "role=lb",
+            "targets": "role=web"
+          },
+          "tests": [
+            "test_it"
+          ],
+          "timeout": null,
+          "windows": [
+            "* 22-23 * * *"
+          ]
+        }
         "#);
     }
 }

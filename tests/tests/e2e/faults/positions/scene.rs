@@ -257,14 +257,17 @@ impl Scene {
         let said = cli.join().expect("it ends");
         let said = self.up.heard(said);
         if victim == Victim::Broker && never_begun(position) {
-            self.was_never_begun(&what, position, &run, &said, &asked.counter);
+            self.was_never_begun(&what, &run, &said, &asked.counter);
         } else {
             if self.shape == Shape::Cancelled {
                 self.is_cancelled(&what, &run);
             }
-            // Told, unless the one who was to tell it was killed.
-            let lost = victim == Victim::Broker && said.code == 5;
-            assert!(said.code == 0 || lost, "{what}: {said:#?}");
+            // Told, also when the one who was to tell it was killed.
+            assert_eq!(
+                (said.code, said.run()),
+                (0, run.clone()),
+                "{what}: {said:#?}"
+            );
             let end = ended(&self.up, &run);
             for name in NAMES {
                 let expected = if victim == Victim::Agent && name == node {
@@ -387,16 +390,13 @@ impl Scene {
     }
 
     /// Nothing happened, and nobody was told otherwise.
-    fn was_never_begun(
-        &self,
-        what: &str,
-        position: &Position,
-        run: &str,
-        said: &Said,
-        counter: &Counter,
-    ) {
-        // Whoever asked has no answer, and knows that.
-        assert_eq!(said.code, 5, "{what}: {said:#?}");
+    fn was_never_begun(&self, what: &str, run: &str, said: &Said, counter: &Counter) {
+        // Whoever asked has asked again, and knows which run it is.
+        assert_eq!(
+            (said.code, said.run().as_str()),
+            (0, run),
+            "{what}: {said:#?}"
+        );
         let mut last = None;
         wait_for("the broker", || {
             let shown = self.up.muster(&["runs", "show", run, "--json"]);
@@ -406,12 +406,8 @@ impl Scene {
         })
         .unwrap_or_else(|e| panic!("{what}: {e}: {last:#?}"));
         let shown = last.expect("it was asked");
-        if position.is("broker.journal.before", "created") {
-            assert_eq!(shown.code, 2, "{what}: {shown:#?}");
-        } else {
-            assert_eq!(shown.code, 0, "{what}: {shown:#?}");
-            assert!(shown.out.contains("\"failed\""), "{what}: {shown:#?}");
-        }
+        assert_eq!(shown.code, 0, "{what}: {shown:#?}");
+        assert!(shown.out.contains("\"failed\""), "{what}: {shown:#?}");
         assert_eq!(counter.begun(), 0, "{what}");
     }
 

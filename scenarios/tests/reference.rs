@@ -1,0 +1,214 @@
+//! The documentation holds what it says: its scenarios are sound, its tables
+//! are those of the code.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use muster_protocol::envelope::Mode;
+use muster_scenarios::bundle::Bundle;
+use muster_scenarios::catalogue;
+use muster_scenarios::check::{check, check_bundle};
+use muster_scenarios::durable::{Input, Program, Turn, turn};
+use muster_scenarios::manifest::read;
+use muster_scenarios::node::{
+    self, Call, Effect, Ended, Host, HostError, NodeFacts, Performed, Source,
+};
+use muster_scenarios::param::Kind;
+use muster_scenarios::secret::Secrets;
+use muster_scenarios::trial::Trial;
+use serde_json::Map;
+
+fn path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/scenarios.md")
+}
+
+fn page() -> String {
+    std::fs::read_to_string(path()).expect("the page")
+}
+
+/// The last line that people write; what follows is written from the code.
+const MARK: &str =
+    "<!-- The tables from here to the end are written from the code; a test compares them. -->\n";
+
+#[test]
+fn the_reference_is_that_of_the_code() {
+    let page = page();
+    let (head, tables) = page.split_once(MARK).expect("the mark");
+    let wanted = format!("\n{}\n", catalogue::reference().trim_end());
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(path(), format!("{head}{MARK}{wanted}")).expect("it can be written");
+        return;
+    }
+    assert_eq!(
+        tables, wanted,
+        "UPDATE_DOCS=1 cargo test -p muster-scenarios --test reference writes it"
+    );
+}
+
+#[test]
+fn every_scenario_of_the_page_is_sound_and_its_tests_hold() {
+    let page = page();
+    let mut seen = 0;
+    for block in page.split("```rhai\n").skip(1) {
+        let text = block.split("```").next().expect("its end");
+        let files = BTreeMap::from([(
+            "templates/webapp.toml.j2".parse().expect("a path"),
+            b"port = {{ port }}\n".to_vec(),
+        )]);
+        let bundle = Bundle::new(text.to_owned(), files).expect("a bundle");
+        let manifest =
+            check_bundle("docs.rhai", &bundle).unwrap_or_else(|faults| panic!("{}", faults[0]));
+        let trial = Trial::new("docs.rhai", &bundle, manifest).expect("it can be read");
+        for test in trial.tests() {
+            seen += 1;
+            if let Err(fault) = trial.run(test) {
+                panic!("{test}: {fault}");
+            }
+        }
+    }
+    assert!(seen >= 3, "only {seen} tests found");
+}
+
+#[test]
+fn types_are_those_of_the_code() {
+    let page = page();
+    for kind in Kind::ALL {
+        assert!(page.contains(&format!("\n| `{kind}` | ")), "{kind}");
+    }
+}
+
+struct Nobody;
+
+impl Host for Nobody {
+    fn perform(&self, _: &Effect, _: Mode, _: Source) -> Result<Performed, HostError> {
+        Err(HostError::Failed("nothing happens here".to_owned()))
+    }
+
+    fn stopped(&self) -> bool {
+        false
+    }
+
+    fn facts(&self) -> Arc<NodeFacts> {
+        Arc::new(NodeFacts::default())
+    }
+}
+
+/// What is said about an option that there is not.
+fn refused(call: &str) -> String {
+    let text = format!("scenario(\"x\"); {call}; fn run(p) {{}}");
+    if let Err(faults) = read("x.rhai", &text)
+        && !faults[0].message.contains("at the top")
+    {
+        return faults[0].to_string();
+    }
+    let text = format!("fn main(p) {{ {call} }} fn f(p) {{}}");
+    let program = Program::new("x.rhai", &text).expect("a program");
+    let input = Input {
+        sets: BTreeMap::from([("targets".to_owned(), Vec::new())]),
+        ..Input::default()
+    };
+    let (turn, _) = turn(&program, &input, Arc::from([]), |_, _| None, || false);
+    if let Turn::Failed { fault, .. } = turn
+        && !fault.message.contains("there is no")
+    {
+        return fault.message;
+    }
+    let bundle = Bundle::new(format!("fn run(p) {{ {call} }}"), BTreeMap::new()).expect("a bundle");
+    let asked = Call {
+        function: "run".parse().expect("a name"),
+        params: Map::new(),
+        secrets: Secrets::default(),
+        mode: Mode::Apply,
+    };
+    match node::run("x.rhai", &bundle, &asked, Arc::new(Nobody)) {
+        Err(Ended::Failed(fault)) => fault.message,
+        other => panic!("{call}: {other:?}"),
+    }
+}
+
+#[test]
+fn options_are_those_of_the_code() {
+    let wrong = "#{ zzzzzzzzzzzzzzzz: 1 }";
+    let calls = [
+        ("param(name, #{…})", format!("param(\"x\", {wrong})")),
+        (
+            "max_failures(most, #{…})",
+            format!("max_failures(1, {wrong})"),
+        ),
+        (
+            "on(nodes, function, params, #{…})",
+            format!("on(targets(), \"f\", #{{}}, {wrong})"),
+        ),
+        (
+            "nodes.batches(size, #{…})",
+            format!("targets().batches(1, {wrong})"),
+        ),
+        ("command(words, #{…})", format!("command([\"x\"], {wrong})")),
+        ("shell(line, #{…})", format!("shell(\"x\", {wrong})")),
+        (
+            "file.content(text, #{…})",
+            format!("file(\"/x\").content(\"x\", {wrong})"),
+        ),
+        (
+            "file.line(text, #{…})",
+            format!("file(\"/x\").line(\"x\", {wrong})"),
+        ),
+        (
+            "file.directory(#{…})",
+            format!("file(\"/x\").directory({wrong})"),
+        ),
+        (
+            "user.present(#{…})",
+            format!("user(\"x\").present({wrong})"),
+        ),
+        (
+            "http(url, #{…}).get()",
+            format!("http(\"http://x\", {wrong}).get()"),
+        ),
+        (
+            "http.until(status, #{…})",
+            format!("http(\"http://x\").until(200, {wrong})"),
+        ),
+    ];
+    let page = page();
+    let rows = page
+        .lines()
+        .skip_while(|line| *line != "## Options")
+        .skip(4)
+        .take_while(|line| line.starts_with('|'))
+        .count();
+    assert_eq!(rows, calls.len());
+    for (written, call) in calls {
+        let said = refused(&call);
+        let known = said
+            .split("there are: ")
+            .nth(1)
+            .or_else(|| said.split("there is: ").nth(1))
+            .unwrap_or_else(|| panic!("{call}: {said}"));
+        let known: Vec<String> = known
+            .trim()
+            .split(", ")
+            .map(|option| format!("`{option}`"))
+            .collect();
+        let row = format!("| `{written}` | {} |", known.join(", "));
+        assert!(page.contains(&row), "the page lacks: {row}");
+    }
+}
+
+#[test]
+fn what_the_page_shows_of_a_mistake_is_what_is_said() {
+    let text = format!(
+        "scenario(\"x\");{}fn run(p) {{\n        pakage(\"webapp\").version(p.version);\n}}",
+        "\n".repeat(12)
+    );
+    let text = text
+        .replacen("\n", "\nparam(\"version\");\n", 1)
+        .replacen("\n\n", "\n", 1);
+    let faults = check("web-upgrade.rhai", &text).expect_err("a mistake");
+    assert!(
+        page().contains(&format!("error: {}\n1 error\n", faults[0])),
+        "{}",
+        faults[0]
+    );
+}
