@@ -154,6 +154,7 @@ fn options_are_those_of_the_code() {
             "file.line(text, #{…})",
             format!("file(\"/x\").line(\"x\", {wrong})"),
         ),
+        ("package(name, #{…})", format!("package(\"x\", {wrong})")),
         (
             "file.directory(#{…})",
             format!("file(\"/x\").directory({wrong})"),
