@@ -10,6 +10,7 @@ use muster_scenarios::bundle::Bundle;
 use muster_scenarios::catalogue;
 use muster_scenarios::check::{check, check_bundle};
 use muster_scenarios::durable::{Input, Program, Turn, turn};
+use muster_scenarios::engine::Limits;
 use muster_scenarios::manifest::read;
 use muster_scenarios::node::{
     self, Call, Effect, Ended, Host, HostError, NodeFacts, Performed, Source,
@@ -68,6 +69,42 @@ fn every_scenario_of_the_page_is_sound_and_its_tests_hold() {
         }
     }
     assert!(seen >= 3, "only {seen} tests found");
+}
+
+#[test]
+fn limits_are_those_of_the_code() {
+    let page = page();
+    let (main, node) = (Limits::MAIN, Limits::NODE);
+    assert_eq!(
+        (main.call_depth, main.string),
+        (node.call_depth, node.string)
+    );
+    for said in [
+        format!("{} operations in `main`", thousands(main.operations)),
+        format!("{} in a function on a node", thousands(node.operations)),
+        format!("{} functions deep", main.call_depth),
+        format!("{} MiB of text", main.string / (1024 * 1024)),
+        format!(
+            "lists of {} elements in `main`",
+            thousands(main.array as u64)
+        ),
+        format!("{} on a node", thousands(node.array as u64)),
+    ] {
+        assert!(page.contains(&said), "the page does not say: {said}");
+    }
+}
+
+/// `20,000`.
+fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
 }
 
 #[test]
@@ -154,10 +191,13 @@ fn options_are_those_of_the_code() {
             "file.line(text, #{…})",
             format!("file(\"/x\").line(\"x\", {wrong})"),
         ),
-        ("package(name, #{…})", format!("package(\"x\", {wrong})")),
         (
             "file.directory(#{…})",
             format!("file(\"/x\").directory({wrong})"),
+        ),
+        (
+            "package(name, #{…}).latest()",
+            format!("package(\"x\", {wrong}).latest()"),
         ),
         (
             "user.present(#{…})",
