@@ -11,9 +11,10 @@ use serde_json::{Map, Value};
 
 use crate::config::Capabilities;
 use crate::host::note::{Note, Tally};
+use crate::host::package::{self, Packages};
 use crate::host::tools::{Said, ToolError, Tools};
 use crate::host::web::Web;
-use crate::host::{command, file, package, puppet, service, user};
+use crate::host::{command, file, puppet, service, user};
 
 /// Events that one step may make.
 const MAX_EVENTS: u32 = 100;
@@ -71,6 +72,7 @@ impl Grants {
 pub(super) struct Effects {
     tools: Arc<Tools>,
     web: Web,
+    packages: Packages,
     grants: Grants,
     mode: Mode,
     facts: Arc<NodeFacts>,
@@ -97,6 +99,7 @@ impl Effects {
         Self {
             tools,
             web: Web::default(),
+            packages: Packages::default(),
             grants,
             mode,
             facts,
@@ -211,7 +214,7 @@ impl Effects {
             }
             Effect::Package { name, wish, wait } => {
                 let wait = wait.unwrap_or(package::LOCK_WAIT);
-                package::perform(tools, name, wish, wait, mode)?
+                self.packages.perform(tools, name, wish, wait, mode)?
             }
             Effect::Service { name, wish } => service::perform(tools, name, *wish, mode)?,
             Effect::User { name, wish } => user::perform(tools, name, wish, mode)?,

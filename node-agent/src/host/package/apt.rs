@@ -1,6 +1,6 @@
 //! apt and dpkg.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use muster_protocol::envelope::Mode;
@@ -22,8 +22,8 @@ pub(super) struct Apt<'a> {
     tools: &'a Tools,
     name: &'a str,
     wait: Span,
-    /// The lists were fetched by this call.
-    fresh: Cell<bool>,
+    /// The lists were fetched by this step.
+    fresh: &'a AtomicBool,
 }
 
 /// What the sources have.
@@ -43,12 +43,12 @@ struct Transaction {
 }
 
 impl<'a> Apt<'a> {
-    pub(super) fn new(tools: &'a Tools, name: &'a str, wait: Span) -> Self {
+    pub(super) fn new(tools: &'a Tools, name: &'a str, wait: Span, fresh: &'a AtomicBool) -> Self {
         Self {
             tools,
             name,
             wait,
-            fresh: Cell::new(false),
+            fresh,
         }
     }
 
@@ -154,13 +154,14 @@ impl<'a> Apt<'a> {
     }
 
     fn update(&self) -> Result<(), PackageError> {
-        if self.fresh.replace(true) {
+        if self.fresh.load(Ordering::Relaxed) {
             return Ok(());
         }
         let begun = Instant::now();
         loop {
             let answer = self.tools.run(self.apt_get(&["update"]).shown())?;
             if answer.is_well() {
+                self.fresh.store(true, Ordering::Relaxed);
                 return Ok(());
             }
             if !is_locked(&answer) {
@@ -202,7 +203,7 @@ impl<'a> Apt<'a> {
         }
         arguments.insert(1, "--no-remove");
         let answer = self.act(&arguments)?;
-        if !answer.is_well() && is_gone(&answer) && !self.fresh.get() {
+        if !answer.is_well() && is_gone(&answer) && !self.fresh.load(Ordering::Relaxed) {
             // The lists name a file that the source has replaced since. What
             // is wanted is looked for again in the new ones.
             self.update()?;

@@ -6,6 +6,8 @@
 mod apt;
 mod dnf;
 
+use std::sync::atomic::AtomicBool;
+
 use muster_protocol::envelope::Mode;
 use muster_protocol::text::printable;
 use muster_protocol::units::Span;
@@ -84,30 +86,40 @@ impl From<PackageError> for HostError {
     }
 }
 
-/// Has a package so, or says what it would do. `wait` is how long another
-/// process may hold the package manager's lock.
-///
-/// # Errors
-/// [`PackageError`].
-pub fn perform(
-    tools: &Tools,
-    name: &str,
-    wish: &PackageWish,
-    wait: Span,
-    mode: Mode,
-) -> Result<Performed, PackageError> {
-    check_name(name)?;
-    if let PackageWish::Version { version } = wish {
-        check_version(version)?;
+/// The packages of this node, for one step.
+#[derive(Debug, Default)]
+pub struct Packages {
+    /// The lists of the sources were fetched by this step.
+    fresh: AtomicBool,
+}
+
+impl Packages {
+    /// Has a package so, or says what it would do. `wait` is how long another
+    /// process may hold the package manager's lock.
+    ///
+    /// # Errors
+    /// [`PackageError`].
+    pub fn perform(
+        &self,
+        tools: &Tools,
+        name: &str,
+        wish: &PackageWish,
+        wait: Span,
+        mode: Mode,
+    ) -> Result<Performed, PackageError> {
+        check_name(name)?;
+        if let PackageWish::Version { version } = wish {
+            check_version(version)?;
+        }
+        let (change, version) = match manager(tools)? {
+            Manager::Apt => apt::Apt::new(tools, name, wait, &self.fresh).ensure(wish, mode)?,
+            Manager::Dnf => dnf::Dnf::new(tools, name, wait).ensure(wish, mode)?,
+        };
+        Ok(Performed {
+            change: Some(change),
+            value: version.map_or(Value::Null, |version| json!({ "version": version })),
+        })
     }
-    let (change, version) = match manager(tools)? {
-        Manager::Apt => apt::Apt::new(tools, name, wait).ensure(wish, mode)?,
-        Manager::Dnf => dnf::Dnf::new(tools, name, wait).ensure(wish, mode)?,
-    };
-    Ok(Performed {
-        change: Some(change),
-        value: version.map_or(Value::Null, |version| json!({ "version": version })),
-    })
 }
 
 enum Manager {

@@ -117,7 +117,7 @@ async fn perform_it(bench: &Bench, name: &'static str, wish: &PackageWish, mode:
     let wish = wish.clone();
     let wait = Span::from_secs(2);
     let (done, heard) = bench
-        .with(move |tools| perform(tools, name, &wish, wait, mode))
+        .with(move |tools| Packages::default().perform(tools, name, &wish, wait, mode))
         .await;
     match done {
         Ok(done) => shown(&done),
@@ -199,6 +199,32 @@ async fn lists_are_fetched_when_they_are_too_old() {
 }
 
 #[tokio::test]
+async fn lists_are_fetched_once_a_step() {
+    let Some(bench) = apt() else { return };
+    bench.fake(
+        "apt-get",
+        "for word in \"$@\"; do [ \"$word\" != update ] || echo update >> $BENCH/log; done\nexec /usr/bin/apt-get \"$@\"",
+    );
+    for name in ["one", "two", "three"] {
+        publish(&bench, name, "1.0", "");
+    }
+    let (done, _) = bench
+        .with(|tools| {
+            let packages = Packages::default();
+            ["one", "two", "three"].map(|name| {
+                let wait = Span::from_secs(60);
+                packages.perform(tools, name, &PackageWish::Latest, wait, Mode::Apply)
+            })
+        })
+        .await;
+    for one in done {
+        let text = shown(&one.expect("it is installed"));
+        assert!(text.starts_with("changed: installed 1.0"), "{text}");
+    }
+    assert_eq!(bench.log(), ["update"]);
+}
+
+#[tokio::test]
 async fn nothing_else_goes_and_a_name_is_a_name() {
     let Some(bench) = apt() else { return };
     publish(&bench, "webapp", "1.0", "");
@@ -261,7 +287,8 @@ async fn the_lock_is_waited_for_as_told_and_a_stop_ends_the_wait() {
     let (done, _) = bench
         .with(|tools| {
             let wait = Span::from_secs(600);
-            perform(tools, "webapp", &PackageWish::Installed, wait, Mode::Apply)
+            Packages::default()
+                .perform(tools, "webapp", &PackageWish::Installed, wait, Mode::Apply)
                 .map_err(HostError::from)
         })
         .await;
