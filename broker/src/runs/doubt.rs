@@ -25,6 +25,9 @@ use crate::store::stream::{StreamError, purge_subject};
 
 /// How often it is looked who has been heard.
 const LOOK: Duration = Duration::from_millis(100);
+/// What a node has of a run comes after its hello: the last that was heard has
+/// so long to say it.
+const AFTER_HELLO: Duration = Duration::from_secs(3);
 
 /// Runs in doubt, and whether a node has claimed that it has something of it.
 #[derive(Debug, Default)]
@@ -68,14 +71,21 @@ impl Engine {
 
     async fn doubt_ends(&self, run: RunId) {
         let end = Instant::now() + self.0.settings.heard_within;
+        let mut heard: Option<Instant> = None;
         while Instant::now() < end {
-            match lock(&self.0.lost.doubts.0).get(&run) {
+            let claimed = lock(&self.0.lost.doubts.0).get(&run).copied();
+            heard = heard.filter(|_| self.all_heard());
+            match claimed {
                 // Proven, or another time of being active.
                 None => return,
                 // Whoever claims it is given the time to prove it.
                 Some(true) => {}
-                Some(false) if self.all_heard() => return,
-                Some(false) => {}
+                Some(false) => match heard {
+                    Some(since) if since.elapsed() >= AFTER_HELLO => return,
+                    Some(_) => {}
+                    None if self.all_heard() => heard = Some(Instant::now()),
+                    None => {}
+                },
             }
             sleep(LOOK).await;
         }
