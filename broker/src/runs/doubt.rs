@@ -3,8 +3,8 @@
 //! Mostly a broker was killed while it wrote such a run down, and nothing was
 //! sent. But when everything of a broker was set back at once (store, twin and
 //! state directory), nothing here says what followed; only the nodes know. So
-//! such a run is ended only once every node that there is has said hello, or
-//! has had the time for it. Until then a node that has the signed request of it
+//! such a run is ended only once every node that there is has said hello, and
+//! a moment later, or once it has had the time for that. Until then a node that has the signed request of it
 //! proves that it was sent, and the run is written down again like any other
 //! that was lost.
 
