@@ -11,5 +11,6 @@ mod local;
 mod once;
 mod path;
 mod retention;
+mod rolling;
 mod runs;
 mod upgrade;
