@@ -6,6 +6,7 @@
 //! [`muster_protocol::run::RunState::next`], so that a broker that starts
 //! again goes on where the last one stopped.
 
+mod bundles;
 mod doubt;
 mod engine;
 mod error;

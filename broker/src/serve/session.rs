@@ -21,6 +21,7 @@ use crate::events::{Events, EventsError};
 use crate::http::{AppState, Limiter, router};
 use crate::inventory::{Inventory, InventoryError};
 use crate::lease::Lease;
+use crate::library::{Library, LibraryError};
 use crate::link::{Link, nats_ca};
 use crate::peers::Peers;
 use crate::presence::Journals;
@@ -73,6 +74,9 @@ pub enum SessionError {
     /// The agent releases.
     #[error(transparent)]
     Releases(#[from] ReleasesError),
+    /// The stored scenarios.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
 }
 
 impl SessionError {
@@ -89,7 +93,8 @@ impl SessionError {
             | Self::Events(_)
             | Self::Past(_)
             | Self::Nodes(_)
-            | Self::Releases(_) => false,
+            | Self::Releases(_)
+            | Self::Library(_) => false,
         }
     }
 }
@@ -158,6 +163,13 @@ impl Session {
         }
         let releases = Box::pin(Releases::open(
             link.js.clone(),
+            lease.clone(),
+            events.clone(),
+        ))
+        .await?;
+        let library = Box::pin(Library::open(
+            stores.scenarios.clone(),
+            stores.bundles.clone(),
             lease.clone(),
             events.clone(),
         ))
@@ -235,6 +247,7 @@ impl Session {
             nodes: nodes.clone(),
             link: link.clone(),
             releases,
+            library,
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
             backing_up: Arc::new(tokio::sync::Semaphore::new(1)),
             shutdown: cancel.clone(),
