@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use muster_protocol::api::{
-    Page, RollbackScenario, ScenarioStored, ScenarioVersion, ScenarioView,
-};
+use muster_protocol::api::{Page, RollbackScenario, ScenarioStored, ScenarioVersion, ScenarioView};
 use muster_protocol::names::ScenarioName;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Method, Response};
@@ -82,10 +80,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn scenario_history(&self, name: &ScenarioName) -> Answer<Vec<ScenarioVersion>> {
-        let path: (_, &[&str]) = (
-            Method::GET,
-            &["v1", "scenarios", name.as_str(), "history"],
-        );
+        let path: (_, &[&str]) = (Method::GET, &["v1", "scenarios", name.as_str(), "history"]);
         let page: Page<ScenarioVersion> = self.scenario_ask::<(), _>(path, &[], None).await?;
         Ok(page.items)
     }

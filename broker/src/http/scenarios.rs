@@ -19,8 +19,8 @@ use serde::Deserialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiPath, ApiQuery, AppState, finish};
 use super::problem::ApiJson;
+use super::{ApiError, ApiPath, ApiQuery, AppState, finish};
 use crate::authz::{Action, Caller};
 use crate::library::{LibraryError, Loaded, Put, Remove, Rollback};
 

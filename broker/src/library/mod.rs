@@ -237,7 +237,13 @@ impl Library {
         let stored = held.get(name).map(|held| &held.history);
         let mut all: Vec<_> = stored
             .iter()
-            .flat_map(|history| history.entries().iter().rev().map(|e| history.view(name, e)))
+            .flat_map(|history| {
+                history
+                    .entries()
+                    .iter()
+                    .rev()
+                    .map(|e| history.view(name, e))
+            })
             .collect();
         all.extend(stock::version(name).map(|version| version.view()));
         if all.is_empty() {
@@ -299,20 +305,13 @@ impl Library {
         })
     }
 
-    fn missing(
-        &self,
-        name: &ScenarioName,
-        held: &BTreeMap<ScenarioName, Held>,
-    ) -> LibraryError {
+    fn missing(&self, name: &ScenarioName, held: &BTreeMap<ScenarioName, Held>) -> LibraryError {
         let known = held
             .iter()
             .filter(|(_, held)| held.history.newest().is_some_and(|e| e.content.is_some()))
             .map(|(name, _)| name)
             .chain(stock::versions().map(|version| &version.name));
-        let near = muster_scenarios::fault::nearest(
-            name.as_str(),
-            known.map(ScenarioName::as_str),
-        );
+        let near = muster_scenarios::fault::nearest(name.as_str(), known.map(ScenarioName::as_str));
         LibraryError::NoScenario {
             name: name.clone(),
             near: near.and_then(|near| near.parse().ok()),
@@ -378,7 +377,8 @@ impl Library {
         }
         let packed = self.0.shelf.read(version.hash, version.bytes).await?;
         let hash = version.hash;
-        let bundle = tokio::task::spawn_blocking(move || Bundle::unpack_as(&packed, hash)).await??;
+        let bundle =
+            tokio::task::spawn_blocking(move || Bundle::unpack_as(&packed, hash)).await??;
         let (bundle, manifest) = checked(&version.name, bundle).await?;
         let loaded = Arc::new(Loaded {
             version,
@@ -466,7 +466,10 @@ impl Library {
     ///
     /// # Errors
     /// [`LibraryError`]; nothing was changed.
-    pub async fn remove(&self, remove: Authorized<Remove>) -> Result<ScenarioVersion, LibraryError> {
+    pub async fn remove(
+        &self,
+        remove: Authorized<Remove>,
+    ) -> Result<ScenarioVersion, LibraryError> {
         let by = remove.principal().clone();
         let asked = remove.into_inner();
         let name = asked.name.clone();
@@ -596,7 +599,11 @@ impl Library {
                 Some(entry) => format!(
                     "version {} {} by {} at {}",
                     entry.version,
-                    if entry.content.is_some() { "was stored" } else { "is its removal," },
+                    if entry.content.is_some() {
+                        "was stored"
+                    } else {
+                        "is its removal,"
+                    },
                     entry.by,
                     entry.at.strftime("%Y-%m-%dT%H:%M:%SZ"),
                 ),
@@ -634,7 +641,10 @@ impl Library {
             }
             None => (
                 "scenario.removed",
-                format!("{} removed scenario {name} (version {})", entry.by, entry.version),
+                format!(
+                    "{} removed scenario {name} (version {})",
+                    entry.by, entry.version
+                ),
             ),
         };
         if let Some(note) = &entry.note {
@@ -719,10 +729,7 @@ fn version(name: &ScenarioName, entry: &Entry) -> Option<Version> {
 
 /// A bundle with its manifest, if it has no mistake. Off the threads that
 /// serve: a script takes its time.
-async fn checked(
-    name: &ScenarioName,
-    bundle: Bundle,
-) -> Result<(Bundle, Manifest), LibraryError> {
+async fn checked(name: &ScenarioName, bundle: Bundle) -> Result<(Bundle, Manifest), LibraryError> {
     let file = format!("{name}.rhai");
     let done = tokio::task::spawn_blocking(move || {
         let checked = check_bundle(&file, &bundle);

@@ -18,9 +18,7 @@ use super::examine::{ExamineError, last};
 use super::merge::{Merged, merge};
 use super::tell::Report;
 use super::values::{Write, decide};
-use super::{
-    BUNDLES, CLUSTER, EVENTS, FACTS, INVITES, NODES, Past, RUNS, SCENARIOS, TOKENS, Twin,
-};
+use super::{BUNDLES, CLUSTER, EVENTS, FACTS, INVITES, NODES, Past, RUNS, SCENARIOS, TOKENS, Twin};
 use crate::events::{Events, EventsError};
 use crate::inventory::{AccountValue, StoredNode};
 use crate::lease::Lease;

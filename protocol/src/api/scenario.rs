@@ -215,6 +215,9 @@ mod tests {
         let version: ScenarioVersion = serde_json::from_str(text).expect("reads");
         assert!(version.is_removal() && !version.is_stock());
         let again = serde_json::to_string(&version).expect("writes");
-        assert_eq!(serde_json::from_str::<ScenarioVersion>(&again).expect("reads"), version);
+        assert_eq!(
+            serde_json::from_str::<ScenarioVersion>(&again).expect("reads"),
+            version
+        );
     }
 }

@@ -111,8 +111,14 @@ mod tests {
 
     #[test]
     fn every_file_that_differs_is_shown_and_no_other() {
-        let old = bundle("a\nb\nc\n", &[("same", b"x"), ("z.j2", b"1\n"), ("bin", b"\xff")]);
-        let new = bundle("a\nB\u{1b}[2J\nc\n", &[("same", b"x"), ("a.j2", b"2\n"), ("bin", b"\xfe\xfe")]);
+        let old = bundle(
+            "a\nb\nc\n",
+            &[("same", b"x"), ("z.j2", b"1\n"), ("bin", b"\xff")],
+        );
+        let new = bundle(
+            "a\nB\u{1b}[2J\nc\n",
+            &[("same", b"x"), ("a.j2", b"2\n"), ("bin", b"\xfe\xfe")],
+        );
         let shown: Vec<String> = between(Some(&old), Some(&new))
             .into_iter()
             .map(|file| format!("{}\n  {}", file.path, file.lines.join("\n  ")))

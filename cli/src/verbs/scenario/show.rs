@@ -115,7 +115,10 @@ impl About {
         Self {
             name: format!("{} v{}", version.name, version.version),
             stored: Some(said),
-            bundle: version.bundle.map(|hash| hash.to_string()).unwrap_or_default(),
+            bundle: version
+                .bundle
+                .map(|hash| hash.to_string())
+                .unwrap_or_default(),
             files: view.files.len(),
             bytes: view.files.iter().map(|file| file.bytes).sum(),
         }
@@ -284,7 +287,11 @@ fn text(about: &About, manifest: &ManifestView) -> String {
         })
         .collect();
     block(&mut out, "functions", &functions);
-    let tests: Vec<Vec<String>> = manifest.tests.iter().map(|test| vec![clean(test)]).collect();
+    let tests: Vec<Vec<String>> = manifest
+        .tests
+        .iter()
+        .map(|test| vec![clean(test)])
+        .collect();
     block(&mut out, "tests", &tests);
     out
 }
@@ -338,7 +345,9 @@ fn test_it() { assert(true); }
 
     fn loaded() -> (Loaded, ManifestView) {
         let bundle = Bundle::new(SCRIPT.to_owned(), BTreeMap::new()).expect("a bundle");
-        let manifest = check_bundle("web.rhai", &bundle).expect("it is sound").view();
+        let manifest = check_bundle("web.rhai", &bundle)
+            .expect("it is sound")
+            .view();
         let loaded = Loaded {
             name: "web".to_owned(),
             file: "web.rhai".to_owned(),
@@ -378,7 +387,8 @@ fn test_it() { assert(true); }
     #[test]
     fn the_same_as_json() {
         let (loaded, manifest) = loaded();
-        let shown = serde_json::to_string_pretty(&as_json(&loaded, &manifest).expect("it has a form"));
+        let shown =
+            serde_json::to_string_pretty(&as_json(&loaded, &manifest).expect("it has a form"));
         insta::assert_snapshot!(shown.expect("it has a form"), @r#"
         {
           "about": "Upgrade the web front end",

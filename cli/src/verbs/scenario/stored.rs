@@ -147,9 +147,14 @@ fn said(done: &ScenarioStored, before: Option<&ScenarioVersion>) -> String {
     match before {
         Some(before) if !before.is_stock() => {
             let before_it = stored(before, now());
-            format!("{name} v{version} is stored; v{} was {before_it}", before.version)
+            format!(
+                "{name} v{version} is stored; v{} was {before_it}",
+                before.version
+            )
         }
-        Some(_) => format!("{name} v{version} is stored, in place of the one that came with muster"),
+        Some(_) => {
+            format!("{name} v{version} is stored, in place of the one that came with muster")
+        }
         None => format!("{name} v{version} is stored"),
     }
 }
@@ -174,7 +179,10 @@ pub(super) async fn fetch(
 ) -> Result<Bundle, Failure> {
     let bytes = client.scenario_bundle(name, version).await?;
     Bundle::unpack(&bytes).map_err(|e| {
-        Failure::new(NOT_ALL, format!("{name}: what the broker gave cannot be read: {e}"))
+        Failure::new(
+            NOT_ALL,
+            format!("{name}: what the broker gave cannot be read: {e}"),
+        )
     })
 }
 
@@ -194,9 +202,15 @@ pub(super) async fn rollback(context: &Context, args: &RollbackArgs) -> Result<u
     }
     let name = &args.name;
     term.line(&if done.new {
-        format!("{name} v{} is stored, with the content of v{}", done.version.version, args.version)
+        format!(
+            "{name} v{} is stored, with the content of v{}",
+            done.version.version, args.version
+        )
     } else {
-        format!("{name} v{} has the content of v{} already", done.version.version, args.version)
+        format!(
+            "{name} v{} has the content of v{} already",
+            done.version.version, args.version
+        )
     })?;
     Ok(0)
 }
@@ -211,7 +225,10 @@ pub(super) async fn remove(context: &Context, args: &RemoveArgs) -> Result<u8, F
         term.json(&done)?;
         return Ok(0);
     }
-    term.line(&format!("{} is removed (v{})", args.name, done.version.version))?;
+    term.line(&format!(
+        "{} is removed (v{})",
+        args.name, done.version.version
+    ))?;
     if let Some(last) = done.version.version.checked_sub(1).filter(|last| *last > 0) {
         term.note(&format!(
             "`muster scenario rollback {} {last}` brings it back",

@@ -78,8 +78,7 @@ pub(super) async fn run(context: &Context, args: &SyncArgs) -> Result<u8, Failur
         let stored = there.get(name);
         // A stock scenario in the folder, unchanged, is stored too: it stays
         // what it is when muster is upgraded.
-        let same = stored
-            .is_some_and(|v| !v.is_stock() && v.bundle == Some(loaded.bundle.hash()));
+        let same = stored.is_some_and(|v| !v.is_stock() && v.bundle == Some(loaded.bundle.hash()));
         if same {
             equal += 1;
             continue;
