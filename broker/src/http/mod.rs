@@ -45,6 +45,7 @@ use crate::lease::Lease;
 use crate::link::Link;
 use crate::peers::Peers;
 use crate::releases::Releases;
+use crate::submit::Submit;
 use crate::tokens::Tokens;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
@@ -88,6 +89,8 @@ pub struct AppState {
     pub link: Link,
     /// Runs, pings, plans, presence: everything that talks with the nodes.
     pub nodes: Nodes,
+    /// The one way to a new run.
+    pub submit: Submit,
     /// Agents that nodes can be upgraded to.
     pub releases: Releases,
     /// How much those without a token may ask.
