@@ -19,6 +19,7 @@ mod hello;
 pub mod http;
 pub mod inventory;
 pub mod lease;
+pub mod library;
 pub mod link;
 pub mod nats;
 pub mod peers;

@@ -14,9 +14,7 @@ use serde_json::Value;
 use crate::envelope::{BundleHash, Door, Mode};
 use crate::ids::{RunId, Serial};
 use crate::keys::KeyId;
-use crate::names::{
-    FunctionName, LabelKey, LabelValue, NodeName, PrincipalName, ScenarioName,
-};
+use crate::names::{FunctionName, LabelKey, LabelValue, NodeName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
 use crate::units::{Amount, Span, Timestamp};
 

@@ -18,6 +18,7 @@ mod ping;
 pub mod problem;
 mod releases;
 mod runs;
+mod scenarios;
 mod sse;
 mod status;
 #[cfg(test)]
@@ -42,6 +43,7 @@ use crate::enroll::Enrolment;
 use crate::events::Events;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
+use crate::library::Library;
 use crate::link::Link;
 use crate::peers::Peers;
 use crate::releases::Releases;
@@ -93,6 +95,8 @@ pub struct AppState {
     pub submit: Submit,
     /// Agents that nodes can be upgraded to.
     pub releases: Releases,
+    /// Stored scenarios.
+    pub library: Library,
     /// How much those without a token may ask.
     pub limiter: Arc<Limiter>,
     /// Held while a backup is made: one at a time.
@@ -140,6 +144,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(ping::routes())
         .merge(releases::routes())
         .merge(runs::routes())
+        .merge(scenarios::routes())
         .merge(sse::routes())
         .merge(status::routes())
         .merge(tokens::routes())

@@ -407,7 +407,9 @@ fn answer(state: &AppState, submitted: Submitted) -> Result<ApiJson<RunView>, Ap
     let (count, what) = (plan.nodes.len(), &plan.title);
     let title = if count > above as usize {
         let on = &plan.predicate;
-        format!("{count} nodes match {on}; running `{what}` on more than {above} needs a confirmation")
+        format!(
+            "{count} nodes match {on}; running `{what}` on more than {above} needs a confirmation"
+        )
     } else {
         format!("`{what}` is only run once somebody has confirmed what it would do")
     };

@@ -256,7 +256,10 @@ mod tests {
         assert_eq!(locks.take(one, &a), Ok(()));
         assert_eq!(locks.take(one, &a), Ok(()), "it has it already");
         assert_eq!(locks.take(three, &a), Err(("a".into(), one.1)));
-        assert_eq!(locks.take(two, &names(&["a", "b"])), Err(("a".into(), one.1)));
+        assert_eq!(
+            locks.take(two, &names(&["a", "b"])),
+            Err(("a".into(), one.1))
+        );
         // It waits for both, and nobody who came later passes it by.
         assert_eq!(locks.take(three, &names(&["b"])), Err(("b".into(), two.1)));
         assert_eq!(locks.take(place(4, 1), &names(&["c"])), Ok(()));

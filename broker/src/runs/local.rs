@@ -21,8 +21,8 @@ use muster_protocol::envelope::{Door, Mode};
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::{NodeName, PrincipalName};
 use muster_protocol::run::{
-    Gates,    LocalRecord, LocalRun, NodeResult, Outcome, RunEnd, RunEvent, RunOptions, RunSpec, RunState,
-    Stream, Target,
+    Gates, LocalRecord, LocalRun, NodeResult, Outcome, RunEnd, RunEvent, RunOptions, RunSpec,
+    RunState, Stream, Target,
 };
 use muster_protocol::subject;
 use muster_protocol::text::printable;

@@ -6,6 +6,7 @@
 //! [`muster_protocol::run::RunState::next`], so that a broker that starts
 //! again goes on where the last one stopped.
 
+mod bundles;
 mod doubt;
 mod engine;
 mod error;
@@ -35,7 +36,8 @@ pub use self::journal::{JournalError, ReadError, STREAM};
 pub(crate) use self::rebuild::Proof;
 pub(crate) use self::recovery::run_of;
 pub use self::request::{
-    Checked, DELIVER_WITHIN, FrozenRun, FrozenSet, OUTPUT_BYTES, RequestError, TIMEOUT, check, options, retry,
+    Checked, DELIVER_WITHIN, FrozenRun, FrozenSet, OUTPUT_BYTES, RequestError, TIMEOUT, check,
+    options, retry,
 };
 pub(crate) use self::retention::{RemoveError, Removed, Stored};
 pub(crate) use self::schedule::Message;

@@ -22,7 +22,7 @@ use muster_protocol::keys::KeyId;
 use muster_protocol::names::NodeName;
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{
-    Gates,    NodePhase, NodeResult, Outcome, Rebuilt, RunEvent, RunOptions, RunSpec, RunState,
+    Gates, NodePhase, NodeResult, Outcome, Rebuilt, RunEvent, RunOptions, RunSpec, RunState,
     TARGETS_PER_EVENT, Target,
 };
 use muster_protocol::units::{Span, Timestamp, after, elapsed};

@@ -145,8 +145,9 @@ impl RequestError {
     pub fn problem(&self) -> Problem {
         let title = format!("{self}; nothing was run");
         match self {
-            Self::Call(BuiltinError::NoScenario(_)) => Problem::new(Kind::NotFound, title)
-                .hint("muster scenario list says what there is"),
+            Self::Call(BuiltinError::NoScenario(_)) => {
+                Problem::new(Kind::NotFound, title).hint("muster scenario list says what there is")
+            }
             Self::TooLarge { .. } => {
                 Problem::new(Kind::TooLarge, title).hint("put large data in a file on the nodes")
             }

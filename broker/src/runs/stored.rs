@@ -75,10 +75,14 @@ pub enum StoredError {
     #[error("`{0}` does not say that it can be tried without changing anything; nothing was run")]
     NoCheck(ScenarioName),
     /// More tries than there ever are.
-    #[error("{0} tries after the first are too many, at most {MAX_RETRY} are made; nothing was run")]
+    #[error(
+        "{0} tries after the first are too many, at most {MAX_RETRY} are made; nothing was run"
+    )]
     Retry(u32),
     /// More budgets than are ever counted.
-    #[error("failure budgets for {0} labels are too many, at most {MAX_BUDGETS} are counted; nothing was run")]
+    #[error(
+        "failure budgets for {0} labels are too many, at most {MAX_BUDGETS} are counted; nothing was run"
+    )]
     Budgets(usize),
     /// A node set.
     #[error("{}{error}", .set.as_ref().map(|set| format!("the node set `{set}`: ")).unwrap_or_default())]
@@ -89,7 +93,9 @@ pub enum StoredError {
         error: Box<ResolveError>,
     },
     /// A secret would go where facts say.
-    #[error("`{param}` is secret, and `{attribute}`, which {set} asks for, is no label of {node} that you have given it: a node could report it to be chosen; nothing was run")]
+    #[error(
+        "`{param}` is secret, and `{attribute}`, which {set} asks for, is no label of {node} that you have given it: a node could report it to be chosen; nothing was run"
+    )]
     SecretByFact {
         /// The parameter.
         param: String,
@@ -120,16 +126,19 @@ impl StoredError {
             Self::Request(error) => error.problem(),
             Self::Params { scenario, mistakes } => {
                 let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
-                invalid(title)
-                    .detail(lines.join("\n"))
-                    .hint(format!("muster scenario show {scenario} says what it takes"))
+                invalid(title).detail(lines.join("\n")).hint(format!(
+                    "muster scenario show {scenario} says what it takes"
+                ))
             }
             Self::NoTarget(_) => invalid(title).hint("name them: --on PREDICATE"),
             Self::NoCheck(_) => invalid(title).hint(
                 "a scenario whose dry run means something says so with `allow_check();` at its top",
             ),
             Self::Resolve { set: None, error } => error.problem(),
-            Self::Resolve { set: Some(_), error } => {
+            Self::Resolve {
+                set: Some(_),
+                error,
+            } => {
                 let mut problem = error.problem();
                 problem.title = title;
                 problem
@@ -323,8 +332,7 @@ impl Ready {
                 error: Box::new(error),
             }
         };
-        let resolved =
-            resolve(self.target.text(), snapshot, self.resolve).map_err(failed(None))?;
+        let resolved = resolve(self.target.text(), snapshot, self.resolve).map_err(failed(None))?;
         let mut sets = Vec::new();
         // A scenario without `main` has no use for its further sets.
         let also = manifest.also.iter();
@@ -334,7 +342,11 @@ impl Ready {
             Some((param, _)) => no_fact(param, what, predicate, nodes),
             None => Ok(()),
         };
-        safe("the target".to_owned(), &resolved.predicate, &resolved.nodes)?;
+        safe(
+            "the target".to_owned(),
+            &resolved.predicate,
+            &resolved.nodes,
+        )?;
         for (name, predicate) in also {
             let options = Options {
                 limit: None,
@@ -454,7 +466,9 @@ fn no_fact(
     nodes: &[Arc<NodeRecord>],
 ) -> Result<(), StoredError> {
     for attribute in predicate.attributes() {
-        let fact = nodes.iter().find(|node| !node.assignment.labels.contains_key(attribute));
+        let fact = nodes
+            .iter()
+            .find(|node| !node.assignment.labels.contains_key(attribute));
         if let Some(node) = fact {
             return Err(StoredError::SecretByFact {
                 param: param.to_owned(),

@@ -14,7 +14,6 @@ use super::fence::Fence;
 use super::{Parts, Stores};
 use crate::authority::{Authority, AuthorityError};
 use crate::authz::{FixedRoles, Policy};
-use crate::submit::{NoPrograms, Submit};
 use crate::bus::{self, Deps, Nodes, StartError};
 use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
@@ -22,6 +21,7 @@ use crate::events::{Events, EventsError};
 use crate::http::{AppState, Limiter, router};
 use crate::inventory::{Inventory, InventoryError};
 use crate::lease::Lease;
+use crate::library::{Library, LibraryError};
 use crate::link::{Link, nats_ca};
 use crate::peers::Peers;
 use crate::presence::Journals;
@@ -29,6 +29,7 @@ use crate::releases::{Releases, ReleasesError};
 use crate::retention::{Keeper, Retention};
 use crate::runs;
 use crate::store::kv::KvError;
+use crate::submit::Submit;
 use crate::tls::TlsError;
 use crate::tokens::{Tokens, TokensError};
 use crate::twin::{Past, Twin};
@@ -74,6 +75,9 @@ pub enum SessionError {
     /// The agent releases.
     #[error(transparent)]
     Releases(#[from] ReleasesError),
+    /// The stored scenarios.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
 }
 
 impl SessionError {
@@ -90,7 +94,8 @@ impl SessionError {
             | Self::Events(_)
             | Self::Past(_)
             | Self::Nodes(_)
-            | Self::Releases(_) => false,
+            | Self::Releases(_)
+            | Self::Library(_) => false,
         }
     }
 }
@@ -163,6 +168,13 @@ impl Session {
             events.clone(),
         ))
         .await?;
+        let library = Box::pin(Library::open(
+            stores.scenarios.clone(),
+            stores.bundles.clone(),
+            lease.clone(),
+            events.clone(),
+        ))
+        .await?;
         let connect = Connect {
             nats_urls: parts.config.agent_urls().to_vec(),
             nats_ca: nats_ca(&parts.config, &parts.ca)?,
@@ -228,7 +240,7 @@ impl Session {
             releases: releases.clone(),
             policy: Arc::clone(&policy),
             lease: lease.clone(),
-            programs: Arc::new(NoPrograms),
+            programs: Arc::new(library.clone()),
         };
         let state = AppState {
             retention,
@@ -247,6 +259,7 @@ impl Session {
             nodes: nodes.clone(),
             link: link.clone(),
             releases,
+            library,
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
             backing_up: Arc::new(tokio::sync::Semaphore::new(1)),
             shutdown: cancel.clone(),

@@ -28,7 +28,7 @@ use crate::releases::Releases;
 use crate::resolve::resolve;
 use crate::runs::{self, CreateError, EngineError, FrozenRun, Program, Ready, StoredError};
 
-pub use self::programs::{NoPrograms, Programs};
+pub use self::programs::Programs;
 
 /// Why nothing was run, as it is shown at the edge.
 pub type Refused = Box<Problem>;

@@ -1,10 +1,12 @@
 //! Where the scenarios come from that runs are made of.
 
+use std::sync::Arc;
+
 use futures_util::future::BoxFuture;
 use muster_protocol::names::ScenarioName;
-use muster_protocol::problem::{Kind, Problem};
 
-use super::Refused;
+use super::{Refused, refused};
+use crate::library::Library;
 use crate::runs::Program;
 
 /// The stored scenarios, as far as runs are made of them.
@@ -17,19 +19,22 @@ pub trait Programs: Send + Sync {
     ) -> BoxFuture<'a, Result<Program, Refused>>;
 }
 
-/// None at all.
-#[derive(Clone, Copy, Debug)]
-pub struct NoPrograms;
-
-impl Programs for NoPrograms {
+impl Programs for Library {
     fn load<'a>(
         &'a self,
         name: &'a ScenarioName,
-        _: Option<u32>,
+        version: Option<u32>,
     ) -> BoxFuture<'a, Result<Program, Refused>> {
-        let title = format!("there is no scenario `{name}`; nothing was run");
-        let problem = Problem::new(Kind::NotFound, title)
-            .hint("muster scenario list says what there is");
-        Box::pin(async move { Err(Box::new(problem)) })
+        Box::pin(async move {
+            let loaded = Self::load(self, name, version)
+                .await
+                .map_err(|error| refused(error.problem()))?;
+            Ok(Program {
+                name: loaded.version.name.clone(),
+                version: loaded.version.version,
+                bundle: loaded.version.hash,
+                manifest: Arc::new(loaded.manifest.clone()),
+            })
+        })
     }
 }

@@ -231,7 +231,11 @@ impl Book {
                     count(left, "approval")
                 )
             }
-            Gate::Turn { locks, windows, why } => {
+            Gate::Turn {
+                locks,
+                windows,
+                why,
+            } => {
                 let why = why.as_ref().or(self.stalled.as_ref());
                 match (why, locks.first(), windows.first()) {
                     (Some(why), ..) => format!("waits: {}", printable(why, 200)),

@@ -121,7 +121,8 @@ impl TryFrom<String> for PlanRef {
     type Error = PlanRefError;
 
     fn try_from(text: String) -> Result<Self, PlanRefError> {
-        let fits = (4..=26).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric());
+        let fits =
+            (4..=26).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric());
         if fits {
             Ok(Self(text.to_ascii_lowercase()))
         } else {

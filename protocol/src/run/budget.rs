@@ -41,7 +41,9 @@ impl RunState {
                     Some(value) => format!("with {label}={value}"),
                     None => format!("without {label}"),
                 };
-                format!("not started: {failed} {place} failed, the budget was {budget} for each {label}")
+                format!(
+                    "not started: {failed} {place} failed, the budget was {budget} for each {label}"
+                )
             })
         })
     }

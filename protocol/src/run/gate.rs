@@ -214,9 +214,8 @@ impl RunState {
         let before = held && !self.has_begun();
         match event {
             RunEvent::Confirmed { by, .. } => {
-                let fits = before
-                    && self.spec.gates.confirm_by.is_some()
-                    && self.confirmed_by.is_none();
+                let fits =
+                    before && self.spec.gates.confirm_by.is_some() && self.confirmed_by.is_none();
                 if fits {
                     self.confirmed_by = Some(by.clone());
                 }
@@ -233,8 +232,8 @@ impl RunState {
                 fits
             }
             RunEvent::Admitted { at } => {
-                let fits =
-                    self.phase == RunPhase::Waiting && matches!(self.gate(), Some(Gate::Turn { .. }));
+                let fits = self.phase == RunPhase::Waiting
+                    && matches!(self.gate(), Some(Gate::Turn { .. }));
                 if fits {
                     self.admitted = Some(*at);
                     self.settle();

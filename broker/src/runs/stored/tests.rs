@@ -73,7 +73,12 @@ fn request(more: Value) -> RunRequest {
 fn fleet() -> Snapshot {
     let web = (1..=4).map(|n| {
         let rack = if n % 2 == 0 { "even" } else { "odd" };
-        record(n, &format!("web-0{n}"), &["web"], &[("rack", rack), ("zone", "gva2")])
+        record(
+            n,
+            &format!("web-0{n}"),
+            &["web"],
+            &[("rack", rack), ("zone", "gva2")],
+        )
     });
     let rest = [
         record(8, "lb-1", &["lb"], &[]),
@@ -195,7 +200,10 @@ fn every_mistake_in_parameters_is_said_at_once() {
 fn with_main_every_declared_set_is_frozen_and_may_be_empty() {
     let script = UPGRADE.replace("fn run(p)", "fn main(p) { } fn other(p)");
     let run = frozen(&script, json!({})).expect("frozen");
-    assert_eq!((run.shape, run.spec.function.as_str()), (Shape::Main, "main"));
+    assert_eq!(
+        (run.shape, run.spec.function.as_str()),
+        (Shape::Main, "main")
+    );
     let sets: Vec<_> = run
         .sets
         .iter()
@@ -221,7 +229,10 @@ fn a_dry_run_has_to_be_meant_and_waits_for_nobody() {
     ));
     let script = format!("allow_check();\n{UPGRADE}");
     let run = frozen(&script, check).expect("frozen");
-    assert_eq!((run.spec.mode, run.spec.gates.is_open()), (Mode::Check, true));
+    assert_eq!(
+        (run.spec.mode, run.spec.gates.is_open()),
+        (Mode::Check, true)
+    );
 }
 
 const SECRET: &str = r#"
