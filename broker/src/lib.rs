@@ -37,6 +37,7 @@ mod serve;
 pub mod standby;
 pub mod state_dir;
 pub mod store;
+pub mod submit;
 #[cfg(test)]
 mod testing;
 pub mod tls;

@@ -72,7 +72,10 @@ use crate::run::is_zero;
 pub use brokers::{BrokerPlace, BrokerView, StandbyKit};
 pub use frame::Frame;
 pub use release::{ReleaseOffer, ReleaseUpload, ReleaseView, UPLOAD_PART};
-pub use run::{Confirm, Plan, RetryRequest, RunBrief, RunNode, RunRequest, RunView};
+pub use run::{
+    Confirm, Plan, PlanRef, PlanRefError, PlanSet, RetryRequest, RunBrief, RunNode, RunRequest,
+    RunView,
+};
 pub use scenario::{
     BudgetView, FunctionView, ManifestView, ParamView, PutScenario, RollbackScenario,
     STOCK_VERSION, ScenarioFile, ScenarioStored, ScenarioVersion, ScenarioView,

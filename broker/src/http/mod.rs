@@ -47,6 +47,7 @@ use crate::library::Library;
 use crate::link::Link;
 use crate::peers::Peers;
 use crate::releases::Releases;
+use crate::submit::Submit;
 use crate::tokens::Tokens;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
@@ -90,6 +91,8 @@ pub struct AppState {
     pub link: Link,
     /// Runs, pings, plans, presence: everything that talks with the nodes.
     pub nodes: Nodes,
+    /// The one way to a new run.
+    pub submit: Submit,
     /// Agents that nodes can be upgraded to.
     pub releases: Releases,
     /// Stored scenarios.

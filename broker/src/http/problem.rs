@@ -168,6 +168,12 @@ impl From<ReleasesError> for ApiError {
     }
 }
 
+impl From<Box<Problem>> for ApiError {
+    fn from(problem: Box<Problem>) -> Self {
+        Self(problem)
+    }
+}
+
 impl From<LibraryError> for ApiError {
     fn from(error: LibraryError) -> Self {
         match error {

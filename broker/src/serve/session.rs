@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::fence::Fence;
 use super::{Parts, Stores};
 use crate::authority::{Authority, AuthorityError};
-use crate::authz::FixedRoles;
+use crate::authz::{FixedRoles, Policy};
 use crate::bus::{self, Deps, Nodes, StartError};
 use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
@@ -29,6 +29,7 @@ use crate::releases::{Releases, ReleasesError};
 use crate::retention::{Keeper, Retention};
 use crate::runs;
 use crate::store::kv::KvError;
+use crate::submit::Submit;
 use crate::tls::TlsError;
 use crate::tokens::{Tokens, TokensError};
 use crate::twin::{Past, Twin};
@@ -205,6 +206,7 @@ impl Session {
             settings: bus::Settings {
                 runs: runs_settings(&parts.config),
                 confirm_above: parts.config.confirm_above,
+                confirm_within: parts.config.confirm_within.get(),
                 ..bus::Settings::default()
             },
             cancel: cancel.clone(),
@@ -231,6 +233,15 @@ impl Session {
             limits: parts.config.retention.limits(),
             shown: retention.clone(),
         };
+        let policy: Arc<dyn Policy> = Arc::new(FixedRoles);
+        let submit = Submit {
+            inventory: inventory.clone(),
+            nodes: nodes.clone(),
+            releases: releases.clone(),
+            policy: Arc::clone(&policy),
+            lease: lease.clone(),
+            programs: Arc::new(library.clone()),
+        };
         let state = AppState {
             retention,
             config: Arc::clone(&parts.config),
@@ -241,7 +252,8 @@ impl Session {
             lease: lease.clone(),
             events,
             past,
-            policy: Arc::new(FixedRoles),
+            policy,
+            submit,
             control: Arc::clone(&nodes.control),
             peers: peers.clone(),
             nodes: nodes.clone(),
