@@ -16,6 +16,7 @@ use crate::ids::{RunId, Serial};
 use crate::keys::KeyId;
 use crate::names::{FunctionName, NodeName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
+use crate::note::Expected;
 use crate::units::{Amount, Span, Timestamp};
 
 mod outcome;
@@ -62,6 +63,10 @@ pub struct RunOptions {
     pub wait_down: bool,
     /// Bytes of output kept per node and step.
     pub output_bytes: u64,
+    /// How often a node tries a function of a scenario again after it failed,
+    /// inside the same `timeout`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retry: u32,
 }
 
 /// Who ran something on a node itself, as the node tells it. Nobody has
@@ -147,6 +152,10 @@ pub struct RunSpec {
     pub targets: u32,
     /// How the run goes about them.
     pub options: RunOptions,
+    /// What a dry run said on the nodes; one where it comes out otherwise
+    /// does nothing.
+    #[serde(default, skip_serializing_if = "Expected::is_empty")]
+    pub expect: Expected,
     /// The run that this one retries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_of: Option<RunId>,

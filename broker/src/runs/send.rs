@@ -49,7 +49,10 @@ fn order(
             limits: Limits {
                 timeout: spec.options.timeout,
                 output_bytes: spec.options.output_bytes,
+                retry: spec.options.retry,
             },
+            expect: spec.expect.of(&set),
+            secrets: None,
         }),
         Message::Cancel => Ask::Cancel,
     };

@@ -372,6 +372,10 @@ mod tests {
             signal: None,
             ms: None,
             output_bytes: 0,
+            value: None,
+            value_bytes: None,
+            tally: None,
+            digest: None,
             late: vec![],
         };
         RunView {
@@ -399,6 +403,7 @@ mod tests {
                 max_failures: Some(Amount::Count(0)),
                 wait_down: false,
                 output_bytes: 1 << 20,
+                retry: 0,
             },
             batches: 4,
             cancelled_by: None,

@@ -196,7 +196,10 @@ fn request(world: &World, part: &[u32], whole: &[u32]) -> Request {
             limits: Limits {
                 timeout: Span::from_secs(2),
                 output_bytes: 1_000,
+                retry: 0,
             },
+            expect: Default::default(),
+            secrets: None,
         }),
     }
 }
