@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use muster_protocol::seal::{SealError, SealKey, SecretBox};
 use serde_json::{Map, Value};
 
 /// Under this name in a map stands the name of a secret parameter, in place
@@ -26,7 +27,8 @@ pub(crate) fn referred(value: &Value) -> Option<&str> {
 }
 
 /// The names of all secrets that parameters refer to.
-pub(crate) fn names(params: &Map<String, Value>) -> BTreeSet<String> {
+#[must_use]
+pub fn names(params: &Map<String, Value>) -> BTreeSet<String> {
     fn collect(value: &Value, found: &mut BTreeSet<String>) {
         match (referred(value), value) {
             (Some(name), _) => {
@@ -90,6 +92,16 @@ impl Secrets {
             values: Arc::new(values),
             texts: found.into(),
         }
+    }
+
+    /// These of them, by name, sealed to one node.
+    ///
+    /// # Errors
+    /// [`SealError`].
+    pub fn seal(&self, names: &BTreeSet<String>, to: SealKey) -> Result<SecretBox, SealError> {
+        let some = self.values.iter().filter(|(name, _)| names.contains(*name));
+        let some = some.map(|(name, value)| (name.clone(), value.clone()));
+        SecretBox::seal(&some.collect(), to)
     }
 
     /// Whether there is nothing to hide.

@@ -26,6 +26,7 @@ use super::local::Desk;
 use super::rebuild::{Lost, Purged};
 use super::request::FrozenRun;
 use super::schedule::Message;
+use super::seal::Vault;
 use super::task::{Task, ToRun};
 use super::view::view;
 use crate::authz::Authorized;
@@ -127,6 +128,8 @@ pub(super) struct Shared {
     pub(super) past: Past,
     /// Who reports of runs that are not known here.
     pub(super) lost: Lost,
+    /// The secret parameters of open runs.
+    pub(super) vault: Vault,
     /// Which runs were removed.
     pub(super) purged: Purged,
     /// Outcomes and output for runs or steps that their node has no part in.
@@ -187,6 +190,7 @@ impl Engine {
             locals: Desk::default(),
             past,
             lost: Lost::default(),
+            vault: Vault::default(),
             purged: Purged::default(),
             strays: AtomicU64::new(0),
             limit: AtomicU64::new(u64::MAX),

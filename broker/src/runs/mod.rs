@@ -20,8 +20,10 @@ mod recovery;
 mod request;
 mod retention;
 mod schedule;
+mod seal;
 mod send;
 mod task;
+mod tell;
 mod view;
 mod watch;
 

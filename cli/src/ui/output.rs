@@ -21,7 +21,9 @@ impl Line {
     pub fn of_result(result: &RunNode) -> Vec<Self> {
         let value = result.value.as_ref().map(value_lines).unwrap_or_default();
         let tally = result.tally.filter(|tally| !tally.is_empty());
-        let texts = value.into_iter().chain(tally.map(|tally| tally.to_string()));
+        let texts = value
+            .into_iter()
+            .chain(tally.map(|tally| tally.to_string()));
         let line = |text| Shown {
             text,
             complaint: false,
@@ -63,7 +65,8 @@ impl Assembly {
     fn push_bytes(&mut self, stream: Stream, bytes: &[u8]) {
         let Some(slot) = slot(stream) else {
             for read in self.notes.push(bytes) {
-                self.lines.extend(read.said().into_iter().map(Line::of_note));
+                self.lines
+                    .extend(read.said().into_iter().map(Line::of_note));
             }
             return;
         };

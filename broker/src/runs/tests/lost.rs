@@ -128,6 +128,7 @@ impl Voice {
                     })
                     .collect(),
             }),
+            seal: None,
         };
         self.ask(NodeSays::Hello, &hello).await
     }
