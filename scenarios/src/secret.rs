@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use muster_protocol::seal::{SealError, SealKey, SecretBox};
 use serde_json::{Map, Value};
 
 /// Under this name in a map stands the name of a secret parameter, in place
@@ -24,6 +23,14 @@ pub(crate) fn reference(name: &str) -> Value {
 pub(crate) fn referred(value: &Value) -> Option<&str> {
     let map = value.as_object().filter(|map| map.len() == 1)?;
     map.get(SECRET)?.as_str()
+}
+
+/// Whether parameters refer to a secret, which then has to come with them.
+#[must_use]
+pub fn is_needed(params: &Value) -> bool {
+    params
+        .as_object()
+        .is_some_and(|params| !names(params).is_empty())
 }
 
 /// The names of all secrets that parameters refer to.
@@ -92,16 +99,6 @@ impl Secrets {
             values: Arc::new(values),
             texts: found.into(),
         }
-    }
-
-    /// These of them, by name, sealed to one node.
-    ///
-    /// # Errors
-    /// [`SealError`].
-    pub fn seal(&self, names: &BTreeSet<String>, to: SealKey) -> Result<SecretBox, SealError> {
-        let some = self.values.iter().filter(|(name, _)| names.contains(*name));
-        let some = some.map(|(name, value)| (name.clone(), value.clone()));
-        SecretBox::seal(&some.collect(), to)
     }
 
     /// Whether there is nothing to hide.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use muster_protocol::api::Frame;
 use muster_protocol::ids::Serial;
 use muster_protocol::names::PrincipalName;
-use muster_protocol::run::{NodePhase, NodeResult, RunEvent};
+use muster_protocol::run::{NodePhase, NodeResult, RunEvent, Wish};
 use muster_protocol::units::Timestamp;
 use muster_protocol::wire::{OutcomeAnswer, OutcomeReport};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -20,7 +20,7 @@ use super::frames::StoredOutput;
 use super::journal::{JournalError, STREAM, output_message};
 use super::outcome::{Taken, from_node, same};
 use super::rebuild::forgotten;
-use super::task::{Cancelled, Task, ToRun};
+use super::task::{Cancelled, Task, ToRun, Wished};
 use crate::store::append::{Append, append, append_all};
 use crate::store::error::StreamError;
 
@@ -42,6 +42,7 @@ struct Batch {
     /// Whom to tell that a node has its outcome because it has forgotten.
     forgot: Vec<oneshot::Sender<()>>,
     cancels: Vec<(PrincipalName, oneshot::Sender<Cancelled>)>,
+    wishes: Vec<(Wish, PrincipalName, oneshot::Sender<Wished>)>,
     rooms: Vec<OwnedSemaphorePermit>,
 }
 
@@ -78,6 +79,10 @@ impl Task {
         for (serial, reply) in answers {
             self.place("broker.answer.before", "stored").await;
             self.answer(serial, reply, OutcomeAnswer::Stored).await;
+        }
+        for (wish, by, tell) in batch.wishes {
+            let answer = self.wish(wish, &by).await?;
+            let _ = tell.send(answer);
         }
         for (by, tell) in batch.cancels {
             let answer = self.cancel(by).await?;
@@ -145,6 +150,7 @@ impl Task {
                 let _ = tell.send(Arc::new(self.state.clone()));
             }
             ToRun::Cancel { by, tell } => batch.cancels.push((by, tell)),
+            ToRun::Wish { wish, by, tell } => batch.wishes.push((wish, by, tell)),
         }
     }
 

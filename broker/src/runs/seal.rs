@@ -4,58 +4,26 @@
 //! A journal holds their names. A broker that takes a run up has no values,
 //! and nobody could tell it: what was not sent by then is not sent.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeSet;
 
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::run::{NodeResult, Outcome, RunSpec};
 use muster_protocol::seal::SecretBox;
-use muster_scenarios::secret::{self, Secrets};
+use muster_scenarios::secret;
 
-use super::engine::{Engine, Shared};
+use super::engine::{Engine, Shared, lock};
+use super::secrets::SecretValues;
 
 /// Why what a node would be sent cannot be sealed for it.
 const FORGOTTEN: &str = "not started: the secret parameters were only in the memory of the broker that stopped; start \
                          the run anew";
 
-/// The secrets of the open runs.
-#[derive(Debug, Default)]
-pub(super) struct Vault(Mutex<HashMap<RunId, Secrets>>);
-
-impl Vault {
-    fn all(&self) -> std::sync::MutexGuard<'_, HashMap<RunId, Secrets>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn of(&self, run: RunId) -> Option<Secrets> {
-        self.all().get(&run).cloned()
-    }
-
-    /// The run has ended.
-    pub(super) fn forget(&self, run: RunId) {
-        self.all().remove(&run);
-    }
-}
-
 impl Engine {
-    /// Holds the secret parameters of a run that is about to be created, until
-    /// it ends. Nothing of them is ever written down.
-    pub fn entrust(&self, run: RunId, secrets: Secrets) {
-        if !secrets.is_empty() {
-            self.0.vault.all().insert(run, secrets);
-        }
-    }
-
-    /// What was entrusted, for the parts of a run; `None` when this broker
-    /// does not have it.
+    /// The secret parameters of an open run, for the parts of it; `None` when
+    /// this broker does not have them.
     #[must_use]
-    pub fn entrusted(&self, run: RunId) -> Option<Secrets> {
-        self.0.vault.of(run)
-    }
-
-    /// The run was not created after all.
-    pub fn distrust(&self, run: RunId) {
-        self.0.vault.forget(run);
+    pub fn secrets_of(&self, run: RunId) -> Option<SecretValues> {
+        lock(&self.0.secrets).get(&run).cloned()
     }
 }
 
@@ -80,7 +48,7 @@ impl Shared {
             return Vec::new();
         }
         let skipped = |serial: Serial, why: &str| NodeResult::new(serial, Outcome::Skipped, why);
-        if self.vault.of(spec.id).is_none() {
+        if !lock(&self.secrets).contains_key(&spec.id) {
             return nodes.iter().map(|node| skipped(*node, FORGOTTEN)).collect();
         }
         let without = nodes
@@ -102,9 +70,13 @@ impl Shared {
     /// The secrets of a run, for one node; `None` when that is not possible
     /// any more.
     pub(super) fn boxed(&self, spec: &RunSpec, node: Serial) -> Option<SecretBox> {
-        let secrets = self.vault.of(spec.id)?;
+        let secrets = lock(&self.secrets).get(&spec.id).cloned()?;
         let key = self.presence.seal_key(node)?;
-        match secrets.seal(&wanted(spec), key) {
+        let wanted = wanted(spec);
+        let some = secrets.expose().iter();
+        let some = some.filter(|(name, _)| wanted.contains(*name));
+        let some = some.map(|(name, value)| (name.clone(), value.clone())).collect();
+        match SecretBox::seal(&some, key) {
             Ok(sealed) => Some(sealed),
             Err(error) => {
                 tracing::error!(%node, %error, "secret parameters cannot be sealed");

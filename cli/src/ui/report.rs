@@ -397,13 +397,18 @@ pub fn foot(book: &Book, style: Style, onward: Onward) -> String {
     }
     if let Some(by) = &book.cancelled_by {
         add(&format!(", cancelled by {}", printable_line(by)));
+    } else if let Some(why) = &book.lapsed {
+        add(&format!(", {}", printable_line(why)));
     } else if let (Some(budget), Some(_)) =
         (&book.max_failures, book.summary().get(&Outcome::Skipped))
     {
         add(&format!(" (budget {budget})"));
     }
     if book.end.is_none() {
-        add(", still running");
+        match book.held() {
+            Some(held) => add(&format!(", {}", printable_line(&held))),
+            None => add(", still running"),
+        }
     }
     let Some(hint) = onward.hint(book) else {
         return format!("{shown}\n");

@@ -101,6 +101,9 @@ pub struct RetryArgs {
     /// Also where it cannot be said whether it ran
     #[arg(long)]
     pub include_unknown: bool,
+    /// With the current version of the scenario, not the one that ran
+    #[arg(long)]
+    pub latest: bool,
     /// How it is followed.
     #[command(flatten)]
     pub follow: FollowArgs,
@@ -333,6 +336,7 @@ async fn retry(context: &Context, client: &Client, args: RetryArgs) -> Result<u8
     let mut request = RetryRequest {
         failed: args.failed,
         include_unknown: args.include_unknown,
+        latest: args.latest,
         confirm: if args.follow.yes {
             Confirm::Yes
         } else {
@@ -345,7 +349,7 @@ async fn retry(context: &Context, client: &Client, args: RetryArgs) -> Result<u8
         Ok(view) => view,
         Err(error) => {
             let plan = confirmed(context, error)?;
-            request.confirm = Confirm::Plan(plan.id);
+            request.confirm = Confirm::Plan(plan.id.into());
             since = Instant::now();
             client.retry_run(&run, &request, &key).await?
         }
@@ -357,9 +361,9 @@ async fn retry(context: &Context, client: &Client, args: RetryArgs) -> Result<u8
 mod tests {
     use super::*;
     use muster_protocol::api::{Frame, RunNode};
-    use muster_protocol::envelope::Door;
+    use muster_protocol::envelope::{Door, Mode};
     use muster_protocol::ids::{RunId, Serial};
-    use muster_protocol::run::{Outcome, RunOptions};
+    use muster_protocol::run::{Gates, Outcome, RunOptions};
     use muster_protocol::units::{Amount, Span};
 
     fn view() -> RunView {
@@ -386,8 +390,11 @@ mod tests {
                 door: Door::Cli,
                 title: "apt-get -y upgrade\x1b[2J".into(),
                 scenario: "command".parse().expect("name"),
+                version: None,
+                mode: Mode::Apply,
                 predicate: "role=web".into(),
                 state: RunPhase::Running,
+                waits: None,
                 nodes: 6,
                 summary: [(Outcome::Succeeded, 2), (Outcome::TimedOut, 1)].into(),
                 created: "2026-11-21T05:56:00Z".parse().expect("time"),
@@ -401,11 +408,18 @@ mod tests {
                 deliver_within: Span::from_secs(15),
                 batch: Some(Amount::Percent(25)),
                 max_failures: Some(Amount::Count(0)),
+                max_failures_by: [].into(),
+                retry: 0,
                 wait_down: false,
                 output_bytes: 1 << 20,
                 retry: 0,
             },
             batches: 4,
+            gates: Gates::default(),
+            confirmed_by: None,
+            approved_by: vec![],
+            paused_by: None,
+            lapsed: None,
             cancelled_by: None,
             local: None,
             output_removed: None,
