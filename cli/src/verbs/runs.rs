@@ -449,6 +449,10 @@ mod tests {
             signal: None,
             ms: None,
             output_bytes: 0,
+            value: None,
+            value_bytes: None,
+            tally: None,
+            digest: None,
             late: vec![],
         };
         RunView {
@@ -481,6 +485,7 @@ mod tests {
                 retry: 0,
                 wait_down: false,
                 output_bytes: 1 << 20,
+                retry: 0,
             },
             batches: 4,
             gates: Gates::default(),

@@ -25,6 +25,7 @@ fn spec(targets: u32, batch: Option<Amount>, max_failures: Option<Amount>) -> Ru
             wait_down: false,
             output_bytes: 1 << 20,
         },
+        expect: Expected::default(),
         gates: Gates::default(),
         retry_of: None,
         left_out: 0,
