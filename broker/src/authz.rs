@@ -63,6 +63,14 @@ pub enum Action {
     ManageReleases,
     /// Read which agent releases there are.
     ReadReleases,
+    /// Read stored scenarios.
+    ReadScenarios,
+    /// Store scenarios, and remove them.
+    StoreScenarios,
+    /// Read schedules.
+    ReadSchedules,
+    /// Make schedules, and remove them.
+    ManageSchedules,
     /// Take what another broker needs: the cluster's keys.
     AddBroker,
     /// Read how the installation is.
@@ -120,6 +128,8 @@ impl FixedRoles {
                     | A::ReadRuns
                     | A::ReadKeys
                     | A::ReadReleases
+                    | A::ReadScenarios
+                    | A::ReadSchedules
                     | A::ReadStatus
                     | A::ReadEvents
                     | A::WhoAmI
@@ -163,6 +173,10 @@ impl Action {
             Self::Backup,
             Self::ManageReleases,
             Self::ReadReleases,
+            Self::ReadScenarios,
+            Self::StoreScenarios,
+            Self::ReadSchedules,
+            Self::ManageSchedules,
             Self::AddBroker,
             Self::ReadStatus,
             Self::ReadEvents,
@@ -194,6 +208,10 @@ impl Action {
             Self::Backup => "make backups",
             Self::ManageReleases => "upload or remove agent releases",
             Self::ReadReleases => "read agent releases",
+            Self::ReadScenarios => "read scenarios",
+            Self::StoreScenarios => "store or remove scenarios",
+            Self::ReadSchedules => "read schedules",
+            Self::ManageSchedules => "add or remove schedules",
             Self::AddBroker => "add brokers",
             Self::ReadStatus => "read the status",
             Self::ReadEvents => "read events",
@@ -307,6 +325,10 @@ mod tests {
         make backups                       admin
         upload or remove agent releases    admin
         read agent releases                admin operator reader
+        read scenarios                     admin operator reader
+        store or remove scenarios          admin operator
+        read schedules                     admin operator reader
+        add or remove schedules            admin operator
         add brokers                        admin
         read the status                    admin operator reader
         read events                        admin operator reader

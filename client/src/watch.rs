@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use muster_protocol::api::Frame;
-use muster_protocol::names::NodeName;
+use muster_protocol::names::{NodeName, PrincipalName};
 use muster_protocol::run::Outcome;
 use reqwest::header::{ACCEPT, HeaderName};
 use reqwest::{Method, Response};
@@ -73,6 +73,10 @@ struct Connection {
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 enum Key {
     Created,
+    Waits(String),
+    Given(String, PrincipalName),
+    Begins,
+    Lapsed,
     Batch(u32),
     Output(NodeName, u32),
     Outcome(NodeName),
@@ -91,6 +95,13 @@ impl Key {
             Frame::Accepted { .. } | Frame::Stalled { .. } | Frame::RunBeginsAgain { .. } => {
                 return None;
             }
+            // The same can be so several times; who is told twice knows no
+            // more.
+            Frame::RunPaused { .. } | Frame::RunResumed { .. } => return None,
+            Frame::RunWaits { waits, .. } => Self::Waits(format!("{waits:?}")),
+            Frame::RunGiven { what, by, .. } => Self::Given(what.clone(), by.clone()),
+            Frame::RunBegins { .. } => Self::Begins,
+            Frame::RunLapsed { .. } => Self::Lapsed,
             Frame::Output { node, chunk, .. } => Self::Output(node.clone(), *chunk),
             Frame::Outcome { result, .. } => Self::Outcome(result.node.clone()),
             Frame::LateOutcome { node, outcome, .. } => Self::Late(node.clone(), *outcome),

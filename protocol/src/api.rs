@@ -37,6 +37,13 @@
 //! | `PUT /v1/releases/{sha256}/parts/{part}` | bytes → 204 |
 //! | `POST /v1/releases/{sha256}/commit` | → [`ReleaseView`] |
 //! | `DELETE /v1/releases/{sha256}` | → 204 |
+//! | `GET /v1/scenarios` | → [`Page`]`<`[`ScenarioVersion`]`>` |
+//! | `GET /v1/scenarios/{name}?version=` | → [`ScenarioView`] |
+//! | `GET /v1/scenarios/{name}/bundle?version=` | → bytes |
+//! | `PUT /v1/scenarios/{name}` | [`PutScenario`], or a packed bundle → [`ScenarioStored`] |
+//! | `DELETE /v1/scenarios/{name}?expect=&note=` | → [`ScenarioStored`] |
+//! | `GET /v1/scenarios/{name}/history` | → [`Page`]`<`[`ScenarioVersion`]`>` |
+//! | `POST /v1/scenarios/{name}/rollback` | [`RollbackScenario`] → [`ScenarioStored`] |
 //! | `GET /healthz`, `/readyz`, `/openapi.json` (open) | |
 //!
 //! Wherever a route takes `{run}`, a prefix of at least four characters that
@@ -47,13 +54,14 @@ mod cluster;
 mod frame;
 mod release;
 mod run;
+mod scenario;
 mod secret;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 pub use self::cluster::{KeyView, Keys, Removed, Space};
@@ -64,7 +72,14 @@ use crate::run::is_zero;
 pub use brokers::{BrokerPlace, BrokerView, StandbyKit};
 pub use frame::Frame;
 pub use release::{ReleaseOffer, ReleaseUpload, ReleaseView, UPLOAD_PART};
-pub use run::{Confirm, Plan, RetryRequest, RunBrief, RunNode, RunRequest, RunView};
+pub use run::{
+    Confirm, Plan, PlanRef, PlanRefError, PlanSet, RetryRequest, RunBrief, RunNode, RunRequest,
+    RunView,
+};
+pub use scenario::{
+    BudgetView, FunctionView, ManifestView, ParamView, PutScenario, RollbackScenario,
+    STOCK_VERSION, ScenarioFile, ScenarioStored, ScenarioVersion, ScenarioView,
+};
 pub use secret::{ApiToken, InviteToken, Secret, TokenError};
 
 use crate::units::{Span, Timestamp};
@@ -487,6 +502,10 @@ pub struct ClusterEvent {
     pub subject: String,
     /// For people.
     pub text: String,
+    /// For programs: what a scenario said with the event.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object)]
+    pub fields: Map<String, Value>,
 }
 
 /// A one-use challenge for a node's proof.

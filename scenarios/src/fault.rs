@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use muster_protocol::note::At;
 use muster_protocol::text::printable;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,16 @@ impl Place {
             line: position.line()?,
             column: position.position().unwrap_or(1),
         })
+    }
+}
+
+impl From<Place> for At {
+    fn from(place: Place) -> Self {
+        let small = |number| u32::try_from(number).unwrap_or(u32::MAX);
+        Self {
+            line: small(place.line),
+            column: small(place.column),
+        }
     }
 }
 
@@ -129,7 +140,8 @@ impl fmt::Display for Fault {
 }
 
 /// The known word that is most like this one, if any is like it at all.
-pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+#[must_use]
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))

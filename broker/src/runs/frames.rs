@@ -109,7 +109,30 @@ impl Frames {
         let run = self.run;
         let named = |serial: &Serial| state.nodes.get(serial);
         Ok(match event {
-            RunEvent::Created { .. } | RunEvent::Targets { .. } => Vec::new(),
+            RunEvent::Created { .. } => Vec::new(),
+            RunEvent::Targets { .. } => waits(state),
+            RunEvent::Confirmed { by, .. } | RunEvent::Approved { by, .. } => {
+                let mut frames = vec![Frame::RunGiven {
+                    run,
+                    what: event.kind().to_owned(),
+                    by: by.clone(),
+                }];
+                frames.extend(waits(state));
+                frames
+            }
+            RunEvent::Admitted { at } => vec![Frame::RunBegins { run, at: *at }],
+            RunEvent::Lapsed { why, .. } => vec![Frame::RunLapsed {
+                run,
+                why: why.clone(),
+            }],
+            RunEvent::Paused { by, .. } => vec![Frame::RunPaused {
+                run,
+                by: by.clone(),
+            }],
+            RunEvent::Resumed { by, .. } => vec![Frame::RunResumed {
+                run,
+                by: by.clone(),
+            }],
             RunEvent::Intent { batch, nodes, .. } => {
                 let inside = |serial: &&Serial| nodes.contains(**serial);
                 let names = state
@@ -180,6 +203,16 @@ impl Frames {
     }
 }
 
+/// What a run waits for, if it does.
+fn waits(state: &RunState) -> Vec<Frame> {
+    let run = state.spec.id;
+    let waits = state.gate();
+    waits
+        .map(|waits| Frame::RunWaits { run, waits })
+        .into_iter()
+        .collect()
+}
+
 fn created(state: &RunState) -> Frame {
     let spec = &state.spec;
     Frame::RunCreated {
@@ -227,6 +260,10 @@ pub fn run_node(serial: Serial, node: &NodeState) -> RunNode {
         signal: result.and_then(|r| r.signal),
         ms: result.and_then(|r| r.ms),
         output_bytes: result.map_or(0, |r| r.output_bytes),
+        value: result.and_then(|r| r.value.clone()),
+        value_bytes: result.and_then(|r| r.value_bytes),
+        tally: result.and_then(|r| r.tally),
+        digest: result.and_then(|r| r.digest),
         late: node.late.iter().map(|r| r.outcome).collect(),
     }
 }

@@ -183,6 +183,10 @@ impl Engine {
             open = open.len(),
             "journals read"
         );
+        // Who holds a lock is known before anybody asks for one.
+        for folded in &open {
+            shared.locks.note(&folded.state);
+        }
         for folded in open {
             if Self::is_begun(&folded) {
                 self.doubt(folded, term.clone());

@@ -14,6 +14,7 @@ use muster_protocol::names::PrincipalName;
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{
     Next, NodePhase, NodeResult, Outcome, RESULTS_PER_EVENT, RunEnd, RunEvent, RunPhase, RunState,
+    Wish, WishError,
 };
 use muster_protocol::subject;
 use muster_protocol::units::{Timestamp, elapsed};
@@ -47,6 +48,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// The state after a cancel; an error when the run had ended before.
 pub(super) type Cancelled = Result<Arc<RunState>, Arc<RunState>>;
 
+/// The state after a wish, or why it was not granted.
+pub(super) type Wished = Result<Arc<RunState>, WishError>;
+
 /// What the task of a run is told.
 pub(super) enum ToRun {
     /// A node runs its part.
@@ -77,6 +81,12 @@ pub(super) enum ToRun {
     },
     /// Somebody wants the state.
     State(oneshot::Sender<Arc<RunState>>),
+    /// Somebody wants something else of it; the state comes back.
+    Wish {
+        wish: Wish,
+        by: PrincipalName,
+        tell: oneshot::Sender<Wished>,
+    },
     /// Somebody wants the end; the state comes back, as an error when it has
     /// ended already.
     Cancel {
@@ -96,6 +106,8 @@ pub(super) struct Task {
     pub(super) books: BTreeMap<Serial, Book>,
     pub(super) live: broadcast::Sender<Frame>,
     number: u64,
+    /// Events that scenarios made on its nodes.
+    pub(super) told: u32,
     first: u64,
     began: Instant,
     began_at: Timestamp,
@@ -127,6 +139,7 @@ impl Task {
             books: BTreeMap::new(),
             live,
             number,
+            told: 0,
             first: folded.first,
             frozen: folded.state.order.iter().copied().collect(),
             state: folded.state,
@@ -196,6 +209,11 @@ impl Task {
             if !messages.is_empty() {
                 self.take(&mut messages).await?;
             }
+            // Before it is asked whether the turn has come: what changes
+            // after that is seen.
+            let turn = Arc::clone(&self.engine.0);
+            let mut turn = std::pin::pin!(turn.locks.changed());
+            turn.as_mut().enable();
             self.drive().await?;
             let wake = match self.act().await? {
                 Acted::Settled => continue,
@@ -206,12 +224,14 @@ impl Task {
                 *linger.get_or_insert_with(|| Instant::now() + LINGER)
             } else {
                 let pause = wake.map_or(LINGER, |wake| wake.after(self.now()));
-                Instant::now() + pause.min(LINGER)
+                let look = self.looks_again(Timestamp::now()).unwrap_or(LINGER);
+                Instant::now() + pause.min(look).min(LINGER)
             };
             tokio::select! {
                 got = inbox.recv_many(&mut messages, TAKE) => if got == 0 {
                     return Ok(());
                 },
+                () = turn.as_mut(), if self.state.phase == RunPhase::Waiting => {}
                 () = sleep_until(until) => if ended {
                     return Ok(());
                 },
@@ -242,6 +262,9 @@ impl Task {
             }
         } else if self.state.phase == RunPhase::Preparing {
             return self.abandon().await;
+        }
+        if self.state.batches > 0 && !self.state.phase.is_final() {
+            self.tell_the_last(self.first).await;
         }
         let now = self.now();
         let sent: Vec<(Serial, Timestamp)> = self
@@ -284,6 +307,7 @@ impl Task {
             {
                 let book = self.books.entry(head.serial).or_default();
                 let _ = book.take(head.chunk, message.payload.len(), limit);
+                self.tell_events(head, &message.payload).await;
             }
         }
         Ok(())
@@ -344,11 +368,15 @@ impl Task {
     ) -> Result<(), JournalError> {
         for results in pages(results) {
             let serials: Vec<Serial> = results.iter().map(|r| r.serial).collect();
-            self.store(RunEvent::Outcomes {
+            let event = RunEvent::Outcomes {
                 results,
                 at: Timestamp::now(),
-            })
-            .await?;
+            };
+            self.store(event.clone()).await?;
+            if let RunEvent::Outcomes { results, .. } = &event {
+                // Before anything else is written: see `tell_the_last`.
+                self.tell_failures(results).await;
+            }
             for serial in serials {
                 self.delivery.settled(serial);
                 self.books.remove(&serial);
@@ -363,6 +391,9 @@ impl Task {
             at: Timestamp::now(),
         })
         .await?;
+        let shared = &self.engine.0;
+        shared.locks.release(self.run);
+        lock(&shared.secrets).remove(&self.run);
         tracing::info!(state = self.state.phase.as_str(), summary = ?self.state.summary(), "run ended");
         Ok(())
     }
@@ -382,6 +413,11 @@ impl Task {
                         .await?;
                 }
                 Next::Finish(end) => self.finish(end).await?,
+                Next::Gate(gate) => {
+                    if !self.pass(&gate).await? {
+                        return Ok(());
+                    }
+                }
                 Next::Wait | Next::Ended => return Ok(()),
             }
         }
@@ -390,9 +426,18 @@ impl Task {
     /// Sends to a batch of nodes; those that are known not to hear get their
     /// outcome instead, and the state is asked again.
     async fn send_batch(&mut self, batch: u32, nodes: Vec<Serial>) -> Result<(), JournalError> {
+        if self.lacks_secrets() {
+            let why = "not started: the secret parameters were only in the memory of the broker that stopped";
+            let skip = |serial: &Serial| NodeResult::new(*serial, Outcome::Skipped, why);
+            let waiting: Vec<Serial> = self.waiting();
+            return self.store_results(waiting.iter().map(skip).collect()).await;
+        }
         let wait_down = self.state.spec.options.wait_down;
         let mut split = Split::default();
-        let mut not_there = Vec::new();
+        let mut not_there = self.engine.0.unsealable(&self.state.spec, &nodes);
+        if !not_there.is_empty() {
+            return self.store_results(not_there).await;
+        }
         for (serial, reach) in nodes.iter().zip(self.engine.0.presence.reach(&nodes)) {
             match reach {
                 Reach::Groups => split.groups.push(*serial),
@@ -556,6 +601,26 @@ impl Task {
             })
             .await?;
             self.delivery.cancel(self.now());
+        }
+        Ok(Ok(Arc::new(self.state.clone())))
+    }
+
+    pub(super) async fn wish(
+        &mut self,
+        wish: Wish,
+        by: &PrincipalName,
+    ) -> Result<Wished, JournalError> {
+        let event = match self.state.wish(wish, by, Timestamp::now()) {
+            Err(why) => return Ok(Err(why)),
+            Ok(event) => event,
+        };
+        if let Some(event) = event {
+            tracing::info!(%by, wish = wish.as_str(), "somebody wants something of a run");
+            self.store(event).await?;
+            if self.state.phase == RunPhase::Paused && !self.state.has_begun() {
+                // Who cannot begin keeps nobody else from it.
+                self.engine.0.locks.release(self.run);
+            }
         }
         Ok(Ok(Arc::new(self.state.clone())))
     }

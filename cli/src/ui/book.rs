@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_protocol::api::{Frame, RunNode, RunView};
-use muster_protocol::names::NodeName;
-use muster_protocol::run::{Data, Outcome, RunPhase, Summary};
+use muster_protocol::names::{NodeName, PrincipalName};
+use muster_protocol::run::{Data, Gate, Outcome, RunPhase, Summary};
+use muster_protocol::text::printable;
 use muster_protocol::units::Timestamp;
 
+use super::count;
 use super::output::{Assembly, Line};
+use super::time::moment;
 
 /// Most bytes of output that are held to be shown in groups. Beyond it output
 /// is not kept, and that is said.
@@ -48,6 +51,12 @@ pub struct Book {
     pub output_removed: Option<Timestamp>,
     /// What the run waits for when it cannot go on.
     pub stalled: Option<String>,
+    /// What the run waits for before it begins.
+    pub waits: Option<Gate>,
+    /// Who has it wait now.
+    pub paused_by: Option<String>,
+    /// What did not come in time.
+    pub lapsed: Option<String>,
     /// Each distinct output once.
     outputs: HashSet<Arc<Vec<Line>>>,
     held: usize,
@@ -101,6 +110,9 @@ impl Book {
                 .finished
                 .map(|end| muster_protocol::units::elapsed(brief.created, end)),
             output_removed: view.output_removed,
+            waits: brief.waits.clone(),
+            paused_by: view.paused_by.as_ref().map(ToString::to_string),
+            lapsed: view.lapsed.clone(),
             max_failures: view.options.max_failures.map(|m| m.to_string()),
             ..Self::default()
         }
@@ -125,6 +137,19 @@ impl Book {
                 self.batches = *batches;
                 self.left_out = *left_out;
             }
+            Frame::RunWaits { waits, .. } => self.waits = Some(waits.clone()),
+            // What it waits for then follows.
+            Frame::RunGiven { .. } => {}
+            Frame::RunBegins { .. } => {
+                self.waits = None;
+                self.stalled = None;
+            }
+            Frame::RunLapsed { why, .. } => {
+                self.waits = None;
+                self.lapsed = Some(why.clone());
+            }
+            Frame::RunPaused { by, .. } => self.paused_by = Some(by.to_string()),
+            Frame::RunResumed { .. } => self.paused_by = None,
             Frame::BatchSent { batch, nodes, .. } => {
                 self.sent_batches = self.sent_batches.max(batch + 1);
                 for node in nodes {
@@ -180,6 +205,48 @@ impl Book {
         }
     }
 
+    /// Why nothing is sent now, and what to do about it.
+    #[must_use]
+    pub fn held(&self) -> Option<String> {
+        let short = &self.short;
+        if let Some(by) = &self.paused_by {
+            let by = printable(by, 64);
+            return Some(format!("paused by {by}: muster runs resume {short}"));
+        }
+        Some(match self.waits.as_ref()? {
+            Gate::Confirmation { until } => format!(
+                "waits until {} for a confirmation: muster runs confirm {short}",
+                moment(*until)
+            ),
+            Gate::Approvals { given, needed } => {
+                let left = (*needed as usize).saturating_sub(given.len());
+                let who: Vec<&str> = given.iter().map(PrincipalName::as_str).collect();
+                let given = if who.is_empty() {
+                    String::new()
+                } else {
+                    format!(" (given by {})", who.join(", "))
+                };
+                format!(
+                    "waits for {}{given}: muster runs approve {short}",
+                    count(left, "approval")
+                )
+            }
+            Gate::Turn {
+                locks,
+                windows,
+                why,
+            } => {
+                let why = why.as_ref().or(self.stalled.as_ref());
+                match (why, locks.first(), windows.first()) {
+                    (Some(why), ..) => format!("waits: {}", printable(why, 200)),
+                    (None, Some(lock), _) => format!("waits for the lock `{lock}`"),
+                    (None, None, Some(window)) => format!("waits for its window ({window})"),
+                    (None, None, None) => "waits for its turn".to_owned(),
+                }
+            }
+        })
+    }
+
     fn start(&mut self, node: &NodeName) {
         let entry = self.nodes.entry(node.clone()).or_default();
         if entry.result.is_none() && !entry.running {
@@ -198,7 +265,8 @@ impl Book {
         entry.result = Some(result.clone());
         entry.truncated |= truncated;
         entry.late.extend(result.late.iter().copied());
-        let lines = std::mem::take(&mut entry.assembly).finish();
+        let mut lines = std::mem::take(&mut entry.assembly).finish();
+        lines.extend(Line::of_result(result));
         let size: usize = lines.iter().map(|l| l.text.len()).sum();
         let lines = Arc::new(lines);
         // A fleet that answers the same is held once.

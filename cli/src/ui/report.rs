@@ -328,6 +328,8 @@ fn one(group: &Group, label: &str, names: Option<&str>, columns: usize, style: S
 pub fn text(line: &Line, paint: Paint) -> String {
     match line.stream {
         Stream::Stdout => line.text.clone(),
+        Stream::Note if line.complaint && paint.is_on() => paint.odd(&line.text),
+        Stream::Note => line.text.clone(),
         Stream::Stderr if paint.is_on() => paint.odd(&line.text),
         Stream::Stderr => format!("2> {}", line.text),
     }
@@ -395,13 +397,18 @@ pub fn foot(book: &Book, style: Style, onward: Onward) -> String {
     }
     if let Some(by) = &book.cancelled_by {
         add(&format!(", cancelled by {}", printable_line(by)));
+    } else if let Some(why) = &book.lapsed {
+        add(&format!(", {}", printable_line(why)));
     } else if let (Some(budget), Some(_)) =
         (&book.max_failures, book.summary().get(&Outcome::Skipped))
     {
         add(&format!(" (budget {budget})"));
     }
     if book.end.is_none() {
-        add(", still running");
+        match book.held() {
+            Some(held) => add(&format!(", {}", printable_line(&held))),
+            None => add(", still running"),
+        }
     }
     let Some(hint) = onward.hint(book) else {
         return format!("{shown}\n");
