@@ -113,7 +113,32 @@ impl Events {
         subject: &str,
         text: impl Into<String>,
     ) -> Result<(), StreamError> {
-        let text = printable(&text.into(), MAX_TEXT);
+        self.store(None, kind, subject, text.into()).await
+    }
+
+    /// Stores an event that whoever was stopped may have stored before: with
+    /// the same `id` it is there once, as long as the store remembers ids.
+    ///
+    /// # Errors
+    /// As [`Events::try_emit`].
+    pub async fn emit_once(
+        &self,
+        id: &str,
+        kind: &str,
+        subject: &str,
+        text: impl Into<String>,
+    ) -> Result<(), StreamError> {
+        self.store(Some(id), kind, subject, text.into()).await
+    }
+
+    async fn store(
+        &self,
+        id: Option<&str>,
+        kind: &str,
+        subject: &str,
+        text: String,
+    ) -> Result<(), StreamError> {
+        let text = printable(&text, MAX_TEXT);
         tracing::info!(kind, subject, text, "event");
         let Some((js, lease)) = &self.0.kept else {
             return Ok(());
@@ -133,9 +158,11 @@ impl Events {
             text,
         };
         let json = serde_json::to_vec(&event).map_err(|e| not_stored(&e.to_string()))?;
-        append(js, STREAM, &Append::new(EVENT, json))
-            .await
-            .map(drop)
+        let mut message = Append::new(EVENT, json);
+        if let Some(id) = id {
+            message = message.with_id(id.to_owned());
+        }
+        append(js, STREAM, &message).await.map(drop)
     }
 
     /// The newest `limit` events, oldest first.

@@ -10,7 +10,8 @@
 //! | `POST /v1/match` | [`MatchRequest`] → [`MatchAnswer`] |
 //! | `POST /v1/ping` | [`PingRequest`] → [`PingAnswer`] |
 //! | `POST /v1/runs` | [`RunRequest`] → [`RunView`], or 428 with a [`Plan`] |
-//! | `GET /v1/runs?cursor=&limit=` | → [`Page`]`<`[`RunBrief`]`>` |
+//! | `POST /v1/runs/{run}/answer` | [`AnswerRequest`] → [`RunView`] |
+//! | `GET /v1/runs?cursor=&limit=&parts=` | → [`Page`]`<`[`RunBrief`]`>` |
 //! | `GET /v1/runs/{run}` | → [`RunView`] |
 //! | `POST /v1/runs/{run}/cancel` | → [`RunView`] |
 //! | `POST /v1/runs/{run}/retry` | [`RetryRequest`] → [`RunView`], or 428 |
@@ -48,6 +49,7 @@ mod frame;
 mod release;
 mod run;
 mod secret;
+mod steps;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -65,6 +67,7 @@ pub use brokers::{BrokerPlace, BrokerView, StandbyKit};
 pub use frame::Frame;
 pub use release::{ReleaseOffer, ReleaseUpload, ReleaseView, UPLOAD_PART};
 pub use run::{Confirm, Plan, RetryRequest, RunBrief, RunNode, RunRequest, RunView};
+pub use steps::{AnswerRequest, CALLS_SHOWN, CallView, MainView, StepView};
 pub use secret::{ApiToken, InviteToken, Secret, TokenError};
 
 use crate::units::{Span, Timestamp};

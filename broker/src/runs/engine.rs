@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::error::{CreateError, EngineError};
+use super::flow::{AnswerError, Stage, Stages};
 use super::index::{Index, Known, LookupError, brief};
 use super::journal::{Folded, Journal, JournalError, fold};
 use super::local::Desk;
@@ -27,7 +28,7 @@ use super::rebuild::{Lost, Purged};
 use super::request::FrozenRun;
 use super::schedule::Message;
 use super::task::{Task, ToRun};
-use super::view::view;
+use super::view::{PartBrief, main_view, view};
 use crate::authz::Authorized;
 use crate::bus::Bus;
 use crate::events::Events;
@@ -141,6 +142,8 @@ pub(super) struct Shared {
     pub(super) crowded: tokio::sync::Notify,
     /// Runs whose removal was cut off.
     pub(super) leftovers: Mutex<BTreeSet<RunId>>,
+    /// What runs with a `main` need.
+    pub(super) stages: Stages,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -194,7 +197,13 @@ impl Engine {
             reading: Arc::default(),
             crowded: tokio::sync::Notify::new(),
             leftovers: Mutex::default(),
+            stages: Stages::default(),
         }))
+    }
+
+    /// Gives runs with a `main` what they need; before that they wait.
+    pub fn conduct_with(&self, stage: Arc<dyn Stage>) {
+        self.0.stages.set(stage);
     }
 
     /// While the guard lives, no run is removed from the stream to make room.
@@ -242,7 +251,8 @@ impl Engine {
         shared
             .fits(&spec, &targets)
             .map_err(CreateError::TooLarge)?;
-        if lock(&shared.open).len() >= MOST_OPEN {
+        // A run that has begun may go on: its parts do not count.
+        if spec.part_of.is_none() && shared.busy() >= MOST_OPEN {
             return Err(CreateError::Busy);
         }
         // Room is being made at this moment, if there can be any.
@@ -351,7 +361,8 @@ impl Engine {
         Ok(lock(&self.0.index).lookup(text)?)
     }
 
-    /// Runs, newest first, and whether there are more.
+    /// Runs, newest first, and whether there are more; with those that are
+    /// parts of others when `parts` says so.
     ///
     /// # Errors
     /// [`EngineError::NotReady`].
@@ -359,9 +370,10 @@ impl Engine {
         &self,
         before: Option<(Timestamp, RunId)>,
         limit: usize,
+        parts: bool,
     ) -> Result<(Vec<RunBrief>, bool), EngineError> {
         self.0.active().ok_or(EngineError::NotReady)?;
-        Ok(lock(&self.0.index).page(before, limit))
+        Ok(lock(&self.0.index).page(before, limit, parts))
     }
 
     /// A run with its nodes, as it is now.
@@ -406,6 +418,7 @@ impl Engine {
         let run = run.into_inner();
         let shared = &self.0;
         shared.active().ok_or(EngineError::NotReady)?;
+        self.is_whole(run)?;
         let open = lock(&shared.open).get(&run).cloned();
         if let Some(open) = open {
             let (tell, told) = oneshot::channel();
@@ -429,6 +442,49 @@ impl Engine {
         }
     }
 
+    /// Refuses what people do to a whole run, and not to a part of one that is
+    /// there.
+    fn is_whole(&self, run: RunId) -> Result<(), EngineError> {
+        let index = lock(&self.0.index);
+        match index.part_of(run) {
+            Some(part) if index.first(part.run).is_some() => Err(EngineError::Part {
+                short: index.short(run),
+                of: index.short(part.run),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Answers what a run asks, and returns it as it is once that is written
+    /// down.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn answer(
+        &self,
+        run: Authorized<RunId>,
+        text: String,
+    ) -> Result<RunView, EngineError> {
+        let by = run.principal().clone();
+        let run = run.into_inner();
+        let shared = &self.0;
+        shared.active().ok_or(EngineError::NotReady)?;
+        let open = lock(&shared.open).get(&run).cloned();
+        let not_asked = || AnswerError::NotAsked(lock(&shared.index).short(run));
+        let open = open.ok_or_else(not_asked)?;
+        let (tell, told) = oneshot::channel();
+        let asked = async {
+            open.inbox
+                .send(ToRun::Answer { by, text, tell })
+                .await
+                .ok()?;
+            told.await.ok()
+        };
+        let state = timeout(ANSWER, asked).await.ok().flatten();
+        let state = state.ok_or(EngineError::NoAnswer(run))??;
+        Ok(self.view_of(&state))
+    }
+
     /// Where a run's journal begins, and its acknowledgements while it is
     /// open, for a watcher.
     pub(super) fn watched(
@@ -447,8 +503,20 @@ impl Engine {
 
     pub(super) fn view_of(&self, state: &RunState) -> RunView {
         let mut brief = brief(state);
-        brief.short = lock(&self.0.index).short(brief.id);
-        view(state, brief)
+        let index = lock(&self.0.index);
+        brief.short = index.short(brief.id);
+        let mut view = view(state, brief);
+        let part = |run| {
+            let known = index.get(run);
+            PartBrief {
+                short: index.short(run),
+                state: known.as_ref().map(|brief| brief.state),
+                nodes: known.as_ref().map_or(0, |brief| brief.nodes),
+                summary: known.map(|brief| brief.summary).unwrap_or_default(),
+            }
+        };
+        view.main = state.flow.as_ref().map(|flow| Box::new(main_view(state, flow, part)));
+        view
     }
 
     /// A node says that it runs its part.
@@ -551,7 +619,10 @@ impl Engine {
         }
         let run = folded.state.spec.id;
         let (inbox, outbox) = mpsc::channel(INBOX);
-        let (live, _) = broadcast::channel(1_024);
+        // A run with a `main` has little to say, and there may be many that
+        // wait.
+        let said = if folded.state.flow.is_some() { 32 } else { 1_024 };
+        let (live, _) = broadcast::channel(said);
         let number = shared.numbers.fetch_add(1, Ordering::Relaxed);
         for message in messages {
             let _ = inbox.try_send(message);
@@ -617,6 +688,13 @@ async fn fold_known(shared: &Shared, run: RunId) -> Result<Folded, EngineError> 
 }
 
 impl Shared {
+    /// How many runs are under way that are no parts of others.
+    fn busy(&self) -> usize {
+        let index = lock(&self.index);
+        let open = lock(&self.open);
+        open.keys().filter(|run| index.part_of(**run).is_none()).count()
+    }
+
     /// The epoch, and what ends with it, while this broker serves runs.
     pub(super) fn active(&self) -> Option<(u64, CancellationToken)> {
         let active = lock(&self.active);

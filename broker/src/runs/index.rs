@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use muster_protocol::api::RunBrief;
 use muster_protocol::ids::{RunId, SHORT_LEN, Serial};
-use muster_protocol::run::{NodePhase, NodeState, RunState};
+use muster_protocol::run::{NodePhase, NodeState, PartOf, RunPhase, RunState};
 use muster_protocol::units::Timestamp;
 
 use crate::retention::Kept;
@@ -16,6 +16,8 @@ pub(super) struct Known {
     pub(super) brief: RunBrief,
     /// Sequence of the first message of its journal.
     pub(super) first: u64,
+    /// Its parts, as its journal names them.
+    pub(super) parts: BTreeSet<RunId>,
     /// The node that did it by itself, of a local run.
     pub(super) local: Option<Serial>,
     /// Bytes of its journal, about.
@@ -40,12 +42,21 @@ impl Known {
         let mut known = Self {
             brief: brief(state),
             first,
+            parts: BTreeSet::new(),
             local: state.spec.local.as_ref().map(|l| l.target.serial),
             journal: 0,
             output: Output::There(0),
         };
         known.measure(state);
+        known.has_parts(state);
         known
+    }
+
+    /// Takes down which parts it has.
+    fn has_parts(&mut self, state: &RunState) {
+        if let Some(flow) = &state.flow {
+            self.parts.extend(flow.parts());
+        }
     }
 
     /// How much it takes, once it has ended: before that nothing of it goes.
@@ -133,6 +144,7 @@ pub(super) fn brief(state: &RunState) -> RunBrief {
         finished: state.finished,
         retry_of: spec.retry_of,
         left_out: spec.left_out,
+        part_of: spec.part_of,
     }
 }
 
@@ -153,7 +165,22 @@ impl Index {
         if let Some(known) = self.runs.get_mut(&state.spec.id) {
             known.brief = brief(state);
             known.measure(state);
+            if let Some(flow) = &state.flow {
+                known.parts.extend(flow.newest_parts());
+            }
         }
+    }
+
+    /// Where a run is.
+    #[must_use]
+    pub(super) fn phase(&self, id: RunId) -> Option<RunPhase> {
+        self.runs.get(&id).map(|known| known.brief.state)
+    }
+
+    /// Of what a run is a part.
+    #[must_use]
+    pub(super) fn part_of(&self, id: RunId) -> Option<PartOf> {
+        self.runs.get(&id).and_then(|known| known.brief.part_of)
     }
 
     /// For retention: every run, in no order.
@@ -310,18 +337,20 @@ impl Index {
     }
 
     /// Runs, newest first, before `cursor` (see [`cursor`]); and whether there
-    /// are more.
+    /// are more. Those that are parts of others only when `parts` says so.
     #[must_use]
     pub(super) fn page(
         &self,
         before: Option<(Timestamp, RunId)>,
         limit: usize,
+        parts: bool,
     ) -> (Vec<RunBrief>, bool) {
         let range = match before {
             Some(place) => self.by_age.range(..place),
             None => self.by_age.range(..),
         };
-        let mut newest = range.rev();
+        let wanted = |(_, id): &&(Timestamp, RunId)| parts || self.part_of(*id).is_none();
+        let mut newest = range.rev().filter(wanted);
         let page: Vec<RunBrief> = newest
             .by_ref()
             .take(limit)
@@ -331,11 +360,13 @@ impl Index {
         (page, more)
     }
 
-    /// How many runs have not ended.
+    /// How many runs have not ended that are no parts of others.
     #[must_use]
     pub(super) fn open(&self) -> usize {
+        let whole = |known: &&Known| known.brief.part_of.is_none();
         self.runs
             .values()
+            .filter(whole)
             .filter(|known| !known.brief.state.is_final())
             .count()
     }
@@ -361,7 +392,7 @@ pub fn parse_cursor(text: &str) -> Option<(Timestamp, RunId)> {
 mod tests {
     use super::*;
     use muster_protocol::envelope::Door;
-    use muster_protocol::run::{RunPhase, Summary};
+    use muster_protocol::run::Summary;
 
     fn known(id: RunId, second: i64) -> Known {
         let brief = RunBrief {
@@ -379,10 +410,12 @@ mod tests {
             finished: None,
             retry_of: None,
             left_out: 0,
+            part_of: None,
         };
         Known {
             brief,
             first: 1,
+            parts: BTreeSet::new(),
             local: None,
             journal: 0,
             output: Output::There(0),
@@ -451,7 +484,7 @@ mod tests {
         let mut seen = Vec::new();
         let mut place = None;
         loop {
-            let (page, more) = index.page(place, 10);
+            let (page, more) = index.page(place, 10, false);
             place = page.last().and_then(|brief| parse_cursor(&cursor(brief)));
             seen.extend(page.into_iter().map(|brief| brief.id));
             if !more {

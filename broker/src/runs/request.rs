@@ -210,6 +210,8 @@ impl Checked {
             left_out: resolved.left_out,
             local: None,
             rebuilt: None,
+            main: None,
+            part_of: None,
             created: now,
         };
         FrozenRun { spec, targets }
@@ -236,6 +238,7 @@ pub fn retry(
         left_out: 0,
         local: None,
         rebuilt: None,
+        part_of: None,
         created: now,
         ..old.spec.clone()
     };

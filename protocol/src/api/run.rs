@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::MainView;
 use crate::envelope::{Door, Mode};
 use crate::ids::{PlanId, RunId, Serial};
 use crate::names::{LabelKey, NodeName, PrincipalName, ScenarioName};
-use crate::run::{LocalRun, Outcome, RunOptions, RunPhase, Summary, is_zero};
+use crate::run::{LocalRun, Outcome, PartOf, RunOptions, RunPhase, Summary, is_zero};
 use crate::units::{Amount, Span, Timestamp};
 
 /// Asks for a run.
@@ -151,6 +152,9 @@ pub struct RunBrief {
     /// How many of the broker's own machines match the predicate and were left out.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub left_out: u32,
+    /// The run that it is a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_of: Option<PartOf>,
 }
 
 /// A run with its nodes.
@@ -183,6 +187,9 @@ pub struct RunView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub rebuilt: Option<Timestamp>,
+    /// Of a scenario with a `main`: what that has done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub main: Option<Box<MainView>>,
     /// Its nodes, in the order in which they are taken.
     pub results: Vec<RunNode>,
 }
