@@ -41,6 +41,8 @@ pub enum Action {
     ReadRuns,
     /// End a run.
     CancelRun,
+    /// Answer what a run asks.
+    AnswerRun,
     /// Ask for a run again; what then runs is judged as a run of its own.
     RetryRun,
     /// Change roles and labels of nodes.
@@ -63,6 +65,14 @@ pub enum Action {
     ManageReleases,
     /// Read which agent releases there are.
     ReadReleases,
+    /// Read stored scenarios.
+    ReadScenarios,
+    /// Store scenarios, and remove them.
+    StoreScenarios,
+    /// Read schedules.
+    ReadSchedules,
+    /// Make schedules, and remove them.
+    ManageSchedules,
     /// Take what another broker needs: the cluster's keys.
     AddBroker,
     /// Read how the installation is.
@@ -120,6 +130,8 @@ impl FixedRoles {
                     | A::ReadRuns
                     | A::ReadKeys
                     | A::ReadReleases
+                    | A::ReadScenarios
+                    | A::ReadSchedules
                     | A::ReadStatus
                     | A::ReadEvents
                     | A::WhoAmI
@@ -152,6 +164,7 @@ impl Action {
             run(upgrade::NAME),
             Self::ReadRuns,
             Self::CancelRun,
+            Self::AnswerRun,
             Self::RetryRun,
             Self::ChangeNodes,
             Self::RemoveNodes,
@@ -163,6 +176,10 @@ impl Action {
             Self::Backup,
             Self::ManageReleases,
             Self::ReadReleases,
+            Self::ReadScenarios,
+            Self::StoreScenarios,
+            Self::ReadSchedules,
+            Self::ManageSchedules,
             Self::AddBroker,
             Self::ReadStatus,
             Self::ReadEvents,
@@ -183,6 +200,7 @@ impl Action {
             Self::CreateRun { .. } => "run anything",
             Self::ReadRuns => "read runs",
             Self::CancelRun => "cancel runs",
+            Self::AnswerRun => "answer runs",
             Self::RetryRun => "retry runs",
             Self::ChangeNodes => "change roles and labels of nodes",
             Self::RemoveNodes => "remove or replace nodes",
@@ -194,6 +212,10 @@ impl Action {
             Self::Backup => "make backups",
             Self::ManageReleases => "upload or remove agent releases",
             Self::ReadReleases => "read agent releases",
+            Self::ReadScenarios => "read scenarios",
+            Self::StoreScenarios => "store or remove scenarios",
+            Self::ReadSchedules => "read schedules",
+            Self::ManageSchedules => "add or remove schedules",
             Self::AddBroker => "add brokers",
             Self::ReadStatus => "read the status",
             Self::ReadEvents => "read events",
@@ -296,6 +318,7 @@ mod tests {
         upgrade agents                     admin
         read runs                          admin operator reader
         cancel runs                        admin operator
+        answer runs                        admin operator
         retry runs                         admin operator
         change roles and labels of nodes   admin operator
         remove or replace nodes            admin
@@ -307,6 +330,10 @@ mod tests {
         make backups                       admin
         upload or remove agent releases    admin
         read agent releases                admin operator reader
+        read scenarios                     admin operator reader
+        store or remove scenarios          admin operator
+        read schedules                     admin operator reader
+        add or remove schedules            admin operator
         add brokers                        admin
         read the status                    admin operator reader
         read events                        admin operator reader

@@ -100,6 +100,9 @@ pub struct Config {
     pub url: String,
     /// A run on more nodes asks for a confirmation.
     pub confirm_above: u32,
+    /// How long a plan, or a run that is to be confirmed later, waits for its
+    /// confirmation.
+    pub confirm_within: Span,
     /// How long a node's NATS credentials live; renewed at half of it.
     pub credentials_life: Span,
     /// How many unauthenticated requests (enrolments, credentials) one
@@ -204,6 +207,7 @@ impl Default for Config {
             names: Vec::new(),
             url: String::new(),
             confirm_above: 20,
+            confirm_within: Span::from_secs(300),
             credentials_life: Span::from_secs(7 * 86_400),
             open_requests_per_second: 100,
             log_format: LogFormat::Human,
@@ -343,6 +347,10 @@ impl Config {
         }
         if !self.url.is_empty() {
             check_public(&self.url)?;
+        }
+        let within = self.confirm_within.get().as_secs();
+        if !(1..=86_400).contains(&within) {
+            return wrong("confirm_within", "must be between a second and a day");
         }
         let life = self.credentials_life.get().as_secs();
         if !(60..=90 * 86_400).contains(&life) {
@@ -500,6 +508,7 @@ mod tests {
             ("nats.urls = ['nats://a:b@x']", "password"),
             ("nats.urls = ['x']", "no URL"),
             ("names = ['a b']", "names"),
+            ("confirm_within = '2d'", "confirm_within"),
             ("credentials_life = '1s'", "credentials_life"),
             ("credentials_life = '5'", "duration"),
             ("keep_runs = '0s'", "retention.runs"),

@@ -140,12 +140,19 @@ pub fn judge<'a, A: AsRef<AgentInfo> + 'a>(
     call: &Builtin,
     nodes: impl IntoIterator<Item = (&'a NodeName, Option<A>)>,
 ) -> Result<(), Unfit> {
+    judged(|agent| unfit(call, agent), nodes)
+}
+
+fn judged<'a, A: AsRef<AgentInfo> + 'a>(
+    unfit: impl Fn(&AgentInfo) -> Option<Reason>,
+    nodes: impl IntoIterator<Item = (&'a NodeName, Option<A>)>,
+) -> Result<(), Unfit> {
     let mut count = 0;
     let mut reasons: BTreeMap<Reason, Vec<NodeName>> = BTreeMap::new();
     for (name, agent) in nodes {
         count += 1;
         if let Some(agent) = agent
-            && let Some(reason) = unfit(call, agent.as_ref())
+            && let Some(reason) = unfit(agent.as_ref())
         {
             reasons.entry(reason).or_default().push(name.clone());
         }
@@ -160,9 +167,24 @@ pub fn judge<'a, A: AsRef<AgentInfo> + 'a>(
     }
 }
 
+/// Judges a frozen set for a stored scenario: what it does on a node is known
+/// there alone.
+///
+/// # Errors
+/// [`Unfit`]; nothing may be sent then, to nobody.
+pub fn judge_scenario<'a, A: AsRef<AgentInfo> + 'a>(
+    nodes: impl IntoIterator<Item = (&'a NodeName, Option<A>)>,
+) -> Result<(), Unfit> {
+    judged(foreign, nodes)
+}
+
+fn foreign(agent: &AgentInfo) -> Option<Reason> {
+    (agent.protocol != PROTOCOL_VERSION).then_some(Reason::Protocol(agent.protocol))
+}
+
 fn unfit(call: &Builtin, agent: &AgentInfo) -> Option<Reason> {
-    if agent.protocol != PROTOCOL_VERSION {
-        return Some(Reason::Protocol(agent.protocol));
+    if let Some(reason) = foreign(agent) {
+        return Some(reason);
     }
     let capability = call.capability();
     if !agent.capabilities.iter().any(|c| c == capability) {

@@ -19,6 +19,7 @@ mod hello;
 pub mod http;
 pub mod inventory;
 pub mod lease;
+pub mod library;
 pub mod link;
 pub mod nats;
 pub mod peers;
@@ -36,6 +37,7 @@ mod serve;
 pub mod standby;
 pub mod state_dir;
 pub mod store;
+pub mod submit;
 #[cfg(test)]
 mod testing;
 pub mod tls;

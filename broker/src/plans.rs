@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use muster_protocol::api::PlanRef;
 use muster_protocol::ids::{PlanId, RunId};
 use muster_protocol::names::PrincipalName;
 use muster_protocol::problem::{Kind, Problem};
@@ -17,8 +18,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::runs::FrozenRun;
 
-/// How long a plan waits.
+/// How long a plan waits when nothing else is set.
 pub const PLAN_LIFE: Duration = Duration::from_secs(300);
+/// Dry runs whose real run is remembered.
+const MOST_REHEARSALS: usize = 200;
 /// Plans kept at a time; above it the oldest goes.
 const MOST: usize = 1_000;
 /// Targets of all plans together; above it the oldest go. A target is some
@@ -41,14 +44,14 @@ impl RequestHash {
 }
 
 /// Why a plan cannot be confirmed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("plan {} is not there any more, was used already, or was made for something else; nothing was run", .0.short())]
-pub struct PlanGone(pub PlanId);
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("plan {} is not there any more, was used already, or was made for something else; nothing was run", .0.as_str().chars().take(8).collect::<String>())]
+pub struct PlanGone(pub PlanRef);
 
 impl PlanGone {
     /// As it is shown at the edge.
     #[must_use]
-    pub fn problem(self) -> Problem {
+    pub fn problem(&self) -> Problem {
         Problem::new(Kind::PlanGone, self.to_string())
             .hint("ask again without the plan, to be shown what would run now")
     }
@@ -117,10 +120,39 @@ struct Waiting {
     order: u64,
 }
 
+/// What a dry run is a rehearsal of.
+#[derive(Clone, Debug)]
+pub struct Rehearsal {
+    /// Who asked for it.
+    pub principal: PrincipalName,
+    /// The request for the real run.
+    pub request: RequestHash,
+    /// The real run.
+    pub run: FrozenRun,
+}
+
 #[derive(Default)]
 struct Table {
     waiting: BTreeMap<PlanId, Waiting>,
+    /// By the dry run; with its place in the order.
+    rehearsals: BTreeMap<RunId, (u64, Rehearsal)>,
     made: u64,
+}
+
+impl Table {
+    /// The plan of that principal that a text stands for.
+    fn find(&self, plan: &PlanRef, principal: &PrincipalName) -> Option<PlanId> {
+        if let Ok(id) = plan.as_str().parse::<PlanId>() {
+            return self.waiting.contains_key(&id).then_some(id);
+        }
+        let mut found = self.waiting.iter().filter(|(id, waiting)| {
+            waiting.principal == *principal && id.to_string().starts_with(plan.as_str())
+        });
+        match (found.next(), found.next()) {
+            (Some((id, _)), None) => Some(*id),
+            _ => None,
+        }
+    }
 }
 
 /// The plans of this broker, in memory: after a restart a person is asked
@@ -142,6 +174,7 @@ impl Plans {
         request: RequestHash,
         run: FrozenRun,
         now: Timestamp,
+        life: Duration,
     ) -> (PlanId, Timestamp) {
         let mut table = self.table();
         table.waiting.retain(|_, plan| plan.expires > now);
@@ -163,7 +196,7 @@ impl Plans {
             targets -= gone.run.targets.len();
         }
         let id = PlanId::random();
-        let expires = after(now, PLAN_LIFE);
+        let expires = after(now, life);
         table.made += 1;
         let order = table.made;
         let plan = Waiting {
@@ -182,17 +215,43 @@ impl Plans {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Remembers what a dry run is of; the oldest go.
+    pub fn rehearse(&self, run: RunId, rehearsal: Rehearsal) {
+        let mut table = self.table();
+        table.made += 1;
+        let order = table.made;
+        table.rehearsals.insert(run, (order, rehearsal));
+        let targets = |table: &Table| -> usize {
+            let all = table.rehearsals.values();
+            all.map(|(_, kept)| kept.run.targets.len()).sum()
+        };
+        while table.rehearsals.len() > MOST_REHEARSALS || targets(&table) > MOST_TARGETS {
+            let oldest = table.rehearsals.iter().min_by_key(|(_, (order, _))| *order);
+            let Some(oldest) = oldest.map(|(run, _)| *run) else {
+                break;
+            };
+            table.rehearsals.remove(&oldest);
+        }
+    }
+
+    /// What a dry run was of.
+    #[must_use]
+    pub fn rehearsal(&self, run: RunId) -> Option<Rehearsal> {
+        let table = self.table();
+        table.rehearsals.get(&run).map(|(_, kept)| kept.clone())
+    }
+
     /// The run of a plan that was used: whoever repeats the confirmation,
     /// because the answer was lost, is to be told of it.
     #[must_use]
     pub fn used(
         &self,
-        id: PlanId,
+        plan: &PlanRef,
         principal: &PrincipalName,
         request: RequestHash,
     ) -> Option<RunId> {
         let table = self.table();
-        let plan = table.waiting.get(&id)?;
+        let plan = table.waiting.get(&table.find(plan, principal)?)?;
         let same = plan.principal == *principal && plan.request == request;
         (same && plan.stage == Stage::Used).then_some(plan.run.spec.id)
     }
@@ -205,25 +264,26 @@ impl Plans {
     /// [`PlanGone`].
     pub fn take(
         &self,
-        id: PlanId,
+        plan: &PlanRef,
         principal: &PrincipalName,
         request: RequestHash,
         now: Timestamp,
     ) -> Result<Taken, PlanGone> {
         let mut table = self.table();
+        let gone = || PlanGone(plan.clone());
+        let id = table.find(plan, principal).ok_or_else(gone)?;
         let fits = |plan: &&mut Waiting| {
             plan.principal == *principal
                 && plan.request == request
                 && plan.expires > now
                 && plan.stage == Stage::Waits
         };
-        let plan = table.waiting.get_mut(&id).filter(fits);
-        let plan = plan.ok_or(PlanGone(id))?;
-        plan.stage = Stage::Taken;
+        let waiting = table.waiting.get_mut(&id).filter(fits).ok_or_else(gone)?;
+        waiting.stage = Stage::Taken;
         Ok(Taken {
             plans: self.clone(),
             id,
-            run: plan.run.clone(),
+            run: waiting.run.clone(),
         })
     }
 }
@@ -270,11 +330,12 @@ mod tests {
         let (asked, other) = (RequestHash::of(&"a"), RequestHash::of(&"b"));
         let now = Timestamp::UNIX_EPOCH;
         let run = run();
-        let (id, expires) = plans.keep(&ana, asked, run.clone(), now);
+        let (id, expires) = plans.keep(&ana, asked, run.clone(), now, PLAN_LIFE);
+        let id = &PlanRef::from(id);
         assert_eq!(elapsed(now, expires), PLAN_LIFE);
-        let gone = |id, who, request, now| {
+        let gone = |id: &PlanRef, who, request, now| {
             let taken = plans.take(id, who, request, now);
-            taken.expect_err("it does not work") == PlanGone(id)
+            taken.expect_err("it does not work") == PlanGone(id.clone())
         };
         assert!(gone(id, &eve, asked, now));
         assert!(gone(id, &ana, other, now));
@@ -294,9 +355,10 @@ mod tests {
         assert_eq!(plans.used(id, &eve, asked), None);
         assert_eq!(plans.used(id, &ana, other), None);
         // They are bounded: the oldest goes.
-        let (first, _) = plans.keep(&ana, asked, run.clone(), now);
+        let (first, _) = plans.keep(&ana, asked, run.clone(), now, PLAN_LIFE);
+        let first = &PlanRef::from(first);
         for _ in 0..MOST {
-            plans.keep(&eve, asked, run.clone(), now);
+            plans.keep(&eve, asked, run.clone(), now, PLAN_LIFE);
         }
         assert!(gone(first, &ana, asked, now));
     }

@@ -45,10 +45,7 @@ impl Resolved {
     pub fn targets(&self) -> Vec<Target> {
         self.nodes
             .iter()
-            .map(|node| Target {
-                serial: node.serial,
-                name: node.assignment.name.clone(),
-            })
+            .map(|node| Target::new(node.serial, node.assignment.name.clone()))
             .collect()
     }
 }

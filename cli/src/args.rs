@@ -78,7 +78,7 @@ pub(crate) enum Command {
     Run(verbs::run::RunArgs),
     /// List, show, watch, cancel and retry runs
     Runs(verbs::runs::RunsArgs),
-    /// Check, show and test scenarios, without a broker
+    /// Store, show, check and test scenarios
     Scenario(verbs::scenario::ScenarioArgs),
     /// Invite, label and remove nodes
     Node(verbs::node::NodeArgs),

@@ -23,6 +23,7 @@ mod once;
 mod reference;
 mod releases;
 mod routes;
+mod scenarios;
 mod sse;
 mod watch;
 

@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use muster_protocol::api::Frame;
-use muster_protocol::names::NodeName;
+use muster_protocol::names::{NodeName, PrincipalName};
 use muster_protocol::run::Outcome;
 use reqwest::header::{ACCEPT, HeaderName};
 use reqwest::{Method, Response};
@@ -73,12 +73,19 @@ struct Connection {
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 enum Key {
     Created,
+    Waits(String),
+    Given(String, PrincipalName),
+    Begins,
+    Lapsed,
     Batch(u32),
     Output(NodeName, u32),
     Outcome(NodeName),
     Late(NodeName, Outcome),
     Cancelling,
     OutputRemoved,
+    /// Something of a `main`: its kind, the call, which of its steps, and
+    /// whether it takes that back.
+    Main(&'static str, u64, u32, bool),
     Finished,
 }
 
@@ -88,9 +95,28 @@ impl Key {
             Frame::RunCreated { .. } => Self::Created,
             Frame::BatchSent { batch, .. } => Self::Batch(*batch),
             // Not kept by the broker, so never repeated.
-            Frame::Accepted { .. } | Frame::Stalled { .. } | Frame::RunBeginsAgain { .. } => {
-                return None;
+            Frame::Accepted { .. }
+            | Frame::Stalled { .. }
+            | Frame::StepProgress { .. }
+            | Frame::RunBeginsAgain { .. } => return None,
+            Frame::StepBegan {
+                call, part, undo, ..
             }
+            | Frame::StepEnded {
+                call, part, undo, ..
+            } => Self::Main(frame.event(), *call, *part, *undo),
+            Frame::Sleeps { call, .. }
+            | Frame::Asks { call, .. }
+            | Frame::Answered { call, .. }
+            | Frame::Logged { call, .. } => Self::Main(frame.event(), *call, 0, false),
+            Frame::MainEnded { .. } => Self::Main(frame.event(), 0, 0, false),
+            // The same can be so several times; who is told twice knows no
+            // more.
+            Frame::RunPaused { .. } | Frame::RunResumed { .. } => return None,
+            Frame::RunWaits { waits, .. } => Self::Waits(format!("{waits:?}")),
+            Frame::RunGiven { what, by, .. } => Self::Given(what.clone(), by.clone()),
+            Frame::RunBegins { .. } => Self::Begins,
+            Frame::RunLapsed { .. } => Self::Lapsed,
             Frame::Output { node, chunk, .. } => Self::Output(node.clone(), *chunk),
             Frame::Outcome { result, .. } => Self::Outcome(result.node.clone()),
             Frame::LateOutcome { node, outcome, .. } => Self::Late(node.clone(), *outcome),
@@ -305,6 +331,14 @@ fn is_known(name: &str) -> bool {
             | "output_removed"
             | "stalled"
             | "run_begins_again"
+            | "step_began"
+            | "step_progress"
+            | "step_ended"
+            | "sleeps"
+            | "asks"
+            | "answered"
+            | "logged"
+            | "main_ended"
             | "run_finished"
     )
 }

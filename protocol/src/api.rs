@@ -38,6 +38,13 @@
 //! | `PUT /v1/releases/{sha256}/parts/{part}` | bytes → 204 |
 //! | `POST /v1/releases/{sha256}/commit` | → [`ReleaseView`] |
 //! | `DELETE /v1/releases/{sha256}` | → 204 |
+//! | `GET /v1/scenarios` | → [`Page`]`<`[`ScenarioVersion`]`>` |
+//! | `GET /v1/scenarios/{name}?version=` | → [`ScenarioView`] |
+//! | `GET /v1/scenarios/{name}/bundle?version=` | → bytes |
+//! | `PUT /v1/scenarios/{name}` | [`PutScenario`], or a packed bundle → [`ScenarioStored`] |
+//! | `DELETE /v1/scenarios/{name}?expect=&note=` | → [`ScenarioStored`] |
+//! | `GET /v1/scenarios/{name}/history` | → [`Page`]`<`[`ScenarioVersion`]`>` |
+//! | `POST /v1/scenarios/{name}/rollback` | [`RollbackScenario`] → [`ScenarioStored`] |
 //! | `GET /healthz`, `/readyz`, `/openapi.json` (open) | |
 //!
 //! Wherever a route takes `{run}`, a prefix of at least four characters that
@@ -48,6 +55,7 @@ mod cluster;
 mod frame;
 mod release;
 mod run;
+mod scenario;
 mod secret;
 mod steps;
 
@@ -66,7 +74,14 @@ use crate::run::is_zero;
 pub use brokers::{BrokerPlace, BrokerView, StandbyKit};
 pub use frame::Frame;
 pub use release::{ReleaseOffer, ReleaseUpload, ReleaseView, UPLOAD_PART};
-pub use run::{Confirm, Plan, RetryRequest, RunBrief, RunNode, RunRequest, RunView};
+pub use run::{
+    Confirm, Plan, PlanRef, PlanRefError, PlanSet, RetryRequest, RunBrief, RunNode, RunRequest,
+    RunView,
+};
+pub use scenario::{
+    BudgetView, FunctionView, ManifestView, ParamView, PutScenario, RollbackScenario,
+    STOCK_VERSION, ScenarioFile, ScenarioStored, ScenarioVersion, ScenarioView,
+};
 pub use steps::{AnswerRequest, CALLS_SHOWN, CallView, MainView, StepView};
 pub use secret::{ApiToken, InviteToken, Secret, TokenError};
 

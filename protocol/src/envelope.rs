@@ -36,7 +36,7 @@ pub const MAX_AGE_BEHIND: Duration = Duration::from_secs(90);
 pub const MAX_PAYLOAD: usize = 1024 * 1024;
 
 /// SHA-256 over a scenario bundle; hex in text.
-#[derive(Clone, Copy, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct BundleHash(pub [u8; 32]);
 
 impl BundleHash {
@@ -86,6 +86,8 @@ pub enum Door {
     Http,
     /// The broker itself, such as a recovery.
     Broker,
+    /// A schedule, when its time had come.
+    Schedule,
     /// The node's own shell: it ran there without the broker, and was
     /// reported later.
     Local,

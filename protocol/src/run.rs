@@ -14,11 +14,13 @@ use serde_json::Value;
 use crate::envelope::{BundleHash, Door, Mode};
 use crate::ids::{RunId, Serial};
 use crate::keys::KeyId;
-use crate::names::{FunctionName, NodeName, PrincipalName, ScenarioName};
+use crate::names::{FunctionName, LabelKey, LabelValue, NodeName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
 use crate::units::{Amount, Span, Timestamp};
 
+mod budget;
 mod flow;
+mod gate;
 mod outcome;
 mod tally;
 
@@ -26,6 +28,7 @@ pub use flow::{
     CallEnd, CallState, FAILURES_TOLD, Flow, FrozenSet, LogLine, Main, MainEnd, PartOf, Record,
     StepCall, StepEnd, UndoState, Wanted, Worst,
 };
+pub use gate::{Gate, Gates, Wish, WishError};
 pub(crate) use outcome::is_zero;
 pub use outcome::{Data, NodeResult, Outcome, Stream};
 use tally::Tally;
@@ -38,6 +41,22 @@ pub struct Target {
     pub serial: Serial,
     /// Its name when the set was frozen.
     pub name: NodeName,
+    /// Its labels then, as far as the run counts by them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub labels: BTreeMap<LabelKey, LabelValue>,
+}
+
+impl Target {
+    /// A node of which only the name counts.
+    #[must_use]
+    pub fn new(serial: Serial, name: NodeName) -> Self {
+        Self {
+            serial,
+            name,
+            labels: BTreeMap::new(),
+        }
+    }
 }
 
 /// Most targets in one [`RunEvent::Targets`], so that an event stays far below
@@ -61,6 +80,14 @@ pub struct RunOptions {
     /// failures stop nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_failures: Option<Amount>,
+    /// Failure budgets for the nodes of each value of a label by itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, Amount>)]
+    pub max_failures_by: BTreeMap<LabelKey, Amount>,
+    /// How often a step that failed is tried again on its node, within the
+    /// timeout.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retry: u32,
     /// Send also to nodes that are down, in case they come back within
     /// `deliver_within`.
     #[serde(default)]
@@ -136,6 +163,9 @@ pub struct RunSpec {
     pub door: Door,
     /// What runs.
     pub scenario: ScenarioName,
+    /// Which version of it; absent for what is built in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
     /// Its bundle, pinned.
     pub bundle: BundleHash,
     /// The function sent to the nodes.
@@ -152,6 +182,9 @@ pub struct RunSpec {
     pub targets: u32,
     /// How the run goes about them.
     pub options: RunOptions,
+    /// What has to be given before anything is sent.
+    #[serde(default, skip_serializing_if = "Gates::is_open")]
+    pub gates: Gates,
     /// The run that this one retries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_of: Option<RunId>,
@@ -207,6 +240,47 @@ pub enum RunEvent {
     Targets {
         /// The nodes.
         nodes: Vec<Target>,
+    },
+    /// Somebody has confirmed it.
+    Confirmed {
+        /// Who.
+        by: PrincipalName,
+        /// When.
+        at: Timestamp,
+    },
+    /// Another principal has approved it.
+    Approved {
+        /// Who.
+        by: PrincipalName,
+        /// When.
+        at: Timestamp,
+    },
+    /// It begins: its window is open, and from here to the end it holds its
+    /// locks.
+    Admitted {
+        /// When.
+        at: Timestamp,
+    },
+    /// What it waited for did not come in time: nothing is ever sent.
+    Lapsed {
+        /// What, for people.
+        why: String,
+        /// When.
+        at: Timestamp,
+    },
+    /// Somebody wants it to wait: what was sent goes on, nothing new is.
+    Paused {
+        /// Who.
+        by: PrincipalName,
+        /// When.
+        at: Timestamp,
+    },
+    /// It goes on.
+    Resumed {
+        /// Who said so.
+        by: PrincipalName,
+        /// When.
+        at: Timestamp,
     },
     /// Intent to send: in the journal before the request is on the wire.
     Intent {
@@ -349,6 +423,12 @@ impl RunEvent {
         match self {
             Self::Created { .. } => "created",
             Self::Targets { .. } => "targets",
+            Self::Confirmed { .. } => "confirmed",
+            Self::Approved { .. } => "approved",
+            Self::Admitted { .. } => "admitted",
+            Self::Lapsed { .. } => "lapsed",
+            Self::Paused { .. } => "paused",
+            Self::Resumed { .. } => "resumed",
             Self::Intent { .. } => "intent",
             Self::Outcomes { .. } => "outcomes",
             Self::Late { .. } => "late",
@@ -385,6 +465,8 @@ pub enum NodePhase {
 pub struct NodeState {
     /// Its name when the set was frozen.
     pub name: NodeName,
+    /// Its labels then, as far as the run counts by them.
+    pub labels: BTreeMap<LabelKey, LabelValue>,
     /// Where it is.
     pub phase: NodePhase,
     /// What it said after its outcome was settled.
@@ -397,8 +479,12 @@ pub struct NodeState {
 pub enum RunPhase {
     /// Its targets are being written down.
     Preparing,
+    /// Nothing is sent before what it waits for is given.
+    Waiting,
     /// Under way.
     Running,
+    /// Somebody wants it to wait: nothing new is sent.
+    Paused,
     /// Somebody asked for the end; nothing new is started.
     Cancelling,
     /// Every node succeeded.
@@ -428,6 +514,8 @@ impl RunPhase {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Preparing => "preparing",
+            Self::Waiting => "waiting",
+            Self::Paused => "paused",
             Self::Running => "running",
             Self::Cancelling => "cancelling",
             Self::Succeeded => "succeeded",
@@ -458,6 +546,12 @@ pub enum FoldError {
     /// A second outcome for a node, or one of a stranger.
     #[error("node {0} has an outcome already, or is not a target")]
     Outcome(Serial),
+    /// An intent while nothing may be sent.
+    #[error("node {0} is sent to although the run waits or is paused")]
+    Held(Serial),
+    /// Something given that was not waited for.
+    #[error("`{0}` does not follow on what the run waits for")]
+    Gate(&'static str),
     /// Something after the end.
     #[error("the run has ended")]
     Ended,
@@ -485,6 +579,16 @@ pub struct RunState {
     pub order: Vec<Serial>,
     /// Batches sent so far.
     pub batches: u32,
+    /// Who confirmed it.
+    pub confirmed_by: Option<PrincipalName>,
+    /// Who approved it, in the order in which they did.
+    pub approved_by: Vec<PrincipalName>,
+    /// When all was given that it waited for.
+    pub admitted: Option<Timestamp>,
+    /// What did not come in time.
+    pub lapsed: Option<String>,
+    /// Who wants it to wait now.
+    pub paused_by: Option<PrincipalName>,
     /// Who asked for the end.
     pub cancelled_by: Option<PrincipalName>,
     /// When it ended.
@@ -520,6 +624,8 @@ pub enum Next {
     Main,
     /// Wait for outcomes or the clock.
     Wait,
+    /// See whether what it waits for is there.
+    Gate(Gate),
     /// Write the end.
     Finish(RunEnd),
     /// Nothing: the run has ended.
@@ -535,22 +641,27 @@ impl RunState {
         let RunEvent::Created { spec } = event else {
             return Err(FoldError::Created);
         };
-        Ok(Self {
+        let mut state = Self {
             spec: (**spec).clone(),
-            phase: if spec.targets == 0 {
-                RunPhase::Running
-            } else {
-                RunPhase::Preparing
-            },
+            phase: RunPhase::Preparing,
             nodes: BTreeMap::new(),
             order: Vec::new(),
             batches: 0,
+            confirmed_by: None,
+            approved_by: Vec::new(),
+            admitted: None,
+            lapsed: None,
+            paused_by: None,
             cancelled_by: None,
             finished: None,
             output_removed: None,
             flow: spec.main.as_ref().map(|_| Box::default()),
             tally: Tally::default(),
-        })
+        };
+        if spec.targets == 0 {
+            state.settle();
+        }
+        Ok(state)
     }
 
     /// Takes one more event. On an error the state is as it was.
@@ -578,7 +689,21 @@ impl RunState {
             | RunEvent::MainEnded { .. }
             | RunEvent::Undoing { .. }
             | RunEvent::Undone { .. } => self.main_event(event)?,
+            RunEvent::Confirmed { .. }
+            | RunEvent::Approved { .. }
+            | RunEvent::Admitted { .. }
+            | RunEvent::Lapsed { .. }
+            | RunEvent::Paused { .. }
+            | RunEvent::Resumed { .. } => {
+                if !self.gate_event(event) {
+                    return Err(FoldError::Gate(event.kind()));
+                }
+            }
             RunEvent::Intent { nodes, at, .. } => {
+                if matches!(self.phase, RunPhase::Waiting | RunPhase::Paused) {
+                    let first = nodes.iter().next().unwrap_or(Serial(0));
+                    return Err(FoldError::Held(first));
+                }
                 self.check_each(
                     nodes.iter(),
                     |phase| matches!(phase, NodePhase::Waiting),
@@ -649,6 +774,7 @@ impl RunState {
             self.order.push(target.serial);
             let state = NodeState {
                 name: target.name.clone(),
+                labels: target.labels.clone(),
                 phase: NodePhase::Waiting,
                 late: Vec::new(),
             };
@@ -656,7 +782,7 @@ impl RunState {
             self.nodes.insert(target.serial, state);
         }
         if self.phase == RunPhase::Preparing && self.order.len() == self.spec.targets as usize {
-            self.phase = RunPhase::Running;
+            self.settle();
         }
         Ok(())
     }
@@ -721,6 +847,7 @@ impl RunState {
         match self.phase {
             phase if phase.is_final() => return Next::Ended,
             RunPhase::Preparing => return Next::Wait,
+            RunPhase::Waiting => return self.gate().map_or(Next::Wait, Next::Gate),
             _ => {}
         }
         if self.spec.local.is_some() {
@@ -745,11 +872,14 @@ impl RunState {
                 return Next::Wait;
             }
             if self.phase == RunPhase::Cancelling {
-                let by = self.cancelled_by.as_ref().map_or("", PrincipalName::as_str);
+                let reason = match (&self.cancelled_by, &self.lapsed) {
+                    (Some(by), _) => format!("not started: {by} cancelled the run"),
+                    (None, why) => format!("not started: {}", why.as_deref().unwrap_or_default()),
+                };
                 return Next::Skip {
                     nodes: waiting().collect(),
                     outcome: Outcome::Skipped,
-                    reason: format!("not started: {by} cancelled the run"),
+                    reason,
                 };
             }
             if let Some(reason) = self.budget_spent() {
@@ -758,6 +888,9 @@ impl RunState {
                     outcome: Outcome::Skipped,
                     reason,
                 };
+            }
+            if self.phase == RunPhase::Paused {
+                return Next::Wait;
             }
             if !sent {
                 let size = self.batch_size();
@@ -795,14 +928,6 @@ impl RunState {
     #[must_use]
     pub fn batch_count(&self) -> usize {
         self.order.len().div_ceil(self.batch_size())
-    }
-
-    /// Why nothing more is started, when the failure budget is spent.
-    fn budget_spent(&self) -> Option<String> {
-        let budget = self.spec.options.max_failures?;
-        let allowed = budget.of_rounded_down(self.order.len());
-        let failed = self.tally.failures();
-        (failed > allowed).then(|| format!("not started: {failed} failed, the budget was {budget}"))
     }
 }
 

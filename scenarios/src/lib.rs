@@ -10,6 +10,7 @@
 //! | [`check`], [`fault`] | every mistake without running anything, in its place | broker, command line |
 //! | [`durable`] | `main`: [`durable::turn`] is a pure function of script, parameters, node sets and journal | broker |
 //! | [`node`] | functions on a node: [`node::run`] hands what a script wants to a [`node::Host`], as data | agent |
+//! | [`stock`] | the scenarios that come with muster | broker |
 //! | [`secret`] | secret parameters: names in a run, values on a node | broker, agent |
 //! | [`when`] | times as in cron: windows, and what a schedule starts | broker |
 //! | [`trial`] | a scenario's own tests, offline | command line |
@@ -27,6 +28,7 @@ pub mod node;
 pub mod param;
 mod plain;
 pub mod secret;
+pub mod stock;
 mod text;
 pub mod trial;
 pub mod upgrade;

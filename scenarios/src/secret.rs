@@ -25,6 +25,14 @@ pub(crate) fn referred(value: &Value) -> Option<&str> {
     map.get(SECRET)?.as_str()
 }
 
+/// Whether parameters refer to a secret, which then has to come with them.
+#[must_use]
+pub fn is_needed(params: &Value) -> bool {
+    params
+        .as_object()
+        .is_some_and(|params| !names(params).is_empty())
+}
+
 /// The names of all secrets that parameters refer to.
 pub(crate) fn names(params: &Map<String, Value>) -> BTreeSet<String> {
     fn collect(value: &Value, found: &mut BTreeSet<String>) {

@@ -184,6 +184,8 @@ async fn streams(js: &Context) -> Result<Vec<String>, TakeError> {
         "KV_muster_cluster" => 2,
         "KV_muster_nodes" => 3,
         "KV_muster_invites" => 5,
+        // After the histories that name them.
+        "KV_muster_bundles" => 6,
         name if name.starts_with(BUCKET) => 4,
         _ => 1,
     };

@@ -41,6 +41,8 @@ async fn delete_streams(server: &TestServer) {
         "KV_muster_cluster",
         "KV_muster_tokens",
         "KV_muster_invites",
+        "KV_muster_scenarios",
+        "KV_muster_bundles",
     ] {
         js.delete_stream(name).await.unwrap();
     }

@@ -45,6 +45,8 @@ pub struct Settings {
     pub beat_every: Option<Span>,
     /// A run on more nodes needs a confirmation.
     pub confirm_above: u32,
+    /// How long a plan, or a run that is to be confirmed later, waits.
+    pub confirm_within: Duration,
 }
 
 impl Default for Settings {
@@ -53,6 +55,7 @@ impl Default for Settings {
             runs: runs::Settings::default(),
             beat_every: None,
             confirm_above: 20,
+            confirm_within: crate::plans::PLAN_LIFE,
         }
     }
 }

@@ -18,6 +18,7 @@ mod ping;
 pub mod problem;
 mod releases;
 mod runs;
+mod scenarios;
 mod sse;
 mod status;
 #[cfg(test)]
@@ -42,9 +43,11 @@ use crate::enroll::Enrolment;
 use crate::events::Events;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
+use crate::library::Library;
 use crate::link::Link;
 use crate::peers::Peers;
 use crate::releases::Releases;
+use crate::submit::Submit;
 use crate::tokens::Tokens;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
@@ -88,8 +91,12 @@ pub struct AppState {
     pub link: Link,
     /// Runs, pings, plans, presence: everything that talks with the nodes.
     pub nodes: Nodes,
+    /// The one way to a new run.
+    pub submit: Submit,
     /// Agents that nodes can be upgraded to.
     pub releases: Releases,
+    /// Stored scenarios.
+    pub library: Library,
     /// How much those without a token may ask.
     pub limiter: Arc<Limiter>,
     /// Held while a backup is made: one at a time.
@@ -137,6 +144,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(ping::routes())
         .merge(releases::routes())
         .merge(runs::routes())
+        .merge(scenarios::routes())
         .merge(sse::routes())
         .merge(status::routes())
         .merge(tokens::routes())

@@ -13,6 +13,7 @@ use crate::authority::AuthorityError;
 use crate::authz::Denied;
 use crate::enroll::EnrollError;
 use crate::inventory::InventoryError;
+use crate::library::LibraryError;
 use crate::releases::ReleasesError;
 use crate::tokens::TokensError;
 
@@ -162,6 +163,23 @@ impl From<ReleasesError> for ApiError {
         match error {
             ReleasesError::NotActive => not_active(),
             ReleasesError::Store(_) => Self::storage(&error),
+            error => error.problem().into(),
+        }
+    }
+}
+
+impl From<Box<Problem>> for ApiError {
+    fn from(problem: Box<Problem>) -> Self {
+        Self(problem)
+    }
+}
+
+impl From<LibraryError> for ApiError {
+    fn from(error: LibraryError) -> Self {
+        match error {
+            LibraryError::NotActive => not_active(),
+            LibraryError::Store(_) => Self::storage(&error),
+            LibraryError::Task(_) => Self::internal(&error),
             error => error.problem().into(),
         }
     }

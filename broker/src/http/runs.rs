@@ -1,31 +1,21 @@
 //! `/v1/runs`: create, list, show, cancel, retry.
 
-use std::collections::BTreeMap;
-
 use axum::extract::State;
 use axum::http::HeaderMap;
-use muster_protocol::api::{Confirm, Page, Plan, RetryRequest, RunBrief, RunRequest, RunView};
-use muster_protocol::ids::{PlanId, RunId, Serial};
-use muster_protocol::names::LabelKey;
-use muster_protocol::predicate::Predicate;
+use muster_protocol::api::{AnswerRequest, Page, Plan, RetryRequest, RunBrief, RunRequest, RunView};
+use muster_protocol::ids::RunId;
 use muster_protocol::problem::{Kind, Problem};
-use muster_protocol::run::{NodePhase, Outcome, RunState, Target};
+use muster_protocol::run::Wish;
 use muster_protocol::text::printable;
-use muster_protocol::units::Timestamp;
-use muster_scenarios::Builtin;
-use muster_scenarios::upgrade::{self, Upgrade, UpgradeRequest};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, finish};
+use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState};
 use crate::authz::{Action, Caller};
-use crate::fit::judge;
-use crate::inventory::Snapshot;
-use crate::plans::{RequestHash, Taken};
-use crate::resolve::resolve;
-use crate::runs::{self, CreateError, EngineError, FrozenRun, cursor, parse_cursor};
+use crate::runs::{EngineError, cursor, parse_cursor};
+use crate::submit::{Asked, Submitted};
 
 /// Header under which a client repeats a request without running it twice.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -44,6 +34,12 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(show))
         .routes(routes!(cancel))
         .routes(routes!(retry))
+        .routes(routes!(answer_question))
+        .routes(routes!(plan))
+        .routes(routes!(confirm))
+        .routes(routes!(approve))
+        .routes(routes!(pause))
+        .routes(routes!(resume))
 }
 
 impl From<EngineError> for ApiError {
@@ -84,50 +80,11 @@ async fn create(
     State(state): State<AppState>,
     caller: Caller,
     headers: HeaderMap,
-    ApiJson(mut request): ApiJson<RunRequest>,
+    ApiJson(request): ApiJson<RunRequest>,
 ) -> Result<ApiJson<RunView>, ApiError> {
-    complete(&state, &mut request)?;
-    let id = match idempotency_key(&headers)? {
-        None => RunId::random(),
-        Some(key) => derived_id(&caller, "run", key),
-    };
-    let checked = runs::check(&request).map_err(|error| ApiError::from(error.problem()))?;
-    if idempotency_key(&headers)?.is_some() {
-        let same = |old: &RunView| {
-            old.params == request.params
-                && old.brief.scenario == request.scenario
-                && old.options == *checked.options()
-                && same_predicate(&old.brief.predicate, &request.predicate)
-        };
-        if let Some(run) = repeated(&state, &caller, id, same).await? {
-            return Ok(ApiJson(run));
-        }
-    }
-    let hash = RequestHash::of(&(
-        "run",
-        &RunRequest {
-            confirm: Confirm::Ask,
-            ..request.clone()
-        },
-    ));
-    let keyed = idempotency_key(&headers)?.is_some();
-    let (frozen, plan) = match &request.confirm {
-        Confirm::Plan(plan) => match confirmed(&state, &caller, *plan, hash, keyed)? {
-            Confirmed::Now(taken) => (taken.run().clone(), Some(*taken)),
-            Confirmed::Before(run) => return shown(&state, &caller, run).await,
-        },
-        Confirm::Ask | Confirm::Yes => {
-            let snapshot = state.inventory.snapshot();
-            let resolved = resolve(&request.predicate, &snapshot, runs::options(&request))
-                .map_err(|error| ApiError::from(error.problem()))?;
-            let by = (&caller.principal, caller.door);
-            let frozen = checked.freeze(&request, &resolved, id, by, Timestamp::now());
-            (frozen, None)
-        }
-    };
-    begin(&state, &caller, &request.confirm, hash, (frozen, plan))
-        .await
-        .map(ApiJson)
+    let asked = asked(&caller, "run", &headers)?;
+    let submitted = state.submit.run(&caller, request, asked).await?;
+    answer(&state, submitted)
 }
 
 /// List runs
@@ -170,7 +127,7 @@ async fn list(
             format!("a limit is from 1 to {LONGEST_PAGE}"),
         ));
     }
-    let (items, more) = state.nodes.engine.list(before, limit)?;
+    let (items, more) = state.nodes.engine.list(before, limit, query.parts)?;
     let next = more.then(|| items.last().map(cursor)).flatten();
     Ok(ApiJson(Page { items, next }))
 }
@@ -184,6 +141,9 @@ struct ListQuery {
     cursor: Option<String>,
     /// Runs on the page; 50 when absent, at most 1000.
     limit: Option<usize>,
+    /// With those that are parts of others.
+    #[serde(default)]
+    parts: bool,
 }
 
 /// Show a run
@@ -245,6 +205,38 @@ async fn cancel(
     Ok(ApiJson(engine.cancel(run).await?))
 }
 
+/// Answer a run
+///
+/// What its scenario asks. The answer comes when that is written down.
+#[utoipa::path(
+    post,
+    path = "/v1/runs/{run}/answer",
+    tag = "runs",
+    request_body = AnswerRequest,
+    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    responses(
+        (status = 200, description = "The run, which goes on", body = RunView),
+        (status = 400, description = "That is no answer to the question", body = Problem),
+        (status = 404, description = "There is no such run", body = Problem),
+        (status = 409, description = "It asks nothing now, or the prefix stands for several runs", body = Problem),
+    ),
+    security(("bearer" = [])),
+    extensions(("x-authorisation" = json!("answer runs"))),
+)]
+async fn answer_question(
+    State(state): State<AppState>,
+    caller: Caller,
+    ApiPath(run): ApiPath<String>,
+    ApiJson(request): ApiJson<AnswerRequest>,
+) -> Result<ApiJson<RunView>, ApiError> {
+    let run = state
+        .authorize(&caller, Action::AnswerRun, run)?
+        .into_inner();
+    let engine = &state.nodes.engine;
+    let run = state.authorize(&caller, Action::AnswerRun, engine.lookup(&run)?)?;
+    Ok(ApiJson(engine.answer(run, request.text).await?))
+}
+
 /// Retry a run
 ///
 /// A run of its own, with the same scenario, parameters and options, on all
@@ -281,249 +273,194 @@ async fn retry(
         .into_inner();
     let engine = &state.nodes.engine;
     let run = engine.lookup(&run)?;
-    let keyed = idempotency_key(&headers)?.is_some();
-    let id = match idempotency_key(&headers)? {
-        None => RunId::random(),
-        Some(key) => {
-            let id = derived_id(&caller, "retry", key);
-            let same = |old: &RunView| old.brief.retry_of == Some(run);
-            if let Some(run) = repeated(&state, &caller, id, same).await? {
-                return Ok(ApiJson(run));
-            }
-            id
-        }
-    };
-    let hash = RequestHash::of(&(
-        "retry",
-        run,
-        &RetryRequest {
-            confirm: Confirm::Ask,
-            ..request.clone()
-        },
-    ));
-    let (frozen, plan) = match &request.confirm {
-        Confirm::Plan(plan) => match confirmed(&state, &caller, *plan, hash, keyed)? {
-            Confirmed::Now(taken) => (taken.run().clone(), Some(*taken)),
-            Confirmed::Before(run) => return shown(&state, &caller, run).await,
-        },
-        Confirm::Ask | Confirm::Yes => {
-            let old = engine.state(run).await?;
-            if !old.phase.is_final() {
-                return Err(ApiError::new(
-                    Kind::Conflict,
-                    format!("run {} has not ended", run.short()),
-                )
-                .hint("wait for its end, or cancel it"));
-            }
-            let targets = chosen(&old, &request, &state.inventory.snapshot());
-            if targets.is_empty() {
-                let title = format!(
-                    "no node of run {} is left to retry; nothing was run",
-                    run.short()
-                );
-                return Err(ApiError::new(Kind::NoMatch, title)
-                    .hint("nodes where it cannot be said whether it ran need --include-unknown"));
-            }
-            let by = (&caller.principal, caller.door);
-            let frozen = runs::retry(&old, targets, id, by, Timestamp::now());
-            (frozen, None)
-        }
-    };
-    begin(&state, &caller, &request.confirm, hash, (frozen, plan))
-        .await
-        .map(ApiJson)
+    let asked = asked(&caller, "retry", &headers)?;
+    let submitted = state.submit.retry(&caller, run, request, asked).await?;
+    answer(&state, submitted)
 }
 
-/// Puts what this broker knows of a release into the request to upgrade to
-/// it: what is confirmed and signed says it all.
-fn complete(state: &AppState, request: &mut RunRequest) -> Result<(), ApiError> {
-    if request.scenario.as_str() != upgrade::NAME {
-        return Ok(());
-    }
-    let asked = UpgradeRequest::from_params(&request.params)
-        .map_err(|e| ApiError::new(Kind::InvalidRequest, format!("{e}; nothing was run")))?;
-    let view = state
-        .releases
-        .get(asked.release)
-        .map_err(|e| ApiError::from(e.problem()))?;
-    let whole = Upgrade {
-        release: view.id,
-        size: view.size,
-        about: view.release,
-        allow_downgrade: asked.allow_downgrade,
-    };
-    request.params = serde_json::to_value(whole).map_err(|e| ApiError::internal(&e))?;
-    Ok(())
+/// Plan what a dry run has shown
+///
+/// When a dry run has ended: a plan of exactly its nodes. Confirmed, it runs
+/// where a node would still change the same; the others decline. Only for the
+/// one who asked for the dry run, and only as long as the broker remembers it.
+#[utoipa::path(
+    post,
+    path = "/v1/runs/{run}/plan",
+    tag = "runs",
+    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    responses(
+        (status = 200, description = "The plan", body = Plan),
+        (status = 404, description = "There is no such run", body = Problem),
+        (status = 409, description = "It was no dry run, or has not ended", body = Problem),
+        (status = 410, description = "It is not remembered any more", body = Problem),
+    ),
+    security(("bearer" = [])),
+    extensions(("x-authorisation" = json!("run anything"))),
+)]
+async fn plan(
+    State(state): State<AppState>,
+    caller: Caller,
+    ApiPath(run): ApiPath<String>,
+) -> Result<ApiJson<Plan>, ApiError> {
+    let run = state
+        .authorize(&caller, Action::ReadRuns, run)?
+        .into_inner();
+    let run = state.nodes.engine.lookup(&run)?;
+    Ok(ApiJson(state.submit.plan_of(&caller, run).await?))
 }
 
-/// Refuses a run that some of its nodes' agents could not do.
-fn fits(state: &AppState, run: &FrozenRun) -> Result<(), ApiError> {
-    let call = Builtin::read(&run.spec.scenario, &run.spec.params)
-        .map_err(|e| ApiError::new(Kind::InvalidRequest, format!("{e}; nothing was run")))?;
-    let nodes = run
-        .targets
-        .iter()
-        .map(|target| (&target.name, state.inventory.agent(target.serial)));
-    judge(&call, nodes).map_err(|unfit| ApiError::from(unfit.problem()))
-}
-
-/// The nodes of an ended run that a retry takes, in its order.
-fn chosen(old: &RunState, request: &RetryRequest, snapshot: &Snapshot) -> Vec<Target> {
-    let wanted = |serial: &Serial| match old.nodes.get(serial).map(|node| &node.phase) {
-        Some(NodePhase::Done(result)) => match result.outcome {
-            Outcome::Unknown => !request.failed || request.include_unknown,
-            Outcome::Succeeded => !request.failed,
-            _ => true,
-        },
-        _ => false,
-    };
-    old.order
-        .iter()
-        .filter(|serial| wanted(serial))
-        .filter_map(|serial| {
-            let name = old.nodes.get(serial)?.name.clone();
-            let serial = match snapshot.get(*serial) {
-                Some(_) => *serial,
-                // A new machine under the old name; a node that was removed
-                // stays in, and is then said to be unreachable.
-                None => snapshot.by_name(&name).map_or(*serial, |node| node.serial),
-            };
-            Some(Target { serial, name })
-        })
-        .collect()
-}
-
-/// Authorises a frozen run, asks for a confirmation where one is needed, and
-/// creates it.
-async fn begin(
-    state: &AppState,
-    caller: &Caller,
-    confirm: &Confirm,
-    hash: RequestHash,
-    (frozen, taken): (FrozenRun, Option<Taken>),
-) -> Result<RunView, ApiError> {
-    let action = Action::CreateRun {
-        scenario: frozen.spec.scenario.clone(),
-        mode: frozen.spec.mode,
-        targets: frozen.set(),
-    };
-    let authorized = state.authorize(caller, action, frozen)?;
-    state.active()?;
-    fits(state, authorized.get())?;
-    let nodes = &state.nodes;
-    if *confirm == Confirm::Ask && authorized.get().spec.targets > nodes.settings.confirm_above {
-        let plan = plan(state, caller, hash, authorized.into_inner());
-        let title = format!(
-            "{} nodes match {}; running `{}` on more than {} needs a confirmation",
-            plan.nodes.len(),
-            plan.predicate,
-            plan.title,
-            nodes.settings.confirm_above
-        );
-        let mut problem = Problem::new(Kind::ConfirmationRequired, title)
-            .hint("send the request again with the plan's id, or with `\"confirm\": \"yes\"`");
-        problem.plan = serde_json::to_value(&plan).ok();
-        return Err(problem.into());
-    }
-    let id = authorized.get().spec.id;
-    let engine = nodes.engine.clone();
-    // A run that is begun to be written down is written down, also when
-    // nobody waits for the answer any more.
-    finish(async move {
-        let created = match engine.create(authorized).await {
-            // The same request came twice at once, or was written down
-            // although nobody said so.
-            Err(CreateError::Exists(_)) => {
-                engine.adopt(id).await?;
-                Ok(engine.show(id).await?)
-            }
-            created => created,
-        };
-        match created {
-            Ok(run) => {
-                if let Some(plan) = taken {
-                    plan.used();
-                }
-                Ok(run)
-            }
-            Err(error) => Err(ApiError::from(error.problem())),
-        }
-    })
-    .await
-}
-
-/// What a confirmation stands for.
-enum Confirmed {
-    /// This is to be run.
-    Now(Box<Taken>),
-    /// This run, which it has created before.
-    Before(RunId),
-}
-
-/// Takes a plan. Who repeats a request with a key is told what came of it.
-fn confirmed(
-    state: &AppState,
-    caller: &Caller,
-    plan: PlanId,
-    hash: RequestHash,
-    keyed: bool,
-) -> Result<Confirmed, ApiError> {
-    let plans = &state.nodes.plans;
-    match plans.take(plan, &caller.principal, hash, Timestamp::now()) {
-        Ok(taken) => Ok(Confirmed::Now(Box::new(taken))),
-        Err(gone) => match plans.used(plan, &caller.principal, hash) {
-            Some(run) if keyed => Ok(Confirmed::Before(run)),
-            _ => Err(gone.problem().into()),
-        },
-    }
-}
-
-async fn shown(
-    state: &AppState,
-    caller: &Caller,
-    run: RunId,
+/// Confirm a run
+///
+/// One that was asked for with `"confirm": "later"`, before its time is over.
+/// Whoever may run it may confirm it.
+#[utoipa::path(
+    post,
+    path = "/v1/runs/{run}/confirm",
+    tag = "runs",
+    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    responses(
+        (status = 200, description = "The run, confirmed", body = RunView),
+        (status = 404, description = "There is no such run", body = Problem),
+        (status = 409, description = "It waits for no confirmation, or it is too late", body = Problem),
+    ),
+    security(("bearer" = [])),
+    extensions(("x-authorisation" = json!("run anything"))),
+)]
+async fn confirm(
+    State(state): State<AppState>,
+    caller: Caller,
+    ApiPath(run): ApiPath<String>,
 ) -> Result<ApiJson<RunView>, ApiError> {
-    state.authorize(caller, Action::ReadRuns, ())?;
-    Ok(ApiJson(state.nodes.engine.show(run).await?))
+    wish(&state, &caller, &run, Wish::Confirm).await
 }
 
-/// Keeps a run as a plan.
-fn plan(state: &AppState, caller: &Caller, hash: RequestHash, frozen: FrozenRun) -> Plan {
-    let snapshot = state.inventory.snapshot();
-    let mut labels: BTreeMap<LabelKey, BTreeMap<String, u32>> = BTreeMap::new();
-    for target in &frozen.targets {
-        let Some(node) = snapshot.get(target.serial) else {
-            continue;
-        };
-        for (key, value) in &node.assignment.labels {
-            *labels
-                .entry(key.clone())
-                .or_default()
-                .entry(value.to_string())
-                .or_default() += 1;
+/// Approve a run
+///
+/// Where its scenario wants others to agree: anybody who may run it, but not
+/// the one who asked for it. Twice by the same one counts once.
+#[utoipa::path(
+    post,
+    path = "/v1/runs/{run}/approve",
+    tag = "runs",
+    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    responses(
+        (status = 200, description = "The run, approved", body = RunView),
+        (status = 403, description = "It is the caller's own", body = Problem),
+        (status = 404, description = "There is no such run", body = Problem),
+        (status = 409, description = "It waits for no approval", body = Problem),
+    ),
+    security(("bearer" = [])),
+    extensions(("x-authorisation" = json!("run anything"))),
+)]
+async fn approve(
+    State(state): State<AppState>,
+    caller: Caller,
+    ApiPath(run): ApiPath<String>,
+) -> Result<ApiJson<RunView>, ApiError> {
+    wish(&state, &caller, &run, Wish::Approve).await
+}
+
+/// Pause a run
+///
+/// What was sent goes on to its end; nothing new is sent until somebody
+/// resumes it. It stays paused when the broker is started again.
+#[utoipa::path(
+    post,
+    path = "/v1/runs/{run}/pause",
+    tag = "runs",
+    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    responses(
+        (status = 200, description = "The run, paused", body = RunView),
+        (status = 404, description = "There is no such run", body = Problem),
+        (status = 409, description = "It has ended or is being cancelled", body = Problem),
+    ),
+    security(("bearer" = [])),
+    extensions(("x-authorisation" = json!("cancel runs"))),
+)]
+async fn pause(
+    State(state): State<AppState>,
+    caller: Caller,
+    ApiPath(run): ApiPath<String>,
+) -> Result<ApiJson<RunView>, ApiError> {
+    wish(&state, &caller, &run, Wish::Pause).await
+}
+
+/// Resume a run
+#[utoipa::path(
+    post,
+    path = "/v1/runs/{run}/resume",
+    tag = "runs",
+    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    responses(
+        (status = 200, description = "The run, which goes on", body = RunView),
+        (status = 404, description = "There is no such run", body = Problem),
+        (status = 409, description = "It is not paused", body = Problem),
+    ),
+    security(("bearer" = [])),
+    extensions(("x-authorisation" = json!("cancel runs"))),
+)]
+async fn resume(
+    State(state): State<AppState>,
+    caller: Caller,
+    ApiPath(run): ApiPath<String>,
+) -> Result<ApiJson<RunView>, ApiError> {
+    wish(&state, &caller, &run, Wish::Resume).await
+}
+
+/// Does what somebody wants of a run. Who lets it begin has to be one who may
+/// run it.
+async fn wish(
+    state: &AppState,
+    caller: &Caller,
+    run: &str,
+    wish: Wish,
+) -> Result<ApiJson<RunView>, ApiError> {
+    let engine = &state.nodes.engine;
+    let run = state.authorize(caller, Action::ReadRuns, run)?.into_inner();
+    let run = engine.lookup(run)?;
+    let action = match wish {
+        Wish::Pause | Wish::Resume => Action::CancelRun,
+        Wish::Confirm | Wish::Approve => {
+            let run = engine.state(run).await?;
+            Action::CreateRun {
+                scenario: run.spec.scenario.clone(),
+                mode: run.spec.mode,
+                targets: run.nodes.keys().copied().collect(),
+            }
         }
-    }
-    let title = frozen.spec.title.clone();
-    let predicate = frozen.spec.predicate.clone();
-    let left_out = frozen.spec.left_out;
-    let nodes = frozen
-        .targets
-        .iter()
-        .map(|target| target.name.clone())
-        .collect();
-    let (id, expires) = state
-        .nodes
-        .plans
-        .keep(&caller.principal, hash, frozen, Timestamp::now());
-    Plan {
-        id,
-        title,
-        predicate,
-        nodes,
-        labels,
-        left_out,
-        expires,
-    }
+    };
+    let run = state.authorize(caller, action, run)?;
+    Ok(ApiJson(engine.wish(run, wish).await?))
+}
+
+/// What is answered to whoever asked for a run.
+fn answer(state: &AppState, submitted: Submitted) -> Result<ApiJson<RunView>, ApiError> {
+    let plan = match submitted {
+        Submitted::Run(run) => return Ok(ApiJson(*run)),
+        Submitted::Confirm(plan) => plan,
+    };
+    let above = state.nodes.settings.confirm_above;
+    let (count, what) = (plan.nodes.len(), &plan.title);
+    let title = if count > above as usize {
+        let on = &plan.predicate;
+        format!(
+            "{count} nodes match {on}; running `{what}` on more than {above} needs a confirmation"
+        )
+    } else {
+        format!("`{what}` is only run once somebody has confirmed what it would do")
+    };
+    let mut problem = Problem::new(Kind::ConfirmationRequired, title)
+        .hint("send the request again with the plan's id, or with `\"confirm\": \"yes\"`");
+    problem.plan = serde_json::to_value(&plan).ok();
+    Err(problem.into())
+}
+
+/// Under which id this is asked for.
+fn asked(caller: &Caller, route: &str, headers: &HeaderMap) -> Result<Asked, ApiError> {
+    Ok(match idempotency_key(headers)? {
+        None => Asked::once(),
+        Some(key) => Asked::under(derived_id(caller, route, key)),
+    })
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
@@ -554,40 +491,6 @@ fn derived_id(caller: &Caller, route: &str, key: &str) -> RunId {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest[..16]);
     RunId::from_bytes(bytes)
-}
-
-/// Whether a predicate is the one that a run was resolved from.
-fn same_predicate(canonical: &str, text: &str) -> bool {
-    text.parse::<Predicate>()
-        .is_ok_and(|predicate| predicate.text() == canonical)
-}
-
-/// The run that the same request has created before.
-async fn repeated(
-    state: &AppState,
-    caller: &Caller,
-    id: RunId,
-    same: impl Fn(&RunView) -> bool,
-) -> Result<Option<RunView>, ApiError> {
-    let engine = &state.nodes.engine;
-    match engine.lookup(&id.to_string()) {
-        Ok(_) => {}
-        Err(EngineError::Lookup(_)) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    }
-    state.authorize(caller, Action::ReadRuns, ())?;
-    let old = engine.show(id).await?;
-    if !same(&old) {
-        return Err(ApiError::new(
-            Kind::Conflict,
-            format!(
-                "this Idempotency-Key was used for another request (run {})",
-                old.brief.short
-            ),
-        )
-        .hint("use a new key for a new request"));
-    }
-    Ok(Some(old))
 }
 
 #[cfg(test)]

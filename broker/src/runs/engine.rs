@@ -10,7 +10,7 @@ use async_nats::jetstream::Context;
 use bytes::Bytes;
 use muster_protocol::api::{Frame, RunBrief, RunView};
 use muster_protocol::ids::{RunId, Serial};
-use muster_protocol::run::{RunEvent, RunState, TARGETS_PER_EVENT};
+use muster_protocol::run::{Gate, RunEvent, RunState, TARGETS_PER_EVENT, Wish, WishError};
 use muster_protocol::subject;
 use muster_protocol::units::Timestamp;
 use muster_protocol::wire::{Accepted, OutcomeAnswer, OutcomeReport, OutputHead};
@@ -27,6 +27,7 @@ use super::local::Desk;
 use super::rebuild::{Lost, Purged};
 use super::request::FrozenRun;
 use super::schedule::Message;
+use super::secrets::SecretValues;
 use super::task::{Task, ToRun};
 use super::view::{PartBrief, main_view, view};
 use crate::authz::Authorized;
@@ -144,6 +145,10 @@ pub(super) struct Shared {
     pub(super) leftovers: Mutex<BTreeSet<RunId>>,
     /// What runs with a `main` need.
     pub(super) stages: Stages,
+    /// Who holds which lock, and who waits for it.
+    pub(super) locks: super::gates::Locks,
+    /// Secret parameters of open runs: here and nowhere else.
+    pub(super) secrets: Mutex<HashMap<RunId, SecretValues>>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -198,6 +203,8 @@ impl Engine {
             crowded: tokio::sync::Notify::new(),
             leftovers: Mutex::default(),
             stages: Stages::default(),
+            locks: super::gates::Locks::default(),
+            secrets: Mutex::default(),
         }))
     }
 
@@ -245,7 +252,13 @@ impl Engine {
     /// [`CreateError`]; nothing was sent.
     pub async fn create(&self, run: Authorized<FrozenRun>) -> Result<RunView, CreateError> {
         let shared = &self.0;
-        let FrozenRun { spec, targets } = run.into_inner();
+        let role = run.caller().role;
+        let FrozenRun {
+            spec,
+            targets,
+            secrets,
+            ..
+        } = run.into_inner().whole(role);
         let id = spec.id;
         let (epoch, _) = shared.active().ok_or(CreateError::NotReady)?;
         shared
@@ -277,6 +290,9 @@ impl Engine {
             }
             Ok(first) => first,
         };
+        if !secrets.is_empty() {
+            lock(&shared.secrets).insert(id, secrets);
+        }
         let mut state = RunState::begin(&created).expect("it is a `created`");
         let mut written = Ok(());
         for nodes in targets.chunks(TARGETS_PER_EVENT) {
@@ -485,6 +501,44 @@ impl Engine {
         Ok(self.view_of(&state))
     }
 
+    /// Does what somebody wants of a run, and returns it as it is once that is
+    /// written down.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn wish(&self, run: Authorized<RunId>, wish: Wish) -> Result<RunView, EngineError> {
+        let by = run.principal().clone();
+        let run = run.into_inner();
+        let shared = &self.0;
+        shared.active().ok_or(EngineError::NotReady)?;
+        if matches!(wish, Wish::Pause | Wish::Resume) {
+            self.is_whole(run)?;
+        }
+        let open = lock(&shared.open).get(&run).cloned();
+        let refused = |why| EngineError::Refused {
+            short: lock(&shared.index).short(run),
+            why,
+        };
+        if let Some(open) = open {
+            let (tell, told) = oneshot::channel();
+            let asked = async {
+                open.inbox.send(ToRun::Wish { wish, by, tell }).await.ok()?;
+                told.await.ok()
+            };
+            let state = timeout(ANSWER, asked).await.ok().flatten();
+            let state = state.ok_or(EngineError::NoAnswer(run))?.map_err(refused)?;
+            return Ok(self.view_of(&state));
+        }
+        let brief = lock(&shared.index)
+            .get(run)
+            .ok_or_else(|| LookupError::NoRun(run.to_string()))?;
+        if brief.state.is_final() {
+            Err(refused(WishError::Ended(brief.state)))
+        } else {
+            Err(EngineError::NoAnswer(run))
+        }
+    }
+
     /// Where a run's journal begins, and its acknowledgements while it is
     /// open, for a watcher.
     pub(super) fn watched(
@@ -503,6 +557,9 @@ impl Engine {
 
     pub(super) fn view_of(&self, state: &RunState) -> RunView {
         let mut brief = brief(state);
+        if let Some(Gate::Turn { why, .. }) = &mut brief.waits {
+            *why = self.kept_by(state, Timestamp::now());
+        }
         let index = lock(&self.0.index);
         brief.short = index.short(brief.id);
         let mut view = view(state, brief);
@@ -641,6 +698,7 @@ impl Engine {
             }
             all.insert(run, open);
         }
+        shared.locks.note(&folded.state);
         let task = Task::new(self.clone(), folded, epoch, live, number);
         shared.tasks.spawn(async move {
             tokio::select! {
@@ -793,6 +851,8 @@ impl Shared {
         lock(&self.open).clear();
         lock(&self.index).clear();
         lock(&self.cache).clear();
+        lock(&self.secrets).clear();
+        self.locks.clear();
         self.lost.doubts.clear();
     }
 }

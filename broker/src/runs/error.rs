@@ -2,6 +2,7 @@
 
 use muster_protocol::ids::RunId;
 use muster_protocol::problem::{Kind, Problem};
+use muster_protocol::run::WishError;
 
 use super::engine::MOST_OPEN;
 use super::flow::AnswerError;
@@ -38,6 +39,14 @@ pub enum EngineError {
     /// What it asks was not answered.
     #[error(transparent)]
     Answer(#[from] AnswerError),
+    /// It does not do what somebody wants of it.
+    #[error("run {short} {why}")]
+    Refused {
+        /// Its short id.
+        short: String,
+        /// Why.
+        why: WishError,
+    },
     /// Its journal cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -67,6 +76,17 @@ impl EngineError {
             Self::Answer(AnswerError::NotAsked(_)) => Problem::new(Kind::Conflict, title)
                 .hint("somebody may have answered before you; `muster runs show` says who"),
             Self::Answer(_) => Problem::new(Kind::InvalidRequest, title),
+            Self::Refused {
+                why: WishError::OwnRun(_),
+                ..
+            } => Problem::new(Kind::Denied, title),
+            Self::Refused { short, why } => {
+                let hint = match why {
+                    WishError::TooLate(_) => "ask for it again".to_owned(),
+                    _ => format!("muster runs show {short} says how it stands"),
+                };
+                Problem::new(Kind::Conflict, title).hint(hint)
+            }
             Self::Read(ReadError::Gone(_)) => Problem::new(Kind::NotFound, title),
             Self::Read(ReadError::Store(_)) => Problem::new(Kind::Unavailable, title),
             Self::Read(_) => Problem::new(Kind::Internal, title),

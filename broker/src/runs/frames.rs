@@ -4,6 +4,7 @@
 //! were read from the stream a month later or just now, and gives the frames
 //! that each stands for. So a replay is what the live watcher saw.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -110,7 +111,30 @@ impl Frames {
         let run = self.run;
         let named = |serial: &Serial| state.nodes.get(serial);
         Ok(match event {
-            RunEvent::Created { .. } | RunEvent::Targets { .. } => Vec::new(),
+            RunEvent::Created { .. } => Vec::new(),
+            RunEvent::Targets { .. } => waits(state),
+            RunEvent::Confirmed { by, .. } | RunEvent::Approved { by, .. } => {
+                let mut frames = vec![Frame::RunGiven {
+                    run,
+                    what: event.kind().to_owned(),
+                    by: by.clone(),
+                }];
+                frames.extend(waits(state));
+                frames
+            }
+            RunEvent::Admitted { at } => vec![Frame::RunBegins { run, at: *at }],
+            RunEvent::Lapsed { why, .. } => vec![Frame::RunLapsed {
+                run,
+                why: why.clone(),
+            }],
+            RunEvent::Paused { by, .. } => vec![Frame::RunPaused {
+                run,
+                by: by.clone(),
+            }],
+            RunEvent::Resumed { by, .. } => vec![Frame::RunResumed {
+                run,
+                by: by.clone(),
+            }],
             RunEvent::Intent { batch, nodes, .. } => {
                 let inside = |serial: &&Serial| nodes.contains(**serial);
                 let names = state
@@ -318,12 +342,23 @@ pub fn failures(state: &RunState, end: &StepEnd) -> Vec<RunNode> {
         let node = state.nodes.get(&result.serial)?;
         let node = NodeState {
             name: node.name.clone(),
+            labels: BTreeMap::new(),
             phase: NodePhase::Done(result.clone()),
             late: Vec::new(),
         };
         Some(run_node(result.serial, &node))
     };
     end.failures.iter().filter_map(node).collect()
+}
+
+/// What a run waits for, if it does.
+fn waits(state: &RunState) -> Vec<Frame> {
+    let run = state.spec.id;
+    let waits = state.gate();
+    waits
+        .map(|waits| Frame::RunWaits { run, waits })
+        .into_iter()
+        .collect()
 }
 
 fn created(state: &RunState) -> Frame {

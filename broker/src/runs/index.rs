@@ -17,7 +17,7 @@ pub(super) struct Known {
     /// Sequence of the first message of its journal.
     pub(super) first: u64,
     /// Its parts, as its journal names them.
-    pub(super) parts: BTreeSet<RunId>,
+    pub(super) parts: BTreeMap<RunId, PartOf>,
     /// The node that did it by itself, of a local run.
     pub(super) local: Option<Serial>,
     /// Bytes of its journal, about.
@@ -42,7 +42,7 @@ impl Known {
         let mut known = Self {
             brief: brief(state),
             first,
-            parts: BTreeSet::new(),
+            parts: BTreeMap::new(),
             local: state.spec.local.as_ref().map(|l| l.target.serial),
             journal: 0,
             output: Output::There(0),
@@ -55,7 +55,7 @@ impl Known {
     /// Takes down which parts it has.
     fn has_parts(&mut self, state: &RunState) {
         if let Some(flow) = &state.flow {
-            self.parts.extend(flow.parts());
+            self.parts.extend(flow.parts(state.spec.id));
         }
     }
 
@@ -136,8 +136,11 @@ pub(super) fn brief(state: &RunState) -> RunBrief {
         door: spec.door,
         title: spec.title.clone(),
         scenario: spec.scenario.clone(),
+        version: spec.version,
+        mode: spec.mode,
         predicate: spec.predicate.clone(),
         state: state.phase,
+        waits: state.waits(),
         nodes: spec.targets,
         summary: state.summary(),
         created: spec.created,
@@ -166,7 +169,7 @@ impl Index {
             known.brief = brief(state);
             known.measure(state);
             if let Some(flow) = &state.flow {
-                known.parts.extend(flow.newest_parts());
+                known.parts.extend(flow.newest_parts(state.spec.id));
             }
         }
     }
@@ -177,24 +180,69 @@ impl Index {
         self.runs.get(&id).map(|known| known.brief.state)
     }
 
+    /// As what a run names another one as its part.
+    #[must_use]
+    pub(super) fn names(&self, part: RunId) -> Option<PartOf> {
+        self.runs
+            .values()
+            .find_map(|known| known.parts.get(&part).copied())
+    }
+
+    /// All parts of a run, and theirs, that are there: the deepest first, so
+    /// that whoever removes them one by one never leaves one without its
+    /// whole.
+    #[must_use]
+    pub(super) fn all_parts(&self, id: RunId) -> Vec<RunId> {
+        let mut all = Vec::new();
+        let mut next = vec![id];
+        while let Some(run) = next.pop() {
+            let Some(known) = self.runs.get(&run) else {
+                continue;
+            };
+            for part in known.parts.keys() {
+                // A chain of parts has an end: each names only runs that were
+                // made after it.
+                if self.runs.contains_key(part) && !all.contains(part) {
+                    all.push(*part);
+                    next.push(*part);
+                }
+            }
+        }
+        all.reverse();
+        all
+    }
+
     /// Of what a run is a part.
     #[must_use]
     pub(super) fn part_of(&self, id: RunId) -> Option<PartOf> {
         self.runs.get(&id).and_then(|known| known.brief.part_of)
     }
 
-    /// For retention: every run, in no order.
+    /// For retention: every run, in no order. The parts of a run go with it,
+    /// and are counted with it.
     pub(super) fn kept(&self) -> Vec<Kept> {
-        let kept = |(id, known): (&RunId, &Known)| Kept {
-            run: *id,
-            ended: known.ended(),
-            journal: known.journal,
-            output: match known.output {
-                Output::There(bytes) => bytes,
-                Output::Removed(_) => 0,
-            },
+        let output = |known: &Known| match known.output {
+            Output::There(bytes) => bytes,
+            Output::Removed(_) => 0,
         };
-        self.runs.iter().map(kept).collect()
+        let whole = |known: &&Known| {
+            let part = known.brief.part_of;
+            part.is_none_or(|part| !self.runs.contains_key(&part.run))
+        };
+        let kept = |known: &Known| {
+            let parts = self.all_parts(known.brief.id);
+            let parts = parts.iter().filter_map(|part| self.runs.get(part));
+            let all: Vec<&Known> = std::iter::once(known).chain(parts).collect();
+            // It is under way for as long as a part of it is.
+            let over = all.iter().all(|known| known.ended().is_some());
+            Kept {
+                run: known.brief.id,
+                ended: known.ended().filter(|_| over),
+                journal: all.iter().map(|known| known.journal).sum(),
+                output: all.iter().map(|known| output(known)).sum(),
+            }
+        };
+        self.runs.values().filter(whole).map(kept).collect()
     }
 
     /// Takes down that a run's output is gone.
@@ -401,6 +449,9 @@ mod tests {
             principal: "ana".parse().expect("valid"),
             door: Door::Cli,
             title: "true".into(),
+            version: None,
+            mode: muster_protocol::envelope::Mode::Apply,
+            waits: None,
             scenario: "command".parse().expect("valid"),
             predicate: "*".into(),
             state: RunPhase::Succeeded,
@@ -415,7 +466,7 @@ mod tests {
         Known {
             brief,
             first: 1,
-            parts: BTreeSet::new(),
+            parts: BTreeMap::new(),
             local: None,
             journal: 0,
             output: Output::There(0),

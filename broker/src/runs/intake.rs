@@ -10,7 +10,7 @@ use bytes::Bytes;
 use muster_protocol::api::Frame;
 use muster_protocol::ids::Serial;
 use muster_protocol::names::PrincipalName;
-use muster_protocol::run::{NodePhase, NodeResult, RunEvent};
+use muster_protocol::run::{NodePhase, NodeResult, RunEvent, Wish};
 use muster_protocol::units::Timestamp;
 use muster_protocol::wire::{OutcomeAnswer, OutcomeReport};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -21,7 +21,7 @@ use super::frames::StoredOutput;
 use super::journal::{JournalError, STREAM, output_message};
 use super::outcome::{Taken, from_node, same};
 use super::rebuild::forgotten;
-use super::task::{Cancelled, Task, ToRun};
+use super::task::{Cancelled, Task, ToRun, Wished};
 use crate::store::append::{Append, append, append_all};
 use crate::store::error::StreamError;
 
@@ -44,6 +44,7 @@ struct Batch {
     forgot: Vec<oneshot::Sender<()>>,
     cancels: Vec<(PrincipalName, oneshot::Sender<Cancelled>)>,
     answers: Vec<(PrincipalName, String, oneshot::Sender<Answered>)>,
+    wishes: Vec<(Wish, PrincipalName, oneshot::Sender<Wished>)>,
     rooms: Vec<OwnedSemaphorePermit>,
 }
 
@@ -83,6 +84,10 @@ impl Task {
         }
         for (by, text, tell) in batch.answers {
             self.answer_question(by, text, tell).await?;
+        }
+        for (wish, by, tell) in batch.wishes {
+            let answer = self.wish(wish, &by).await?;
+            let _ = tell.send(answer);
         }
         for (by, tell) in batch.cancels {
             let answer = self.cancel(by).await?;
@@ -153,6 +158,7 @@ impl Task {
             ToRun::Answer { by, text, tell } => batch.answers.push((by, text, tell)),
             // It is looked at anew after every message.
             ToRun::PartEnded => {}
+            ToRun::Wish { wish, by, tell } => batch.wishes.push((wish, by, tell)),
         }
     }
 

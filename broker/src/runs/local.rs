@@ -10,7 +10,7 @@
 //! bounded size. What is written down is never thrown away for what the same
 //! node reports later: it could hide something so.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ use muster_protocol::envelope::{Door, Mode};
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::{NodeName, PrincipalName};
 use muster_protocol::run::{
-    LocalRecord, LocalRun, NodeResult, Outcome, RunEnd, RunEvent, RunOptions, RunSpec, RunState,
-    Stream, Target,
+    Gates, LocalRecord, LocalRun, NodeResult, Outcome, RunEnd, RunEvent, RunOptions, RunSpec,
+    RunState, Stream, Target,
 };
 use muster_protocol::subject;
 use muster_protocol::text::printable;
@@ -428,6 +428,7 @@ fn spec(run: RunId, node: &NodeRecord, report: &LocalReport) -> Result<RunSpec, 
         principal: principal(name, node.serial),
         door: Door::Local,
         scenario: command::NAME.parse().expect("a constant name"),
+        version: None,
         bundle: command::bundle(),
         function: command::FUNCTION.parse().expect("a constant name"),
         params: report.params.clone(),
@@ -440,9 +441,12 @@ fn spec(run: RunId, node: &NodeRecord, report: &LocalReport) -> Result<RunSpec, 
             deliver_within: super::request::DELIVER_WITHIN,
             batch: None,
             max_failures: None,
+            max_failures_by: BTreeMap::new(),
+            retry: 0,
             wait_down: false,
             output_bytes: super::request::OUTPUT_BYTES,
         },
+        gates: Gates::default(),
         retry_of: None,
         left_out: 0,
         local: Some(Box::new(LocalRecord {
@@ -453,10 +457,7 @@ fn spec(run: RunId, node: &NodeRecord, report: &LocalReport) -> Result<RunSpec, 
                 forced: said.forced,
                 began: said.began,
             },
-            target: Target {
-                serial: node.serial,
-                name: name.clone(),
-            },
+            target: Target::new(node.serial, name.clone()),
             result,
         })),
         rebuilt: None,

@@ -6,11 +6,13 @@
 //! [`muster_protocol::run::RunState::next`], so that a broker that starts
 //! again goes on where the last one stopped.
 
+mod bundles;
 mod doubt;
 mod engine;
 mod error;
 mod flow;
 pub mod frames;
+mod gates;
 mod index;
 mod intake;
 mod journal;
@@ -21,7 +23,9 @@ mod recovery;
 mod request;
 mod retention;
 mod schedule;
+mod secrets;
 mod send;
+mod stored;
 mod task;
 mod view;
 mod watch;
@@ -34,10 +38,14 @@ pub use self::journal::{JournalError, ReadError, STREAM};
 pub(crate) use self::rebuild::Proof;
 pub(crate) use self::recovery::run_of;
 pub use self::request::{
-    Checked, DELIVER_WITHIN, FrozenRun, OUTPUT_BYTES, RequestError, TIMEOUT, check, options, retry,
+    Checked, DELIVER_WITHIN, FrozenRun, FrozenSet, OUTPUT_BYTES, RequestError, TIMEOUT, check,
+    options, retry,
 };
 pub(crate) use self::retention::{RemoveError, Removed, Stored};
 pub(crate) use self::schedule::Message;
+pub use self::secrets::SecretValues;
+pub use self::stored::{Program, Ready, StoredError, ready};
+pub(crate) use self::stored::{confirm_later, gates};
 pub use self::watch::{Seen, Watch, WatchError};
 
 /// Makes the stream of runs, or brings it to its limit.

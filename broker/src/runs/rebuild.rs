@@ -10,7 +10,7 @@
 //! A run that was removed on purpose stays away: because of its age, or
 //! because the stream was full ([`Purged`]).
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use muster_protocol::keys::KeyId;
 use muster_protocol::names::NodeName;
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{
-    NodePhase, NodeResult, Outcome, Rebuilt, RunEvent, RunOptions, RunSpec, RunState,
+    Gates, NodePhase, NodeResult, Outcome, Rebuilt, RunEvent, RunOptions, RunSpec, RunState,
     TARGETS_PER_EVENT, Target,
 };
 use muster_protocol::units::{Span, Timestamp, after, elapsed};
@@ -272,9 +272,10 @@ impl Engine {
         if lock(&shared.open).len() >= MOST_OPEN {
             return Ok(ProofAnswer::Later { retry_after: LATER });
         }
-        let Some(spec) = spec(&request, key, node.serial) else {
+        let Some(mut spec) = spec(&request, key, node.serial) else {
             return refused("the request is no call".to_owned());
         };
+        spec.part_of = lock(&shared.index).names(run);
         if known && !self.was_sent(run).await? {
             // Its time was up in this moment.
             return Ok(ProofAnswer::Taken);
@@ -371,11 +372,10 @@ impl Task {
             .set
             .iter()
             .filter(|serial| !self.state.nodes.contains_key(serial))
-            .map(|serial| Target {
-                serial,
-                name: snapshot
-                    .get(serial)
-                    .map_or_else(|| stand_in(serial), |node| node.assignment.name.clone()),
+            .map(|serial| {
+                let node = snapshot.get(serial);
+                let name = node.map_or_else(|| stand_in(serial), |n| n.assignment.name.clone());
+                Target::new(serial, name)
             })
             .collect();
         for nodes in missing.chunks(TARGETS_PER_EVENT) {
@@ -457,6 +457,7 @@ fn spec(request: &Request, key: KeyId, node: Serial) -> Option<RunSpec> {
         principal: request.principal.clone(),
         door: request.door,
         scenario: call.scenario.clone(),
+        version: None,
         bundle: call.bundle,
         function: call.function.clone(),
         params: call.params.clone(),
@@ -469,12 +470,17 @@ fn spec(request: &Request, key: KeyId, node: Serial) -> Option<RunSpec> {
             deliver_within: super::request::DELIVER_WITHIN,
             batch: None,
             max_failures: None,
+            max_failures_by: BTreeMap::new(),
+            retry: 0,
             wait_down: false,
             output_bytes: call.limits.output_bytes,
         },
+        gates: Gates::default(),
         retry_of: None,
         left_out: 0,
         local: None,
+        main: None,
+        part_of: None,
         rebuilt: Some(Box::new(Rebuilt {
             node,
             key,

@@ -1,17 +1,20 @@
 //! From what somebody asks for to a frozen run: pure.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use muster_protocol::api::RunRequest;
+use muster_protocol::api::{Role, RunRequest};
 use muster_protocol::envelope::{Door, MAX_PAYLOAD, Mode};
 use muster_protocol::ids::RunId;
 use muster_protocol::names::PrincipalName;
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::problem::{Kind, Problem};
-use muster_protocol::run::{RunOptions, RunSpec, RunState, Target};
+use muster_protocol::run::{Gates, Main, RunOptions, RunSpec, RunState, Target};
 use muster_protocol::units::{Amount, Span, Timestamp};
+use muster_scenarios::manifest::Shape;
 use muster_scenarios::{Builtin, BuiltinError};
 
+use super::secrets::SecretValues;
 use crate::resolve::{Options, Resolved};
 
 /// Execution time on a node when nothing is said.
@@ -26,8 +29,10 @@ pub(super) const UPGRADE_BATCH: Amount = Amount::Percent(10);
 const LONGEST: Duration = Duration::from_secs(7 * 86_400);
 /// Most output kept per node, in bytes.
 const MOST_OUTPUT: u64 = 64 << 20;
+/// The name of the set of a scenario's own target.
+const TARGETS: &str = "targets";
 /// Room in a message for everything but the parameters: set, predicate, names.
-const ENVELOPE_ROOM: usize = 128 * 1024;
+pub(super) const ENVELOPE_ROOM: usize = 128 * 1024;
 
 /// A run with everything that is fixed about it, its nodes included: what a
 /// policy judges, a person confirms, the journal holds and the nodes are sent.
@@ -37,13 +42,84 @@ pub struct FrozenRun {
     pub spec: RunSpec,
     /// On which nodes, in the order in which they are taken.
     pub targets: Vec<Target>,
+    /// Whether its function runs on the targets, or a `main` in the broker
+    /// says what happens where.
+    pub shape: Shape,
+    /// The further node sets of a scenario with `main`, by name.
+    pub sets: Vec<FrozenSet>,
+    /// The values of its secret parameters: in memory only.
+    pub secrets: SecretValues,
+}
+
+/// A node set that a scenario declares beside its target.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct FrozenSet {
+    /// Its name in the scenario.
+    pub name: String,
+    /// Its predicate in canonical form.
+    pub predicate: String,
+    /// Its nodes, in the order in which they are taken; possibly none.
+    pub nodes: Vec<Target>,
 }
 
 impl FrozenRun {
-    /// The frozen set.
+    /// One function on the targets, without a secret.
+    #[must_use]
+    pub fn step(spec: RunSpec, targets: Vec<Target>) -> Self {
+        Self {
+            spec,
+            targets,
+            shape: Shape::Run,
+            sets: Vec::new(),
+            secrets: SecretValues::default(),
+        }
+    }
+
+    /// The same on these nodes only, as the retry of that run.
+    #[must_use]
+    pub fn only(mut self, targets: Vec<Target>, retry_of: RunId) -> Self {
+        self.spec.targets = u32::try_from(targets.len()).unwrap_or(u32::MAX);
+        self.spec.retry_of = Some(retry_of);
+        self.spec.left_out = 0;
+        self.targets = targets;
+        self
+    }
+
+    /// As it is written down: a run with a `main` has all nodes of its sets as
+    /// its targets, and says which is in which set, and what whoever asked
+    /// might do.
+    #[must_use]
+    pub(super) fn whole(mut self, role: Role) -> Self {
+        if self.shape != Shape::Main || self.spec.main.is_some() {
+            return self;
+        }
+        let serials = |nodes: &[Target]| nodes.iter().map(|node| node.serial).collect();
+        let own = muster_protocol::run::FrozenSet {
+            predicate: self.spec.predicate.clone(),
+            nodes: serials(&self.targets),
+        };
+        let mut sets = BTreeMap::from([(TARGETS.to_owned(), own)]);
+        let mut there: BTreeSet<_> = self.targets.iter().map(|node| node.serial).collect();
+        for set in std::mem::take(&mut self.sets) {
+            let frozen = muster_protocol::run::FrozenSet {
+                predicate: set.predicate,
+                nodes: serials(&set.nodes),
+            };
+            sets.insert(set.name, frozen);
+            let fresh = set.nodes.into_iter().filter(|node| there.insert(node.serial));
+            self.targets.extend(fresh);
+        }
+        self.spec.targets = u32::try_from(self.targets.len()).unwrap_or(u32::MAX);
+        self.spec.main = Some(Box::new(Main { sets, role }));
+        self
+    }
+
+    /// Every node that it can touch: all its frozen sets together.
     #[must_use]
     pub fn set(&self) -> NodeSet {
-        self.targets.iter().map(|target| target.serial).collect()
+        let also = self.sets.iter().flat_map(|set| &set.nodes);
+        let all = self.targets.iter().chain(also);
+        all.map(|target| target.serial).collect()
     }
 }
 
@@ -78,6 +154,17 @@ pub enum RequestError {
         /// What was asked for.
         bytes: u64,
     },
+    /// What is built in runs where somebody says.
+    #[error("a run of `{0}` needs a predicate: which nodes")]
+    NoPredicate(&'static str),
+    /// What only stored scenarios have.
+    #[error("`{what}` is for stored scenarios; `{scenario}` is built in")]
+    StoredOnly {
+        /// What was asked for.
+        what: &'static str,
+        /// Of what.
+        scenario: &'static str,
+    },
     /// Built-in scenarios cannot say what they would do.
     #[error("a {0} cannot be checked without running it")]
     CheckMode(&'static str),
@@ -89,8 +176,9 @@ impl RequestError {
     pub fn problem(&self) -> Problem {
         let title = format!("{self}; nothing was run");
         match self {
-            Self::Call(BuiltinError::NoScenario(_)) => Problem::new(Kind::NotFound, title)
-                .hint("the built-in scenarios are `command` and `agent-upgrade`"),
+            Self::Call(BuiltinError::NoScenario(_)) => {
+                Problem::new(Kind::NotFound, title).hint("muster scenario list says what there is")
+            }
             Self::TooLarge { .. } => {
                 Problem::new(Kind::TooLarge, title).hint("put large data in a file on the nodes")
             }
@@ -117,17 +205,74 @@ pub fn options(request: &RunRequest) -> Options {
 /// [`RequestError`].
 pub fn check(request: &RunRequest) -> Result<Checked, RequestError> {
     let call = Builtin::read(&request.scenario, &request.params)?;
+    let name = match call {
+        Builtin::Command(_) => "command",
+        Builtin::Upgrade(_) => "agent-upgrade",
+    };
     if request.mode == Mode::Check {
         return Err(RequestError::CheckMode(match call {
             Builtin::Command(_) => "command",
             Builtin::Upgrade(_) => "release",
         }));
     }
+    for (what, given) in [
+        ("version", request.version.is_some()),
+        ("retry", request.retry.is_some()),
+        ("max_failures_by", request.max_failures_by.is_some()),
+    ] {
+        if given {
+            return Err(RequestError::StoredOnly {
+                what,
+                scenario: name,
+            });
+        }
+    }
+    let Some(predicate) = request.predicate.clone() else {
+        return Err(RequestError::NoPredicate(name));
+    };
     let bytes = request.params.to_string().len();
     let most = MAX_PAYLOAD - ENVELOPE_ROOM;
     if bytes > most {
         return Err(RequestError::TooLarge { bytes, most });
     }
+    let Plain {
+        timeout,
+        deliver_within,
+        output_bytes,
+    } = plain(request, None)?;
+    // An agent that does not come back takes its machine with it: a part of
+    // the fleet at a time, and no more after the first failure, unless
+    // somebody says otherwise.
+    let (batch, max_failures) = match call {
+        Builtin::Upgrade(_) => (Some(UPGRADE_BATCH), Some(Amount::Count(0))),
+        Builtin::Command(_) => (None, None),
+    };
+    Ok(Checked {
+        call,
+        predicate,
+        options: RunOptions {
+            timeout,
+            deliver_within,
+            batch: request.batch.or(batch),
+            max_failures: request.max_failures.or(max_failures),
+            max_failures_by: BTreeMap::new(),
+            retry: 0,
+            wait_down: request.wait_down,
+            output_bytes,
+        },
+    })
+}
+
+/// What is checked in the same way for every run.
+pub(super) struct Plain {
+    pub(super) timeout: Span,
+    pub(super) deliver_within: Span,
+    pub(super) output_bytes: u64,
+}
+
+/// The batch, the times and the room of a request; `usual` is the execution
+/// time when it says none.
+pub(super) fn plain(request: &RunRequest, usual: Option<Span>) -> Result<Plain, RequestError> {
     if let Some(batch) = request.batch.filter(|batch| batch.is_zero()) {
         return Err(RequestError::EmptyBatch(batch));
     }
@@ -140,7 +285,7 @@ pub fn check(request: &RunRequest) -> Result<Checked, RequestError> {
             Err(RequestError::Time { what, span })
         }
     };
-    let timeout = time("a timeout", request.timeout, TIMEOUT)?;
+    let timeout = time("a timeout", request.timeout, usual.unwrap_or(TIMEOUT))?;
     let deliver_within = time("a delivery time", request.deliver_within, DELIVER_WITHIN)?;
     let output_bytes = request.output_bytes.unwrap_or(OUTPUT_BYTES);
     if output_bytes > MOST_OUTPUT {
@@ -148,23 +293,10 @@ pub fn check(request: &RunRequest) -> Result<Checked, RequestError> {
             bytes: output_bytes,
         });
     }
-    // An agent that does not come back takes its machine with it: a part of
-    // the fleet at a time, and no more after the first failure, unless
-    // somebody says otherwise.
-    let (batch, max_failures) = match call {
-        Builtin::Upgrade(_) => (Some(UPGRADE_BATCH), Some(Amount::Count(0))),
-        Builtin::Command(_) => (None, None),
-    };
-    Ok(Checked {
-        call,
-        options: RunOptions {
-            timeout,
-            deliver_within,
-            batch: request.batch.or(batch),
-            max_failures: request.max_failures.or(max_failures),
-            wait_down: request.wait_down,
-            output_bytes,
-        },
+    Ok(Plain {
+        timeout,
+        deliver_within,
+        output_bytes,
     })
 }
 
@@ -172,6 +304,7 @@ pub fn check(request: &RunRequest) -> Result<Checked, RequestError> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checked {
     call: Builtin,
+    predicate: String,
     options: RunOptions,
 }
 
@@ -180,6 +313,12 @@ impl Checked {
     #[must_use]
     pub fn options(&self) -> &RunOptions {
         &self.options
+    }
+
+    /// The predicate as it was given.
+    #[must_use]
+    pub fn predicate(&self) -> &str {
+        &self.predicate
     }
 
     /// The run, frozen.
@@ -198,6 +337,7 @@ impl Checked {
             principal: principal.clone(),
             door,
             scenario: request.scenario.clone(),
+            version: None,
             bundle: self.call.bundle(),
             function: self.call.function(),
             params: request.params.clone(),
@@ -206,6 +346,7 @@ impl Checked {
             predicate: resolved.predicate.text().to_owned(),
             targets: u32::try_from(targets.len()).unwrap_or(u32::MAX),
             options: self.options,
+            gates: Gates::default(),
             retry_of: None,
             left_out: resolved.left_out,
             local: None,
@@ -214,7 +355,7 @@ impl Checked {
             part_of: None,
             created: now,
         };
-        FrozenRun { spec, targets }
+        FrozenRun::step(spec, targets)
     }
 }
 
@@ -240,9 +381,13 @@ pub fn retry(
         rebuilt: None,
         part_of: None,
         created: now,
+        gates: Gates {
+            confirm_by: None,
+            ..old.spec.gates.clone()
+        },
         ..old.spec.clone()
     };
-    FrozenRun { spec, targets }
+    FrozenRun::step(spec, targets)
 }
 
 #[cfg(test)]

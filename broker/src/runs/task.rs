@@ -14,6 +14,7 @@ use muster_protocol::names::PrincipalName;
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{
     Next, NodePhase, NodeResult, Outcome, RESULTS_PER_EVENT, RunEnd, RunEvent, RunPhase, RunState,
+    Wish, WishError,
 };
 use muster_protocol::subject;
 use muster_protocol::units::{Timestamp, elapsed};
@@ -51,6 +52,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// The state after a cancel; an error when the run had ended before.
 pub(super) type Cancelled = Result<Arc<RunState>, Arc<RunState>>;
 
+/// The state after a wish, or why it was not granted.
+pub(super) type Wished = Result<Arc<RunState>, WishError>;
+
 /// What the task of a run is told.
 pub(super) enum ToRun {
     /// A node runs its part.
@@ -81,6 +85,12 @@ pub(super) enum ToRun {
     },
     /// Somebody wants the state.
     State(oneshot::Sender<Arc<RunState>>),
+    /// Somebody wants something else of it; the state comes back.
+    Wish {
+        wish: Wish,
+        by: PrincipalName,
+        tell: oneshot::Sender<Wished>,
+    },
     /// Somebody wants the end; the state comes back, as an error when it has
     /// ended already.
     Cancel {
@@ -211,6 +221,11 @@ impl Task {
             if !messages.is_empty() {
                 self.take(&mut messages).await?;
             }
+            // Before it is asked whether the turn has come: what changes
+            // after that is seen.
+            let turn = Arc::clone(&self.engine.0);
+            let mut turn = std::pin::pin!(turn.locks.changed());
+            turn.as_mut().enable();
             self.drive().await?;
             let wake = match self.act().await? {
                 Acted::Settled => continue,
@@ -219,18 +234,22 @@ impl Task {
             let ended = self.state.phase.is_final();
             let until = if ended {
                 *linger.get_or_insert_with(|| Instant::now() + LINGER)
-            } else if let Some(main) = &self.main {
+            } else if let Some(main) = &self.main
+                && self.state.phase != RunPhase::Waiting
+            {
                 // It is woken by what it waits for.
                 main.wake().unwrap_or_else(|| Instant::now() + REST)
             } else {
                 let pause = wake.map_or(LINGER, |wake| wake.after(self.now()));
-                Instant::now() + pause.min(LINGER)
+                let look = self.looks_again(Timestamp::now()).unwrap_or(LINGER);
+                Instant::now() + pause.min(look).min(LINGER)
             };
             tokio::select! {
                 got = inbox.recv_many(&mut messages, TAKE) => if got == 0 {
                     return Ok(());
                 },
                 turned = Conductor::turned(&mut self.main) => self.turned(turned).await?,
+                () = turn.as_mut(), if self.state.phase == RunPhase::Waiting => {}
                 () = sleep_until(until) => if ended {
                     return Ok(());
                 },
@@ -403,6 +422,9 @@ impl Task {
             at: Timestamp::now(),
         })
         .await?;
+        let shared = &self.engine.0;
+        shared.locks.release(self.run);
+        lock(&shared.secrets).remove(&self.run);
         tracing::info!(state = self.state.phase.as_str(), summary = ?self.state.summary(), "run ended");
         Ok(())
     }
@@ -425,6 +447,11 @@ impl Task {
                 Next::Main => if !self.conduct().await? {
                     return Ok(());
                 },
+                Next::Gate(gate) => {
+                    if !self.pass(&gate).await? {
+                        return Ok(());
+                    }
+                }
                 Next::Wait | Next::Ended => return Ok(()),
             }
         }
@@ -433,6 +460,12 @@ impl Task {
     /// Sends to a batch of nodes; those that are known not to hear get their
     /// outcome instead, and the state is asked again.
     async fn send_batch(&mut self, batch: u32, nodes: Vec<Serial>) -> Result<(), JournalError> {
+        if self.lacks_secrets() {
+            let why = "not started: the secret parameters were only in the memory of the broker that stopped";
+            let skip = |serial: &Serial| NodeResult::new(*serial, Outcome::Skipped, why);
+            let waiting: Vec<Serial> = self.waiting();
+            return self.store_results(waiting.iter().map(skip).collect()).await;
+        }
         let wait_down = self.state.spec.options.wait_down;
         let mut split = Split::default();
         let mut not_there = Vec::new();
@@ -601,6 +634,26 @@ impl Task {
             self.delivery.cancel(self.now());
             if let Some(main) = &mut self.main {
                 main.stop();
+            }
+        }
+        Ok(Ok(Arc::new(self.state.clone())))
+    }
+
+    pub(super) async fn wish(
+        &mut self,
+        wish: Wish,
+        by: &PrincipalName,
+    ) -> Result<Wished, JournalError> {
+        let event = match self.state.wish(wish, by, Timestamp::now()) {
+            Err(why) => return Ok(Err(why)),
+            Ok(event) => event,
+        };
+        if let Some(event) = event {
+            tracing::info!(%by, wish = wish.as_str(), "somebody wants something of a run");
+            self.store(event).await?;
+            if self.state.phase == RunPhase::Paused && !self.state.has_begun() {
+                // Who cannot begin keeps nobody else from it.
+                self.engine.0.locks.release(self.run);
             }
         }
         Ok(Ok(Arc::new(self.state.clone())))

@@ -211,7 +211,7 @@ impl World {
             .extend(request.as_object().expect("object").clone());
         let request: RunRequest = serde_json::from_value(full).expect("a request");
         let resolved = resolve(
-            &request.predicate,
+            request.predicate.as_deref().expect("a predicate"),
             &self.inventory.snapshot(),
             options(&request),
         )

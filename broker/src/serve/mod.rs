@@ -119,6 +119,8 @@ pub(crate) struct Stores {
     pub(crate) tokens: Kv<crate::tokens::StoredToken>,
     pub(crate) retention: Kv<crate::retention::Record>,
     pub(crate) past: Kv<crate::twin::StoredPast>,
+    pub(crate) scenarios: Kv<crate::library::History>,
+    pub(crate) bundles: Kv<crate::library::StoredPart>,
     pub(crate) journals: Kv<crate::presence::StoredJournals>,
 }
 
@@ -165,6 +167,8 @@ impl Stores {
             invites: bucket(js, "muster_invites").await?.witnessed(told()),
             tokens: bucket(js, "muster_tokens").await?.witnessed(told()),
             past: bucket(js, "muster_cluster").await?.witnessed(told()),
+            scenarios: bucket(js, "muster_scenarios").await?.witnessed(told()),
+            bundles: bucket(js, "muster_bundles").await?.witnessed(told()),
             journals: bucket(js, "muster_cluster").await?,
             retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })

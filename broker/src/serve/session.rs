@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::fence::Fence;
 use super::{Parts, Stores};
 use crate::authority::{Authority, AuthorityError};
-use crate::authz::FixedRoles;
+use crate::authz::{FixedRoles, Policy};
 use crate::bus::{self, Deps, Nodes, StartError};
 use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
@@ -21,6 +21,7 @@ use crate::events::{Events, EventsError};
 use crate::http::{AppState, Limiter, router};
 use crate::inventory::{Inventory, InventoryError};
 use crate::lease::Lease;
+use crate::library::{Library, LibraryError};
 use crate::link::{Link, nats_ca};
 use crate::peers::Peers;
 use crate::presence::Journals;
@@ -28,6 +29,7 @@ use crate::releases::{Releases, ReleasesError};
 use crate::retention::{Keeper, Retention};
 use crate::runs;
 use crate::store::kv::KvError;
+use crate::submit::{Broker, Submit};
 use crate::tls::TlsError;
 use crate::tokens::{Tokens, TokensError};
 use crate::twin::{Past, Twin};
@@ -73,6 +75,9 @@ pub enum SessionError {
     /// The agent releases.
     #[error(transparent)]
     Releases(#[from] ReleasesError),
+    /// The stored scenarios.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
 }
 
 impl SessionError {
@@ -89,7 +94,8 @@ impl SessionError {
             | Self::Events(_)
             | Self::Past(_)
             | Self::Nodes(_)
-            | Self::Releases(_) => false,
+            | Self::Releases(_)
+            | Self::Library(_) => false,
         }
     }
 }
@@ -162,6 +168,13 @@ impl Session {
             events.clone(),
         ))
         .await?;
+        let library = Box::pin(Library::open(
+            stores.scenarios.clone(),
+            stores.bundles.clone(),
+            lease.clone(),
+            events.clone(),
+        ))
+        .await?;
         let connect = Connect {
             nats_urls: parts.config.agent_urls().to_vec(),
             nats_ca: nats_ca(&parts.config, &parts.ca)?,
@@ -193,6 +206,7 @@ impl Session {
             settings: bus::Settings {
                 runs: runs_settings(&parts.config),
                 confirm_above: parts.config.confirm_above,
+                confirm_within: parts.config.confirm_within.get(),
                 ..bus::Settings::default()
             },
             cancel: cancel.clone(),
@@ -219,6 +233,19 @@ impl Session {
             limits: parts.config.retention.limits(),
             shown: retention.clone(),
         };
+        let policy: Arc<dyn Policy> = Arc::new(FixedRoles);
+        let submit = Submit {
+            inventory: inventory.clone(),
+            nodes: nodes.clone(),
+            releases: releases.clone(),
+            policy: Arc::clone(&policy),
+            lease: lease.clone(),
+            programs: Arc::new(library.clone()),
+        };
+        nodes.engine.conduct_with(Arc::new(Broker {
+            submit: submit.clone(),
+            library: library.clone(),
+        }));
         let state = AppState {
             retention,
             config: Arc::clone(&parts.config),
@@ -229,12 +256,14 @@ impl Session {
             lease: lease.clone(),
             events,
             past,
-            policy: Arc::new(FixedRoles),
+            policy,
+            submit,
             control: Arc::clone(&nodes.control),
             peers: peers.clone(),
             nodes: nodes.clone(),
             link: link.clone(),
             releases,
+            library,
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
             backing_up: Arc::new(tokio::sync::Semaphore::new(1)),
             shutdown: cancel.clone(),

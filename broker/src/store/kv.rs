@@ -346,6 +346,20 @@ impl<T: Serialize + DeserializeOwned> Kv<T> {
         Ok(())
     }
 
+    /// All keys that have, or had, a value: cheap, whatever the values' size.
+    ///
+    /// # Errors
+    /// [`KvError::Stream`].
+    pub async fn keys(&self) -> Result<Vec<String>, KvError> {
+        let filter = format!("$KV.{}.>", self.bucket);
+        let found = subjects(&self.js, &stream_name(&self.bucket), &filter).await;
+        let found = found.map_err(|source| self.failed(source))?;
+        Ok(found
+            .iter()
+            .filter_map(|(subject, _)| self.key(subject))
+            .collect())
+    }
+
     /// All entries: every key that has a value, with one that it had since
     /// this was called.
     ///

@@ -104,16 +104,20 @@ const FACTS: &str = "KV_muster_facts";
 const INVITES: &str = "KV_muster_invites";
 const TOKENS: &str = "KV_muster_tokens";
 const CLUSTER: &str = "KV_muster_cluster";
+const SCENARIOS: &str = "KV_muster_scenarios";
+const BUNDLES: &str = "KV_muster_bundles";
 const RUNS: &str = crate::runs::STREAM;
 const EVENTS: &str = crate::events::STREAM;
 
 /// Everything that is followed.
-const ALL: [Followed; 7] = [
+const ALL: [Followed; 9] = [
     bucket(NODES, "$KV.muster_nodes.>"),
     bucket(FACTS, "$KV.muster_facts.>"),
     bucket(INVITES, "$KV.muster_invites.>"),
     bucket(TOKENS, "$KV.muster_tokens.>"),
     bucket(CLUSTER, "$KV.muster_cluster.>"),
+    bucket(SCENARIOS, "$KV.muster_scenarios.>"),
+    bucket(BUNDLES, "$KV.muster_bundles.>"),
     log(RUNS, subject::JOURNAL_ALL),
     log(EVENTS, subject::EVENT),
 ];

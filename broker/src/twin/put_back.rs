@@ -18,7 +18,7 @@ use super::examine::{ExamineError, last};
 use super::merge::{Merged, merge};
 use super::tell::Report;
 use super::values::{Write, decide};
-use super::{CLUSTER, EVENTS, FACTS, INVITES, NODES, Past, RUNS, TOKENS, Twin};
+use super::{BUNDLES, CLUSTER, EVENTS, FACTS, INVITES, NODES, Past, RUNS, SCENARIOS, TOKENS, Twin};
 use crate::events::{Events, EventsError};
 use crate::inventory::{AccountValue, StoredNode};
 use crate::lease::Lease;
@@ -255,6 +255,8 @@ fn rank(lost: &LostValue) -> u8 {
         TOKENS | INVITES if value.gone => 1,
         INVITES | CLUSTER => 2,
         TOKENS => 3,
+        // No history names what is not there.
+        BUNDLES => 3,
         _ => 4,
     }
 }
@@ -435,6 +437,7 @@ pub(super) fn kind(stream: &str) -> Option<Kind> {
         NODES => Some(Kind::Node),
         TOKENS => Some(Kind::Token),
         INVITES => Some(Kind::Invite),
+        SCENARIOS => Some(Kind::Scenario),
         _ => None,
     }
 }
@@ -445,4 +448,5 @@ pub(super) enum Kind {
     Node,
     Token,
     Invite,
+    Scenario,
 }

@@ -121,8 +121,8 @@ impl Report {
             text += &format!("Put back: {}. ", back.join(", "));
         }
         if self.loss.marks {
-            text += "This broker has no copy of what came after that: changes of nodes, tokens and \
-                     invites are gone for good (whoever was removed or revoked after that is back: \
+            text += "This broker has no copy of what came after that: changes of nodes, tokens, \
+                     invites and scenarios are gone for good (whoever was removed or revoked after that is back: \
                      look at `muster nodes`, `muster token list` and `muster node invites`), and \
                      runs but for what nodes report again. ";
         }
@@ -163,6 +163,7 @@ impl Kind {
             Self::Node => "change of a node",
             Self::Token => "change of a token",
             Self::Invite => "change of an invite",
+            Self::Scenario => "change of a scenario",
         }
     }
 
@@ -171,6 +172,7 @@ impl Kind {
             Self::Node => "changes of nodes",
             Self::Token => "changes of tokens",
             Self::Invite => "changes of invites",
+            Self::Scenario => "changes of scenarios",
         }
     }
 }

@@ -8,9 +8,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::db::Message;
-use super::{CLUSTER, INVITES, NODES, TOKENS, past};
+use super::{BUNDLES, CLUSTER, INVITES, NODES, SCENARIOS, TOKENS, past};
 use crate::enroll::StoredInvite;
 use crate::inventory::{AccountValue, StoredNode};
+use crate::library::History;
 use muster_protocol::keys::{KeyList, SignedText};
 
 /// What is to be written.
@@ -74,6 +75,19 @@ pub(super) fn decide(
             let (now, lost) = (read::<StoredNode>(now)?, read::<StoredNode>(lost)?);
             put(now.reconciled(lost, newer).as_ref())
         }
+        (SCENARIOS, _) => {
+            let Some(now) = there else { return Ok(newest) };
+            if lost.gone {
+                return Ok(newest);
+            }
+            let (now, lost) = (read::<History>(now)?, read::<History>(lost)?);
+            let both = History::reconciled(now.clone(), lost, newer);
+            put((both != now).then_some(&both))
+        }
+        // Under a hash is what belongs there, or nothing; what nobody needs
+        // is removed later.
+        (BUNDLES, _) if lost.gone || there.is_some() => Ok(None),
+        (BUNDLES, _) => Ok(Some(whole())),
         (CLUSTER, "lease") => Ok(None),
         (CLUSTER, "serial") => match there.map(read::<u32>).transpose()? {
             Some(now) if now >= read::<u32>(lost)? => Ok(None),

@@ -5,11 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_protocol::api::{Frame, RunNode, RunView};
-use muster_protocol::names::NodeName;
-use muster_protocol::run::{Data, Outcome, RunPhase, Summary};
+use muster_protocol::ids::RunId;
+use muster_protocol::names::{NodeName, PrincipalName};
+use muster_protocol::run::{Data, Gate, Outcome, RunPhase, Summary};
+use muster_protocol::text::printable;
 use muster_protocol::units::Timestamp;
 
+use super::count;
 use super::output::{Assembly, Line};
+use super::time::moment;
 
 /// Most bytes of output that are held to be shown in groups. Beyond it output
 /// is not kept, and that is said.
@@ -48,11 +52,32 @@ pub struct Book {
     pub output_removed: Option<Timestamp>,
     /// What the run waits for when it cannot go on.
     pub stalled: Option<String>,
+    /// What the run waits for before it begins.
+    pub waits: Option<Gate>,
+    /// Who has it wait now.
+    pub paused_by: Option<String>,
+    /// What did not come in time.
+    pub lapsed: Option<String>,
+    /// Steps of a `main` that are under way.
+    pub steps: Vec<OpenStep>,
     /// Each distinct output once.
     outputs: HashSet<Arc<Vec<Line>>>,
     held: usize,
     done: usize,
     running: usize,
+}
+
+/// A step of a `main` that is under way.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct OpenStep {
+    /// The run that it is.
+    pub run: RunId,
+    /// The function, or the scenario.
+    pub name: String,
+    /// How many nodes.
+    pub nodes: u32,
+    /// How many of them have their outcome.
+    pub done: u32,
 }
 
 /// The last frame.
@@ -101,6 +126,9 @@ impl Book {
                 .finished
                 .map(|end| muster_protocol::units::elapsed(brief.created, end)),
             output_removed: view.output_removed,
+            waits: brief.waits.clone(),
+            paused_by: view.paused_by.as_ref().map(ToString::to_string),
+            lapsed: view.lapsed.clone(),
             max_failures: view.options.max_failures.map(|m| m.to_string()),
             ..Self::default()
         }
@@ -125,6 +153,19 @@ impl Book {
                 self.batches = *batches;
                 self.left_out = *left_out;
             }
+            Frame::RunWaits { waits, .. } => self.waits = Some(waits.clone()),
+            // What it waits for then follows.
+            Frame::RunGiven { .. } => {}
+            Frame::RunBegins { .. } => {
+                self.waits = None;
+                self.stalled = None;
+            }
+            Frame::RunLapsed { why, .. } => {
+                self.waits = None;
+                self.lapsed = Some(why.clone());
+            }
+            Frame::RunPaused { by, .. } => self.paused_by = Some(by.to_string()),
+            Frame::RunResumed { .. } => self.paused_by = None,
             Frame::BatchSent { batch, nodes, .. } => {
                 self.sent_batches = self.sent_batches.max(batch + 1);
                 for node in nodes {
@@ -168,6 +209,41 @@ impl Book {
             }
             Frame::Stalled { why, .. } => self.stalled.clone_from(why),
             Frame::OutputRemoved { at, .. } => self.output_removed = Some(*at),
+            Frame::StepBegan {
+                step, name, nodes, ..
+            } => {
+                self.waits = None;
+                self.steps.push(OpenStep {
+                    run: *step,
+                    name: name.clone(),
+                    nodes: *nodes,
+                    done: 0,
+                });
+            }
+            Frame::StepProgress {
+                step,
+                nodes,
+                summary,
+                ..
+            } => {
+                if let Some(open) = self.steps.iter_mut().find(|open| open.run == *step) {
+                    open.nodes = *nodes;
+                    open.done = summary.values().sum();
+                }
+            }
+            Frame::StepEnded { step, .. } => self.steps.retain(|open| open.run != *step),
+            Frame::Sleeps { until, .. } => self.waits = Some(Gate::Moment { until: *until }),
+            Frame::Asks {
+                question, answers, ..
+            } => {
+                self.waits = Some(Gate::Answer {
+                    question: question.clone(),
+                    answers: answers.clone(),
+                });
+            }
+            Frame::Answered { .. } | Frame::Logged { .. } | Frame::MainEnded { .. } => {
+                self.waits = None;
+            }
             // What was seen stays seen.
             Frame::RunBeginsAgain { .. } => {}
             Frame::RunCancelling { by, .. } => self.cancelled_by = Some(by.to_string()),
@@ -178,6 +254,50 @@ impl Book {
                 });
             }
         }
+    }
+
+    /// Why nothing is sent now, and what to do about it.
+    #[must_use]
+    pub fn held(&self) -> Option<String> {
+        let short = &self.short;
+        if let Some(by) = &self.paused_by {
+            let by = printable(by, 64);
+            return Some(format!("paused by {by}: muster runs resume {short}"));
+        }
+        Some(match self.waits.as_ref()? {
+            Gate::Confirmation { until } => format!(
+                "waits until {} for a confirmation: muster runs confirm {short}",
+                moment(*until)
+            ),
+            Gate::Approvals { given, needed } => {
+                let left = (*needed as usize).saturating_sub(given.len());
+                let who: Vec<&str> = given.iter().map(PrincipalName::as_str).collect();
+                let given = if who.is_empty() {
+                    String::new()
+                } else {
+                    format!(" (given by {})", who.join(", "))
+                };
+                format!(
+                    "waits for {}{given}: muster runs approve {short}",
+                    count(left, "approval")
+                )
+            }
+            Gate::Answer { .. } => format!("waits for an answer: muster runs answer {short} TEXT"),
+            Gate::Moment { until } => format!("waits until {}", moment(*until)),
+            Gate::Turn {
+                locks,
+                windows,
+                why,
+            } => {
+                let why = why.as_ref().or(self.stalled.as_ref());
+                match (why, locks.first(), windows.first()) {
+                    (Some(why), ..) => format!("waits: {}", printable(why, 200)),
+                    (None, Some(lock), _) => format!("waits for the lock `{lock}`"),
+                    (None, None, Some(window)) => format!("waits for its window ({window})"),
+                    (None, None, None) => "waits for its turn".to_owned(),
+                }
+            }
+        })
     }
 
     fn start(&mut self, node: &NodeName) {

@@ -53,6 +53,7 @@ pub struct Plain {
     said: (usize, usize),
     named: BTreeSet<String>,
     stalled: Option<String>,
+    held: Option<String>,
 }
 
 impl Live {
@@ -70,6 +71,7 @@ impl Live {
                 said: (0, 0),
                 named: BTreeSet::new(),
                 stalled: None,
+                held: None,
             });
         }
         Self::Redrawn(Box::new(Redrawn {
@@ -171,10 +173,16 @@ fn status(book: &Book, elapsed: Duration) -> String {
             book.batches
         ));
     }
+    for step in book.steps.iter().take(3) {
+        let name = printable_line(&step.name);
+        parts.push(format!("{name} {}/{}", step.done, step.nodes));
+    }
     if book.cancelled_by.is_some() {
         parts.push("cancelling".into());
     }
-    if let Some(why) = &book.stalled {
+    if let Some(held) = book.held() {
+        parts.push(printable_line(&held));
+    } else if let Some(why) = &book.stalled {
         parts.push(waiting(why));
     }
     let time = if elapsed < Duration::from_secs(60) {
@@ -232,7 +240,18 @@ fn preview(book: &Book, most: usize, paint: Paint, columns: usize) -> Vec<String
 
 impl Plain {
     fn draw(&mut self, book: &Book, term: &Term) {
-        if book.stalled != self.stalled {
+        let held = book.held();
+        if held != self.held {
+            match &held {
+                Some(held) => term.note(&printable_line(held)),
+                None if book.end.is_none() && book.lapsed.is_none() => {
+                    term.note("the run goes on");
+                }
+                None => {}
+            }
+            self.held = held;
+            self.stalled.clone_from(&book.stalled);
+        } else if book.stalled != self.stalled {
             match &book.stalled {
                 Some(why) => term.note(&waiting(why)),
                 None => term.note("the run goes on"),

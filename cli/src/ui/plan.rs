@@ -81,6 +81,15 @@ mod tests {
                 ("rack".parse().expect("label"), racks),
             ]),
             left_out: 0,
+            scenario: None,
+            version: None,
+            params: serde_json::Value::Null,
+            mode: muster_protocol::envelope::Mode::Apply,
+            options: None,
+            sets: vec![],
+            batches: 0,
+            gates: muster_protocol::run::Gates::default(),
+            checked: 0,
             expires: "2026-11-21T06:00:00Z".parse().expect("time"),
         };
         insta::assert_snapshot!(question(&plan), @"24 nodes match role=web: web-01 … web-24, in dk2 (12), gva2 (12).  Run `systemctl restart webapp` on all of them?");

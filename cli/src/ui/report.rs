@@ -395,13 +395,18 @@ pub fn foot(book: &Book, style: Style, onward: Onward) -> String {
     }
     if let Some(by) = &book.cancelled_by {
         add(&format!(", cancelled by {}", printable_line(by)));
+    } else if let Some(why) = &book.lapsed {
+        add(&format!(", {}", printable_line(why)));
     } else if let (Some(budget), Some(_)) =
         (&book.max_failures, book.summary().get(&Outcome::Skipped))
     {
         add(&format!(" (budget {budget})"));
     }
     if book.end.is_none() {
-        add(", still running");
+        match book.held() {
+            Some(held) => add(&format!(", {}", printable_line(&held))),
+            None => add(", still running"),
+        }
     }
     let Some(hint) = onward.hint(book) else {
         return format!("{shown}\n");
@@ -413,8 +418,11 @@ pub fn foot(book: &Book, style: Style, onward: Onward) -> String {
 
 /// What the exit code says of it.
 #[must_use]
-pub fn exit_code(state: RunPhase) -> u8 {
+pub fn exit_code(state: RunPhase, summary: &Summary) -> u8 {
+    let not_well = |outcome: &Outcome| outcome.is_failure() || *outcome == Outcome::Declined;
     match state {
+        // A `main` can come to its end although some of its nodes did not.
+        RunPhase::Succeeded if summary.keys().any(not_well) => crate::failure::NOT_ALL,
         RunPhase::Succeeded => 0,
         RunPhase::Cancelled => crate::failure::CANCELLED,
         _ => crate::failure::NOT_ALL,

@@ -243,7 +243,8 @@ async fn upgrade(context: &Context, args: UpgradeArgs) -> Result<u8, Failure> {
     context.term.note(&format!("now: {}", summary(&nodes)));
     binary.upload(context, &client).await?;
     let request = RunRequest {
-        predicate: args.predicate,
+        predicate: Some(args.predicate),
+        version: None,
         scenario: SCENARIO
             .parse()
             .map_err(|e| Failure::usage(format!("{e}")))?,
@@ -256,6 +257,8 @@ async fn upgrade(context: &Context, args: UpgradeArgs) -> Result<u8, Failure> {
         deliver_within: args.deliver_within,
         batch: args.batch,
         max_failures: args.max_failures,
+        max_failures_by: None,
+        retry: None,
         limit: args.limit,
         wait_down: false,
         include_infrastructure: args.include_infrastructure,

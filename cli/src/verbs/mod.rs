@@ -43,7 +43,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Ping(args) => ping::run(context, &args).await,
         Command::Run(args) => run::run(context, args).await,
         Command::Runs(args) => runs::run(context, args).await,
-        Command::Scenario(args) => scenario::run(context, &args),
+        Command::Scenario(args) => scenario::run(context, &args).await,
         Command::Node(args) => node::run(context, args).await,
         Command::Agent(args) => agent::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,

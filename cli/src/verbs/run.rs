@@ -142,7 +142,8 @@ impl RunArgs {
             json!({ "argv": self.argv })
         };
         Ok(RunRequest {
-            predicate: self.predicate.clone(),
+            predicate: Some(self.predicate.clone()),
+            version: None,
             scenario: "command"
                 .parse()
                 .map_err(|e| Failure::usage(format!("{e}")))?,
@@ -152,6 +153,8 @@ impl RunArgs {
             deliver_within: self.deliver_within,
             batch: self.batch,
             max_failures: self.max_failures,
+            max_failures_by: None,
+            retry: None,
             limit: self.limit,
             wait_down: self.wait_down,
             include_infrastructure: self.include_infrastructure,
@@ -192,7 +195,7 @@ pub(crate) async fn start(
         Ok(view) => view,
         Err(error) => {
             let plan = confirmed(context, error)?;
-            request.confirm = Confirm::Plan(plan.id);
+            request.confirm = Confirm::Plan(plan.id.into());
             since = Instant::now();
             client.create_run(&request, &key).await?
         }
@@ -323,6 +326,15 @@ mod tests {
             nodes,
             labels: [].into(),
             left_out: 0,
+            scenario: None,
+            version: None,
+            params: serde_json::Value::Null,
+            mode: muster_protocol::envelope::Mode::Apply,
+            options: None,
+            sets: vec![],
+            batches: 0,
+            gates: muster_protocol::run::Gates::default(),
+            checked: 0,
             expires: "2026-11-21T06:00:00Z".parse().expect("time"),
         };
         let mut problem = Problem::new(Kind::ConfirmationRequired, "24 nodes");

@@ -15,6 +15,7 @@ use crate::Context;
 use crate::failure::Failure;
 use crate::ui::book::Book;
 use crate::ui::report::{Onward, Style, body, counts, foot, head};
+use crate::ui::steps::tree;
 use crate::ui::table::{Cell, Table, Tone};
 use crate::ui::time::{ago, moment};
 use crate::ui::{Paint, fold::folded};
@@ -46,6 +47,8 @@ pub enum RunsVerb {
     Watch(ShowArgs),
     /// End a run: nothing new is started, what runs is killed
     Cancel(CancelArgs),
+    /// Answer what a run asks
+    Answer(AnswerArgs),
     /// Run it again, as a run of its own
     Retry(RetryArgs),
 }
@@ -89,6 +92,20 @@ pub struct CancelArgs {
     pub json: bool,
 }
 
+/// Arguments of `muster runs answer`.
+#[derive(Args, Debug)]
+pub struct AnswerArgs {
+    /// The run: its id or the beginning of it
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// What its scenario is told
+    #[arg(value_name = "TEXT")]
+    pub text: String,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `muster runs retry`.
 #[derive(Args, Debug)]
 pub struct RetryArgs {
@@ -101,6 +118,9 @@ pub struct RetryArgs {
     /// Also where it cannot be said whether it ran
     #[arg(long)]
     pub include_unknown: bool,
+    /// With the current version of the scenario, not the one that ran
+    #[arg(long)]
+    pub latest: bool,
     /// How it is followed.
     #[command(flatten)]
     pub follow: FollowArgs,
@@ -127,6 +147,7 @@ pub async fn run(context: &Context, args: RunsArgs) -> Result<u8, Failure> {
             };
             watch(context, &client, &view, look).await
         }
+        Some(RunsVerb::Answer(args)) => answer(context, &client, &args).await,
         Some(RunsVerb::Cancel(args)) => cancel(context, &client, &args).await,
         Some(RunsVerb::Retry(args)) => retry(context, &client, args).await,
     }
@@ -283,6 +304,9 @@ pub fn snapshot(view: &RunView, style: Style) -> String {
         }
     }
     let mut out = head(&book, style.paint);
+    if let Some(main) = &view.main {
+        out.push_str(&tree(main, &view.brief.short, style.paint));
+    }
     // What they printed is in the events, not in this view.
     let named = body(&book, style).replace("(no output)", "succeeded");
     out.push_str(&named);
@@ -299,6 +323,20 @@ pub fn snapshot(view: &RunView, style: Style) -> String {
     }
     out.push_str(&foot(&book, style, Onward::Watch));
     out
+}
+
+async fn answer(context: &Context, client: &Client, args: &AnswerArgs) -> Result<u8, Failure> {
+    let view = client.answer_run(&args.run.parse()?, &args.text).await?;
+    if args.json {
+        context.term.json(&view.brief)?;
+        return Ok(0);
+    }
+    let brief = &view.brief;
+    context.term.line(&format!(
+        "run {} goes on: muster runs watch {}",
+        brief.short, brief.short
+    ))?;
+    Ok(0)
 }
 
 async fn cancel(context: &Context, client: &Client, args: &CancelArgs) -> Result<u8, Failure> {
@@ -333,6 +371,7 @@ async fn retry(context: &Context, client: &Client, args: RetryArgs) -> Result<u8
     let mut request = RetryRequest {
         failed: args.failed,
         include_unknown: args.include_unknown,
+        latest: args.latest,
         confirm: if args.follow.yes {
             Confirm::Yes
         } else {
@@ -345,7 +384,7 @@ async fn retry(context: &Context, client: &Client, args: RetryArgs) -> Result<u8
         Ok(view) => view,
         Err(error) => {
             let plan = confirmed(context, error)?;
-            request.confirm = Confirm::Plan(plan.id);
+            request.confirm = Confirm::Plan(plan.id.into());
             since = Instant::now();
             client.retry_run(&run, &request, &key).await?
         }
@@ -357,9 +396,9 @@ async fn retry(context: &Context, client: &Client, args: RetryArgs) -> Result<u8
 mod tests {
     use super::*;
     use muster_protocol::api::{Frame, RunNode};
-    use muster_protocol::envelope::Door;
+    use muster_protocol::envelope::{Door, Mode};
     use muster_protocol::ids::{RunId, Serial};
-    use muster_protocol::run::{Outcome, RunOptions};
+    use muster_protocol::run::{Gates, Outcome, RunOptions};
     use muster_protocol::units::{Amount, Span};
 
     fn view() -> RunView {
@@ -382,14 +421,18 @@ mod tests {
                 door: Door::Cli,
                 title: "apt-get -y upgrade\x1b[2J".into(),
                 scenario: "command".parse().expect("name"),
+                version: None,
+                mode: Mode::Apply,
                 predicate: "role=web".into(),
                 state: RunPhase::Running,
+                waits: None,
                 nodes: 6,
                 summary: [(Outcome::Succeeded, 2), (Outcome::TimedOut, 1)].into(),
                 created: "2026-11-21T05:56:00Z".parse().expect("time"),
                 finished: None,
                 retry_of: None,
                 left_out: 0,
+                part_of: None,
             },
             params: serde_json::json!({}),
             options: RunOptions {
@@ -397,14 +440,22 @@ mod tests {
                 deliver_within: Span::from_secs(15),
                 batch: Some(Amount::Percent(25)),
                 max_failures: Some(Amount::Count(0)),
+                max_failures_by: [].into(),
+                retry: 0,
                 wait_down: false,
                 output_bytes: 1 << 20,
             },
             batches: 4,
+            gates: Gates::default(),
+            confirmed_by: None,
+            approved_by: vec![],
+            paused_by: None,
+            lapsed: None,
             cancelled_by: None,
             local: None,
             output_removed: None,
             rebuilt: None,
+            main: None,
             results: vec![
                 node("web-01", Some(Outcome::Succeeded), None),
                 node("web-02", Some(Outcome::Succeeded), None),

@@ -453,6 +453,8 @@ impl Db {
         }))
     }
 
+    /// Writes down what a broker has said that it has: a transaction of its
+    /// own, unless there is one.
     pub(super) fn acknowledged(
         &self,
         noted: &[(RequestId, Timestamp)],
@@ -460,16 +462,23 @@ impl Db {
         if noted.is_empty() {
             return Ok(());
         }
-        let all = self.quick()?.unchecked_transaction()?;
+        let connection = self.quick()?;
+        let all = connection
+            .is_autocommit()
+            .then(|| connection.unchecked_transaction())
+            .transpose()?;
         for (request, now) in noted {
             let (run, step) = key(request);
-            all.prepare_cached(
-                "UPDATE step SET acknowledged = ?3
-                 WHERE run = ?1 AND step = ?2 AND state = 'finished' AND acknowledged IS NULL",
-            )?
-            .execute(params![run, step, millis(*now)])?;
+            connection
+                .prepare_cached(
+                    "UPDATE step SET acknowledged = ?3
+                     WHERE run = ?1 AND step = ?2 AND state = 'finished' AND acknowledged IS NULL",
+                )?
+                .execute(params![run, step, millis(*now)])?;
         }
-        all.commit()?;
+        if let Some(all) = all {
+            all.commit()?;
+        }
         Ok(())
     }
 

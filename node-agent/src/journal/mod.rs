@@ -137,11 +137,21 @@ pub struct Counts {
     pub output_bytes: u64,
 }
 
-/// Acknowledgements that come within this time are written together.
+/// Acknowledgements that come within this time are written together, or with
+/// the step that begins meanwhile: a commit of their own costs as much as a
+/// step's.
 const TOGETHER: Duration = Duration::from_millis(300);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Writes acknowledgements down. Where that fails, it only means one more
+/// report of what the broker has.
+fn note(db: &Db, noted: &[(RequestId, Timestamp)]) {
+    if let Err(e) = db.acknowledged(noted) {
+        tracing::debug!("acknowledgements cannot be noted: {e}");
+    }
 }
 
 /// The journal, shared; each call runs where blocking is allowed.
@@ -171,23 +181,32 @@ impl Journal {
         &self,
         work: impl FnOnce(&Db) -> Result<T, JournalError> + Send + 'static,
     ) -> Result<T, JournalError> {
+        self.with_noted(|db, noted| {
+            note(db, &noted);
+            work(db)
+        })
+        .await
+    }
+
+    /// With the acknowledgements that are not written yet, for a transaction
+    /// that takes them along.
+    async fn with_noted<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Db, Vec<(RequestId, Timestamp)>) -> Result<T, JournalError> + Send + 'static,
+    ) -> Result<T, JournalError> {
         let (db, noted) = (self.db.clone(), self.noted.clone());
         let done = tokio::task::spawn_blocking(move || {
             let db = db.lock().unwrap_or_else(PoisonError::into_inner);
             let noted = std::mem::take(&mut *lock(&noted));
-            // It only means one more report of what the broker has.
-            if let Err(e) = db.acknowledged(&noted) {
-                tracing::debug!("acknowledgements cannot be noted: {e}");
-            }
-            work(&db)
+            work(&db, noted)
         });
         done.await
             .unwrap_or_else(|e| Err(JournalError::Sql(format!("its thread ended: {e}"))))
     }
 
-    /// Reads a little. When nobody writes, it is read at once: from memory
-    /// mostly, and two changes of the thread cost more than that.
-    async fn read<T: Send + 'static>(
+    /// Does what takes no longer than two changes of the thread, and does not
+    /// wait for the disk: where it is when nobody else is at it.
+    async fn at_once<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Db) -> Result<T, JournalError> + Send + 'static,
     ) -> Result<T, JournalError> {
@@ -202,7 +221,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError`].
     pub async fn look(&self, request: RequestId) -> Result<Option<Entry>, JournalError> {
-        self.read(move |db| db.look(request)).await
+        self.at_once(move |db| db.look(request)).await
     }
 
     /// Notes that a request waits for its turn, with the request itself.
@@ -212,8 +231,9 @@ impl Journal {
     /// [`JournalError`].
     pub async fn queue(&self, request: RequestId, kept: Kept) -> Result<(), JournalError> {
         let position = self.position.clone();
-        self.with(move |db| {
+        self.with_noted(move |db, noted| {
             db.with_request(request, &kept, &position, || {
+                note(db, &noted);
                 db.queue(request, Timestamp::now())
             })
         })
@@ -232,8 +252,9 @@ impl Journal {
         kept: Kept,
     ) -> Result<(), JournalError> {
         let position = self.position.clone();
-        self.with(move |db| {
+        self.with_noted(move |db, noted| {
             db.with_request(request, &kept, &position, || {
+                self::note(db, &noted);
                 db.start(request, &note, Timestamp::now())
             })
         })
@@ -245,7 +266,8 @@ impl Journal {
     /// # Errors
     /// [`JournalError`].
     pub async fn process(&self, request: RequestId, note: ProcessNote) -> Result<(), JournalError> {
-        self.with(move |db| db.process(request, &note)).await
+        // Nothing waits for the disk here, and the step waits for this.
+        self.at_once(move |db| db.process(request, &note)).await
     }
 
     /// Adds output. Durable with the step's end.
@@ -295,7 +317,7 @@ impl Journal {
     /// [`JournalError`].
     pub async fn unacknowledged(&self, limit: u32) -> Result<Vec<RequestId>, JournalError> {
         let noted = self.noted.clone();
-        self.read(move |db| {
+        self.at_once(move |db| {
             let mut found = db.unacknowledged(limit)?;
             let noted = lock(&noted);
             found.retain(|id| !noted.iter().any(|(known, _)| known == id));
@@ -309,7 +331,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError`].
     pub async fn report(&self, request: RequestId) -> Result<Option<OutcomeReport>, JournalError> {
-        self.read(move |db| db.report(request)).await
+        self.at_once(move |db| db.report(request)).await
     }
 
     /// One chunk of output, when it is still there.
@@ -321,7 +343,7 @@ impl Journal {
         request: RequestId,
         number: u32,
     ) -> Result<Option<Chunk>, JournalError> {
-        self.read(move |db| db.chunk(request, number)).await
+        self.at_once(move |db| db.chunk(request, number)).await
     }
 
     /// Notes that the broker has an outcome. Written a moment later, with

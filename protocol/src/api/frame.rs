@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::RunNode;
 use crate::ids::RunId;
 use crate::names::{NodeName, PrincipalName};
-use crate::run::{Data, Outcome, RunPhase, Stream, Summary, is_zero};
+use crate::run::{Data, Gate, Outcome, RunPhase, Stream, Summary, is_zero};
 use crate::units::Timestamp;
 
 /// One thing that happened in a run, as watchers see it; the `data` of an SSE
@@ -37,6 +37,51 @@ pub enum Frame {
         /// How many of the broker's own machines match and were left out.
         #[serde(default, skip_serializing_if = "is_zero")]
         left_out: u32,
+    },
+    /// Nothing is sent before this is given.
+    RunWaits {
+        /// The run.
+        run: RunId,
+        /// What.
+        waits: Gate,
+    },
+    /// Somebody has confirmed or approved it.
+    RunGiven {
+        /// The run.
+        run: RunId,
+        /// What: `confirmed` or `approved`.
+        what: String,
+        /// Who.
+        by: PrincipalName,
+    },
+    /// All is given that it waited for.
+    RunBegins {
+        /// The run.
+        run: RunId,
+        /// When.
+        #[schema(value_type = String, format = DateTime)]
+        at: Timestamp,
+    },
+    /// What it waited for did not come in time: it ends.
+    RunLapsed {
+        /// The run.
+        run: RunId,
+        /// What, for people.
+        why: String,
+    },
+    /// Nothing new is sent for now.
+    RunPaused {
+        /// The run.
+        run: RunId,
+        /// Who wanted it.
+        by: PrincipalName,
+    },
+    /// It goes on.
+    RunResumed {
+        /// The run.
+        run: RunId,
+        /// Who wanted it.
+        by: PrincipalName,
     },
     /// A batch is sent.
     BatchSent {
@@ -253,6 +298,12 @@ impl Frame {
     pub fn event(&self) -> &'static str {
         match self {
             Self::RunCreated { .. } => "run_created",
+            Self::RunWaits { .. } => "run_waits",
+            Self::RunGiven { .. } => "run_given",
+            Self::RunBegins { .. } => "run_begins",
+            Self::RunLapsed { .. } => "run_lapsed",
+            Self::RunPaused { .. } => "run_paused",
+            Self::RunResumed { .. } => "run_resumed",
             Self::BatchSent { .. } => "batch_sent",
             Self::Accepted { .. } => "accepted",
             Self::Output { .. } => "output",

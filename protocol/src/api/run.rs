@@ -10,19 +10,28 @@ use super::MainView;
 use crate::envelope::{Door, Mode};
 use crate::ids::{PlanId, RunId, Serial};
 use crate::names::{LabelKey, NodeName, PrincipalName, ScenarioName};
-use crate::run::{LocalRun, Outcome, PartOf, RunOptions, RunPhase, Summary, is_zero};
+use crate::run::{
+    Gate, Gates, LocalRun, Outcome, PartOf, RunOptions, RunPhase, Summary, is_zero,
+};
 use crate::units::{Amount, Span, Timestamp};
 
 /// Asks for a run.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunRequest {
-    /// The nodes.
-    pub predicate: String,
-    /// The scenario; `command` when absent; `agent-upgrade` is the other one.
+    /// The nodes. What is built in needs it; the target of a stored scenario
+    /// is narrowed by it, or replaced where the scenario names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicate: Option<String>,
+    /// The scenario; `command` when absent. Built in are `command` and
+    /// `agent-upgrade`; the others are stored.
     #[serde(default = "command")]
     pub scenario: ScenarioName,
-    /// Its parameters; for `command`: `{"argv": [...]}` or `{"shell": "..."}`;
+    /// Which version of a stored one; the current one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    /// Its parameters; those of a stored scenario by name, each as JSON or as
+    /// a text that a person would write. For `command`: `{"argv": [...]}` or `{"shell": "..."}`;
     /// for `agent-upgrade`: `{"release": "<sha256>", "allow_downgrade": false}`.
     #[serde(default)]
     #[schema(value_type = Object)]
@@ -42,6 +51,15 @@ pub struct RunRequest {
     /// Failure budget.
     #[serde(default)]
     pub max_failures: Option<Amount>,
+    /// Failure budgets for the nodes of each value of a label by itself;
+    /// those of the scenario when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<BTreeMap<String, Amount>>)]
+    pub max_failures_by: Option<BTreeMap<LabelKey, Amount>>,
+    /// How often a step that failed is tried again on its node, at most 10;
+    /// what the scenario says when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<u32>,
     /// Only so many of the matching nodes, the first by name.
     #[serde(default)]
     pub limit: Option<Amount>,
@@ -62,6 +80,32 @@ pub struct RunRequest {
     pub confirm: Confirm,
 }
 
+impl RunRequest {
+    /// A run of this scenario that says nothing else.
+    #[must_use]
+    pub fn of(scenario: ScenarioName) -> Self {
+        Self {
+            predicate: None,
+            scenario,
+            version: None,
+            params: Value::Null,
+            mode: Mode::default(),
+            timeout: None,
+            deliver_within: None,
+            batch: None,
+            max_failures: None,
+            max_failures_by: None,
+            retry: None,
+            limit: None,
+            wait_down: false,
+            include_infrastructure: false,
+            allow_unknown: false,
+            output_bytes: None,
+            confirm: Confirm::default(),
+        }
+    }
+}
+
 fn command() -> ScenarioName {
     "command".parse().expect("a constant name")
 }
@@ -75,8 +119,70 @@ pub enum Confirm {
     Ask,
     /// Confirmed beforehand, whatever the set is.
     Yes,
+    /// It is created as it is now, and waits for a confirmation as long as a
+    /// plan lives.
+    Later,
     /// This plan was shown and confirmed: exactly its set runs, or nothing.
-    Plan(PlanId),
+    Plan(PlanRef),
+}
+
+/// A plan's id, or a beginning of it, at least four characters, that stands
+/// for no other plan of the same principal.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(try_from = "String")]
+#[schema(value_type = String)]
+pub struct PlanRef(String);
+
+/// A text that stands for no plan.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("`{0}` is not a plan: it has 4 to 26 letters and digits, as the plan was shown with")]
+pub struct PlanRefError(String);
+
+impl PlanRef {
+    /// As it was written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for PlanRef {
+    type Error = PlanRefError;
+
+    fn try_from(text: String) -> Result<Self, PlanRefError> {
+        let fits =
+            (4..=26).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric());
+        if fits {
+            Ok(Self(text.to_ascii_lowercase()))
+        } else {
+            Err(PlanRefError(crate::text::printable(&text, 40)))
+        }
+    }
+}
+
+impl std::str::FromStr for PlanRef {
+    type Err = PlanRefError;
+
+    fn from_str(text: &str) -> Result<Self, PlanRefError> {
+        text.to_owned().try_into()
+    }
+}
+
+impl From<PlanId> for PlanRef {
+    fn from(id: PlanId) -> Self {
+        Self(id.to_string())
+    }
+}
+
+/// A node set that a scenario declares beside its target, as it was frozen.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct PlanSet {
+    /// Its name in the scenario.
+    pub name: String,
+    /// Its predicate in canonical form.
+    pub predicate: String,
+    /// The nodes, in order; possibly none.
+    pub nodes: Vec<NodeName>,
 }
 
 /// What would run, for a person to confirm. It lives five minutes and works
@@ -97,6 +203,35 @@ pub struct Plan {
     /// How many of the broker's own machines match and are left out.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub left_out: u32,
+    /// Of a stored scenario: which one, at which version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scenario: Option<ScenarioName>,
+    /// Its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    /// Its parameters, defaults included; of a secret one the name.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    #[schema(value_type = Object)]
+    pub params: Value,
+    /// Apply or check.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub mode: Mode,
+    /// How it would go about its nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub options: Option<RunOptions>,
+    /// Its further node sets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sets: Vec<PlanSet>,
+    /// In how many batches; 0 where the scenario decides while it runs.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub batches: u32,
+    /// What it would wait for once it is confirmed.
+    #[serde(default, skip_serializing_if = "Gates::is_open")]
+    pub gates: Gates,
+    /// How many of the nodes do it only if they still would change the same
+    /// as in the dry run that the plan is from.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub checked: u32,
     /// When it stops working.
     #[schema(value_type = String, format = DateTime)]
     pub expires: Timestamp,
@@ -111,6 +246,10 @@ pub struct RetryRequest {
     pub failed: bool,
     /// Also where it cannot be said whether it ran.
     pub include_unknown: bool,
+    /// With the current version of the scenario instead of the one that the
+    /// old run has pinned.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub latest: bool,
     /// As in [`RunRequest::confirm`].
     pub confirm: Confirm,
 }
@@ -130,10 +269,19 @@ pub struct RunBrief {
     pub title: String,
     /// The scenario.
     pub scenario: ScenarioName,
+    /// Its version, of a stored one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    /// Apply or check.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub mode: Mode,
     /// The predicate.
     pub predicate: String,
     /// Where it is.
     pub state: RunPhase,
+    /// What it waits for before it begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<Gate>,
     /// How many nodes.
     pub nodes: u32,
     /// Outcomes so far.
@@ -170,6 +318,21 @@ pub struct RunView {
     pub options: RunOptions,
     /// Batches in all.
     pub batches: u32,
+    /// What had to be given before it began.
+    #[serde(default, skip_serializing_if = "Gates::is_open")]
+    pub gates: Gates,
+    /// Who confirmed it, where it waited for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed_by: Option<PrincipalName>,
+    /// Who approved it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approved_by: Vec<PrincipalName>,
+    /// Who has it wait now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_by: Option<PrincipalName>,
+    /// What did not come in time, so that it ended before it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lapsed: Option<String>,
     /// Who asked for the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancelled_by: Option<PrincipalName>,
@@ -192,6 +355,24 @@ pub struct RunView {
     pub main: Option<Box<MainView>>,
     /// Its nodes, in the order in which they are taken.
     pub results: Vec<RunNode>,
+}
+
+impl RunNode {
+    /// A node of which nothing is known yet.
+    #[must_use]
+    pub fn new(node: NodeName, serial: Serial) -> Self {
+        Self {
+            node,
+            serial,
+            outcome: None,
+            reason: None,
+            exit: None,
+            signal: None,
+            ms: None,
+            output_bytes: 0,
+            late: Vec::new(),
+        }
+    }
 }
 
 /// A node in a run.

@@ -126,6 +126,12 @@ impl Predicate {
         self.expr.names().into_iter()
     }
 
+    /// The labels and facts that it asks for, also by `has`, as often as written; `name` and `role`
+    /// are not among them.
+    pub fn attributes(&self) -> impl Iterator<Item = &str> {
+        self.expr.attributes().into_iter()
+    }
+
     /// Refuses a name that nothing in the inventory has.
     ///
     /// `known` says whether any node has such a label or fact (`name` and `role` are not asked

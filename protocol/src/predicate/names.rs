@@ -31,6 +31,24 @@ impl Expr {
         names
     }
 
+    /// Every label or fact that it asks for, also by `has`.
+    pub(super) fn attributes(&self) -> Vec<&str> {
+        let mut found = Vec::new();
+        self.leaves(true, &mut |leaf, _| match &leaf.test {
+            Test::Everything | Test::Node(_) => {}
+            Test::Has(name)
+            | Test::Equal { name, .. }
+            | Test::Order { name, .. }
+            | Test::Matches { name, .. }
+            | Test::OneOf { name, .. } => {
+                if let Attribute::Other(text) = &name.attribute {
+                    found.push(&**text);
+                }
+            }
+        });
+        found
+    }
+
     /// The node names written out in full where they add to the set.
     pub(super) fn literal_names(&self) -> Vec<&str> {
         self.node_names()

@@ -218,17 +218,37 @@ pub struct CallState {
 }
 
 impl CallState {
-    /// The runs that it is.
+    /// The runs that it is, as parts of `run`.
     #[must_use]
-    pub fn parts(&self) -> Vec<RunId> {
+    pub fn parts(&self, run: RunId) -> Vec<(RunId, PartOf)> {
+        let part = |part| PartOf {
+            run,
+            call: self.number,
+            part,
+            undo: false,
+        };
         match &self.wanted {
-            Wanted::Steps { steps } => {
-                let begun = steps.iter().filter(|step| !step.nodes.is_empty());
-                begun.map(|step| step.run).collect()
-            }
-            Wanted::Scenario { run, .. } => vec![*run],
+            Wanted::Steps { steps } => (0..)
+                .zip(steps)
+                .filter(|(_, step)| !step.nodes.is_empty())
+                .map(|(number, step)| (step.run, part(number)))
+                .collect(),
+            Wanted::Scenario { run, .. } => vec![(*run, part(0))],
             Wanted::Until { .. } | Wanted::Answer { .. } | Wanted::Nothing => Vec::new(),
         }
+    }
+}
+
+impl UndoState {
+    /// The run that it is, as a part of `run`.
+    fn part(&self, run: RunId) -> (RunId, PartOf) {
+        let part = PartOf {
+            run,
+            call: self.of,
+            part: self.part,
+            undo: true,
+        };
+        (self.step.run, part)
     }
 }
 
@@ -355,16 +375,18 @@ impl Flow {
             .filter(|undo| undo.ended.as_ref().is_some_and(|(_, end)| !end.is_well()))
     }
 
-    /// Every run that is a part of this one, as far as it was written down.
-    pub fn parts(&self) -> impl Iterator<Item = RunId> + '_ {
-        let calls = self.calls.iter().flat_map(CallState::parts);
-        calls.chain(self.undo.iter().map(|undo| undo.step.run))
+    /// Every run that is a part of this one, which is `run`, as far as it was
+    /// written down.
+    pub fn parts(&self, run: RunId) -> impl Iterator<Item = (RunId, PartOf)> + '_ {
+        let calls = self.calls.iter().flat_map(move |call| call.parts(run));
+        calls.chain(self.undo.iter().map(move |undo| undo.part(run)))
     }
 
-    /// The runs that were written down last as parts of this one.
-    pub fn newest_parts(&self) -> impl Iterator<Item = RunId> + '_ {
-        let steps = self.calls.last().into_iter().flat_map(CallState::parts);
-        steps.chain(self.undo.last().map(|undo| undo.step.run))
+    /// Those of them that were written down last.
+    pub fn newest_parts(&self, run: RunId) -> impl Iterator<Item = (RunId, PartOf)> + '_ {
+        let call = self.calls.last().into_iter();
+        let steps = call.flat_map(move |call| call.parts(run));
+        steps.chain(self.undo.last().map(|undo| undo.part(run)))
     }
 
     fn count(&mut self, call: u64, steps: &[StepEnd]) {
@@ -403,6 +425,7 @@ impl RunState {
             return Err(FoldError::Main("the run has no `main`"));
         };
         must(phase != RunPhase::Preparing, "the sets are not whole")?;
+        must(phase != RunPhase::Waiting, "the run has not begun")?;
         match event {
             RunEvent::Recorded { from, records, at } => {
                 must(flow.ended.is_none(), "`main` has ended")?;
@@ -566,11 +589,12 @@ impl RunState {
             Some((worst, flow.call(worst.call)?))
         });
         let Some((worst, call)) = worst else {
-            return NodeResult::new(
-                serial,
-                Outcome::Skipped,
-                "not started: no step came to this node",
-            );
+            let why = match (&self.cancelled_by, &self.lapsed) {
+                (Some(by), _) => format!("not started: {by} cancelled the run"),
+                (None, Some(why)) => format!("not started: {why}"),
+                (None, None) => "not started: no step came to this node".to_owned(),
+            };
+            return NodeResult::new(serial, Outcome::Skipped, why);
         };
         if worst.outcome == Outcome::Succeeded {
             return NodeResult {

@@ -7,6 +7,7 @@ fn spec(targets: u32, batch: Option<Amount>, max_failures: Option<Amount>) -> Ru
         principal: "ana".parse().expect("valid"),
         door: Door::Cli,
         scenario: "command".parse().expect("valid"),
+        version: None,
         bundle: BundleHash::of(b""),
         function: "run".parse().expect("valid"),
         params: Value::Null,
@@ -19,9 +20,12 @@ fn spec(targets: u32, batch: Option<Amount>, max_failures: Option<Amount>) -> Ru
             deliver_within: Span::from_secs(15),
             batch,
             max_failures,
+            max_failures_by: BTreeMap::new(),
+            retry: 0,
             wait_down: false,
             output_bytes: 1 << 20,
         },
+        gates: Gates::default(),
         retry_of: None,
         left_out: 0,
         local: None,
@@ -36,10 +40,7 @@ fn state(targets: u32, batch: Option<Amount>, max_failures: Option<Amount>) -> R
     let spec = Box::new(spec(targets, batch, max_failures));
     let mut state = RunState::begin(&RunEvent::Created { spec }).expect("created");
     let nodes = (0..targets)
-        .map(|i| Target {
-            serial: Serial(i),
-            name: format!("n{i}").parse().expect("valid"),
-        })
+        .map(|i| Target::new(Serial(i), format!("n{i}").parse().expect("valid")))
         .collect();
     state.apply(&RunEvent::Targets { nodes }).expect("fits");
     state
@@ -218,10 +219,7 @@ proptest! {
 
 #[test]
 fn what_a_node_did_by_itself_is_never_sent() {
-    let target = Target {
-        serial: Serial(3),
-        name: "web-01".parse().expect("valid"),
-    };
+    let target = Target::new(Serial(3), "web-01".parse().expect("valid"));
     let mut spec = spec(1, None, None);
     spec.local = Some(Box::new(LocalRecord {
         local: LocalRun {

@@ -5,6 +5,7 @@
 mod budget;
 mod declare;
 mod read;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 

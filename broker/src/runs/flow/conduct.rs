@@ -1,15 +1,15 @@
 //! What the task of a run with a `main` does where others send.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use muster_protocol::ids::RunId;
+use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::PrincipalName;
 use muster_protocol::run::{
     CallState, Flow, MainEnd, PartOf, Record, RunEnd, RunEvent, RunPhase, RunState, StepCall,
-    StepEnd, Wanted,
+    StepEnd, Wanted, Wish,
 };
 use muster_protocol::text::printable;
 use muster_protocol::units::{Timestamp, after, elapsed};
@@ -20,9 +20,9 @@ use tokio::time::Instant;
 
 use super::super::journal::JournalError;
 use super::super::task::Task;
-use super::parts::{Part, PartError, StepLimits, caller};
+use super::parts::{Part, PartError, caller};
 use super::records::{Told, cut, read};
-use super::stage::{Another, Score};
+use super::stage::{Another, Score, StageError};
 use super::turn::{Begin, Turned, World, begin, input};
 use super::{LONGEST, MOST_CALLS, MOST_DEEP, MOST_REPLY, MOST_TOLD, part_id, reply};
 
@@ -63,7 +63,7 @@ pub enum AnswerError {
 }
 
 /// The state after an answer.
-pub type Answered = Result<Arc<RunState>, AnswerError>;
+pub(in crate::runs) type Answered = Result<Arc<RunState>, AnswerError>;
 
 /// What is in memory of a run with a `main`. All of it can be had again.
 pub(in crate::runs) struct Conductor {
@@ -175,6 +175,12 @@ impl Task {
                 let open = open.clone();
                 self.serve(open).await
             }
+            // Nobody has begun with it, so there is nothing to ask the script.
+            None if self.state.phase == RunPhase::Cancelling && flow.answered == 0 => {
+                self.main_ended(MainEnd::Cancelled, Vec::new()).await?;
+                Ok(true)
+            }
+            None if self.state.phase == RunPhase::Paused => Ok(false),
             None => {
                 self.let_run().await;
                 Ok(false)
@@ -203,11 +209,33 @@ impl Task {
         let shared = Arc::clone(&self.engine.0);
         match shared.stages.score(self.state.spec.bundle).await {
             Ok(score) => Some(score),
-            Err(error) => {
-                self.alarm(format!("it cannot go on: {error}")).await;
-                self.stuck(error.to_string(), LONG_PAUSE);
+            Err(error @ StageError::NoAnswer(_)) => {
+                self.stuck(error.to_string(), PAUSE);
                 None
             }
+            Err(error) => {
+                self.cannot_go_on(error.to_string()).await;
+                None
+            }
+        }
+    }
+
+    /// The run cannot go on, and only people can change that. One that was
+    /// cancelled ends as it is.
+    async fn cannot_go_on(&mut self, why: String) {
+        self.alarm(format!(
+            "it cannot go on: {why}; it is tried again, or cancel it"
+        ))
+        .await;
+        if self.state.phase == RunPhase::Cancelling {
+            self.conductor().diverged = Some(format!("nothing was taken back: {why}"));
+        }
+        self.stuck(why, LONG_PAUSE);
+        if self.state.phase == RunPhase::Cancelling {
+            let now = Instant::now();
+            let this = self.conductor();
+            this.stuck = Some((now, String::new()));
+            this.wake = Some(now);
         }
     }
 
@@ -323,9 +351,7 @@ impl Task {
             Turn::Diverged { fault, .. } => self.diverged(fault.to_string()).await,
             Turn::Stopped => Ok(()),
             Turn::Broken(why) => {
-                self.alarm(format!("it cannot go on: {why}; cancel it, or start the broker anew"))
-                    .await;
-                self.stuck(why, LONG_PAUSE);
+                self.cannot_go_on(why).await;
                 Ok(())
             }
         }
@@ -504,7 +530,7 @@ impl Task {
         }
         let cancelled = (self.state.phase == RunPhase::Cancelling).then(|| {
             let by = self.state.cancelled_by.as_ref();
-            by.map_or_else(String::new, ToString::to_string)
+            by.map_or_else(|| "somebody".to_owned(), ToString::to_string)
         });
         match (&open.wanted, cancelled) {
             (Wanted::Steps { steps }, cancelled) => self.serve_steps(&open, steps, cancelled).await,
@@ -515,6 +541,11 @@ impl Task {
                 let reply = Reply::Error(format!("{by} cancelled the run"));
                 self.answered(open.number, reply, Vec::new(), None).await?;
                 Ok(true)
+            }
+            (Wanted::Until { .. } | Wanted::Nothing, None)
+                if self.state.phase == RunPhase::Paused =>
+            {
+                Ok(false)
             }
             (Wanted::Until { at }, None) => {
                 let left = elapsed(Timestamp::now(), *at);
@@ -560,14 +591,26 @@ impl Task {
         let by = by.unwrap_or_else(|| self.state.spec.principal.clone());
         let mut ended = true;
         for run in runs {
-            if let Part::Open { cancelling } = self.engine.part(*run) {
+            if let Part::Open(phase) = self.engine.part(*run) {
                 ended = false;
-                if !cancelling {
+                if phase != RunPhase::Cancelling {
                     self.engine.end_part(*run, by.clone());
                 }
             }
         }
         ended
+    }
+
+    /// A part waits when the whole does, and goes on with it.
+    pub(super) fn hand_on(&self, run: RunId, phase: RunPhase) {
+        let by = || self.state.spec.principal.clone();
+        let wish = match (self.state.phase, phase) {
+            (RunPhase::Paused, RunPhase::Running | RunPhase::Waiting) => Wish::Pause,
+            (RunPhase::Running | RunPhase::Cancelling, RunPhase::Paused) => Wish::Resume,
+            _ => return,
+        };
+        let by = self.state.paused_by.clone().unwrap_or_else(by);
+        self.engine.wish_part(run, wish, by);
     }
 
     async fn serve_steps(
@@ -587,6 +630,8 @@ impl Task {
             if !self.end_parts(&runs) {
                 return Ok(false);
             }
+        } else if !missing.is_empty() && self.state.phase == RunPhase::Paused {
+            return Ok(false);
         } else if !missing.is_empty() {
             // What it is called with is not in the journal: the script says it
             // again.
@@ -599,13 +644,22 @@ impl Task {
             }
         }
         // Each of them wakes this run when it ends.
-        let begun = steps.iter().filter(|step| !step.nodes.is_empty());
-        let mut left = begun.filter(|step| !missing.contains(&step.run) || cancelled.is_none());
-        if left.any(|step| self.engine.part(step.run) != Part::Ended) {
+        let mut left = false;
+        for step in steps.iter().filter(|step| !step.nodes.is_empty()) {
+            match self.engine.part(step.run) {
+                Part::Open(phase) => {
+                    self.hand_on(step.run, phase);
+                    left = true;
+                }
+                Part::Missing => left |= cancelled.is_none(),
+                Part::Ended => {}
+            }
+        }
+        if left {
             return Ok(false);
         }
         let why = cancelled.map(|by| format!("not started: {by} cancelled the run"));
-        let Some((replies, ends)) = self.step_replies(open, steps, why.as_deref()).await else {
+        let Some((replies, ends)) = self.step_replies(steps, why.as_deref()).await else {
             return Ok(false);
         };
         let reply = if open.call == "parallel" {
@@ -626,9 +680,6 @@ impl Task {
         call: &HostCall,
         missing: &BTreeSet<RunId>,
     ) -> Result<bool, JournalError> {
-        let Some(score) = self.score().await else {
-            return Ok(false);
-        };
         let asked: Vec<&Step> = match call {
             HostCall::On(step) | HostCall::TryOn(step) => vec![step],
             HostCall::Parallel { steps } => steps.iter().collect(),
@@ -638,20 +689,13 @@ impl Task {
             if !missing.contains(&step.run) {
                 continue;
             }
-            let budgets = reply::budgets(&is.options, &score.manifest);
-            let limits = StepLimits {
-                max_failures: budgets
-                    .iter()
-                    .find(|budget| budget.by.is_none())
-                    .map(|budget| budget.amount),
-            };
             let part_of = PartOf {
                 run: self.run,
                 call: open.number,
                 part,
                 undo: false,
             };
-            if let Err(error) = self.make(step.run, part_of, is, limits).await {
+            if let Err(error) = self.make(step.run, part_of, is, true).await {
                 if error.passes() {
                     self.stuck(error.to_string(), PAUSE);
                     return Ok(false);
@@ -682,10 +726,10 @@ impl Task {
         run: RunId,
         part_of: PartOf,
         step: &Step,
-        limits: StepLimits,
+        budgets: bool,
     ) -> Result<(), PartError> {
         let engine = self.engine.clone();
-        let frozen = engine.step_run(&self.state, run, part_of, step, limits)?;
+        let frozen = engine.step_run(&self.state, run, part_of, step, budgets)?;
         engine.make_part(frozen).await
     }
 
@@ -693,51 +737,30 @@ impl Task {
     /// now.
     async fn step_replies(
         &mut self,
-        open: &CallState,
         steps: &[StepCall],
         never: Option<&str>,
     ) -> Option<(Vec<StepReply>, Vec<StepEnd>)> {
-        let score = self.score().await?;
-        let world = World::new(&Arc::clone(&self.engine.0), &self.state);
         let all: usize = steps.iter().map(|step| step.nodes.len()).sum();
-        let options = self.options_of(open);
         let (mut replies, mut ends) = (Vec::new(), Vec::new());
-        for (step, options) in steps.iter().zip(options.into_iter().chain(std::iter::repeat(None)))
-        {
+        for step in steps {
             let (told, end) = if step.nodes.is_empty() {
                 Default::default()
             } else if let (Part::Missing, Some(why)) = (self.engine.part(step.run), never) {
                 reply::never(&step.nodes, why)
             } else {
-                let (state, stdout) = match self.came_of(step.run, reply::stdout_each(all)).await {
-                    Ok(came) => came,
+                match self.came_of(step.run, reply::stdout_each(all)).await {
+                    Ok((state, stdout)) => reply::of_run(&state, stdout),
                     Err(why) => {
                         self.stuck(why, PAUSE);
                         return None;
                     }
-                };
-                let options = options.unwrap_or_default();
-                let budgets = reply::budgets(&options, &score.manifest);
-                let domain = |serial, label: &_| world.label(serial, label);
-                reply::of_run(&state, stdout, &budgets, domain)
+                }
             };
             replies.push(told);
             ends.push(end);
         }
+        self.unstuck();
         Some((replies, ends))
-    }
-
-    /// How the script wants each of its steps, as far as that is known: else
-    /// it follows from what the run of the step was made with.
-    fn options_of(&mut self, open: &CallState) -> Vec<Option<muster_scenarios::durable::StepOptions>> {
-        let _ = open;
-        match &self.conductor().wanted {
-            Some(HostCall::On(step) | HostCall::TryOn(step)) => vec![Some(step.options.clone())],
-            Some(HostCall::Parallel { steps }) => {
-                steps.iter().map(|s| Some(s.options.clone())).collect()
-            }
-            _ => Vec::new(),
-        }
     }
 
     /// The state of a part that has ended, and how its nodes' output began.
@@ -745,8 +768,7 @@ impl Task {
         &self,
         run: RunId,
         each: usize,
-    ) -> Result<(Arc<RunState>, std::collections::BTreeMap<muster_protocol::ids::Serial, String>), String>
-    {
+    ) -> Result<(Arc<RunState>, BTreeMap<Serial, String>), String> {
         let state = self.engine.state(run).await.map_err(|e| e.to_string())?;
         if !state.phase.is_final() {
             return Err(format!("run {run} is said to have ended, and has not"));
@@ -762,7 +784,8 @@ impl Task {
         cancelled: Option<String>,
     ) -> Result<bool, JournalError> {
         match self.engine.part(run) {
-            Part::Open { .. } => {
+            Part::Open(phase) => {
+                self.hand_on(run, phase);
                 if cancelled.is_some() {
                     self.end_parts(&[run]);
                 }
@@ -774,6 +797,9 @@ impl Task {
                     self.answered(open.number, reply, Vec::new(), None).await?;
                     return Ok(true);
                 }
+                if self.state.phase == RunPhase::Paused {
+                    return Ok(false);
+                }
                 let Some(HostCall::RunScenario { scenario, params }) =
                     self.conductor().wanted.clone()
                 else {
@@ -781,11 +807,12 @@ impl Task {
                     return Ok(false);
                 };
                 let asked = Another {
-                    caller: caller(&self.state, self.state.spec.main.as_ref().map(|m| m.role)),
+                    caller: caller(&self.state),
                     scenario,
                     params,
                     mode: self.state.spec.mode,
                     id: run,
+                    held: self.engine.locks_above(&self.state),
                     part_of: PartOf {
                         run: self.run,
                         call: open.number,
@@ -906,7 +933,7 @@ impl Task {
     ) -> Result<(), JournalError> {
         let open = self.state.flow.as_ref().and_then(|flow| flow.open());
         let allowed = match (self.state.phase, open.map(|open| (&open.wanted, open.number))) {
-            (RunPhase::Running, Some((Wanted::Answer { answers, .. }, number))) => {
+            (RunPhase::Running | RunPhase::Paused, Some((Wanted::Answer { answers, .. }, number))) => {
                 Some((answers.clone(), number))
             }
             _ => None,

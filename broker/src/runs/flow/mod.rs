@@ -22,12 +22,13 @@ use muster_protocol::ids::RunId;
 use sha2::{Digest as _, Sha256};
 
 pub(super) use self::conduct::Conductor;
-pub use self::conduct::{AnswerError, Answered};
+pub use self::conduct::AnswerError;
+pub(super) use self::conduct::Answered;
 pub use self::stage::{Another, Score, Stage, StageError};
 pub(super) use self::stage::Stages;
 
 /// Calls that one `main` may make.
-pub const MOST_CALLS: u64 = 20_000;
+const MOST_CALLS: u64 = 20_000;
 /// Bytes of everything that one `main` was told, over all its calls.
 const MOST_TOLD: u64 = 128 << 20;
 /// Bytes of one reply; `main` could not hold more.

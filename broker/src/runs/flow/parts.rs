@@ -1,19 +1,20 @@
 //! The parts of a run: made once, however often that is tried, and heard of
 //! when they end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures_util::TryStreamExt as _;
-use muster_protocol::api::Frame;
+use muster_protocol::api::{Frame, Role};
 use muster_protocol::ids::{RunId, Serial};
-use muster_protocol::names::PrincipalName;
+use muster_protocol::names::{PrincipalName, ScenarioName};
 use muster_protocol::run::{
-    PartOf, RunEvent, RunPhase, RunSpec, RunState, Stream, TARGETS_PER_EVENT, Target,
+    Gates, PartOf, RunEvent, RunOptions, RunPhase, RunSpec, RunState, Stream, TARGETS_PER_EVENT,
+    Target, Wish,
 };
 use muster_protocol::subject;
-use muster_protocol::units::Timestamp;
-use muster_scenarios::durable::Step;
+use muster_protocol::units::{Amount, Timestamp};
+use muster_scenarios::durable::{Step, StepOptions};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::engine::{Engine, Shared, lock};
@@ -34,11 +35,8 @@ const MOST_READ: usize = 64 << 20;
 pub(super) enum Part {
     /// It is not there, or was never written down whole.
     Missing,
-    /// It is under way; whether somebody has asked for its end.
-    Open {
-        /// Whether somebody has.
-        cancelling: bool,
-    },
+    /// It is under way.
+    Open(RunPhase),
     /// It has ended.
     Ended,
 }
@@ -58,13 +56,19 @@ pub(super) enum PartError {
     /// The principal may not do that any more.
     #[error(transparent)]
     Denied(#[from] Denied),
+    /// It needs what nobody has any more.
+    #[error("the secret parameters were only in the memory of the broker that stopped")]
+    SecretsGone,
 }
 
 impl PartError {
     /// Whether it may be otherwise in a while.
     pub(super) fn passes(&self) -> bool {
         match self {
-            Self::Create(CreateError::TooLarge(_)) | Self::Foreign(_) | Self::Denied(_) => false,
+            Self::Create(CreateError::TooLarge(_))
+            | Self::Foreign(_)
+            | Self::Denied(_)
+            | Self::SecretsGone => false,
             Self::Create(_) | Self::Read(_) => true,
         }
     }
@@ -79,9 +83,7 @@ impl Engine {
             // Nobody goes on with it but whoever has asked for it.
             Some(RunPhase::Preparing) if !open => Part::Missing,
             Some(phase) if phase.is_final() => Part::Ended,
-            Some(phase) => Part::Open {
-                cancelling: phase == RunPhase::Cancelling,
-            },
+            Some(phase) => Part::Open(phase),
         }
     }
 
@@ -138,6 +140,17 @@ impl Engine {
         Ok(())
     }
 
+    /// Has a part wait, or go on.
+    pub(super) fn wish_part(&self, run: RunId, wish: Wish, by: PrincipalName) {
+        let inbox = lock(&self.0.open).get(&run).map(|open| open.inbox.clone());
+        if let Some(inbox) = inbox {
+            let (tell, _) = oneshot::channel();
+            self.0.tasks.spawn(async move {
+                let _ = inbox.send(ToRun::Wish { wish, by, tell }).await;
+            });
+        }
+    }
+
     /// Asks for the end of a part.
     pub(super) fn end_part(&self, run: RunId, by: PrincipalName) {
         let inbox = lock(&self.0.open).get(&run).map(|open| open.inbox.clone());
@@ -187,7 +200,7 @@ impl Engine {
     }
 
     /// Of which scenarios a run is a part, from the top.
-    pub(super) fn callers_of(&self, state: &RunState) -> Vec<muster_protocol::names::ScenarioName> {
+    pub(super) fn callers_of(&self, state: &RunState) -> Vec<ScenarioName> {
         let mut names = vec![state.spec.scenario.clone()];
         let mut above = state.spec.part_of;
         while let Some(part) = above
@@ -204,81 +217,111 @@ impl Engine {
         names
     }
 
-    /// A step of a run, as a run of its own.
+    /// The locks that a run, and those that it is a part of, hold: a part of it
+    /// has them by that.
+    pub(super) fn locks_above(&self, state: &RunState) -> BTreeSet<String> {
+        let mut runs = vec![state.spec.id];
+        let mut above = state.spec.part_of;
+        while let Some(part) = above
+            && runs.len() <= super::MOST_DEEP
+        {
+            runs.push(part.run);
+            above = lock(&self.0.index).part_of(part.run);
+        }
+        self.0.locks.held_by(&runs)
+    }
+
+    /// A step of a run, as a run of its own. `budgets` says whether some of
+    /// its nodes may fail and others are left out for that; else all of them
+    /// have their turn.
     pub(super) fn step_run(
         &self,
         parent: &RunState,
         id: RunId,
         part_of: PartOf,
         step: &Step,
-        options: StepLimits,
+        budgets: bool,
     ) -> Result<Authorized<FrozenRun>, PartError> {
-        let main = parent.spec.main.as_ref();
         let targets: Vec<Target> = parent
             .order
             .iter()
             .filter(|serial| step.nodes.contains(**serial))
             .filter_map(|serial| {
-                let name = parent.nodes.get(serial)?.name.clone();
+                let node = parent.nodes.get(serial)?;
                 Some(Target {
                     serial: *serial,
-                    name,
+                    name: node.name.clone(),
+                    labels: node.labels.clone(),
                 })
             })
             .collect();
-        let spec = &parent.spec;
-        let mut run = spec.options.clone();
-        run.batch = step.options.batch;
-        run.max_failures = options.max_failures;
-        if let Some(timeout) = step.options.timeout {
-            run.timeout = timeout;
-        }
-        let frozen = FrozenRun {
-            spec: RunSpec {
-                id,
-                function: step.function.clone(),
-                params: serde_json::Value::Object(step.params.clone()),
-                title: format!("{} {}", spec.scenario, step.function),
-                predicate: parent
-                    .predicate_of(&step.nodes)
-                    .unwrap_or_else(|| spec.predicate.clone()),
-                targets: u32::try_from(targets.len()).unwrap_or(u32::MAX),
-                options: run,
-                retry_of: None,
-                left_out: 0,
-                local: None,
-                rebuilt: None,
-                main: None,
-                part_of: Some(part_of),
-                created: Timestamp::now(),
-                ..spec.clone()
-            },
-            targets,
+        let secrets = if step.secrets().is_empty() {
+            None
+        } else {
+            let held = lock(&self.0.secrets).get(&parent.spec.id).cloned();
+            Some(held.ok_or(PartError::SecretsGone)?)
         };
-        let caller = caller(parent, main.map(|main| main.role));
+        let spec = &parent.spec;
+        let spec = RunSpec {
+            id,
+            function: step.function.clone(),
+            params: serde_json::Value::Object(step.params.clone()),
+            title: format!("{} {}", spec.scenario, step.function),
+            predicate: parent
+                .predicate_of(&step.nodes)
+                .unwrap_or_else(|| spec.predicate.clone()),
+            targets: u32::try_from(targets.len()).unwrap_or(u32::MAX),
+            options: step_options(&spec.options, &step.options, budgets),
+            gates: Gates::default(),
+            retry_of: None,
+            left_out: 0,
+            local: None,
+            rebuilt: None,
+            main: None,
+            part_of: Some(part_of),
+            created: Timestamp::now(),
+            ..spec.clone()
+        };
+        let mut frozen = FrozenRun::step(spec, targets);
+        if let Some(secrets) = secrets {
+            frozen.secrets = secrets;
+        }
         let action = Action::CreateRun {
             scenario: frozen.spec.scenario.clone(),
             mode: frozen.spec.mode,
             targets: frozen.set(),
         };
         let stage = self.0.stages.get().map_err(|_| CreateError::NotReady)?;
-        Ok(authorize(stage.policy(), &caller, action, frozen)?)
+        Ok(authorize(stage.policy(), &caller(parent), action, frozen)?)
     }
 }
 
-/// What is not the script's to say about a step.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct StepLimits {
-    /// The failure budget, where there is one.
-    pub(super) max_failures: Option<muster_protocol::units::Amount>,
+/// How a step goes about its nodes: as it says, else as the whole run does.
+/// The batch of the scenario is for those without a `main`.
+fn step_options(whole: &RunOptions, step: &StepOptions, budgets: bool) -> RunOptions {
+    let mut options = whole.clone();
+    options.batch = step.batch;
+    options.timeout = step.timeout.unwrap_or(whole.timeout);
+    options.retry = step.retry.unwrap_or(whole.retry);
+    if !budgets {
+        options.max_failures = None;
+        options.max_failures_by.clear();
+    } else if let Some(own) = step.max_failures {
+        options.max_failures = Some(own);
+        options.max_failures_by.clear();
+    } else if options.max_failures.is_none() && options.max_failures_by.is_empty() {
+        options.max_failures = Some(Amount::Count(0));
+    }
+    options
 }
 
 /// The principal of a run with what it might do when it asked.
-pub(super) fn caller(parent: &RunState, role: Option<muster_protocol::api::Role>) -> Caller {
+pub(super) fn caller(parent: &RunState) -> Caller {
+    let main = parent.spec.main.as_ref();
     Caller {
         principal: parent.spec.principal.clone(),
         // Without one it may do nothing but look.
-        role: role.unwrap_or(muster_protocol::api::Role::Reader),
+        role: main.map_or(Role::Reader, |main| main.role),
         token: format!("run {}", parent.spec.id),
         door: parent.spec.door,
     }

@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 
 use muster_protocol::ids::Serial;
-use muster_protocol::names::LabelKey;
+use muster_protocol::names::{LabelKey, LabelValue};
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{
-    FAILURES_TOLD, NodePhase, NodeResult, Outcome, RunPhase, RunState, StepEnd,
+    FAILURES_TOLD, NodePhase, NodeResult, Outcome, RunOptions, RunPhase, RunState, StepEnd,
 };
 use muster_protocol::text::printable;
-use muster_scenarios::durable::{NodeReply, StepOptions, StepReply};
-use muster_scenarios::manifest::{Budget, Manifest, spent};
-use muster_protocol::units::Amount;
+use muster_scenarios::durable::{NodeReply, StepReply};
+use muster_scenarios::manifest::{Budget, spent};
 
 /// Bytes of standard output of one node that `main` is told at most.
 const STDOUT: usize = 4 * 1024;
@@ -27,24 +26,20 @@ pub(super) fn stdout_each(nodes: usize) -> usize {
     STDOUT.min(ALL_STDOUT / nodes.max(1))
 }
 
-/// The budgets of a step: its own, else the scenario's, else none may fail.
-pub(super) fn budgets(options: &StepOptions, manifest: &Manifest) -> Vec<Budget> {
-    match options.max_failures {
-        Some(amount) => vec![Budget { amount, by: None }],
-        None if manifest.budgets.is_empty() => vec![Budget {
-            amount: Amount::Count(0),
-            by: None,
-        }],
-        None => manifest.budgets.clone(),
-    }
+/// The budgets that a step was made with.
+fn budgets(options: &RunOptions) -> Vec<Budget> {
+    let all = options.max_failures.map(|amount| Budget { amount, by: None });
+    let by_label = options.max_failures_by.iter().map(|(label, amount)| Budget {
+        amount: *amount,
+        by: Some(label.clone()),
+    });
+    all.into_iter().chain(by_label).collect()
 }
 
 /// What a step that ended came to: for the script, and for people.
-pub(super) fn of_run<'n>(
+pub(super) fn of_run(
     state: &RunState,
     mut stdout: BTreeMap<Serial, String>,
-    budgets: &[Budget],
-    domain: impl Fn(Serial, &LabelKey) -> Option<&'n str>,
 ) -> (StepReply, StepEnd) {
     let results: Vec<&NodeResult> = state
         .order
@@ -58,13 +53,17 @@ pub(super) fn of_run<'n>(
         .iter()
         .map(|result| (result.serial, Some(result.outcome)))
         .collect();
+    let domain = |serial: Serial, label: &LabelKey| {
+        let node = state.nodes.get(&serial)?;
+        node.labels.get(label).map(LabelValue::as_str)
+    };
     let never_begun = || {
         let left = |r: &&&NodeResult| matches!(r.outcome, Outcome::Skipped | Outcome::Cancelled);
         results.iter().find(left).and_then(|r| r.reason.clone())
     };
     let stopped = match (&state.cancelled_by, state.phase) {
         (Some(by), RunPhase::Cancelled) => Some(format!("{by} cancelled the step")),
-        _ => spent(budgets, &all, domain).or_else(never_begun),
+        _ => spent(&budgets(&state.spec.options), &all, domain).or_else(never_begun),
     };
     let nodes = results
         .iter()

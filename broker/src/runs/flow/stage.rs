@@ -1,6 +1,6 @@
 //! What a `main` needs from the rest of the broker.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use futures_util::future::BoxFuture;
@@ -76,6 +76,9 @@ pub struct Another {
     pub mode: Mode,
     /// The id of the run.
     pub id: RunId,
+    /// Locks that it has already, because those have them that it is a part
+    /// of.
+    pub held: BTreeSet<String>,
     /// Of what it is a part.
     pub part_of: PartOf,
 }

@@ -30,7 +30,7 @@ const AT_ONCE: usize = 64 * 1024;
 const ONE_TURN: u64 = 4 << 20;
 
 /// What came of a turn.
-pub(super) struct Turned {
+pub(in crate::runs) struct Turned {
     pub(super) turn: Turn,
     /// What was answered within it.
     pub(super) fresh: Vec<Record>,
@@ -122,12 +122,6 @@ impl World {
         let nodes: Vec<(Serial, Option<&str>)> =
             inside.map(|serial| (*serial, value(*serial))).collect();
         spread(&nodes, size.of_rounded_up(nodes.len()))
-    }
-
-    /// The value of a label of a node.
-    pub(super) fn label(&self, serial: Serial, label: &LabelKey) -> Option<&str> {
-        let node = self.snapshot.get(serial)?;
-        node.assignment.labels.get(label).map(|value| value.as_str())
     }
 }
 

@@ -1,8 +1,11 @@
 //! After `main`: what is taken back, what each node has come to, and the end.
 
+use std::collections::BTreeMap;
+
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{
-    MainEnd, NodeResult, Outcome, PartOf, RunEnd, RunEvent, StepCall, StepEnd, UndoState, Wanted,
+    MainEnd, NodeResult, Outcome, PartOf, RunEnd, RunEvent, RunPhase, StepCall, StepEnd,
+    UndoState, Wanted,
 };
 use muster_protocol::units::Timestamp;
 use muster_scenarios::durable::{Step, StepOptions, Undo};
@@ -10,7 +13,7 @@ use muster_scenarios::durable::{Step, StepOptions, Undo};
 use super::super::journal::JournalError;
 use super::super::task::Task;
 use super::conduct::end_of;
-use super::parts::{Part, StepLimits};
+use super::parts::Part;
 use super::{part_id, reply};
 
 impl Task {
@@ -41,6 +44,9 @@ impl Task {
         if let Some(open) = self.flow().open_undo() {
             let open = open.clone();
             return self.go_on_with(open, &todo).await;
+        }
+        if self.state.phase == RunPhase::Paused {
+            return Ok(false);
         }
         let done = self.flow().undo.len();
         let Some((undo, nodes)) = todo.get(done) else {
@@ -87,7 +93,10 @@ impl Task {
         let index = u32::try_from(self.flow().undo.len().saturating_sub(1)).unwrap_or(u32::MAX);
         let run = open.step.run;
         match self.engine.part(run) {
-            Part::Open { .. } => Ok(false),
+            Part::Open(phase) => {
+                self.hand_on(run, phase);
+                Ok(false)
+            }
             Part::Missing => {
                 let Some((undo, _)) = todo.get(index as usize) else {
                     let why = "the script does not say any more what to take back";
@@ -108,7 +117,7 @@ impl Task {
                     undo: true,
                 };
                 // It is done on every node, however many fail.
-                match self.make(run, part_of, &step, StepLimits::default()).await {
+                match self.make(run, part_of, &step, false).await {
                     Ok(()) => Ok(false),
                     Err(error) if error.passes() => {
                         self.wait_a_moment(error.to_string());
@@ -123,7 +132,7 @@ impl Task {
             }
             Part::Ended => match self.came_of(run, 0).await {
                 Ok((state, _)) => {
-                    let (_, end) = reply::of_run(&state, Default::default(), &[], |_, _| None);
+                    let (_, end) = reply::of_run(&state, BTreeMap::new());
                     self.undone(index, end).await?;
                     Ok(true)
                 }

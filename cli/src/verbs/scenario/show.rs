@@ -1,22 +1,70 @@
-//! `muster scenario show`
+//! `muster scenario show`: of a file, or of a stored scenario.
 
+use std::path::Path;
+
+use muster_protocol::api::{BudgetView, ManifestView, ParamView, ScenarioView};
+use muster_protocol::names::ScenarioName;
 use muster_protocol::text::printable_line;
+use muster_scenarios::bundle::SCRIPT;
 use muster_scenarios::check::check_bundle;
-use muster_scenarios::manifest::{Budget, MAIN, Manifest, RUN, Shape};
-use muster_scenarios::param::Param;
-use serde_json::{Map, Value, json};
+use muster_scenarios::manifest::{MAIN, RUN};
+use serde_json::{Value, json};
 
 use super::load::{Loaded, load};
+use super::stored::stored;
 use super::{ShowArgs, errors, rendered};
 use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
 use crate::ui::{count, pad, width};
 
-pub(super) fn run(context: &Context, args: &ShowArgs) -> Result<u8, Failure> {
+pub(super) async fn run(context: &Context, args: &ShowArgs) -> Result<u8, Failure> {
+    match name(&args.what) {
+        Some(name) if args.version.is_some() || !Path::new(&args.what).exists() => {
+            of_the_library(context, &name, args).await
+        }
+        _ if args.version.is_some() => Err(Failure::usage(format!(
+            "`{}` is a file, and files have no versions",
+            printable_line(&args.what)
+        ))),
+        _ => of_a_file(context, args),
+    }
+}
+
+fn name(text: &str) -> Option<ScenarioName> {
+    text.parse().ok()
+}
+
+async fn of_the_library(
+    context: &Context,
+    name: &ScenarioName,
+    args: &ShowArgs,
+) -> Result<u8, Failure> {
     let term = &context.term;
-    let loaded = load(&args.file)?;
+    let client = context.client()?;
+    if args.files {
+        let bundle = super::stored::fetch(&client, name, args.version).await?;
+        term.say(&texts(&bundle))?;
+        return Ok(0);
+    }
+    let view = client.scenario(name, args.version).await?;
+    if args.json {
+        term.json(&view)?;
+    } else {
+        let about = About::stored(&view);
+        term.say(&text(&about, &view.manifest))?;
+    }
+    Ok(0)
+}
+
+fn of_a_file(context: &Context, args: &ShowArgs) -> Result<u8, Failure> {
+    let term = &context.term;
+    let loaded = load(Path::new(&args.what))?;
+    if args.files {
+        term.say(&texts(&loaded.bundle))?;
+        return Ok(0);
+    }
     let manifest = match check_bundle(&loaded.file, &loaded.bundle) {
-        Ok(manifest) => manifest,
+        Ok(manifest) => manifest.view(),
         Err(faults) if args.json => {
             term.json(&json!({"name": loaded.name, "file": loaded.file, "errors": faults}))?;
             return Ok(NOT_ALL);
@@ -28,11 +76,74 @@ pub(super) fn run(context: &Context, args: &ShowArgs) -> Result<u8, Failure> {
         }
     };
     if args.json {
-        term.json(&as_json(&loaded, &manifest))?;
+        term.json(&as_json(&loaded, &manifest)?)?;
     } else {
-        term.say(&text(&loaded, &manifest))?;
+        term.say(&text(&About::file(&loaded), &manifest))?;
     }
     Ok(0)
+}
+
+/// What is known beside what the scenario says of itself.
+struct About {
+    name: String,
+    /// Who stored it, and when.
+    stored: Option<String>,
+    bundle: String,
+    files: usize,
+    bytes: u64,
+}
+
+impl About {
+    fn file(loaded: &Loaded) -> Self {
+        let bundle = &loaded.bundle;
+        let bytes = bundle.script().len() + bundle.files().values().map(Vec::len).sum::<usize>();
+        Self {
+            name: loaded.name.clone(),
+            stored: None,
+            bundle: bundle.hash().to_string(),
+            files: bundle.files().len() + 1,
+            bytes: bytes as u64,
+        }
+    }
+
+    fn stored(view: &ScenarioView) -> Self {
+        let version = &view.version;
+        let mut said = stored(version, crate::verbs::now());
+        if version.version != view.newest && !version.is_stock() {
+            said.push_str(&format!("; the newest is v{}", view.newest));
+        }
+        Self {
+            name: format!("{} v{}", version.name, version.version),
+            stored: Some(said),
+            bundle: version
+                .bundle
+                .map(|hash| hash.to_string())
+                .unwrap_or_default(),
+            files: view.files.len(),
+            bytes: view.files.iter().map(|file| file.bytes).sum(),
+        }
+    }
+}
+
+/// All texts of a bundle, each under its path.
+fn texts(bundle: &muster_scenarios::bundle::Bundle) -> String {
+    let script = (SCRIPT, bundle.script().as_bytes());
+    let files = bundle.files().iter();
+    let files = files.map(|(path, data)| (path.as_str(), data.as_slice()));
+    let mut out = String::new();
+    for (path, data) in std::iter::once(script).chain(files) {
+        if !bundle.files().is_empty() {
+            out.push_str(&format!("==> {path} <==\n"));
+        }
+        match std::str::from_utf8(data) {
+            Ok(text) => text.lines().for_each(|line| {
+                out.push_str(&printable_line(line));
+                out.push('\n');
+            }),
+            Err(_) => out.push_str(&format!("{} that are no text\n", count(data.len(), "byte"))),
+        }
+    }
+    out
 }
 
 /// A value as people write it.
@@ -43,24 +154,24 @@ fn plain(value: &Value) -> String {
     }
 }
 
-fn budget(budget: &Budget) -> String {
+fn budget(budget: &BudgetView) -> String {
     match &budget.by {
-        None => budget.amount.to_string(),
-        Some(label) => format!("{} of each {label}", budget.amount),
+        None => budget.most.to_string(),
+        Some(label) => format!("{} of each {label}", budget.most),
     }
 }
 
 /// What a parameter is when it is not given.
-fn absent(param: &Param) -> String {
+fn absent(param: &ParamView) -> String {
     match (&param.default, param.required) {
-        (Some(default), _) => format!("else {}", plain(default.json())),
+        (Some(default), _) => format!("else {}", plain(default)),
         (None, true) => "must be given".to_owned(),
         (None, false) => "may be left out".to_owned(),
     }
 }
 
 /// The rules that are set, each with its value.
-fn rules(manifest: &Manifest) -> Vec<(&'static str, String)> {
+fn rules(manifest: &ManifestView) -> Vec<(&'static str, String)> {
     let mut all = Vec::new();
     if manifest.confirm {
         all.push(("confirm", "a person sees the plan first".to_owned()));
@@ -72,7 +183,7 @@ fn rules(manifest: &Manifest) -> Vec<(&'static str, String)> {
     if let Some(batch) = manifest.batch {
         all.push(("batch", batch.to_string()));
     }
-    for one in &manifest.budgets {
+    for one in &manifest.max_failures {
         all.push(("max_failures", budget(one)));
     }
     if let Some(timeout) = manifest.timeout {
@@ -85,7 +196,7 @@ fn rules(manifest: &Manifest) -> Vec<(&'static str, String)> {
     let windows = manifest.windows.iter();
     all.extend(windows.map(|window| ("window", format!("{window} (UTC)"))));
     let idempotent = manifest.idempotent.iter();
-    all.extend(idempotent.map(|name| ("idempotent", name.to_string())));
+    all.extend(idempotent.map(|name| ("idempotent", name.clone())));
     if manifest.allow_check {
         all.push(("allow_check", "a dry run is meaningful".to_owned()));
     }
@@ -116,23 +227,24 @@ fn block(out: &mut String, heading: &str, rows: &[Vec<String>]) {
     }
 }
 
-fn text(loaded: &Loaded, manifest: &Manifest) -> String {
+fn text(about: &About, manifest: &ManifestView) -> String {
     let clean = |text: &str| printable_line(text);
-    let mut out = format!("{}  {}\n", loaded.name, clean(&manifest.about));
-    let bundle = &loaded.bundle;
-    let bytes = bundle.script().len() + bundle.files().values().map(Vec::len).sum::<usize>();
-    let hash = bundle.hash().to_string();
+    let mut out = format!("{}  {}\n", clean(&about.name), clean(&manifest.about));
+    if let Some(stored) = &about.stored {
+        out.push_str(&format!("{}\n", clean(stored)));
+    }
+    let hash = clean(&about.bundle);
     out.push_str(&format!(
         "bundle {}, {}, {}\n",
         hash.get(..12).unwrap_or(&hash),
-        count(bundle.files().len() + 1, "file"),
-        count(bytes, "byte"),
+        count(about.files, "file"),
+        count(usize::try_from(about.bytes).unwrap_or(usize::MAX), "byte"),
     ));
     let params: Vec<Vec<String>> = manifest
         .params
         .iter()
         .map(|param| {
-            let mut rule = param.rule();
+            let mut rule = param.rule.clone();
             if param.secret {
                 rule.push_str(", secret");
             }
@@ -143,10 +255,13 @@ fn text(loaded: &Loaded, manifest: &Manifest) -> String {
         })
         .collect();
     block(&mut out, "parameters", &params);
-    let sets: Vec<Vec<String>> = manifest
-        .sets()
+    // The target first, as everywhere.
+    let mut sets: Vec<(&String, &Option<String>)> = manifest.sets.iter().collect();
+    sets.sort_by_key(|(name, _)| name.as_str() != "targets");
+    let sets: Vec<Vec<String>> = sets
+        .into_iter()
         .map(|(name, predicate)| {
-            let predicate = predicate.map_or("given by whoever runs it", |p| p.text());
+            let predicate = predicate.as_deref().unwrap_or("given by whoever runs it");
             vec![clean(name), clean(predicate)]
         })
         .collect();
@@ -159,12 +274,12 @@ fn text(loaded: &Loaded, manifest: &Manifest) -> String {
     let functions: Vec<Vec<String>> = manifest
         .functions
         .iter()
-        .filter(|function| manifest.tests().all(|test| test != function.name))
+        .filter(|function| !manifest.tests.contains(&function.name))
         .map(|function| {
             let head = format!("{}({})", function.name, function.params.join(", "));
-            let entry = match (manifest.shape, function.name.as_str()) {
-                (Shape::Main, MAIN) => "runs once, in the broker",
-                (Shape::Run, RUN) => "runs on each node",
+            let entry = match (manifest.runs.as_str(), function.name.as_str()) {
+                (MAIN, MAIN) => "runs once, in the broker",
+                (RUN, RUN) => "runs on each node",
                 _ => "",
             };
             let doc = function.doc.as_deref().unwrap_or(entry);
@@ -172,63 +287,34 @@ fn text(loaded: &Loaded, manifest: &Manifest) -> String {
         })
         .collect();
     block(&mut out, "functions", &functions);
-    let tests: Vec<Vec<String>> = manifest.tests().map(|test| vec![clean(test)]).collect();
+    let tests: Vec<Vec<String>> = manifest
+        .tests
+        .iter()
+        .map(|test| vec![clean(test)])
+        .collect();
     block(&mut out, "tests", &tests);
     out
 }
 
-fn as_json(loaded: &Loaded, manifest: &Manifest) -> Value {
-    let params: Vec<Value> = manifest
-        .params
-        .iter()
-        .map(|param| {
-            json!({
-                "name": param.name,
-                "type": param.kind.as_str(),
-                "rule": param.rule(),
-                "required": param.required,
-                "default": param.default.as_ref().map(|value| value.json()),
-                "secret": param.secret,
-                "help": param.help,
-            })
-        })
+fn as_json(loaded: &Loaded, manifest: &ManifestView) -> Result<Value, Failure> {
+    let mut all = serde_json::to_value(manifest)
+        .map_err(|e| Failure::new(NOT_ALL, format!("this has no JSON form: {e}")))?;
+    let files: Vec<String> = loaded
+        .bundle
+        .files()
+        .keys()
+        .map(ToString::to_string)
         .collect();
-    let sets: Map<String, Value> = manifest
-        .sets()
-        .map(|(name, predicate)| (name.to_owned(), json!(predicate.map(|p| p.text()))))
-        .collect();
-    let functions: Vec<Value> = manifest
-        .functions
-        .iter()
-        .map(|f| json!({"name": f.name, "params": f.params, "doc": f.doc}))
-        .collect();
-    let budgets: Vec<Value> = manifest
-        .budgets
-        .iter()
-        .map(|b| json!({"most": b.amount.to_string(), "by": b.by}))
-        .collect();
-    json!({
-        "name": loaded.name,
-        "file": loaded.file,
-        "about": manifest.about,
-        "bundle": loaded.bundle.hash().to_string(),
-        "files": loaded.bundle.files().keys().map(ToString::to_string).collect::<Vec<_>>(),
-        "runs": match manifest.shape { Shape::Main => MAIN, Shape::Run => RUN },
-        "params": params,
-        "sets": sets,
-        "confirm": manifest.confirm,
-        "approvals": manifest.approvals,
-        "batch": manifest.batch.map(|batch| batch.to_string()),
-        "max_failures": budgets,
-        "timeout": manifest.timeout,
-        "retry": manifest.retry,
-        "locks": manifest.locks,
-        "windows": manifest.windows,
-        "idempotent": manifest.idempotent,
-        "allow_check": manifest.allow_check,
-        "functions": functions,
-        "tests": manifest.tests().collect::<Vec<_>>(),
-    })
+    let more = [
+        ("name", json!(loaded.name)),
+        ("file", json!(loaded.file)),
+        ("bundle", json!(loaded.bundle.hash().to_string())),
+        ("files", json!(files)),
+    ];
+    if let Value::Object(all) = &mut all {
+        all.extend(more.map(|(name, value)| (name.to_owned(), value)));
+    }
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -257,9 +343,11 @@ fn main(p) { on(targets(), "upgrade", p); }
 fn test_it() { assert(true); }
 "#;
 
-    fn loaded() -> (Loaded, Manifest) {
+    fn loaded() -> (Loaded, ManifestView) {
         let bundle = Bundle::new(SCRIPT.to_owned(), BTreeMap::new()).expect("a bundle");
-        let manifest = check_bundle("web.rhai", &bundle).expect("it is sound");
+        let manifest = check_bundle("web.rhai", &bundle)
+            .expect("it is sound")
+            .view();
         let loaded = Loaded {
             name: "web".to_owned(),
             file: "web.rhai".to_owned(),
@@ -271,7 +359,7 @@ fn test_it() { assert(true); }
     #[test]
     fn everything_that_is_declared_is_shown() {
         let (loaded, manifest) = loaded();
-        insta::assert_snapshot!(text(&loaded, &manifest), @r"
+        insta::assert_snapshot!(text(&About::file(&loaded), &manifest), @r"
         web  Upgrade the web front end
         bundle c0db40cbf910, 1 file, 533 bytes
         parameters
@@ -299,7 +387,8 @@ fn test_it() { assert(true); }
     #[test]
     fn the_same_as_json() {
         let (loaded, manifest) = loaded();
-        let shown = serde_json::to_string_pretty(&as_json(&loaded, &manifest));
+        let shown =
+            serde_json::to_string_pretty(&as_json(&loaded, &manifest).expect("it has a form"));
         insta::assert_snapshot!(shown.expect("it has a form"), @r#"
         {
           "about": "Upgrade the web front end",
