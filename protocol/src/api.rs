@@ -82,8 +82,8 @@ pub use scenario::{
     BudgetView, FunctionView, ManifestView, ParamView, PutScenario, RollbackScenario,
     STOCK_VERSION, ScenarioFile, ScenarioStored, ScenarioVersion, ScenarioView,
 };
-pub use steps::{AnswerRequest, CALLS_SHOWN, CallView, MainView, StepView};
 pub use secret::{ApiToken, InviteToken, Secret, TokenError};
+pub use steps::{AnswerRequest, CALLS_SHOWN, CallView, MainView, StepView};
 
 use crate::units::{Span, Timestamp};
 use crate::wire::AgentInfo;

@@ -380,7 +380,13 @@ fn a_secret_is_handed_on_and_never_said() {
     );
     let text = "fn main(p) { on(targets(), \"f\", #{ deep: [p.key], all: p }) }";
     let program = Program::new("x.rhai", text).expect("a program");
-    let (turned, _) = turn(&program, &input(), Records::default(), |_, _| None, || false);
+    let (turned, _) = turn(
+        &program,
+        &input(),
+        Records::default(),
+        |_, _| None,
+        || false,
+    );
     let Turn::Wants {
         call: HostCall::On(step),
         ..

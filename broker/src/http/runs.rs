@@ -2,7 +2,9 @@
 
 use axum::extract::State;
 use axum::http::HeaderMap;
-use muster_protocol::api::{AnswerRequest, Page, Plan, RetryRequest, RunBrief, RunRequest, RunView};
+use muster_protocol::api::{
+    AnswerRequest, Page, Plan, RetryRequest, RunBrief, RunRequest, RunView,
+};
 use muster_protocol::ids::RunId;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::Wish;

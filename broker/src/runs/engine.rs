@@ -572,7 +572,10 @@ impl Engine {
                 summary: known.map(|brief| brief.summary).unwrap_or_default(),
             }
         };
-        view.main = state.flow.as_ref().map(|flow| Box::new(main_view(state, flow, part)));
+        view.main = state
+            .flow
+            .as_ref()
+            .map(|flow| Box::new(main_view(state, flow, part)));
         view
     }
 
@@ -678,7 +681,11 @@ impl Engine {
         let (inbox, outbox) = mpsc::channel(INBOX);
         // A run with a `main` has little to say, and there may be many that
         // wait.
-        let said = if folded.state.flow.is_some() { 32 } else { 1_024 };
+        let said = if folded.state.flow.is_some() {
+            32
+        } else {
+            1_024
+        };
         let (live, _) = broadcast::channel(said);
         let number = shared.numbers.fetch_add(1, Ordering::Relaxed);
         for message in messages {
@@ -750,7 +757,9 @@ impl Shared {
     fn busy(&self) -> usize {
         let index = lock(&self.index);
         let open = lock(&self.open);
-        open.keys().filter(|run| index.part_of(**run).is_none()).count()
+        open.keys()
+            .filter(|run| index.part_of(**run).is_none())
+            .count()
     }
 
     /// The epoch, and what ends with it, while this broker serves runs.

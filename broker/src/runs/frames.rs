@@ -227,8 +227,8 @@ fn main_frames(state: &RunState, event: &RunEvent) -> Vec<Frame> {
         nodes: u32::try_from(step.nodes.len()).unwrap_or(u32::MAX),
         undo,
     };
-    let ended = |call: u64, part: u32, step: &StepCall, end: &StepEnd, undo: bool| {
-        Frame::StepEnded {
+    let ended =
+        |call: u64, part: u32, step: &StepCall, end: &StepEnd, undo: bool| Frame::StepEnded {
             run,
             call,
             part,
@@ -238,8 +238,7 @@ fn main_frames(state: &RunState, event: &RunEvent) -> Vec<Frame> {
             stopped: end.stopped.clone(),
             failures: failures(state, end),
             undo,
-        }
-    };
+        };
     let begun = |step: &&StepCall| !step.nodes.is_empty();
     match event {
         RunEvent::Recorded { from, records, .. } => (*from..)
@@ -255,7 +254,10 @@ fn main_frames(state: &RunState, event: &RunEvent) -> Vec<Frame> {
                 .filter(|(_, step)| begun(step))
                 .map(|(part, step)| began(*number, part, step, false))
                 .collect(),
-            Wanted::Scenario { run: step, scenario } => vec![Frame::StepBegan {
+            Wanted::Scenario {
+                run: step,
+                scenario,
+            } => vec![Frame::StepBegan {
                 run,
                 call: *number,
                 part: 0,
@@ -290,7 +292,10 @@ fn main_frames(state: &RunState, event: &RunEvent) -> Vec<Frame> {
                 .filter(|(_, (step, _))| begun(step))
                 .map(|(part, (step, end))| ended(*number, part, step, end, false))
                 .collect(),
-            Some(Wanted::Scenario { run: step, scenario }) => vec![Frame::StepEnded {
+            Some(Wanted::Scenario {
+                run: step,
+                scenario,
+            }) => vec![Frame::StepEnded {
                 run,
                 call: *number,
                 part: 0,

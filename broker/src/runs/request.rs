@@ -106,7 +106,10 @@ impl FrozenRun {
                 nodes: serials(&set.nodes),
             };
             sets.insert(set.name, frozen);
-            let fresh = set.nodes.into_iter().filter(|node| there.insert(node.serial));
+            let fresh = set
+                .nodes
+                .into_iter()
+                .filter(|node| there.insert(node.serial));
             self.targets.extend(fresh);
         }
         self.spec.targets = u32::try_from(self.targets.len()).unwrap_or(u32::MAX);

@@ -444,9 +444,11 @@ impl Task {
                         .await?;
                 }
                 Next::Finish(end) => self.finish(end).await?,
-                Next::Main => if !self.conduct().await? {
-                    return Ok(());
-                },
+                Next::Main => {
+                    if !self.conduct().await? {
+                        return Ok(());
+                    }
+                }
                 Next::Gate(gate) => {
                     if !self.pass(&gate).await? {
                         return Ok(());

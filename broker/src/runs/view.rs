@@ -100,10 +100,16 @@ pub(super) fn main_view(
         match &call.wanted {
             Wanted::Steps { steps } => {
                 let end = |at: usize| ended.and_then(|end| end.steps.get(at));
-                let steps = steps.iter().enumerate().filter(|(_, s)| !s.nodes.is_empty());
+                let steps = steps
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, s)| !s.nodes.is_empty());
                 view.steps = steps.map(|(at, one)| step(one, end(at), None)).collect();
             }
-            Wanted::Scenario { run, scenario: name } => {
+            Wanted::Scenario {
+                run,
+                scenario: name,
+            } => {
                 view.steps = vec![scenario(*run, name.to_string(), view.error.clone())];
             }
             Wanted::Until { at } => view.until = Some(*at),
@@ -117,7 +123,9 @@ pub(super) fn main_view(
     };
     let (error, value) = flow.ended.as_ref().map_or((None, None), said_at_the_end);
     MainView {
-        sets: main.map(|(name, set)| (name.clone(), count(set.nodes.len()))).collect(),
+        sets: main
+            .map(|(name, set)| (name.clone(), count(set.nodes.len())))
+            .collect(),
         answered: flow.answered,
         calls: flow.calls.iter().skip(before).map(call).collect(),
         calls_before: before as u64,
@@ -125,7 +133,13 @@ pub(super) fn main_view(
         undo: flow
             .undo
             .iter()
-            .map(|undo| step(&undo.step, undo.ended.as_ref().map(|(_, end)| end), Some(undo.of)))
+            .map(|undo| {
+                step(
+                    &undo.step,
+                    undo.ended.as_ref().map(|(_, end)| end),
+                    Some(undo.of),
+                )
+            })
             .collect(),
         error,
         value,

@@ -32,14 +32,22 @@ impl std::fmt::Debug for Broker {
 impl Stage for Broker {
     fn score(&self, bundle: BundleHash) -> BoxFuture<'_, Result<Arc<Score>, StageError>> {
         Box::pin(async move {
-            let loaded = self.library.by_hash(bundle).await.map_err(|error| match error {
-                LibraryError::NoBundle(hash) => StageError::NotThere(hash),
-                other => StageError::NoAnswer(other.to_string()),
-            })?;
+            let loaded = self
+                .library
+                .by_hash(bundle)
+                .await
+                .map_err(|error| match error {
+                    LibraryError::NoBundle(hash) => StageError::NotThere(hash),
+                    other => StageError::NoAnswer(other.to_string()),
+                })?;
             let file = format!("{}.rhai", loaded.version.name);
             let score = tokio::task::spawn_blocking(move || Score::new(&file, &loaded.bundle));
-            let score = score.await.map_err(|e| StageError::NoAnswer(e.to_string()))?;
-            score.map(Arc::new).map_err(|fault| StageError::Unreadable(fault.to_string()))
+            let score = score
+                .await
+                .map_err(|e| StageError::NoAnswer(e.to_string()))?;
+            score
+                .map(Arc::new)
+                .map_err(|fault| StageError::Unreadable(fault.to_string()))
         })
     }
 
@@ -60,7 +68,9 @@ impl Broker {
         let no = |text: String| refused(Problem::new(Kind::InvalidRequest, text));
         let params = Value::Object(asked.params);
         if secret::is_needed(&params) {
-            return Err(no("a secret parameter cannot be handed to another scenario".to_owned()));
+            return Err(no(
+                "a secret parameter cannot be handed to another scenario".to_owned(),
+            ));
         }
         let request = RunRequest {
             params,
@@ -70,7 +80,9 @@ impl Broker {
         };
         if is_builtin(&request) {
             let name = request.scenario;
-            return Err(no(format!("`{name}` is built in; `on` runs functions on nodes")));
+            return Err(no(format!(
+                "`{name}` is built in; `on` runs functions on nodes"
+            )));
         }
         let (_, ready) = self.submit.ready(&request).await?;
         let by = (&asked.caller.principal, asked.caller.door);
@@ -78,8 +90,14 @@ impl Broker {
         let frozen = ready.freeze(&snapshot, asked.id, by, Timestamp::now());
         let mut frozen = frozen.map_err(|error| stored(&error))?;
         frozen.spec.part_of = Some(asked.part_of);
-        frozen.spec.gates.locks.retain(|name| !asked.held.contains(name));
-        let authorized = self.submit.allowed(&asked.caller, create(&frozen), frozen)?;
+        frozen
+            .spec
+            .gates
+            .locks
+            .retain(|name| !asked.held.contains(name));
+        let authorized = self
+            .submit
+            .allowed(&asked.caller, create(&frozen), frozen)?;
         self.submit.fits(authorized.get())?;
         Ok(authorized)
     }

@@ -198,7 +198,11 @@ fn call_lines(out: &mut String, call: &CallView, short: &str, paint: Paint) {
         out.push_str(&format!("▸ {}{time}\n", printable_line(&call.name)));
     }
     for step in &call.steps {
-        let (before, time) = if several { ("  ▸ ", "") } else { ("▸ ", time.as_str()) };
+        let (before, time) = if several {
+            ("  ▸ ", "")
+        } else {
+            ("▸ ", time.as_str())
+        };
         step_lines(out, step, before, time, paint);
     }
     if call.steps.is_empty() {
@@ -215,12 +219,9 @@ fn step_lines(out: &mut String, step: &StepView, before: &str, time: &str, paint
     };
     let came = match step.state {
         None => paint.dim("not begun"),
-        Some(state) if state.is_final() => came(
-            &step.summary,
-            step.stopped.as_deref(),
-            &step.short,
-            paint,
-        ),
+        Some(state) if state.is_final() => {
+            came(&step.summary, step.stopped.as_deref(), &step.short, paint)
+        }
         Some(RunPhase::Paused) => format!(
             "{} {}",
             counts(&step.summary, paint),
@@ -332,7 +333,10 @@ mod tests {
                 text: "half of it is done".into(),
             }],
             undo: vec![step("back", &well, RunPhase::Succeeded)],
-            error: Some("deploy.rhai:22:5: 1 node failed, none may\n   22 | on(batch, \"upgrade\", p)".into()),
+            error: Some(
+                "deploy.rhai:22:5: 1 node failed, none may\n   22 | on(batch, \"upgrade\", p)"
+                    .into(),
+            ),
             ..MainView::default()
         };
         insta::assert_snapshot!(tree(&main, "8k2d", Paint::plain()));

@@ -14,8 +14,8 @@ use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
 use crate::ui::book::Book;
 use crate::ui::live::Live;
-use crate::ui::steps;
 use crate::ui::report::{Onward, Style, body, exit_code, foot, head, text};
+use crate::ui::steps;
 
 /// How a run is shown.
 #[derive(Clone, Copy, Debug)]

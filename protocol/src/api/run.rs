@@ -10,9 +10,7 @@ use super::MainView;
 use crate::envelope::{Door, Mode};
 use crate::ids::{PlanId, RunId, Serial};
 use crate::names::{LabelKey, NodeName, PrincipalName, ScenarioName};
-use crate::run::{
-    Gate, Gates, LocalRun, Outcome, PartOf, RunOptions, RunPhase, Summary, is_zero,
-};
+use crate::run::{Gate, Gates, LocalRun, Outcome, PartOf, RunOptions, RunPhase, Summary, is_zero};
 use crate::units::{Amount, Span, Timestamp};
 
 /// Asks for a run.

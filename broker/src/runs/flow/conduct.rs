@@ -285,9 +285,8 @@ impl Task {
         }
         self.unstuck();
         let flow = self.flow();
-        let live = self.state.phase == RunPhase::Running
-            && flow.ended.is_none()
-            && flow.open().is_none();
+        let live =
+            self.state.phase == RunPhase::Running && flow.ended.is_none() && flow.open().is_none();
         let logged = flow.logged();
         let stop = Arc::new(AtomicBool::new(false));
         let records = self.conductor().told.as_ref().map(Told::records);
@@ -370,7 +369,8 @@ impl Task {
             self.conductor().diverged = Some(error);
             return Ok(());
         }
-        self.main_ended(MainEnd::Diverged { error }, Vec::new()).await
+        self.main_ended(MainEnd::Diverged { error }, Vec::new())
+            .await
     }
 
     pub(super) async fn main_ended(
@@ -457,12 +457,16 @@ impl Task {
     /// Why a `main` may do nothing more.
     fn too_much(&mut self) -> Option<String> {
         if self.flow().answered >= MOST_CALLS {
-            return Some(format!("the scenario has made {MOST_CALLS} calls, and may make no more"));
+            return Some(format!(
+                "the scenario has made {MOST_CALLS} calls, and may make no more"
+            ));
         }
         let told = self.conductor().told.as_ref().map_or(0, Told::bytes);
         if told > MOST_TOLD {
             let most = MOST_TOLD >> 20;
-            return Some(format!("the scenario was told more than {most} MiB by its steps"));
+            return Some(format!(
+                "the scenario was told more than {most} MiB by its steps"
+            ));
         }
         let age = elapsed(self.state.spec.created, Timestamp::now());
         (age > LONGEST).then(|| {
@@ -474,7 +478,10 @@ impl Task {
     /// What a call waits for; an error that the script is told at once.
     fn wanted(&self, number: u64, hash: &str, call: &HostCall) -> Result<Wanted, String> {
         let step = |(part, step): (u32, &Step)| {
-            let strange = step.nodes.iter().find(|s| !self.state.nodes.contains_key(s));
+            let strange = step
+                .nodes
+                .iter()
+                .find(|s| !self.state.nodes.contains_key(s));
             if let Some(serial) = strange {
                 return Err(format!("node {serial} is in no set of the run"));
             }
@@ -508,7 +515,9 @@ impl Task {
                     ));
                 }
                 if callers.len() >= MOST_DEEP {
-                    return Err(format!("scenarios call each other at most {MOST_DEEP} deep"));
+                    return Err(format!(
+                        "scenarios call each other at most {MOST_DEEP} deep"
+                    ));
                 }
                 Wanted::Scenario {
                     run: part_id(self.run, number, 0, hash, false),
@@ -525,7 +534,8 @@ impl Task {
             if !self.all_ended(&open.wanted) {
                 return Ok(false);
             }
-            self.main_ended(MainEnd::Diverged { error }, Vec::new()).await?;
+            self.main_ended(MainEnd::Diverged { error }, Vec::new())
+                .await?;
             return Ok(true);
         }
         let cancelled = (self.state.phase == RunPhase::Cancelling).then(|| {
@@ -712,7 +722,8 @@ impl Task {
                         reply::end(step.nodes.iter().map(result), Some(why.clone()))
                     });
                     let ends = never.collect();
-                    self.answered(open.number, Reply::Error(why), ends, None).await?;
+                    self.answered(open.number, Reply::Error(why), ends, None)
+                        .await?;
                 }
                 return Ok(false);
             }
@@ -895,7 +906,9 @@ impl Task {
             }
             other => World::new(&shared, &self.state)
                 .answer(other)
-                .unwrap_or_else(|| Reply::Error(format!("`{}` cannot be called here", other.name()))),
+                .unwrap_or_else(|| {
+                    Reply::Error(format!("`{}` cannot be called here", other.name()))
+                }),
         };
         self.unstuck();
         self.answered(open.number, reply, Vec::new(), None).await?;
@@ -932,10 +945,14 @@ impl Task {
         tell: oneshot::Sender<Answered>,
     ) -> Result<(), JournalError> {
         let open = self.state.flow.as_ref().and_then(|flow| flow.open());
-        let allowed = match (self.state.phase, open.map(|open| (&open.wanted, open.number))) {
-            (RunPhase::Running | RunPhase::Paused, Some((Wanted::Answer { answers, .. }, number))) => {
-                Some((answers.clone(), number))
-            }
+        let allowed = match (
+            self.state.phase,
+            open.map(|open| (&open.wanted, open.number)),
+        ) {
+            (
+                RunPhase::Running | RunPhase::Paused,
+                Some((Wanted::Answer { answers, .. }, number)),
+            ) => Some((answers.clone(), number)),
             _ => None,
         };
         let Some((allowed, number)) = allowed else {
@@ -953,7 +970,8 @@ impl Task {
         }
         tracing::info!(%by, "answered");
         let reply = Reply::Value(text.clone().into());
-        self.answered(number, reply, Vec::new(), Some((by, text))).await?;
+        self.answered(number, reply, Vec::new(), Some((by, text)))
+            .await?;
         let _ = tell.send(Ok(Arc::new(self.state.clone())));
         Ok(())
     }
@@ -981,7 +999,8 @@ impl Task {
         let (parts, last) = cut(&text);
         for (part, text) in (0..).zip(parts) {
             let text = text.to_owned();
-            self.store(RunEvent::ReplyPart { number, part, text }).await?;
+            self.store(RunEvent::ReplyPart { number, part, text })
+                .await?;
         }
         let (by, said) = said.unzip();
         let event = RunEvent::Answered {
@@ -1066,7 +1085,11 @@ fn pages(records: Vec<Record>) -> Vec<Vec<Record>> {
 /// Several lines for people, each without anything that a terminal would
 /// obey.
 pub(super) fn printable_lines(text: &str) -> String {
-    let lines: Vec<String> = text.lines().take(40).map(|line| printable(line, 400)).collect();
+    let lines: Vec<String> = text
+        .lines()
+        .take(40)
+        .map(|line| printable(line, 400))
+        .collect();
     let mut all = lines.join("\n");
     if let Some((at, _)) = all.char_indices().nth(ERROR) {
         all.truncate(at);

@@ -21,11 +21,11 @@ mod undo;
 use muster_protocol::ids::RunId;
 use sha2::{Digest as _, Sha256};
 
-pub(super) use self::conduct::Conductor;
 pub use self::conduct::AnswerError;
 pub(super) use self::conduct::Answered;
-pub use self::stage::{Another, Score, Stage, StageError};
+pub(super) use self::conduct::Conductor;
 pub(super) use self::stage::Stages;
+pub use self::stage::{Another, Score, Stage, StageError};
 
 /// Calls that one `main` may make.
 const MOST_CALLS: u64 = 20_000;

@@ -122,15 +122,22 @@ impl Engine {
             let lease = shared.bus.lease().clone();
             let mut journal = Journal::new(shared.js.clone(), lease, epoch, run, folded.last);
             let written = folded.state.order.len();
-            for nodes in targets.get(written..).unwrap_or_default().chunks(TARGETS_PER_EVENT) {
+            for nodes in targets
+                .get(written..)
+                .unwrap_or_default()
+                .chunks(TARGETS_PER_EVENT)
+            {
                 let nodes = nodes.to_vec();
                 let page = RunEvent::Targets { nodes };
                 folded.last = journal.append(&page).await.map_err(CreateError::from)?;
-                folded.state.apply(&page).map_err(|source| ReadError::Fold {
-                    run,
-                    sequence: folded.last,
-                    source,
-                })?;
+                folded
+                    .state
+                    .apply(&page)
+                    .map_err(|source| ReadError::Fold {
+                        run,
+                        sequence: folded.last,
+                        source,
+                    })?;
             }
         }
         lock(&shared.index).insert(Known::new(&folded.state, folded.first));

@@ -28,11 +28,16 @@ pub(super) fn stdout_each(nodes: usize) -> usize {
 
 /// The budgets that a step was made with.
 fn budgets(options: &RunOptions) -> Vec<Budget> {
-    let all = options.max_failures.map(|amount| Budget { amount, by: None });
-    let by_label = options.max_failures_by.iter().map(|(label, amount)| Budget {
-        amount: *amount,
-        by: Some(label.clone()),
-    });
+    let all = options
+        .max_failures
+        .map(|amount| Budget { amount, by: None });
+    let by_label = options
+        .max_failures_by
+        .iter()
+        .map(|(label, amount)| Budget {
+            amount: *amount,
+            by: Some(label.clone()),
+        });
     all.into_iter().chain(by_label).collect()
 }
 
@@ -102,7 +107,10 @@ pub(super) fn end(results: impl Iterator<Item = NodeResult>, stopped: Option<Str
     let mut outcomes: BTreeMap<Outcome, Vec<Serial>> = BTreeMap::new();
     let mut failures = Vec::new();
     for result in results {
-        outcomes.entry(result.outcome).or_default().push(result.serial);
+        outcomes
+            .entry(result.outcome)
+            .or_default()
+            .push(result.serial);
         if result.outcome != Outcome::Succeeded && failures.len() < FAILURES_TOLD {
             failures.push(NodeResult {
                 reason: result.reason.map(|why| printable(&why, REASON_TOLD)),

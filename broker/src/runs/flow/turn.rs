@@ -116,7 +116,10 @@ impl World {
     fn batches(&self, nodes: &NodeSet, size: Amount, label: &LabelKey) -> Vec<NodeSet> {
         let value = |serial: Serial| {
             let node = self.snapshot.get(serial)?;
-            node.assignment.labels.get(label).map(|value| value.as_str())
+            node.assignment
+                .labels
+                .get(label)
+                .map(|value| value.as_str())
         };
         let inside = self.order.iter().filter(|serial| nodes.contains(**serial));
         let nodes: Vec<(Serial, Option<&str>)> =
@@ -154,7 +157,9 @@ impl Desk {
             self.bytes.fetch_add(line, Ordering::Relaxed);
             if self.logged.fetch_add(line, Ordering::Relaxed) + line > MOST_LOG {
                 let most = MOST_LOG >> 20;
-                return Some(Reply::Error(format!("a run's log takes {most} MiB at most")));
+                return Some(Reply::Error(format!(
+                    "a run's log takes {most} MiB at most"
+                )));
             }
             lock(&self.lines).insert(number, text.clone());
         }

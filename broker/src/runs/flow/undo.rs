@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{
-    MainEnd, NodeResult, Outcome, PartOf, RunEnd, RunEvent, RunPhase, StepCall, StepEnd,
-    UndoState, Wanted,
+    MainEnd, NodeResult, Outcome, PartOf, RunEnd, RunEvent, RunPhase, StepCall, StepEnd, UndoState,
+    Wanted,
 };
 use muster_protocol::units::Timestamp;
 use muster_scenarios::durable::{Step, StepOptions, Undo};
@@ -158,15 +158,19 @@ impl Task {
             .collect();
         let end = end_of(&self.state, flow, undo_lost || !failed.is_empty());
         let open: Vec<_> = self.state.open().map(|(serial, _)| serial).collect();
-        let results: Vec<NodeResult> =
-            open.into_iter().map(|serial| self.state.main_result(serial)).collect();
+        let results: Vec<NodeResult> = open
+            .into_iter()
+            .map(|serial| self.state.main_result(serial))
+            .collect();
         self.store_results(results).await?;
         let short = self.short();
         let scenario = self.state.spec.scenario.clone();
         let told = match end {
             RunEnd::UndoFailed if undo_lost => Some((
                 "alarm.undo-failed",
-                format!("{scenario}: what run {short} did could not be taken back: its script does something else now"),
+                format!(
+                    "{scenario}: what run {short} did could not be taken back: its script does something else now"
+                ),
             )),
             RunEnd::UndoFailed => Some((
                 "alarm.undo-failed",
@@ -177,7 +181,9 @@ impl Task {
             )),
             RunEnd::Diverged => Some((
                 "alarm.run-diverged",
-                format!("{scenario}: run {short} was stopped, because its script did something else than before"),
+                format!(
+                    "{scenario}: run {short} was stopped, because its script did something else than before"
+                ),
             )),
             _ => None,
         };
