@@ -26,6 +26,12 @@ const CACHED: usize = 32 << 20;
 #[derive(Clone, Eq, PartialEq)]
 pub struct StoredPart(Bytes);
 
+impl From<Bytes> for StoredPart {
+    fn from(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+}
+
 impl fmt::Debug for StoredPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "StoredPart({} bytes)", self.0.len())

@@ -11,8 +11,11 @@
 pub mod effects;
 pub mod executor;
 mod masks;
+mod passed;
+pub mod restart;
 pub mod store;
 
 pub use effects::Grants;
 pub use executor::Scenarios;
+pub use restart::{Past, Restarts};
 pub use store::{BundleStore, Bundles, StoreError};

@@ -14,7 +14,7 @@ use muster_protocol::run::{
 use muster_protocol::text::printable;
 use muster_protocol::units::{Timestamp, after, elapsed};
 use muster_scenarios::durable::{HostCall, Reply, Step, StepReply, Turn, Undo};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -24,6 +24,7 @@ use super::parts::{Part, PartError, caller};
 use super::records::{Told, cut, read};
 use super::stage::{Another, Score, StageError};
 use super::turn::{Begin, Turned, World, begin, input};
+use crate::events::Once;
 use super::{LONGEST, MOST_CALLS, MOST_DEEP, MOST_REPLY, MOST_TOLD, part_id, reply};
 
 /// Pause before something is tried again that could not be done.
@@ -892,13 +893,16 @@ impl Task {
         let reply = match &call {
             HostCall::Emit { kind, fields } => {
                 let scenario = self.state.spec.scenario.to_string();
-                let fields = Value::Object(fields.clone());
-                let text = format!("run {}: {fields}", self.short());
                 // Whoever did it before and was stopped has done it with the
                 // same id.
-                let id = format!("{}.{}", self.run, open.number);
-                let kind = format!("scenario.{kind}");
-                if let Err(error) = shared.events.emit_once(&id, &kind, &scenario, text).await {
+                let event = Once {
+                    id: format!("{}.{}", self.run, open.number),
+                    kind: format!("scenario.{kind}"),
+                    subject: scenario,
+                    text: format!("run {}", self.short()),
+                    fields: fields.clone(),
+                };
+                if let Err(error) = shared.events.try_once(event).await {
                     self.stuck(error.to_string(), PAUSE);
                     return Ok(false);
                 }
@@ -921,7 +925,6 @@ impl Task {
             return;
         }
         let short = self.short();
-        let id = format!("{}.{number}.asked", self.run);
         let choice = match answers {
             [] => String::new(),
             some => format!(" ({})", some.join(", ")),
@@ -932,9 +935,14 @@ impl Task {
             printable(question, 500),
         );
         let events = self.engine.0.events.clone();
-        if let Err(error) = events.emit_once(&id, "run.asks", &short, text).await {
-            tracing::warn!(%error, "an event could not be stored");
-        }
+        let event = Once {
+            id: format!("{}.{number}.asked", self.run),
+            kind: "run.asks".to_owned(),
+            subject: short,
+            text,
+            fields: Map::new(),
+        };
+        events.once(event).await;
     }
 
     /// Takes a person's answer.

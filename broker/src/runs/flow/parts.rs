@@ -7,6 +7,7 @@ use std::sync::Arc;
 use futures_util::TryStreamExt as _;
 use muster_protocol::api::{Frame, Role};
 use muster_protocol::ids::{RunId, Serial};
+use muster_protocol::note::Expected;
 use muster_protocol::names::{PrincipalName, ScenarioName};
 use muster_protocol::run::{
     Gates, PartOf, RunEvent, RunOptions, RunPhase, RunSpec, RunState, Stream, TARGETS_PER_EVENT,
@@ -280,6 +281,7 @@ impl Engine {
             targets: u32::try_from(targets.len()).unwrap_or(u32::MAX),
             options: step_options(&spec.options, &step.options, budgets),
             gates: Gates::default(),
+            expect: Expected::default(),
             retry_of: None,
             left_out: 0,
             local: None,

@@ -11,11 +11,14 @@ use muster_protocol::run::{
 use muster_protocol::text::printable;
 use muster_scenarios::durable::{NodeReply, StepReply};
 use muster_scenarios::manifest::{Budget, spent};
+use serde_json::{Value, json};
 
 /// Bytes of standard output of one node that `main` is told at most.
 const STDOUT: usize = 4 * 1024;
 /// Of all nodes of a step together.
 const ALL_STDOUT: usize = 512 * 1024;
+/// Bytes of the values of all nodes of a step together that `main` is told.
+const MOST_VALUES: usize = 8 << 20;
 /// Bytes of a reason that `main` is told.
 const REASON: usize = 500;
 /// Bytes of a reason that stands in the journal with the step.
@@ -70,19 +73,48 @@ pub(super) fn of_run(
         (Some(by), RunPhase::Cancelled) => Some(format!("{by} cancelled the step")),
         _ => spent(&budgets(&state.spec.options), &all, domain).or_else(never_begun),
     };
+    let mut room = MOST_VALUES;
+    let mut too_much = false;
     let nodes = results
         .iter()
         .map(|result| NodeReply {
             serial: result.serial,
             outcome: result.outcome,
-            value: None,
+            value: value(state, result, &mut room).unwrap_or_else(|TooMuch| {
+                too_much = true;
+                None
+            }),
             reason: result.reason.as_ref().map(|why| printable(why, REASON)),
             exit: result.exit,
             stdout: stdout.remove(&result.serial),
         })
         .collect();
+    let stopped = stopped.or_else(|| {
+        let most = MOST_VALUES >> 20;
+        too_much.then(|| format!("the nodes returned more than {most} MiB together"))
+    });
     let end = end(results.iter().map(|r| (*r).clone()), stopped.clone());
     (StepReply { nodes, stopped }, end)
+}
+
+/// There is no room for the value of one more node.
+struct TooMuch;
+
+/// What a node returned. What is too large to be kept with its result stands
+/// here by where it is.
+fn value(
+    state: &RunState,
+    result: &NodeResult,
+    room: &mut usize,
+) -> Result<Option<Value>, TooMuch> {
+    if let Some(bytes) = result.value_bytes {
+        return Ok(Some(json!({"bytes": bytes, "run": state.spec.id})));
+    }
+    let Some(value) = &result.value else {
+        return Ok(None);
+    };
+    *room = room.checked_sub(value.to_string().len()).ok_or(TooMuch)?;
+    Ok(Some(value.clone()))
 }
 
 /// What a step came to that was not begun at all.
@@ -114,6 +146,8 @@ pub(super) fn end(results: impl Iterator<Item = NodeResult>, stopped: Option<Str
         if result.outcome != Outcome::Succeeded && failures.len() < FAILURES_TOLD {
             failures.push(NodeResult {
                 reason: result.reason.map(|why| printable(&why, REASON_TOLD)),
+                value: None,
+                digest: None,
                 ..result
             });
         }

@@ -10,11 +10,14 @@ use muster_protocol::run::{
 use muster_protocol::units::Timestamp;
 use muster_scenarios::durable::{Step, StepOptions, Undo};
 
+use serde_json::Map;
+
 use super::super::journal::JournalError;
 use super::super::task::Task;
 use super::conduct::end_of;
 use super::parts::Part;
 use super::{part_id, reply};
+use crate::events::Once;
 
 impl Task {
     /// Takes back what is to be, one after the other, then ends the run.
@@ -188,11 +191,15 @@ impl Task {
             _ => None,
         };
         if let Some((kind, text)) = told {
-            let id = format!("{}.{kind}", self.run);
+            let event = Once {
+                id: format!("{}.{kind}", self.run),
+                kind: kind.to_owned(),
+                subject: short,
+                text,
+                fields: Map::new(),
+            };
             let events = self.engine.0.events.clone();
-            if let Err(error) = events.emit_once(&id, kind, &short, text).await {
-                tracing::warn!(kind, %error, "an event could not be stored");
-            }
+            events.once(event).await;
         }
         self.finish(end).await
     }
