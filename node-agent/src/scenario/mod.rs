@@ -10,9 +10,11 @@
 
 pub mod effects;
 pub mod executor;
+pub mod fetch;
 mod masks;
 pub mod store;
 
 pub use effects::Grants;
 pub use executor::Scenarios;
+pub use fetch::{FetchError, Fetcher};
 pub use store::{BundleStore, Bundles, StoreError};
