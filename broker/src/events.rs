@@ -9,6 +9,7 @@ use muster_protocol::api::ClusterEvent;
 use muster_protocol::subject::EVENT;
 use muster_protocol::text::printable;
 use muster_protocol::units::Timestamp;
+use serde_json::{Map, Value};
 
 use crate::lease::Lease;
 use crate::store::append::{Append, append};
@@ -22,6 +23,8 @@ pub const STREAM: &str = "MUSTER_EVENTS";
 pub const KEEP: Duration = Duration::from_secs(400 * 86_400);
 /// Most bytes of all events together; the oldest go first.
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// Within this time an event with the same id is the same event.
+const TOLD_AGAIN_WITHIN: Duration = Duration::from_secs(3600);
 /// The least that will do, on a small disk.
 const LEAST_BYTES: u64 = 4 * 1024 * 1024;
 /// Longest text of an event, in characters.
@@ -51,6 +54,21 @@ pub enum PageError {
     },
 }
 
+/// An event that is told once, whoever tells it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Once {
+    /// What it is of: no other event has it.
+    pub id: String,
+    /// Its kind.
+    pub kind: String,
+    /// What it is about.
+    pub subject: String,
+    /// For people.
+    pub text: String,
+    /// For programs.
+    pub fields: Map<String, Value>,
+}
+
 /// The stream of cluster events. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Events(Arc<Inner>);
@@ -72,6 +90,9 @@ impl Events {
             let settings = StreamSettings {
                 max_bytes: Some(limit),
                 max_age: Some(keep),
+                // A broker that takes over tells again what the one before it
+                // may not have told.
+                duplicate_window: TOLD_AGAIN_WITHIN,
                 when_full: WhenFull::DropOld,
                 ..StreamSettings::journal(STREAM, "what happened in the muster cluster", &[EVENT])
             };
@@ -113,7 +134,34 @@ impl Events {
         subject: &str,
         text: impl Into<String>,
     ) -> Result<(), StreamError> {
-        let text = printable(&text.into(), MAX_TEXT);
+        self.store(kind, subject, text.into(), Map::new(), None)
+            .await
+    }
+
+    /// Stores an event unless it is there: one that was stored a moment ago
+    /// has the same id. One that cannot be stored is logged.
+    pub async fn once(&self, event: Once) {
+        let Once {
+            id,
+            kind,
+            subject,
+            text,
+            fields,
+        } = event;
+        if let Err(error) = self.store(&kind, &subject, text, fields, Some(id)).await {
+            tracing::warn!(kind, subject, %error, "an event could not be stored");
+        }
+    }
+
+    async fn store(
+        &self,
+        kind: &str,
+        subject: &str,
+        text: String,
+        fields: Map<String, Value>,
+        id: Option<String>,
+    ) -> Result<(), StreamError> {
+        let text = printable(&text, MAX_TEXT);
         tracing::info!(kind, subject, text, "event");
         let Some((js, lease)) = &self.0.kept else {
             return Ok(());
@@ -131,11 +179,12 @@ impl Events {
             kind: kind.to_owned(),
             subject: printable(subject, 200),
             text,
+            fields,
         };
         let json = serde_json::to_vec(&event).map_err(|e| not_stored(&e.to_string()))?;
-        append(js, STREAM, &Append::new(EVENT, json))
-            .await
-            .map(drop)
+        let mut message = Append::new(EVENT, json);
+        message.message_id = id;
+        append(js, STREAM, &message).await.map(drop)
     }
 
     /// The newest `limit` events, oldest first.

@@ -15,6 +15,7 @@ use async_nats::Subject;
 use muster_protocol::PROTOCOL_VERSION;
 use muster_protocol::ids::{InstanceId, Serial};
 use muster_protocol::names::NodeName;
+use muster_protocol::seal::SealKey;
 use muster_protocol::units::{Span, Timestamp};
 use muster_protocol::wire::{Acknowledged, AgentInfo, Hello, Welcome};
 use tokio::sync::Semaphore;
@@ -64,6 +65,17 @@ struct Inner {
     checks: Semaphore,
     /// Nodes that are being checked.
     checking: Mutex<HashSet<Serial>>,
+}
+
+/// To what secrets for this start of the agent are sealed, when the node's
+/// identity key says so.
+fn seal_key(record: &NodeRecord, hello: &Hello) -> Option<SealKey> {
+    let offer = hello.seal.as_ref()?;
+    let checked = offer.checked(&record.node_key, record.serial, hello.instance);
+    if checked.is_err() {
+        tracing::warn!(node = %record.assignment.name, "an encryption key that the node's identity key has not signed");
+    }
+    checked.ok()
 }
 
 impl Porter {
@@ -339,7 +351,9 @@ impl Porter {
             wants_keys = hello.key_epoch > authority.list().epoch;
             journals.welcomed(serial, hello.instance, mark.position);
         }
-        inner.presence.welcomed(serial, hello);
+        inner
+            .presence
+            .welcomed(serial, hello, seal_key(record, hello));
         inner.inventory.note_agent(serial, hello.agent());
         let keys = (hello.key_epoch < authority.list().epoch).then(|| authority.signed_list());
         // Read again: it may have changed while the node was checked.

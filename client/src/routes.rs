@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use muster_protocol::api::{
     Challenge, ClusterEvent, Invite, InviteRequest, InviteView, Invites, Keys, MatchAnswer,
-    MatchRequest, NodeChange, NodeChanged, NodeView, Page, PingAnswer, PingRequest, ReplaceRequest,
-    RetryRequest, RunBrief, RunRequest, RunView, StandbyKit, Status, TokenCreated, TokenRequest,
-    TokenView, WhoAmI,
+    MatchRequest, NodeChange, NodeChanged, NodeView, Page, PingAnswer, PingRequest, Plan,
+    ReplaceRequest, RetryRequest, RunBrief, RunRequest, RunView, StandbyKit, Status, TokenCreated,
+    TokenRequest, TokenView, WhoAmI,
 };
 use muster_protocol::keys::KeyId;
 use muster_protocol::names::NodeName;
+use muster_protocol::run::Wish;
 use muster_protocol::wire::{CredentialsAnswer, CredentialsRequest, EnrollRequest, Trust};
 use reqwest::Method;
 use serde::Serialize;
@@ -258,6 +259,23 @@ impl Client {
         key: &Key,
     ) -> Answer<RunView> {
         self.once(&["v1", "runs", run.as_str(), "retry"], request, key)
+            .await
+    }
+
+    /// `POST /v1/runs/{run}/plan`: of a dry run that has ended.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn plan_of_run(&self, run: &Reference) -> Answer<Plan> {
+        self.post_empty(&["v1", "runs", run.as_str(), "plan"]).await
+    }
+
+    /// `POST /v1/runs/{run}/confirm`, `approve`, `pause` or `resume`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn wish_of_run(&self, run: &Reference, wish: Wish) -> Answer<RunView> {
+        self.post_empty(&["v1", "runs", run.as_str(), wish.as_str()])
             .await
     }
 

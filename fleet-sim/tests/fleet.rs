@@ -300,7 +300,10 @@ fn call() -> Ask {
         limits: Limits {
             timeout: Span::from_secs(60),
             output_bytes: 1 << 20,
+            retry: 0,
         },
+        expect: Default::default(),
+        secrets: None,
     })
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_protocol::ids::InstanceId;
+use muster_protocol::seal::OpenKey;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
@@ -74,7 +75,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
     let journal = Journal::open(&dir.path(JOURNAL_FILE))?;
     journal.begin().await?;
     let instance = InstanceId::random();
-    let boot_id = crate::host::boot_id();
+    let boot_id = crate::host::boot_id(&config.boot_id);
+    let key = OpenKey::generate();
     let serial = identity.now().serial();
     {
         let enrolled = identity.now();
@@ -107,6 +109,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
         limits: config.limits,
         executor,
         facts,
+        key: key.clone(),
     });
     // Before anything is heard: who asks about an old step gets its outcome.
     let goes_on = pending.as_ref().map(Pending::request);
@@ -132,6 +135,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
         instance,
         boot_id: boot_id.clone(),
         nats: config.nats.clone(),
+        key,
         voice,
     });
     // The helpers end with `stop`; the link stays until the last outcomes

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 /// Where the configuration is looked for when neither `--config` nor
 /// `--state` is given.
 pub const DEFAULT_PATH: &str = "/etc/muster/agent.toml";
+/// Where the kernel tells which start of the machine this is.
+pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Where the state is kept unless something else is said.
 pub const DEFAULT_STATE: &str = "/var/lib/muster-agent";
 
@@ -29,6 +31,9 @@ pub struct Config {
     pub facts_dir: PathBuf,
     /// How often facts are gathered; they are sent when they changed.
     pub facts_every: Span,
+    /// The file that holds another text after each start of the machine. In
+    /// a container the kernel's tells of the host, and not of the container.
+    pub boot_id: PathBuf,
     /// What this node does when it is asked.
     pub capabilities: Capabilities,
     /// How much at once, and for how long.
@@ -62,6 +67,8 @@ pub struct Capabilities {
     pub http: bool,
     /// Runs of Puppet, by scenarios.
     pub puppet: bool,
+    /// Restarting the machine, by scenarios.
+    pub reboot: bool,
 }
 
 /// Bounds that no request can lift.
@@ -118,6 +125,7 @@ impl Default for Config {
             nats: Vec::new(),
             facts_dir: "/etc/muster/facts.d".into(),
             facts_every: Span::from_secs(60),
+            boot_id: BOOT_ID.into(),
             capabilities: Capabilities::default(),
             limits: Limits::default(),
             command: Commands::default(),
@@ -138,6 +146,7 @@ impl Default for Capabilities {
             user: true,
             http: true,
             puppet: true,
+            reboot: true,
         }
     }
 }

@@ -9,11 +9,13 @@ use futures_util::future::BoxFuture;
 use muster_protocol::envelope::{Call, Mode};
 use muster_protocol::ids::{RequestId, Serial};
 use muster_protocol::names::NodeName;
+use muster_protocol::note::Note;
 use muster_protocol::run::{NodeResult, Outcome};
 use muster_protocol::text::printable;
 use muster_protocol::units::Span;
 use muster_protocol::wire::Assignment;
 use muster_scenarios::command::{self, Command};
+use muster_scenarios::secret::Secrets;
 use muster_scenarios::upgrade;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -26,7 +28,7 @@ use crate::host::cgroup::Cgroups;
 use crate::host::environment::{Environment, marks};
 use crate::host::process::{self, End, Sink, Spec, Why};
 use crate::host::tree::Ended;
-use crate::scenario::{BundleStore, Fetcher, Scenarios};
+use crate::scenario::{BundleStore, Fetcher, Past, Restarts, Scenarios};
 use crate::upgrade::{Job, Unfit, Upgrades};
 
 /// Where bundles are in the state directory.
@@ -52,10 +54,19 @@ pub struct Step<'a> {
     pub sink: &'a mut dyn Sink,
     /// Ends it.
     pub cancel: &'a CancellationToken,
+    /// The secret parameters that came for it.
+    pub secrets: Secrets,
+    /// Who remembers that it restarts the machine, where it can go on after
+    /// that.
+    pub restarts: Option<Arc<dyn Restarts>>,
+    /// What it did before the machine was restarted, when it goes on.
+    pub resume: Option<Past>,
+    /// What is said before anything else.
+    pub begins_with: Option<Note>,
 }
 
 /// Something that executes calls. The native `command` is one; the engine
-/// for scenarios will be the other.
+/// for scenarios is the other.
 pub trait Executor: Send + Sync {
     /// Whether the call is one of this executor's, is well formed, and is
     /// granted on this node.
@@ -91,12 +102,19 @@ pub trait Executor: Send + Sync {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    /// Whether a call may be executed once more, from its beginning, when
+    /// nobody knows how far it came.
+    fn may_repeat<'a>(&'a self, _call: &'a Call) -> BoxFuture<'a, bool> {
+        Box::pin(std::future::ready(false))
+    }
+
     /// A step that was prepared did not begin after all.
     fn abandon(&self, _request: RequestId) {}
 
     /// Executes it. The result's reason is for people; who cancelled is said
-    /// by the caller.
-    fn call<'a>(&'a self, call: &'a Call, step: Step<'a>) -> BoxFuture<'a, NodeResult>;
+    /// by the caller. `None` when the machine is being restarted: the step
+    /// goes on after it ([`Step::restarts`]).
+    fn call<'a>(&'a self, call: &'a Call, step: Step<'a>) -> BoxFuture<'a, Option<NodeResult>>;
 
     /// What this node grants, by name.
     fn capabilities(&self) -> Vec<String>;
@@ -214,8 +232,18 @@ impl Executor for Builtins {
     ) -> BoxFuture<'a, Result<(), String>> {
         if call.bundle == upgrade::bundle() {
             self.upgrades.prepare(call, request)
+        } else if self.is_scenario(call) {
+            self.scenarios.prepare(call, request)
         } else {
             self.commands.prepare(call, request)
+        }
+    }
+
+    fn may_repeat<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, bool> {
+        if self.is_scenario(call) {
+            self.scenarios.may_repeat(call)
+        } else {
+            Box::pin(std::future::ready(false))
         }
     }
 
@@ -223,9 +251,9 @@ impl Executor for Builtins {
         self.upgrades.abandon(request);
     }
 
-    fn call<'a>(&'a self, call: &'a Call, step: Step<'a>) -> BoxFuture<'a, NodeResult> {
+    fn call<'a>(&'a self, call: &'a Call, step: Step<'a>) -> BoxFuture<'a, Option<NodeResult>> {
         if call.bundle == upgrade::bundle() {
-            Box::pin(self.upgrades.call(call, step))
+            Box::pin(async move { Some(self.upgrades.call(call, step).await) })
         } else if self.is_scenario(call) {
             self.scenarios.call(call, step)
         } else {
@@ -295,48 +323,8 @@ impl Executor for Commands {
         Ok(())
     }
 
-    fn call<'a>(&'a self, call: &'a Call, step: Step<'a>) -> BoxFuture<'a, NodeResult> {
-        Box::pin(async move {
-            let serial = step.serial;
-            let command = match self
-                .check(call)
-                .and_then(|()| Ok(Command::from_params(&call.params)?))
-            {
-                Ok(command) => command,
-                Err(e) => return NodeResult::new(serial, Outcome::Declined, e.to_string()),
-            };
-            let mut argv = command.argv().into_iter().map(str::to_owned);
-            let program = argv.next().unwrap_or_default();
-            let cgroup_name = format!(
-                "{}-{}-{serial}",
-                step.request.run.short(),
-                step.request.step
-            );
-            let spec = Spec {
-                program: program.clone(),
-                arguments: argv.collect(),
-                environment: self.environment.for_step(step.request, serial, &step.name),
-                directory: None,
-                input: None,
-                marks: marks(step.request, serial),
-                cgroup: self
-                    .cgroups
-                    .as_ref()
-                    .and_then(|c| c.make(&cgroup_name).ok()),
-                timeout: step.timeout,
-                kill_grace: self.kill_grace.get(),
-                output_bytes: step.output_bytes,
-            };
-            match process::run(&spec, step.sink, step.cancel).await {
-                Ok(end) => result(serial, &end, step.timeout),
-                Err(e) => {
-                    if let Some(cgroup) = &spec.cgroup {
-                        cgroup.remove();
-                    }
-                    not_started(serial, &program, &spec.environment, &e)
-                }
-            }
-        })
+    fn call<'a>(&'a self, call: &'a Call, step: Step<'a>) -> BoxFuture<'a, Option<NodeResult>> {
+        Box::pin(async move { Some(self.run(call, step).await) })
     }
 
     fn capabilities(&self) -> Vec<String> {
@@ -348,6 +336,50 @@ impl Executor for Commands {
         .filter(|(_, granted)| *granted)
         .map(|(name, _)| name.to_owned())
         .collect()
+    }
+}
+
+impl Commands {
+    async fn run(&self, call: &Call, step: Step<'_>) -> NodeResult {
+        let serial = step.serial;
+        let command = match self
+            .check(call)
+            .and_then(|()| Ok(Command::from_params(&call.params)?))
+        {
+            Ok(command) => command,
+            Err(e) => return NodeResult::new(serial, Outcome::Declined, e.to_string()),
+        };
+        let mut argv = command.argv().into_iter().map(str::to_owned);
+        let program = argv.next().unwrap_or_default();
+        let cgroup_name = format!(
+            "{}-{}-{serial}",
+            step.request.run.short(),
+            step.request.step
+        );
+        let spec = Spec {
+            program: program.clone(),
+            arguments: argv.collect(),
+            environment: self.environment.for_step(step.request, serial, &step.name),
+            directory: None,
+            input: None,
+            marks: marks(step.request, serial),
+            cgroup: self
+                .cgroups
+                .as_ref()
+                .and_then(|c| c.make(&cgroup_name).ok()),
+            timeout: step.timeout,
+            kill_grace: self.kill_grace.get(),
+            output_bytes: step.output_bytes,
+        };
+        match process::run(&spec, step.sink, step.cancel).await {
+            Ok(end) => result(serial, &end, step.timeout),
+            Err(e) => {
+                if let Some(cgroup) = &spec.cgroup {
+                    cgroup.remove();
+                }
+                not_started(serial, &program, &spec.environment, &e)
+            }
+        }
     }
 }
 
@@ -394,6 +426,10 @@ fn result(serial: Serial, end: &End, timeout: Duration) -> NodeResult {
         ms: Some(u64::try_from(end.took.as_millis()).unwrap_or(u64::MAX)),
         output_bytes: end.output_bytes,
         truncated: end.truncated,
+        value: None,
+        value_bytes: None,
+        tally: None,
+        digest: None,
     }
 }
 
@@ -480,7 +516,10 @@ mod tests {
             limits: Limits {
                 timeout: Span::from_secs(5),
                 output_bytes: 1000,
+                retry: 0,
             },
+            expect: Default::default(),
+            secrets: None,
         }
     }
 

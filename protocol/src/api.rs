@@ -61,7 +61,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 pub use self::cluster::{KeyView, Keys, Removed, Space};
@@ -502,6 +502,10 @@ pub struct ClusterEvent {
     pub subject: String,
     /// For people.
     pub text: String,
+    /// For programs: what a scenario said with the event.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object)]
+    pub fields: Map<String, Value>,
 }
 
 /// A one-use challenge for a node's proof.

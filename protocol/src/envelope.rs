@@ -18,6 +18,8 @@ use crate::keys::{
 };
 use crate::names::{FunctionName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
+use crate::note::Expected;
+use crate::seal::BoxHash;
 use crate::text_form::text_form;
 use crate::units::{Span, Timestamp, after, elapsed};
 use crate::wire::Recall;
@@ -110,8 +112,12 @@ pub enum Mode {
 pub struct Limits {
     /// Execution time, on the node's monotonic clock.
     pub timeout: Span,
-    /// Bytes of output kept, stdout and stderr together.
+    /// Bytes of output kept, all streams together.
     pub output_bytes: u64,
+    /// How often a function of a scenario is tried again after it failed,
+    /// inside the same `timeout`.
+    #[serde(default, skip_serializing_if = "crate::run::is_zero")]
+    pub retry: u32,
 }
 
 /// A function of a scenario, called with parameters.
@@ -130,7 +136,21 @@ pub struct Call {
     pub mode: Mode,
     /// Bounds.
     pub limits: Limits,
+    /// What a dry run said on the nodes: each makes it once more before it
+    /// changes anything, and declines (a reason that begins with
+    /// [`DRIFTED`]) where it comes out otherwise.
+    #[serde(default, skip_serializing_if = "Expected::is_empty")]
+    pub expect: Expected,
+    /// The secret parameters that came with the request, in a header of
+    /// their own: a node keeps the request, and must not keep them. By this
+    /// hash the signature covers them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<BoxHash>,
 }
+
+/// How the reason of a node begins that declines because a dry run does not
+/// come out any more as it was shown.
+pub const DRIFTED: &str = "drifted: ";
 
 /// What a request asks for.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

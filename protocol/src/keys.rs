@@ -31,6 +31,8 @@ pub enum Purpose {
     NodeProof,
     /// The certificate authority of the cluster, by the root key.
     Authority,
+    /// A node's encryption key, by its identity key.
+    SealKey,
 }
 
 impl Purpose {
@@ -41,6 +43,7 @@ impl Purpose {
             Self::Credentials => b"muster/1/credentials\0",
             Self::NodeProof => b"muster/1/node-proof\0",
             Self::Authority => b"muster/1/authority\0",
+            Self::SealKey => b"muster/1/seal-key\0",
         }
     }
 

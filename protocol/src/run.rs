@@ -16,6 +16,7 @@ use crate::ids::{RunId, Serial};
 use crate::keys::KeyId;
 use crate::names::{FunctionName, LabelKey, LabelValue, NodeName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
+use crate::note::Expected;
 use crate::units::{Amount, Span, Timestamp};
 
 mod budget;
@@ -177,6 +178,10 @@ pub struct RunSpec {
     pub targets: u32,
     /// How the run goes about them.
     pub options: RunOptions,
+    /// What a dry run said on the nodes; one where it comes out otherwise
+    /// does nothing.
+    #[serde(default, skip_serializing_if = "Expected::is_empty")]
+    pub expect: Expected,
     /// What has to be given before anything is sent.
     #[serde(default, skip_serializing_if = "Gates::is_open")]
     pub gates: Gates,

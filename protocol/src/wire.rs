@@ -14,6 +14,7 @@ use crate::keys::{PublicKey, Signature, SignedText};
 use crate::names::{LabelKey, LabelValue, NodeName, RoleName};
 use crate::release::{Build, ReleaseId};
 use crate::run::{LocalRun, NodeResult, Stream};
+use crate::seal::SealOffer;
 use crate::units::{Span, Timestamp};
 
 /// Most bytes of any one message from a node.
@@ -180,6 +181,10 @@ pub struct Hello {
     /// other has gone back in time. Absent from agents that cannot say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<JournalMark>,
+    /// To what secret parameters for this start of the agent are sealed.
+    /// Absent from agents that take none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<SealOffer>,
 }
 
 /// What an agent says about itself in its [`Hello`]: what the broker judges

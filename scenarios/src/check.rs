@@ -74,10 +74,10 @@ type Files = BTreeMap<BundlePath, Vec<u8>>;
 
 /// One call in a script.
 #[derive(Clone, Copy)]
-struct Call<'a> {
-    name: &'a str,
+pub(crate) struct Call<'a> {
+    pub(crate) name: &'a str,
     form: Form,
-    args: &'a [Expr],
+    pub(crate) args: &'a [Expr],
     at: Position,
 }
 
@@ -472,7 +472,7 @@ fn is_closure(name: &str) -> bool {
 }
 
 /// Every node of a function's body.
-fn walk(ast: &AST, function: &ScriptFuncDef, on_node: &mut dyn FnMut(&ASTNode<'_>)) {
+pub(crate) fn walk(ast: &AST, function: &ScriptFuncDef, on_node: &mut dyn FnMut(&ASTNode<'_>)) {
     let mut only = ast.clone();
     only.clear_statements();
     only.retain_functions(|_, _, name, params| {
@@ -493,7 +493,7 @@ fn first(expr: &Expr) -> &Expr {
 }
 
 /// The call that a node is, unless it is an operator.
-fn call<'a>(node: &ASTNode<'a>) -> Option<Call<'a>> {
+pub(crate) fn call<'a>(node: &ASTNode<'a>) -> Option<Call<'a>> {
     fn plain<'a>(call: &'a FnCallExpr, form: Form, at: Position) -> Option<Call<'a>> {
         (call.op_token.is_none()).then(|| Call {
             name: &call.name,

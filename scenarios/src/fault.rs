@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use muster_protocol::note::At;
 use muster_protocol::text::printable;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,16 @@ impl Place {
             line: position.line()?,
             column: position.position().unwrap_or(1),
         })
+    }
+}
+
+impl From<Place> for At {
+    fn from(place: Place) -> Self {
+        let small = |number| u32::try_from(number).unwrap_or(u32::MAX);
+        Self {
+            line: small(place.line),
+            column: small(place.column),
+        }
     }
 }
 

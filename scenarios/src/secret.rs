@@ -34,7 +34,8 @@ pub fn is_needed(params: &Value) -> bool {
 }
 
 /// The names of all secrets that parameters refer to.
-pub(crate) fn names(params: &Map<String, Value>) -> BTreeSet<String> {
+#[must_use]
+pub fn names(params: &Map<String, Value>) -> BTreeSet<String> {
     fn collect(value: &Value, found: &mut BTreeSet<String>) {
         match (referred(value), value) {
             (Some(name), _) => {

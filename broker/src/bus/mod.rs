@@ -24,6 +24,7 @@ use muster_protocol::envelope::{
 use muster_protocol::ids::{RequestId, RunId, Serial};
 use muster_protocol::names::PrincipalName;
 use muster_protocol::nodeset::NodeSet;
+use muster_protocol::seal::{SECRETS_HEADER, SecretBox};
 use muster_protocol::subject;
 use muster_protocol::units::{Timestamp, after};
 use muster_protocol::wire::{BUNDLE_HEADER, BundleHead};
@@ -133,6 +134,15 @@ pub struct Signed {
     purpose: Purpose,
     headers: HeaderMap,
     bytes: Bytes,
+}
+
+impl Signed {
+    /// The same with secret parameters beside it, which the request names.
+    #[must_use]
+    pub(crate) fn with_secrets(mut self, sealed: &SecretBox) -> Self {
+        self.headers.insert(SECRETS_HEADER, sealed.to_string());
+        self
+    }
 }
 
 /// The broker's voice. Cheap to clone.

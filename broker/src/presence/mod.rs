@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use muster_protocol::api::{Condition, Presence as State};
 use muster_protocol::ids::{InstanceId, Serial};
+use muster_protocol::seal::SealKey;
 use muster_protocol::units::{Span, Timestamp};
 use muster_protocol::wire::{BEAT_EVERY, Beat, Hello};
 use tokio::sync::Notify;
@@ -163,15 +164,21 @@ impl Presence {
         self.table().superseded(serial, instance, by);
     }
 
-    /// A node was welcomed: this instance is the node from now on.
-    pub(crate) fn welcomed(&self, serial: Serial, hello: &Hello) {
+    /// To what secrets for a node are sealed now.
+    pub(crate) fn seal_key(&self, serial: Serial) -> Option<SealKey> {
+        self.table().get_mut(serial)?.seal
+    }
+
+    /// A node was welcomed: this instance is the node from now on, and secrets
+    /// for it are sealed to that key.
+    pub(crate) fn welcomed(&self, serial: Serial, hello: &Hello, seal: Option<SealKey>) {
         let heard = Heard {
             instance: hello.instance,
             at: Timestamp::now(),
             time: Some(hello.time),
             revision: Some(hello.revision),
         };
-        self.table().welcomed(serial, &heard, &hello.version);
+        self.table().welcomed(serial, &heard, &hello.version, seal);
         self.0.revisions.notify_waiters();
     }
 

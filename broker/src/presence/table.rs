@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use muster_protocol::api::Presence as State;
 use muster_protocol::ids::{InstanceId, Serial};
+use muster_protocol::seal::SealKey;
 use muster_protocol::units::Timestamp;
 
 /// Beats that may be missing, in tenths, before a node is late …
@@ -47,6 +48,8 @@ pub(super) struct Node {
     pub(super) last_seen: Option<Timestamp>,
     pub(super) revision: Option<u64>,
     pub(super) version: Option<String>,
+    /// To what secrets for `instance` are sealed.
+    pub(super) seal: Option<SealKey>,
     /// The node's clock minus the broker's.
     pub(super) skew_ms: Option<i64>,
     pub(super) refused: BTreeMap<String, u64>,
@@ -249,7 +252,13 @@ impl Table {
         replaced.is_some_and(|(_, at)| self.now.saturating_sub(*at) <= IN_FLIGHT)
     }
 
-    pub(super) fn welcomed(&mut self, serial: Serial, heard: &Heard, version: &str) {
+    pub(super) fn welcomed(
+        &mut self,
+        serial: Serial,
+        heard: &Heard,
+        version: &str,
+        seal: Option<SealKey>,
+    ) {
         let now = self.now;
         let node = self.nodes.entry(serial).or_default();
         if let Some(other) = node.instance.filter(|other| *other != heard.instance) {
@@ -264,6 +273,7 @@ impl Table {
         node.gone = None;
         node.incompatible = None;
         node.version = Some(muster_protocol::text::printable(version, 60));
+        node.seal = seal;
         let rival = self.heard(serial, heard);
         debug_assert_eq!(rival, None);
     }

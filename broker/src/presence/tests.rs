@@ -41,7 +41,7 @@ impl Clock {
             time: None,
             revision: Some(1),
         };
-        self.table.welcomed(NODE, &heard, "0.1.0");
+        self.table.welcomed(NODE, &heard, "0.1.0", None);
     }
 
     fn state(&self) -> State {
@@ -179,7 +179,7 @@ fn a_burst_is_one_event_and_a_reconnect_none() {
             time: None,
             revision: Some(1),
         };
-        clock.table.welcomed(Serial(n), &heard, "v");
+        clock.table.welcomed(Serial(n), &heard, "v", None);
     };
     (0..6).for_each(|n| hello(&mut clock, n));
     assert_eq!(reporter.look(&clock.table, &snapshot, clock.now), []);

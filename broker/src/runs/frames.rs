@@ -260,6 +260,10 @@ pub fn run_node(serial: Serial, node: &NodeState) -> RunNode {
         signal: result.and_then(|r| r.signal),
         ms: result.and_then(|r| r.ms),
         output_bytes: result.map_or(0, |r| r.output_bytes),
+        value: result.and_then(|r| r.value.clone()),
+        value_bytes: result.and_then(|r| r.value_bytes),
+        tally: result.and_then(|r| r.tally),
+        digest: result.and_then(|r| r.digest),
         late: node.late.iter().map(|r| r.outcome).collect(),
     }
 }

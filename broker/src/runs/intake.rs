@@ -30,7 +30,7 @@ const MOST_LATE: usize = 4;
 /// What came out of a handful of messages, to be stored together.
 #[derive(Default)]
 struct Batch {
-    output: Vec<(Serial, usize, Append)>,
+    output: Vec<(StoredOutput, usize, Append)>,
     /// Outcomes of nodes that had none, and whom to tell.
     results: Vec<(NodeResult, Option<Subject>)>,
     /// Nodes in `results`.
@@ -158,11 +158,9 @@ impl Task {
         let limit = self.state.spec.options.output_bytes;
         let book = self.books.entry(head.serial).or_default();
         if book.take(head.chunk, data.len(), limit) == Taken::Store && !data.is_empty() {
-            batch.output.push((
-                head.serial,
-                data.len(),
-                output_message(self.run, head, data),
-            ));
+            batch
+                .output
+                .push((head, data.len(), output_message(self.run, head, data)));
         }
     }
 
@@ -229,7 +227,7 @@ impl Task {
     }
 
     /// Stores chunks in their order. What cannot be stored shows as truncated.
-    async fn store_output(&mut self, output: Vec<(Serial, usize, Append)>) {
+    async fn store_output(&mut self, output: Vec<(StoredOutput, usize, Append)>) {
         if output.is_empty() {
             return;
         }
@@ -237,26 +235,27 @@ impl Task {
         let bytes: usize = output.iter().map(|(_, bytes, _)| bytes).sum();
         if !shared.has_room(bytes as u64) {
             tracing::warn!(bytes, "no room for output: the journals need what is left");
-            for (serial, bytes, _) in &output {
-                self.books.entry(*serial).or_default().lost(*bytes);
+            for (head, bytes, _) in &output {
+                self.books.entry(head.serial).or_default().lost(*bytes);
             }
             return;
         }
-        let (owners, messages): (Vec<(Serial, usize)>, Vec<Append>) = output
+        let (owners, messages): (Vec<(StoredOutput, usize)>, Vec<Append>) = output
             .into_iter()
-            .map(|(serial, bytes, message)| ((serial, bytes), message))
+            .map(|(head, bytes, message)| ((head, bytes), message))
             .unzip();
         let results = append_all(&shared.js, STREAM, &messages).await;
-        for (((serial, bytes), message), result) in owners.into_iter().zip(&messages).zip(results) {
+        for (((head, bytes), message), result) in owners.into_iter().zip(&messages).zip(results) {
             // Its id makes a second attempt harmless.
             let result = match result {
                 Err(StreamError::Full { .. } | StreamError::TooLarge { .. }) | Ok(_) => result,
                 Err(_) => append(&shared.js, STREAM, message).await,
             };
             if let Err(error) = result {
-                tracing::warn!(node = %serial, %error, "output of a node is lost");
-                self.books.entry(serial).or_default().lost(bytes);
+                tracing::warn!(node = %head.serial, %error, "output of a node is lost");
+                self.books.entry(head.serial).or_default().lost(bytes);
             }
+            self.tell_events(head, &message.payload).await;
         }
     }
 }

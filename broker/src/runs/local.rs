@@ -20,6 +20,7 @@ use futures_util::TryStreamExt as _;
 use muster_protocol::envelope::{Door, Mode};
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::{NodeName, PrincipalName};
+use muster_protocol::note::Expected;
 use muster_protocol::run::{
     Gates, LocalRecord, LocalRun, NodeResult, Outcome, RunEnd, RunEvent, RunOptions, RunSpec,
     RunState, Stream, Target,
@@ -445,7 +446,9 @@ fn spec(run: RunId, node: &NodeRecord, report: &LocalReport) -> Result<RunSpec, 
             retry: 0,
             wait_down: false,
             output_bytes: super::request::OUTPUT_BYTES,
+            retry: 0,
         },
+        expect: Expected::default(),
         gates: Gates::default(),
         retry_of: None,
         left_out: 0,

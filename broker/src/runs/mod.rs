@@ -22,10 +22,12 @@ mod recovery;
 mod request;
 mod retention;
 mod schedule;
+mod seal;
 mod secrets;
 mod send;
 mod stored;
 mod task;
+mod tell;
 mod view;
 mod watch;
 

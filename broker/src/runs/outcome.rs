@@ -22,6 +22,10 @@ const MAX_ROUNDS: u8 = 8;
 #[must_use]
 pub(super) fn from_node(serial: Serial, mut said: NodeResult) -> NodeResult {
     said.serial = serial;
+    if let Some(value) = said.value.take() {
+        said.value_bytes = None;
+        said.set_value(value);
+    }
     if matches!(said.outcome, Outcome::Unreachable | Outcome::Skipped) {
         said.reason = Some(format!(
             "the node says `{}`, which no node can know",

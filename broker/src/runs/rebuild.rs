@@ -21,6 +21,7 @@ use muster_protocol::ids::{InstanceId, Serial};
 use muster_protocol::keys::KeyId;
 use muster_protocol::names::NodeName;
 use muster_protocol::nodeset::NodeSet;
+use muster_protocol::note::Expected;
 use muster_protocol::run::{
     Gates, NodePhase, NodeResult, Outcome, Rebuilt, RunEvent, RunOptions, RunSpec, RunState,
     TARGETS_PER_EVENT, Target,
@@ -473,7 +474,9 @@ fn spec(request: &Request, key: KeyId, node: Serial) -> Option<RunSpec> {
             retry: 0,
             wait_down: false,
             output_bytes: call.limits.output_bytes,
+            retry: call.limits.retry,
         },
+        expect: Expected::default(),
         gates: Gates::default(),
         retry_of: None,
         left_out: 0,

@@ -8,6 +8,7 @@ use muster_protocol::envelope::{Door, MAX_PAYLOAD, Mode};
 use muster_protocol::ids::RunId;
 use muster_protocol::names::PrincipalName;
 use muster_protocol::nodeset::NodeSet;
+use muster_protocol::note::Expected;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::{Gates, RunOptions, RunSpec, RunState, Target};
 use muster_protocol::units::{Amount, Span, Timestamp};
@@ -315,6 +316,7 @@ impl Checked {
             predicate: resolved.predicate.text().to_owned(),
             targets: u32::try_from(targets.len()).unwrap_or(u32::MAX),
             options: self.options,
+            expect: Expected::default(),
             gates: Gates::default(),
             retry_of: None,
             left_out: resolved.left_out,
@@ -342,6 +344,8 @@ pub fn retry(
         principal: principal.clone(),
         door,
         targets: u32::try_from(targets.len()).unwrap_or(u32::MAX),
+        // What a dry run said was said before the first try.
+        expect: Expected::default(),
         retry_of: Some(old.spec.id),
         left_out: 0,
         local: None,

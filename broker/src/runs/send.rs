@@ -6,9 +6,11 @@ use muster_protocol::envelope::{Ask, Call, Limits};
 use muster_protocol::ids::{RequestId, Serial};
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{RunSpec, Target};
+use muster_protocol::seal::BoxHash;
 
 use super::engine::Shared;
 use super::schedule::{Message, Sent};
+use super::seal::is_secret;
 use crate::bus::{Order, SendError};
 use crate::presence::Reach;
 use crate::routing::{Route, route};
@@ -32,6 +34,7 @@ fn order(
     message: Message,
     nodes: &[Serial],
     start_within: Duration,
+    secrets: Option<BoxHash>,
 ) -> Order {
     let set: NodeSet = nodes.iter().copied().collect();
     let whole = if *frozen == set {
@@ -49,7 +52,10 @@ fn order(
             limits: Limits {
                 timeout: spec.options.timeout,
                 output_bytes: spec.options.output_bytes,
+                retry: spec.options.retry,
             },
+            expect: spec.expect.of(&set),
+            secrets,
         }),
         Message::Cancel => Ask::Cancel,
     };
@@ -74,7 +80,7 @@ impl Shared {
     pub(super) fn fits(&self, spec: &RunSpec, targets: &[Target]) -> Result<(), SendError> {
         let nodes: Vec<Serial> = targets.iter().map(|target| target.serial).collect();
         let frozen: NodeSet = nodes.iter().copied().collect();
-        let mut largest = order(spec, &frozen, Message::Call, &nodes, Duration::ZERO);
+        let mut largest = order(spec, &frozen, Message::Call, &nodes, Duration::ZERO, None);
         // As large as that of any part of it.
         largest.whole = frozen;
         match self.bus.sign(&largest) {
@@ -110,9 +116,17 @@ impl Shared {
         start_within: Duration,
     ) -> Result<Vec<(Serial, Sent)>, SendError> {
         let mut sent = Vec::with_capacity(split.groups.len() + split.alone.len());
+        if message == Message::Call && is_secret(spec) {
+            for node in split.groups.iter().chain(&split.alone) {
+                self.send_secret((spec, frozen), *node, start_within)
+                    .await?;
+                sent.push((*node, Sent::ToNode));
+            }
+            return Ok(sent);
+        }
         if !split.groups.is_empty() {
             let set: NodeSet = split.groups.iter().copied().collect();
-            let order = order(spec, frozen, message, &split.groups, start_within);
+            let order = order(spec, frozen, message, &split.groups, start_within, None);
             let signed = self.bus.sign(&order)?;
             let snapshot = self.inventory.snapshot();
             let fleet: Vec<_> = snapshot
@@ -130,7 +144,7 @@ impl Shared {
         if !split.alone.is_empty() {
             // Signed apart: a group must not carry it to those that are told
             // to be reached alone.
-            let order = order(spec, frozen, message, &split.alone, start_within);
+            let order = order(spec, frozen, message, &split.alone, start_within, None);
             let signed = self.bus.sign(&order)?;
             self.bus
                 .along(&Route::Nodes(split.alone.clone()), &signed)
@@ -138,5 +152,23 @@ impl Shared {
             sent.extend(split.alone.iter().map(|serial| (*serial, Sent::ToNode)));
         }
         Ok(sent)
+    }
+
+    /// The call of a run with secret parameters, to one node.
+    async fn send_secret(
+        &self,
+        (spec, frozen): (&RunSpec, &NodeSet),
+        node: Serial,
+        start_within: Duration,
+    ) -> Result<(), SendError> {
+        let Some(sealed) = self.boxed(spec, node) else {
+            // Sent before by a broker that had them; it may be under way.
+            tracing::warn!(%node, "a call is not sent again: its secret parameters are not here");
+            return Ok(());
+        };
+        let secrets = Some(sealed.hash());
+        let order = order(spec, frozen, Message::Call, &[node], start_within, secrets);
+        let signed = self.bus.sign(&order)?.with_secrets(&sealed);
+        self.bus.to_node(node, &signed).await
     }
 }

@@ -106,6 +106,8 @@ pub(super) struct Task {
     pub(super) books: BTreeMap<Serial, Book>,
     pub(super) live: broadcast::Sender<Frame>,
     number: u64,
+    /// Events that scenarios made on its nodes.
+    pub(super) told: u32,
     first: u64,
     began: Instant,
     began_at: Timestamp,
@@ -137,6 +139,7 @@ impl Task {
             books: BTreeMap::new(),
             live,
             number,
+            told: 0,
             first: folded.first,
             frozen: folded.state.order.iter().copied().collect(),
             state: folded.state,
@@ -260,6 +263,9 @@ impl Task {
         } else if self.state.phase == RunPhase::Preparing {
             return self.abandon().await;
         }
+        if self.state.batches > 0 && !self.state.phase.is_final() {
+            self.tell_the_last(self.first).await;
+        }
         let now = self.now();
         let sent: Vec<(Serial, Timestamp)> = self
             .state
@@ -301,6 +307,7 @@ impl Task {
             {
                 let book = self.books.entry(head.serial).or_default();
                 let _ = book.take(head.chunk, message.payload.len(), limit);
+                self.tell_events(head, &message.payload).await;
             }
         }
         Ok(())
@@ -361,11 +368,15 @@ impl Task {
     ) -> Result<(), JournalError> {
         for results in pages(results) {
             let serials: Vec<Serial> = results.iter().map(|r| r.serial).collect();
-            self.store(RunEvent::Outcomes {
+            let event = RunEvent::Outcomes {
                 results,
                 at: Timestamp::now(),
-            })
-            .await?;
+            };
+            self.store(event.clone()).await?;
+            if let RunEvent::Outcomes { results, .. } = &event {
+                // Before anything else is written: see `tell_the_last`.
+                self.tell_failures(results).await;
+            }
             for serial in serials {
                 self.delivery.settled(serial);
                 self.books.remove(&serial);
@@ -423,7 +434,10 @@ impl Task {
         }
         let wait_down = self.state.spec.options.wait_down;
         let mut split = Split::default();
-        let mut not_there = Vec::new();
+        let mut not_there = self.engine.0.unsealable(&self.state.spec, &nodes);
+        if !not_there.is_empty() {
+            return self.store_results(not_there).await;
+        }
         for (serial, reach) in nodes.iter().zip(self.engine.0.presence.reach(&nodes)) {
             match reach {
                 Reach::Groups => split.groups.push(*serial),

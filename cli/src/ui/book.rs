@@ -265,7 +265,8 @@ impl Book {
         entry.result = Some(result.clone());
         entry.truncated |= truncated;
         entry.late.extend(result.late.iter().copied());
-        let lines = std::mem::take(&mut entry.assembly).finish();
+        let mut lines = std::mem::take(&mut entry.assembly).finish();
+        lines.extend(Line::of_result(result));
         let size: usize = lines.iter().map(|l| l.text.len()).sum();
         let lines = Arc::new(lines);
         // A fleet that answers the same is held once.

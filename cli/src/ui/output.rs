@@ -1,5 +1,7 @@
 //! What a program printed, made into lines that are safe to show.
 
+use muster_protocol::api::RunNode;
+use muster_protocol::note::{Reader, Shown, value_lines};
 use muster_protocol::run::{Data, Stream};
 use muster_protocol::text::{lossy, printable_line};
 
@@ -10,14 +12,42 @@ pub struct Line {
     pub stream: Stream,
     /// The text.
     pub text: String,
+    /// Of a note: it tells of something that went wrong.
+    pub complaint: bool,
 }
 
-/// Puts pieces of two streams together into lines. A line is where its end
-/// came; what one stream began is not torn by the other.
+impl Line {
+    /// What a function of a scenario returned, and how much it changed.
+    pub fn of_result(result: &RunNode) -> Vec<Self> {
+        let value = result.value.as_ref().map(value_lines).unwrap_or_default();
+        let tally = result.tally.filter(|tally| !tally.is_empty());
+        let texts = value
+            .into_iter()
+            .chain(tally.map(|tally| tally.to_string()));
+        let line = |text| Shown {
+            text,
+            complaint: false,
+        };
+        texts.map(line).map(Self::of_note).collect()
+    }
+
+    /// A line that a step says of itself.
+    fn of_note(shown: Shown) -> Self {
+        Self {
+            stream: Stream::Note,
+            text: shown.text,
+            complaint: shown.complaint,
+        }
+    }
+}
+
+/// Puts pieces of all streams together into lines. A line is where its end
+/// came; what one stream began is not torn by another.
 #[derive(Clone, Debug, Default)]
 pub struct Assembly {
     lines: Vec<Line>,
     open: [Vec<u8>; 2],
+    notes: Reader,
 }
 
 impl Assembly {
@@ -33,7 +63,14 @@ impl Assembly {
     }
 
     fn push_bytes(&mut self, stream: Stream, bytes: &[u8]) {
-        let open = &mut self.open[slot(stream)];
+        let Some(slot) = slot(stream) else {
+            for read in self.notes.push(bytes) {
+                self.lines
+                    .extend(read.said().into_iter().map(Line::of_note));
+            }
+            return;
+        };
+        let open = &mut self.open[slot];
         let mut rest = bytes;
         while let Some(end) = rest.iter().position(|b| *b == b'\n') {
             open.extend_from_slice(&rest[..end]);
@@ -47,11 +84,13 @@ impl Assembly {
     /// All lines, also those without an end.
     #[must_use]
     pub fn finish(mut self) -> Vec<Line> {
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            let open = std::mem::take(&mut self.open[slot(stream)]);
+        for (stream, open) in [Stream::Stdout, Stream::Stderr].into_iter().zip(self.open) {
             if !open.is_empty() {
                 self.lines.push(line(stream, &open));
             }
+        }
+        if let Some(cut) = self.notes.finish() {
+            self.lines.extend(cut.said().into_iter().map(Line::of_note));
         }
         self.lines
     }
@@ -78,10 +117,12 @@ impl Assembly {
     }
 }
 
-fn slot(stream: Stream) -> usize {
+/// Where the beginning of a line of a program is kept until its end comes.
+fn slot(stream: Stream) -> Option<usize> {
     match stream {
-        Stream::Stdout => 0,
-        Stream::Stderr => 1,
+        Stream::Stdout => Some(0),
+        Stream::Stderr => Some(1),
+        Stream::Note => None,
     }
 }
 
@@ -91,6 +132,7 @@ fn line(stream: Stream, bytes: &[u8]) -> Line {
     Line {
         stream,
         text: printable_line(&lossy(bytes)),
+        complaint: false,
     }
 }
 

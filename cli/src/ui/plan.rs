@@ -1,6 +1,7 @@
 //! The question before a large run.
 
 use muster_protocol::api::Plan;
+use muster_protocol::names::NodeName;
 use muster_protocol::text::printable;
 
 use super::count;
@@ -13,6 +14,9 @@ const MOST_VALUES: usize = 8;
 /// `24 nodes match role=web: web-01 … web-24, in gva2 (12), dk2 (12).  Run …?`
 #[must_use]
 pub fn question(plan: &Plan) -> String {
+    if let (Some(name), Some(version)) = (&plan.scenario, plan.version) {
+        return of_scenario(plan, name.as_str(), version);
+    }
     let left_out = left_out(plan.left_out).map_or(String::new(), |text| format!("{text}\n"));
     format!(
         "{left_out}{} match{} {}: {}{}.  Run `{}` on all of them?",
@@ -28,6 +32,76 @@ pub fn question(plan: &Plan) -> String {
         spread(plan),
         printable(&plan.title, 200),
     )
+}
+
+/// The plan of a stored scenario: everything that would count.
+fn of_scenario(plan: &Plan, name: &str, version: u32) -> String {
+    let mut out = left_out(plan.left_out).map_or(String::new(), |text| format!("{text}\n"));
+    let batches = match plan.batches {
+        0 | 1 => String::new(),
+        n => format!(" in {n} batches"),
+    };
+    out.push_str(&format!(
+        "{}  on {}{batches}  ({})\n",
+        printable(&plan.title, 200),
+        count(plan.nodes.len(), "node"),
+        printable(&plan.predicate, 200)
+    ));
+    let names = |nodes: &[NodeName]| folded(nodes.iter().map(NodeName::as_str), 120);
+    out.push_str(&format!("  {}{}\n", names(&plan.nodes), spread(plan)));
+    for set in &plan.sets {
+        let nodes = if set.nodes.is_empty() {
+            "no node".to_owned()
+        } else {
+            names(&set.nodes)
+        };
+        out.push_str(&format!(
+            "  {}: {nodes}  ({})\n",
+            printable(&set.name, 40),
+            printable(&set.predicate, 200)
+        ));
+    }
+    for line in rules(plan) {
+        out.push_str(&format!("  {line}\n"));
+    }
+    out.push_str(&format!("Run {} v{version}?", printable(name, 64)));
+    out
+}
+
+/// When it stops, and what it waits for.
+fn rules(plan: &Plan) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(options) = &plan.options {
+        let mut stops = Vec::new();
+        if let Some(most) = options.max_failures {
+            stops.push(format!("more than {most} failed"));
+        }
+        for (label, most) in &options.max_failures_by {
+            stops.push(format!("more than {most} with one {label} failed"));
+        }
+        if !stops.is_empty() {
+            lines.push(format!("stops when {}", stops.join(" or ")));
+        }
+    }
+    let gates = &plan.gates;
+    let mut waits = Vec::new();
+    if gates.approvals > 0 {
+        waits.push(count(gates.approvals as usize, "approval"));
+    }
+    if !gates.windows.is_empty() {
+        let windows: Vec<String> = gates.windows.iter().map(|w| printable(w, 60)).collect();
+        waits.push(format!("its window ({})", windows.join("; ")));
+    }
+    for lock in &gates.locks {
+        waits.push(format!("the lock `{}`", printable(lock, 60)));
+    }
+    if !waits.is_empty() {
+        lines.push(format!("waits for {}", waits.join(", ")));
+    }
+    if plan.batches == 0 && plan.options.is_some() {
+        lines.push("what it does where is decided while it runs, on these nodes only".to_owned());
+    }
+    lines
 }
 
 /// How the nodes are spread, by the label that tells most with fewest words:

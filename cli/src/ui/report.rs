@@ -328,6 +328,8 @@ fn one(group: &Group, label: &str, names: Option<&str>, columns: usize, style: S
 pub fn text(line: &Line, paint: Paint) -> String {
     match line.stream {
         Stream::Stdout => line.text.clone(),
+        Stream::Note if line.complaint && paint.is_on() => paint.odd(&line.text),
+        Stream::Note => line.text.clone(),
         Stream::Stderr if paint.is_on() => paint.odd(&line.text),
         Stream::Stderr => format!("2> {}", line.text),
     }

@@ -174,6 +174,27 @@ impl Term {
             .and_then(|()| err.write_all(b"\n"));
     }
 
+    /// Asks for what nobody is to see, not even on this terminal.
+    ///
+    /// # Errors
+    /// When standard input is no terminal, or cannot be read.
+    pub fn hidden(&self, prompt: &str) -> Result<String, Failure> {
+        use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+        let mut err = std::io::stderr().lock();
+        let _ = err.write_all(prompt.as_bytes()).and_then(|()| err.flush());
+        let input = std::io::stdin();
+        let before = tcgetattr(&input).map_err(std::io::Error::from)?;
+        let mut quiet = before.clone();
+        quiet.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(&input, OptionalActions::Flush, &quiet).map_err(std::io::Error::from)?;
+        let mut answer = String::new();
+        let read = input.read_line(&mut answer);
+        let _ = tcsetattr(&input, OptionalActions::Now, &before);
+        let _ = err.write_all(b"\n");
+        read?;
+        Ok(answer.trim_end_matches(['\r', '\n']).to_owned())
+    }
+
     /// Asks a yes-or-no question on standard error; only a plain yes is one.
     ///
     /// # Errors

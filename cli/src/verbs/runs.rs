@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use muster_client::{Client, Key, Reference};
 use muster_protocol::api::{Confirm, RetryRequest, RunBrief, RunView};
 use muster_protocol::names::NodeName;
-use muster_protocol::run::{LocalRun, RunPhase};
+use muster_protocol::run::{LocalRun, RunPhase, Wish};
 use muster_protocol::text::printable;
 use muster_protocol::units::Timestamp;
 use muster_protocol::wire::MAX_WHY;
@@ -46,6 +46,14 @@ pub enum RunsVerb {
     Watch(ShowArgs),
     /// End a run: nothing new is started, what runs is killed
     Cancel(CancelArgs),
+    /// Let a run begin that waits for a confirmation
+    Confirm(WishArgs),
+    /// Agree to a run that somebody else has asked for
+    Approve(WishArgs),
+    /// Send nothing new for now; what was sent goes on
+    Pause(WishArgs),
+    /// Let a paused run go on
+    Resume(WishArgs),
     /// Run it again, as a run of its own
     Retry(RetryArgs),
 }
@@ -81,6 +89,17 @@ pub struct ShowArgs {
 /// Arguments of `muster runs cancel`.
 #[derive(Args, Debug)]
 pub struct CancelArgs {
+    /// The run: its id or the beginning of it
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `muster runs confirm`, `approve`, `pause` and `resume`.
+#[derive(Args, Debug)]
+pub struct WishArgs {
     /// The run: its id or the beginning of it
     #[arg(value_name = "RUN")]
     pub run: String,
@@ -131,6 +150,10 @@ pub async fn run(context: &Context, args: RunsArgs) -> Result<u8, Failure> {
             watch(context, &client, &view, look).await
         }
         Some(RunsVerb::Cancel(args)) => cancel(context, &client, &args).await,
+        Some(RunsVerb::Confirm(args)) => wish(context, &client, &args, Wish::Confirm).await,
+        Some(RunsVerb::Approve(args)) => wish(context, &client, &args, Wish::Approve).await,
+        Some(RunsVerb::Pause(args)) => wish(context, &client, &args, Wish::Pause).await,
+        Some(RunsVerb::Resume(args)) => wish(context, &client, &args, Wish::Resume).await,
         Some(RunsVerb::Retry(args)) => retry(context, &client, args).await,
     }
 }
@@ -234,6 +257,16 @@ pub fn facts(view: &RunView, paint: Paint, now: Timestamp) -> String {
     if let Some(budget) = view.options.max_failures {
         parts.push(format!("max failures {budget}"));
     }
+    for (label, budget) in &view.options.max_failures_by {
+        parts.push(format!("max failures {budget} for each {label}"));
+    }
+    if let Some(by) = &view.confirmed_by {
+        parts.push(format!("confirmed by {by}"));
+    }
+    if !view.approved_by.is_empty() {
+        let who: Vec<&str> = view.approved_by.iter().map(|by| by.as_str()).collect();
+        parts.push(format!("approved by {}", who.join(", ")));
+    }
     if let Some(of) = brief.retry_of {
         parts.push(format!("retries {}", of.short()));
     }
@@ -331,6 +364,46 @@ async fn cancel(context: &Context, client: &Client, args: &CancelArgs) -> Result
     Ok(0)
 }
 
+async fn wish(
+    context: &Context,
+    client: &Client,
+    args: &WishArgs,
+    wish: Wish,
+) -> Result<u8, Failure> {
+    let view = client.wish_of_run(&args.run.parse()?, wish).await?;
+    if args.json {
+        context.term.json(&view.brief)?;
+    } else {
+        context.term.line(&granted(&view, wish))?;
+    }
+    Ok(0)
+}
+
+/// What has come of it, and how the run stands now.
+fn granted(view: &RunView, wish: Wish) -> String {
+    let done = match wish {
+        Wish::Confirm => "confirmed",
+        Wish::Approve => "approved",
+        Wish::Pause => "paused",
+        Wish::Resume => "resumed",
+    };
+    let short = &view.brief.short;
+    let now = match (Book::from_view(view).held(), wish) {
+        (Some(held), Wish::Confirm | Wish::Approve | Wish::Resume) => {
+            format!("; it {}", printable(&held, 300))
+        }
+        (_, Wish::Pause) => {
+            let open = view.results.iter().filter(|r| r.outcome.is_none()).count();
+            format!(
+                "; {} without an outcome yet: muster runs resume {short}",
+                crate::ui::count(open, "node")
+            )
+        }
+        (None, _) => format!(": muster runs watch {short}"),
+    };
+    format!("run {short} is {done}{now}")
+}
+
 async fn retry(context: &Context, client: &Client, args: RetryArgs) -> Result<u8, Failure> {
     let run: Reference = args.run.parse()?;
     let mut request = RetryRequest {
@@ -376,6 +449,10 @@ mod tests {
             signal: None,
             ms: None,
             output_bytes: 0,
+            value: None,
+            value_bytes: None,
+            tally: None,
+            digest: None,
             late: vec![],
         };
         RunView {
@@ -408,6 +485,7 @@ mod tests {
                 retry: 0,
                 wait_down: false,
                 output_bytes: 1 << 20,
+                retry: 0,
             },
             batches: 4,
             gates: Gates::default(),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use muster_client::{Client, ClientError, Reference, Watch};
-use muster_protocol::api::{Frame, RunView};
+use muster_protocol::api::{Frame, RunNode, RunView};
 use muster_protocol::text::printable_line;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -14,6 +14,7 @@ use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
 use crate::ui::book::Book;
 use crate::ui::live::Live;
+use crate::ui::output::Line;
 use crate::ui::report::{Onward, Style, body, exit_code, foot, head, text};
 
 /// How a run is shown.
@@ -174,11 +175,11 @@ impl Watcher<'_> {
         if self.alone && !matches!(frame, Frame::Outcome { .. } | Frame::RunFinished { .. }) {
             self.book.apply(frame);
             if let Frame::Output { node, .. } = frame {
-                self.stream(node.as_str(), false)?;
+                self.stream(node.as_str(), None)?;
             }
         } else {
             if let (true, Frame::Outcome { result, .. }) = (self.alone, frame) {
-                self.stream(result.node.as_str(), true)?;
+                self.stream(result.node.as_str(), Some(result))?;
             }
             self.book.apply(frame);
         }
@@ -208,7 +209,7 @@ impl Watcher<'_> {
 
     /// Prints the lines of the only node as they come. A single line is held
     /// back until there is a second one: alone it is shown beside the name.
-    fn stream(&mut self, node: &str, ended: bool) -> Result<(), Failure> {
+    fn stream(&mut self, node: &str, ended: Option<&RunNode>) -> Result<(), Failure> {
         let Some(entry) = self
             .book
             .nodes
@@ -218,12 +219,14 @@ impl Watcher<'_> {
         else {
             return Ok(());
         };
-        let lines = if ended {
+        let lines = if let Some(result) = ended {
             if self.streamed.lines < 2 {
                 // All of it is in the book still, or in what is held.
                 return Ok(());
             }
-            std::mem::take(&mut entry.assembly).finish()
+            let mut lines = std::mem::take(&mut entry.assembly).finish();
+            lines.extend(Line::of_result(result));
+            lines
         } else if self.streamed.lines < 2 {
             if entry.assembly.whole_lines() < 2 {
                 return Ok(());

@@ -60,6 +60,8 @@ impl Session<'_> {
             capabilities: vec!["command".to_owned(), "shell".to_owned()],
             build: None,
             journal: Some(node.mark()),
+            // It runs no scenarios.
+            seal: None,
         };
         let asked = self.ask::<_, Welcome>(NodeSays::Hello, &hello, WELCOME_WITHIN);
         self.asks

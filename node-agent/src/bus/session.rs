@@ -11,6 +11,7 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use muster_protocol::PROTOCOL_VERSION;
 use muster_protocol::envelope::{Ask, Request};
 use muster_protocol::ids::InstanceId;
+use muster_protocol::seal::{OpenKey, SECRETS_HEADER, SecretBox};
 use muster_protocol::subject::NodeSays;
 use muster_protocol::text::printable;
 use muster_protocol::units::{Span, Timestamp, after, elapsed};
@@ -75,6 +76,8 @@ pub struct LinkParts {
     pub boot_id: String,
     /// NATS addresses in place of the broker's.
     pub nats: Vec<String>,
+    /// Its public half is offered in the hello.
+    pub key: OpenKey,
     /// Gives the bus its voice.
     pub voice: watch::Sender<Option<Arc<Voice>>>,
 }
@@ -329,6 +332,11 @@ impl<'a> Session<'a> {
                     None
                 }
             },
+            seal: Some(self.parts.key.offer(
+                &self.parts.identity.keys().identity,
+                enrolled.serial(),
+                self.parts.instance,
+            )),
         };
         let client = self.connection.client.clone();
         self.greeting = Some(ask_welcome(client, self.serial, hello, delay).boxed());
@@ -493,7 +501,8 @@ impl<'a> Session<'a> {
                 info!(run = %request.run, "not followed: it was signed before this node went back");
             }
             Ask::Call(call) if self.welcomed => {
-                self.parts.steps.call(&request, call, sealed).await;
+                let secrets = secrets(&message);
+                self.parts.steps.call(&request, call, sealed, secrets).await;
             }
             Ask::Cancel if self.welcomed => self.parts.steps.cancel(request.id()).await,
             Ask::Call(_) | Ask::Cancel => {
@@ -545,6 +554,13 @@ impl<'a> Session<'a> {
             self.greet(Duration::ZERO).await;
         }
     }
+}
+
+/// What came beside a request, sealed. Something else is as nothing: the
+/// request says whether there has to be a box, and which.
+fn secrets(message: &Message) -> Option<SecretBox> {
+    let header = message.headers.as_ref()?.get(SECRETS_HEADER)?;
+    header.as_str().parse().ok()
 }
 
 /// The broker has gone back in time: what it had acknowledged since is

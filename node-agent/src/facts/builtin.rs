@@ -35,7 +35,7 @@ pub(super) fn gather() -> Map<String, Value> {
     if let Some(bytes) = memory(&read("/proc/meminfo")) {
         facts.insert("memory_bytes".into(), bytes.into());
     }
-    let boot_id = crate::host::boot_id();
+    let boot_id = crate::host::boot_id(std::path::Path::new(crate::config::BOOT_ID));
     if !boot_id.is_empty() {
         facts.insert("boot_id".into(), boot_id.into());
     }

@@ -232,6 +232,7 @@ impl Sink for Collected {
         match stream {
             Stream::Stdout => self.stdout.extend_from_slice(&data),
             Stream::Stderr => self.stderr.extend_from_slice(&data),
+            Stream::Note => {}
         }
         Box::pin(std::future::ready(()))
     }

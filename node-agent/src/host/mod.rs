@@ -6,7 +6,6 @@ pub mod cgroup;
 pub mod command;
 pub mod environment;
 pub mod file;
-pub mod note;
 pub mod package;
 pub mod proc;
 pub mod process;
@@ -19,10 +18,10 @@ pub mod tree;
 pub mod user;
 pub mod web;
 
-/// The machine's boot id; empty where the kernel does not tell.
+/// The machine's boot id, from this file; empty where it is not told.
 #[must_use]
-pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+pub fn boot_id(path: &std::path::Path) -> String {
+    std::fs::read_to_string(path)
         .unwrap_or_default()
         .trim()
         .to_owned()

@@ -19,7 +19,6 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::Cgroup;
-use super::note::Note;
 use super::proc::Process;
 use super::spawn::{Child, Program, ROOT, spawn};
 use super::tree::{Ended, Tree};
@@ -65,20 +64,9 @@ pub trait Sink: Send {
         process: &'a Process,
         cgroup: Option<&'a Path>,
     ) -> BoxFuture<'a, ()>;
-    /// It wrote something, at most [`MAX_CHUNK`] bytes.
+    /// It wrote something, or the step says something about itself: at most
+    /// [`MAX_CHUNK`] bytes.
     fn output(&mut self, stream: Stream, data: Bytes) -> BoxFuture<'_, ()>;
-    /// A step says something about itself. As lines of output, where nothing
-    /// better is done with it.
-    fn note(&mut self, note: Note) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            let (stream, text) = note.lines();
-            let mut text = Bytes::from(text);
-            while !text.is_empty() {
-                let part = text.split_to(text.len().min(MAX_CHUNK));
-                self.output(stream, part).await;
-            }
-        })
-    }
 }
 
 /// Why it ended.

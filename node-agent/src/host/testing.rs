@@ -113,6 +113,7 @@ impl Bench {
                     match stream {
                         Stream::Stdout => heard.out.push_str(&text),
                         Stream::Stderr => heard.err.push_str(&text),
+                        Stream::Note => {}
                     }
                 }
                 Said::Note(_) => {}

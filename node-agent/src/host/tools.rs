@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use muster_protocol::note::Note;
 use muster_protocol::run::Stream;
 use muster_protocol::text::printable;
 use muster_protocol::units::Span;
@@ -19,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::account::{Account, AccountError};
 use super::cgroup::Cgroups;
-use super::note::Note;
 use super::proc::Process;
 use super::process::{self, End, Sink, Spec, Why};
 
@@ -272,6 +272,12 @@ impl Tools {
         }
     }
 
+    /// Where programs are looked after.
+    #[must_use]
+    pub fn runtime(&self) -> &Handle {
+        &self.shared.runtime
+    }
+
     /// The environment that each program has.
     #[must_use]
     pub fn environment(&self) -> &BTreeMap<String, String> {
@@ -455,6 +461,8 @@ impl Sink for Held<'_> {
             let held = match stream {
                 Stream::Stdout => &mut self.out,
                 Stream::Stderr => &mut self.err,
+                // No program writes one.
+                Stream::Note => return,
             };
             let room = MAX_HELD.saturating_sub(held.len()).min(data.len());
             held.extend_from_slice(&data[..room]);

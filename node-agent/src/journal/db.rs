@@ -140,6 +140,7 @@ impl Db {
             }
             connection.execute_batch(super::local::SCHEMA)?;
             connection.execute_batch(super::requests::SCHEMA)?;
+            connection.execute_batch(super::pending::SCHEMA)?;
             Ok(Self {
                 connection,
                 commits: Cell::new(Commits::Durably),
@@ -300,7 +301,7 @@ impl Db {
 
     pub(super) fn output(&self, request: RequestId, chunk: &Chunk) -> Result<(), JournalError> {
         let (run, step) = key(&request);
-        let stream = i64::from(chunk.stream == Stream::Stderr);
+        let stream = number_of(chunk.stream);
         self.quick()?
             .prepare_cached("INSERT OR REPLACE INTO output VALUES (?1, ?2, ?3, ?4, ?5)")?
             .execute(params![run, step, chunk.number, stream, &chunk.data[..]])?;
@@ -344,7 +345,8 @@ impl Db {
 
     pub(super) fn unfinished_where(&self, which: &str) -> Result<Vec<Unfinished>, JournalError> {
         let mut statement = self.connection().prepare_cached(&format!(
-            "SELECT run, step, state, timeout_ms, instance, boot_id, pid, pid_started, cgroup
+            "SELECT run, step, state, timeout_ms, instance, boot_id, pid, pid_started, cgroup,
+                 coalesce(started, received)
              FROM step WHERE state <> 'finished' AND acknowledged IS NULL AND {which}
              ORDER BY received",
         ))?;
@@ -373,8 +375,11 @@ impl Db {
                 started: u64::try_from(started).unwrap_or_default(),
                 cgroup: cgroup.map(Into::into),
             });
+            let received = Timestamp::from_millisecond(row.get(9)?)
+                .map_err(|e| JournalError::Row(e.to_string()))?;
             found.push(Unfinished {
                 request,
+                received,
                 start,
                 process,
             });
@@ -435,20 +440,16 @@ impl Db {
         number: u32,
     ) -> Result<Option<Chunk>, JournalError> {
         let (run, step) = key(&request);
-        let row: Option<(bool, Vec<u8>)> = self
+        let row: Option<(i64, Vec<u8>)> = self
             .connection()
             .prepare_cached(
                 "SELECT stream, data FROM output WHERE run = ?1 AND step = ?2 AND chunk = ?3",
             )?
             .query_row(params![run, step, number], |r| Ok((r.get(0)?, r.get(1)?)))
             .optional()?;
-        Ok(row.map(|(stderr, data)| Chunk {
+        Ok(row.map(|(stream, data)| Chunk {
             number,
-            stream: if stderr {
-                Stream::Stderr
-            } else {
-                Stream::Stdout
-            },
+            stream: stream_of(stream),
             data: Bytes::from(data),
         }))
     }
@@ -499,6 +500,24 @@ impl Db {
 
     pub(super) fn counts(&self) -> Result<Counts, JournalError> {
         counts(&self.connection)
+    }
+}
+
+/// How a stream is written down. An agent of before there were notes takes
+/// them for standard error.
+fn number_of(stream: Stream) -> i64 {
+    match stream {
+        Stream::Stdout => 0,
+        Stream::Stderr => 1,
+        Stream::Note => 2,
+    }
+}
+
+fn stream_of(number: i64) -> Stream {
+    match number {
+        0 => Stream::Stdout,
+        2 => Stream::Note,
+        _ => Stream::Stderr,
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod db;
 mod local;
+mod pending;
 mod prune;
 mod requests;
 #[cfg(test)]
@@ -107,6 +108,8 @@ pub enum Entry {
 pub struct Unfinished {
     /// Which.
     pub request: RequestId,
+    /// When it was begun, or came where it only waited.
+    pub received: Timestamp,
     /// `None` when it only waited.
     pub start: Option<StartNote>,
     /// Its process, when there was one.

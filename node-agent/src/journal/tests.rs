@@ -84,11 +84,13 @@ fn what_was_started_and_not_finished_is_found_after_a_restart() {
         [
             Unfinished {
                 request: id(1),
+                received: at(0),
                 start: None,
                 process: None
             },
             Unfinished {
                 request: id(2),
+                received: at(1),
                 start: Some(note()),
                 process: Some(process)
             },

@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use muster_protocol::ids::RequestId;
+use muster_protocol::note::Reader;
 use muster_protocol::run::{Data, Stream};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -193,10 +194,17 @@ impl Sink for Terminal {
 
 fn write_all(mut chunks: mpsc::Receiver<(Stream, Bytes)>, shown: Shown) {
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+    let mut notes = Reader::default();
     while let Some((stream, data)) = chunks.blocking_recv() {
         let written = match (shown, stream) {
             (Shown::Raw, Stream::Stdout) => out.write_all(&data).and_then(|()| out.flush()),
             (Shown::Raw, Stream::Stderr) => err.write_all(&data),
+            // What the step says of itself is no program's output: for people.
+            (Shown::Raw, Stream::Note) => {
+                let lines = notes.push(&data).into_iter().flat_map(|read| read.said());
+                let text: String = lines.map(|line| line.text + "\n").collect();
+                err.write_all(text.as_bytes())
+            }
             (Shown::Json, _) => {
                 let line = json!({"type": "output", "stream": stream, "data": Data::new(&data)});
                 writeln!(out, "{line}")

@@ -1,25 +1,21 @@
 //! What a script wants of this node, done.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use muster_protocol::envelope::{BundleHash, Mode};
+use muster_protocol::envelope::Mode;
+use muster_protocol::note::{Digest, EVENT_PREFIX, MAX_EVENT, MAX_EVENTS, Note, Tally};
 use muster_protocol::text::printable;
 use muster_scenarios::node::{Change, Effect, Host, HostError, NodeFacts, Performed, Source};
 use muster_scenarios::secret::Secrets;
 use serde_json::{Map, Value};
 
 use crate::config::Capabilities;
-use crate::host::note::{Note, Tally};
 use crate::host::package::{self, Packages};
 use crate::host::tools::{Said, ToolError, Tools};
 use crate::host::web::Web;
 use crate::host::{command, file, puppet, service, user};
 
-/// Events that one step may make.
-const MAX_EVENTS: u32 = 100;
-/// Most bytes of an event's fields, as JSON.
-const MAX_EVENT: usize = 16 * 1024;
 /// Longest kind of an event.
 const MAX_KIND: usize = 60;
 /// Longest line that a script writes into the log, in characters.
@@ -37,7 +33,7 @@ impl Grants {
     }
 
     /// What can be granted, and whether it is.
-    fn all(self) -> [(&'static str, bool); 8] {
+    fn all(self) -> [(&'static str, bool); 9] {
         [
             ("command", self.0.command),
             ("shell", self.0.shell),
@@ -47,6 +43,7 @@ impl Grants {
             ("user", self.0.user),
             ("http", self.0.http),
             ("puppet", self.0.puppet),
+            ("reboot", self.0.reboot),
         ]
     }
 
@@ -80,12 +77,11 @@ pub(super) struct Effects {
     counted: Mutex<Counted>,
 }
 
-#[derive(Default)]
 struct Counted {
     tally: Tally,
     events: u32,
     /// Over what would change so far.
-    digest: Option<BundleHash>,
+    digest: Digest,
 }
 
 impl Effects {
@@ -104,19 +100,47 @@ impl Effects {
             mode,
             facts,
             secrets,
-            counted: Mutex::default(),
+            counted: Mutex::new(Counted {
+                tally: Tally::default(),
+                events: 0,
+                digest: Digest::NOTHING,
+            }),
         }
     }
 
-    /// What was counted.
-    pub(super) fn tally(&self) -> Tally {
-        let counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut tally = counted.tally.clone();
-        if self.mode == Mode::Check {
-            let digest = counted.digest.unwrap_or_else(|| BundleHash::of(b""));
-            tally.digest = Some(digest.to_string());
+    /// What was counted, and what would change.
+    pub(super) fn counted(&self) -> (Tally, Digest) {
+        let counted = self.counts();
+        (counted.tally, counted.digest)
+    }
+
+    /// Goes on where an earlier start of the agent stopped counting.
+    pub(super) fn restore(&self, tally: Tally) {
+        self.counts().tally = tally;
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counted> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that something has changed that was counted before.
+    pub(super) fn say_changed(&self, effect: &Effect, summary: &str) {
+        self.note(Note::Change {
+            subject: self.secrets.mask(&effect.subject()),
+            at: None,
+            change: Change::Changed {
+                summary: summary.to_owned(),
+                diff: Vec::new(),
+            },
+        });
+    }
+
+    /// Whether this node lets scripts do that.
+    pub(super) fn granted(&self, effect: &Effect) -> Result<(), HostError> {
+        match effect.capability() {
+            Some(capability) if !self.grants.has(capability) => Err(not_granted(capability)),
+            _ => Ok(()),
         }
-        tally
     }
 
     fn note(&self, note: Note) {
@@ -124,19 +148,10 @@ impl Effects {
     }
 
     fn count(&self, subject: &str, change: &Change) {
-        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counted = self.counts();
         counted.tally.count(change);
         if let Change::WouldChange { summary, diff } = change {
-            // Each over the one before it: order counts, and nothing is kept.
-            let mut text = counted.digest.map(|d| d.0.to_vec()).unwrap_or_default();
-            for part in [subject, summary]
-                .into_iter()
-                .chain(diff.iter().map(String::as_str))
-            {
-                text.extend_from_slice(&(part.len() as u64).to_be_bytes());
-                text.extend_from_slice(part.as_bytes());
-            }
-            counted.digest = Some(BundleHash::of(&text));
+            counted.digest = counted.digest.with(subject, summary, diff);
         }
     }
 
@@ -156,7 +171,7 @@ impl Effects {
             ));
         }
         {
-            let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut counted = self.counts();
             counted.events += 1;
             if counted.events > MAX_EVENTS {
                 return fail(format!("a step makes at most {MAX_EVENTS} events"));
@@ -165,7 +180,7 @@ impl Effects {
         // Nothing has happened in a dry run.
         if self.mode == Mode::Apply {
             self.note(Note::Event {
-                kind: format!("scenario.{kind}"),
+                kind: format!("{EVENT_PREFIX}{kind}"),
                 fields: match self.secrets.mask_value(Value::Object(fields.clone())) {
                     Value::Object(fields) => fields,
                     _ => Map::new(),
@@ -235,11 +250,18 @@ impl Effects {
             Effect::Log { text } => {
                 self.note(Note::Log {
                     text: self.secrets.mask(text).chars().take(MAX_LOG).collect(),
-                    at: at.at,
+                    at: at.at.map(Into::into),
                 });
                 nothing
             }
-            // Refused above: it is never granted.
+            Effect::Reboot if mode == Mode::Check => Performed {
+                change: Some(Change::WouldChange {
+                    summary: "would restart".to_owned(),
+                    diff: Vec::new(),
+                }),
+                value: Value::Null,
+            },
+            // Whoever can write down that it goes on has it; see `restart`.
             Effect::Reboot => return Err(not_granted("reboot")),
         })
     }
@@ -256,11 +278,7 @@ impl Host for Effects {
         if self.stopped() {
             return Err(HostError::Stopped);
         }
-        if let Some(capability) = effect.capability()
-            && !self.grants.has(capability)
-        {
-            return Err(not_granted(capability));
-        }
+        self.granted(effect)?;
         let performed = self.act(effect, mode, at)?;
         if let Some(change) = &performed.change {
             let subject = self.secrets.mask(&effect.subject());
@@ -268,7 +286,7 @@ impl Host for Effects {
             self.count(&subject, &change);
             self.note(Note::Change {
                 subject,
-                at: at.at,
+                at: at.at.map(Into::into),
                 change,
             });
         }

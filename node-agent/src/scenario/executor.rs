@@ -3,45 +3,47 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use muster_protocol::envelope::{BundleHash, Call};
-use muster_protocol::run::{NodeResult, Outcome, Stream};
+use muster_protocol::envelope::{BundleHash, Call, DRIFTED, Mode};
+use muster_protocol::ids::{RequestId, Serial};
+use muster_protocol::names::NodeName;
+use muster_protocol::note::{Digest, Note, Tally};
+use muster_protocol::run::{NodeResult, Outcome};
 use muster_protocol::text::printable;
 use muster_protocol::units::Span;
-use muster_protocol::wire::{Assignment, MAX_CHUNK};
+use muster_protocol::wire::Assignment;
 use muster_scenarios::fault::Fault;
+use muster_scenarios::manifest;
 use muster_scenarios::node::{self, Done, Ended, NodeFacts, Program};
 use muster_scenarios::secret::Secrets;
 use serde_json::{Map, Value};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::effects::{Effects, Grants};
-use super::masks::Masks;
+use super::passed::Passed;
+use super::restart::{Past, Restarting, Restarts};
 use super::store::Bundles;
 use crate::config::Config;
 use crate::executor::{Executor, Refused, Step};
 use crate::host::cgroup::Cgroups;
 use crate::host::environment::{Environment, marks};
-use crate::host::note::{Note, Returned};
-use crate::host::process::Sink;
-use crate::host::tools::{Said, Shared, Tools};
+use crate::host::tools::{Shared, Tools};
 
 /// Scenarios that are kept compiled: those of the steps that run now, and a
 /// few that may come again soon.
 const KEPT: usize = 4;
-/// Most bytes of a value that goes into a result.
-const MAX_VALUE: usize = 64 * 1024;
-/// Most changes, lines and events that one step says.
-const MAX_NOTES: u32 = 10_000;
 /// What a step may say ahead of who writes it down.
 const AHEAD: usize = 32;
 /// How long a step that is to end is waited for, beside what its programs
 /// have to end in.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a function that failed waits before it is tried again; twice as
+/// long each time, up to the last.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// Runs functions of scenarios.
 pub struct Scenarios {
@@ -60,16 +62,39 @@ struct Verdict {
     reason: Option<String>,
 }
 
-/// What went to the step's sink, and how much more may.
-struct Passed<'a> {
-    sink: &'a mut dyn Sink,
-    /// Where there are secrets to hide.
-    masks: Option<Masks>,
-    left: u64,
-    /// Notes, many of which have no line of their own.
-    notes_left: u32,
-    bytes: u64,
-    truncated: bool,
+/// What came of one try of a function.
+struct Tried {
+    verdict: Verdict,
+    value: Value,
+    tally: Tally,
+    digest: Digest,
+    /// The machine is being restarted, and the function goes on after it.
+    restarting: bool,
+    /// The machine was restarted before it ended.
+    restarted: bool,
+}
+
+/// A step, apart from where its output goes.
+struct Doing<'a> {
+    request: RequestId,
+    serial: Serial,
+    name: NodeName,
+    timeout: Duration,
+    output_bytes: u64,
+    cancel: &'a CancellationToken,
+    secrets: Secrets,
+    restarts: Option<Arc<dyn Restarts>>,
+    /// For the first try only.
+    resume: Option<Past>,
+}
+
+/// What all tries of a step have in common.
+struct Trying<'a> {
+    call: &'a Call,
+    program: &'a Program,
+    params: &'a Map<String, Value>,
+    facts: &'a Arc<NodeFacts>,
+    deadline: Instant,
 }
 
 impl Scenarios {
@@ -128,33 +153,214 @@ impl Scenarios {
         Ok(program)
     }
 
-    /// Executes a call, with the secret parameters that came for it. What the
-    /// step says, to whomever, has none of them in it.
-    pub async fn run(&self, call: &Call, secrets: Secrets, step: Step<'_>) -> NodeResult {
+    /// Before `started` is written down: the scenario is here, it has the
+    /// function, and this node grants everything that the function can come
+    /// to, as far as its text tells.
+    async fn ready(&self, call: &Call) -> Result<(), String> {
+        let program = match self.program(call).await {
+            Ok(program) => program,
+            Err(verdict) => return Err(verdict.reason.unwrap_or_default()),
+        };
+        let function = call.function.as_str();
+        if !program.has(function) {
+            let (scenario, function) = (call.scenario.to_string(), function.to_owned());
+            return Err(Refused::Function { scenario, function }.to_string());
+        }
+        let needs = program.needs(function);
+        if let Some(missing) = needs.iter().find(|needed| !self.grants.has(needed)) {
+            return Err(Refused::Capability(missing).to_string());
+        }
+        if call.secrets.is_some() && needs.contains("reboot") {
+            return Err(
+                "a function with secret parameters cannot restart the machine: they are only in the \
+                 agent's memory, and it could not go on"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+
+    /// A dry run changes nothing, and of others the scenario says which may
+    /// be. Secrets are not here any more.
+    async fn is_repeatable(&self, call: &Call) -> bool {
+        if call.secrets.is_some() {
+            return false;
+        }
+        if call.mode == Mode::Check {
+            return true;
+        }
+        let Ok(bundle) = self.bundles.get(call.bundle).await else {
+            return false;
+        };
+        let (file, function) = (format!("{}.rhai", call.scenario), call.function.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            manifest::read(&file, bundle.script()).is_ok_and(|m| m.idempotent.contains(&function))
+        });
+        read.await.unwrap_or(false)
+    }
+
+    /// Executes a call. What the step says, to whomever, has none of its
+    /// secrets in it. `None` when the machine is being restarted: whoever
+    /// comes after it goes on with the step.
+    pub async fn run(&self, call: &Call, step: Step<'_>) -> Option<NodeResult> {
         let begun = Instant::now();
         let serial = step.serial;
-        let refused = |reason: String| NodeResult::new(serial, Outcome::Declined, reason);
+        let refused = |reason: String| Some(NodeResult::new(serial, Outcome::Declined, reason));
         if let Err(e) = self.check(call) {
             return refused(e.to_string());
         }
-        let Some(params) = call.params.as_object().cloned() else {
+        let Some(params) = call.params.as_object() else {
             return refused(Refused::Shape.to_string());
         };
         let program = match self.program(call).await {
             Ok(program) => program,
             Err(verdict) => return refused(verdict.reason.unwrap_or_default()),
         };
+        let facts = Arc::new(facts(step.assignment, &step.facts));
+        let trying = Trying {
+            call,
+            program: &program,
+            params,
+            facts: &facts,
+            deadline: begun + step.timeout,
+        };
+        let mut passed = Passed::new(step.sink, step.output_bytes, &step.secrets);
+        if let Some(note) = &step.begins_with {
+            passed.note(note).await;
+        }
+        let mut step = Doing {
+            request: step.request,
+            serial,
+            name: step.name,
+            timeout: step.timeout,
+            output_bytes: step.output_bytes,
+            cancel: step.cancel,
+            secrets: step.secrets,
+            restarts: step.restarts,
+            resume: step.resume,
+        };
+        let tried = self.tries(&trying, &mut step, &mut passed).await;
+        passed.flush().await;
+        if tried.restarting {
+            return None;
+        }
+        let mut result = NodeResult {
+            reason: tried.verdict.reason,
+            ms: Some(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)),
+            ..NodeResult::new(serial, tried.verdict.outcome, "")
+        };
+        if result.outcome != Outcome::Declined {
+            result.tally = (!tried.tally.is_empty()).then_some(tried.tally);
+            let well = result.outcome == Outcome::Succeeded;
+            result.digest = (call.mode == Mode::Check && well).then_some(tried.digest);
+            if result.set_value(tried.value.clone()) {
+                passed.note(&Note::Value { value: tried.value }).await;
+                passed.flush().await;
+            }
+        }
+        result.output_bytes = passed.bytes;
+        result.truncated = passed.truncated;
+        Some(result)
+    }
+
+    /// The dry run before, where one is asked for, and then the function, as
+    /// often as it may be tried.
+    async fn tries(
+        &self,
+        trying: &Trying<'_>,
+        step: &mut Doing<'_>,
+        passed: &mut Passed<'_>,
+    ) -> Tried {
+        let (call, resumed) = (trying.call, step.resume.is_some());
+        let expected = call.expect.get(step.serial);
+        if let (Mode::Apply, Some(expected), false) = (call.mode, expected, resumed) {
+            passed.hide();
+            let tried = self.attempt(trying, Mode::Check, step, passed).await;
+            let notes = passed.reveal();
+            let drifted = match tried.verdict.outcome {
+                Outcome::Succeeded if tried.digest == expected => None,
+                Outcome::Succeeded => Some(format!(
+                    "{DRIFTED}it would not change any more what was shown; now: {}",
+                    if tried.tally.would_change == 0 {
+                        "nothing".to_owned()
+                    } else {
+                        tried.tally.to_string()
+                    }
+                )),
+                Outcome::Failed => Some(format!(
+                    "{DRIFTED}the dry run fails now: {}",
+                    tried.verdict.reason.as_deref().unwrap_or_default()
+                )),
+                _ => return tried,
+            };
+            if let Some(reason) = drifted {
+                for note in notes {
+                    passed.note(&note).await;
+                }
+                let verdict = Verdict {
+                    outcome: Outcome::Declined,
+                    reason: Some(reason),
+                };
+                return Tried { verdict, ..tried };
+            }
+        }
+        let of = call.limits.retry.saturating_add(1);
+        let mut pause = PAUSES.0;
+        let mut attempt = 1;
+        loop {
+            let tried = self.attempt(trying, call.mode, step, passed).await;
+            let again = tried.verdict.outcome == Outcome::Failed
+                && !tried.restarting
+                // Twice is once too often.
+                && !tried.restarted
+                && attempt < of
+                && Instant::now() + pause < trying.deadline;
+            if !again {
+                return tried;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = step.cancel.cancelled() => {
+                    let verdict = Verdict {
+                        outcome: Outcome::Cancelled,
+                        reason: Some("cancelled before it was tried again".to_owned()),
+                    };
+                    return Tried { verdict, ..tried };
+                }
+            }
+            attempt += 1;
+            passed.note(&Note::Again { attempt, of }).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// One try.
+    async fn attempt(
+        &self,
+        trying: &Trying<'_>,
+        mode: Mode,
+        step: &mut Doing<'_>,
+        passed: &mut Passed<'_>,
+    ) -> Tried {
         let (said, hearing) = mpsc::channel(AHEAD);
-        let deadline = begun + step.timeout;
+        let Trying {
+            call,
+            program,
+            deadline,
+            ..
+        } = *trying;
         let tools = Arc::new(Tools::new(Shared {
             runtime: Handle::current(),
-            environment: self.environment.for_step(step.request, serial, &step.name),
-            marks: marks(step.request, serial),
+            environment: self
+                .environment
+                .for_step(step.request, step.serial, &step.name),
+            marks: marks(step.request, step.serial),
             cgroups: self.cgroups.clone(),
             cgroup_name: format!(
-                "{}-{}-{serial}",
+                "{}-{}-{}",
                 step.request.run.short(),
-                step.request.step
+                step.request.step,
+                step.serial
             ),
             kill_grace: self.kill_grace.get(),
             deadline,
@@ -162,239 +368,106 @@ impl Scenarios {
             output_bytes: step.output_bytes,
             said: said.clone(),
         }));
-        let facts = Arc::new(facts(step.assignment, &step.facts));
-        let effects = Effects::new(tools, self.grants, call.mode, facts, secrets.clone());
+        let effects = Effects::new(
+            Arc::clone(&tools),
+            self.grants,
+            mode,
+            Arc::clone(trying.facts),
+            step.secrets.clone(),
+        );
         let effects = Arc::new(effects);
+        // What is done and cannot be done again is remembered only where it
+        // is wanted: before a restart of the machine.
+        let host = Arc::new(Restarting::new(
+            Arc::clone(&effects),
+            tools,
+            (mode == Mode::Apply && program.needs(call.function.as_str()).contains("reboot"))
+                .then(|| step.restarts.clone())
+                .flatten(),
+            step.resume.take(),
+        ));
         let asked = node::Call {
             function: call.function.clone(),
-            params,
-            secrets: secrets.clone(),
-            mode: call.mode,
+            params: trying.params.clone(),
+            secrets: step.secrets.clone(),
+            mode,
         };
-        let host = Arc::clone(&effects);
-        let running = tokio::task::spawn_blocking(move || program.call(&asked, host));
-        let mut passed = Passed {
-            sink: step.sink,
-            masks: (!secrets.is_empty()).then(|| Masks::new(secrets)),
-            left: step.output_bytes,
-            notes_left: MAX_NOTES,
-            bytes: 0,
-            truncated: false,
-        };
+        let (program, on) = (program.clone(), Arc::clone(&host));
+        let running = tokio::task::spawn_blocking(move || program.call(&asked, on));
+        drop(said);
         // What a program needs to end, and something on top.
         let patience = self.kill_grace.get() + PATIENCE;
-        let ended = attend(
-            running,
-            hearing,
-            &mut passed,
-            deadline,
-            step.cancel,
-            patience,
-        )
-        .await;
-        let verdict = match ended {
+        let ended = passed
+            .attend(running, hearing, deadline, step.cancel, patience)
+            .await;
+        let (verdict, value) = match ended {
             Some(Ok(ended)) => {
-                self.close(
-                    ended,
-                    &effects,
-                    &mut passed,
-                    step.timeout,
-                    step.cancel.is_cancelled(),
-                )
-                .await
+                let cancelled = step.cancel.is_cancelled();
+                concluded(ended, passed, step.timeout, cancelled).await
             }
             Some(Err(e)) => {
                 error!("a function of a scenario could not be run: {e}");
-                Verdict {
+                let verdict = Verdict {
                     outcome: Outcome::Failed,
                     reason: Some("the agent itself failed while it ran the function".to_owned()),
-                }
+                };
+                (verdict, Value::Null)
             }
             None => {
                 warn!("a function of a scenario does not end");
-                Verdict {
+                let verdict = Verdict {
                     outcome: Outcome::Unknown,
                     reason: Some(
                         "it was to end and did not; what it was about may still happen".to_owned(),
                     ),
-                }
+                };
+                (verdict, Value::Null)
             }
         };
-        NodeResult {
-            serial,
-            outcome: verdict.outcome,
-            reason: verdict.reason,
-            exit: None,
-            signal: None,
-            ms: Some(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)),
-            output_bytes: passed.bytes,
-            truncated: passed.truncated,
+        let (tally, digest) = effects.counted();
+        Tried {
+            verdict,
+            value,
+            tally,
+            digest,
+            restarting: host.is_restarting(),
+            restarted: host.has_restarted(),
         }
-    }
-
-    /// Says how it ended, in the step's own output too.
-    async fn close(
-        &self,
-        ended: Result<Done, Ended>,
-        effects: &Effects,
-        passed: &mut Passed<'_>,
-        timeout: Duration,
-        cancelled: bool,
-    ) -> Verdict {
-        passed.release().await;
-        let (verdict, value) = match ended {
-            Ok(done) => (
-                Verdict {
-                    outcome: Outcome::Succeeded,
-                    reason: None,
-                },
-                returned(done.value),
-            ),
-            Err(Ended::Failed(fault)) => {
-                let note = Note::Failed {
-                    text: fault.to_string(),
-                };
-                passed.note(note).await;
-                let verdict = Verdict {
-                    outcome: Outcome::Failed,
-                    reason: Some(first_line(&fault)),
-                };
-                (verdict, Returned::Nothing)
-            }
-            Err(Ended::Stopped) if cancelled => (
-                Verdict {
-                    outcome: Outcome::Cancelled,
-                    reason: Some("cancelled while it ran".to_owned()),
-                },
-                Returned::Nothing,
-            ),
-            Err(Ended::Stopped) => {
-                let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-                let limit = Span::from_millis(ms);
-                (
-                    Verdict {
-                        outcome: Outcome::TimedOut,
-                        reason: Some(format!("still running after {limit}")),
-                    },
-                    Returned::Nothing,
-                )
-            }
-        };
-        let tally = effects.tally();
-        passed.note(Note::Ended { value, tally }).await;
-        verdict
     }
 }
 
-/// Passes on what the step says until its function has ended; `None` when it
-/// was to end, by its time or by a cancel, and does not.
-async fn attend<T>(
-    mut running: tokio::task::JoinHandle<T>,
-    mut hearing: mpsc::Receiver<Said>,
+/// How it ended, and what it returned; why it failed is said in the step's
+/// own output, too.
+async fn concluded(
+    ended: Result<Done, Ended>,
     passed: &mut Passed<'_>,
-    deadline: Instant,
-    cancel: &tokio_util::sync::CancellationToken,
-    patience: Duration,
-) -> Option<Result<T, tokio::task::JoinError>> {
-    let overdue = async {
-        tokio::select! {
-            () = cancel.cancelled() => {}
-            () = sleep_until(deadline) => {}
+    timeout: Duration,
+    cancelled: bool,
+) -> (Verdict, Value) {
+    let (outcome, reason) = match ended {
+        Ok(done) => {
+            let verdict = Verdict {
+                outcome: Outcome::Succeeded,
+                reason: None,
+            };
+            return (verdict, done.value);
         }
-        tokio::time::sleep(patience).await;
+        Err(Ended::Failed(fault)) => {
+            let text = fault.to_string();
+            passed.note(&Note::Failed { text }).await;
+            (Outcome::Failed, first_line(&fault))
+        }
+        Err(Ended::Stopped) if cancelled => {
+            (Outcome::Cancelled, "cancelled while it ran".to_owned())
+        }
+        Err(Ended::Stopped) => {
+            let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+            let limit = Span::from_millis(ms);
+            (Outcome::TimedOut, format!("still running after {limit}"))
+        }
     };
-    let mut overdue = std::pin::pin!(overdue);
-    loop {
-        tokio::select! {
-            biased;
-            Some(said) = hearing.recv() => passed.take(said).await,
-            ended = &mut running => {
-                // What it said last is still on its way.
-                while let Ok(said) = hearing.try_recv() {
-                    passed.take(said).await;
-                }
-                return Some(ended);
-            }
-            () = &mut overdue => return None,
-        }
-    }
-}
-
-impl Passed<'_> {
-    async fn take(&mut self, said: Said) {
-        match said {
-            Said::Started {
-                process,
-                cgroup,
-                noted,
-            } => {
-                self.sink.started(&process, cgroup.as_deref()).await;
-                let _ = noted.send(());
-            }
-            Said::Output(stream, data) => {
-                let data = match &mut self.masks {
-                    Some(masks) => masks.pass(stream, &data),
-                    None => data,
-                };
-                self.output(stream, data).await;
-            }
-            Said::Note(note) => {
-                self.release().await;
-                self.note(note).await;
-            }
-        }
-    }
-
-    /// What was held back to see whether a secret comes.
-    async fn release(&mut self) {
-        let Some(masks) = &mut self.masks else { return };
-        for (stream, data) in masks.rest() {
-            self.output(stream, data).await;
-        }
-    }
-
-    async fn output(&mut self, stream: Stream, mut data: Bytes) {
-        let room = usize::try_from(self.left).unwrap_or(usize::MAX);
-        if data.len() > room {
-            self.truncated = true;
-            data.truncate(room);
-        }
-        if data.is_empty() {
-            return;
-        }
-        self.left -= data.len() as u64;
-        self.bytes += data.len() as u64;
-        while !data.is_empty() {
-            let part = data.split_to(data.len().min(MAX_CHUNK));
-            self.sink.output(stream, part).await;
-        }
-    }
-
-    /// A note counts as its lines do: a script that says something without an
-    /// end fills no journal.
-    async fn note(&mut self, note: Note) {
-        let size = note.lines().1.len() as u64;
-        let last = matches!(note, Note::Ended { .. } | Note::Failed { .. });
-        if (size > self.left || self.notes_left == 0) && !last {
-            self.truncated = true;
-            return;
-        }
-        self.notes_left = self.notes_left.saturating_sub(1);
-        self.left = self.left.saturating_sub(size);
-        self.bytes += size;
-        self.sink.note(note).await;
-    }
-}
-
-fn returned(value: Value) -> Returned {
-    if value.is_null() {
-        return Returned::Nothing;
-    }
-    let bytes = value.to_string().len();
-    if bytes > MAX_VALUE {
-        return Returned::TooLarge { bytes };
-    }
-    Returned::Value(value)
+    let reason = Some(reason);
+    (Verdict { outcome, reason }, Value::Null)
 }
 
 /// `web.rhai:12:5: package webapp: …`, without the line of the source.
@@ -436,8 +509,20 @@ impl Executor for Scenarios {
         Ok(())
     }
 
-    fn call<'a>(&'a self, call: &'a Call, step: Step<'a>) -> BoxFuture<'a, NodeResult> {
-        Box::pin(self.run(call, Secrets::default(), step))
+    fn prepare<'a>(
+        &'a self,
+        call: &'a Call,
+        _request: RequestId,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(self.ready(call))
+    }
+
+    fn may_repeat<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, bool> {
+        Box::pin(self.is_repeatable(call))
+    }
+
+    fn call<'a>(&'a self, call: &'a Call, step: Step<'a>) -> BoxFuture<'a, Option<NodeResult>> {
+        Box::pin(self.run(call, step))
     }
 
     fn capabilities(&self) -> Vec<String> {

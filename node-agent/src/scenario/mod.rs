@@ -12,9 +12,12 @@ pub mod effects;
 pub mod executor;
 pub mod fetch;
 mod masks;
+mod passed;
+pub mod restart;
 pub mod store;
 
 pub use effects::Grants;
 pub use executor::Scenarios;
 pub use fetch::{FetchError, Fetcher};
+pub use restart::{Past, Restarts};
 pub use store::{BundleStore, Bundles, StoreError};

@@ -27,6 +27,8 @@ pub(super) struct Output {
     pub(super) inline: Vec<Chunk>,
     /// Some could not be kept.
     pub(super) lost: bool,
+    /// Bytes of it that an earlier start of the agent had kept.
+    pub(super) before: u64,
 }
 
 /// The output of one step, while it runs.
@@ -45,6 +47,7 @@ struct State {
     /// Held back while it may still travel inside the outcome.
     held: Vec<Chunk>,
     bytes: usize,
+    before: u64,
     /// Chunks are sent as they come.
     live: bool,
     /// Some could not be kept.
@@ -59,6 +62,27 @@ impl Live {
             journal,
             bus,
             state: Arc::default(),
+        }
+    }
+
+    /// The output of a step that goes on, behind these chunks and bytes.
+    pub(super) fn again(
+        request: RequestId,
+        journal: Journal,
+        bus: Bus,
+        (next, before): (u32, u64),
+    ) -> Self {
+        let state = State {
+            next,
+            before,
+            live: true,
+            ..State::default()
+        };
+        Self {
+            request,
+            journal,
+            bus,
+            state: Arc::new(Mutex::new(state)),
         }
     }
 
@@ -78,6 +102,7 @@ impl Live {
             chunks: state.next,
             inline: std::mem::take(&mut state.held),
             lost: state.lost,
+            before: state.before,
         }
     }
 

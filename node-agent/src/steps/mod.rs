@@ -5,6 +5,7 @@
 //!        → effect → finished on disk → reported
 //! ```
 
+mod again;
 mod live;
 pub(crate) mod recover;
 
@@ -16,10 +17,12 @@ use std::time::Duration;
 use muster_protocol::envelope::{Call, MAX_SKEW, Request, Sealed};
 use muster_protocol::ids::{InstanceId, RequestId};
 use muster_protocol::run::{Data, NodeResult, Outcome};
+use muster_protocol::seal::{OpenKey, SealError, SecretBox};
 use muster_protocol::subject::NodeSays;
 use muster_protocol::text::printable;
 use muster_protocol::units::{Timestamp, after, elapsed};
 use muster_protocol::wire::{Accepted, InlineChunk, OutcomeReport};
+use muster_scenarios::secret::Secrets;
 use serde_json::Value;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -59,6 +62,8 @@ pub struct StepsParts {
     pub executor: Arc<dyn Executor>,
     /// The facts that the predicate is held against.
     pub facts: watch::Receiver<Arc<Value>>,
+    /// Opens the secret parameters that come for steps.
+    pub key: OpenKey,
 }
 
 /// All steps of this agent.
@@ -74,6 +79,8 @@ struct Inner {
     active: Mutex<Book>,
     /// A step has left `active`.
     left: Notify,
+    /// The agent ends.
+    closing: CancellationToken,
 }
 
 /// Whether steps are taken.
@@ -121,6 +128,7 @@ impl Steps {
             output: AtomicU64::new(0),
             active: Mutex::default(),
             left: Notify::new(),
+            closing: CancellationToken::new(),
         }))
     }
 
@@ -147,8 +155,14 @@ impl Steps {
     }
 
     /// Does what an authentic request asks, or answers for it. `sealed` is the
-    /// request as it came, to be kept.
-    pub async fn call(&self, request: &Request, call: &Call, sealed: Sealed) {
+    /// request as it came, to be kept; `secrets` came beside it, and are not.
+    pub async fn call(
+        &self,
+        request: &Request,
+        call: &Call,
+        sealed: Sealed,
+        secrets: Option<SecretBox>,
+    ) {
         let inner = &self.0;
         let id = request.id();
         let (active, others, doors) = match inner.enter(id) {
@@ -185,17 +199,26 @@ impl Steps {
             ),
             _ => inner.judge(request, call, others),
         };
-        if let Err(reason) = judged {
-            inner.keep(id, kept).await;
-            inner
-                .end(
-                    id,
-                    inner.result(Outcome::Declined, reason),
-                    Output::default(),
-                )
-                .await;
-            return;
-        }
+        let judged = judged.and_then(|()| match inner.opened(call, secrets.as_ref()) {
+            // Sealed to a start of the agent that has ended. The broker knows
+            // of this one now, and sends it again.
+            Err(SealError::NotOurs) => Ok(None),
+            Err(e) => Err(e.to_string()),
+            Ok(secrets) => Ok(Some(secrets)),
+        });
+        let secrets = match judged {
+            Ok(Some(secrets)) => secrets,
+            Ok(None) => {
+                warn!(run = %request.run, "a call is not followed: {}", SealError::NotOurs);
+                return;
+            }
+            Err(reason) => {
+                inner.keep(id, kept).await;
+                let declined = inner.result(Outcome::Declined, reason);
+                inner.end(id, declined, Output::default()).await;
+                return;
+            }
+        };
         let span = info_span!(
             "step",
             run = %request.run,
@@ -203,13 +226,18 @@ impl Steps {
             node = %inner.parts.identity.now().assignment().name
         );
         inner.place("agent.verified", id).await;
-        let (inner, call, start_before) = (inner.clone(), call.clone(), request.start_before);
-        let principal = request.principal.clone();
+        let order = Order {
+            call: call.clone(),
+            start_before: request.start_before,
+            kept,
+            secrets,
+        };
+        let (inner, principal) = (inner.clone(), request.principal.clone());
         tokio::spawn(
             async move {
                 let _guard = guard;
-                info!(%principal, scenario = %call.scenario, "step");
-                Box::pin(inner.run(id, &call, start_before, &active, kept)).await;
+                info!(%principal, scenario = %order.call.scenario, "step");
+                Box::pin(inner.run(id, order, &active)).await;
             }
             .instrument(span),
         );
@@ -267,6 +295,7 @@ impl Steps {
     pub async fn stop(&self, grace: Duration) {
         let inner = &self.0;
         inner.active().doors = Doors::Closed;
+        inner.closing.cancel();
         if tokio::time::timeout(grace, inner.left(0)).await.is_err() {
             let open: Vec<Active> = inner.active().steps.values().cloned().collect();
             warn!("{} steps still run; they are ended", open.len());
@@ -310,6 +339,24 @@ impl Steps {
     /// Takes steps again, after [`Steps::drain`].
     pub fn open(&self) {
         self.0.active().doors = Doors::Open;
+    }
+}
+
+/// What a step needs to run.
+struct Order {
+    call: Call,
+    start_before: Timestamp,
+    kept: Kept,
+    /// Only ever here.
+    secrets: Secrets,
+}
+
+/// A step that runs.
+struct Running<'a>(&'a AtomicU32);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -435,14 +482,16 @@ impl Inner {
         Ok(())
     }
 
-    async fn run(
-        self: &Arc<Self>,
-        id: RequestId,
-        call: &Call,
-        start_before: Timestamp,
-        active: &Active,
-        kept: Kept,
-    ) {
+    /// The secret parameters that came for a call.
+    fn opened(&self, call: &Call, sealed: Option<&SecretBox>) -> Result<Secrets, SealError> {
+        let Some(hash) = call.secrets else {
+            return Ok(Secrets::default());
+        };
+        let sealed = sealed.ok_or(SealError::Other)?;
+        self.parts.key.open(sealed, hash).map(Secrets::new)
+    }
+
+    async fn run(self: &Arc<Self>, id: RequestId, order: Order, active: &Active) {
         let live = Live::new(id, self.parts.journal.clone(), self.parts.bus.clone());
         let slow = live.clone();
         let bus = self.parts.bus.clone();
@@ -452,34 +501,49 @@ impl Inner {
             let _ = bus.say(NodeSays::Accepted, &Accepted { request: id }).await;
             slow.go_live().await;
         });
-        let result = self
-            .execute(id, call, start_before, active, (&live, kept))
-            .await;
+        let result = self.execute(id, order, active, &live).await;
         acknowledge.abort();
-        if let Some(mut result) = result {
-            let output = live.close().await;
-            result.truncated |= output.lost;
-            if let (Outcome::Cancelled, Some(why)) = (result.outcome, active.why.get()) {
-                result.reason = Some(match result.reason.take() {
-                    Some(reason) if *why != "cancelled" => format!("{why}; {reason}"),
-                    Some(reason) => reason,
-                    None => (*why).to_owned(),
-                });
-            }
-            info!(outcome = %result.outcome, exit = result.exit, ms = result.ms, "step ended");
-            self.end(id, result, output).await;
+        if let Some(result) = result {
+            self.conclude(id, result, active, &live).await;
         }
+    }
+
+    /// A step has ended: its outcome, with what it wrote.
+    async fn conclude(&self, id: RequestId, mut result: NodeResult, active: &Active, live: &Live) {
+        let output = live.close().await;
+        result.truncated |= output.lost;
+        result.output_bytes += output.before;
+        if let (Outcome::Cancelled, Some(why)) = (result.outcome, active.why.get()) {
+            result.reason = Some(match result.reason.take() {
+                Some(reason) if *why != "cancelled" => format!("{why}; {reason}"),
+                Some(reason) => reason,
+                None => (*why).to_owned(),
+            });
+        }
+        info!(outcome = %result.outcome, exit = result.exit, ms = result.ms, "step ended");
+        self.end(id, result, output).await;
+    }
+
+    /// Counts a step that runs, until the end of what is returned.
+    fn run_one(&self) -> Running<'_> {
+        self.running.fetch_add(1, Ordering::Relaxed);
+        Running(&self.running)
     }
 
     /// Waits for a slot, writes `started` down, and only then acts.
     async fn execute(
         self: &Arc<Self>,
         id: RequestId,
-        call: &Call,
-        start_before: Timestamp,
+        order: Order,
         active: &Active,
-        (live, kept): (&Live, Kept),
+        live: &Live,
     ) -> Option<NodeResult> {
+        let Order {
+            call,
+            start_before,
+            kept,
+            secrets,
+        } = order;
         let unwritten = |e: crate::journal::JournalError| {
             error!("nothing is executed: {e}");
             Some(self.result(
@@ -542,7 +606,7 @@ impl Inner {
             boot_id: self.parts.boot_id.clone(),
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
         };
-        if let Err(reason) = self.parts.executor.prepare(call, id).await {
+        if let Err(reason) = self.parts.executor.prepare(&call, id).await {
             return Some(self.result(Outcome::Declined, printable(&reason, 500)));
         }
         self.place("agent.start.before", id).await;
@@ -551,7 +615,8 @@ impl Inner {
             return unwritten(e);
         }
         self.place("agent.start.after", id).await;
-        self.running.fetch_add(1, Ordering::Relaxed);
+        let running = self.run_one();
+        let deadline = tokio::time::Instant::now() + timeout;
         let enrolled = self.parts.identity.now();
         let mut sink = live.clone();
         let step = Step {
@@ -564,11 +629,22 @@ impl Inner {
             output_bytes: call.limits.output_bytes.min(limits.output_bytes),
             sink: &mut sink,
             cancel: &active.cancel,
+            secrets,
+            restarts: Some(Arc::new(again::Remember {
+                inner: Arc::clone(self),
+                id,
+                call: call.clone(),
+                until: after(Timestamp::now(), timeout),
+            })),
+            resume: None,
+            begins_with: None,
         };
-        let result = self.parts.executor.call(call, step).await;
-        self.running.fetch_sub(1, Ordering::Relaxed);
-        drop(slot);
-        Some(result)
+        let result = self.parts.executor.call(&call, step).await;
+        drop((running, slot));
+        match result {
+            Some(result) => Some(result),
+            None => self.restarts(id, deadline, timeout).await,
+        }
     }
 
     fn kept(&self, request: Sealed) -> Kept {

@@ -16,7 +16,8 @@ impl Steps {
     /// Answers for each step that was begun and not ended: its processes are
     /// found and ended, and its outcome is `unknown`, because nobody saw how
     /// far it came. One that only waited never ran, and says so. `but` goes
-    /// on: it is the upgrade by which this agent began.
+    /// on: it is the upgrade by which this agent began. So does one that
+    /// restarted the machine, and one that may be repeated.
     ///
     /// # Errors
     /// [`JournalError`] when the journal cannot be read; the agent must not
@@ -29,6 +30,13 @@ impl Steps {
         for step in self.0.parts.journal.unfinished().await? {
             let id = step.request;
             if Some(id) == but {
+                continue;
+            }
+            let orphans = async {
+                let serial = self.0.parts.identity.now().serial();
+                end_orphans(&step, serial, &self.0.parts.boot_id, kill_grace).await;
+            };
+            if self.goes_on(&step, orphans).await? {
                 continue;
             }
             let (outcome, reason) = if step.start.is_some() {

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use muster_protocol::envelope::{Call, Limits, Mode};
 use muster_protocol::ids::{InstanceId, LocalNonce, RunId};
+use muster_protocol::note::Expected;
 use muster_protocol::run::{LocalRun, NodeResult, Outcome};
 use muster_protocol::text::printable;
 use muster_protocol::units::{Span, Timestamp};
 use muster_protocol::wire::{MAX_LOCAL_PARAMS, MAX_WHY};
 use muster_scenarios::command;
+use muster_scenarios::secret::Secrets;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -120,6 +122,7 @@ struct Order {
     run: RunId,
     keep: u64,
     shown: Shown,
+    boot_id: String,
 }
 
 impl Order {
@@ -165,6 +168,7 @@ impl Order {
         let limits = Limits {
             timeout: args.timeout.min(config.limits.timeout),
             output_bytes: OUTPUT_BYTES.min(config.limits.output_bytes),
+            retry: 0,
         };
         let commands = Commands::new(&config);
         let call = Call {
@@ -174,6 +178,8 @@ impl Order {
             params: params.clone(),
             mode: Mode::Apply,
             limits,
+            expect: Expected::default(),
+            secrets: None,
         };
         commands.check(&call).map_err(|e| {
             use crate::executor::Refused;
@@ -208,6 +214,7 @@ impl Order {
             note,
             run,
             keep: limits.output_bytes,
+            boot_id: crate::host::boot_id(&config.boot_id),
             shown: if args.json { Shown::Json } else { Shown::Raw },
         })
     }
@@ -225,7 +232,7 @@ impl Order {
         let timeout = self.note.timeout.get();
         let start = StartNote {
             instance: InstanceId::random(),
-            boot_id: crate::host::boot_id(),
+            boot_id: self.boot_id.clone(),
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
         };
         if let Err(e) = journal
@@ -256,8 +263,17 @@ impl Order {
             output_bytes: u64::MAX,
             sink: &mut terminal,
             cancel: &cancel,
+            secrets: Secrets::default(),
+            // Nobody would go on with it after that.
+            restarts: None,
+            resume: None,
+            begins_with: None,
         };
-        let mut result = self.commands.call(&self.call, step).await;
+        let result = self.commands.call(&self.call, step).await;
+        let mut result = result.unwrap_or_else(|| {
+            let serial = self.enrolled.serial();
+            NodeResult::new(serial, Outcome::Unknown, "it gave no outcome")
+        });
         let kept = terminal.close().await;
         result.output_bytes = kept.bytes;
         result.truncated |= kept.truncated;

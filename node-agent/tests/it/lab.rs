@@ -594,7 +594,10 @@ pub fn call(params: Value) -> Call {
         limits: Limits {
             timeout: Span::from_secs(60),
             output_bytes: 1 << 20,
+            retry: 0,
         },
+        expect: Default::default(),
+        secrets: None,
     }
 }
 

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use muster_agent::host::proc::Process;
 use muster_agent::scenario::BundleStore;
 use muster_protocol::envelope::{Ask, Mode, Request};
+use muster_protocol::ids::RequestId;
+use muster_protocol::note::{Read, Reader};
 use muster_protocol::run::{Outcome, Stream};
 use muster_scenarios::bundle::Bundle;
 use serde_json::{Value, json};
@@ -17,6 +19,13 @@ fn request(lab: &Lab, bundle: &Bundle, params: Value, mode: Mode) -> Request {
     call.bundle = bundle.hash();
     call.mode = mode;
     lab.request(Ask::Call(call))
+}
+
+/// The notes of a step, as people see them.
+fn said(lab: &Lab, id: RequestId) -> String {
+    let read = Reader::default().push(&lab.output(id, Stream::Note));
+    let lines = read.iter().flat_map(Read::said);
+    lines.map(|line| line.text + "\n").collect()
 }
 
 #[tokio::test]
@@ -42,12 +51,13 @@ fn run(p) {
     lab.send(&dry).await;
     let result = lab.broker.outcome(dry.id()).await.result;
     assert_eq!(result.outcome, Outcome::Succeeded, "{result:?}");
-    let said = String::from_utf8(lab.output(dry.id(), Stream::Stdout)).unwrap();
+    let said = said(&lab, dry.id());
     assert!(
         said.contains("would change: file ") && said.contains("+listen = 8080"),
         "{said}"
     );
-    assert!(said.contains("2 would change"), "{said}");
+    assert_eq!(result.tally.unwrap().would_change, 2);
+    assert!(result.digest.is_some());
     assert!(!path.exists());
 
     let apply = request(&lab, &bundle, params, Mode::Apply);
@@ -55,16 +65,18 @@ fn run(p) {
     let result = lab.broker.outcome(apply.id()).await.result;
     assert_eq!(result.outcome, Outcome::Succeeded, "{result:?}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "listen = 8080\n");
-    let said = String::from_utf8(lab.output(apply.id(), Stream::Stdout)).unwrap();
+    let printed = String::from_utf8(lab.output(apply.id(), Stream::Stdout)).unwrap();
+    assert_eq!(printed, "web-01\n");
+    let notes = lab.output(apply.id(), Stream::Note);
+    let said = self::said(&lab, apply.id());
     let node = lab.broker.heard().hellos[0].clone();
-    assert!(
-        said.contains("changed: file ") && said.contains("2 changed"),
-        "{said}"
-    );
+    assert!(said.contains("changed: file "), "{said}");
+    assert_eq!(result.tally.unwrap().changed, 2);
     assert!(said.contains("role web"), "{said} {node:?}");
     let complaints = String::from_utf8(lab.output(apply.id(), Stream::Stderr)).unwrap();
     assert_eq!(complaints, "careful\n");
-    assert_eq!(result.output_bytes, (said.len() + complaints.len()) as u64);
+    let all = printed.len() + notes.len() + complaints.len();
+    assert_eq!(result.output_bytes, all as u64);
     // A repeat is answered, not executed.
     lab.send(&apply).await;
     lab.broker.outcome(apply.id()).await;
@@ -77,7 +89,7 @@ fn run(p) {
     let result = lab.broker.outcome(failing.id()).await.result;
     assert_eq!(result.outcome, Outcome::Failed);
     assert_eq!(result.reason.as_deref(), Some("web.rhai:6:24: too high"));
-    let said = String::from_utf8(lab.output(failing.id(), Stream::Stderr)).unwrap();
+    let said = self::said(&lab, failing.id());
     assert!(said.contains("throw \"too high\""), "{said}");
 }
 

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::envelope::{Door, Mode};
 use crate::ids::{PlanId, RunId, Serial};
 use crate::names::{LabelKey, NodeName, PrincipalName, ScenarioName};
+use crate::note::{Digest, Tally};
 use crate::run::{Gate, Gates, LocalRun, Outcome, RunOptions, RunPhase, Summary, is_zero};
 use crate::units::{Amount, Span, Timestamp};
 
@@ -346,6 +347,20 @@ pub struct RunNode {
     /// Bytes of output that the broker has taken from it.
     #[serde(default, skip_serializing_if = "crate::run::is_zero")]
     pub output_bytes: u64,
+    /// What a function of a scenario returned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub value: Option<Value>,
+    /// The size of its value in bytes, as JSON, where that is too large to be
+    /// here: it is in the node's notes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_bytes: Option<u64>,
+    /// How many things a function of a scenario found, made, or would make.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tally: Option<Tally>,
+    /// Over all that would change, in a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
     /// What it said after its outcome was settled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub late: Vec<Outcome>,

@@ -3,8 +3,10 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::ids::Serial;
+use crate::note::{Digest, MAX_VALUE, Tally};
 
 /// How a step ended on a node: exactly one each, always.
 #[derive(
@@ -84,7 +86,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Standard output or standard error.
+/// Standard output, standard error, or what the step says about itself.
 #[derive(
     Clone,
     Copy,
@@ -104,6 +106,8 @@ pub enum Stream {
     Stdout,
     /// Standard error.
     Stderr,
+    /// [Notes](crate::note::Note): one JSON object a line.
+    Note,
 }
 
 /// Bytes that a program wrote: text where they are UTF-8, else base64. Data
@@ -168,6 +172,21 @@ pub struct NodeResult {
     /// Whether more output was thrown away.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
+    /// What a function of a scenario returned: at most [`MAX_VALUE`] bytes as
+    /// JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub value: Option<Value>,
+    /// The size of its value in bytes, as JSON, where that is too large to be
+    /// here: it is in the step's notes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_bytes: Option<u64>,
+    /// How many things a function of a scenario found, made, or would make.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tally: Option<Tally>,
+    /// Over all that would change, in a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
 }
 
 pub(crate) fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
@@ -187,6 +206,25 @@ impl NodeResult {
             ms: None,
             output_bytes: 0,
             truncated: false,
+            value: None,
+            value_bytes: None,
+            tally: None,
+            digest: None,
         }
+    }
+
+    /// The same with what a function returned, or with its size where it is
+    /// too large; whether it is.
+    pub fn set_value(&mut self, value: Value) -> bool {
+        if value.is_null() {
+            return false;
+        }
+        let bytes = value.to_string().len();
+        if bytes > MAX_VALUE {
+            self.value_bytes = Some(bytes as u64);
+            return true;
+        }
+        self.value = Some(value);
+        false
     }
 }

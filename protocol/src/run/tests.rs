@@ -25,6 +25,7 @@ fn spec(targets: u32, batch: Option<Amount>, max_failures: Option<Amount>) -> Ru
             wait_down: false,
             output_bytes: 1 << 20,
         },
+        expect: Expected::default(),
         gates: Gates::default(),
         retry_of: None,
         left_out: 0,
@@ -199,6 +200,7 @@ proptest! {
                     outcomes(vec![done(serial.0, Outcome::ALL[answers[serial.0 as usize]])])
                 }
                 Next::Finish(end) => RunEvent::Finished { end, at: Timestamp::UNIX_EPOCH },
+                Next::Gate(gate) => panic!("it waits for nothing: {gate:?}"),
                 Next::Ended => break,
             };
             s.apply(&event).expect("follows");
@@ -238,4 +240,298 @@ fn what_a_node_did_by_itself_is_never_sent() {
     state.apply(&RunEvent::Targets { nodes }).expect("follows");
     assert_eq!(state.phase, RunPhase::Running);
     assert_eq!(state.next(), Next::Wait);
+}
+
+fn name(text: &str) -> PrincipalName {
+    text.parse().expect("valid")
+}
+
+const T0: Timestamp = Timestamp::UNIX_EPOCH;
+
+fn late() -> Timestamp {
+    Timestamp::from_second(300).expect("a time")
+}
+
+fn gated(n: u32, gates: Gates) -> RunState {
+    let mut spec = spec(n, Some(Amount::Count(2)), None);
+    spec.gates = gates;
+    let spec = Box::new(spec);
+    let mut state = RunState::begin(&RunEvent::Created { spec }).expect("created");
+    let nodes = (0..n)
+        .map(|i| Target::new(Serial(i), format!("n{i}").parse().expect("valid")))
+        .collect();
+    state.apply(&RunEvent::Targets { nodes }).expect("fits");
+    state
+}
+
+fn all_gates() -> Gates {
+    Gates {
+        confirm_by: Some(late()),
+        approvals: 2,
+        locks: ["deploy".to_owned()].into(),
+        windows: vec![],
+    }
+}
+
+#[test]
+fn a_run_begins_when_all_is_given_and_not_before() {
+    let mut s = gated(3, all_gates());
+    assert_eq!(s.phase, RunPhase::Waiting);
+    assert_eq!(s.next(), Next::Gate(Gate::Confirmation { until: late() }));
+    assert_eq!(
+        s.apply(&intent(&[Serial(0)])),
+        Err(FoldError::Held(Serial(0)))
+    );
+    let admitted = RunEvent::Admitted { at: T0 };
+    assert_eq!(s.apply(&admitted), Err(FoldError::Gate("admitted")));
+    let mut wish = |s: &mut RunState, wish: Wish, by: &str| {
+        let event = s.wish(wish, &name(by), T0)?;
+        if let Some(event) = &event {
+            s.apply(event).expect("follows");
+        }
+        Ok::<bool, WishError>(event.is_some())
+    };
+    // Nobody is asked in an order.
+    assert_eq!(wish(&mut s, Wish::Approve, "bob"), Ok(true));
+    assert_eq!(wish(&mut s, Wish::Approve, "bob"), Ok(false));
+    assert_eq!(
+        wish(&mut s, Wish::Approve, "ana"),
+        Err(WishError::OwnRun(name("ana")))
+    );
+    assert_eq!(wish(&mut s, Wish::Confirm, "eve"), Ok(true));
+    assert_eq!(wish(&mut s, Wish::Confirm, "ana"), Ok(false));
+    let given = Gate::Approvals {
+        given: vec![name("bob")],
+        needed: 2,
+    };
+    assert_eq!(s.next(), Next::Gate(given));
+    assert_eq!(wish(&mut s, Wish::Approve, "eve"), Ok(true));
+    assert_eq!(
+        wish(&mut s, Wish::Approve, "joe"),
+        Err(WishError::NotToApprove)
+    );
+    assert!(matches!(s.next(), Next::Gate(Gate::Turn { .. })));
+    // Paused, it does not get its turn.
+    assert_eq!(wish(&mut s, Wish::Pause, "joe"), Ok(true));
+    assert_eq!(wish(&mut s, Wish::Pause, "ana"), Ok(false));
+    assert_eq!((s.phase, s.next()), (RunPhase::Paused, Next::Wait));
+    assert_eq!(s.apply(&admitted), Err(FoldError::Gate("admitted")));
+    assert_eq!(wish(&mut s, Wish::Resume, "ana"), Ok(true));
+    assert_eq!(wish(&mut s, Wish::Resume, "ana"), Err(WishError::NotPaused));
+    s.apply(&admitted).expect("its turn");
+    assert!(matches!(s.next(), Next::Send { .. }));
+    assert_eq!(s.gate(), None);
+}
+
+#[test]
+fn what_is_not_confirmed_in_time_is_never_sent() {
+    let mut s = gated(2, all_gates());
+    assert_eq!(
+        s.wish(Wish::Confirm, &name("ana"), late()),
+        Err(WishError::TooLate(late()))
+    );
+    s.apply(&RunEvent::Lapsed {
+        why: "not confirmed within 5m".into(),
+        at: late(),
+    })
+    .expect("follows");
+    assert_eq!(
+        s.wish(Wish::Confirm, &name("ana"), T0),
+        Err(WishError::Cancelling)
+    );
+    let Next::Skip {
+        nodes,
+        outcome,
+        reason,
+    } = s.next()
+    else {
+        panic!("{:?}", s.next())
+    };
+    assert_eq!((nodes.len(), outcome), (2, Outcome::Skipped));
+    assert_eq!(reason, "not started: not confirmed within 5m");
+    s.apply(&outcomes(vec![done(0, outcome), done(1, outcome)]))
+        .expect("follows");
+    assert_eq!(s.next(), Next::Finish(RunEnd::Cancelled));
+}
+
+#[test]
+fn a_paused_run_takes_outcomes_and_sends_nothing() {
+    let mut s = gated(4, Gates::default());
+    s.apply(&intent(&[Serial(0), Serial(1)])).expect("intent");
+    let paused = RunEvent::Paused {
+        by: name("ana"),
+        at: T0,
+    };
+    s.apply(&paused).expect("paused");
+    assert_eq!(s.apply(&paused), Err(FoldError::Gate("paused")));
+    s.apply(&outcomes(vec![
+        done(0, Outcome::Succeeded),
+        done(1, Outcome::Succeeded),
+    ]))
+    .expect("outcomes");
+    assert_eq!((s.phase, s.next()), (RunPhase::Paused, Next::Wait));
+    assert_eq!(
+        s.apply(&intent(&[Serial(2)])),
+        Err(FoldError::Held(Serial(2)))
+    );
+    // The last ones may come while it is paused: then it ends.
+    let mut last = s.clone();
+    last.apply(&RunEvent::Resumed {
+        by: name("ana"),
+        at: T0,
+    })
+    .expect("goes on");
+    last.apply(&intent(&[Serial(2), Serial(3)]))
+        .expect("intent");
+    last.apply(&paused).expect("paused");
+    last.apply(&outcomes(vec![
+        done(2, Outcome::Succeeded),
+        done(3, Outcome::Failed),
+    ]))
+    .expect("outcomes");
+    assert_eq!(last.next(), Next::Finish(RunEnd::Failed));
+    // A cancel ends it, paused as it is.
+    s.apply(&RunEvent::Cancelling {
+        by: name("ana"),
+        at: T0,
+    })
+    .expect("cancel");
+    assert!(matches!(s.next(), Next::Skip { .. }));
+}
+
+#[test]
+fn a_budget_by_label_stops_the_run_for_all() {
+    let mut spec = spec(6, Some(Amount::Count(2)), None);
+    let rack = || "rack".parse().expect("a label");
+    spec.options.max_failures_by = [(rack(), Amount::Count(1))].into();
+    let spec = Box::new(spec);
+    let mut s = RunState::begin(&RunEvent::Created { spec }).expect("created");
+    let nodes = (0..6)
+        .map(|i| Target {
+            labels: if i == 5 {
+                BTreeMap::new()
+            } else {
+                [(rack(), format!("r{}", i % 2).parse().expect("a value"))].into()
+            },
+            ..Target::new(Serial(i), format!("n{i}").parse().expect("valid"))
+        })
+        .collect();
+    s.apply(&RunEvent::Targets { nodes }).expect("fits");
+    // One in each rack may fail.
+    s.apply(&intent(&[Serial(0), Serial(1)])).expect("intent");
+    s.apply(&outcomes(vec![
+        done(0, Outcome::Failed),
+        done(1, Outcome::Unknown),
+    ]))
+    .expect("outcomes");
+    assert!(matches!(s.next(), Next::Send { .. }));
+    s.apply(&intent(&[Serial(2), Serial(3)])).expect("intent");
+    s.apply(&outcomes(vec![
+        done(2, Outcome::Unreachable),
+        done(3, Outcome::Succeeded),
+    ]))
+    .expect("outcomes");
+    let Next::Skip { reason, .. } = s.next() else {
+        panic!("{:?}", s.next())
+    };
+    assert_eq!(
+        reason,
+        "not started: 2 with rack=r0 failed, the budget was 1 for each rack"
+    );
+}
+
+proptest! {
+    /// Whatever people do in whatever order: a node is sent to only while
+    /// nothing is waited for and nobody has paused the run; a run that does
+    /// what `next` says ends once it may; and a fold of its journal, cut
+    /// anywhere, gives its state.
+    #[test]
+    fn nothing_is_sent_while_a_run_waits_or_is_paused(
+        n in 0u32..8,
+        confirm in any::<bool>(),
+        approvals in 0u32..3,
+        lock in any::<bool>(),
+        doings in prop::collection::vec((0usize..7, 0usize..4), 0..60),
+    ) {
+        let gates = Gates {
+            confirm_by: confirm.then(late),
+            approvals,
+            locks: if lock { ["x".to_owned()].into() } else { [].into() },
+            windows: vec![],
+        };
+        let needs = !gates.is_open();
+        let mut s = gated(n, gates);
+        let mut journal = Vec::new();
+        let start = s.clone();
+        let who = ["ana", "bob", "eve", "joe"];
+        let (mut confirmed, mut approved) = (false, std::collections::BTreeSet::new());
+        let (mut admitted, mut paused) = (!needs, false);
+        let rest = (0..40).map(|_| (6, 0));
+        let end = [(3, 0), (0, 0), (1, 1), (1, 2), (3, 0)].into_iter().chain(rest);
+        for (what, by) in doings.into_iter().chain(end) {
+            let by = name(who[by]);
+            let before = (s.phase, s.next());
+            let event = match what {
+                0..4 => match s.wish(Wish::ALL[what], &by, T0) {
+                    Ok(Some(event)) => event,
+                    Ok(None) | Err(_) => continue,
+                },
+                // What does not follow is refused, and changes nothing.
+                4 => {
+                    let held = intent(&[Serial(0)]);
+                    if needs && !admitted || paused {
+                        let was = s.clone();
+                        prop_assert!(s.apply(&held).is_err());
+                        prop_assert_eq!(&was, &s);
+                    }
+                    continue;
+                }
+                5 if matches!(before.1, Next::Gate(Gate::Confirmation { .. })) && journal.len() > 6 => {
+                    RunEvent::Lapsed { why: "late".into(), at: T0 }
+                }
+                _ => match s.next() {
+                    Next::Send { nodes, .. } => {
+                        prop_assert!(admitted && !paused, "{:?}", s.phase);
+                        prop_assert!(!confirm || confirmed || !needs);
+                        prop_assert!(approved.len() >= approvals as usize);
+                        intent(&nodes)
+                    }
+                    Next::Gate(Gate::Turn { .. }) => RunEvent::Admitted { at: T0 },
+                    Next::Gate(_) => continue,
+                    Next::Skip { nodes, outcome, reason } => {
+                        outcomes(nodes.iter().map(|s| NodeResult::new(*s, outcome, reason.clone())).collect())
+                    }
+                    Next::Wait => {
+                        let sent = s.open().find(|(_, n)| matches!(n.phase, NodePhase::Sent { .. }));
+                        match sent {
+                            Some((serial, _)) => outcomes(vec![done(serial.0, Outcome::Succeeded)]),
+                            None => continue,
+                        }
+                    }
+                    Next::Finish(end) => RunEvent::Finished { end, at: T0 },
+                    Next::Ended => break,
+                },
+            };
+            match &event {
+                RunEvent::Confirmed { .. } => confirmed = true,
+                RunEvent::Approved { by, .. } => {
+                    prop_assert_ne!(by.as_str(), "ana");
+                    prop_assert!(approved.insert(by.clone()));
+                }
+                RunEvent::Admitted { .. } => admitted = true,
+                RunEvent::Paused { .. } => paused = true,
+                RunEvent::Resumed { .. } => paused = false,
+                _ => {}
+            }
+            s.apply(&event).expect("follows");
+            journal.push(event);
+        }
+        prop_assert_eq!(s.next(), Next::Ended, "{:?}", journal);
+        let mut again = start;
+        for event in &journal {
+            let json = serde_json::to_string(event).expect("json");
+            again.apply(&serde_json::from_str(&json).expect("reads")).expect("replays");
+        }
+        prop_assert_eq!(again, s);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+pub use muster_protocol::note::Change;
 use muster_protocol::units::Span;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -289,30 +290,6 @@ pub enum PuppetRun {
     },
     /// Ask the Puppet server.
     Agent,
-}
-
-/// What an effect did.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "change", deny_unknown_fields)]
-pub enum Change {
-    /// It was so already.
-    Unchanged,
-    /// It is so now.
-    Changed {
-        /// One line: `1.4.1 → 1.4.2`.
-        summary: String,
-        /// Lines with `-`, `+` or a blank in front.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        diff: Vec<String>,
-    },
-    /// It would be so; this was a dry run.
-    WouldChange {
-        /// One line.
-        summary: String,
-        /// Lines.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        diff: Vec<String>,
-    },
 }
 
 impl Effect {

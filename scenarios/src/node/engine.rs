@@ -9,6 +9,7 @@ use rhai::{AST, CallFnOptions, Dynamic, Engine, EvalAltResult, NativeCallContext
 use serde_json::{Map, Value};
 
 use super::effect::{Change, Effect};
+use super::needs::{Capabilities, needs};
 use super::resources;
 use crate::bundle::{Bundle, BundlePath};
 use crate::engine::{self, Limits, engine, parse};
@@ -129,6 +130,7 @@ pub struct Program {
     file: Arc<str>,
     text: Arc<str>,
     files: Arc<BTreeMap<BundlePath, Vec<u8>>>,
+    needs: Arc<BTreeMap<String, Capabilities>>,
 }
 
 impl std::fmt::Debug for Program {
@@ -150,6 +152,7 @@ impl Program {
             resources::register(&mut engine);
             let ast = parse(&engine, file, bundle.script())?;
             Ok(Self {
+                needs: Arc::new(needs(&ast)),
                 engine: Arc::new(engine),
                 ast: Arc::new(ast),
                 file: file.into(),
@@ -158,6 +161,21 @@ impl Program {
             })
         });
         read.unwrap_or_else(|broken| Err(Box::new(Fault::new(file, bundle.script(), None, broken))))
+    }
+
+    /// Whether the script defines such a function, which takes the parameters
+    /// and nothing else.
+    #[must_use]
+    pub fn has(&self, function: &str) -> bool {
+        let mut all = self.ast.iter_functions();
+        all.any(|f| f.name == function && f.params.len() == 1)
+    }
+
+    /// What a function can ask a node for, by its text alone.
+    #[must_use]
+    pub fn needs(&self, function: &str) -> &Capabilities {
+        static NOTHING: Capabilities = Capabilities::new();
+        self.needs.get(function).unwrap_or(&NOTHING)
     }
 
     /// Runs a function to its end, on a thread of its own. Blocks for as long

@@ -7,6 +7,7 @@
 
 mod effect;
 mod engine;
+mod needs;
 pub(crate) mod resources;
 mod template;
 
@@ -15,4 +16,5 @@ pub use effect::{
     RunWhat, ServiceWish, UserWish,
 };
 pub use engine::{Call, Done, Ended, Host, HostError, NodeFacts, Performed, Program, Source, run};
+pub use needs::Capabilities;
 pub(crate) use template::broken as broken_template;

@@ -128,6 +128,7 @@ impl Voice {
                     })
                     .collect(),
             }),
+            seal: None,
         };
         self.ask(NodeSays::Hello, &hello).await
     }
@@ -196,7 +197,10 @@ fn request(world: &World, part: &[u32], whole: &[u32]) -> Request {
             limits: Limits {
                 timeout: Span::from_secs(2),
                 output_bytes: 1_000,
+                retry: 0,
             },
+            expect: Default::default(),
+            secrets: None,
         }),
     }
 }

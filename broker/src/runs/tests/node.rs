@@ -259,6 +259,7 @@ impl Shared {
             capabilities: vec!["command".into()],
             build: None,
             journal: None,
+            seal: None,
         };
         let json = serde_json::to_vec(&hello).expect("json");
         let subject = NodeSays::Hello.subject(self.serial);
@@ -542,6 +543,7 @@ impl Swarm {
                 capabilities: Vec::new(),
                 build: None,
                 journal: None,
+                seal: None,
             };
             said(
                 *serial,

@@ -3,6 +3,7 @@
 mod check;
 mod difference;
 mod load;
+mod run;
 mod show;
 mod stored;
 mod sync;
@@ -38,6 +39,8 @@ pub enum ScenarioVerb {
     Check(CheckArgs),
     /// Run a scenario's own tests on nodes that exist only in them
     Test(TestArgs),
+    /// Run a stored scenario
+    Run(Box<run::RunArgs>),
     /// Store a scenario, or a new version of it
     Put(PutArgs),
     /// Who changed a scenario when, and why
@@ -207,6 +210,7 @@ pub async fn run(context: &Context, args: &ScenarioArgs) -> Result<u8, Failure> 
         ScenarioVerb::Show(args) => show::run(context, args).await,
         ScenarioVerb::Check(args) => check::run(context, args),
         ScenarioVerb::Test(args) => test::run(context, args),
+        ScenarioVerb::Run(args) => Box::pin(run::run(context, args)).await,
         ScenarioVerb::Put(args) => stored::put(context, args).await,
         ScenarioVerb::History(args) => stored::history(context, args).await,
         ScenarioVerb::Rollback(args) => stored::rollback(context, args).await,

@@ -22,6 +22,7 @@ impl Sink for Heard {
         match stream {
             Stream::Stdout => self.out.extend_from_slice(&data),
             Stream::Stderr => self.err.extend_from_slice(&data),
+            Stream::Note => {}
         }
         Box::pin(std::future::ready(()))
     }

@@ -2,16 +2,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use muster_protocol::envelope::{Limits, Mode};
-use muster_protocol::ids::{RequestId, RunId, Serial};
+use bytes::Bytes;
+use muster_protocol::envelope::Limits;
+use muster_protocol::ids::RunId;
+use muster_protocol::note::{MAX_VALUE, Read, Reader};
+use muster_protocol::run::Stream;
+use muster_protocol::wire::MAX_CHUNK;
 use muster_scenarios::bundle::Bundle;
 use muster_scenarios::node::Change;
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::host::note::Tally;
 use crate::host::proc::Process;
+use crate::host::process::Sink;
 use crate::scenario::{BundleStore, StoreError};
 
 /// All that a step says.
@@ -20,6 +23,7 @@ struct Heard {
     out: String,
     err: String,
     notes: Vec<Note>,
+    reader: Reader,
     started: usize,
     cancel_on: Option<(&'static str, CancellationToken)>,
 }
@@ -36,6 +40,14 @@ impl Sink for Heard {
         match stream {
             Stream::Stdout => self.out.push_str(&text),
             Stream::Stderr => self.err.push_str(&text),
+            Stream::Note => {
+                for read in self.reader.push(&data) {
+                    let Read::Note(note) = read else {
+                        panic!("{read:?}")
+                    };
+                    self.notes.push(note);
+                }
+            }
         }
         if let Some((word, cancel)) = &self.cancel_on
             && self.out.contains(word)
@@ -44,30 +56,12 @@ impl Sink for Heard {
         }
         Box::pin(std::future::ready(()))
     }
-
-    fn note(&mut self, note: Note) -> BoxFuture<'_, ()> {
-        self.notes.push(note);
-        Box::pin(std::future::ready(()))
-    }
 }
 
 impl Heard {
     fn text(&self) -> String {
-        self.notes.iter().map(|note| note.lines().1).collect()
-    }
-
-    fn tally(&self) -> Tally {
-        let Some(Note::Ended { tally, .. }) = self.notes.last() else {
-            panic!("no end: {:?}", self.notes)
-        };
-        tally.clone()
-    }
-
-    fn value(&self) -> Returned {
-        let Some(Note::Ended { value, .. }) = self.notes.last() else {
-            panic!("no end: {:?}", self.notes)
-        };
-        value.clone()
+        let lines = self.notes.iter().flat_map(Note::said);
+        lines.map(|line| line.text + "\n").collect()
     }
 }
 
@@ -126,8 +120,13 @@ impl Node {
             output_bytes: self.output_bytes,
             sink: heard,
             cancel: &self.cancel,
+            secrets: self.secrets.clone(),
+            restarts: None,
+            resume: None,
+            begins_with: None,
         };
-        Box::pin(scenarios.run(call, self.secrets.clone(), step)).await
+        let result = Box::pin(scenarios.run(call, step)).await;
+        result.expect("it does not restart the machine")
     }
 
     async fn run(&self, body: &str, params: Value, mode: Mode) -> (NodeResult, Heard) {
@@ -149,7 +148,10 @@ fn call(bundle: BundleHash, params: Value, mode: Mode) -> Call {
         limits: Limits {
             timeout: Span::from_secs(60),
             output_bytes: 1 << 20,
+            retry: 0,
         },
+        expect: Default::default(),
+        secrets: None,
     }
 }
 
@@ -172,7 +174,7 @@ async fn a_function_changes_real_files_and_says_what() {
     let (would, heard) = node.run(body, params.clone(), Mode::Check).await;
     assert_eq!(would.outcome, Outcome::Succeeded, "{would:?}");
     assert!(!file.exists() && heard.started == 0);
-    let planned = heard.tally();
+    let planned = would.tally.expect("counted");
     assert_eq!((planned.would_change, planned.changed), (2, 0));
     assert!(!heard.text().contains("scenario.deployed"));
 
@@ -191,33 +193,30 @@ async fn a_function_changes_real_files_and_says_what() {
     changed: command sh -c echo restarted; echo careful >&2: ran, exit code 0
     on web-01 in gva2, debian
     event scenario.deployed {"port":8080}
-    {"name":"web-01","port":8080}
-    2 changed
     "#);
     assert_eq!(
         (heard.out.as_str(), heard.err.as_str()),
         ("restarted\n", "careful\n")
     );
     assert_eq!((did.output_bytes > 18, heard.started), (true, 1));
-    assert_eq!(
-        heard.value(),
-        Returned::Value(json!({"port": 8080, "name": "web-01"}))
-    );
+    assert_eq!(did.value, Some(json!({"port": 8080, "name": "web-01"})));
+    assert_eq!((did.tally.expect("counted").changed, did.digest), (2, None));
     let Some(Note::Change { at: Some(at), .. }) = heard.notes.first() else {
         panic!("{:?}", heard.notes)
     };
     assert_eq!(at.line, 3);
 
-    let (again, heard) = node.run(body, params.clone(), Mode::Apply).await;
+    let (again, _) = node.run(body, params.clone(), Mode::Apply).await;
     assert_eq!(again.outcome, Outcome::Succeeded);
-    assert_eq!((heard.tally().changed, heard.tally().unchanged), (0, 1));
+    let tally = again.tally.expect("counted");
+    assert_eq!((tally.changed, tally.unchanged), (0, 1));
 
     // The same plan twice has the same digest, another one has not.
     let mut digests = Vec::new();
     for port in [1, 1, 2] {
         let params = json!({"dir": node.dir.path(), "port": port});
-        let (_, heard) = node.run(body, params, Mode::Check).await;
-        digests.push(heard.tally().digest.expect("a digest"));
+        let (result, _) = node.run(body, params, Mode::Check).await;
+        digests.push(result.digest.expect("a digest"));
     }
     assert!(digests[0] == digests[1] && digests[1] != digests[2]);
 }
@@ -241,7 +240,7 @@ async fn what_fails_says_where() {
         let (result, heard) = node.run(body, json!({}), Mode::Apply).await;
         assert_eq!(result.outcome, Outcome::Failed, "{body}");
         assert!(!why(&result).contains('\n'));
-        assert_eq!(heard.value(), Returned::Nothing);
+        assert_eq!(result.value, None);
         let shown = heard
             .notes
             .iter()
@@ -259,13 +258,13 @@ async fn what_fails_says_where() {
     web.rhai: length of string grows larger than a script may have it
     web.rhai:2:1: emit: `No Kind` is no kind of event: 1 to 60 small letters, digits, `.`, `_` and `-`
     web.rhai:2:19: emit x: a step makes at most 100 events
-    web.rhai:2:1: reboot: this node does not grant the capability `reboot`
+    web.rhai:2:1: reboot: this run cannot go on after a restart of the machine; restart it by hand
     ");
     // What is caught is no failure.
     let body = "try { command([\"false\"]); } catch (e) { log(e); }  \"fine\"";
-    let (result, heard) = node.run(body, json!({}), Mode::Apply).await;
+    let (result, _) = node.run(body, json!({}), Mode::Apply).await;
     assert_eq!(result.outcome, Outcome::Succeeded);
-    assert_eq!(heard.value(), Returned::Value("fine".into()));
+    assert_eq!(result.value, Some("fine".into()));
 }
 
 #[tokio::test]
@@ -285,7 +284,7 @@ async fn what_the_node_does_not_grant_is_refused_by_name() {
     }
     assert_eq!(
         node.scenarios().capabilities(),
-        ["file", "service", "user", "http", "puppet"]
+        ["file", "service", "user", "http", "puppet", "reboot"]
     );
 }
 
@@ -346,7 +345,15 @@ async fn output_without_an_end_fills_nothing() {
         )
         .await;
     assert_eq!(result.outcome, Outcome::Succeeded, "{result:?}");
-    assert_eq!(heard.value(), Returned::TooLarge { bytes: 100_002 });
+    // It is in none of the 10,000 bytes.
+    assert_eq!((result.value, result.value_bytes), (None, Some(100_002)));
+    assert!(result.truncated && heard.notes.is_empty());
+    node.output_bytes = 1 << 20;
+    let body = format!("let s = \"\"; s.pad({}, \"y\"); s", MAX_VALUE);
+    let (result, heard) = node.run(&body, json!({}), Mode::Apply).await;
+    assert_eq!((result.value, result.truncated), (None, false));
+    let value = Value::String("y".repeat(MAX_VALUE));
+    assert_eq!(heard.notes, [Note::Value { value }]);
 }
 
 #[tokio::test]
@@ -473,7 +480,7 @@ async fn many_at_once_each_have_their_own() {
             let result = node.call(&scenarios, &call, &mut heard).await;
             assert_eq!(result.outcome, Outcome::Succeeded);
             assert_eq!(heard.out, format!("{text}\n"));
-            assert_eq!(heard.value(), Returned::Value(format!("{text}\n").into()));
+            assert_eq!(result.value, Some(format!("{text}\n").into()));
             let changes = heard.notes.iter().filter(|note| {
                 matches!(
                     note,
