@@ -123,6 +123,7 @@ async fn start(
         journals: crate::presence::Journals::in_memory(),
         past: past.clone(),
         connections: None,
+        library: None,
         settings: bus::Settings {
             runs,
             beat_every: Some(beat),

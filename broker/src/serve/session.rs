@@ -203,6 +203,7 @@ impl Session {
             journals: Journals::load(stores.journals.clone(), lease.clone()).await?,
             past: past.clone(),
             connections: Some((link.system.clone(), parts.keys.account_key())),
+            library: Some(library.clone()),
             settings: bus::Settings {
                 runs: runs_settings(&parts.config),
                 confirm_above: parts.config.confirm_above,
