@@ -8,6 +8,7 @@
     reason = "a test"
 )]
 
+mod again;
 mod enrolment;
 mod http;
 mod lab;
