@@ -471,7 +471,6 @@ fn spec(request: &Request, key: KeyId, node: Serial) -> Option<RunSpec> {
             batch: None,
             max_failures: None,
             max_failures_by: BTreeMap::new(),
-            retry: 0,
             wait_down: false,
             output_bytes: call.limits.output_bytes,
             retry: call.limits.retry,

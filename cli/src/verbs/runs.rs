@@ -485,7 +485,6 @@ mod tests {
                 retry: 0,
                 wait_down: false,
                 output_bytes: 1 << 20,
-                retry: 0,
             },
             batches: 4,
             gates: Gates::default(),
