@@ -8,6 +8,7 @@
     reason = "a test"
 )]
 
+mod bundles;
 mod enrolment;
 mod http;
 mod lab;
