@@ -11,10 +11,11 @@ use futures_util::StreamExt as _;
 use futures_util::stream::select_all;
 use muster_protocol::PROTOCOL_VERSION;
 use muster_protocol::envelope::{
-    Ask, Gate, HighWater, Incoming, KEY_HEADER, Request, SIGNATURE_HEADER,
+    Ask, Gate, HighWater, Incoming, KEY_HEADER, Mode, Request, SIGNATURE_HEADER,
 };
 use muster_protocol::ids::{InstanceId, RequestId, Serial};
 use muster_protocol::keys::KeyList;
+use muster_protocol::note::Digest;
 use muster_protocol::run::{NodeResult, Outcome, Stream};
 use muster_protocol::subject::{
     ALL, NodeSays, inbox_prefix, label_subject, node_subject, role_subject,
@@ -394,6 +395,20 @@ impl Shared {
         let mut result = NodeResult::new(self.serial, Outcome::Succeeded, "");
         result.reason = None;
         result.exit = Some(0);
+        if let Ask::Call(call) = &request.ask {
+            if call.mode == Mode::Check {
+                result.digest = Some(Digest::NOTHING);
+            }
+            // It would change nothing, whatever it is asked to.
+            if call
+                .expect
+                .get(self.serial)
+                .is_some_and(|d| d != Digest::NOTHING)
+            {
+                result.outcome = Outcome::Declined;
+                result.reason = Some("drifted: it would change nothing".into());
+            }
+        }
         match script {
             Script::Quick(outcome, output) => {
                 result.outcome = outcome;
