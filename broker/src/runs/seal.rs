@@ -75,7 +75,9 @@ impl Shared {
         let wanted = wanted(spec);
         let some = secrets.expose().iter();
         let some = some.filter(|(name, _)| wanted.contains(*name));
-        let some = some.map(|(name, value)| (name.clone(), value.clone())).collect();
+        let some = some
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
         match SecretBox::seal(&some, key) {
             Ok(sealed) => Some(sealed),
             Err(error) => {
