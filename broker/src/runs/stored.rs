@@ -8,6 +8,7 @@ use muster_protocol::api::{Confirm, RunRequest};
 use muster_protocol::envelope::{BundleHash, Door, MAX_PAYLOAD, Mode};
 use muster_protocol::ids::RunId;
 use muster_protocol::names::{FunctionName, LabelKey, PrincipalName, ScenarioName};
+use muster_protocol::note::Expected;
 use muster_protocol::predicate::{Predicate, PredicateError};
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::{Gates, RunOptions, RunSpec, Target};
@@ -396,10 +397,13 @@ impl Ready {
             targets: u32::try_from(targets.len()).unwrap_or(u32::MAX),
             options: self.options,
             gates: self.gates,
+            expect: Expected::default(),
             retry_of: None,
             left_out: resolved.left_out,
             local: None,
             rebuilt: None,
+            main: None,
+            part_of: None,
             created: now,
         };
         FrozenRun {

@@ -1,6 +1,7 @@
 //! Runs over a real server with scripted nodes.
 
 mod lost;
+mod main;
 mod more;
 pub(crate) mod node;
 mod retention;

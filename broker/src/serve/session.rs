@@ -30,7 +30,7 @@ use crate::retention::{Keeper, Retention};
 use crate::runs;
 use crate::schedules::{Schedules, SchedulesError};
 use crate::store::kv::KvError;
-use crate::submit::Submit;
+use crate::submit::{Broker, Submit};
 use crate::tls::TlsError;
 use crate::tokens::{Tokens, TokensError};
 use crate::twin::{Past, Twin};
@@ -250,6 +250,10 @@ impl Session {
             lease: lease.clone(),
             programs: Arc::new(library.clone()),
         };
+        nodes.engine.conduct_with(Arc::new(Broker {
+            submit: submit.clone(),
+            library: library.clone(),
+        }));
         let state = AppState {
             retention,
             config: Arc::clone(&parts.config),

@@ -31,6 +31,8 @@ fn spec(targets: u32, batch: Option<Amount>, max_failures: Option<Amount>) -> Ru
         left_out: 0,
         local: None,
         rebuilt: None,
+        main: None,
+        part_of: None,
         created: Timestamp::UNIX_EPOCH,
     }
 }
@@ -195,6 +197,7 @@ proptest! {
                 Next::Skip { nodes, outcome, reason } => {
                     outcomes(nodes.iter().map(|s| NodeResult::new(*s, outcome, reason.clone())).collect())
                 }
+                Next::Gate(gate) => unreachable!("this run has none: {gate:?}"),
                 Next::Wait => {
                     let (serial, _) = s.open().find(|(_, n)| matches!(n.phase, NodePhase::Sent { .. })).expect("waits for one");
                     outcomes(vec![done(serial.0, Outcome::ALL[answers[serial.0 as usize]])])
