@@ -176,7 +176,7 @@ mod tests {
         let begin = Instant::now();
         let mut shares = Shares::default();
         let part = BUNDLE_PART as u64;
-        let mut taken = |shares: &mut Shares, node, at: u64| {
+        let taken = |shares: &mut Shares, node, at: u64| {
             let at = begin + Duration::from_millis(at);
             (0..1_000)
                 .filter(|_| shares.take(Serial(node), part, at))

@@ -2,7 +2,7 @@
 //! or that come with secrets.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::PermissionsExt;
 
 use async_nats::HeaderMap;
 use muster_agent::scenario::BundleStore;
