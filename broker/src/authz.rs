@@ -41,6 +41,8 @@ pub enum Action {
     ReadRuns,
     /// End a run.
     CancelRun,
+    /// Answer what a run asks.
+    AnswerRun,
     /// Ask for a run again; what then runs is judged as a run of its own.
     RetryRun,
     /// Change roles and labels of nodes.
@@ -162,6 +164,7 @@ impl Action {
             run(upgrade::NAME),
             Self::ReadRuns,
             Self::CancelRun,
+            Self::AnswerRun,
             Self::RetryRun,
             Self::ChangeNodes,
             Self::RemoveNodes,
@@ -197,6 +200,7 @@ impl Action {
             Self::CreateRun { .. } => "run anything",
             Self::ReadRuns => "read runs",
             Self::CancelRun => "cancel runs",
+            Self::AnswerRun => "answer runs",
             Self::RetryRun => "retry runs",
             Self::ChangeNodes => "change roles and labels of nodes",
             Self::RemoveNodes => "remove or replace nodes",
@@ -314,6 +318,7 @@ mod tests {
         upgrade agents                     admin
         read runs                          admin operator reader
         cancel runs                        admin operator
+        answer runs                        admin operator
         retry runs                         admin operator
         change roles and labels of nodes   admin operator
         remove or replace nodes            admin

@@ -141,6 +141,17 @@ impl Events {
     /// Stores an event unless it is there: one that was stored a moment ago
     /// has the same id. One that cannot be stored is logged.
     pub async fn once(&self, event: Once) {
+        let (kind, subject) = (event.kind.clone(), event.subject.clone());
+        if let Err(error) = self.try_once(event).await {
+            tracing::warn!(kind, subject, %error, "an event could not be stored");
+        }
+    }
+
+    /// The same, and says why it could not be stored.
+    ///
+    /// # Errors
+    /// As [`Events::try_emit`].
+    pub async fn try_once(&self, event: Once) -> Result<(), StreamError> {
         let Once {
             id,
             kind,
@@ -148,9 +159,7 @@ impl Events {
             text,
             fields,
         } = event;
-        if let Err(error) = self.store(&kind, &subject, text, fields, Some(id)).await {
-            tracing::warn!(kind, subject, %error, "an event could not be stored");
-        }
+        self.store(&kind, &subject, text, fields, Some(id)).await
     }
 
     async fn store(

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use muster_protocol::api::{
-    Challenge, ClusterEvent, Invite, InviteRequest, InviteView, Invites, Keys, MatchAnswer,
-    MatchRequest, NodeChange, NodeChanged, NodeView, Page, PingAnswer, PingRequest, Plan,
+    AnswerRequest, Challenge, ClusterEvent, Invite, InviteRequest, InviteView, Invites, Keys,
+    MatchAnswer, MatchRequest, NodeChange, NodeChanged, NodeView, Page, PingAnswer, PingRequest, Plan,
     ReplaceRequest, RetryRequest, RunBrief, RunRequest, RunView, StandbyKit, Status, TokenCreated,
     TokenRequest, TokenView, WhoAmI,
 };
@@ -246,6 +246,19 @@ impl Client {
     pub async fn cancel_run(&self, run: &Reference) -> Answer<RunView> {
         self.post_empty(&["v1", "runs", run.as_str(), "cancel"])
             .await
+    }
+
+    /// `POST /v1/runs/{run}/answer`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn answer_run(&self, run: &Reference, text: &str) -> Answer<RunView> {
+        let text = text.to_owned();
+        self.post(
+            &["v1", "runs", run.as_str(), "answer"],
+            &AnswerRequest { text },
+        )
+        .await
     }
 
     /// `POST /v1/runs/{run}/retry`.

@@ -83,6 +83,9 @@ enum Key {
     Late(NodeName, Outcome),
     Cancelling,
     OutputRemoved,
+    /// Something of a `main`: its kind, the call, which of its steps, and
+    /// whether it takes that back.
+    Main(&'static str, u64, u32, bool),
     Finished,
 }
 
@@ -92,9 +95,21 @@ impl Key {
             Frame::RunCreated { .. } => Self::Created,
             Frame::BatchSent { batch, .. } => Self::Batch(*batch),
             // Not kept by the broker, so never repeated.
-            Frame::Accepted { .. } | Frame::Stalled { .. } | Frame::RunBeginsAgain { .. } => {
-                return None;
+            Frame::Accepted { .. }
+            | Frame::Stalled { .. }
+            | Frame::StepProgress { .. }
+            | Frame::RunBeginsAgain { .. } => return None,
+            Frame::StepBegan {
+                call, part, undo, ..
             }
+            | Frame::StepEnded {
+                call, part, undo, ..
+            } => Self::Main(frame.event(), *call, *part, *undo),
+            Frame::Sleeps { call, .. }
+            | Frame::Asks { call, .. }
+            | Frame::Answered { call, .. }
+            | Frame::Logged { call, .. } => Self::Main(frame.event(), *call, 0, false),
+            Frame::MainEnded { .. } => Self::Main(frame.event(), 0, 0, false),
             // The same can be so several times; who is told twice knows no
             // more.
             Frame::RunPaused { .. } | Frame::RunResumed { .. } => return None,
@@ -316,6 +331,14 @@ fn is_known(name: &str) -> bool {
             | "output_removed"
             | "stalled"
             | "run_begins_again"
+            | "step_began"
+            | "step_progress"
+            | "step_ended"
+            | "sleeps"
+            | "asks"
+            | "answered"
+            | "logged"
+            | "main_ended"
             | "run_finished"
     )
 }

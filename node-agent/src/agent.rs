@@ -67,7 +67,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
     } else {
         debug!("no control groups for commands");
     }
-    let executor: Arc<dyn Executor> = Arc::new(builtins);
+    let builtins = Arc::new(builtins);
+    let executor: Arc<dyn Executor> = builtins.clone();
     let dir = StateDir::open(&config.state)?;
     let _lock = dir.lock()?;
     let identity = Identity::load(&dir)?;
@@ -94,6 +95,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
         Resumed::Become(program) => return Ok(Ending::Become(program)),
     };
     let (voice, bus) = Bus::new();
+    builtins.ask(bus.clone());
     let reporter = Reporter::new();
     let keeper = Keeper::new();
     let (facts_now, facts) = watch::channel(Arc::new(Gatherer::first(&journal, &identity).await));

@@ -19,14 +19,16 @@ use muster_scenarios::secret::Secrets;
 use muster_scenarios::upgrade;
 use serde_json::Value;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::bus::Bus;
 use crate::config::{Capabilities, Config};
 use crate::host::cgroup::Cgroups;
 use crate::host::environment::{Environment, marks};
 use crate::host::process::{self, End, Sink, Spec, Why};
 use crate::host::tree::Ended;
-use crate::scenario::{BundleStore, Past, Restarts, Scenarios};
+use crate::scenario::{BundleStore, Fetcher, Past, Restarts, Scenarios};
 use crate::upgrade::{Job, Unfit, Upgrades};
 
 /// Where bundles are in the state directory.
@@ -72,6 +74,20 @@ pub trait Executor: Send + Sync {
     /// # Errors
     /// [`Refused`]; nothing has happened then.
     fn check(&self, call: &Call) -> Result<(), Refused>;
+
+    /// What has to come from elsewhere before the call can be executed, until
+    /// then at most; `None` when nothing has. It is waited for after the
+    /// request is written down, and before `started` is.
+    ///
+    /// # Errors
+    /// Why it is declined, for people.
+    fn fetch<'a>(
+        &'a self,
+        _call: &'a Call,
+        _until: Instant,
+    ) -> Option<BoxFuture<'a, Result<(), String>>> {
+        None
+    }
 
     /// Before `started` is written down: what a later start of the agent must
     /// know to finish the step.
@@ -141,6 +157,7 @@ pub struct Builtins {
     commands: Arc<Commands>,
     upgrades: Upgrades,
     scenarios: Scenarios,
+    fetcher: Fetcher,
 }
 
 impl Builtins {
@@ -150,14 +167,20 @@ impl Builtins {
     pub fn new(config: &Config) -> (Self, mpsc::Receiver<Job>) {
         let (upgrades, jobs) = Upgrades::new(config);
         let commands = Arc::new(Commands::new(config));
-        let bundles = BundleStore::new(config.state.join(BUNDLES));
+        let fetcher = Fetcher::new(BundleStore::new(config.state.join(BUNDLES)));
         let cgroups = commands.cgroups().cloned();
         let builtins = Self {
-            scenarios: Scenarios::new(config, Arc::new(bundles), cgroups),
+            scenarios: Scenarios::new(config, Arc::new(fetcher.clone()), cgroups),
+            fetcher,
             commands,
             upgrades,
         };
         (builtins, jobs)
+    }
+
+    /// From now on the broker is asked for scenarios that are not here.
+    pub fn ask(&self, bus: Bus) {
+        self.fetcher.ask(bus);
     }
 
     /// Commands.
@@ -168,10 +191,12 @@ impl Builtins {
 }
 
 impl Builtins {
-    /// Whether it is the call of a scenario that is there. One that is
-    /// nowhere is declined as an unknown version of something built in.
+    /// Whether it is the call of a scenario that is there or can be had. One
+    /// that is nowhere is declined as an unknown version of something built
+    /// in, and so is what has such a name: it is never stored.
     fn is_scenario(&self, call: &Call) -> bool {
-        call.bundle != command::bundle() && self.scenarios.may_have(call.bundle)
+        let builtin = [command::NAME, upgrade::NAME].contains(&call.scenario.as_str());
+        !builtin && self.scenarios.may_have(call.bundle)
     }
 }
 
@@ -184,6 +209,20 @@ impl Executor for Builtins {
         } else {
             self.commands.check(call)
         }
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        call: &'a Call,
+        until: Instant,
+    ) -> Option<BoxFuture<'a, Result<(), String>>> {
+        if !self.is_scenario(call) || !self.fetcher.lacks(call.bundle) {
+            return None;
+        }
+        Some(Box::pin(async move {
+            let fetched = self.fetcher.fetch(call.bundle, until).await;
+            fetched.map_err(|error| format!("{}: {error}", call.scenario))
+        }))
     }
 
     fn prepare<'a>(

@@ -10,7 +10,8 @@
 //! | `POST /v1/match` | [`MatchRequest`] → [`MatchAnswer`] |
 //! | `POST /v1/ping` | [`PingRequest`] → [`PingAnswer`] |
 //! | `POST /v1/runs` | [`RunRequest`] → [`RunView`], or 428 with a [`Plan`] |
-//! | `GET /v1/runs?cursor=&limit=` | → [`Page`]`<`[`RunBrief`]`>` |
+//! | `POST /v1/runs/{run}/answer` | [`AnswerRequest`] → [`RunView`] |
+//! | `GET /v1/runs?cursor=&limit=&parts=` | → [`Page`]`<`[`RunBrief`]`>` |
 //! | `GET /v1/runs/{run}` | → [`RunView`] |
 //! | `POST /v1/runs/{run}/cancel` | → [`RunView`] |
 //! | `POST /v1/runs/{run}/retry` | [`RetryRequest`] → [`RunView`], or 428 |
@@ -56,6 +57,7 @@ mod release;
 mod run;
 mod scenario;
 mod secret;
+mod steps;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -81,6 +83,7 @@ pub use scenario::{
     STOCK_VERSION, ScenarioFile, ScenarioStored, ScenarioVersion, ScenarioView,
 };
 pub use secret::{ApiToken, InviteToken, Secret, TokenError};
+pub use steps::{AnswerRequest, CALLS_SHOWN, CallView, MainView, StepView};
 
 use crate::units::{Span, Timestamp};
 use crate::wire::AgentInfo;

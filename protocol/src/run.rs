@@ -20,10 +20,15 @@ use crate::note::Expected;
 use crate::units::{Amount, Span, Timestamp};
 
 mod budget;
+mod flow;
 mod gate;
 mod outcome;
 mod tally;
 
+pub use flow::{
+    CallEnd, CallState, FAILURES_TOLD, Flow, FrozenSet, LogLine, Main, MainEnd, PartOf, Record,
+    StepCall, StepEnd, UndoState, Wanted, Worst,
+};
 pub use gate::{Gate, Gates, Wish, WishError};
 pub(crate) use outcome::is_zero;
 pub use outcome::{Data, NodeResult, Outcome, Stream};
@@ -199,6 +204,13 @@ pub struct RunSpec {
     /// Nothing of such a run is sent again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebuilt: Option<Box<Rebuilt>>,
+    /// Of a scenario with a `main`: what that begins with. Such a run sends
+    /// nothing itself; its steps are runs of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub main: Option<Box<Main>>,
+    /// The run that this one is a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_of: Option<PartOf>,
     /// When it was created.
     pub created: Timestamp,
 }
@@ -213,6 +225,11 @@ pub enum RunEnd {
     Failed,
     /// Somebody cancelled it.
     Cancelled,
+    /// It failed or was cancelled, and what it had done could not be taken
+    /// back everywhere.
+    UndoFailed,
+    /// Its `main` did something else than it had done before.
+    Diverged,
 }
 
 /// What can happen to a run. Serialised, this is its journal.
@@ -301,6 +318,93 @@ pub enum RunEvent {
         /// When.
         at: Timestamp,
     },
+    /// Calls of `main` that were answered at once.
+    Recorded {
+        /// The number of the first.
+        from: u64,
+        /// In order.
+        records: Vec<Record>,
+        /// When.
+        at: Timestamp,
+    },
+    /// A call of `main` that waits: in the journal before anything of it is
+    /// done.
+    Called {
+        /// Its number.
+        number: u64,
+        /// The function's name.
+        call: String,
+        /// Over the call and its arguments.
+        hash: String,
+        /// Its line in the script.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        line: Option<u32>,
+        /// What it waits for.
+        wanted: Wanted,
+        /// When.
+        at: Timestamp,
+    },
+    /// A part of the text of a reply that is too long for one event; the last
+    /// one is in [`RunEvent::Answered`].
+    ReplyPart {
+        /// The number of the call.
+        number: u64,
+        /// Which part, from 0; with 0 it begins again.
+        part: u32,
+        /// The text.
+        text: String,
+    },
+    /// What a call of `main` returned.
+    Answered {
+        /// The number of the call.
+        number: u64,
+        /// The reply as JSON text, after the parts before it.
+        reply: String,
+        /// What came of each of its steps.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        steps: Vec<StepEnd>,
+        /// Who answered a question.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<PrincipalName>,
+        /// What was answered.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        text: Option<String>,
+        /// The error that the script was told.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+        /// When.
+        at: Timestamp,
+    },
+    /// `main` has come to its end.
+    MainEnded {
+        /// How.
+        end: MainEnd,
+        /// When.
+        at: Timestamp,
+    },
+    /// A step is taken back: in the journal before anything of that is done.
+    Undoing {
+        /// Its number, from 0.
+        index: u32,
+        /// The call whose step it takes back.
+        of: u64,
+        /// Which of its steps.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        part: u32,
+        /// What is done.
+        step: StepCall,
+        /// When.
+        at: Timestamp,
+    },
+    /// What came of it.
+    Undone {
+        /// Its number.
+        index: u32,
+        /// What came of it.
+        end: StepEnd,
+        /// When.
+        at: Timestamp,
+    },
     /// Last event but for [`RunEvent::Late`] and [`RunEvent::OutputRemoved`].
     Finished {
         /// How.
@@ -334,6 +438,13 @@ impl RunEvent {
             Self::Outcomes { .. } => "outcomes",
             Self::Late { .. } => "late",
             Self::Cancelling { .. } => "cancelling",
+            Self::Recorded { .. } => "recorded",
+            Self::Called { .. } => "called",
+            Self::ReplyPart { .. } => "reply_part",
+            Self::Answered { .. } => "answered",
+            Self::MainEnded { .. } => "main_ended",
+            Self::Undoing { .. } => "undoing",
+            Self::Undone { .. } => "undone",
             Self::Finished { .. } => "finished",
             Self::OutputRemoved { .. } => "output_removed",
         }
@@ -387,13 +498,20 @@ pub enum RunPhase {
     Failed,
     /// Ended by a cancel.
     Cancelled,
+    /// Ended, and what it had done could not be taken back everywhere.
+    UndoFailed,
+    /// Ended, because its `main` did something else than it had done before.
+    Diverged,
 }
 
 impl RunPhase {
     /// Whether nothing more will happen but late answers.
     #[must_use]
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+        matches!(
+            self,
+            Self::Succeeded | Self::Failed | Self::Cancelled | Self::UndoFailed | Self::Diverged
+        )
     }
 
     /// The word, as in JSON.
@@ -408,6 +526,8 @@ impl RunPhase {
             Self::Succeeded => "succeeded",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
+            Self::UndoFailed => "undo_failed",
+            Self::Diverged => "diverged",
         }
     }
 }
@@ -446,6 +566,9 @@ pub enum FoldError {
     /// The end while a node has no outcome.
     #[error("the run cannot end: node {0} has no outcome")]
     Open(Serial),
+    /// An event of a `main` that does not fit what was before.
+    #[error("an event of `main` does not follow: {0}")]
+    Main(&'static str),
 }
 
 /// A run, folded from its events.
@@ -477,6 +600,8 @@ pub struct RunState {
     pub finished: Option<Timestamp>,
     /// When retention took its output away.
     pub output_removed: Option<Timestamp>,
+    /// Where its `main` is, if it has one.
+    pub flow: Option<Box<Flow>>,
     tally: Tally,
 }
 
@@ -499,6 +624,9 @@ pub enum Next {
         /// Why.
         reason: String,
     },
+    /// Go on with its `main`: another turn of the script, what it waits for,
+    /// or what is to be taken back.
+    Main,
     /// Wait for outcomes or the clock.
     Wait,
     /// See whether what it waits for is there.
@@ -532,6 +660,7 @@ impl RunState {
             cancelled_by: None,
             finished: None,
             output_removed: None,
+            flow: spec.main.as_ref().map(|_| Box::default()),
             tally: Tally::default(),
         };
         if spec.targets == 0 {
@@ -555,6 +684,16 @@ impl RunState {
         match event {
             RunEvent::Created { .. } => return Err(FoldError::Created),
             RunEvent::Targets { nodes } => self.targets(nodes)?,
+            RunEvent::Intent { .. } if self.flow.is_some() => {
+                return Err(FoldError::Main("it sends nothing itself"));
+            }
+            RunEvent::Recorded { .. }
+            | RunEvent::Called { .. }
+            | RunEvent::ReplyPart { .. }
+            | RunEvent::Answered { .. }
+            | RunEvent::MainEnded { .. }
+            | RunEvent::Undoing { .. }
+            | RunEvent::Undone { .. } => self.main_event(event)?,
             RunEvent::Confirmed { .. }
             | RunEvent::Approved { .. }
             | RunEvent::Admitted { .. }
@@ -581,6 +720,7 @@ impl RunState {
                 self.batches += 1;
             }
             RunEvent::Outcomes { results, .. } => {
+                self.main_is_over()?;
                 let open = |phase: &NodePhase| !matches!(phase, NodePhase::Done(_));
                 self.check_each(results.iter().map(|r| r.serial), open, FoldError::Outcome)?;
                 for result in results {
@@ -601,6 +741,7 @@ impl RunState {
                 self.cancelled_by.get_or_insert_with(|| by.clone());
             }
             RunEvent::Finished { end, at } => {
+                self.main_is_over()?;
                 if self.tally.waiting + self.tally.sent > 0
                     && let Some((serial, _)) = self.open().next()
                 {
@@ -610,6 +751,8 @@ impl RunState {
                     RunEnd::Succeeded => RunPhase::Succeeded,
                     RunEnd::Failed => RunPhase::Failed,
                     RunEnd::Cancelled => RunPhase::Cancelled,
+                    RunEnd::UndoFailed => RunPhase::UndoFailed,
+                    RunEnd::Diverged => RunPhase::Diverged,
                 };
                 self.finished = Some(*at);
             }
@@ -692,7 +835,13 @@ impl RunState {
     /// How many nodes had each outcome so far.
     #[must_use]
     pub fn summary(&self) -> Summary {
-        self.tally.outcomes.clone()
+        let mut summary = self.tally.outcomes.clone();
+        if !self.phase.is_final() {
+            for (outcome, count) in self.main_summary().unwrap_or_default() {
+                *summary.entry(outcome).or_default() += count;
+            }
+        }
+        summary
     }
 
     /// What the run needs next: a pure function of the journal, so that a
@@ -701,14 +850,17 @@ impl RunState {
     #[must_use]
     pub fn next(&self) -> Next {
         match self.phase {
-            RunPhase::Succeeded | RunPhase::Failed | RunPhase::Cancelled => return Next::Ended,
+            phase if phase.is_final() => return Next::Ended,
             RunPhase::Preparing => return Next::Wait,
             RunPhase::Waiting => return self.gate().map_or(Next::Wait, Next::Gate),
-            RunPhase::Running | RunPhase::Paused | RunPhase::Cancelling => {}
+            _ => {}
         }
         if self.spec.local.is_some() {
             // It has happened already: only its record is being written.
             return Next::Wait;
+        }
+        if self.flow.is_some() {
+            return Next::Main;
         }
         let waiting = || {
             let is_waiting = |s: &Serial| {

@@ -146,12 +146,14 @@ pub enum NodeSays {
     /// A list of broker keys, a [`crate::keys::SignedText`] of the root key;
     /// answered by [`crate::wire::KeysAnswer`].
     Keys,
+    /// [`crate::wire::BundleRequest`], answered by a part of the bundle.
+    Bundle,
     /// [`crate::wire::Bye`].
     Bye,
 }
 
 impl NodeSays {
-    const ALL: [(Self, &'static str); 11] = [
+    const ALL: [(Self, &'static str); 12] = [
         (Self::Hello, "hello"),
         (Self::Beat, "beat"),
         (Self::Facts, "facts"),
@@ -162,6 +164,7 @@ impl NodeSays {
         (Self::Local, "local"),
         (Self::Proof, "proof"),
         (Self::Keys, "keys"),
+        (Self::Bundle, "bundle"),
         (Self::Bye, "bye"),
     ];
 

@@ -399,6 +399,43 @@ pub struct OutputHead {
 /// The NATS header that carries [`OutputHead`].
 pub const OUTPUT_HEADER: &str = "Muster-Output";
 
+/// A node asks for the bytes of a bundle that a request names, from a place
+/// on. Answered by a part of them, below a [`BundleHead`] in the NATS header
+/// [`BUNDLE_HEADER`].
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct BundleRequest {
+    /// Which.
+    pub bundle: BundleHash,
+    /// The first byte that it lacks.
+    pub from: u64,
+}
+
+/// What the payload of the answer to a [`BundleRequest`] is.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "answer", deny_unknown_fields)]
+pub enum BundleHead {
+    /// Bytes of the packed bundle, as many as fit into an answer.
+    Part {
+        /// Where in it they begin.
+        from: u64,
+        /// How many bytes it has.
+        bytes: u64,
+    },
+    /// Too much is asked for now; to be asked again in a moment.
+    Busy,
+    /// There is none, and asking again is of no use.
+    None {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// The NATS header that carries [`BundleHead`], as JSON.
+pub const BUNDLE_HEADER: &str = "Muster-Bundle";
+/// Most bytes of a bundle in one answer.
+pub const BUNDLE_PART: usize = 512 * 1024;
+
 /// How a step ended, from the node's journal. Sent until [`OutcomeAnswer::Stored`]
 /// comes back; then kept for another day.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

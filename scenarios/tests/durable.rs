@@ -181,7 +181,7 @@ fn a_journal_survives_its_own_form() {
 #[test]
 fn a_script_that_does_something_else_is_stopped() {
     let (_, journal, _) = run(&program(SCRIPT), |_| false);
-    let journal: Arc<[Recorded]> = journal.into();
+    let journal: Records = journal.into();
     let others = [
         // Other arguments.
         SCRIPT.replace("\"drain\"", "\"disable\""),
@@ -192,7 +192,7 @@ fn a_script_that_does_something_else_is_stopped() {
     ];
     let said = others.map(|text| {
         let more = |_, _: &HostCall| panic!("nothing more may happen");
-        let journal = Arc::clone(&journal);
+        let journal = journal.clone();
         let (turn, _) = turn(&program(&text), &input(), journal, more, nobody);
         let Turn::Diverged { fault, .. } = turn else {
             panic!("{turn:?}")

@@ -108,7 +108,7 @@ fn in_main(body: &str) -> String {
         Ok(program) => program,
         Err(fault) => return fault.message,
     };
-    match turn(&program, &input(), Arc::from([]), answer, || false).0 {
+    match turn(&program, &input(), Records::default(), answer, || false).0 {
         Turn::Failed { fault, .. } => fault.message,
         other => format!("{other:?}"),
     }
@@ -293,7 +293,7 @@ fn a_panic_in_a_host_function_ends_that_call_and_nothing_else() {
 
     let program = Program::new("x.rhai", "fn main(p) { now() }").expect("a program");
     let broken = |_, _: &HostCall| panic!("no clock");
-    let (turned, _) = turn(&program, &input(), Arc::from([]), broken, || false);
+    let (turned, _) = turn(&program, &input(), Records::default(), broken, || false);
     assert_eq!(
         turned,
         Turn::Broken("a function of muster failed, and not of the scenario: no clock".into())
@@ -331,7 +331,7 @@ fn a_script_that_only_computes_is_stopped_from_outside() {
     let program = Program::new("x.rhai", text).expect("a program");
     let asked = AtomicU64::new(0);
     let stop = move || asked.fetch_add(1, Ordering::Relaxed) > 10;
-    let (turned, fresh) = turn(&program, &input(), Arc::from([]), answer, stop);
+    let (turned, fresh) = turn(&program, &input(), Records::default(), answer, stop);
     assert_eq!(turned, Turn::Stopped);
     assert_eq!(fresh.len(), 1, "what was answered is not lost");
 }
@@ -380,7 +380,13 @@ fn a_secret_is_handed_on_and_never_said() {
     );
     let text = "fn main(p) { on(targets(), \"f\", #{ deep: [p.key], all: p }) }";
     let program = Program::new("x.rhai", text).expect("a program");
-    let (turned, _) = turn(&program, &input(), Arc::from([]), |_, _| None, || false);
+    let (turned, _) = turn(
+        &program,
+        &input(),
+        Records::default(),
+        |_, _| None,
+        || false,
+    );
     let Turn::Wants {
         call: HostCall::On(step),
         ..

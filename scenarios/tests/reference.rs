@@ -145,7 +145,7 @@ fn refused(call: &str) -> String {
         sets: BTreeMap::from([("targets".to_owned(), Vec::new())]),
         ..Input::default()
     };
-    let (turn, _) = turn(&program, &input, Arc::from([]), |_, _| None, || false);
+    let (turn, _) = turn(&program, &input, Records::default(), |_, _| None, || false);
     if let Turn::Failed { fault, .. } = turn
         && !fault.message.contains("there is no")
     {

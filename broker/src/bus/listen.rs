@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::bundles::BundleDesk;
 use super::control::Control;
 use super::meter::Meters;
 use super::said::{Said, kind, read};
@@ -49,6 +50,7 @@ pub(super) struct Ears {
     pub(super) engine: Engine,
     pub(super) events: Events,
     pub(super) facts: Arc<FactsDesk>,
+    pub(super) bundles: Arc<BundleDesk>,
 }
 
 /// Which nodes' facts are being stored.
@@ -176,6 +178,7 @@ impl Ears {
             Said::Proof(proof) => self.engine.prove(record, proof, reply),
             Said::Keys(list) => self.hear_keys(record, list, reply),
             Said::Local(report) => self.engine.local(record, report, reply),
+            Said::Bundle(request) => self.bundles.serve(&self.bus, serial, request, reply),
             Said::Bye(bye) => self.presence.bye(serial, bye.instance),
         }
     }

@@ -5,6 +5,7 @@
 //! node says is believed beyond the serial in its subject, which the server
 //! has checked.
 
+mod bundles;
 mod control;
 mod listen;
 mod meter;
@@ -26,6 +27,7 @@ use muster_protocol::nodeset::NodeSet;
 use muster_protocol::seal::{SECRETS_HEADER, SecretBox};
 use muster_protocol::subject;
 use muster_protocol::units::{Timestamp, after};
+use muster_protocol::wire::{BUNDLE_HEADER, BundleHead};
 use serde::Serialize;
 
 use crate::authority::Authority;
@@ -307,6 +309,26 @@ impl Bus {
                 }
             }
             Err(error) => tracing::error!(%node, %error, "an answer has no JSON form"),
+        }
+    }
+
+    /// Answers a node with a part of a bundle, or with why there is none, and
+    /// waits until the connection has taken it.
+    pub(super) async fn give(&self, node: Serial, to: &Subject, head: &BundleHead, part: Bytes) {
+        if self.active().is_err() || !in_inbox(node, to) {
+            return;
+        }
+        let Ok(head) = serde_json::to_string(head) else {
+            return;
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(BUNDLE_HEADER, head.as_str());
+        let client = &self.0.client;
+        let given = client.publish_with_headers(to.clone(), headers, part).await;
+        if let Err(error) = given {
+            tracing::warn!(%node, %error, "cannot give a node a bundle");
+        } else if let Err(error) = client.flush().await {
+            tracing::warn!(%node, %error, "cannot give a node a bundle");
         }
     }
 

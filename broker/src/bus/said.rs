@@ -8,8 +8,8 @@ use muster_protocol::keys::SignedText;
 use muster_protocol::subject::NodeSays;
 use muster_protocol::text::printable;
 use muster_protocol::wire::{
-    Accepted, Beat, Bye, Facts, Hello, LocalReport, MAX_CHUNK, MAX_FACTS, MAX_MESSAGE,
-    OUTPUT_HEADER, OutcomeReport, OutputHead, Pong,
+    Accepted, Beat, BundleRequest, Bye, Facts, Hello, LocalReport, MAX_CHUNK, MAX_FACTS,
+    MAX_MESSAGE, OUTPUT_HEADER, OutcomeReport, OutputHead, Pong,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -33,6 +33,7 @@ pub(super) enum Said {
     Local(Box<LocalReport>),
     Proof(Proof),
     Keys(SignedText),
+    Bundle(BundleRequest),
     Bye(Bye),
 }
 
@@ -61,7 +62,9 @@ pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said
         NodeSays::Output => MAX_CHUNK,
         NodeSays::Proof => MAX_PAYLOAD,
         NodeSays::Outcome | NodeSays::Hello | NodeSays::Local | NodeSays::Keys => MAX_MESSAGE,
-        NodeSays::Beat | NodeSays::Pong | NodeSays::Accepted | NodeSays::Bye => 16 * 1024,
+        NodeSays::Beat | NodeSays::Pong | NodeSays::Accepted | NodeSays::Bundle | NodeSays::Bye => {
+            16 * 1024
+        }
     };
     if bytes.len() > limit {
         return Err(Nonsense(format!(
@@ -106,6 +109,7 @@ pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said
             })
         }
         NodeSays::Keys => Said::Keys(json(kind, bytes)?),
+        NodeSays::Bundle => Said::Bundle(json(kind, bytes)?),
         NodeSays::Bye => Said::Bye(json(kind, bytes)?),
     })
 }
@@ -151,7 +155,8 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(payload in prop::collection::vec(any::<u8>(), 0..200)) {
             for kind in [NodeSays::Hello, NodeSays::Beat, NodeSays::Facts, NodeSays::Pong, NodeSays::Accepted,
-                NodeSays::Output, NodeSays::Outcome, NodeSays::Local, NodeSays::Proof, NodeSays::Keys, NodeSays::Bye]
+                NodeSays::Output, NodeSays::Outcome, NodeSays::Local, NodeSays::Proof, NodeSays::Keys,
+                NodeSays::Bundle, NodeSays::Bye]
             {
                 if let Err(Nonsense(why)) = read(kind, &message(&payload)) {
                     let safe = !why.contains('\x1b') && why.len() < 1_000;

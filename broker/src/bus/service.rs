@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Bus;
+use super::bundles::BundleDesk;
 use super::control::Control;
 use super::listen::{Ears, FactsDesk};
 use crate::authority::Authority;
@@ -20,6 +21,7 @@ use crate::events::Events;
 use crate::hello::Porter;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
+use crate::library::Library;
 use crate::nats::admin::SystemClient;
 use crate::nats::keys::AccountKey;
 use crate::ping::Pinger;
@@ -81,6 +83,9 @@ pub struct Deps {
     /// The system account's connection, through which the server says whose
     /// connection has ended; without it only missing heartbeats say so.
     pub connections: Option<(SystemClient, AccountKey)>,
+    /// Where nodes get the bundles from that they lack; without it they are
+    /// told that there are none.
+    pub library: Option<Library>,
     /// How.
     pub settings: Settings,
     /// Ends everything.
@@ -140,6 +145,7 @@ impl Nodes {
             journals,
             past,
             connections,
+            library,
             settings,
             cancel,
         } = deps;
@@ -183,6 +189,7 @@ impl Nodes {
             engine: engine.clone(),
             events,
             facts: Arc::new(FactsDesk::new()),
+            bundles: Arc::new(BundleDesk::new(library)),
             lists: Arc::new(Semaphore::new(LISTS_AT_ONCE)),
         };
         let ear = ears.open().await?;

@@ -2,7 +2,9 @@
 
 use axum::extract::State;
 use axum::http::HeaderMap;
-use muster_protocol::api::{Page, Plan, RetryRequest, RunBrief, RunRequest, RunView};
+use muster_protocol::api::{
+    AnswerRequest, Page, Plan, RetryRequest, RunBrief, RunRequest, RunView,
+};
 use muster_protocol::ids::RunId;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::Wish;
@@ -34,6 +36,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(show))
         .routes(routes!(cancel))
         .routes(routes!(retry))
+        .routes(routes!(answer_question))
         .routes(routes!(plan))
         .routes(routes!(confirm))
         .routes(routes!(approve))
@@ -126,7 +129,7 @@ async fn list(
             format!("a limit is from 1 to {LONGEST_PAGE}"),
         ));
     }
-    let (items, more) = state.nodes.engine.list(before, limit)?;
+    let (items, more) = state.nodes.engine.list(before, limit, query.parts)?;
     let next = more.then(|| items.last().map(cursor)).flatten();
     Ok(ApiJson(Page { items, next }))
 }
@@ -140,6 +143,9 @@ struct ListQuery {
     cursor: Option<String>,
     /// Runs on the page; 50 when absent, at most 1000.
     limit: Option<usize>,
+    /// With those that are parts of others.
+    #[serde(default)]
+    parts: bool,
 }
 
 /// Show a run
@@ -199,6 +205,38 @@ async fn cancel(
     let engine = &state.nodes.engine;
     let run = state.authorize(&caller, Action::CancelRun, engine.lookup(&run)?)?;
     Ok(ApiJson(engine.cancel(run).await?))
+}
+
+/// Answer a run
+///
+/// What its scenario asks. The answer comes when that is written down.
+#[utoipa::path(
+    post,
+    path = "/v1/runs/{run}/answer",
+    tag = "runs",
+    request_body = AnswerRequest,
+    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    responses(
+        (status = 200, description = "The run, which goes on", body = RunView),
+        (status = 400, description = "That is no answer to the question", body = Problem),
+        (status = 404, description = "There is no such run", body = Problem),
+        (status = 409, description = "It asks nothing now, or the prefix stands for several runs", body = Problem),
+    ),
+    security(("bearer" = [])),
+    extensions(("x-authorisation" = json!("answer runs"))),
+)]
+async fn answer_question(
+    State(state): State<AppState>,
+    caller: Caller,
+    ApiPath(run): ApiPath<String>,
+    ApiJson(request): ApiJson<AnswerRequest>,
+) -> Result<ApiJson<RunView>, ApiError> {
+    let run = state
+        .authorize(&caller, Action::AnswerRun, run)?
+        .into_inner();
+    let engine = &state.nodes.engine;
+    let run = state.authorize(&caller, Action::AnswerRun, engine.lookup(&run)?)?;
+    Ok(ApiJson(engine.answer(run, request.text).await?))
 }
 
 /// Retry a run

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::error::{CreateError, EngineError};
+use super::flow::{AnswerError, Stage, Stages};
 use super::index::{Index, Known, LookupError, brief};
 use super::journal::{Folded, Journal, JournalError, fold};
 use super::local::Desk;
@@ -28,7 +29,7 @@ use super::request::FrozenRun;
 use super::schedule::Message;
 use super::secrets::SecretValues;
 use super::task::{Task, ToRun};
-use super::view::view;
+use super::view::{PartBrief, main_view, view};
 use crate::authz::Authorized;
 use crate::bus::Bus;
 use crate::events::Events;
@@ -142,6 +143,8 @@ pub(super) struct Shared {
     pub(super) crowded: tokio::sync::Notify,
     /// Runs whose removal was cut off.
     pub(super) leftovers: Mutex<BTreeSet<RunId>>,
+    /// What runs with a `main` need.
+    pub(super) stages: Stages,
     /// Who holds which lock, and who waits for it.
     pub(super) locks: super::gates::Locks,
     /// Secret parameters of open runs: here and nowhere else.
@@ -199,9 +202,15 @@ impl Engine {
             reading: Arc::default(),
             crowded: tokio::sync::Notify::new(),
             leftovers: Mutex::default(),
+            stages: Stages::default(),
             locks: super::gates::Locks::default(),
             secrets: Mutex::default(),
         }))
+    }
+
+    /// Gives runs with a `main` what they need; before that they wait.
+    pub fn conduct_with(&self, stage: Arc<dyn Stage>) {
+        self.0.stages.set(stage);
     }
 
     /// While the guard lives, no run is removed from the stream to make room.
@@ -243,18 +252,20 @@ impl Engine {
     /// [`CreateError`]; nothing was sent.
     pub async fn create(&self, run: Authorized<FrozenRun>) -> Result<RunView, CreateError> {
         let shared = &self.0;
+        let role = run.caller().role;
         let FrozenRun {
             spec,
             targets,
             secrets,
             ..
-        } = run.into_inner();
+        } = run.into_inner().whole(role);
         let id = spec.id;
         let (epoch, _) = shared.active().ok_or(CreateError::NotReady)?;
         shared
             .fits(&spec, &targets)
             .map_err(CreateError::TooLarge)?;
-        if lock(&shared.open).len() >= MOST_OPEN {
+        // A run that has begun may go on: its parts do not count.
+        if spec.part_of.is_none() && shared.busy() >= MOST_OPEN {
             return Err(CreateError::Busy);
         }
         // Room is being made at this moment, if there can be any.
@@ -366,7 +377,8 @@ impl Engine {
         Ok(lock(&self.0.index).lookup(text)?)
     }
 
-    /// Runs, newest first, and whether there are more.
+    /// Runs, newest first, and whether there are more; with those that are
+    /// parts of others when `parts` says so.
     ///
     /// # Errors
     /// [`EngineError::NotReady`].
@@ -374,9 +386,10 @@ impl Engine {
         &self,
         before: Option<(Timestamp, RunId)>,
         limit: usize,
+        parts: bool,
     ) -> Result<(Vec<RunBrief>, bool), EngineError> {
         self.0.active().ok_or(EngineError::NotReady)?;
-        Ok(lock(&self.0.index).page(before, limit))
+        Ok(lock(&self.0.index).page(before, limit, parts))
     }
 
     /// A run with its nodes, as it is now.
@@ -421,6 +434,7 @@ impl Engine {
         let run = run.into_inner();
         let shared = &self.0;
         shared.active().ok_or(EngineError::NotReady)?;
+        self.is_whole(run)?;
         let open = lock(&shared.open).get(&run).cloned();
         if let Some(open) = open {
             let (tell, told) = oneshot::channel();
@@ -444,6 +458,49 @@ impl Engine {
         }
     }
 
+    /// Refuses what people do to a whole run, and not to a part of one that is
+    /// there.
+    fn is_whole(&self, run: RunId) -> Result<(), EngineError> {
+        let index = lock(&self.0.index);
+        match index.part_of(run) {
+            Some(part) if index.first(part.run).is_some() => Err(EngineError::Part {
+                short: index.short(run),
+                of: index.short(part.run),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Answers what a run asks, and returns it as it is once that is written
+    /// down.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn answer(
+        &self,
+        run: Authorized<RunId>,
+        text: String,
+    ) -> Result<RunView, EngineError> {
+        let by = run.principal().clone();
+        let run = run.into_inner();
+        let shared = &self.0;
+        shared.active().ok_or(EngineError::NotReady)?;
+        let open = lock(&shared.open).get(&run).cloned();
+        let not_asked = || AnswerError::NotAsked(lock(&shared.index).short(run));
+        let open = open.ok_or_else(not_asked)?;
+        let (tell, told) = oneshot::channel();
+        let asked = async {
+            open.inbox
+                .send(ToRun::Answer { by, text, tell })
+                .await
+                .ok()?;
+            told.await.ok()
+        };
+        let state = timeout(ANSWER, asked).await.ok().flatten();
+        let state = state.ok_or(EngineError::NoAnswer(run))??;
+        Ok(self.view_of(&state))
+    }
+
     /// Does what somebody wants of a run, and returns it as it is once that is
     /// written down.
     ///
@@ -454,6 +511,9 @@ impl Engine {
         let run = run.into_inner();
         let shared = &self.0;
         shared.active().ok_or(EngineError::NotReady)?;
+        if matches!(wish, Wish::Pause | Wish::Resume) {
+            self.is_whole(run)?;
+        }
         let open = lock(&shared.open).get(&run).cloned();
         let refused = |why| EngineError::Refused {
             short: lock(&shared.index).short(run),
@@ -497,11 +557,26 @@ impl Engine {
 
     pub(super) fn view_of(&self, state: &RunState) -> RunView {
         let mut brief = brief(state);
-        brief.short = lock(&self.0.index).short(brief.id);
         if let Some(Gate::Turn { why, .. }) = &mut brief.waits {
             *why = self.kept_by(state, Timestamp::now());
         }
-        view(state, brief)
+        let index = lock(&self.0.index);
+        brief.short = index.short(brief.id);
+        let mut view = view(state, brief);
+        let part = |run| {
+            let known = index.get(run);
+            PartBrief {
+                short: index.short(run),
+                state: known.as_ref().map(|brief| brief.state),
+                nodes: known.as_ref().map_or(0, |brief| brief.nodes),
+                summary: known.map(|brief| brief.summary).unwrap_or_default(),
+            }
+        };
+        view.main = state
+            .flow
+            .as_ref()
+            .map(|flow| Box::new(main_view(state, flow, part)));
+        view
     }
 
     /// A node says that it runs its part.
@@ -604,7 +679,14 @@ impl Engine {
         }
         let run = folded.state.spec.id;
         let (inbox, outbox) = mpsc::channel(INBOX);
-        let (live, _) = broadcast::channel(1_024);
+        // A run with a `main` has little to say, and there may be many that
+        // wait.
+        let said = if folded.state.flow.is_some() {
+            32
+        } else {
+            1_024
+        };
+        let (live, _) = broadcast::channel(said);
         let number = shared.numbers.fetch_add(1, Ordering::Relaxed);
         for message in messages {
             let _ = inbox.try_send(message);
@@ -671,6 +753,15 @@ async fn fold_known(shared: &Shared, run: RunId) -> Result<Folded, EngineError> 
 }
 
 impl Shared {
+    /// How many runs are under way that are no parts of others.
+    fn busy(&self) -> usize {
+        let index = lock(&self.index);
+        let open = lock(&self.open);
+        open.keys()
+            .filter(|run| index.part_of(**run).is_none())
+            .count()
+    }
+
     /// The epoch, and what ends with it, while this broker serves runs.
     pub(super) fn active(&self) -> Option<(u64, CancellationToken)> {
         let active = lock(&self.active);

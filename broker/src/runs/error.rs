@@ -5,6 +5,7 @@ use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::WishError;
 
 use super::engine::MOST_OPEN;
+use super::flow::AnswerError;
 use super::index::LookupError;
 use super::journal::{JournalError, ReadError};
 use crate::bus::SendError;
@@ -27,6 +28,17 @@ pub enum EngineError {
         /// How.
         state: &'static str,
     },
+    /// It is a part of another run.
+    #[error("run {short} is a step of run {of}")]
+    Part {
+        /// Its short id.
+        short: String,
+        /// That of the whole.
+        of: String,
+    },
+    /// What it asks was not answered.
+    #[error(transparent)]
+    Answer(#[from] AnswerError),
     /// It does not do what somebody wants of it.
     #[error("run {short} {why}")]
     Refused {
@@ -58,6 +70,12 @@ impl EngineError {
                 Problem::new(Kind::Ambiguous, title).hint("give more characters of the id")
             }
             Self::Ended { .. } => Problem::new(Kind::Conflict, title),
+            Self::Part { of, .. } => {
+                Problem::new(Kind::Conflict, title).hint(format!("do it to the whole: run {of}"))
+            }
+            Self::Answer(AnswerError::NotAsked(_)) => Problem::new(Kind::Conflict, title)
+                .hint("somebody may have answered before you; `muster runs show` says who"),
+            Self::Answer(_) => Problem::new(Kind::InvalidRequest, title),
             Self::Refused {
                 why: WishError::OwnRun(_),
                 ..

@@ -4,13 +4,15 @@
 //! were read from the stream a month later or just now, and gives the frames
 //! that each stands for. So a replay is what the live watcher saw.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use muster_protocol::api::{Frame, RunNode};
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::run::{
-    Data, FoldError, NodePhase, NodeResult, NodeState, RunEvent, RunState, Stream,
+    Data, FoldError, MainEnd, NodePhase, NodeResult, NodeState, RunEvent, RunState, StepCall,
+    StepEnd, Stream, Summary, Wanted,
 };
 use serde::{Deserialize, Serialize};
 
@@ -168,6 +170,13 @@ impl Frames {
                 })
                 .into_iter()
                 .collect(),
+            RunEvent::Recorded { .. }
+            | RunEvent::Called { .. }
+            | RunEvent::ReplyPart { .. }
+            | RunEvent::Answered { .. }
+            | RunEvent::MainEnded { .. }
+            | RunEvent::Undoing { .. }
+            | RunEvent::Undone { .. } => main_frames(state, event),
             // It is said before what lacks its output; see `Watch`.
             RunEvent::OutputRemoved { .. } => Vec::new(),
             RunEvent::Cancelling { by, .. } => vec![Frame::RunCancelling {
@@ -201,6 +210,150 @@ impl Frames {
             data,
         })
     }
+}
+
+/// The frames of an event of a `main`.
+fn main_frames(state: &RunState, event: &RunEvent) -> Vec<Frame> {
+    let run = state.spec.id;
+    let Some(flow) = &state.flow else {
+        return Vec::new();
+    };
+    let began = |call: u64, part: u32, step: &StepCall, undo: bool| Frame::StepBegan {
+        run,
+        call,
+        part,
+        step: step.run,
+        name: step.function.to_string(),
+        nodes: u32::try_from(step.nodes.len()).unwrap_or(u32::MAX),
+        undo,
+    };
+    let ended =
+        |call: u64, part: u32, step: &StepCall, end: &StepEnd, undo: bool| Frame::StepEnded {
+            run,
+            call,
+            part,
+            step: step.run,
+            name: step.function.to_string(),
+            summary: end.summary(),
+            stopped: end.stopped.clone(),
+            failures: failures(state, end),
+            undo,
+        };
+    let begun = |step: &&StepCall| !step.nodes.is_empty();
+    match event {
+        RunEvent::Recorded { from, records, .. } => (*from..)
+            .zip(records)
+            .filter_map(|(call, record)| {
+                let text = record.log.clone()?;
+                Some(Frame::Logged { run, call, text })
+            })
+            .collect(),
+        RunEvent::Called { number, wanted, .. } => match wanted {
+            Wanted::Steps { steps } => (0..)
+                .zip(steps)
+                .filter(|(_, step)| begun(step))
+                .map(|(part, step)| began(*number, part, step, false))
+                .collect(),
+            Wanted::Scenario {
+                run: step,
+                scenario,
+            } => vec![Frame::StepBegan {
+                run,
+                call: *number,
+                part: 0,
+                step: *step,
+                name: scenario.to_string(),
+                nodes: 0,
+                undo: false,
+            }],
+            Wanted::Until { at } => vec![Frame::Sleeps {
+                run,
+                call: *number,
+                until: *at,
+            }],
+            Wanted::Answer { question, answers } => vec![Frame::Asks {
+                run,
+                call: *number,
+                question: question.clone(),
+                answers: answers.clone(),
+            }],
+            Wanted::Nothing => Vec::new(),
+        },
+        RunEvent::Answered {
+            number,
+            steps: ends,
+            by,
+            text,
+            error,
+            ..
+        } => match flow.call(*number).map(|call| &call.wanted) {
+            Some(Wanted::Steps { steps }) => (0..)
+                .zip(steps.iter().zip(ends))
+                .filter(|(_, (step, _))| begun(step))
+                .map(|(part, (step, end))| ended(*number, part, step, end, false))
+                .collect(),
+            Some(Wanted::Scenario {
+                run: step,
+                scenario,
+            }) => vec![Frame::StepEnded {
+                run,
+                call: *number,
+                part: 0,
+                step: *step,
+                name: scenario.to_string(),
+                summary: Summary::new(),
+                stopped: error.clone(),
+                failures: Vec::new(),
+                undo: false,
+            }],
+            Some(Wanted::Answer { .. }) => match (by, text) {
+                (Some(by), Some(text)) => vec![Frame::Answered {
+                    run,
+                    call: *number,
+                    by: by.clone(),
+                    text: text.clone(),
+                }],
+                _ => Vec::new(),
+            },
+            _ => Vec::new(),
+        },
+        RunEvent::MainEnded { end, .. } => {
+            let (error, value) = said_at_the_end(end);
+            vec![Frame::MainEnded { run, error, value }]
+        }
+        RunEvent::Undoing { of, part, step, .. } => vec![began(*of, *part, step, true)],
+        RunEvent::Undone { end, .. } => match flow.undo.last() {
+            Some(undo) => vec![ended(undo.of, undo.part, &undo.step, end, true)],
+            None => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
+}
+
+/// Why a `main` failed, and what it returned.
+#[must_use]
+pub fn said_at_the_end(end: &MainEnd) -> (Option<String>, Option<serde_json::Value>) {
+    match end {
+        MainEnd::Done { value } => (None, Some(value.clone()).filter(|v| !v.is_null())),
+        MainEnd::Failed { error } | MainEnd::Diverged { error } => (Some(error.clone()), None),
+        MainEnd::Cancelled => (None, None),
+    }
+}
+
+/// The first nodes on which a step did not succeed.
+#[must_use]
+pub fn failures(state: &RunState, end: &StepEnd) -> Vec<RunNode> {
+    let node = |result: &NodeResult| {
+        let node = state.nodes.get(&result.serial)?;
+        let node = NodeState {
+            name: node.name.clone(),
+            labels: BTreeMap::new(),
+            phase: NodePhase::Done(result.clone()),
+            late: Vec::new(),
+        };
+        Some(run_node(result.serial, &node))
+    };
+    end.failures.iter().filter_map(node).collect()
 }
 
 /// What a run waits for, if it does.

@@ -93,6 +93,13 @@ impl Locks {
         Ok(())
     }
 
+    /// The locks that these runs hold.
+    pub(super) fn held_by(&self, runs: &[RunId]) -> BTreeSet<String> {
+        let table = lock(&self.table);
+        let held = table.holders.iter().filter(|(_, run)| runs.contains(run));
+        held.map(|(name, _)| name.clone()).collect()
+    }
+
     /// Who is before a run that wants these locks.
     fn before(&self, place: Place, locks: &BTreeSet<String>) -> Option<(String, RunId)> {
         lock(&self.table).before(place, locks)
@@ -176,7 +183,10 @@ impl Task {
                 .await?;
                 Ok(true)
             }
-            Gate::Confirmation { .. } | Gate::Approvals { .. } => Ok(false),
+            Gate::Confirmation { .. }
+            | Gate::Approvals { .. }
+            | Gate::Answer { .. }
+            | Gate::Moment { .. } => Ok(false),
             Gate::Turn { .. } => {
                 let spec = &self.state.spec;
                 let shared = &self.engine.0;
@@ -211,7 +221,7 @@ impl Task {
     pub(super) fn looks_again(&self, now: Timestamp) -> Option<Duration> {
         match self.state.gate()? {
             Gate::Confirmation { until } => Some(elapsed(now, until)),
-            Gate::Approvals { .. } => None,
+            Gate::Approvals { .. } | Gate::Answer { .. } | Gate::Moment { .. } => None,
             Gate::Turn { .. } => {
                 let at = opens(&self.state.spec.gates, now)??;
                 Some(elapsed(now, at))

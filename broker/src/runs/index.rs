@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use muster_protocol::api::RunBrief;
 use muster_protocol::ids::{RunId, SHORT_LEN, Serial};
-use muster_protocol::run::{NodePhase, NodeState, RunState};
+use muster_protocol::run::{NodePhase, NodeState, PartOf, RunPhase, RunState};
 use muster_protocol::units::Timestamp;
 
 use crate::retention::Kept;
@@ -16,6 +16,8 @@ pub(super) struct Known {
     pub(super) brief: RunBrief,
     /// Sequence of the first message of its journal.
     pub(super) first: u64,
+    /// Its parts, as its journal names them.
+    pub(super) parts: BTreeMap<RunId, PartOf>,
     /// The node that did it by itself, of a local run.
     pub(super) local: Option<Serial>,
     /// Bytes of its journal, about.
@@ -40,12 +42,21 @@ impl Known {
         let mut known = Self {
             brief: brief(state),
             first,
+            parts: BTreeMap::new(),
             local: state.spec.local.as_ref().map(|l| l.target.serial),
             journal: 0,
             output: Output::There(0),
         };
         known.measure(state);
+        known.has_parts(state);
         known
+    }
+
+    /// Takes down which parts it has.
+    fn has_parts(&mut self, state: &RunState) {
+        if let Some(flow) = &state.flow {
+            self.parts.extend(flow.parts(state.spec.id));
+        }
     }
 
     /// How much it takes, once it has ended: before that nothing of it goes.
@@ -129,13 +140,14 @@ pub(super) fn brief(state: &RunState) -> RunBrief {
         mode: spec.mode,
         predicate: spec.predicate.clone(),
         state: state.phase,
-        waits: state.gate(),
+        waits: state.waits(),
         nodes: spec.targets,
         summary: state.summary(),
         created: spec.created,
         finished: state.finished,
         retry_of: spec.retry_of,
         left_out: spec.left_out,
+        part_of: spec.part_of,
     }
 }
 
@@ -156,21 +168,81 @@ impl Index {
         if let Some(known) = self.runs.get_mut(&state.spec.id) {
             known.brief = brief(state);
             known.measure(state);
+            if let Some(flow) = &state.flow {
+                known.parts.extend(flow.newest_parts(state.spec.id));
+            }
         }
     }
 
-    /// For retention: every run, in no order.
+    /// Where a run is.
+    #[must_use]
+    pub(super) fn phase(&self, id: RunId) -> Option<RunPhase> {
+        self.runs.get(&id).map(|known| known.brief.state)
+    }
+
+    /// As what a run names another one as its part.
+    #[must_use]
+    pub(super) fn names(&self, part: RunId) -> Option<PartOf> {
+        self.runs
+            .values()
+            .find_map(|known| known.parts.get(&part).copied())
+    }
+
+    /// All parts of a run, and theirs, that are there: the deepest first, so
+    /// that whoever removes them one by one never leaves one without its
+    /// whole.
+    #[must_use]
+    pub(super) fn all_parts(&self, id: RunId) -> Vec<RunId> {
+        let mut all = Vec::new();
+        let mut next = vec![id];
+        while let Some(run) = next.pop() {
+            let Some(known) = self.runs.get(&run) else {
+                continue;
+            };
+            for part in known.parts.keys() {
+                // A chain of parts has an end: each names only runs that were
+                // made after it.
+                if self.runs.contains_key(part) && !all.contains(part) {
+                    all.push(*part);
+                    next.push(*part);
+                }
+            }
+        }
+        all.reverse();
+        all
+    }
+
+    /// Of what a run is a part.
+    #[must_use]
+    pub(super) fn part_of(&self, id: RunId) -> Option<PartOf> {
+        self.runs.get(&id).and_then(|known| known.brief.part_of)
+    }
+
+    /// For retention: every run, in no order. The parts of a run go with it,
+    /// and are counted with it.
     pub(super) fn kept(&self) -> Vec<Kept> {
-        let kept = |(id, known): (&RunId, &Known)| Kept {
-            run: *id,
-            ended: known.ended(),
-            journal: known.journal,
-            output: match known.output {
-                Output::There(bytes) => bytes,
-                Output::Removed(_) => 0,
-            },
+        let output = |known: &Known| match known.output {
+            Output::There(bytes) => bytes,
+            Output::Removed(_) => 0,
         };
-        self.runs.iter().map(kept).collect()
+        let whole = |known: &&Known| {
+            let part = known.brief.part_of;
+            part.is_none_or(|part| !self.runs.contains_key(&part.run))
+        };
+        let kept = |known: &Known| {
+            let parts = self.all_parts(known.brief.id);
+            let parts = parts.iter().filter_map(|part| self.runs.get(part));
+            let all: Vec<&Known> = std::iter::once(known).chain(parts).collect();
+            // It is under way for as long as a part of it is.
+            let over = all.iter().all(|known| known.ended().is_some());
+            Kept {
+                run: known.brief.id,
+                ended: known.ended().filter(|_| over),
+                journal: all.iter().map(|known| known.journal).sum(),
+                output: all.iter().map(|known| output(known)).sum(),
+            }
+        };
+        self.runs.values().filter(whole).map(kept).collect()
     }
 
     /// Takes down that a run's output is gone.
@@ -313,18 +385,20 @@ impl Index {
     }
 
     /// Runs, newest first, before `cursor` (see [`cursor`]); and whether there
-    /// are more.
+    /// are more. Those that are parts of others only when `parts` says so.
     #[must_use]
     pub(super) fn page(
         &self,
         before: Option<(Timestamp, RunId)>,
         limit: usize,
+        parts: bool,
     ) -> (Vec<RunBrief>, bool) {
         let range = match before {
             Some(place) => self.by_age.range(..place),
             None => self.by_age.range(..),
         };
-        let mut newest = range.rev();
+        let wanted = |(_, id): &&(Timestamp, RunId)| parts || self.part_of(*id).is_none();
+        let mut newest = range.rev().filter(wanted);
         let page: Vec<RunBrief> = newest
             .by_ref()
             .take(limit)
@@ -334,11 +408,13 @@ impl Index {
         (page, more)
     }
 
-    /// How many runs have not ended.
+    /// How many runs have not ended that are no parts of others.
     #[must_use]
     pub(super) fn open(&self) -> usize {
+        let whole = |known: &&Known| known.brief.part_of.is_none();
         self.runs
             .values()
+            .filter(whole)
             .filter(|known| !known.brief.state.is_final())
             .count()
     }
@@ -364,7 +440,7 @@ pub fn parse_cursor(text: &str) -> Option<(Timestamp, RunId)> {
 mod tests {
     use super::*;
     use muster_protocol::envelope::Door;
-    use muster_protocol::run::{RunPhase, Summary};
+    use muster_protocol::run::Summary;
 
     fn known(id: RunId, second: i64) -> Known {
         let brief = RunBrief {
@@ -385,10 +461,12 @@ mod tests {
             finished: None,
             retry_of: None,
             left_out: 0,
+            part_of: None,
         };
         Known {
             brief,
             first: 1,
+            parts: BTreeMap::new(),
             local: None,
             journal: 0,
             output: Output::There(0),
@@ -457,7 +535,7 @@ mod tests {
         let mut seen = Vec::new();
         let mut place = None;
         loop {
-            let (page, more) = index.page(place, 10);
+            let (page, more) = index.page(place, 10, false);
             place = page.last().and_then(|brief| parse_cursor(&cursor(brief)));
             seen.extend(page.into_iter().map(|brief| brief.id));
             if !more {

@@ -16,6 +16,7 @@ use muster_protocol::wire::{OutcomeAnswer, OutcomeReport};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::engine::Engine;
+use super::flow::Answered;
 use super::frames::StoredOutput;
 use super::journal::{JournalError, STREAM, output_message};
 use super::outcome::{Taken, from_node, same};
@@ -42,6 +43,7 @@ struct Batch {
     /// Whom to tell that a node has its outcome because it has forgotten.
     forgot: Vec<oneshot::Sender<()>>,
     cancels: Vec<(PrincipalName, oneshot::Sender<Cancelled>)>,
+    answers: Vec<(PrincipalName, String, oneshot::Sender<Answered>)>,
     wishes: Vec<(Wish, PrincipalName, oneshot::Sender<Wished>)>,
     rooms: Vec<OwnedSemaphorePermit>,
 }
@@ -79,6 +81,9 @@ impl Task {
         for (serial, reply) in answers {
             self.place("broker.answer.before", "stored").await;
             self.answer(serial, reply, OutcomeAnswer::Stored).await;
+        }
+        for (by, text, tell) in batch.answers {
+            self.answer_question(by, text, tell).await?;
         }
         for (wish, by, tell) in batch.wishes {
             let answer = self.wish(wish, &by).await?;
@@ -150,6 +155,9 @@ impl Task {
                 let _ = tell.send(Arc::new(self.state.clone()));
             }
             ToRun::Cancel { by, tell } => batch.cancels.push((by, tell)),
+            ToRun::Answer { by, text, tell } => batch.answers.push((by, text, tell)),
+            // It is looked at anew after every message.
+            ToRun::PartEnded => {}
             ToRun::Wish { wish, by, tell } => batch.wishes.push((wish, by, tell)),
         }
     }

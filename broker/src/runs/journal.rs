@@ -229,6 +229,11 @@ impl Journal {
     }
 
     async fn place(&self, point: &'static str, event: &RunEvent) {
+        #[cfg(test)]
+        held::at(self.epoch, point, || {
+            format!("{} {}", self.run, event.kind())
+        })
+        .await;
         muster_checkpoint::at(point, || format!("{} {}", self.run, event.kind())).await;
     }
 
@@ -317,6 +322,47 @@ impl Journal {
             Ok(last.sequence)
         } else {
             Err(JournalError::Conflict(self.run))
+        }
+    }
+}
+
+/// A test holds whoever comes to a place, for ever: as if it had been killed
+/// there.
+#[cfg(test)]
+pub(super) mod held {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::sync::Notify;
+
+    /// Where to hold, and what was passed.
+    #[derive(Clone)]
+    pub(crate) struct Hold {
+        /// Only journals of this epoch.
+        pub(crate) epoch: u64,
+        /// So many places are passed before.
+        pub(crate) after: usize,
+        /// What was passed.
+        pub(crate) seen: Arc<Mutex<Vec<String>>>,
+        /// Somebody is held.
+        pub(crate) held: Arc<Notify>,
+    }
+
+    /// The hold of this process's test.
+    pub(crate) static HOLD: Mutex<Option<Hold>> = Mutex::new(None);
+
+    pub(super) async fn at(epoch: u64, point: &str, what: impl FnOnce() -> String) {
+        let hold = HOLD.lock().expect("a lock").clone();
+        let Some(hold) = hold.filter(|hold| hold.epoch == epoch) else {
+            return;
+        };
+        let stop = {
+            let mut seen = hold.seen.lock().expect("a lock");
+            seen.push(format!("{point} {}", what()));
+            seen.len() > hold.after
+        };
+        if stop {
+            hold.held.notify_one();
+            std::future::pending::<()>().await;
         }
     }
 }

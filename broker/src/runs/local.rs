@@ -463,6 +463,8 @@ fn spec(run: RunId, node: &NodeRecord, report: &LocalReport) -> Result<RunSpec, 
             result,
         })),
         rebuilt: None,
+        main: None,
+        part_of: None,
         // By this broker's clock: with the node's, it could be the newest
         // run for ever, or old enough to be forgotten at once.
         created: Timestamp::now(),

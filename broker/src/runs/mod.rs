@@ -10,6 +10,7 @@ mod bundles;
 mod doubt;
 mod engine;
 mod error;
+mod flow;
 pub mod frames;
 mod gates;
 mod index;
@@ -33,6 +34,7 @@ mod watch;
 
 pub use self::engine::{Engine, Settings};
 pub use self::error::{CreateError, EngineError};
+pub use self::flow::{Another, AnswerError, Score, Stage, StageError};
 pub use self::index::{LookupError, cursor, parse_cursor};
 pub use self::journal::{JournalError, ReadError, STREAM};
 pub(crate) use self::rebuild::Proof;

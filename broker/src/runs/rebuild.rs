@@ -273,9 +273,10 @@ impl Engine {
         if lock(&shared.open).len() >= MOST_OPEN {
             return Ok(ProofAnswer::Later { retry_after: LATER });
         }
-        let Some(spec) = spec(&request, key, node.serial) else {
+        let Some(mut spec) = spec(&request, key, node.serial) else {
             return refused("the request is no call".to_owned());
         };
+        spec.part_of = lock(&shared.index).names(run);
         if known && !self.was_sent(run).await? {
             // Its time was up in this moment.
             return Ok(ProofAnswer::Taken);
@@ -480,6 +481,8 @@ fn spec(request: &Request, key: KeyId, node: Serial) -> Option<RunSpec> {
         retry_of: None,
         left_out: 0,
         local: None,
+        main: None,
+        part_of: None,
         rebuilt: Some(Box::new(Rebuilt {
             node,
             key,

@@ -187,11 +187,15 @@ impl Engine {
         for folded in &open {
             shared.locks.note(&folded.state);
         }
+        let under_way: BTreeSet<RunId> = open.iter().map(|f| f.state.spec.id).collect();
         for folded in open {
-            if Self::is_begun(&folded) {
-                self.doubt(folded, term.clone());
-            } else {
-                self.open(folded, Vec::new());
+            let part_of = folded.state.spec.part_of;
+            let of_open = part_of.is_some_and(|part| under_way.contains(&part.run));
+            match (Self::is_begun(&folded), of_open) {
+                // The run that it is a part of goes on with writing it down.
+                (true, true) => {}
+                (true, false) => self.doubt(folded, term.clone()),
+                (false, _) => self.open(folded, Vec::new()),
             }
         }
         shared.ready.send_replace(true);

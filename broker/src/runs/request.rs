@@ -1,16 +1,16 @@
 //! From what somebody asks for to a frozen run: pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use muster_protocol::api::RunRequest;
+use muster_protocol::api::{Role, RunRequest};
 use muster_protocol::envelope::{Door, MAX_PAYLOAD, Mode};
 use muster_protocol::ids::RunId;
 use muster_protocol::names::PrincipalName;
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::note::Expected;
 use muster_protocol::problem::{Kind, Problem};
-use muster_protocol::run::{Gates, RunOptions, RunSpec, RunState, Target};
+use muster_protocol::run::{Gates, Main, RunOptions, RunSpec, RunState, Target};
 use muster_protocol::units::{Amount, Span, Timestamp};
 use muster_scenarios::manifest::Shape;
 use muster_scenarios::{Builtin, BuiltinError};
@@ -30,6 +30,8 @@ pub(super) const UPGRADE_BATCH: Amount = Amount::Percent(10);
 const LONGEST: Duration = Duration::from_secs(7 * 86_400);
 /// Most output kept per node, in bytes.
 const MOST_OUTPUT: u64 = 64 << 20;
+/// The name of the set of a scenario's own target.
+const TARGETS: &str = "targets";
 /// Room in a message for everything but the parameters: set, predicate, names.
 pub(super) const ENVELOPE_ROOM: usize = 128 * 1024;
 
@@ -81,6 +83,38 @@ impl FrozenRun {
         self.spec.retry_of = Some(retry_of);
         self.spec.left_out = 0;
         self.targets = targets;
+        self
+    }
+
+    /// As it is written down: a run with a `main` has all nodes of its sets as
+    /// its targets, and says which is in which set, and what whoever asked
+    /// might do.
+    #[must_use]
+    pub(super) fn whole(mut self, role: Role) -> Self {
+        if self.shape != Shape::Main || self.spec.main.is_some() {
+            return self;
+        }
+        let serials = |nodes: &[Target]| nodes.iter().map(|node| node.serial).collect();
+        let own = muster_protocol::run::FrozenSet {
+            predicate: self.spec.predicate.clone(),
+            nodes: serials(&self.targets),
+        };
+        let mut sets = BTreeMap::from([(TARGETS.to_owned(), own)]);
+        let mut there: BTreeSet<_> = self.targets.iter().map(|node| node.serial).collect();
+        for set in std::mem::take(&mut self.sets) {
+            let frozen = muster_protocol::run::FrozenSet {
+                predicate: set.predicate,
+                nodes: serials(&set.nodes),
+            };
+            sets.insert(set.name, frozen);
+            let fresh = set
+                .nodes
+                .into_iter()
+                .filter(|node| there.insert(node.serial));
+            self.targets.extend(fresh);
+        }
+        self.spec.targets = u32::try_from(self.targets.len()).unwrap_or(u32::MAX);
+        self.spec.main = Some(Box::new(Main { sets, role }));
         self
     }
 
@@ -322,6 +356,8 @@ impl Checked {
             left_out: resolved.left_out,
             local: None,
             rebuilt: None,
+            main: None,
+            part_of: None,
             created: now,
         };
         FrozenRun::step(spec, targets)
@@ -350,6 +386,7 @@ pub fn retry(
         left_out: 0,
         local: None,
         rebuilt: None,
+        part_of: None,
         created: now,
         gates: Gates {
             confirm_by: None,

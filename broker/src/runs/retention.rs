@@ -125,6 +125,14 @@ impl Engine {
         if !self.at_rest(run) {
             return Ok(Removed::NotNow);
         }
+        // That of its parts first: it is cut off, then it is done again.
+        let parts = lock(&shared.index).all_parts(run);
+        for part in parts {
+            let gone = Box::pin(self.remove_output(part, at)).await?;
+            if gone == Removed::NotNow {
+                return Ok(Removed::NotNow);
+            }
+        }
         let journal = subject::journal(run);
         let Some(last) = last_of_subject(&shared.js, STREAM, &journal).await? else {
             return Ok(Removed::NotNow);
@@ -156,7 +164,8 @@ impl Engine {
     pub(crate) async fn remove_run(&self, run: RunId) -> Result<Removed, RemoveError> {
         let shared = &self.0;
         shared.active().ok_or(EngineError::NotReady)?;
-        if !self.at_rest(run) {
+        let parts = lock(&shared.index).all_parts(run);
+        if !self.at_rest(run) || !parts.iter().all(|part| self.at_rest(*part)) {
             return Ok(Removed::NotNow);
         }
         let created = lock(&shared.index).get(run).map(|brief| brief.created);
@@ -164,10 +173,14 @@ impl Engine {
             // Nodes that still have something of it are not to bring it back.
             shared.purged.up_to(created).await;
         }
-        // From here on nobody finds it or opens it again.
-        lock(&shared.index).remove(run);
-        shared.forget(run);
-        self.purge(run).await?;
+        // From here on nobody finds it or opens it again. Its parts go first:
+        // what is cut off leaves no part without its whole.
+        let parts = lock(&shared.index).all_parts(run);
+        for part in parts.into_iter().chain([run]) {
+            lock(&shared.index).remove(part);
+            shared.forget(part);
+            self.purge(part).await?;
+        }
         Ok(Removed::Gone)
     }
 

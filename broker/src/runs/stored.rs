@@ -402,6 +402,8 @@ impl Ready {
             left_out: resolved.left_out,
             local: None,
             rebuilt: None,
+            main: None,
+            part_of: None,
             created: now,
         };
         FrozenRun {

@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::Instrument as _;
 
 use super::engine::{Engine, lock};
+use super::flow::{Answered, Conductor};
 use super::journal::{Folded, Journal, JournalError, STREAM, output_head};
 use super::outcome::Book;
 use super::rebuild::lost_for_good;
@@ -36,6 +37,9 @@ use crate::store::stream::StreamError;
 
 /// How long the task of an ended run waits for repeats of what it knows.
 const LINGER: Duration = Duration::from_secs(5);
+/// How long the task of a run whose `main` waits for nothing but what it is
+/// told lets it be.
+const REST: Duration = Duration::from_secs(600);
 /// Messages taken in one go: their outcomes share an event.
 const TAKE: usize = RESULTS_PER_EVENT;
 /// Bytes of results in one event, far below the largest NATS message.
@@ -93,6 +97,14 @@ pub(super) enum ToRun {
         by: PrincipalName,
         tell: oneshot::Sender<Cancelled>,
     },
+    /// Somebody answers what the run asks.
+    Answer {
+        by: PrincipalName,
+        text: String,
+        tell: oneshot::Sender<Answered>,
+    },
+    /// A part of the run has ended.
+    PartEnded,
 }
 
 /// See the module.
@@ -105,6 +117,8 @@ pub(super) struct Task {
     pub(super) delivery: Delivery,
     pub(super) books: BTreeMap<Serial, Book>,
     pub(super) live: broadcast::Sender<Frame>,
+    /// Of a run with a `main`.
+    pub(super) main: Option<Box<Conductor>>,
     number: u64,
     /// Events that scenarios made on its nodes.
     pub(super) told: u32,
@@ -138,6 +152,7 @@ impl Task {
             delivery,
             books: BTreeMap::new(),
             live,
+            main: (folded.state.flow.is_some()).then(|| Box::new(Conductor::new())),
             number,
             told: 0,
             first: folded.first,
@@ -222,6 +237,11 @@ impl Task {
             let ended = self.state.phase.is_final();
             let until = if ended {
                 *linger.get_or_insert_with(|| Instant::now() + LINGER)
+            } else if let Some(main) = &self.main
+                && self.state.phase != RunPhase::Waiting
+            {
+                // It is woken by what it waits for.
+                main.wake().unwrap_or_else(|| Instant::now() + REST)
             } else {
                 let pause = wake.map_or(LINGER, |wake| wake.after(self.now()));
                 let look = self.looks_again(Timestamp::now()).unwrap_or(LINGER);
@@ -231,6 +251,7 @@ impl Task {
                 got = inbox.recv_many(&mut messages, TAKE) => if got == 0 {
                     return Ok(());
                 },
+                turned = Conductor::turned(&mut self.main) => self.turned(turned).await?,
                 () = turn.as_mut(), if self.state.phase == RunPhase::Waiting => {}
                 () = sleep_until(until) => if ended {
                     return Ok(());
@@ -357,8 +378,29 @@ impl Task {
             // refuses it in every fold, so nothing is lost but time.
             tracing::error!(%error, ?event, "an event does not follow on the state it was made from");
         }
-        lock(&self.engine.0.index).update(&self.state);
+        if let Some(main) = &mut self.main {
+            main.heard(&event);
+        }
+        let shared = &self.engine.0;
+        lock(&shared.index).update(&self.state);
+        shared.tell_parent(&self.state, &event);
         Ok(())
+    }
+
+    /// Sequence of the first event of its journal.
+    pub(super) fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// The run's id as people see it.
+    pub(super) fn short(&self) -> String {
+        lock(&self.engine.0.index).short(self.run)
+    }
+
+    /// Tells who is watching why the run does not go on, or that it does.
+    pub(super) fn say_stalled(&self, why: Option<String>) {
+        let run = self.run;
+        let _ = self.live.send(Frame::Stalled { run, why });
     }
 
     /// Stores outcomes, in events of bounded size.
@@ -385,7 +427,7 @@ impl Task {
         Ok(())
     }
 
-    async fn finish(&mut self, end: RunEnd) -> Result<(), JournalError> {
+    pub(super) async fn finish(&mut self, end: RunEnd) -> Result<(), JournalError> {
         self.store(RunEvent::Finished {
             end,
             at: Timestamp::now(),
@@ -413,6 +455,11 @@ impl Task {
                         .await?;
                 }
                 Next::Finish(end) => self.finish(end).await?,
+                Next::Main => {
+                    if !self.conduct().await? {
+                        return Ok(());
+                    }
+                }
                 Next::Gate(gate) => {
                     if !self.pass(&gate).await? {
                         return Ok(());
@@ -601,6 +648,9 @@ impl Task {
             })
             .await?;
             self.delivery.cancel(self.now());
+            if let Some(main) = &mut self.main {
+                main.stop();
+            }
         }
         Ok(Ok(Arc::new(self.state.clone())))
     }

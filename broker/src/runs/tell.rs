@@ -73,6 +73,8 @@ fn line(fields: &Map<String, Value>) -> String {
 fn is_told(spec: &RunSpec) -> bool {
     spec.local.is_none()
         && spec.rebuilt.is_none()
+        // Of its steps each tells for itself.
+        && spec.main.is_none()
         && ![command::bundle(), upgrade::bundle()].contains(&spec.bundle)
 }
 

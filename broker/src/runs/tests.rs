@@ -1,6 +1,7 @@
 //! Runs over a real server with scripted nodes.
 
 mod lost;
+mod main;
 mod more;
 pub(crate) mod node;
 mod retention;
@@ -122,6 +123,7 @@ async fn start(
         journals: crate::presence::Journals::in_memory(),
         past: past.clone(),
         connections: None,
+        library: None,
         settings: bus::Settings {
             runs,
             beat_every: Some(beat),

@@ -1,9 +1,12 @@
 //! A run as people see it: pure.
 
-use muster_protocol::api::{RunBrief, RunView};
-use muster_protocol::run::RunState;
+use muster_protocol::api::{CALLS_SHOWN, CallView, MainView, RunBrief, RunView, StepView};
+use muster_protocol::ids::RunId;
+use muster_protocol::run::{
+    CallState, Flow, RunPhase, RunState, StepCall, StepEnd, Summary, Wanted,
+};
 
-use super::frames::{batches, run_node};
+use super::frames::{batches, failures, run_node, said_at_the_end};
 
 /// A run with its nodes.
 #[must_use]
@@ -22,10 +25,123 @@ pub(super) fn view(state: &RunState, brief: RunBrief) -> RunView {
         output_removed: state.output_removed,
         local: state.spec.local.as_ref().map(|l| l.local.clone()),
         rebuilt: state.spec.rebuilt.as_ref().map(|r| r.at),
+        main: None,
         results: state
             .order
             .iter()
             .filter_map(|serial| Some(run_node(*serial, state.nodes.get(serial)?)))
             .collect(),
+    }
+}
+
+/// A part of a run, as far as it is known.
+pub(super) struct PartBrief {
+    pub(super) short: String,
+    pub(super) state: Option<RunPhase>,
+    pub(super) nodes: u32,
+    pub(super) summary: Summary,
+}
+
+/// What a `main` has done. `part` says what is known of a part.
+#[must_use]
+pub(super) fn main_view(
+    state: &RunState,
+    flow: &Flow,
+    part: impl Fn(RunId) -> PartBrief,
+) -> MainView {
+    let count = |nodes: usize| u32::try_from(nodes).unwrap_or(u32::MAX);
+    let main = state.spec.main.iter().flat_map(|main| &main.sets);
+    let before = flow.calls.len().saturating_sub(CALLS_SHOWN);
+    let step = |step: &StepCall, end: Option<&StepEnd>, undo_of: Option<u64>| {
+        let known = part(step.run);
+        StepView {
+            run: step.run,
+            short: known.short,
+            name: step.function.to_string(),
+            nodes: count(step.nodes.len()),
+            state: known.state,
+            summary: end.map_or(known.summary, StepEnd::summary),
+            stopped: end.and_then(|end| end.stopped.clone()),
+            failures: end.map_or_else(Vec::new, |end| failures(state, end)),
+            undo_of,
+        }
+    };
+    let scenario = |run: RunId, name: String, error: Option<String>| {
+        let known = part(run);
+        StepView {
+            run,
+            short: known.short,
+            name,
+            nodes: known.nodes,
+            state: known.state,
+            summary: known.summary,
+            stopped: error,
+            failures: Vec::new(),
+            undo_of: None,
+        }
+    };
+    let call = |call: &CallState| {
+        let ended = call.ended.as_ref();
+        let (answered_by, answer) = ended.and_then(|end| end.said.clone()).unzip();
+        let mut view = CallView {
+            call: call.number,
+            name: call.call.clone(),
+            line: call.line,
+            began: call.began,
+            ended: ended.map(|end| end.at),
+            steps: Vec::new(),
+            until: None,
+            question: None,
+            answers: Vec::new(),
+            answered_by,
+            answer,
+            error: ended.and_then(|end| end.error.clone()),
+        };
+        match &call.wanted {
+            Wanted::Steps { steps } => {
+                let end = |at: usize| ended.and_then(|end| end.steps.get(at));
+                let steps = steps
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, s)| !s.nodes.is_empty());
+                view.steps = steps.map(|(at, one)| step(one, end(at), None)).collect();
+            }
+            Wanted::Scenario {
+                run,
+                scenario: name,
+            } => {
+                view.steps = vec![scenario(*run, name.to_string(), view.error.clone())];
+            }
+            Wanted::Until { at } => view.until = Some(*at),
+            Wanted::Answer { question, answers } => {
+                view.question = Some(question.clone());
+                view.answers.clone_from(answers);
+            }
+            Wanted::Nothing => {}
+        }
+        view
+    };
+    let (error, value) = flow.ended.as_ref().map_or((None, None), said_at_the_end);
+    MainView {
+        sets: main
+            .map(|(name, set)| (name.clone(), count(set.nodes.len())))
+            .collect(),
+        answered: flow.answered,
+        calls: flow.calls.iter().skip(before).map(call).collect(),
+        calls_before: before as u64,
+        logs: flow.logs.iter().cloned().collect(),
+        undo: flow
+            .undo
+            .iter()
+            .map(|undo| {
+                step(
+                    &undo.step,
+                    undo.ended.as_ref().map(|(_, end)| end),
+                    Some(undo.of),
+                )
+            })
+            .collect(),
+        error,
+        value,
     }
 }

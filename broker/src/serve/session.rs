@@ -29,7 +29,7 @@ use crate::releases::{Releases, ReleasesError};
 use crate::retention::{Keeper, Retention};
 use crate::runs;
 use crate::store::kv::KvError;
-use crate::submit::Submit;
+use crate::submit::{Broker, Submit};
 use crate::tls::TlsError;
 use crate::tokens::{Tokens, TokensError};
 use crate::twin::{Past, Twin};
@@ -203,6 +203,7 @@ impl Session {
             journals: Journals::load(stores.journals.clone(), lease.clone()).await?,
             past: past.clone(),
             connections: Some((link.system.clone(), parts.keys.account_key())),
+            library: Some(library.clone()),
             settings: bus::Settings {
                 runs: runs_settings(&parts.config),
                 confirm_above: parts.config.confirm_above,
@@ -242,6 +243,10 @@ impl Session {
             lease: lease.clone(),
             programs: Arc::new(library.clone()),
         };
+        nodes.engine.conduct_with(Arc::new(Broker {
+            submit: submit.clone(),
+            library: library.clone(),
+        }));
         let state = AppState {
             retention,
             config: Arc::clone(&parts.config),

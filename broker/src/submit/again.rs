@@ -167,9 +167,16 @@ fn chosen(old: &RunState, request: &RetryRequest, snapshot: &Snapshot) -> Vec<Ta
         },
         _ => false,
     };
+    // The further node sets of a scenario are frozen anew.
+    let own = old
+        .spec
+        .main
+        .as_ref()
+        .and_then(|main| main.sets.get("targets"));
+    let targeted = |serial: &&Serial| own.is_none_or(|set| set.nodes.contains(**serial));
     old.order
         .iter()
-        .filter(|serial| wanted(serial))
+        .filter(|serial| wanted(serial) && targeted(serial))
         .filter_map(|serial| {
             let node = old.nodes.get(serial)?;
             let serial = match snapshot.get(*serial) {

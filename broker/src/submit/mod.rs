@@ -6,6 +6,7 @@
 mod again;
 mod plan;
 mod programs;
+mod stage;
 
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ use crate::resolve::resolve;
 use crate::runs::{self, CreateError, EngineError, FrozenRun, Program, Ready, StoredError};
 
 pub use self::programs::Programs;
+pub use self::stage::Broker;
 
 /// Why nothing was run, as it is shown at the edge.
 pub type Refused = Box<Problem>;

@@ -6,8 +6,9 @@ use muster_protocol::api::{Plan, PlanSet, RunRequest};
 use muster_protocol::envelope::Mode;
 use muster_protocol::ids::RunId;
 use muster_protocol::names::{LabelKey, NodeName};
+use muster_protocol::note::Expected;
 use muster_protocol::problem::{Kind, Problem};
-use muster_protocol::run::Target;
+use muster_protocol::run::{Outcome, Target};
 use muster_protocol::units::Timestamp;
 use muster_scenarios::manifest::Shape;
 
@@ -58,6 +59,12 @@ impl Submit {
             }
         };
         let is_stored = spec.version.is_some();
+        let expect = spec.expect;
+        let checked = frozen
+            .targets
+            .iter()
+            .filter(|t| expect.get(t.serial).is_some());
+        let checked = u32::try_from(checked.count()).unwrap_or(u32::MAX);
         let plans = &self.nodes.plans;
         let life = self.nodes.settings.confirm_within;
         let (id, expires) = plans.keep(&caller.principal, hash, frozen, Timestamp::now(), life);
@@ -80,7 +87,7 @@ impl Submit {
             sets,
             batches: if is_stored { batches } else { 0 },
             gates: spec.gates,
-            checked: 0,
+            checked,
             expires,
         }
     }
@@ -139,6 +146,24 @@ impl Submit {
             return Err(gone());
         }
         let mut frozen = rehearsal.run;
+        if frozen.shape == Shape::Run {
+            // Only what was seen to work: a node that did not get through the
+            // dry run has shown nothing that it could do again.
+            let said: Expected = state
+                .results()
+                .filter(|result| result.outcome == Outcome::Succeeded)
+                .filter_map(|result| Some((result.serial, result.digest?)))
+                .collect();
+            frozen.targets.retain(|t| said.get(t.serial).is_some());
+            frozen.spec.targets = u32::try_from(frozen.targets.len()).unwrap_or(u32::MAX);
+            frozen.spec.expect = said;
+            if frozen.targets.is_empty() {
+                let title =
+                    format!("dry run {short} succeeded on no node: there is nothing to plan");
+                let hint = format!("muster runs show {short} says why");
+                return Err(no(Kind::Conflict, title, &hint));
+            }
+        }
         frozen.spec.id = RunId::random();
         frozen.spec.created = Timestamp::now();
         let frozen = self.allowed(caller, create(&frozen), frozen)?.into_inner();

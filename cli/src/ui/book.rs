@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_protocol::api::{Frame, RunNode, RunView};
+use muster_protocol::ids::RunId;
 use muster_protocol::names::{NodeName, PrincipalName};
 use muster_protocol::run::{Data, Gate, Outcome, RunPhase, Summary};
 use muster_protocol::text::printable;
@@ -57,11 +58,26 @@ pub struct Book {
     pub paused_by: Option<String>,
     /// What did not come in time.
     pub lapsed: Option<String>,
+    /// Steps of a `main` that are under way.
+    pub steps: Vec<OpenStep>,
     /// Each distinct output once.
     outputs: HashSet<Arc<Vec<Line>>>,
     held: usize,
     done: usize,
     running: usize,
+}
+
+/// A step of a `main` that is under way.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct OpenStep {
+    /// The run that it is.
+    pub run: RunId,
+    /// The function, or the scenario.
+    pub name: String,
+    /// How many nodes.
+    pub nodes: u32,
+    /// How many of them have their outcome.
+    pub done: u32,
 }
 
 /// The last frame.
@@ -193,6 +209,41 @@ impl Book {
             }
             Frame::Stalled { why, .. } => self.stalled.clone_from(why),
             Frame::OutputRemoved { at, .. } => self.output_removed = Some(*at),
+            Frame::StepBegan {
+                step, name, nodes, ..
+            } => {
+                self.waits = None;
+                self.steps.push(OpenStep {
+                    run: *step,
+                    name: name.clone(),
+                    nodes: *nodes,
+                    done: 0,
+                });
+            }
+            Frame::StepProgress {
+                step,
+                nodes,
+                summary,
+                ..
+            } => {
+                if let Some(open) = self.steps.iter_mut().find(|open| open.run == *step) {
+                    open.nodes = *nodes;
+                    open.done = summary.values().sum();
+                }
+            }
+            Frame::StepEnded { step, .. } => self.steps.retain(|open| open.run != *step),
+            Frame::Sleeps { until, .. } => self.waits = Some(Gate::Moment { until: *until }),
+            Frame::Asks {
+                question, answers, ..
+            } => {
+                self.waits = Some(Gate::Answer {
+                    question: question.clone(),
+                    answers: answers.clone(),
+                });
+            }
+            Frame::Answered { .. } | Frame::Logged { .. } | Frame::MainEnded { .. } => {
+                self.waits = None;
+            }
             // What was seen stays seen.
             Frame::RunBeginsAgain { .. } => {}
             Frame::RunCancelling { by, .. } => self.cancelled_by = Some(by.to_string()),
@@ -231,6 +282,8 @@ impl Book {
                     count(left, "approval")
                 )
             }
+            Gate::Answer { .. } => format!("waits for an answer: muster runs answer {short} TEXT"),
+            Gate::Moment { until } => format!("waits until {}", moment(*until)),
             Gate::Turn {
                 locks,
                 windows,

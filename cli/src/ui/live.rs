@@ -173,6 +173,10 @@ fn status(book: &Book, elapsed: Duration) -> String {
             book.batches
         ));
     }
+    for step in book.steps.iter().take(3) {
+        let name = printable_line(&step.name);
+        parts.push(format!("{name} {}/{}", step.done, step.nodes));
+    }
     if book.cancelled_by.is_some() {
         parts.push("cancelling".into());
     }

@@ -6,6 +6,7 @@ pub mod live;
 pub mod output;
 pub mod plan;
 pub mod report;
+pub mod steps;
 pub mod table;
 mod term;
 pub mod time;

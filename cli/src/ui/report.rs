@@ -420,8 +420,11 @@ pub fn foot(book: &Book, style: Style, onward: Onward) -> String {
 
 /// What the exit code says of it.
 #[must_use]
-pub fn exit_code(state: RunPhase) -> u8 {
+pub fn exit_code(state: RunPhase, summary: &Summary) -> u8 {
+    let not_well = |outcome: &Outcome| outcome.is_failure() || *outcome == Outcome::Declined;
     match state {
+        // A `main` can come to its end although some of its nodes did not.
+        RunPhase::Succeeded if summary.keys().any(not_well) => crate::failure::NOT_ALL,
         RunPhase::Succeeded => 0,
         RunPhase::Cancelled => crate::failure::CANCELLED,
         _ => crate::failure::NOT_ALL,

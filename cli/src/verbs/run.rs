@@ -260,14 +260,24 @@ fn unasked(plan: &Plan) -> Failure {
     );
     Failure::new(
         CANCELLED,
-        format!(
-            "{} match {}, which needs a confirmation; nothing was run",
-            count(plan.nodes.len(), "node"),
-            plan.predicate
-        ),
+        match (&plan.scenario, plan.version) {
+            (Some(name), Some(version)) => format!(
+                "{name} v{version} on {} needs a confirmation; nothing was run",
+                count(plan.nodes.len(), "node")
+            ),
+            _ => format!(
+                "{} match {}, which needs a confirmation; nothing was run",
+                count(plan.nodes.len(), "node"),
+                plan.predicate
+            ),
+        },
     )
     .detail(names)
-    .hint("there is no terminal to ask on: --yes confirms it beforehand")
+    .hint(if plan.scenario.is_some() {
+        "there is no terminal to ask on: --yes confirms it beforehand, --detach lets somebody confirm it later"
+    } else {
+        "there is no terminal to ask on: --yes confirms it beforehand"
+    })
 }
 
 fn plan_of(error: ClientError) -> Result<Plan, Failure> {

@@ -15,6 +15,7 @@ use crate::Context;
 use crate::failure::Failure;
 use crate::ui::book::Book;
 use crate::ui::report::{Onward, Style, body, counts, foot, head};
+use crate::ui::steps::tree;
 use crate::ui::table::{Cell, Table, Tone};
 use crate::ui::time::{ago, moment};
 use crate::ui::{Paint, fold::folded};
@@ -46,6 +47,8 @@ pub enum RunsVerb {
     Watch(ShowArgs),
     /// End a run: nothing new is started, what runs is killed
     Cancel(CancelArgs),
+    /// Answer what a run asks
+    Answer(AnswerArgs),
     /// Let a run begin that waits for a confirmation
     Confirm(WishArgs),
     /// Agree to a run that somebody else has asked for
@@ -92,6 +95,20 @@ pub struct CancelArgs {
     /// The run: its id or the beginning of it
     #[arg(value_name = "RUN")]
     pub run: String,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `muster runs answer`.
+#[derive(Args, Debug)]
+pub struct AnswerArgs {
+    /// The run: its id or the beginning of it
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// What its scenario is told
+    #[arg(value_name = "TEXT")]
+    pub text: String,
     /// One JSON object
     #[arg(long)]
     pub json: bool,
@@ -149,6 +166,7 @@ pub async fn run(context: &Context, args: RunsArgs) -> Result<u8, Failure> {
             };
             watch(context, &client, &view, look).await
         }
+        Some(RunsVerb::Answer(args)) => answer(context, &client, &args).await,
         Some(RunsVerb::Cancel(args)) => cancel(context, &client, &args).await,
         Some(RunsVerb::Confirm(args)) => wish(context, &client, &args, Wish::Confirm).await,
         Some(RunsVerb::Approve(args)) => wish(context, &client, &args, Wish::Approve).await,
@@ -319,6 +337,9 @@ pub fn snapshot(view: &RunView, style: Style) -> String {
         }
     }
     let mut out = head(&book, style.paint);
+    if let Some(main) = &view.main {
+        out.push_str(&tree(main, &view.brief.short, style.paint));
+    }
     // What they printed is in the events, not in this view.
     let named = body(&book, style).replace("(no output)", "succeeded");
     out.push_str(&named);
@@ -335,6 +356,20 @@ pub fn snapshot(view: &RunView, style: Style) -> String {
     }
     out.push_str(&foot(&book, style, Onward::Watch));
     out
+}
+
+async fn answer(context: &Context, client: &Client, args: &AnswerArgs) -> Result<u8, Failure> {
+    let view = client.answer_run(&args.run.parse()?, &args.text).await?;
+    if args.json {
+        context.term.json(&view.brief)?;
+        return Ok(0);
+    }
+    let brief = &view.brief;
+    context.term.line(&format!(
+        "run {} goes on: muster runs watch {}",
+        brief.short, brief.short
+    ))?;
+    Ok(0)
 }
 
 async fn cancel(context: &Context, client: &Client, args: &CancelArgs) -> Result<u8, Failure> {
@@ -474,6 +509,7 @@ mod tests {
                 finished: None,
                 retry_of: None,
                 left_out: 0,
+                part_of: None,
             },
             params: serde_json::json!({}),
             options: RunOptions {
@@ -496,6 +532,7 @@ mod tests {
             local: None,
             output_removed: None,
             rebuilt: None,
+            main: None,
             results: vec![
                 node("web-01", Some(Outcome::Succeeded), None),
                 node("web-02", Some(Outcome::Succeeded), None),

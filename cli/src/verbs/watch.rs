@@ -16,6 +16,7 @@ use crate::ui::book::Book;
 use crate::ui::live::Live;
 use crate::ui::output::Line;
 use crate::ui::report::{Onward, Style, body, exit_code, foot, head, text};
+use crate::ui::steps;
 
 /// How a run is shown.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +89,10 @@ pub async fn watch(
         // Asked to show it: its head is part of the answer.
         if !look.json {
             context.term.say(&head(&watcher.book, context.term.out))?;
+            if let Some(main) = &view.main {
+                let tree = steps::tree(main, &view.brief.short, context.term.out);
+                context.term.say(&tree)?;
+            }
         }
     } else if !look.json {
         let text = head(&watcher.book, context.term.err);
@@ -183,7 +188,13 @@ impl Watcher<'_> {
             }
             self.book.apply(frame);
         }
-        let Frame::RunFinished { state, .. } = frame else {
+        if !self.look.json
+            && !self.look.replay
+            && let Some(line) = steps::line(frame, &self.book.short, term.err)
+        {
+            self.live.note(term, &line);
+        }
+        let Frame::RunFinished { state, summary, .. } = frame else {
             return Ok(None);
         };
         self.live.clear();
@@ -204,7 +215,7 @@ impl Watcher<'_> {
             };
             term.say(&format!("{body}{}", foot(&self.book, style, onward)))?;
         }
-        Ok(Some(exit_code(*state)))
+        Ok(Some(exit_code(*state, summary)))
     }
 
     /// Prints the lines of the only node as they come. A single line is held

@@ -16,7 +16,7 @@ use muster_protocol::envelope::{KEY_HEADER, SIGNATURE_HEADER, Sealed};
 use muster_protocol::ids::Serial;
 use muster_protocol::subject::NodeSays;
 use muster_protocol::text::printable;
-use muster_protocol::wire::{OUTPUT_HEADER, OutputHead};
+use muster_protocol::wire::{BUNDLE_HEADER, BundleHead, BundleRequest, OUTPUT_HEADER, OutputHead};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -79,6 +79,25 @@ impl Voice {
         answered(patience, request).await
     }
 
+    /// Asks for a part of a bundle.
+    ///
+    /// # Errors
+    /// [`SayError`].
+    pub async fn bundle(
+        &self,
+        request: &BundleRequest,
+        patience: Duration,
+    ) -> Result<(BundleHead, Bytes), SayError> {
+        let subject = NodeSays::Bundle.subject(self.serial);
+        let request = self.client.request(subject, encode(request)?);
+        let answer = message(patience, request).await?;
+        let head = answer.headers.as_ref().and_then(|h| h.get(BUNDLE_HEADER));
+        let head = head.ok_or_else(|| SayError::Other("an answer without a head".to_owned()))?;
+        let head = serde_json::from_str(head.as_str())
+            .map_err(|e| SayError::Other(printable(&e.to_string(), 200)))?;
+        Ok((head, answer.payload))
+    }
+
     /// Sends a request as it once came, and waits for the answer.
     ///
     /// # Errors
@@ -125,8 +144,15 @@ async fn answered(
     patience: Duration,
     request: impl Future<Output = Result<async_nats::Message, async_nats::RequestError>>,
 ) -> Result<Bytes, SayError> {
+    Ok(message(patience, request).await?.payload)
+}
+
+async fn message(
+    patience: Duration,
+    request: impl Future<Output = Result<async_nats::Message, async_nats::RequestError>>,
+) -> Result<async_nats::Message, SayError> {
     match tokio::time::timeout(patience, request).await {
-        Ok(Ok(answer)) => Ok(answer.payload),
+        Ok(Ok(answer)) => Ok(answer),
         Ok(Err(e)) => Err(match e.kind() {
             async_nats::RequestErrorKind::NoResponders => SayError::NoBroker,
             async_nats::RequestErrorKind::TimedOut => SayError::NoAnswer,

@@ -10,6 +10,7 @@
 
 pub mod effects;
 pub mod executor;
+pub mod fetch;
 mod masks;
 mod passed;
 pub mod restart;
@@ -17,5 +18,6 @@ pub mod store;
 
 pub use effects::Grants;
 pub use executor::Scenarios;
+pub use fetch::{FetchError, Fetcher};
 pub use restart::{Past, Restarts};
 pub use store::{BundleStore, Bundles, StoreError};

@@ -15,7 +15,7 @@ use muster_scenarios::bundle::{Bundle, MAX_BYTES, MAX_FILES, UnpackError};
 use tracing::warn;
 
 /// Most bytes of one packed bundle: its files, and a head for each.
-const MAX_PACKED: u64 = (MAX_BYTES + MAX_FILES * 512) as u64;
+pub(super) const MAX_PACKED: u64 = (MAX_BYTES + MAX_FILES * 512) as u64;
 /// Most bytes of all bundles; above it those go that were not used for the
 /// longest time.
 pub const MAX_STORED: u64 = 64 << 20;

@@ -20,7 +20,7 @@ use muster_protocol::run::{Data, NodeResult, Outcome};
 use muster_protocol::seal::{OpenKey, SealError, SecretBox};
 use muster_protocol::subject::NodeSays;
 use muster_protocol::text::printable;
-use muster_protocol::units::{Timestamp, after};
+use muster_protocol::units::{Timestamp, after, elapsed};
 use muster_protocol::wire::{Accepted, InlineChunk, OutcomeReport};
 use muster_scenarios::secret::Secrets;
 use serde_json::Value;
@@ -551,14 +551,36 @@ impl Inner {
                 format!("nothing was executed, because it cannot be journaled here: {e}"),
             ))
         };
+        let mut queued = false;
+        let left = elapsed(Timestamp::now(), after(start_before, MAX_SKEW));
+        let until = tokio::time::Instant::now() + left;
+        if let Some(fetching) = self.parts.executor.fetch(&call, until) {
+            self.place("agent.queue.before", id).await;
+            if let Err(e) = self.parts.journal.queue(id, kept.clone()).await {
+                return unwritten(e);
+            }
+            self.place("agent.queue.after", id).await;
+            queued = true;
+            let fetched = tokio::select! {
+                fetched = fetching => fetched,
+                () = active.cancel.cancelled() => {
+                    return Some(self.result(Outcome::Cancelled, "cancelled before it started"));
+                }
+            };
+            if let Err(reason) = fetched {
+                return Some(self.result(Outcome::Declined, printable(&reason, 500)));
+            }
+        }
         let slot = match self.slots.try_acquire() {
             Ok(slot) => slot,
             Err(_) => {
-                self.place("agent.queue.before", id).await;
-                if let Err(e) = self.parts.journal.queue(id, kept.clone()).await {
-                    return unwritten(e);
+                if !queued {
+                    self.place("agent.queue.before", id).await;
+                    if let Err(e) = self.parts.journal.queue(id, kept.clone()).await {
+                        return unwritten(e);
+                    }
+                    self.place("agent.queue.after", id).await;
                 }
-                self.place("agent.queue.after", id).await;
                 tokio::select! {
                     slot = self.slots.acquire() => slot.ok()?,
                     () = active.cancel.cancelled() => {

@@ -127,6 +127,7 @@ pub struct Heard {
     /// Requests that the node has shown, as they came.
     pub proofs: Vec<Sealed>,
     pub lists: Vec<SignedText>,
+    pub bundles: Vec<BundleRequest>,
     missing_asked: HashMap<RequestId, ()>,
 }
 
@@ -147,7 +148,11 @@ pub struct Broker {
     changed: Arc<Notify>,
     greeting: Arc<Mutex<Greeting>>,
     receipt: Arc<Mutex<Receipt>>,
+    supply: Arc<Mutex<Supply>>,
 }
+
+/// Who answers nodes that ask for a bundle; `None` is silence.
+pub type Supply = Box<dyn FnMut(BundleRequest) -> Option<(BundleHead, Vec<u8>)> + Send>;
 
 impl Broker {
     async fn start(url: &str) -> Self {
@@ -163,9 +168,11 @@ impl Broker {
                 revision: 1,
             })),
             receipt: Arc::new(Mutex::new(Receipt::Stored)),
+            supply: Arc::new(Mutex::new(Box::new(|_| None))),
         };
         let (heard, changed) = (broker.heard.clone(), broker.changed.clone());
         let (greeting, receipt) = (broker.greeting.clone(), broker.receipt.clone());
+        let supply = broker.supply.clone();
         tokio::spawn(async move {
             while let Some(message) = all.next().await {
                 let answer = {
@@ -177,7 +184,23 @@ impl Broker {
                         &receipt.lock().unwrap(),
                     )
                 };
+                let wanted = match NodeSays::parse(&message.subject) {
+                    Some((_, NodeSays::Bundle)) => {
+                        Some(serde_json::from_slice(&message.payload).unwrap())
+                    }
+                    _ => None,
+                };
+                let given = wanted.and_then(|wanted| (supply.lock().unwrap())(wanted));
                 changed.notify_waiters();
+                if let (Some(reply), Some((head, part))) = (message.reply.clone(), given) {
+                    let mut headers = HeaderMap::new();
+                    let head = serde_json::to_string(&head).unwrap();
+                    headers.insert(BUNDLE_HEADER, head.as_str());
+                    client
+                        .publish_with_headers(reply, headers, part.into())
+                        .await
+                        .unwrap();
+                }
                 if let (Some(reply), Some(answer)) = (message.reply, answer) {
                     client.publish(reply, answer.into()).await.unwrap();
                 }
@@ -192,6 +215,13 @@ impl Broker {
 
     pub fn greet(&self, greeting: Greeting) {
         *self.greeting.lock().unwrap() = greeting;
+    }
+
+    pub fn supply(
+        &self,
+        supply: impl FnMut(BundleRequest) -> Option<(BundleHead, Vec<u8>)> + Send + 'static,
+    ) {
+        *self.supply.lock().unwrap() = Box::new(supply);
     }
 
     pub fn acknowledge(&self, receipt: Receipt) {
@@ -337,6 +367,7 @@ fn answer(
             heard.lists.push(read(bytes));
             return Some(serde_json::to_vec(&KeysAnswer::Taken).unwrap());
         }
+        NodeSays::Bundle => heard.bundles.push(read(bytes)),
         NodeSays::Bye => heard.byes += 1,
     }
     None

@@ -9,6 +9,7 @@
 )]
 
 mod again;
+mod bundles;
 mod enrolment;
 mod http;
 mod lab;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::RunNode;
@@ -13,7 +14,7 @@ use crate::units::Timestamp;
 
 /// One thing that happened in a run, as watchers see it; the `data` of an SSE
 /// event whose `id` is a position in the run's stream. [`Frame::Accepted`],
-/// [`Frame::OutputRemoved`] and [`Frame::Stalled`] have no id.
+/// [`Frame::OutputRemoved`], [`Frame::StepProgress`] and [`Frame::Stalled`] have no id.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum Frame {
@@ -155,6 +156,118 @@ pub enum Frame {
         /// Who.
         by: PrincipalName,
     },
+    /// A step of a run with a `main` begins: a run of its own.
+    StepBegan {
+        /// The run.
+        run: RunId,
+        /// The number of the call in `main`.
+        call: u64,
+        /// Which of the call's steps.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        part: u32,
+        /// The run that the step is.
+        step: RunId,
+        /// The function, or the scenario.
+        name: String,
+        /// How many nodes; of a scenario that is not known.
+        nodes: u32,
+        /// Whether it takes another step back.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        undo: bool,
+    },
+    /// How far a step is. It has no id: it is not kept.
+    StepProgress {
+        /// The run.
+        run: RunId,
+        /// The run that the step is.
+        step: RunId,
+        /// How many nodes.
+        nodes: u32,
+        /// Outcomes so far.
+        #[schema(value_type = BTreeMap<String, u32>)]
+        summary: Summary,
+    },
+    /// A step has ended.
+    StepEnded {
+        /// The run.
+        run: RunId,
+        /// The number of the call in `main`.
+        call: u64,
+        /// Which of the call's steps.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        part: u32,
+        /// The run that the step was.
+        step: RunId,
+        /// The function, or the scenario.
+        name: String,
+        /// How many nodes had each outcome.
+        #[schema(value_type = BTreeMap<String, u32>)]
+        summary: Summary,
+        /// Why it went no further.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stopped: Option<String>,
+        /// The first of those that did not succeed.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        failures: Vec<RunNode>,
+        /// Whether it took another step back.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        undo: bool,
+    },
+    /// The run waits for a moment.
+    Sleeps {
+        /// The run.
+        run: RunId,
+        /// The number of the call in `main`.
+        call: u64,
+        /// Until when.
+        #[schema(value_type = String, format = DateTime)]
+        until: Timestamp,
+    },
+    /// The run waits for an answer: `POST /v1/runs/{run}/answer`.
+    Asks {
+        /// The run.
+        run: RunId,
+        /// The number of the call in `main`.
+        call: u64,
+        /// The question.
+        question: String,
+        /// The answers that are allowed; any when empty.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        answers: Vec<String>,
+    },
+    /// Somebody has answered.
+    Answered {
+        /// The run.
+        run: RunId,
+        /// The number of the call in `main`.
+        call: u64,
+        /// Who.
+        by: PrincipalName,
+        /// What.
+        text: String,
+    },
+    /// A line of the run's log.
+    Logged {
+        /// The run.
+        run: RunId,
+        /// The number of the call in `main`.
+        call: u64,
+        /// The line.
+        text: String,
+    },
+    /// `main` has come to its end. What it did is taken back after that, if it
+    /// failed.
+    MainEnded {
+        /// The run.
+        run: RunId,
+        /// Why it failed, for people; several lines.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+        /// What it returned.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Object)]
+        value: Option<Value>,
+    },
     /// The place that the watcher named is not known any more: the store went
     /// back in time, and places are numbered anew. What follows begins with
     /// the run's beginning. Like [`Frame::Accepted`] it has no id.
@@ -200,6 +313,14 @@ impl Frame {
             Self::Stalled { .. } => "stalled",
             Self::RunCancelling { .. } => "run_cancelling",
             Self::RunBeginsAgain { .. } => "run_begins_again",
+            Self::StepBegan { .. } => "step_began",
+            Self::StepProgress { .. } => "step_progress",
+            Self::StepEnded { .. } => "step_ended",
+            Self::Sleeps { .. } => "sleeps",
+            Self::Asks { .. } => "asks",
+            Self::Answered { .. } => "answered",
+            Self::Logged { .. } => "logged",
+            Self::MainEnded { .. } => "main_ended",
             Self::RunFinished { .. } => "run_finished",
         }
     }

@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::MainView;
 use crate::envelope::{Door, Mode};
 use crate::ids::{PlanId, RunId, Serial};
 use crate::names::{LabelKey, NodeName, PrincipalName, ScenarioName};
 use crate::note::{Digest, Tally};
-use crate::run::{Gate, Gates, LocalRun, Outcome, RunOptions, RunPhase, Summary, is_zero};
+use crate::run::{Gate, Gates, LocalRun, Outcome, PartOf, RunOptions, RunPhase, Summary, is_zero};
 use crate::units::{Amount, Span, Timestamp};
 
 /// Asks for a run.
@@ -76,6 +77,32 @@ pub struct RunRequest {
     /// How a plan above the threshold is confirmed.
     #[serde(default)]
     pub confirm: Confirm,
+}
+
+impl RunRequest {
+    /// A run of this scenario that says nothing else.
+    #[must_use]
+    pub fn of(scenario: ScenarioName) -> Self {
+        Self {
+            predicate: None,
+            scenario,
+            version: None,
+            params: Value::Null,
+            mode: Mode::default(),
+            timeout: None,
+            deliver_within: None,
+            batch: None,
+            max_failures: None,
+            max_failures_by: None,
+            retry: None,
+            limit: None,
+            wait_down: false,
+            include_infrastructure: false,
+            allow_unknown: false,
+            output_bytes: None,
+            confirm: Confirm::default(),
+        }
+    }
 }
 
 fn command() -> ScenarioName {
@@ -272,6 +299,9 @@ pub struct RunBrief {
     /// How many of the broker's own machines match the predicate and were left out.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub left_out: u32,
+    /// The run that it is a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_of: Option<PartOf>,
 }
 
 /// A run with its nodes.
@@ -319,8 +349,33 @@ pub struct RunView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub rebuilt: Option<Timestamp>,
+    /// Of a scenario with a `main`: what that has done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub main: Option<Box<MainView>>,
     /// Its nodes, in the order in which they are taken.
     pub results: Vec<RunNode>,
+}
+
+impl RunNode {
+    /// A node of which nothing is known yet.
+    #[must_use]
+    pub fn new(node: NodeName, serial: Serial) -> Self {
+        Self {
+            node,
+            serial,
+            outcome: None,
+            reason: None,
+            exit: None,
+            signal: None,
+            ms: None,
+            output_bytes: 0,
+            value: None,
+            value_bytes: None,
+            tally: None,
+            digest: None,
+            late: Vec::new(),
+        }
+    }
 }
 
 /// A node in a run.

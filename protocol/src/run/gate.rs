@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{RunEvent, RunPhase, RunState};
+use super::{RunEvent, RunPhase, RunState, Wanted};
 use crate::names::PrincipalName;
 use crate::units::Timestamp;
 
@@ -38,7 +38,7 @@ impl Gates {
     }
 }
 
-/// What a run waits for before it begins.
+/// What a run waits for: before it begins, or in its `main`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case", tag = "for")]
 pub enum Gate {
@@ -54,6 +54,20 @@ pub enum Gate {
         given: Vec<PrincipalName>,
         /// How many have to.
         needed: u32,
+    },
+    /// Its `main` waits for what a person says.
+    Answer {
+        /// The question.
+        question: String,
+        /// The answers that are allowed; any when empty.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        answers: Vec<String>,
+    },
+    /// Its `main` waits for a moment.
+    Moment {
+        /// Which.
+        #[schema(value_type = String, format = DateTime)]
+        until: Timestamp,
     },
     /// Its window has to be open and its locks free.
     Turn {
@@ -159,6 +173,23 @@ impl RunState {
             windows: gates.windows.clone(),
             why: None,
         })
+    }
+
+    /// What it waits for, before it begins or in its `main`.
+    #[must_use]
+    pub fn waits(&self) -> Option<Gate> {
+        let open = || {
+            let flow = self.flow.as_ref().filter(|_| !self.phase.is_final())?;
+            match &flow.open()?.wanted {
+                Wanted::Answer { question, answers } => Some(Gate::Answer {
+                    question: question.clone(),
+                    answers: answers.clone(),
+                }),
+                Wanted::Until { at } => Some(Gate::Moment { until: *at }),
+                _ => None,
+            }
+        };
+        self.gate().or_else(open)
     }
 
     /// The event that does what somebody wants; `None` when it is so already.

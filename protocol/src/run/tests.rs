@@ -31,6 +31,8 @@ fn spec(targets: u32, batch: Option<Amount>, max_failures: Option<Amount>) -> Ru
         left_out: 0,
         local: None,
         rebuilt: None,
+        main: None,
+        part_of: None,
         created: Timestamp::UNIX_EPOCH,
     }
 }

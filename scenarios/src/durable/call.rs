@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use muster_protocol::names::{FunctionName, LabelKey, ScenarioName};
 use muster_protocol::nodeset::NodeSet;
@@ -250,4 +251,30 @@ pub struct Recorded {
     pub hash: ArgsHash,
     /// What it returned.
     pub reply: Reply,
+}
+
+/// The calls that were answered, from number 0 on. Cheap to clone, and cheap
+/// to make again with one more: replies can be large, and a turn begins with
+/// all of them.
+#[derive(Clone, Debug, Default)]
+pub struct Records(Arc<[Arc<Recorded>]>);
+
+impl std::ops::Deref for Records {
+    type Target = [Arc<Recorded>];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl From<Vec<Recorded>> for Records {
+    fn from(records: Vec<Recorded>) -> Self {
+        Self(records.into_iter().map(Arc::new).collect())
+    }
+}
+
+impl From<&[Arc<Recorded>]> for Records {
+    fn from(records: &[Arc<Recorded>]) -> Self {
+        Self(records.into())
+    }
 }

@@ -9,7 +9,7 @@ use muster_protocol::text::printable;
 use muster_protocol::units::{Amount, Span};
 use rhai::{Array, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, Position};
 
-use super::call::{HostCall, Recorded, Reply, Step, StepOptions, Undo};
+use super::call::{HostCall, Recorded, Records, Reply, Step, StepOptions, Undo};
 use super::nodes::{self, Cast, Nodes};
 use super::outcome::{self, Came, StepReply};
 use crate::plain::{self, Secret};
@@ -50,7 +50,7 @@ pub(super) enum Stop {
 pub(super) struct Pass {
     pub(super) cast: Arc<Cast>,
     pub(super) sets: BTreeMap<String, Nodes>,
-    pub(super) records: Arc<[Recorded]>,
+    pub(super) records: Records,
     pub(super) inline: Inline,
     /// By the place of the `on` that it takes back.
     pub(super) undos: Arc<BTreeMap<(usize, usize), String>>,
@@ -101,18 +101,18 @@ fn ask(context: &NativeCallContext<'_>, call: HostCall) -> Said<(u64, Reply)> {
     pass.next += 1;
     let recorded = usize::try_from(number)
         .ok()
-        .and_then(|index| pass.records.get(index).cloned());
+        .and_then(|index| pass.records.get(index).map(Arc::clone));
     let reply = if let Some(recorded) = recorded {
         if recorded.hash != call.hash() {
             pass.stop = Some(Stop::Diverged {
                 number,
-                recorded: recorded.call,
+                recorded: recorded.call.clone(),
                 found: call.name().to_owned(),
                 at,
             });
             return Err(unwind(at));
         }
-        recorded.reply
+        recorded.reply.clone()
     } else {
         let inline = Arc::clone(&pass.inline);
         let Some(reply) = inline(number, &call) else {

@@ -16,7 +16,7 @@ mod nodes;
 mod outcome;
 mod turn;
 
-pub use call::{ArgsHash, HostCall, Recorded, Reply, Step, StepOptions, Undo};
+pub use call::{ArgsHash, HostCall, Recorded, Records, Reply, Step, StepOptions, Undo};
 pub use nodes::{Member, Nodes, spread};
 pub use outcome::{NodeReply, StepReply};
 pub use turn::{Input, Program, Turn, turn};

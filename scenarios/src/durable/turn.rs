@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use rhai::{AST, ASTNode, CallFnOptions, Dynamic, Engine, EvalAltResult, Expr, Position, Scope};
 use serde_json::{Map, Value};
 
-use super::call::{HostCall, Recorded, Reply, Undo};
+use super::call::{HostCall, Recorded, Records, Reply, Undo};
 use super::host::{Carried, Inline, Pass, Stop, register};
 use super::nodes::{Cast, Member, Nodes};
 use crate::engine::{self, Limits, engine, parse};
@@ -158,7 +158,7 @@ pub enum Turn {
 pub fn turn(
     program: &Program,
     input: &Input,
-    records: Arc<[Recorded]>,
+    records: Records,
     inline: impl Fn(u64, &HostCall) -> Option<Reply> + Send + Sync + 'static,
     stopped: impl Fn() -> bool + Send + Sync + 'static,
 ) -> (Turn, Vec<Recorded>) {
@@ -172,7 +172,7 @@ pub fn turn(
 fn pass(
     program: &Program,
     input: &Input,
-    records: Arc<[Recorded]>,
+    records: Records,
     inline: Inline,
 ) -> (Turn, Vec<Recorded>) {
     let cast = Arc::new(Cast::new(&input.sets));

@@ -186,7 +186,9 @@ fn main(
         let mut world = inside.lock().unwrap_or_else(PoisonError::into_inner);
         Some(world.answer(number, call))
     };
-    let (turn, _) = durable::turn(program, &input, Arc::from([]), inline, || false);
+    let (turn, _) = durable::turn(program, &input, durable::Records::default(), inline, || {
+        false
+    });
     Ok(match turn {
         Turn::Done(value) => (None, value, Vec::new()),
         Turn::Failed { fault, undo } => {

@@ -10,6 +10,8 @@ use crate::nats::testing::TestServer;
 use crate::runs::tests::node::{Node, Script};
 use crate::testing::{TestBroker, TestNode, config_for, state_for, wait_for};
 
+mod stored;
+
 struct World {
     broker: TestBroker,
     nodes: Vec<Node>,
@@ -20,10 +22,14 @@ struct World {
 
 impl World {
     async fn new(names: &[&str], confirm_above: u32) -> Self {
+        Self::with(names, |config| config.confirm_above = confirm_above).await
+    }
+
+    async fn with(names: &[&str], set: impl FnOnce(&mut crate::config::Config)) -> Self {
         let (server, dir) = (TestServer::start().await, tempfile::tempdir().unwrap());
         state_for(&server, dir.path());
         let mut config = config_for(&server, dir.path());
-        config.confirm_above = confirm_above;
+        set(&mut config);
         config.retention.bytes = muster_protocol::units::Size::new(8 << 20);
         let mut broker = TestBroker::begin(config).await;
         broker.wait_active().await;

@@ -124,8 +124,8 @@ fn what_the_scenario_says_counts_unless_the_request_says_otherwise() {
     assert_eq!(
         serde_json::to_value(options).expect("json"),
         json!({
-            "timeout": "2m", "deliver_within": "15s", "batch": "25%", "max_failures": 1,
-            "max_failures_by": {"rack": 0}, "retry": 3, "wait_down": false, "output_bytes": 1 << 20,
+            "timeout": "2m", "deliver_within": "15s", "batch": "25%", "max_failures": "1",
+            "max_failures_by": {"rack": "0"}, "retry": 3, "wait_down": false, "output_bytes": 1 << 20,
         })
     );
     assert_eq!(
@@ -133,13 +133,13 @@ fn what_the_scenario_says_counts_unless_the_request_says_otherwise() {
         json!({"approvals": 2, "locks": ["deploy"], "windows": ["* 22 * * *"]})
     );
     let asked = json!({
-        "batch": 1, "max_failures": "50%", "max_failures_by": {}, "retry": 0, "timeout": "1s",
+        "batch": "1", "max_failures": "50%", "max_failures_by": {}, "retry": 0, "timeout": "1s",
     });
     let run = frozen(UPGRADE, asked).expect("frozen");
     assert_eq!(
         serde_json::to_value(&run.spec.options).expect("json"),
         json!({
-            "timeout": "1s", "deliver_within": "15s", "batch": 1, "max_failures": "50%",
+            "timeout": "1s", "deliver_within": "15s", "batch": "1", "max_failures": "50%",
             "wait_down": false, "output_bytes": 1 << 20,
         })
     );
@@ -182,7 +182,13 @@ fn every_mistake_in_parameters_is_said_at_once() {
     let problem = error.expect_err("refused").problem();
     insta::assert_snapshot!(
         format!("{}\n{}\n{}", problem.title, problem.detail.expect("all"), problem.hint.expect("what to do")),
-        @""
+        @r"
+    3 parameters of `web-upgrade` do not fit; nothing was run
+    version: `; rm -rf /` does not match ^[0-9][0-9.]*$; package version
+    count: `9` is above the most, 5
+    vresion: there is no such parameter; did you mean `version`?
+    muster scenario show web-upgrade says what it takes
+    "
     );
     // A text is read as a person writes it.
     let run = frozen(UPGRADE, json!({"params": {"version": "2", "count": "5"}}));
@@ -279,10 +285,10 @@ fn a_secret_goes_to_no_node_that_may_have_chosen_itself() {
 
 #[test]
 fn an_amount_that_makes_no_sense_is_refused() {
-    let many: BTreeMap<String, u32> = (0..17).map(|n| (format!("l{n}"), 1)).collect();
+    let many: BTreeMap<String, &str> = (0..17).map(|n| (format!("l{n}"), "1")).collect();
     for more in [
         json!({"retry": 11}),
-        json!({"batch": 0}),
+        json!({"batch": "0"}),
         json!({"timeout": "8d"}),
         json!({"max_failures_by": many}),
     ] {

@@ -344,7 +344,7 @@ async fn nobody_makes_up_a_run_or_brings_one_back_that_was_removed() {
     };
     let lacks = world.engine().lacks(Serial(1), &[mark]).await;
     assert_eq!(lacks, Some(false));
-    let (runs, _) = world.engine().list(None, 10).expect("listed");
+    let (runs, _) = world.engine().list(None, 10, false).expect("listed");
     assert!(runs.is_empty(), "{runs:?}");
 }
 

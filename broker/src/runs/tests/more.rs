@@ -256,6 +256,7 @@ async fn the_server_says_at_once_that_a_node_is_gone_and_that_it_is_back() {
         journals: crate::presence::Journals::in_memory(),
         past: crate::twin::Past::unbroken(),
         connections: Some((server.system().await, server.keys.account_key())),
+        library: None,
         // No heartbeat is missed for minutes.
         settings: bus::Settings {
             beat_every: Some(Span::from_secs(60)),

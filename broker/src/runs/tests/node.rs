@@ -11,10 +11,11 @@ use futures_util::StreamExt as _;
 use futures_util::stream::select_all;
 use muster_protocol::PROTOCOL_VERSION;
 use muster_protocol::envelope::{
-    Ask, Gate, HighWater, Incoming, KEY_HEADER, Request, SIGNATURE_HEADER,
+    Ask, Gate, HighWater, Incoming, KEY_HEADER, Mode, Request, SIGNATURE_HEADER,
 };
 use muster_protocol::ids::{InstanceId, RequestId, Serial};
 use muster_protocol::keys::KeyList;
+use muster_protocol::note::Digest;
 use muster_protocol::run::{NodeResult, Outcome, Stream};
 use muster_protocol::subject::{
     ALL, NodeSays, inbox_prefix, label_subject, node_subject, role_subject,
@@ -42,6 +43,9 @@ pub(crate) enum Script {
         chunks: Vec<Vec<u8>>,
         lost: Vec<u32>,
     },
+    /// Ends it at once: each function with the outcome that is named here,
+    /// else well.
+    Functions(HashMap<String, Outcome>),
     /// Says that it runs, and ends when it is released or cancelled.
     Hold,
     /// Says nothing, ever.
@@ -53,6 +57,8 @@ pub(crate) enum Script {
 pub(crate) struct Log {
     /// Calls that it executed.
     pub(crate) executed: Vec<RequestId>,
+    /// The functions that it executed, with what they were given.
+    pub(crate) called: Vec<String>,
     /// Copies of calls that came.
     pub(crate) copies: u32,
     /// Copies that are dropped before anything else.
@@ -378,10 +384,31 @@ impl Shared {
             None => {}
         }
         self.state.lock().unwrap().done.insert(id, None);
-        self.log.lock().unwrap().executed.push(id);
+        {
+            let mut log = self.log.lock().unwrap();
+            log.executed.push(id);
+            if let Ask::Call(call) = &request.ask {
+                log.called
+                    .push(format!("{} {}", call.function, call.params));
+            }
+        }
         let mut result = NodeResult::new(self.serial, Outcome::Succeeded, "");
         result.reason = None;
         result.exit = Some(0);
+        if let Ask::Call(call) = &request.ask {
+            if call.mode == Mode::Check {
+                result.digest = Some(Digest::NOTHING);
+            }
+            // It would change nothing, whatever it is asked to.
+            if call
+                .expect
+                .get(self.serial)
+                .is_some_and(|d| d != Digest::NOTHING)
+            {
+                result.outcome = Outcome::Declined;
+                result.reason = Some("drifted: it would change nothing".into());
+            }
+        }
         match script {
             Script::Quick(outcome, output) => {
                 result.outcome = outcome;
@@ -389,6 +416,20 @@ impl Shared {
                     result.reason = Some("as scripted".into());
                 }
                 self.end(id, result, vec![output], Vec::new());
+            }
+            Script::Functions(outcomes) => {
+                let Ask::Call(call) = &request.ask else {
+                    return;
+                };
+                result.outcome = outcomes
+                    .get(call.function.as_str())
+                    .copied()
+                    .unwrap_or(Outcome::Succeeded);
+                if result.outcome != Outcome::Succeeded {
+                    result.reason = Some("as scripted".into());
+                }
+                let said = format!("{} on {}\n", call.function, self.serial);
+                self.end(id, result, vec![said.into_bytes()], Vec::new());
             }
             Script::Chunks { chunks, lost } => {
                 for (number, chunk) in (0u32..).zip(&chunks) {

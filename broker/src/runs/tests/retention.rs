@@ -165,7 +165,7 @@ async fn a_run_that_was_removed_is_not_known_any_more() {
     assert_eq!(world.stored(run).await, (0, 0));
     for _ in 0..2 {
         assert!(world.engine().lookup(&run.to_string()).is_err());
-        let (list, _) = world.engine().list(None, 10).expect("a list");
+        let (list, _) = world.engine().list(None, 10, false).expect("a list");
         assert_eq!(list.iter().map(|b| b.id).collect::<Vec<_>>(), [other]);
         world.restart(2).await;
     }
@@ -225,7 +225,7 @@ async fn a_run_whose_removal_was_cut_off_is_never_run_again() {
         .expect("purged");
 
     world.restart(2).await;
-    let (list, _) = world.engine().list(None, 10).expect("a list");
+    let (list, _) = world.engine().list(None, 10, false).expect("a list");
     assert_eq!(list.iter().map(|b| b.id).collect::<Vec<_>>(), [kept]);
     assert_eq!(world.engine().open_runs(), 0);
     world.engine().remove_leftovers(AGE).await.expect("removed");

@@ -1,0 +1,1106 @@
+//! What the task of a run with a `main` does where others send.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use muster_protocol::ids::{RunId, Serial};
+use muster_protocol::names::PrincipalName;
+use muster_protocol::run::{
+    CallState, Flow, MainEnd, PartOf, Record, RunEnd, RunEvent, RunPhase, RunState, StepCall,
+    StepEnd, Wanted, Wish,
+};
+use muster_protocol::text::printable;
+use muster_protocol::units::{Timestamp, after, elapsed};
+use muster_scenarios::durable::{HostCall, Reply, Step, StepReply, Turn, Undo};
+use serde_json::{Map, Value};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::super::journal::JournalError;
+use super::super::task::Task;
+use super::parts::{Part, PartError, caller};
+use super::records::{Told, cut, read};
+use super::stage::{Another, Score, StageError};
+use super::turn::{Begin, Turned, World, begin, input};
+use crate::events::Once;
+use super::{LONGEST, MOST_CALLS, MOST_DEEP, MOST_REPLY, MOST_TOLD, part_id, reply};
+
+/// Pause before something is tried again that could not be done.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The same when it is nothing that heals quickly.
+const LONG_PAUSE: Duration = Duration::from_secs(30);
+/// How often a run that waits for a moment looks at the clock, which people
+/// may set.
+const LOOK: Duration = Duration::from_secs(60);
+/// What a `main` was told is kept in memory while it waits if it has at most
+/// so many bytes.
+const KEPT: u64 = 64 * 1024;
+/// Bytes of calls that were answered at once in one event.
+const PAGE: usize = 256 * 1024;
+/// The longest error in the journal, in characters.
+const ERROR: usize = 4_000;
+/// The longest answer, in bytes.
+const ANSWER: usize = 16 * 1024;
+
+/// Why an answer is not taken.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum AnswerError {
+    /// Nothing is asked.
+    #[error("run {0} asks nothing now")]
+    NotAsked(String),
+    /// It is none of those that are allowed.
+    #[error("`{text}` is no answer to that; there are: {}", .allowed.join(", "))]
+    NotAllowed {
+        /// What was said.
+        text: String,
+        /// What can be.
+        allowed: Vec<String>,
+    },
+    /// It is too long.
+    #[error("an answer has at most {ANSWER} bytes")]
+    TooLong,
+}
+
+/// The state after an answer.
+pub(in crate::runs) type Answered = Result<Arc<RunState>, AnswerError>;
+
+/// What is in memory of a run with a `main`. All of it can be had again.
+pub(in crate::runs) struct Conductor {
+    to: mpsc::UnboundedSender<Turned>,
+    from: mpsc::UnboundedReceiver<Turned>,
+    /// A turn is under way; set it to end that.
+    turning: Option<Arc<AtomicBool>>,
+    /// What the open call is.
+    wanted: Option<HostCall>,
+    /// What is to be taken back, newest first.
+    undo: Option<Vec<Undo>>,
+    /// Why the script must not go on.
+    diverged: Option<String>,
+    told: Option<Told>,
+    /// Since the run cannot go on: until when it waits, and why.
+    stuck: Option<(Instant, String)>,
+    /// What was said of that.
+    alarmed: bool,
+    /// Questions of which was told.
+    asked: BTreeSet<u64>,
+    /// When to look again.
+    wake: Option<Instant>,
+}
+
+impl Conductor {
+    /// One that has done nothing yet.
+    pub(in crate::runs) fn new() -> Self {
+        let (to, from) = mpsc::unbounded_channel();
+        Self {
+            to,
+            from,
+            turning: None,
+            wanted: None,
+            undo: None,
+            diverged: None,
+            told: None,
+            stuck: None,
+            alarmed: false,
+            asked: BTreeSet::new(),
+            wake: None,
+        }
+    }
+
+    /// When the run has to look again, if it waits for the clock.
+    pub(in crate::runs) fn wake(&self) -> Option<Instant> {
+        self.wake
+    }
+
+    /// The end of a turn; never when there is no `main`.
+    pub(in crate::runs) async fn turned(this: &mut Option<Box<Self>>) -> Turned {
+        match this {
+            // It holds a sender of its own, so that there is always one more.
+            Some(this) => match this.from.recv().await {
+                Some(turned) => turned,
+                None => std::future::pending().await,
+            },
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Hears what was written down.
+    pub(in crate::runs) fn heard(&mut self, event: &RunEvent) {
+        if let Some(told) = &mut self.told
+            && let Err(error) = told.take(event)
+        {
+            tracing::error!(%error, "what was written down cannot be read");
+            self.told = None;
+        }
+    }
+
+    /// Somebody has cancelled the run: the script does not go on.
+    pub(in crate::runs) fn stop(&mut self) {
+        if let Some(turning) = &self.turning {
+            turning.store(true, Ordering::Relaxed);
+        }
+        self.stuck = None;
+    }
+}
+
+impl Task {
+    fn conductor(&mut self) -> &mut Conductor {
+        self.main.get_or_insert_with(|| Box::new(Conductor::new()))
+    }
+
+    pub(super) fn flow(&self) -> &Flow {
+        self.state
+            .flow
+            .as_ref()
+            .expect("only a run with a `main` is conducted")
+    }
+
+    /// Goes on with `main`. Whether something was written down: then the
+    /// state has to be asked again.
+    pub(in crate::runs) async fn conduct(&mut self) -> Result<bool, JournalError> {
+        self.conductor().wake = None;
+        if let Some((until, _)) = &self.conductor().stuck
+            && Instant::now() < *until
+        {
+            let until = *until;
+            self.conductor().wake = Some(until);
+            return Ok(false);
+        }
+        let flow = self.flow();
+        if flow.ended.is_some() {
+            return self.take_back().await;
+        }
+        match flow.open() {
+            Some(open) => {
+                let open = open.clone();
+                self.serve(open).await
+            }
+            // Nobody has begun with it, so there is nothing to ask the script.
+            None if self.state.phase == RunPhase::Cancelling && flow.answered == 0 => {
+                self.main_ended(MainEnd::Cancelled, Vec::new()).await?;
+                Ok(true)
+            }
+            None if self.state.phase == RunPhase::Paused => Ok(false),
+            None => {
+                self.let_run().await;
+                Ok(false)
+            }
+        }
+    }
+
+    /// The run cannot go on now.
+    fn stuck(&mut self, why: String, pause: Duration) {
+        tracing::warn!(why, "a run's main cannot go on now");
+        self.say_stalled(Some(why.clone()));
+        let until = Instant::now() + pause;
+        let this = self.conductor();
+        this.stuck = Some((until, why));
+        this.wake = Some(until);
+    }
+
+    fn unstuck(&mut self) {
+        if self.conductor().stuck.take().is_some() {
+            self.say_stalled(None);
+        }
+    }
+
+    /// The scenario, or a reason to wait.
+    pub(super) async fn score(&mut self) -> Option<Arc<Score>> {
+        let shared = Arc::clone(&self.engine.0);
+        match shared.stages.score(self.state.spec.bundle).await {
+            Ok(score) => Some(score),
+            Err(error @ StageError::NoAnswer(_)) => {
+                self.stuck(error.to_string(), PAUSE);
+                None
+            }
+            Err(error) => {
+                self.cannot_go_on(error.to_string()).await;
+                None
+            }
+        }
+    }
+
+    /// The run cannot go on, and only people can change that. One that was
+    /// cancelled ends as it is.
+    async fn cannot_go_on(&mut self, why: String) {
+        self.alarm(format!(
+            "it cannot go on: {why}; it is tried again, or cancel it"
+        ))
+        .await;
+        if self.state.phase == RunPhase::Cancelling {
+            self.conductor().diverged = Some(format!("nothing was taken back: {why}"));
+        }
+        self.stuck(why, LONG_PAUSE);
+        if self.state.phase == RunPhase::Cancelling {
+            let now = Instant::now();
+            let this = self.conductor();
+            this.stuck = Some((now, String::new()));
+            this.wake = Some(now);
+        }
+    }
+
+    /// Tells people once that a run waits for them.
+    async fn alarm(&mut self, text: String) {
+        if std::mem::replace(&mut self.conductor().alarmed, true) {
+            return;
+        }
+        let (short, title) = (self.short(), printable(&self.state.spec.title, 80));
+        let text = format!("run {short} ({title}): {text}");
+        let events = self.engine.0.events.clone();
+        events.emit("alarm.run-stuck", &short, text).await;
+    }
+
+    /// What the run cannot do now it does in a moment.
+    pub(super) fn wait_a_moment(&mut self, why: String) {
+        self.stuck(why, PAUSE);
+    }
+
+    /// Why what the run did cannot be taken back, if so.
+    pub(super) fn undo_lost(&mut self) -> Option<String> {
+        self.conductor().diverged.clone()
+    }
+
+    /// What is to be taken back, once the script has said it.
+    pub(super) fn undo_list(&mut self) -> Option<Vec<Undo>> {
+        self.conductor().undo.clone()
+    }
+
+    /// Lets the script run from its top, if it does not already.
+    pub(super) async fn let_run(&mut self) {
+        if self.conductor().turning.is_some() {
+            return;
+        }
+        let Some(score) = self.score().await else {
+            return;
+        };
+        if self.conductor().told.is_none() {
+            let shared = Arc::clone(&self.engine.0);
+            match read(&shared.js, self.run, self.first()).await {
+                Ok(told) => self.conductor().told = Some(told),
+                Err(error) => {
+                    self.stuck(error.to_string(), PAUSE);
+                    return;
+                }
+            }
+        }
+        self.unstuck();
+        let flow = self.flow();
+        let live =
+            self.state.phase == RunPhase::Running && flow.ended.is_none() && flow.open().is_none();
+        let logged = flow.logged();
+        let stop = Arc::new(AtomicBool::new(false));
+        let records = self.conductor().told.as_ref().map(Told::records);
+        let turn = Begin {
+            score,
+            input: input(&self.state),
+            records: records.unwrap_or_default(),
+            live,
+            logged,
+            stop: Arc::clone(&stop),
+        };
+        let shared = Arc::clone(&self.engine.0);
+        let world = World::new(&shared, &self.state);
+        let this = self.conductor();
+        this.turning = Some(stop);
+        begin(&shared, world, turn, this.to.clone());
+    }
+
+    /// Takes what came of a turn.
+    pub(in crate::runs) async fn turned(&mut self, turned: Turned) -> Result<(), JournalError> {
+        self.conductor().turning = None;
+        let at = Timestamp::now();
+        let ended = self.flow().ended.is_some();
+        if turned.live && !ended {
+            for records in pages(turned.fresh) {
+                let from = self.flow().answered;
+                self.store(RunEvent::Recorded { from, records, at }).await?;
+            }
+        }
+        match turned.turn {
+            Turn::Wants {
+                number,
+                call,
+                at,
+                undo,
+            } => {
+                let line = at.and_then(|at| u32::try_from(at.line).ok());
+                self.wants(number, call, line, undo).await
+            }
+            Turn::Done(value) if !ended => {
+                self.main_ended(MainEnd::Done { value }, Vec::new()).await
+            }
+            Turn::Failed { fault, undo } if !ended => {
+                let end = if self.state.phase == RunPhase::Cancelling {
+                    MainEnd::Cancelled
+                } else {
+                    let error = printable_lines(&fault.to_string());
+                    MainEnd::Failed { error }
+                };
+                self.main_ended(end, undo).await
+            }
+            Turn::Failed { undo, .. } => {
+                self.conductor().undo = Some(undo);
+                Ok(())
+            }
+            // It was failed or cancelled, and comes to another end now.
+            Turn::Done(_) => {
+                self.conductor().undo = Some(Vec::new());
+                Ok(())
+            }
+            Turn::Diverged { fault, .. } => self.diverged(fault.to_string()).await,
+            Turn::Stopped => Ok(()),
+            Turn::Broken(why) => {
+                self.cannot_go_on(why).await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn diverged(&mut self, error: String) -> Result<(), JournalError> {
+        let flow = self.flow();
+        if flow.ended.is_some() {
+            // It has ended; what it did cannot be taken back any more.
+            self.conductor().diverged = Some(error);
+            return Ok(());
+        }
+        let error = printable_lines(&error);
+        if flow.open().is_some() {
+            // What is under way is ended first.
+            self.conductor().diverged = Some(error);
+            return Ok(());
+        }
+        self.main_ended(MainEnd::Diverged { error }, Vec::new())
+            .await
+    }
+
+    pub(super) async fn main_ended(
+        &mut self,
+        end: MainEnd,
+        undo: Vec<Undo>,
+    ) -> Result<(), JournalError> {
+        self.conductor().undo = Some(undo);
+        self.conductor().wanted = None;
+        let at = Timestamp::now();
+        self.store(RunEvent::MainEnded { end, at }).await
+    }
+
+    /// The script wants something.
+    async fn wants(
+        &mut self,
+        number: u64,
+        call: HostCall,
+        line: Option<u32>,
+        undo: Vec<Undo>,
+    ) -> Result<(), JournalError> {
+        let flow = self.flow();
+        if flow.ended.is_some() {
+            self.conductor().undo = Some(undo);
+            return Ok(());
+        }
+        if let Some(open) = flow.open() {
+            if open.number == number && open.hash == call.hash().to_string() {
+                self.conductor().wanted = Some(call);
+                return Ok(());
+            }
+            let error = format!(
+                "call {number} is `{}` with other arguments than the first time, or another call; the run is \
+                 stopped: nobody knows what it would do",
+                call.name()
+            );
+            return self.diverged(error).await;
+        }
+        let phase = self.state.phase;
+        if phase == RunPhase::Cancelling {
+            return self.main_ended(MainEnd::Cancelled, undo).await;
+        }
+        if phase != RunPhase::Running || number != flow.answered {
+            // It is asked again when the run goes on.
+            return Ok(());
+        }
+        if let Some(error) = self.too_much() {
+            return self.main_ended(MainEnd::Failed { error }, undo).await;
+        }
+        let hash = call.hash().to_string();
+        let wanted = match self.wanted(number, &hash, &call) {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                let reply = serde_json::to_value(Reply::Error(error)).unwrap_or_default();
+                let record = Record {
+                    call: call.name().to_owned(),
+                    hash,
+                    reply,
+                    log: None,
+                };
+                let (records, at) = (vec![record], Timestamp::now());
+                return self
+                    .store(RunEvent::Recorded {
+                        from: number,
+                        records,
+                        at,
+                    })
+                    .await;
+            }
+        };
+        let event = RunEvent::Called {
+            number,
+            call: call.name().to_owned(),
+            hash,
+            line,
+            wanted,
+            at: Timestamp::now(),
+        };
+        self.store(event).await?;
+        self.conductor().wanted = Some(call);
+        Ok(())
+    }
+
+    /// Why a `main` may do nothing more.
+    fn too_much(&mut self) -> Option<String> {
+        if self.flow().answered >= MOST_CALLS {
+            return Some(format!(
+                "the scenario has made {MOST_CALLS} calls, and may make no more"
+            ));
+        }
+        let told = self.conductor().told.as_ref().map_or(0, Told::bytes);
+        if told > MOST_TOLD {
+            let most = MOST_TOLD >> 20;
+            return Some(format!(
+                "the scenario was told more than {most} MiB by its steps"
+            ));
+        }
+        let age = elapsed(self.state.spec.created, Timestamp::now());
+        (age > LONGEST).then(|| {
+            let days = LONGEST.as_secs() / 86_400;
+            format!("the run is older than {days} days")
+        })
+    }
+
+    /// What a call waits for; an error that the script is told at once.
+    fn wanted(&self, number: u64, hash: &str, call: &HostCall) -> Result<Wanted, String> {
+        let step = |(part, step): (u32, &Step)| {
+            let strange = step
+                .nodes
+                .iter()
+                .find(|s| !self.state.nodes.contains_key(s));
+            if let Some(serial) = strange {
+                return Err(format!("node {serial} is in no set of the run"));
+            }
+            Ok(StepCall {
+                run: part_id(self.run, number, part, hash, false),
+                function: step.function.clone(),
+                nodes: step.nodes.clone(),
+            })
+        };
+        Ok(match call {
+            HostCall::On(one) | HostCall::TryOn(one) => Wanted::Steps {
+                steps: vec![step((0, one))?],
+            },
+            HostCall::Parallel { steps } => Wanted::Steps {
+                steps: (0..).zip(steps).map(step).collect::<Result<_, _>>()?,
+            },
+            HostCall::Sleep { span } => Wanted::Until {
+                at: after(Timestamp::now(), span.get()),
+            },
+            HostCall::Ask { question, answers } => Wanted::Answer {
+                question: question.clone(),
+                answers: answers.clone(),
+            },
+            HostCall::RunScenario { scenario, .. } => {
+                let callers = self.engine.callers_of(&self.state);
+                if callers.contains(scenario) {
+                    let chain: Vec<&str> = callers.iter().map(|name| name.as_str()).collect();
+                    return Err(format!(
+                        "`{scenario}` would run itself: {} → {scenario}",
+                        chain.join(" → ")
+                    ));
+                }
+                if callers.len() >= MOST_DEEP {
+                    return Err(format!(
+                        "scenarios call each other at most {MOST_DEEP} deep"
+                    ));
+                }
+                Wanted::Scenario {
+                    run: part_id(self.run, number, 0, hash, false),
+                    scenario: scenario.clone(),
+                }
+            }
+            _ => Wanted::Nothing,
+        })
+    }
+
+    /// Does what the open call waits for, as far as that can be done now.
+    async fn serve(&mut self, open: CallState) -> Result<bool, JournalError> {
+        if let Some(error) = self.conductor().diverged.clone() {
+            if !self.all_ended(&open.wanted) {
+                return Ok(false);
+            }
+            self.main_ended(MainEnd::Diverged { error }, Vec::new())
+                .await?;
+            return Ok(true);
+        }
+        let cancelled = (self.state.phase == RunPhase::Cancelling).then(|| {
+            let by = self.state.cancelled_by.as_ref();
+            by.map_or_else(|| "somebody".to_owned(), ToString::to_string)
+        });
+        match (&open.wanted, cancelled) {
+            (Wanted::Steps { steps }, cancelled) => self.serve_steps(&open, steps, cancelled).await,
+            (Wanted::Scenario { run, .. }, cancelled) => {
+                self.serve_scenario(&open, *run, cancelled).await
+            }
+            (_, Some(by)) => {
+                let reply = Reply::Error(format!("{by} cancelled the run"));
+                self.answered(open.number, reply, Vec::new(), None).await?;
+                Ok(true)
+            }
+            (Wanted::Until { .. } | Wanted::Nothing, None)
+                if self.state.phase == RunPhase::Paused =>
+            {
+                Ok(false)
+            }
+            (Wanted::Until { at }, None) => {
+                let left = elapsed(Timestamp::now(), *at);
+                if left.is_zero() {
+                    let reply = Reply::Value(Value::Null);
+                    self.answered(open.number, reply, Vec::new(), None).await?;
+                    return Ok(true);
+                }
+                self.rest();
+                self.conductor().wake = Some(Instant::now() + left.min(LOOK));
+                Ok(false)
+            }
+            (Wanted::Answer { question, answers }, None) => {
+                self.tell_question(open.number, question, answers).await;
+                self.rest();
+                Ok(false)
+            }
+            (Wanted::Nothing, None) => self.serve_at_once(&open).await,
+        }
+    }
+
+    /// While it waits for long, a run keeps little in memory.
+    fn rest(&mut self) {
+        let this = self.conductor();
+        if this.told.as_ref().is_some_and(|told| told.bytes() > KEPT) {
+            this.told = None;
+        }
+    }
+
+    /// Ends what a call has under way; whether all of it has ended.
+    fn all_ended(&mut self, wanted: &Wanted) -> bool {
+        let runs: Vec<RunId> = match wanted {
+            Wanted::Steps { steps } => steps.iter().map(|step| step.run).collect(),
+            Wanted::Scenario { run, .. } => vec![*run],
+            _ => Vec::new(),
+        };
+        self.end_parts(&runs)
+    }
+
+    /// Asks for the end of these parts; whether none is under way.
+    fn end_parts(&mut self, runs: &[RunId]) -> bool {
+        let by = self.state.cancelled_by.clone();
+        let by = by.unwrap_or_else(|| self.state.spec.principal.clone());
+        let mut ended = true;
+        for run in runs {
+            if let Part::Open(phase) = self.engine.part(*run) {
+                ended = false;
+                if phase != RunPhase::Cancelling {
+                    self.engine.end_part(*run, by.clone());
+                }
+            }
+        }
+        ended
+    }
+
+    /// A part waits when the whole does, and goes on with it.
+    pub(super) fn hand_on(&self, run: RunId, phase: RunPhase) {
+        let by = || self.state.spec.principal.clone();
+        let wish = match (self.state.phase, phase) {
+            (RunPhase::Paused, RunPhase::Running | RunPhase::Waiting) => Wish::Pause,
+            (RunPhase::Running | RunPhase::Cancelling, RunPhase::Paused) => Wish::Resume,
+            _ => return,
+        };
+        let by = self.state.paused_by.clone().unwrap_or_else(by);
+        self.engine.wish_part(run, wish, by);
+    }
+
+    async fn serve_steps(
+        &mut self,
+        open: &CallState,
+        steps: &[StepCall],
+        cancelled: Option<String>,
+    ) -> Result<bool, JournalError> {
+        let runs: Vec<RunId> = steps.iter().map(|step| step.run).collect();
+        let is = |wanted: Part| {
+            let begun = steps.iter().filter(|step| !step.nodes.is_empty());
+            let of = begun.filter(|step| self.engine.part(step.run) == wanted);
+            of.map(|step| step.run).collect::<BTreeSet<RunId>>()
+        };
+        let missing = is(Part::Missing);
+        if cancelled.is_some() {
+            if !self.end_parts(&runs) {
+                return Ok(false);
+            }
+        } else if !missing.is_empty() && self.state.phase == RunPhase::Paused {
+            return Ok(false);
+        } else if !missing.is_empty() {
+            // What it is called with is not in the journal: the script says it
+            // again.
+            let Some(call) = self.conductor().wanted.clone() else {
+                self.let_run().await;
+                return Ok(false);
+            };
+            if !self.make_steps(open, steps, &call, &missing).await? {
+                return Ok(false);
+            }
+        }
+        // Each of them wakes this run when it ends.
+        let mut left = false;
+        for step in steps.iter().filter(|step| !step.nodes.is_empty()) {
+            match self.engine.part(step.run) {
+                Part::Open(phase) => {
+                    self.hand_on(step.run, phase);
+                    left = true;
+                }
+                Part::Missing => left |= cancelled.is_none(),
+                Part::Ended => {}
+            }
+        }
+        if left {
+            return Ok(false);
+        }
+        let why = cancelled.map(|by| format!("not started: {by} cancelled the run"));
+        let Some((replies, ends)) = self.step_replies(steps, why.as_deref()).await else {
+            return Ok(false);
+        };
+        let reply = if open.call == "parallel" {
+            Reply::Steps(replies)
+        } else {
+            Reply::Step(replies.into_iter().next().unwrap_or_default())
+        };
+        self.answered(open.number, reply, ends, None).await?;
+        Ok(true)
+    }
+
+    /// Makes the steps that are not there. Whether the others can be looked
+    /// at: not when one of them could not be made now.
+    async fn make_steps(
+        &mut self,
+        open: &CallState,
+        steps: &[StepCall],
+        call: &HostCall,
+        missing: &BTreeSet<RunId>,
+    ) -> Result<bool, JournalError> {
+        let asked: Vec<&Step> = match call {
+            HostCall::On(step) | HostCall::TryOn(step) => vec![step],
+            HostCall::Parallel { steps } => steps.iter().collect(),
+            _ => Vec::new(),
+        };
+        for ((part, step), is) in (0..).zip(steps).zip(asked) {
+            if !missing.contains(&step.run) {
+                continue;
+            }
+            let part_of = PartOf {
+                run: self.run,
+                call: open.number,
+                part,
+                undo: false,
+            };
+            if let Err(error) = self.make(step.run, part_of, is, true).await {
+                if error.passes() {
+                    self.stuck(error.to_string(), PAUSE);
+                    return Ok(false);
+                }
+                // The script is told, and what is under way is ended.
+                let runs: Vec<RunId> = steps.iter().map(|step| step.run).collect();
+                if self.end_parts(&runs) {
+                    let why = error.to_string();
+                    let never = steps.iter().map(|step| {
+                        let result = |serial| {
+                            let skipped = muster_protocol::run::Outcome::Skipped;
+                            muster_protocol::run::NodeResult::new(serial, skipped, why.clone())
+                        };
+                        reply::end(step.nodes.iter().map(result), Some(why.clone()))
+                    });
+                    let ends = never.collect();
+                    self.answered(open.number, Reply::Error(why), ends, None)
+                        .await?;
+                }
+                return Ok(false);
+            }
+        }
+        self.unstuck();
+        Ok(true)
+    }
+
+    pub(super) async fn make(
+        &mut self,
+        run: RunId,
+        part_of: PartOf,
+        step: &Step,
+        budgets: bool,
+    ) -> Result<(), PartError> {
+        let engine = self.engine.clone();
+        let frozen = engine.step_run(&self.state, run, part_of, step, budgets)?;
+        engine.make_part(frozen).await
+    }
+
+    /// What the script is told of its steps; `None` when that cannot be had
+    /// now.
+    async fn step_replies(
+        &mut self,
+        steps: &[StepCall],
+        never: Option<&str>,
+    ) -> Option<(Vec<StepReply>, Vec<StepEnd>)> {
+        let all: usize = steps.iter().map(|step| step.nodes.len()).sum();
+        let (mut replies, mut ends) = (Vec::new(), Vec::new());
+        for step in steps {
+            let (told, end) = if step.nodes.is_empty() {
+                Default::default()
+            } else if let (Part::Missing, Some(why)) = (self.engine.part(step.run), never) {
+                reply::never(&step.nodes, why)
+            } else {
+                match self.came_of(step.run, reply::stdout_each(all)).await {
+                    Ok((state, stdout)) => reply::of_run(&state, stdout),
+                    Err(why) => {
+                        self.stuck(why, PAUSE);
+                        return None;
+                    }
+                }
+            };
+            replies.push(told);
+            ends.push(end);
+        }
+        self.unstuck();
+        Some((replies, ends))
+    }
+
+    /// The state of a part that has ended, and how its nodes' output began.
+    pub(super) async fn came_of(
+        &self,
+        run: RunId,
+        each: usize,
+    ) -> Result<(Arc<RunState>, BTreeMap<Serial, String>), String> {
+        let state = self.engine.state(run).await.map_err(|e| e.to_string())?;
+        if !state.phase.is_final() {
+            return Err(format!("run {run} is said to have ended, and has not"));
+        }
+        let stdout = self.engine.begun_output(&state, each).await;
+        Ok((state, stdout.map_err(|e| e.to_string())?))
+    }
+
+    async fn serve_scenario(
+        &mut self,
+        open: &CallState,
+        run: RunId,
+        cancelled: Option<String>,
+    ) -> Result<bool, JournalError> {
+        match self.engine.part(run) {
+            Part::Open(phase) => {
+                self.hand_on(run, phase);
+                if cancelled.is_some() {
+                    self.end_parts(&[run]);
+                }
+                Ok(false)
+            }
+            Part::Missing => {
+                if let Some(by) = cancelled {
+                    let reply = Reply::Error(format!("{by} cancelled the run"));
+                    self.answered(open.number, reply, Vec::new(), None).await?;
+                    return Ok(true);
+                }
+                if self.state.phase == RunPhase::Paused {
+                    return Ok(false);
+                }
+                let Some(HostCall::RunScenario { scenario, params }) =
+                    self.conductor().wanted.clone()
+                else {
+                    self.let_run().await;
+                    return Ok(false);
+                };
+                let asked = Another {
+                    caller: caller(&self.state),
+                    scenario,
+                    params,
+                    mode: self.state.spec.mode,
+                    id: run,
+                    held: self.engine.locks_above(&self.state),
+                    part_of: PartOf {
+                        run: self.run,
+                        call: open.number,
+                        part: 0,
+                        undo: false,
+                    },
+                };
+                self.begin_scenario(open.number, asked).await
+            }
+            Part::Ended => {
+                let state = match self.engine.state(run).await {
+                    Ok(state) => state,
+                    Err(error) => {
+                        self.stuck(error.to_string(), PAUSE);
+                        return Ok(false);
+                    }
+                };
+                let reply = scenario_reply(&state);
+                self.answered(open.number, reply, Vec::new(), None).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn begin_scenario(&mut self, number: u64, asked: Another) -> Result<bool, JournalError> {
+        use muster_protocol::problem::Kind;
+        let shared = Arc::clone(&self.engine.0);
+        let name = asked.scenario.clone();
+        let frozen = match shared.stages.get() {
+            Ok(stage) => stage.another(asked).await,
+            Err(error) => {
+                self.stuck(error.to_string(), PAUSE);
+                return Ok(false);
+            }
+        };
+        let refused = match frozen {
+            Ok(frozen) => match self.engine.clone().make_part(frozen).await {
+                Ok(()) => {
+                    self.unstuck();
+                    return Ok(false);
+                }
+                Err(error) if error.passes() => {
+                    self.stuck(error.to_string(), PAUSE);
+                    return Ok(false);
+                }
+                Err(error) => error.to_string(),
+            },
+            Err(problem) if problem.kind == Kind::Unavailable => {
+                self.stuck(problem.title, PAUSE);
+                return Ok(false);
+            }
+            Err(problem) => problem.title,
+        };
+        let reply = Reply::Error(format!("run_scenario {name}: {refused}"));
+        self.answered(number, reply, Vec::new(), None).await?;
+        Ok(true)
+    }
+
+    /// Calls that are done as soon as they are in the journal.
+    async fn serve_at_once(&mut self, open: &CallState) -> Result<bool, JournalError> {
+        let Some(call) = self.conductor().wanted.clone() else {
+            self.let_run().await;
+            return Ok(false);
+        };
+        let shared = Arc::clone(&self.engine.0);
+        let reply = match &call {
+            HostCall::Emit { kind, fields } => {
+                let scenario = self.state.spec.scenario.to_string();
+                // Whoever did it before and was stopped has done it with the
+                // same id.
+                let event = Once {
+                    id: format!("{}.{}", self.run, open.number),
+                    kind: format!("scenario.{kind}"),
+                    subject: scenario,
+                    text: format!("run {}", self.short()),
+                    fields: fields.clone(),
+                };
+                if let Err(error) = shared.events.try_once(event).await {
+                    self.stuck(error.to_string(), PAUSE);
+                    return Ok(false);
+                }
+                Reply::Value(Value::Null)
+            }
+            other => World::new(&shared, &self.state)
+                .answer(other)
+                .unwrap_or_else(|| {
+                    Reply::Error(format!("`{}` cannot be called here", other.name()))
+                }),
+        };
+        self.unstuck();
+        self.answered(open.number, reply, Vec::new(), None).await?;
+        Ok(true)
+    }
+
+    /// Says in the cluster's events that a person is waited for.
+    async fn tell_question(&mut self, number: u64, question: &str, answers: &[String]) {
+        if !self.conductor().asked.insert(number) {
+            return;
+        }
+        let short = self.short();
+        let choice = match answers {
+            [] => String::new(),
+            some => format!(" ({})", some.join(", ")),
+        };
+        let text = format!(
+            "{} asks: {}{choice}; muster runs answer {short} TEXT",
+            self.state.spec.scenario,
+            printable(question, 500),
+        );
+        let events = self.engine.0.events.clone();
+        let event = Once {
+            id: format!("{}.{number}.asked", self.run),
+            kind: "run.asks".to_owned(),
+            subject: short,
+            text,
+            fields: Map::new(),
+        };
+        events.once(event).await;
+    }
+
+    /// Takes a person's answer.
+    pub(in crate::runs) async fn answer_question(
+        &mut self,
+        by: PrincipalName,
+        text: String,
+        tell: oneshot::Sender<Answered>,
+    ) -> Result<(), JournalError> {
+        let open = self.state.flow.as_ref().and_then(|flow| flow.open());
+        let allowed = match (
+            self.state.phase,
+            open.map(|open| (&open.wanted, open.number)),
+        ) {
+            (
+                RunPhase::Running | RunPhase::Paused,
+                Some((Wanted::Answer { answers, .. }, number)),
+            ) => Some((answers.clone(), number)),
+            _ => None,
+        };
+        let Some((allowed, number)) = allowed else {
+            let _ = tell.send(Err(AnswerError::NotAsked(self.short())));
+            return Ok(());
+        };
+        if text.len() > ANSWER {
+            let _ = tell.send(Err(AnswerError::TooLong));
+            return Ok(());
+        }
+        if !allowed.is_empty() && !allowed.contains(&text) {
+            let text = printable(&text, 60);
+            let _ = tell.send(Err(AnswerError::NotAllowed { text, allowed }));
+            return Ok(());
+        }
+        tracing::info!(%by, "answered");
+        let reply = Reply::Value(text.clone().into());
+        self.answered(number, reply, Vec::new(), Some((by, text)))
+            .await?;
+        let _ = tell.send(Ok(Arc::new(self.state.clone())));
+        Ok(())
+    }
+
+    /// Writes down what a call returned.
+    async fn answered(
+        &mut self,
+        number: u64,
+        reply: Reply,
+        steps: Vec<StepEnd>,
+        said: Option<(PrincipalName, String)>,
+    ) -> Result<(), JournalError> {
+        let form = |reply: &Reply| serde_json::to_string(reply).expect("a reply has a JSON form");
+        let mut text = form(&reply);
+        let mut error = match &reply {
+            Reply::Error(error) => Some(printable(error, 500)),
+            _ => None,
+        };
+        if text.len() > MOST_REPLY {
+            let (bytes, most) = (text.len(), MOST_REPLY);
+            let what = format!("what the nodes returned has {bytes} bytes; `main` takes {most}");
+            text = form(&Reply::Error(what.clone()));
+            error = Some(what);
+        }
+        let (parts, last) = cut(&text);
+        for (part, text) in (0..).zip(parts) {
+            let text = text.to_owned();
+            self.store(RunEvent::ReplyPart { number, part, text })
+                .await?;
+        }
+        let (by, said) = said.unzip();
+        let event = RunEvent::Answered {
+            number,
+            reply: last.to_owned(),
+            steps,
+            by,
+            text: said,
+            error,
+            at: Timestamp::now(),
+        };
+        self.store(event).await?;
+        self.conductor().wanted = None;
+        Ok(())
+    }
+}
+
+/// What the script is told of another scenario that has ended.
+fn scenario_reply(state: &RunState) -> Reply {
+    let end = state.flow.as_ref().and_then(|flow| flow.ended.as_ref());
+    let spec = &state.spec;
+    match (state.phase, end) {
+        (RunPhase::Succeeded, Some(MainEnd::Done { value })) => Reply::Value(value.clone()),
+        (RunPhase::Succeeded, _) => Reply::Value(Value::Null),
+        (phase, Some(MainEnd::Failed { error })) => {
+            let first = error.lines().next().unwrap_or_default();
+            Reply::Error(format!(
+                "scenario {} ({}) has {}: {first}",
+                spec.scenario,
+                spec.id.short(),
+                phase.as_str().replace('_', " ")
+            ))
+        }
+        (phase, _) => {
+            let counts: Vec<String> = state
+                .summary()
+                .iter()
+                .map(|(outcome, count)| format!("{count} {outcome}"))
+                .collect();
+            Reply::Error(format!(
+                "scenario {} ({}) has {}: {}",
+                spec.scenario,
+                spec.id.short(),
+                phase.as_str().replace('_', " "),
+                counts.join(", ")
+            ))
+        }
+    }
+}
+
+/// How a run ends whose `main` ended so.
+pub(super) fn end_of(state: &RunState, flow: &Flow, undo_failed: bool) -> RunEnd {
+    match &flow.ended {
+        Some(MainEnd::Diverged { .. }) => RunEnd::Diverged,
+        _ if undo_failed => RunEnd::UndoFailed,
+        _ if state.phase == RunPhase::Cancelling => RunEnd::Cancelled,
+        Some(MainEnd::Done { .. }) => RunEnd::Succeeded,
+        _ => RunEnd::Failed,
+    }
+}
+
+/// Calls that were answered at once, in events of bounded size.
+fn pages(records: Vec<Record>) -> Vec<Vec<Record>> {
+    let mut pages: Vec<Vec<Record>> = Vec::new();
+    let mut bytes = 0;
+    for record in records {
+        let size = serde_json::to_string(&record).map_or(0, |json| json.len()) + 1;
+        match pages.last_mut() {
+            Some(page) if bytes + size <= PAGE => {
+                page.push(record);
+                bytes += size;
+            }
+            _ => {
+                pages.push(vec![record]);
+                bytes = size;
+            }
+        }
+    }
+    pages
+}
+
+/// Several lines for people, each without anything that a terminal would
+/// obey.
+pub(super) fn printable_lines(text: &str) -> String {
+    let lines: Vec<String> = text
+        .lines()
+        .take(40)
+        .map(|line| printable(line, 400))
+        .collect();
+    let mut all = lines.join("\n");
+    if let Some((at, _)) = all.char_indices().nth(ERROR) {
+        all.truncate(at);
+    }
+    all
+}

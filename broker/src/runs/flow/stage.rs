@@ -1,0 +1,156 @@
+//! What a `main` needs from the rest of the broker.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use futures_util::future::BoxFuture;
+use muster_protocol::envelope::{BundleHash, Mode};
+use muster_protocol::ids::RunId;
+use muster_protocol::names::ScenarioName;
+use muster_protocol::problem::Problem;
+use muster_protocol::run::PartOf;
+use muster_scenarios::bundle::Bundle;
+use muster_scenarios::durable::Program;
+use muster_scenarios::fault::Fault;
+use muster_scenarios::manifest::{self, Manifest};
+use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
+
+use super::super::engine::lock;
+use super::super::request::FrozenRun;
+use crate::authz::{Authorized, Caller, Policy};
+
+/// Scenarios that are held ready. Those of runs that only wait need not be.
+const HELD: usize = 32;
+/// Scripts that compute at a time.
+const AT_ONCE: usize = 2;
+
+/// A scenario that is ready to be run.
+#[derive(Debug)]
+pub struct Score {
+    /// Its script.
+    pub program: Program,
+    /// What stands at its top.
+    pub manifest: Manifest,
+}
+
+impl Score {
+    /// Reads a bundle.
+    ///
+    /// # Errors
+    /// The first thing that is wrong in the script.
+    pub fn new(file: &str, bundle: &Bundle) -> Result<Self, Box<Fault>> {
+        let manifest = manifest::read(file, bundle.script()).map_err(|faults| {
+            let first = faults.into_iter().next();
+            Box::new(first.expect("what is refused has a fault"))
+        })?;
+        let program = Program::new(file, bundle.script())?;
+        Ok(Self { program, manifest })
+    }
+}
+
+/// Why a scenario cannot be had.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum StageError {
+    /// It is not stored here.
+    #[error("the scenario with the hash {0} is not stored here; `muster scenario put` it again")]
+    NotThere(BundleHash),
+    /// The store gives no answer.
+    #[error("the store gives no answer: {0}")]
+    NoAnswer(String),
+    /// It cannot be read any more: a newer muster may have written it.
+    #[error("the stored scenario cannot be read: {0}")]
+    Unreadable(String),
+}
+
+/// A run that a `main` asks for with `run_scenario`.
+#[derive(Clone, Debug)]
+pub struct Another {
+    /// Who asks: the principal of the run, with what it might do then.
+    pub caller: Caller,
+    /// Which scenario.
+    pub scenario: ScenarioName,
+    /// What it is given.
+    pub params: Map<String, Value>,
+    /// Apply or check.
+    pub mode: Mode,
+    /// The id of the run.
+    pub id: RunId,
+    /// Locks that it has already, because those have them that it is a part
+    /// of.
+    pub held: BTreeSet<String>,
+    /// Of what it is a part.
+    pub part_of: PartOf,
+}
+
+/// The rest of the broker, as a `main` sees it.
+pub trait Stage: Send + Sync + 'static {
+    /// The scenario with that hash.
+    fn score(&self, bundle: BundleHash) -> BoxFuture<'_, Result<Arc<Score>, StageError>>;
+
+    /// A run of another scenario, judged and frozen as if its principal had
+    /// asked for it.
+    fn another(&self, asked: Another) -> BoxFuture<'_, Result<Authorized<FrozenRun>, Problem>>;
+
+    /// Who may do what.
+    fn policy(&self) -> &dyn Policy;
+}
+
+/// The stage, once it is there, and the scenarios that are held ready.
+pub(in crate::runs) struct Stages {
+    stage: OnceLock<Arc<dyn Stage>>,
+    held: Mutex<VecDeque<(BundleHash, Arc<Score>)>>,
+    /// Whoever lets a script compute has one of these.
+    pub(super) turns: Arc<Semaphore>,
+}
+
+impl Default for Stages {
+    fn default() -> Self {
+        Self {
+            stage: OnceLock::new(),
+            held: Mutex::default(),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+        }
+    }
+}
+
+impl Stages {
+    /// Sets the stage; the first one stays.
+    pub(in crate::runs) fn set(&self, stage: Arc<dyn Stage>) {
+        let _ = self.stage.set(stage);
+    }
+
+    /// The stage.
+    ///
+    /// # Errors
+    /// It is not there: the broker starts.
+    pub(super) fn get(&self) -> Result<&Arc<dyn Stage>, StageError> {
+        self.stage
+            .get()
+            .ok_or_else(|| StageError::NoAnswer("the broker starts".to_owned()))
+    }
+
+    /// A scenario by its hash.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub(super) async fn score(&self, bundle: BundleHash) -> Result<Arc<Score>, StageError> {
+        {
+            let mut held = lock(&self.held);
+            if let Some(at) = held.iter().position(|(hash, _)| *hash == bundle)
+                && let Some(found) = held.remove(at)
+            {
+                let score = Arc::clone(&found.1);
+                held.push_back(found);
+                return Ok(score);
+            }
+        }
+        let score = self.get()?.score(bundle).await?;
+        let mut held = lock(&self.held);
+        held.push_back((bundle, Arc::clone(&score)));
+        while held.len() > HELD {
+            held.pop_front();
+        }
+        Ok(score)
+    }
+}
