@@ -16,7 +16,7 @@ or an unknown name · 4 denied · 5 broker unreachable · 6 cancelled or not con
 
 /// Signed work on exactly the machines that a predicate names.
 #[derive(Debug, Parser)]
-#[command(name = "muster", version, after_help = AFTER, max_term_width = 100, propagate_version = true)]
+#[command(name = "muster", version, after_help = AFTER, max_term_width = 100)]
 #[command(disable_help_subcommand = true)]
 pub(crate) struct Cli {
     /// Which broker.

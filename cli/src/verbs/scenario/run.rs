@@ -33,7 +33,7 @@ Examples:
 
 /// Arguments of `muster scenario run`.
 #[derive(Args, Debug)]
-#[command(after_help = AFTER, disable_version_flag = true)]
+#[command(after_help = AFTER)]
 pub struct RunArgs {
     /// Name of a stored scenario
     #[arg(value_name = "NAME")]
