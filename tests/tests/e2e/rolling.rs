@@ -5,8 +5,9 @@ mod plant;
 
 use std::collections::BTreeSet;
 
-use muster_tests::{Said, Signal, Up};
+use muster_tests::{Said, Up};
 use plant::Plant;
+use rustix::process::Signal;
 
 /// As in the documentation.
 const SCENARIO: &str = include_str!("rolling/web-upgrade.rhai");
