@@ -643,7 +643,11 @@ impl Inner {
         drop((running, slot));
         match result {
             Some(result) => Some(result),
-            None => self.restarts(id, deadline, timeout).await,
+            None => {
+                // Nobody waits for the end to see what it wrote.
+                live.go_live().await;
+                self.restarts(id, deadline, timeout).await
+            }
         }
     }
 

@@ -174,23 +174,24 @@ async fn a_machine_that_does_not_restart_fails_the_step() {
 #[tokio::test]
 async fn what_may_be_repeated_is_after_a_crash_and_nothing_else() {
     let script = r#"
+scenario("Sets something");
 idempotent("sets");
 fn sets(p) { work(p) }
-fn once(p) { work(p) }
+fn run(p) { work(p) }
 fn work(p) {
-    command(["sh", "-c", `echo begun >> ${p.log}; while [ ! -e ${p.go} ]; do sleep 0.05; done`]);
+    command(["sh", "-c", `echo begun >> ${p.log}; while [ ! -e ${p.flag} ]; do sleep 0.05; done`]);
     "done"
 }
 "#;
     let mut machine = Machine::new(script).await;
     machine.lab.begin().await;
-    let (go, one, two) = (
-        machine.lab.path("go"),
+    let (flag, one, two) = (
+        machine.lab.path("flag"),
         machine.lab.path("one"),
         machine.lab.path("two"),
     );
-    let again = machine.request("sets", json!({ "log": one, "go": go }));
-    let never = machine.request("once", json!({ "log": two, "go": go }));
+    let again = machine.request("sets", json!({ "log": one, "flag": flag }));
+    let never = machine.request("run", json!({ "log": two, "flag": flag }));
     let again = machine.lab.send(&again).await;
     let never = machine.lab.send(&never).await;
     machine.until_lines("one", 1).await;
@@ -200,7 +201,7 @@ fn work(p) {
     let result = machine.lab.broker.outcome(never).await.result;
     assert_eq!(result.outcome, Outcome::Unknown, "{result:?}");
     machine.until_lines("one", 2).await;
-    std::fs::write(&go, "").unwrap();
+    std::fs::write(&flag, "").unwrap();
     let result = machine.lab.broker.outcome(again).await.result;
     assert_eq!(result.outcome, Outcome::Succeeded, "{result:?}");
     assert_eq!(result.value, Some(json!("done")));

@@ -197,7 +197,6 @@ proptest! {
                 Next::Skip { nodes, outcome, reason } => {
                     outcomes(nodes.iter().map(|s| NodeResult::new(*s, outcome, reason.clone())).collect())
                 }
-                Next::Gate(gate) => unreachable!("this run has none: {gate:?}"),
                 Next::Wait => {
                     let (serial, _) = s.open().find(|(_, n)| matches!(n.phase, NodePhase::Sent { .. })).expect("waits for one");
                     outcomes(vec![done(serial.0, Outcome::ALL[answers[serial.0 as usize]])])
@@ -287,7 +286,7 @@ fn a_run_begins_when_all_is_given_and_not_before() {
     );
     let admitted = RunEvent::Admitted { at: T0 };
     assert_eq!(s.apply(&admitted), Err(FoldError::Gate("admitted")));
-    let mut wish = |s: &mut RunState, wish: Wish, by: &str| {
+    let wish = |s: &mut RunState, wish: Wish, by: &str| {
         let event = s.wish(wish, &name(by), T0)?;
         if let Some(event) = &event {
             s.apply(event).expect("follows");
