@@ -32,7 +32,7 @@ use crate::scenario::{BundleStore, Fetcher, Past, Restarts, Scenarios};
 use crate::upgrade::{Job, Unfit, Upgrades};
 
 /// Where bundles are in the state directory.
-const BUNDLES: &str = "bundles";
+pub(crate) const BUNDLES: &str = "bundles";
 
 /// What a call may use while it runs.
 pub struct Step<'a> {

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::envelope::BundleHash;
+use crate::envelope::{BundleHash, Mode};
 use crate::ids::{ClusterId, InstanceId, LocalNonce, RequestId, RunId, Serial};
 use crate::keys::{PublicKey, Signature, SignedText};
-use crate::names::{LabelKey, LabelValue, NodeName, RoleName};
+use crate::names::{FunctionName, LabelKey, LabelValue, NodeName, RoleName, ScenarioName};
 use crate::release::{Build, ReleaseId};
 use crate::run::{LocalRun, NodeResult, Stream};
 use crate::seal::SealOffer;
@@ -537,8 +537,11 @@ pub struct LocalReport {
     pub nonce: LocalNonce,
     /// Who, when, why: the node's words.
     pub local: LocalRun,
-    /// What ran: parameters of the built-in scenario `command`, at most
-    /// [`MAX_LOCAL_PARAMS`] bytes as JSON.
+    /// What ran, where it is a function of a scenario; else the built-in
+    /// `command`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call: Option<LocalCall>,
+    /// Its parameters, at most [`MAX_LOCAL_PARAMS`] bytes as JSON.
     pub params: Value,
     /// Execution time that was allowed.
     pub timeout: Span,
@@ -548,6 +551,21 @@ pub struct LocalReport {
     /// rest stays in the node's journal, and `result.truncated` says so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub output: Vec<InlineChunk>,
+}
+
+/// What of a scenario ran in a local run. The bundle was on the node; the
+/// broker may never have seen it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalCall {
+    /// What it is called there.
+    pub scenario: ScenarioName,
+    /// Its bundle.
+    pub bundle: BundleHash,
+    /// Which function of it.
+    pub function: FunctionName,
+    /// Whether it was a dry run.
+    pub mode: Mode,
 }
 
 /// Most bytes of a local run's parameters as JSON.

@@ -29,10 +29,11 @@ use muster_protocol::subject;
 use muster_protocol::text::printable;
 use muster_protocol::units::{Span, Timestamp};
 use muster_protocol::wire::{
-    InlineChunk, LocalAnswer, LocalReport, MAX_LOCAL_CHUNKS, MAX_LOCAL_OUTPUT, MAX_LOCAL_PARAMS,
-    MAX_WHY,
+    InlineChunk, LocalAnswer, LocalCall, LocalReport, MAX_LOCAL_CHUNKS, MAX_LOCAL_OUTPUT,
+    MAX_LOCAL_PARAMS, MAX_WHY,
 };
 use muster_scenarios::command::{self, Command};
+use muster_scenarios::{manifest, upgrade};
 use tokio::time::Instant;
 
 use super::engine::{Engine, lock};
@@ -418,8 +419,7 @@ fn spec(run: RunId, node: &NodeRecord, report: &LocalReport) -> Result<RunSpec, 
             "the parameters have more than {MAX_LOCAL_PARAMS} bytes"
         ));
     }
-    let command =
-        Command::from_params(&report.params).map_err(|e| printable(&e.to_string(), 300))?;
+    let (call, title) = called(report)?;
     let name = &node.assignment.name;
     let said = &report.local;
     let mut result: NodeResult = from_node(node.serial, report.result.clone());
@@ -428,13 +428,13 @@ fn spec(run: RunId, node: &NodeRecord, report: &LocalReport) -> Result<RunSpec, 
         id: run,
         principal: principal(name, node.serial),
         door: Door::Local,
-        scenario: command::NAME.parse().expect("a constant name"),
+        scenario: call.scenario,
         version: None,
-        bundle: command::bundle(),
-        function: command::FUNCTION.parse().expect("a constant name"),
+        bundle: call.bundle,
+        function: call.function,
         params: report.params.clone(),
-        mode: Mode::Apply,
-        title: command.title(),
+        mode: call.mode,
+        title,
         predicate: name.to_string(),
         targets: 1,
         options: RunOptions {
@@ -469,6 +469,35 @@ fn spec(run: RunId, node: &NodeRecord, report: &LocalReport) -> Result<RunSpec, 
         // run for ever, or old enough to be forgotten at once.
         created: Timestamp::now(),
     })
+}
+
+/// What ran, and in one line.
+fn called(report: &LocalReport) -> Result<(LocalCall, String), String> {
+    let Some(call) = &report.call else {
+        let command =
+            Command::from_params(&report.params).map_err(|e| printable(&e.to_string(), 300))?;
+        let call = LocalCall {
+            scenario: command::NAME.parse().expect("a constant name"),
+            bundle: command::bundle(),
+            function: command::FUNCTION.parse().expect("a constant name"),
+            mode: Mode::Apply,
+        };
+        return Ok((call, command.title()));
+    };
+    if !report.params.is_object() {
+        return Err("the parameters of a scenario are a map".to_owned());
+    }
+    if [command::bundle(), upgrade::bundle()].contains(&call.bundle) {
+        return Err("what is built in is no scenario of the node's own".to_owned());
+    }
+    let mut title = call.scenario.to_string();
+    if call.function.as_str() != manifest::RUN {
+        title = format!("{title} {}", call.function);
+    }
+    if call.mode == Mode::Check {
+        title.push_str(" (dry run)");
+    }
+    Ok((call.clone(), title))
 }
 
 /// Who asked, as far as this broker can vouch: the node. Which of its users

@@ -7,7 +7,7 @@ use muster_protocol::ids::{LocalNonce, RequestId, RunId};
 use muster_protocol::run::{Data, LocalRun, NodeResult, Stream};
 use muster_protocol::units::{Span, Timestamp};
 use muster_protocol::wire::{
-    InlineChunk, LocalReport, MAX_CHUNK, MAX_LOCAL_CHUNKS, MAX_LOCAL_OUTPUT,
+    InlineChunk, LocalCall, LocalReport, MAX_CHUNK, MAX_LOCAL_CHUNKS, MAX_LOCAL_OUTPUT,
 };
 use rusqlite::{OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
@@ -28,7 +28,10 @@ pub struct LocalNote {
     pub nonce: LocalNonce,
     /// Who, when, why.
     pub local: LocalRun,
-    /// What runs.
+    /// What runs, where it is a function of a scenario.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call: Option<LocalCall>,
+    /// Its parameters; in the place of a secret stands its name.
     pub params: Value,
     /// How long it may.
     pub timeout: Span,
@@ -163,6 +166,7 @@ impl Db {
         Ok(Some(LocalReport {
             nonce: note.nonce,
             local: note.local,
+            call: note.call,
             params: note.params,
             timeout: note.timeout,
             result,
@@ -259,6 +263,7 @@ mod tests {
                 forced: false,
                 began: Timestamp::now(),
             },
+            call: None,
             params: serde_json::json!({"argv": ["x".repeat(MAX_LOCAL_PARAMS - 20)]}),
             timeout: Span::from_secs(5),
         }

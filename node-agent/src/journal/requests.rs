@@ -8,14 +8,16 @@
 //! The rows' numbers only ever rise, also over starts of the agent. They are
 //! the journal's position: one that says less than before is an older copy.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use muster_protocol::envelope::Sealed;
+use muster_protocol::envelope::{Ask, BundleHash, Request, Sealed};
 use muster_protocol::ids::{InstanceId, RequestId, RunId};
 use muster_protocol::keys::{KeyId, SignedText};
 use muster_protocol::units::Timestamp;
 use muster_protocol::wire::{Acknowledged, JournalMark, MAX_MARKS, Recall};
-use rusqlite::{OptionalExtension as _, Row, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
 
 use super::db::{Db, key, millis};
 use super::{Journal, JournalError};
@@ -123,7 +125,38 @@ impl Journal {
     }
 }
 
+/// Requests that are looked through for the name of a scenario.
+const LOOKED_THROUGH: u32 = 5_000;
+
 impl Db {
+    /// The bundles that brokers have sent under this name, newest first, by a
+    /// journal that another process may be writing.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn bundles_of(path: &Path, scenario: &str) -> Result<Vec<BundleHash>, JournalError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(Duration::from_secs(2))?;
+        let mut statement =
+            connection.prepare("SELECT payload FROM request ORDER BY seq DESC LIMIT ?1")?;
+        let mut rows = statement.query([LOOKED_THROUGH])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            let payload: Vec<u8> = row.get(0)?;
+            let Ok(request) = serde_json::from_slice::<Request>(&payload) else {
+                continue;
+            };
+            if let Ask::Call(call) = request.ask
+                && call.scenario.as_str() == scenario
+                && !found.contains(&call.bundle)
+            {
+                found.push(call.bundle);
+            }
+        }
+        Ok(found)
+    }
+
     fn begin(&self) -> Result<u64, JournalError> {
         let tx = self.transaction()?;
         // A number is used up, and nothing is left of it.

@@ -9,6 +9,7 @@
 //! what is left of them, and their outcome is `unknown`.
 
 mod owner;
+mod scenario;
 mod terminal;
 
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 pub use owner::{Owner, like_its_directory};
+pub use scenario::{Chosen, NotChosen, One, Wish};
 pub use terminal::{Shown, Terminal};
 
 use crate::bus::Bus;

@@ -116,6 +116,20 @@ impl BundleStore {
             .map_err(failed("cannot write", &self.dir))
     }
 
+    /// The bundles whose hash begins like this: at least 8 digits.
+    #[must_use]
+    pub fn beginning_with(&self, start: &str) -> Vec<BundleHash> {
+        if start.len() < 8 {
+            return Vec::new();
+        }
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names
+            .filter(|name| name.starts_with(start))
+            .filter_map(|name| name.parse().ok())
+            .collect()
+    }
+
     /// The bundle of that hash; its bytes are hashed.
     ///
     /// # Errors

@@ -554,7 +554,7 @@ impl Inner {
         let mut queued = false;
         let left = elapsed(Timestamp::now(), after(start_before, MAX_SKEW));
         let until = tokio::time::Instant::now() + left;
-        if let Some(fetching) = self.parts.executor.fetch(call, until) {
+        if let Some(fetching) = self.parts.executor.fetch(&call, until) {
             self.place("agent.queue.before", id).await;
             if let Err(e) = self.parts.journal.queue(id, kept.clone()).await {
                 return unwritten(e);
@@ -643,7 +643,11 @@ impl Inner {
         drop((running, slot));
         match result {
             Some(result) => Some(result),
-            None => self.restarts(id, deadline, timeout).await,
+            None => {
+                // Nobody waits for the end to see what it wrote.
+                live.go_live().await;
+                self.restarts(id, deadline, timeout).await
+            }
         }
     }
 

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use muster_protocol::envelope::{Call, Limits, Mode};
 use muster_protocol::ids::{InstanceId, LocalNonce, RunId};
-use muster_protocol::note::Expected;
+use muster_protocol::note::{Expected, value_lines};
 use muster_protocol::run::{LocalRun, NodeResult, Outcome};
 use muster_protocol::text::printable;
 use muster_protocol::units::{Span, Timestamp};
-use muster_protocol::wire::{MAX_LOCAL_PARAMS, MAX_WHY};
+use muster_protocol::wire::{LocalCall, MAX_LOCAL_PARAMS, MAX_WHY};
 use muster_scenarios::command;
 use muster_scenarios::secret::Secrets;
 use serde_json::{Value, json};
@@ -22,11 +22,13 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::JOURNAL_FILE;
 use crate::cli::{Failure, print};
 use crate::config::{Capabilities, Config};
-use crate::executor::{Commands, Executor as _, Step};
+use crate::executor::{BUNDLES, Commands, Executor, Step};
+use crate::host::cgroup::Cgroups;
 use crate::identity::Enrolled;
-use crate::journal::{Journal, LocalNote, StartNote, local_request};
-use crate::local::{Owner, Shown, Terminal};
+use crate::journal::{Db, Journal, LocalNote, StartNote, local_request};
+use crate::local::{Owner, Shown, Terminal, Wish};
 use crate::logging::{self, LogFormat};
+use crate::scenario::{BundleStore, Scenarios};
 use crate::state::{StateDir, StateError};
 
 /// What this verb itself ends with when it failed and nothing was run, as of
@@ -38,6 +40,8 @@ const DECLINED: u8 = 126;
 const TIMED_OUT: u8 = 124;
 /// It was cancelled, as of a shell after Ctrl-C.
 const CANCELLED: u8 = 130;
+/// Longest execution time, unless something else is said.
+const TIMEOUT: Span = Span::from_secs(300);
 /// Output kept in the journal; all of it is shown.
 const OUTPUT_BYTES: u64 = 1 << 20;
 /// How long an outcome is tried to be written to a journal that takes none.
@@ -59,14 +63,17 @@ enum Verb {
 /// Arguments of `local run`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The command runs as a muster run would: same environment, limits and journal, no standard input.
+The command, or the function `run` of a scenario, runs as a muster run would: same environment, limits
+and journal, no standard input.
 All output is shown as it is written; up to 1 MiB is journaled, the first 64 KiB are reported.
 
 Exit code: the command's; 128+N when signal N ended it, 124 when its time was over, 130 when it
 was cancelled, 126 when this node's policy does not grant it, 125 when nothing could be run.
 
   muster-agent local run --why 'broker is down' -- systemctl restart nginx
-  muster-agent local run --shell -- 'ps aux | grep -c nginx'")]
+  muster-agent local run --shell -- 'ps aux | grep -c nginx'
+  muster-agent local run ./motd.rhai -p owner=ana --dry-run
+  muster-agent local run web-upgrade --function upgrade -p version=1.4.2")]
 pub struct RunArgs {
     /// The state directory; wins over the configuration
     #[arg(long, value_name = "DIR")]
@@ -74,9 +81,9 @@ pub struct RunArgs {
     /// The configuration; without this and without --state, the system's
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Longest execution time
-    #[arg(long, value_name = "TIME", default_value = "5m")]
-    timeout: Span,
+    /// Longest execution time; what the scenario says, or 5m
+    #[arg(long, value_name = "TIME")]
+    timeout: Option<Span>,
     /// One JSON object a line instead of the output itself
     #[arg(long)]
     json: bool,
@@ -89,8 +96,26 @@ pub struct RunArgs {
     /// Also what this node's own policy does not grant; it is recorded
     #[arg(long)]
     force: bool,
+    /// A parameter of the scenario; of a secret one the file: -p NAME=@FILE
+    #[arg(
+        short,
+        long = "param",
+        value_name = "NAME=VALUE",
+        requires = "scenario"
+    )]
+    params: Vec<String>,
+    /// Only say what would change
+    #[arg(long, requires = "scenario")]
+    dry_run: bool,
+    /// A function of the scenario in place of `run`
+    #[arg(long, value_name = "NAME", requires = "scenario")]
+    function: Option<String>,
+    /// A script, a directory with one, or the name or hash of a scenario that
+    /// is on this node
+    #[arg(value_name = "SCENARIO", conflicts_with_all = ["command", "shell"], required_unless_present = "command")]
+    scenario: Option<String>,
     /// The command and its arguments
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
@@ -112,12 +137,104 @@ pub fn main(args: &Args) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(exit_code(&result)))
 }
 
+/// What is to run.
+struct What {
+    executor: Box<dyn Executor>,
+    local: Option<LocalCall>,
+    call: Call,
+    secrets: Secrets,
+}
+
+fn limits(args: &RunArgs, config: &Config, own: Option<Span>) -> Limits {
+    let timeout = args.timeout.or(own).unwrap_or(TIMEOUT);
+    Limits {
+        timeout: timeout.min(config.limits.timeout),
+        output_bytes: OUTPUT_BYTES.min(config.limits.output_bytes),
+        retry: 0,
+    }
+}
+
+fn what_command(args: &RunArgs, config: &Config) -> Result<What, Failure> {
+    let params = match args.command.as_slice() {
+        [line] if args.shell => json!({ "shell": line }),
+        _ if args.shell => {
+            return Err(Failure::new(
+                2,
+                &"--shell takes the whole command as one word; quote it: muster-agent local run --shell -- 'ps aux | grep nginx'",
+            ));
+        }
+        argv => json!({ "argv": argv }),
+    };
+    Ok(What {
+        executor: Box::new(Commands::new(config)),
+        local: None,
+        call: Call {
+            scenario: command::NAME.parse().expect("a constant name"),
+            bundle: command::bundle(),
+            function: command::FUNCTION.parse().expect("a constant name"),
+            params,
+            mode: Mode::Apply,
+            limits: limits(args, config, None),
+            expect: Expected::default(),
+            secrets: None,
+        },
+        secrets: Secrets::default(),
+    })
+}
+
+fn what_scenario(
+    args: &RunArgs,
+    which: &str,
+    config: &Config,
+    dir: &StateDir,
+) -> Result<What, Failure> {
+    let wish = Wish {
+        which,
+        given: &args.params,
+        function: args.function.as_deref(),
+        dry_run: args.dry_run,
+    };
+    let stored = BundleStore::new(config.state.join(BUNDLES));
+    let known = |name: &str| Db::bundles_of(&dir.path(JOURNAL_FILE), name).unwrap_or_default();
+    let chosen = wish
+        .choose(&stored, known)
+        .map_err(|e| Failure::new(2, &e))?;
+    let cgroups = config.command.cgroup.then(Cgroups::detect).flatten();
+    let call = Call {
+        scenario: chosen.call.scenario.clone(),
+        bundle: chosen.call.bundle,
+        function: chosen.call.function.clone(),
+        params: Value::Object(chosen.params),
+        mode: chosen.call.mode,
+        limits: Limits {
+            retry: chosen.retry,
+            ..limits(args, config, chosen.timeout)
+        },
+        expect: Expected::default(),
+        secrets: None,
+    };
+    Ok(What {
+        executor: Box::new(Scenarios::new(config, Arc::new(chosen.bundle), cgroups)),
+        local: Some(chosen.call),
+        call,
+        secrets: chosen.secrets,
+    })
+}
+
+fn declined(why: &dyn std::fmt::Display) -> Failure {
+    Failure::new(
+        DECLINED,
+        &format!("{why}; --force runs it all the same, and says so in the report"),
+    )
+}
+
 /// Everything that is known before anything happens.
 struct Order {
     dir: StateDir,
     enrolled: Enrolled,
-    commands: Commands,
+    executor: Box<dyn Executor>,
     call: Call,
+    secrets: Secrets,
     note: LocalNote,
     run: RunId,
     keep: u64,
@@ -134,20 +251,6 @@ impl Order {
         let enrolled = Enrolled::load(&dir)
             .and_then(|e| e.ok_or_else(|| StateError::Absent(dir.dir().to_owned())))
             .map_err(state_failure)?;
-        let params = match args.command.as_slice() {
-            [line] if args.shell => json!({ "shell": line }),
-            _ if args.shell => {
-                return Err(usage(
-                    &"--shell takes the whole command as one word; quote it: muster-agent local run --shell -- 'ps aux | grep nginx'",
-                ));
-            }
-            argv => json!({ "argv": argv }),
-        };
-        if params.to_string().len() > MAX_LOCAL_PARAMS {
-            return Err(usage(&format!(
-                "the command is too long to be reported: at most {MAX_LOCAL_PARAMS} bytes; put it in a file and run that"
-            )));
-        }
         if args
             .why
             .as_ref()
@@ -155,39 +258,30 @@ impl Order {
         {
             return Err(usage(&format!("--why takes at most {MAX_WHY} characters")));
         }
-        if args.timeout.get().is_zero() {
+        if args.timeout.is_some_and(|timeout| timeout.get().is_zero()) {
             return Err(usage(&"a timeout of nothing lets nothing run"));
         }
         if args.force {
-            config.capabilities = Capabilities {
-                command: true,
-                shell: true,
-                ..config.capabilities
-            };
+            config.capabilities = Capabilities::default();
         }
-        let limits = Limits {
-            timeout: args.timeout.min(config.limits.timeout),
-            output_bytes: OUTPUT_BYTES.min(config.limits.output_bytes),
-            retry: 0,
+        let What {
+            executor,
+            local,
+            call,
+            secrets,
+        } = match &args.scenario {
+            Some(which) => what_scenario(args, which, &config, &dir)?,
+            None => what_command(args, &config)?,
         };
-        let commands = Commands::new(&config);
-        let call = Call {
-            scenario: command::NAME.parse().expect("a constant name"),
-            bundle: command::bundle(),
-            function: command::FUNCTION.parse().expect("a constant name"),
-            params: params.clone(),
-            mode: Mode::Apply,
-            limits,
-            expect: Expected::default(),
-            secrets: None,
-        };
-        commands.check(&call).map_err(|e| {
+        if call.params.to_string().len() > MAX_LOCAL_PARAMS {
+            return Err(usage(&format!(
+                "what it is given is too long to be reported: at most {MAX_LOCAL_PARAMS} bytes; put it in a file"
+            )));
+        }
+        executor.check(&call).map_err(|e| {
             use crate::executor::Refused;
             match e {
-                Refused::Capability(_) => Failure::new(
-                    DECLINED,
-                    &format!("{e}; --force runs it all the same, and says so in the report"),
-                ),
+                Refused::Capability(_) => declined(&e),
                 e => usage(&e),
             }
         })?;
@@ -203,17 +297,19 @@ impl Order {
                 forced: args.force,
                 began: Timestamp::now(),
             },
-            params,
-            timeout: limits.timeout,
+            call: local,
+            params: call.params.clone(),
+            timeout: call.limits.timeout,
         };
         Ok(Self {
             dir,
             enrolled,
-            commands,
+            executor,
+            keep: call.limits.output_bytes,
             call,
+            secrets,
             note,
             run,
-            keep: limits.output_bytes,
             boot_id: crate::host::boot_id(&config.boot_id),
             shown: if args.json { Shown::Json } else { Shown::Raw },
         })
@@ -228,6 +324,9 @@ impl Order {
         crate::local::like_its_directory(self.dir.dir(), &path).map_err(|e| own(&e))?;
         let cancel = CancellationToken::new();
         let why = end_on_signals(cancel.clone()).map_err(|e| own(&e))?;
+        if let Err(why) = self.executor.prepare(&self.call, request).await {
+            return Err(declined(&why));
+        }
         let _owner = Owner::claim(&self.dir, self.run).map_err(|e| own(&e))?;
         let timeout = self.note.timeout.get();
         let start = StartNote {
@@ -251,25 +350,28 @@ impl Order {
             cancel.clone(),
             self.shown,
         );
+        let facts = journal.facts().await.ok().flatten();
+        let facts = facts.and_then(|json| serde_json::from_str(&json).ok());
+        let facts: Value = facts.unwrap_or_default();
         let step = Step {
             request,
             serial: self.enrolled.serial(),
             name: self.enrolled.assignment().name.clone(),
             assignment: self.enrolled.assignment(),
-            // Those are the agent's, which need not run.
-            facts: std::sync::Arc::default(),
+            // Those that the agent has said last; it need not run now.
+            facts: Arc::new(facts),
             timeout,
             // All of it is shown; what is kept is the terminal's business.
             output_bytes: u64::MAX,
             sink: &mut terminal,
             cancel: &cancel,
-            secrets: Secrets::default(),
+            secrets: self.secrets.clone(),
             // Nobody would go on with it after that.
             restarts: None,
             resume: None,
             begins_with: None,
         };
-        let result = self.commands.call(&self.call, step).await;
+        let result = self.executor.call(&self.call, step).await;
         let mut result = result.unwrap_or_else(|| {
             let serial = self.enrolled.serial();
             NodeResult::new(serial, Outcome::Unknown, "it gave no outcome")
@@ -341,13 +443,19 @@ impl Order {
             "journaled": written,
         }));
         if self.shown == Shown::Raw {
+            let value = result.value.as_ref().map(value_lines).unwrap_or_default();
+            for line in value {
+                print(&format!("{line}\n"));
+            }
+            let tally = result.tally.filter(|tally| !tally.is_empty());
+            let tally = tally.map(|tally| format!(" ({tally})")).unwrap_or_default();
             let reason = result
                 .reason
                 .as_ref()
                 .map_or_else(String::new, |r| format!(": {}", printable(r, 500)));
             let _ = writeln!(
                 std::io::stderr(),
-                "muster: {}{reason}; local run {}, the agent reports it",
+                "muster: {}{tally}{reason}; local run {}, the agent reports it",
                 result.outcome,
                 self.run
             );

@@ -8,6 +8,7 @@
     reason = "a test"
 )]
 
+mod again;
 mod bundles;
 mod enrolment;
 mod http;

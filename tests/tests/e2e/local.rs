@@ -261,6 +261,7 @@ fn forged(params: Value) -> LocalReport {
             forced: false,
             began: Timestamp::MIN,
         },
+        call: None,
         params,
         timeout: Span::from_secs(1),
         result: NodeResult::new(Serial(99), Outcome::Skipped, "\x1b]0;x\x07"),

@@ -108,10 +108,7 @@ impl Node {
         }))
         .expect("an assignment");
         let step = Step {
-            request: RequestId {
-                run: RunId::random(),
-                step: 1,
-            },
+            request: request(),
             serial: Serial(7),
             name: assignment.name.clone(),
             assignment: &assignment,
@@ -152,6 +149,13 @@ fn call(bundle: BundleHash, params: Value, mode: Mode) -> Call {
         },
         expect: Default::default(),
         secrets: None,
+    }
+}
+
+fn request() -> RequestId {
+    RequestId {
+        run: RunId::random(),
+        step: 1,
     }
 }
 
@@ -496,4 +500,133 @@ async fn many_at_once_each_have_their_own() {
     while let Some(done) = all.join_next().await {
         done.expect("it did not panic");
     }
+}
+
+#[tokio::test]
+async fn one_that_failed_is_tried_again_inside_its_time() {
+    let node = Node::new();
+    let body = r#"
+    let log = `${p.dir}/log`;
+    command(["sh", "-c", "echo x >> " + log]);
+    if command(["cat", log], #{ changes: false }).stdout.len() < 4 { throw "not yet"; }
+    "at last""#;
+    let params = json!({"dir": node.dir.path()});
+    let hash = node.put(&format!("fn run(p) {{\n{body}\n}}"));
+    let mut asked = call(hash, params.clone(), Mode::Apply);
+    asked.limits.retry = 3;
+    let mut heard = Heard::default();
+    let result = node.call(&node.scenarios(), &asked, &mut heard).await;
+    assert_eq!(result.outcome, Outcome::Succeeded, "{result:?}");
+    assert_eq!(result.value, Some("at last".into()));
+    let again = heard
+        .notes
+        .iter()
+        .filter(|n| matches!(n, Note::Again { .. }));
+    assert_eq!(again.count(), 1, "{:?}", heard.notes);
+    // What was done in the last try counts.
+    assert_eq!(result.tally.expect("counted").changed, 1);
+
+    std::fs::remove_file(node.dir.path().join("log")).expect("removed");
+    asked.limits.retry = 0;
+    let result = node
+        .call(&node.scenarios(), &asked, &mut Heard::default())
+        .await;
+    assert_eq!(
+        (result.outcome, why(&result)),
+        (Outcome::Failed, "web.rhai:5:70: not yet")
+    );
+}
+
+#[tokio::test]
+async fn what_has_drifted_since_the_plan_is_declined_and_left_alone() {
+    let node = Node::new();
+    let body = r#"
+    file(`${p.dir}/conf`).content("new\n");
+    command(["echo", "applied"]);"#;
+    let params = json!({"dir": node.dir.path()});
+    let conf = node.dir.path().join("conf");
+    let (planned, _) = node.run(body, params.clone(), Mode::Check).await;
+    let digest = planned.digest.expect("a digest");
+    let hash = node.put(&format!("fn run(p) {{\n{body}\n}}"));
+    let mut asked = call(hash, params, Mode::Apply);
+    asked.expect = [(Serial(7), digest)].into_iter().collect();
+
+    std::fs::write(&conf, "somebody else\n").expect("written");
+    let mut heard = Heard::default();
+    let result = node.call(&node.scenarios(), &asked, &mut heard).await;
+    assert_eq!(result.outcome, Outcome::Declined);
+    assert!(why(&result).starts_with(DRIFTED), "{result:?}");
+    assert_eq!(
+        std::fs::read_to_string(&conf).expect("there"),
+        "somebody else\n"
+    );
+    // What it would change now is shown.
+    assert!(heard.text().contains("-somebody else"), "{}", heard.text());
+    assert_eq!((heard.out.as_str(), heard.started), ("", 0));
+
+    std::fs::remove_file(&conf).expect("removed");
+    let mut heard = Heard::default();
+    let result = node.call(&node.scenarios(), &asked, &mut heard).await;
+    assert_eq!(result.outcome, Outcome::Succeeded, "{result:?}");
+    assert_eq!(std::fs::read_to_string(&conf).expect("there"), "new\n");
+    assert!(!heard.text().contains("would change"), "{}", heard.text());
+    assert_eq!(heard.out, "applied\n");
+    // Nothing is expected of another node.
+    asked.expect = [(Serial(8), digest)].into_iter().collect();
+    let result = node
+        .call(&node.scenarios(), &asked, &mut Heard::default())
+        .await;
+    assert_eq!(result.outcome, Outcome::Succeeded);
+}
+
+#[tokio::test]
+async fn what_a_script_does_wrong_ends_it_alone() {
+    let mut node = Node::new();
+    node.timeout = Duration::from_secs(20);
+    let scenarios = node.scenarios();
+    for (script, said) in [
+        ("fn run(p) { loop {} }", "works without an end"),
+        (
+            "fn run(p) { deep(1) } fn deep(n) { deep(n + 1) }",
+            "too deep",
+        ),
+        (
+            "fn run(p) { let s = \"x\"; s.pad(1000000000, \"y\"); }",
+            "larger than",
+        ),
+        (
+            "fn run(p) { let a = []; a.pad(1000000000, 0); }",
+            "larger than",
+        ),
+        ("fn run(p) { let a = [0]; loop { a += a; } }", "larger than"),
+        (
+            "fn run(p) { let m = #{}; let i = 0; loop { m[`k${i}`] = i; i += 1; } }",
+            "works without an end",
+        ),
+        ("fn run(p) { http(\"file:///etc/passwd\").get() }", "http"),
+        ("fn run(p) { throw \"x\".repeat(100) }", "no function"),
+    ] {
+        let hash = node.put(script);
+        let asked = call(hash, json!({}), Mode::Apply);
+        let result = node.call(&scenarios, &asked, &mut Heard::default()).await;
+        assert_eq!(result.outcome, Outcome::Failed, "{script}: {result:?}");
+        assert!(why(&result).contains(said), "{script}: {result:?}");
+    }
+    // These are no scenarios at all.
+    for script in [
+        "fn run(p) { eval(\"1\") }",
+        "import \"x\" as x; fn run(p) {}",
+        "fn run(p) { print(1) }",
+    ] {
+        let hash = node.put(script);
+        let asked = call(hash, json!({}), Mode::Apply);
+        let result = node.call(&scenarios, &asked, &mut Heard::default()).await;
+        assert_eq!(result.outcome, Outcome::Declined, "{script}: {result:?}");
+        assert!(scenarios.prepare(&asked, request()).await.is_err());
+    }
+    // And it goes on to work.
+    let hash = node.put("fn run(p) { \"lives\" }");
+    let asked = call(hash, json!({}), Mode::Apply);
+    let result = node.call(&scenarios, &asked, &mut Heard::default()).await;
+    assert_eq!(result.value, Some("lives".into()));
 }
