@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(taken(&mut shares, 1, 0), BURST / part);
         assert_eq!(taken(&mut shares, 2, 0), BURST / part);
         assert_eq!(taken(&mut shares, 1, 100), 0);
-        assert_eq!(taken(&mut shares, 1, 1_000), PER_SECOND / part);
+        assert_eq!(taken(&mut shares, 1, 1_100), PER_SECOND / part);
         assert_eq!(taken(&mut shares, 1, 1_000_000), BURST / part);
     }
 }

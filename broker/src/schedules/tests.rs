@@ -306,7 +306,7 @@ impl Desk {
 
     /// Ids of all runs.
     fn runs(&self) -> BTreeMap<muster_protocol::ids::RunId, PrincipalName> {
-        let (all, more) = self.submit.nodes.engine.list(None, 1_000).unwrap();
+        let (all, more) = self.submit.nodes.engine.list(None, 1_000, true).unwrap();
         assert!(!more);
         all.into_iter().map(|run| (run.id, run.principal)).collect()
     }

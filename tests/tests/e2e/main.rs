@@ -13,4 +13,5 @@ mod path;
 mod retention;
 mod rolling;
 mod runs;
+mod scenarios;
 mod upgrade;
