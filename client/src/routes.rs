@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use muster_protocol::api::{
     AnswerRequest, Challenge, ClusterEvent, Invite, InviteRequest, InviteView, Invites, Keys,
-    MatchAnswer, MatchRequest, NodeChange, NodeChanged, NodeView, Page, PingAnswer, PingRequest, Plan,
-    ReplaceRequest, RetryRequest, RunBrief, RunRequest, RunView, StandbyKit, Status, TokenCreated,
-    TokenRequest, TokenView, WhoAmI,
+    MatchAnswer, MatchRequest, NodeChange, NodeChanged, NodeView, Page, PingAnswer, PingRequest,
+    Plan, ReplaceRequest, RetryRequest, RunBrief, RunRequest, RunView, StandbyKit, Status,
+    TokenCreated, TokenRequest, TokenView, WhoAmI,
 };
 use muster_protocol::keys::KeyId;
 use muster_protocol::names::NodeName;

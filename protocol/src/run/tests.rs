@@ -203,6 +203,7 @@ proptest! {
                 }
                 Next::Finish(end) => RunEvent::Finished { end, at: Timestamp::UNIX_EPOCH },
                 Next::Gate(gate) => panic!("it waits for nothing: {gate:?}"),
+                Next::Main => panic!("it has no `main`"),
                 Next::Ended => break,
             };
             s.apply(&event).expect("follows");
@@ -499,6 +500,7 @@ proptest! {
                         intent(&nodes)
                     }
                     Next::Gate(Gate::Turn { .. }) => RunEvent::Admitted { at: T0 },
+                    Next::Main => panic!("it has no `main`"),
                     Next::Gate(_) => continue,
                     Next::Skip { nodes, outcome, reason } => {
                         outcomes(nodes.iter().map(|s| NodeResult::new(*s, outcome, reason.clone())).collect())

@@ -24,8 +24,8 @@ use super::parts::{Part, PartError, caller};
 use super::records::{Told, cut, read};
 use super::stage::{Another, Score, StageError};
 use super::turn::{Begin, Turned, World, begin, input};
-use crate::events::Once;
 use super::{LONGEST, MOST_CALLS, MOST_DEEP, MOST_REPLY, MOST_TOLD, part_id, reply};
+use crate::events::Once;
 
 /// Pause before something is tried again that could not be done.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use futures_util::TryStreamExt as _;
 use muster_protocol::api::{Frame, Role};
 use muster_protocol::ids::{RunId, Serial};
-use muster_protocol::note::Expected;
 use muster_protocol::names::{PrincipalName, ScenarioName};
+use muster_protocol::note::Expected;
 use muster_protocol::run::{
     Gates, PartOf, RunEvent, RunOptions, RunPhase, RunSpec, RunState, Stream, TARGETS_PER_EVENT,
     Target, Wish,
