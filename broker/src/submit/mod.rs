@@ -127,6 +127,8 @@ struct Begin {
     hash: RequestHash,
     /// The scenario wants a person to see it first.
     asks: bool,
+    /// Under which id it was asked for.
+    asked: RunId,
 }
 
 impl Submit {
@@ -168,7 +170,7 @@ impl Submit {
         }
         let hash = hash_of(&request);
         let (frozen, taken) = match &request.confirm {
-            Confirm::Plan(plan) => match self.confirmed(caller, plan, hash, asked.repeatable)? {
+            Confirm::Plan(plan) => match self.confirmed(caller, plan, hash, asked)? {
                 Confirmed::Now(taken) => (taken.run().clone(), Some(*taken)),
                 Confirmed::Before(run) => return self.shown(caller, run).await,
             },
@@ -187,6 +189,7 @@ impl Submit {
             taken,
             hash,
             asks: false,
+            asked: asked.id,
         };
         self.begin(caller, &request.confirm, begin).await
     }
@@ -200,13 +203,14 @@ impl Submit {
         let hash = hash_of(&request);
         if let Confirm::Plan(plan) = &request.confirm {
             // What was shown runs, whatever the scenario has become since.
-            match self.confirmed(caller, plan, hash, asked.repeatable) {
+            match self.confirmed(caller, plan, hash, asked) {
                 Ok(Confirmed::Now(taken)) => {
                     let begin = Begin {
                         frozen: taken.run().clone(),
                         taken: Some(*taken),
                         hash,
                         asks: false,
+                        asked: asked.id,
                     };
                     return self.begin(caller, &request.confirm, begin).await;
                 }
@@ -234,6 +238,7 @@ impl Submit {
             taken: None,
             hash,
             asks,
+            asked: asked.id,
         };
         let submitted = self.begin(caller, &request.confirm, begin).await?;
         if let (Some(frozen), Submitted::Run(run)) = (rehearsed, &submitted) {
@@ -364,6 +369,7 @@ impl Submit {
             taken,
             hash,
             asks,
+            asked,
         } = begin;
         let settings = &self.nodes.settings;
         runs::confirm_later(&mut frozen, confirm, settings.confirm_within);
@@ -393,7 +399,7 @@ impl Submit {
                 created => created.map_err(|error| refused(error.problem()))?,
             };
             if let Some(plan) = taken {
-                plan.used();
+                plan.used(asked);
             }
             Ok(Submitted::Run(Box::new(created)))
         });
@@ -412,14 +418,14 @@ impl Submit {
         caller: &Caller,
         plan: &PlanRef,
         hash: RequestHash,
-        repeatable: bool,
+        asked: Asked,
     ) -> Result<Confirmed, Refused> {
         let plans = &self.nodes.plans;
         let who = &caller.principal;
         match plans.take(plan, who, hash, Timestamp::now()) {
             Ok(taken) => Ok(Confirmed::Now(Box::new(taken))),
-            Err(gone) => match plans.used(plan, who, hash) {
-                Some(run) if repeatable => Ok(Confirmed::Before(run)),
+            Err(gone) => match plans.used(plan, who, hash, asked.id) {
+                Some(run) if asked.repeatable => Ok(Confirmed::Before(run)),
                 _ => Err(refused(gone.problem())),
             },
         }

@@ -7,11 +7,13 @@ use muster_client::{Client, ClientError, Key};
 use muster_protocol::api::{Confirm, Plan, RunRequest, RunView};
 use muster_protocol::envelope::Mode;
 use muster_protocol::problem::{Kind, Problem};
+use muster_protocol::text::printable;
 use muster_protocol::units::{Amount, Span};
 use serde_json::json;
 
 use crate::Context;
 use crate::failure::{CANCELLED, Failure, NOT_ALL};
+use crate::ui::book::Book;
 use crate::ui::plan::question;
 use crate::ui::{count, fold::folded};
 use crate::verbs::watch::{Look, watch};
@@ -216,12 +218,13 @@ pub(crate) async fn follow(
             context.term.json(&view.brief)?;
         } else {
             context.term.line(&view.brief.short)?;
-            context.term.note(&format!(
-                "run {} on {} goes on: muster runs watch {}",
-                view.brief.short,
-                count(view.brief.nodes as usize, "node"),
-                view.brief.short
-            ));
+            let short = &view.brief.short;
+            let how = match Book::from_view(view).held() {
+                Some(held) => printable(&held, 300),
+                None => format!("goes on: muster runs watch {short}"),
+            };
+            let on = count(view.brief.nodes as usize, "node");
+            context.term.note(&format!("run {short} on {on} {how}"));
         }
         return Ok(0);
     }

@@ -13,4 +13,5 @@ mod once;
 mod path;
 mod retention;
 mod runs;
+mod scenarios;
 mod upgrade;

@@ -83,7 +83,7 @@ Anything else is the name of a stored scenario.";
 
 /// Arguments of `muster scenario show`.
 #[derive(Args, Debug)]
-#[command(after_help = AFTER_SHOW)]
+#[command(after_help = AFTER_SHOW, disable_version_flag = true)]
 pub struct ShowArgs {
     /// Name of a stored scenario; or a script or directory
     #[arg(value_name = "NAME|FILE")]

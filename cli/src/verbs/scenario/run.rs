@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use muster_client::{Client, ClientError, Key};
-use muster_protocol::api::{Confirm, Plan, PlanRef, RunRequest, RunView, ScenarioView};
+use muster_client::{Client, ClientError, Key, Reference};
+use muster_protocol::api::{Confirm, Plan, PlanRef, RunNode, RunRequest, RunView, ScenarioView};
 use muster_protocol::envelope::Mode;
 use muster_protocol::names::{LabelKey, ScenarioName};
 use muster_protocol::problem::Kind;
+use muster_protocol::run::Outcome;
 use muster_protocol::text::printable;
 use muster_protocol::units::{Amount, Span};
 use serde_json::{Map, Value, json};
@@ -33,7 +34,7 @@ Examples:
 
 /// Arguments of `muster scenario run`.
 #[derive(Args, Debug)]
-#[command(after_help = AFTER)]
+#[command(after_help = AFTER, disable_version_flag = true)]
 pub struct RunArgs {
     /// Name of a stored scenario
     #[arg(value_name = "NAME")]
@@ -173,13 +174,7 @@ async fn create(
         // Nobody is here to be asked, and nobody waits: somebody may confirm
         // it later.
         request.confirm = Confirm::Later;
-        let view = client.create_run(&request, &key).await?;
-        let (short, until) = (&view.brief.short, view.gates.confirm_by);
-        let until = until.map_or(String::new(), |at| format!(" until {at}"));
-        context.term.note(&format!(
-            "run {short} waits{until} for a confirmation: muster runs confirm {short}"
-        ));
-        return Ok((view, since));
+        return Ok((client.create_run(&request, &key).await?, since));
     }
     let plan = confirmed(context, error)?;
     request.confirm = Confirm::Plan(plan.id.into());
@@ -194,26 +189,40 @@ async fn plan_of(
     view: &RunView,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let plan = client.plan_of_run(&view.brief.id.into()).await?;
+    let run = Reference::from(view.brief.id);
+    let plan = client.plan_of_run(&run).await?;
     if as_json {
         return context
             .term
             .json(&json!({ "type": "plan", "run": view.brief.id, "plan": plan }));
     }
     let args = std::env::args().skip(1);
-    context.term.line(&said(&plan, args))
+    let ended = client.run(&run).await?;
+    context.term.line(&said(&plan, &ended.results, args))
 }
 
-/// `plan 9c1e: 24 nodes.  Run it: muster scenario run … --plan 9c1e`
-fn said(plan: &Plan, args: impl Iterator<Item = String>) -> String {
+/// `plan 9c1e: 24 would change, 0 failed.  Run it: muster scenario run … --plan 9c1e`
+fn said(plan: &Plan, results: &[RunNode], args: impl Iterator<Item = String>) -> String {
+    let change = |node: &&RunNode| node.tally.is_some_and(|tally| tally.would_change > 0);
+    let well = |node: &&RunNode| node.outcome == Some(Outcome::Succeeded);
+    let would = results.iter().filter(change).count();
+    let not_well = results.len() - results.iter().filter(well).count();
+    let mut rest = String::new();
+    if not_well > 0 && plan.checked > 0 {
+        rest = format!(" and left out, {} in the plan", plan.nodes.len());
+    } else if plan.checked == 0 {
+        rest = format!(
+            "; the plan holds the parameters and the {} alone: what it does depends on what happens",
+            count(plan.nodes.len(), "node")
+        );
+    }
     let short = plan.id.short();
     let words: Vec<String> = args
         .filter(|arg| arg != "--dry-run")
         .map(|arg| word(&arg))
         .collect();
     format!(
-        "plan {short}: {}.  Run it: muster {} --plan {short}",
-        count(plan.nodes.len(), "node"),
+        "plan {short}: {would} would change, {not_well} failed{rest}.  Run it: muster {} --plan {short}",
         words.join(" ")
     )
 }
@@ -400,9 +409,10 @@ mod tests {
         }))
         .expect("a plan");
         let args = ["scenario", "run", "x", "-p", "text=it's so", "--dry-run"];
+        let plan = Plan { checked: 2, ..plan };
         assert_eq!(
-            said(&plan, args.into_iter().map(str::to_owned)),
-            r"plan 0w3g: 2 nodes.  Run it: muster scenario run x -p 'text=it'\''s so' --plan 0w3g"
+            said(&plan, &[], args.into_iter().map(str::to_owned)),
+            r"plan 0w3g: 0 would change, 0 failed.  Run it: muster scenario run x -p 'text=it'\''s so' --plan 0w3g"
         );
     }
 
