@@ -32,6 +32,7 @@ pub mod retention;
 pub mod routing;
 mod run;
 pub mod runs;
+pub mod schedules;
 pub mod secrets;
 mod serve;
 pub mod standby;

@@ -80,6 +80,8 @@ pub(crate) enum Command {
     Runs(verbs::runs::RunsArgs),
     /// Store, show, check and test scenarios
     Scenario(verbs::scenario::ScenarioArgs),
+    /// Run scenarios when their time comes
+    Schedule(verbs::schedule::ScheduleArgs),
     /// Invite, label and remove nodes
     Node(verbs::node::NodeArgs),
     /// Upgrade the agents themselves, and say which version runs where

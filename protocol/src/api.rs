@@ -45,6 +45,10 @@
 //! | `DELETE /v1/scenarios/{name}?expect=&note=` | → [`ScenarioStored`] |
 //! | `GET /v1/scenarios/{name}/history` | → [`Page`]`<`[`ScenarioVersion`]`>` |
 //! | `POST /v1/scenarios/{name}/rollback` | [`RollbackScenario`] → [`ScenarioStored`] |
+//! | `GET /v1/schedules?next=` | → [`Page`]`<`[`ScheduleView`]`>` |
+//! | `GET /v1/schedules/{name}?next=` | → [`ScheduleView`] |
+//! | `PUT /v1/schedules/{name}` | [`PutSchedule`] → [`ScheduleView`] |
+//! | `DELETE /v1/schedules/{name}` | → 204 |
 //! | `GET /healthz`, `/readyz`, `/openapi.json` (open) | |
 //!
 //! Wherever a route takes `{run}`, a prefix of at least four characters that
@@ -56,6 +60,7 @@ mod frame;
 mod release;
 mod run;
 mod scenario;
+mod schedule;
 mod secret;
 mod steps;
 
@@ -82,6 +87,7 @@ pub use scenario::{
     BudgetView, FunctionView, ManifestView, ParamView, PutScenario, RollbackScenario,
     STOCK_VERSION, ScenarioFile, ScenarioStored, ScenarioVersion, ScenarioView,
 };
+pub use schedule::{LastStart, PutSchedule, ScheduleView, WhenMissed};
 pub use secret::{ApiToken, InviteToken, Secret, TokenError};
 pub use steps::{AnswerRequest, CALLS_SHOWN, CallView, MainView, StepView};
 

@@ -149,6 +149,11 @@ name! {
     ScenarioName, "scenario name", "-_", false, MAX_NAME, &[]
 }
 name! {
+    /// The name of a schedule, such as `nightly`. Its runs are those of the
+    /// principal `schedule:<name>`, which is a name, too.
+    ScheduleName, "schedule name", "-_.", false, MAX_NAME - 9, &[]
+}
+name! {
     /// Who asks: a person, a CI system, a schedule; `ana` or `ci/webapp`.
     PrincipalName, "principal name", "-_.@/:", true, MAX_NAME, &[]
 }

@@ -43,6 +43,7 @@ async fn delete_streams(server: &TestServer) {
         "KV_muster_invites",
         "KV_muster_scenarios",
         "KV_muster_bundles",
+        "KV_muster_schedules",
     ] {
         js.delete_stream(name).await.unwrap();
     }

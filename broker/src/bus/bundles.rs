@@ -176,7 +176,7 @@ mod tests {
         let begin = Instant::now();
         let mut shares = Shares::default();
         let part = BUNDLE_PART as u64;
-        let mut taken = |shares: &mut Shares, node, at: u64| {
+        let taken = |shares: &mut Shares, node, at: u64| {
             let at = begin + Duration::from_millis(at);
             (0..1_000)
                 .filter(|_| shares.take(Serial(node), part, at))
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(taken(&mut shares, 1, 0), BURST / part);
         assert_eq!(taken(&mut shares, 2, 0), BURST / part);
         assert_eq!(taken(&mut shares, 1, 100), 0);
-        assert_eq!(taken(&mut shares, 1, 1_000), PER_SECOND / part);
+        assert_eq!(taken(&mut shares, 1, 1_100), PER_SECOND / part);
         assert_eq!(taken(&mut shares, 1, 1_000_000), BURST / part);
     }
 }

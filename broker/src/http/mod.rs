@@ -19,6 +19,7 @@ pub mod problem;
 mod releases;
 mod runs;
 mod scenarios;
+mod schedules;
 mod sse;
 mod status;
 #[cfg(test)]
@@ -47,6 +48,7 @@ use crate::library::Library;
 use crate::link::Link;
 use crate::peers::Peers;
 use crate::releases::Releases;
+use crate::schedules::Schedules;
 use crate::submit::Submit;
 use crate::tokens::Tokens;
 
@@ -97,6 +99,8 @@ pub struct AppState {
     pub releases: Releases,
     /// Stored scenarios.
     pub library: Library,
+    /// Runs that begin when their time comes.
+    pub schedules: Schedules,
     /// How much those without a token may ask.
     pub limiter: Arc<Limiter>,
     /// Held while a backup is made: one at a time.
@@ -145,6 +149,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(releases::routes())
         .merge(runs::routes())
         .merge(scenarios::routes())
+        .merge(schedules::routes())
         .merge(sse::routes())
         .merge(status::routes())
         .merge(tokens::routes())

@@ -77,7 +77,7 @@ fn record(serial: u32, assignment: Assignment) -> NodeRecord {
 }
 
 /// `web-1` … `web-N` with serials from 1.
-fn webs(n: u32) -> Vec<NodeRecord> {
+pub(crate) fn webs(n: u32) -> Vec<NodeRecord> {
     (1..=n)
         .map(|i| {
             record(

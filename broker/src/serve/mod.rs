@@ -121,6 +121,7 @@ pub(crate) struct Stores {
     pub(crate) past: Kv<crate::twin::StoredPast>,
     pub(crate) scenarios: Kv<crate::library::History>,
     pub(crate) bundles: Kv<crate::library::StoredPart>,
+    pub(crate) schedules: Kv<crate::schedules::StoredSchedule>,
     pub(crate) journals: Kv<crate::presence::StoredJournals>,
 }
 
@@ -169,6 +170,7 @@ impl Stores {
             past: bucket(js, "muster_cluster").await?.witnessed(told()),
             scenarios: bucket(js, "muster_scenarios").await?.witnessed(told()),
             bundles: bucket(js, "muster_bundles").await?.witnessed(told()),
+            schedules: bucket(js, "muster_schedules").await?.witnessed(told()),
             journals: bucket(js, "muster_cluster").await?,
             retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })

@@ -28,6 +28,7 @@ use crate::presence::Journals;
 use crate::releases::{Releases, ReleasesError};
 use crate::retention::{Keeper, Retention};
 use crate::runs;
+use crate::schedules::{Schedules, SchedulesError};
 use crate::store::kv::KvError;
 use crate::submit::{Broker, Submit};
 use crate::tls::TlsError;
@@ -78,6 +79,9 @@ pub enum SessionError {
     /// The stored scenarios.
     #[error(transparent)]
     Library(#[from] LibraryError),
+    /// The schedules.
+    #[error(transparent)]
+    Schedules(#[from] SchedulesError),
 }
 
 impl SessionError {
@@ -95,7 +99,8 @@ impl SessionError {
             | Self::Past(_)
             | Self::Nodes(_)
             | Self::Releases(_)
-            | Self::Library(_) => false,
+            | Self::Library(_)
+            | Self::Schedules(_) => false,
         }
     }
 }
@@ -175,6 +180,8 @@ impl Session {
             events.clone(),
         ))
         .await?;
+        let schedules =
+            Schedules::load(stores.schedules.clone(), lease.clone(), events.clone()).await?;
         let connect = Connect {
             nats_urls: parts.config.agent_urls().to_vec(),
             nats_ca: nats_ca(&parts.config, &parts.ca)?,
@@ -258,17 +265,20 @@ impl Session {
             events,
             past,
             policy,
-            submit,
+            submit: submit.clone(),
             control: Arc::clone(&nodes.control),
             peers: peers.clone(),
             nodes: nodes.clone(),
             link: link.clone(),
             releases,
-            library,
+            library: library.clone(),
+            schedules: schedules.clone(),
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
             backing_up: Arc::new(tokio::sync::Semaphore::new(1)),
             shutdown: cancel.clone(),
         };
+        tasks.spawn(schedules.keep(submit, cancel.clone()));
+        tasks.spawn(tidy_library(library, nodes.engine.clone(), cancel.clone()));
         tasks.spawn(inventory.tend(cancel.clone()));
         let remembering = peers.clone();
         tasks.spawn(remembering.remember(stores.brokers.clone(), cancel.clone()));
@@ -347,6 +357,27 @@ async fn compare(
                 let _ = cancel.run_until_cancelled(sleep(COMPARE_AGAIN)).await;
             }
             None => return,
+        }
+    }
+}
+
+/// Bundles that no version and no open run needs go.
+async fn tidy_library(library: Library, engine: runs::Engine, cancel: CancellationToken) {
+    loop {
+        if cancel
+            .run_until_cancelled(sleep(TIDY_EVERY))
+            .await
+            .is_none()
+        {
+            return;
+        }
+        match engine.open_bundles().await {
+            Ok(pinned) => match library.tidy(pinned).await {
+                Ok(0) => {}
+                Ok(gone) => tracing::info!(gone, "bundles that nobody needs are removed"),
+                Err(error) => tracing::debug!(%error, "old bundles could not be removed"),
+            },
+            Err(error) => tracing::debug!(%error, "old bundles could not be removed"),
         }
     }
 }

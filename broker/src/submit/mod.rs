@@ -4,6 +4,7 @@
 //! here.
 
 mod again;
+mod check;
 mod plan;
 mod programs;
 mod stage;

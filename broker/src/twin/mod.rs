@@ -106,11 +106,12 @@ const TOKENS: &str = "KV_muster_tokens";
 const CLUSTER: &str = "KV_muster_cluster";
 const SCENARIOS: &str = "KV_muster_scenarios";
 const BUNDLES: &str = "KV_muster_bundles";
+const SCHEDULES: &str = "KV_muster_schedules";
 const RUNS: &str = crate::runs::STREAM;
 const EVENTS: &str = crate::events::STREAM;
 
 /// Everything that is followed.
-const ALL: [Followed; 9] = [
+const ALL: [Followed; 10] = [
     bucket(NODES, "$KV.muster_nodes.>"),
     bucket(FACTS, "$KV.muster_facts.>"),
     bucket(INVITES, "$KV.muster_invites.>"),
@@ -118,6 +119,7 @@ const ALL: [Followed; 9] = [
     bucket(CLUSTER, "$KV.muster_cluster.>"),
     bucket(SCENARIOS, "$KV.muster_scenarios.>"),
     bucket(BUNDLES, "$KV.muster_bundles.>"),
+    bucket(SCHEDULES, "$KV.muster_schedules.>"),
     log(RUNS, subject::JOURNAL_ALL),
     log(EVENTS, subject::EVENT),
 ];

@@ -18,7 +18,9 @@ use super::examine::{ExamineError, last};
 use super::merge::{Merged, merge};
 use super::tell::Report;
 use super::values::{Write, decide};
-use super::{BUNDLES, CLUSTER, EVENTS, FACTS, INVITES, NODES, Past, RUNS, SCENARIOS, TOKENS, Twin};
+use super::{
+    BUNDLES, CLUSTER, EVENTS, FACTS, INVITES, NODES, Past, RUNS, SCENARIOS, SCHEDULES, TOKENS, Twin,
+};
 use crate::events::{Events, EventsError};
 use crate::inventory::{AccountValue, StoredNode};
 use crate::lease::Lease;
@@ -438,6 +440,7 @@ pub(super) fn kind(stream: &str) -> Option<Kind> {
         TOKENS => Some(Kind::Token),
         INVITES => Some(Kind::Invite),
         SCENARIOS => Some(Kind::Scenario),
+        SCHEDULES => Some(Kind::Schedule),
         _ => None,
     }
 }
@@ -449,4 +452,5 @@ pub(super) enum Kind {
     Token,
     Invite,
     Scenario,
+    Schedule,
 }

@@ -122,7 +122,7 @@ impl Report {
         }
         if self.loss.marks {
             text += "This broker has no copy of what came after that: changes of nodes, tokens, \
-                     invites and scenarios are gone for good (whoever was removed or revoked after that is back: \
+                     invites, scenarios and schedules are gone for good (whoever was removed or revoked after that is back: \
                      look at `muster nodes`, `muster token list` and `muster node invites`), and \
                      runs but for what nodes report again. ";
         }
@@ -164,6 +164,7 @@ impl Kind {
             Self::Token => "change of a token",
             Self::Invite => "change of an invite",
             Self::Scenario => "change of a scenario",
+            Self::Schedule => "change of a schedule",
         }
     }
 
@@ -173,6 +174,7 @@ impl Kind {
             Self::Token => "changes of tokens",
             Self::Invite => "changes of invites",
             Self::Scenario => "changes of scenarios",
+            Self::Schedule => "changes of schedules",
         }
     }
 }

@@ -8,10 +8,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::db::Message;
-use super::{BUNDLES, CLUSTER, INVITES, NODES, SCENARIOS, TOKENS, past};
+use super::{BUNDLES, CLUSTER, INVITES, NODES, SCENARIOS, SCHEDULES, TOKENS, past};
 use crate::enroll::StoredInvite;
 use crate::inventory::{AccountValue, StoredNode};
 use crate::library::History;
+use crate::schedules::StoredSchedule;
 use muster_protocol::keys::{KeyList, SignedText};
 
 /// What is to be written.
@@ -82,6 +83,15 @@ pub(super) fn decide(
             }
             let (now, lost) = (read::<History>(now)?, read::<History>(lost)?);
             let both = History::reconciled(now.clone(), lost, newer);
+            put((both != now).then_some(&both))
+        }
+        (SCHEDULES, _) => {
+            let Some(now) = there else { return Ok(newest) };
+            if lost.gone {
+                return Ok(newest);
+            }
+            let (now, lost) = (read::<StoredSchedule>(now)?, read::<StoredSchedule>(lost)?);
+            let both = StoredSchedule::reconciled(now.clone(), lost, newer);
             put((both != now).then_some(&both))
         }
         // Under a hash is what belongs there, or nothing; what nobody needs

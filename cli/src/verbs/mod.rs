@@ -16,6 +16,7 @@ pub mod restore;
 pub mod run;
 pub mod runs;
 pub mod scenario;
+pub mod schedule;
 pub mod standby;
 pub mod status;
 pub mod token;
@@ -45,6 +46,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Run(args) => run::run(context, args).await,
         Command::Runs(args) => runs::run(context, args).await,
         Command::Scenario(args) => scenario::run(context, &args).await,
+        Command::Schedule(args) => schedule::run(context, args).await,
         Command::Node(args) => node::run(context, args).await,
         Command::Agent(args) => agent::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,

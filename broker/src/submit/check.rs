@@ -1,0 +1,63 @@
+//! What can be said of a request without running it.
+
+use muster_protocol::api::RunRequest;
+use muster_protocol::ids::RunId;
+use muster_protocol::problem::{Kind, Problem};
+use muster_protocol::units::Timestamp;
+use serde_json::Value;
+
+use super::{Refused, Submit, create, is_builtin, refused, stored};
+use crate::authz::Caller;
+use crate::resolve::resolve;
+use crate::runs;
+
+impl Submit {
+    /// Holds a request against everything that is known now, for somebody who
+    /// wants to ask for it later, again and again. That no node matches is no
+    /// mistake then; a secret is: nothing would keep it.
+    ///
+    /// # Errors
+    /// [`Refused`]: why it would be refused.
+    pub async fn check(&self, caller: &Caller, request: &RunRequest) -> Result<(), Refused> {
+        let frozen = match self.would_be(caller, request).await {
+            Ok(frozen) => frozen,
+            Err(error) if error.kind == Kind::NoMatch => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        self.allowed(caller, create(&frozen), ()).map(drop)
+    }
+
+    async fn would_be(
+        &self,
+        caller: &Caller,
+        request: &RunRequest,
+    ) -> Result<runs::FrozenRun, Refused> {
+        let (id, now) = (RunId::random(), Timestamp::now());
+        let by = (&caller.principal, caller.door);
+        let snapshot = self.inventory.snapshot();
+        if is_builtin(request) {
+            let mut request = request.clone();
+            self.complete(&mut request)?;
+            let checked = runs::check(&request).map_err(|error| refused(error.problem()))?;
+            let options = runs::options(&request);
+            let resolved = resolve(checked.predicate(), &snapshot, options)
+                .map_err(|error| refused(error.problem()))?;
+            return Ok(checked.freeze(&request, &resolved, id, by, now));
+        }
+        let (program, ready) = self.ready(request).await?;
+        let given = |name: &str| request.params.get(name).is_some_and(|v| *v != Value::Null);
+        let secret = program.manifest.params.iter();
+        if let Some(param) = secret.filter(|p| p.secret).find(|p| given(&p.name)) {
+            let title = format!(
+                "`{}` of `{}` is secret, and what is asked for again and again would have to be kept",
+                param.name, program.name
+            );
+            return Err(refused(Problem::new(Kind::InvalidRequest, title).hint(
+                "let the scenario read it on the node, from a file that only root can read",
+            )));
+        }
+        ready
+            .freeze(&snapshot, id, by, now)
+            .map_err(|error| stored(&error))
+    }
+}
