@@ -8,6 +8,7 @@ mod faults;
 mod hostile;
 mod lifecycle;
 mod local;
+mod on_nodes;
 mod once;
 mod path;
 mod retention;
