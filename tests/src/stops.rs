@@ -128,6 +128,14 @@ impl Stops {
         state.run.context("a position belongs to a run")
     }
 
+    /// The run of which somebody is held now at the position that is watched
+    /// for.
+    #[must_use]
+    pub fn is_held(&self) -> Option<RunId> {
+        let state = lock(&self.shared.0);
+        state.run.filter(|_| state.hit)
+    }
+
     /// Lets everybody go on, and watches no more.
     pub fn release(&self) {
         let (mutex, told) = &*self.shared;

@@ -45,6 +45,8 @@ pub enum RunsVerb {
     Show(ShowArgs),
     /// Follow a run to its end
     Watch(ShowArgs),
+    /// What nodes printed and said, in order and whole
+    Output(OutputArgs),
     /// End a run: nothing new is started, what runs is killed
     Cancel(CancelArgs),
     /// Answer what a run asks
@@ -166,6 +168,7 @@ pub async fn run(context: &Context, args: RunsArgs) -> Result<u8, Failure> {
             };
             watch(context, &client, &view, look).await
         }
+        Some(RunsVerb::Output(args)) => output(context, &client, &args).await,
         Some(RunsVerb::Answer(args)) => answer(context, &client, &args).await,
         Some(RunsVerb::Cancel(args)) => cancel(context, &client, &args).await,
         Some(RunsVerb::Confirm(args)) => wish(context, &client, &args, Wish::Confirm).await,
@@ -467,6 +470,7 @@ async fn retry(context: &Context, client: &Client, args: RetryArgs) -> Result<u8
 
 #[cfg(test)]
 mod tests {
+    use super::output::{OutputArgs, output};
     use super::*;
     use muster_protocol::api::{Frame, RunNode};
     use muster_protocol::envelope::{Door, Mode};

@@ -654,3 +654,6 @@ impl RunState {
         left.is_empty().then(|| some.join(" or "))
     }
 }
+
+#[cfg(test)]
+mod tests;

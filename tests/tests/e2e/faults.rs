@@ -9,6 +9,7 @@ mod draw;
 mod fencing;
 mod fleet;
 mod flood;
+mod flow;
 mod input;
 mod kill;
 mod nats;

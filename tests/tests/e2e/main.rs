@@ -9,6 +9,7 @@ mod hostile;
 mod library;
 mod lifecycle;
 mod local;
+mod on_nodes;
 mod once;
 mod path;
 mod retention;
