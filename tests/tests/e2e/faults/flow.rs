@@ -85,6 +85,11 @@ impl Scene {
         }
     }
 
+    /// Each run writes another version.
+    fn version(&self) -> String {
+        format!("v{}x", self.count)
+    }
+
     fn did(&self, name: &str) -> Vec<String> {
         lines(&self.witness.join(name))
     }
@@ -96,7 +101,7 @@ impl Scene {
         for name in NAMES {
             let _ = std::fs::remove_file(self.witness.join(name));
         }
-        let version = format!("version={}", self.count);
+        let version = format!("version={}", self.version());
         let args = [
             "scenario", "run", "survives", "-p", &version, "--yes", "--detach", "--json",
         ];
@@ -154,19 +159,14 @@ impl Scene {
             .map(|l| &l["text"])
             .collect();
         let error = main["error"].as_str().unwrap_or_default();
-        // Each run writes another version.
-        let plain = |text: &str| text.replace(&self.count.to_string(), "N");
+        let plain = |text: &str| text.replace(&self.version(), "N");
         let told = json!({
             "state": view["state"], "calls": calls, "undo": steps(&main["undo"]), "logs": logs,
             "error": plain(error.lines().next().unwrap_or_default()),
             "results": results, "answered": main["answered"],
         });
         let did = NAMES.iter().map(|name| {
-            let lines = self
-                .did(name)
-                .iter()
-                .map(|line| line.replace(&format!("upgrade {}", self.count), "upgrade N"))
-                .collect();
+            let lines = self.did(name).iter().map(|line| plain(line)).collect();
             ((*name).to_owned(), lines)
         });
         End {
