@@ -83,11 +83,11 @@ impl Taken {
         &self.run
     }
 
-    /// It has come about.
-    pub fn used(self) {
+    /// It has come about, by the request under this id.
+    pub fn used(self, by: RunId) {
         let mut table = self.plans.table();
         if let Some(plan) = table.waiting.get_mut(&self.id) {
-            plan.stage = Stage::Used;
+            plan.stage = Stage::Used(by);
         }
     }
 }
@@ -107,7 +107,8 @@ enum Stage {
     Waits,
     /// Somebody is about to create its run.
     Taken,
-    Used,
+    /// By the request under this id.
+    Used(RunId),
 }
 
 struct Waiting {
@@ -241,19 +242,20 @@ impl Plans {
         table.rehearsals.get(&run).map(|(_, kept)| kept.clone())
     }
 
-    /// The run of a plan that was used: whoever repeats the confirmation,
-    /// because the answer was lost, is to be told of it.
+    /// The run of a plan that was used by the request under that id: whoever
+    /// repeats it, because the answer was lost, is to be told of it.
     #[must_use]
     pub fn used(
         &self,
         plan: &PlanRef,
         principal: &PrincipalName,
         request: RequestHash,
+        by: RunId,
     ) -> Option<RunId> {
         let table = self.table();
         let plan = table.waiting.get(&table.find(plan, principal)?)?;
         let same = plan.principal == *principal && plan.request == request;
-        (same && plan.stage == Stage::Used).then_some(plan.run.spec.id)
+        (same && plan.stage == Stage::Used(by)).then_some(plan.run.spec.id)
     }
 
     /// Takes the run of a plan: it works once. A plan that was made for
@@ -329,6 +331,7 @@ mod tests {
         );
         let (asked, other) = (RequestHash::of(&"a"), RequestHash::of(&"b"));
         let now = Timestamp::UNIX_EPOCH;
+        let by = RunId::random();
         let run = run();
         let (id, expires) = plans.keep(&ana, asked, run.clone(), now, PLAN_LIFE);
         let id = &PlanRef::from(id);
@@ -346,14 +349,16 @@ mod tests {
             let taken = plans.take(id, &ana, asked, now).expect("it works");
             assert_eq!(*taken.run(), run);
             assert!(gone(id, &ana, asked, now));
-            assert_eq!(plans.used(id, &ana, asked), None);
+            assert_eq!(plans.used(id, &ana, asked, by), None);
             drop(taken);
         }
-        plans.take(id, &ana, asked, now).expect("it works").used();
+        let taken = plans.take(id, &ana, asked, now).expect("it works");
+        taken.used(by);
         assert!(gone(id, &ana, asked, now));
-        assert_eq!(plans.used(id, &ana, asked), Some(run.spec.id));
-        assert_eq!(plans.used(id, &eve, asked), None);
-        assert_eq!(plans.used(id, &ana, other), None);
+        assert_eq!(plans.used(id, &ana, asked, by), Some(run.spec.id));
+        assert_eq!(plans.used(id, &ana, asked, RunId::random()), None);
+        assert_eq!(plans.used(id, &eve, asked, by), None);
+        assert_eq!(plans.used(id, &ana, other, by), None);
         // They are bounded: the oldest goes.
         let (first, _) = plans.keep(&ana, asked, run.clone(), now, PLAN_LIFE);
         let first = &PlanRef::from(first);

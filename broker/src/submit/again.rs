@@ -41,12 +41,13 @@ impl Submit {
             },
         ));
         let begin = match &request.confirm {
-            Confirm::Plan(plan) => match self.confirmed(caller, plan, hash, asked.repeatable)? {
+            Confirm::Plan(plan) => match self.confirmed(caller, plan, hash, asked)? {
                 Confirmed::Now(taken) => Begin {
                     frozen: taken.run().clone(),
                     taken: Some(*taken),
                     hash,
                     asks: false,
+                    asked: asked.id,
                 },
                 Confirmed::Before(run) => return self.shown(caller, run).await,
             },
@@ -57,6 +58,7 @@ impl Submit {
                     taken: None,
                     hash,
                     asks,
+                    asked: asked.id,
                 }
             }
         };

@@ -128,6 +128,8 @@ struct Begin {
     hash: RequestHash,
     /// The scenario wants a person to see it first.
     asks: bool,
+    /// Under which id it was asked for.
+    asked: RunId,
 }
 
 impl Submit {
@@ -169,7 +171,7 @@ impl Submit {
         }
         let hash = hash_of(&request);
         let (frozen, taken) = match &request.confirm {
-            Confirm::Plan(plan) => match self.confirmed(caller, plan, hash, asked.repeatable)? {
+            Confirm::Plan(plan) => match self.confirmed(caller, plan, hash, asked)? {
                 Confirmed::Now(taken) => (taken.run().clone(), Some(*taken)),
                 Confirmed::Before(run) => return self.shown(caller, run).await,
             },
@@ -188,6 +190,7 @@ impl Submit {
             taken,
             hash,
             asks: false,
+            asked: asked.id,
         };
         self.begin(caller, &request.confirm, begin).await
     }
@@ -201,13 +204,14 @@ impl Submit {
         let hash = hash_of(&request);
         if let Confirm::Plan(plan) = &request.confirm {
             // What was shown runs, whatever the scenario has become since.
-            match self.confirmed(caller, plan, hash, asked.repeatable) {
+            match self.confirmed(caller, plan, hash, asked) {
                 Ok(Confirmed::Now(taken)) => {
                     let begin = Begin {
                         frozen: taken.run().clone(),
                         taken: Some(*taken),
                         hash,
                         asks: false,
+                        asked: asked.id,
                     };
                     return self.begin(caller, &request.confirm, begin).await;
                 }
@@ -235,6 +239,7 @@ impl Submit {
             taken: None,
             hash,
             asks,
+            asked: asked.id,
         };
         let submitted = self.begin(caller, &request.confirm, begin).await?;
         if let (Some(frozen), Submitted::Run(run)) = (rehearsed, &submitted) {
@@ -365,6 +370,7 @@ impl Submit {
             taken,
             hash,
             asks,
+            asked,
         } = begin;
         let settings = &self.nodes.settings;
         runs::confirm_later(&mut frozen, confirm, settings.confirm_within);
@@ -394,7 +400,7 @@ impl Submit {
                 created => created.map_err(|error| refused(error.problem()))?,
             };
             if let Some(plan) = taken {
-                plan.used();
+                plan.used(asked);
             }
             Ok(Submitted::Run(Box::new(created)))
         });
@@ -413,14 +419,14 @@ impl Submit {
         caller: &Caller,
         plan: &PlanRef,
         hash: RequestHash,
-        repeatable: bool,
+        asked: Asked,
     ) -> Result<Confirmed, Refused> {
         let plans = &self.nodes.plans;
         let who = &caller.principal;
         match plans.take(plan, who, hash, Timestamp::now()) {
             Ok(taken) => Ok(Confirmed::Now(Box::new(taken))),
-            Err(gone) => match plans.used(plan, who, hash) {
-                Some(run) if repeatable => Ok(Confirmed::Before(run)),
+            Err(gone) => match plans.used(plan, who, hash, asked.id) {
+                Some(run) if asked.repeatable => Ok(Confirmed::Before(run)),
                 _ => Err(refused(gone.problem())),
             },
         }

@@ -10,6 +10,7 @@ pub mod keys;
 pub mod matching;
 pub mod node;
 pub mod nodes;
+pub mod output;
 pub mod ping;
 pub mod restore;
 pub mod run;

@@ -20,6 +20,7 @@ use crate::ui::table::{Cell, Table, Tone};
 use crate::ui::time::{ago, moment};
 use crate::ui::{Paint, fold::folded};
 use crate::verbs::now;
+use crate::verbs::output::{OutputArgs, output};
 use crate::verbs::run::Dedupe;
 use crate::verbs::run::{FollowArgs, confirmed, follow};
 use crate::verbs::watch::{Look, watch};
@@ -45,6 +46,8 @@ pub enum RunsVerb {
     Show(ShowArgs),
     /// Follow a run to its end
     Watch(ShowArgs),
+    /// What nodes printed and said, in order and whole
+    Output(OutputArgs),
     /// End a run: nothing new is started, what runs is killed
     Cancel(CancelArgs),
     /// Answer what a run asks
@@ -166,6 +169,7 @@ pub async fn run(context: &Context, args: RunsArgs) -> Result<u8, Failure> {
             };
             watch(context, &client, &view, look).await
         }
+        Some(RunsVerb::Output(args)) => output(context, &client, &args).await,
         Some(RunsVerb::Answer(args)) => answer(context, &client, &args).await,
         Some(RunsVerb::Cancel(args)) => cancel(context, &client, &args).await,
         Some(RunsVerb::Confirm(args)) => wish(context, &client, &args, Wish::Confirm).await,
