@@ -20,6 +20,7 @@ use crate::ui::table::{Cell, Table, Tone};
 use crate::ui::time::{ago, moment};
 use crate::ui::{Paint, fold::folded};
 use crate::verbs::now;
+use crate::verbs::output::{OutputArgs, output};
 use crate::verbs::run::Dedupe;
 use crate::verbs::run::{FollowArgs, confirmed, follow};
 use crate::verbs::watch::{Look, watch};
@@ -470,7 +471,6 @@ async fn retry(context: &Context, client: &Client, args: RetryArgs) -> Result<u8
 
 #[cfg(test)]
 mod tests {
-    use super::output::{OutputArgs, output};
     use super::*;
     use muster_protocol::api::{Frame, RunNode};
     use muster_protocol::envelope::{Door, Mode};
