@@ -46,7 +46,7 @@ Examples:
 
 /// Arguments of `muster schedule add`.
 #[derive(Args, Debug)]
-#[command(after_help = AFTER)]
+#[command(after_help = AFTER, disable_version_flag = true)]
 pub struct AddArgs {
     /// Its name
     #[arg(value_name = "NAME")]

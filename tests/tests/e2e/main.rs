@@ -6,6 +6,7 @@ mod bad_input;
 mod enrolment;
 mod faults;
 mod hostile;
+mod library;
 mod lifecycle;
 mod local;
 mod on_nodes;

@@ -132,6 +132,7 @@ pub struct HistoryArgs {
 
 /// Arguments of `muster scenario rollback`.
 #[derive(Args, Debug)]
+#[command(disable_version_flag = true)]
 pub struct RollbackArgs {
     /// Name of the scenario
     #[arg(value_name = "NAME")]
