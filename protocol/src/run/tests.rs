@@ -198,6 +198,7 @@ proptest! {
                     outcomes(nodes.iter().map(|s| NodeResult::new(*s, outcome, reason.clone())).collect())
                 }
                 Next::Main => unreachable!("this run has no `main`"),
+                Next::Gate(gate) => unreachable!("this run has none: {gate:?}"),
                 Next::Wait => {
                     let (serial, _) = s.open().find(|(_, n)| matches!(n.phase, NodePhase::Sent { .. })).expect("waits for one");
                     outcomes(vec![done(serial.0, Outcome::ALL[answers[serial.0 as usize]])])
