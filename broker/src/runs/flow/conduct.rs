@@ -176,6 +176,12 @@ impl Task {
                 let open = open.clone();
                 self.serve(open).await
             }
+            None if self.conductor().diverged.is_some() => {
+                let error = self.conductor().diverged.clone().unwrap_or_default();
+                self.main_ended(MainEnd::Diverged { error }, Vec::new())
+                    .await?;
+                Ok(true)
+            }
             // Nobody has begun with it, so there is nothing to ask the script.
             None if self.state.phase == RunPhase::Cancelling && flow.answered == 0 => {
                 self.main_ended(MainEnd::Cancelled, Vec::new()).await?;

@@ -628,17 +628,19 @@ async fn it_ends_the_same_wherever_the_broker_was_stopped() {
     let places = seen.lock().unwrap().len();
     assert!(places > 100, "{places}");
 
-    // Everywhere would take long: every place of the run itself, which are
-    // those that its parts do not have as well, and some of theirs.
+    // Everywhere would take long. The end-to-end tests take every place of the
+    // run itself; here some of those, and of the places of its parts.
     let of_run = run.to_string();
     let names = seen.lock().unwrap().clone();
+    let mut own = 0;
     for (place, name) in names.iter().enumerate() {
-        let created = name.contains(" created") || name.contains(" targets");
-        if name.contains(&of_run) && created {
-            // Nobody was told that there is such a run.
-            continue;
-        }
-        if !name.contains(&of_run) && !created && place % 5 != 0 {
+        if name.contains(&of_run) {
+            own += 1;
+            // Before it is written down, nobody was told that there is a run.
+            if own % 4 != 0 || name.contains(" created") || name.contains(" targets") {
+                continue;
+            }
+        } else if place % 4 != 0 {
             continue;
         }
         let seen = Arc::default();
