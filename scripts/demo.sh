@@ -45,5 +45,24 @@ step muster node role db-01 +web
 step muster run role=web -- true
 step muster runs
 echo
+echo "What is done again and again is written once: a scenario, stored in the cluster."
+cat >"$state/notice.rhai" <<'EOF'
+scenario("Say on each machine whose it is");
+param("owner", #{ help: "who looks after the machine" });
+param("dir", #{ help: "where to say it" });
+target("role=web");
+allow_check();
+
+fn run(p) {
+    let line = `${node().name} is looked after by ${p.owner}`;
+    file(`${p.dir}/${node().name}.txt`).content(line + "\n");
+    node().labels.zone
+}
+EOF
+step muster scenario put "$state/notice.rhai"
+step muster scenario run notice -p owner=ana -p "dir=$PWD/$state" --on zone=gva2 --dry-run
+step muster scenario run notice -p owner=ana -p "dir=$PWD/$state" --yes
+step muster scenario run notice -p owner=ana -p "dir=$PWD/$state" --yes
+echo
 echo "A mistake is refused before anything is sent:"
 step muster run 'role=web and zoen=gva2' -- uptime || echo "(exit $?)"

@@ -60,6 +60,15 @@ pub fn check(nodes: &[NodeSpec]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// How the allocator of an agent is set, as in its systemd unit: an agent does
+/// little at a time and is to hold little, so one arena does for its threads
+/// and what it no longer needs goes back to the system.
+const ALLOCATOR: &[(&str, &str)] = &[
+    ("MALLOC_ARENA_MAX", "1"),
+    ("MALLOC_TRIM_THRESHOLD_", "65536"),
+    ("MALLOC_TOP_PAD_", "16384"),
+];
+
 /// The process of an agent with that text of a configuration.
 #[must_use]
 pub fn part(layout: &Layout, name: &str, config: String) -> Part {
@@ -74,6 +83,7 @@ pub fn part(layout: &Layout, name: &str, config: String) -> Part {
             "--config".into(),
             layout.agent_config(name).into_os_string(),
         ],
+        environment: ALLOCATOR,
         config,
         log: layout.log(&file),
         note: layout.note(&file),

@@ -180,6 +180,7 @@ impl Prepared {
             name: "nats-server".into(),
             program: server.path.clone(),
             args: vec!["-c".into(), self.nats.config.clone().into_os_string()],
+            environment: &[],
             config: self.nats_text.clone(),
             // What it says before it has read where its own log is.
             log: layout.log("nats-server"),
@@ -207,6 +208,7 @@ impl Prepared {
                 "--config".into(),
                 self.broker_toml.clone().into_os_string(),
             ],
+            environment: &[],
             config: self.broker_text.clone(),
             log: layout.log("broker"),
             note: layout.note("broker"),

@@ -178,6 +178,7 @@ mod tests {
             name: "part".into(),
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
+            environment: &[],
             config: String::new(),
             log: dir.join("log"),
             note: dir.join("note.json"),

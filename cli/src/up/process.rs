@@ -35,6 +35,8 @@ pub struct Part {
     /// Its arguments; with the executable they are unique to this part of
     /// this state directory.
     pub args: Vec<OsString>,
+    /// What its environment has beside that of `muster up`.
+    pub environment: &'static [(&'static str, &'static str)],
     /// Its configuration: a process that was started with another one is
     /// replaced.
     pub config: String,
@@ -138,6 +140,7 @@ impl Part {
         let errors = log.try_clone().map_err(at(&self.log))?;
         let mut child = Command::new(&self.program)
             .args(&self.args)
+            .envs(self.environment.iter().copied())
             // An agent that is upgraded need not see to its own restart.
             .env("MUSTER_SUPERVISED", "1")
             .process_group(0)
@@ -371,6 +374,7 @@ mod tests {
             name: "sleeper".into(),
             program: "/bin/sleep".into(),
             args: vec![seconds.into()],
+            environment: &[],
             config: "one".into(),
             log: dir.join("log"),
             note: dir.join("note.json"),
