@@ -167,20 +167,21 @@ impl Task {
             self.conductor().wake = Some(until);
             return Ok(false);
         }
-        let flow = self.flow();
-        if flow.ended.is_some() {
+        if self.flow().ended.is_some() {
             return self.take_back().await;
         }
+        if self.flow().open().is_none()
+            && let Some(error) = self.conductor().diverged.clone()
+        {
+            let end = MainEnd::Diverged { error };
+            self.main_ended(end, Vec::new()).await?;
+            return Ok(true);
+        }
+        let flow = self.flow();
         match flow.open() {
             Some(open) => {
                 let open = open.clone();
                 self.serve(open).await
-            }
-            None if self.conductor().diverged.is_some() => {
-                let error = self.conductor().diverged.clone().unwrap_or_default();
-                self.main_ended(MainEnd::Diverged { error }, Vec::new())
-                    .await?;
-                Ok(true)
             }
             // Nobody has begun with it, so there is nothing to ask the script.
             None if self.state.phase == RunPhase::Cancelling && flow.answered == 0 => {

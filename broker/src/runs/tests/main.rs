@@ -47,11 +47,12 @@ impl Shelf {
     }
 
     /// A run of it, as whoever asks for it gets it.
-    fn frozen(&self, name: &str, params: Value, id: RunId) -> Result<FrozenRun, Problem> {
+    fn frozen(&self, name: &str, params: Value, id: RunId) -> Result<FrozenRun, Box<Problem>> {
         let texts = self.texts.lock().expect("a lock");
         let text = texts
             .get(name)
-            .ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no `{name}`")))?;
+            .ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no `{name}`")))
+            .map_err(Box::new)?;
         let program = Program {
             name: name.parse().expect("a name"),
             version: 1,
@@ -59,12 +60,13 @@ impl Shelf {
             manifest: Arc::new(manifest::read(name, text).expect("it can be read")),
         };
         let request = serde_json::from_value(json!({"scenario": name, "params": params}));
-        let ready = ready(&request.expect("a request"), &program).map_err(|e| e.problem())?;
+        let ready =
+            ready(&request.expect("a request"), &program).map_err(|e| Box::new(e.problem()))?;
         let by = caller();
         let snapshot = self.inventory.snapshot();
         ready
             .freeze(&snapshot, id, (&by.principal, by.door), Timestamp::now())
-            .map_err(|e| e.problem())
+            .map_err(|e| Box::new(e.problem()))
     }
 }
 
@@ -90,7 +92,7 @@ impl Stage for Shelf {
     fn another(&self, asked: Another) -> BoxFuture<'_, Result<Authorized<FrozenRun>, Problem>> {
         let params = Value::Object(asked.params);
         let frozen = self.frozen(asked.scenario.as_str(), params, asked.id);
-        let frozen = frozen.map(|mut frozen| {
+        let frozen = frozen.map_err(|problem| *problem).map(|mut frozen| {
             frozen.spec.part_of = Some(asked.part_of);
             allowed(frozen)
         });
