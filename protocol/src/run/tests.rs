@@ -1,5 +1,11 @@
-use super::*;
 use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+use crate::envelope::{BundleHash, Door, Mode};
+use crate::ids::RunId;
+use crate::note::Expected;
+use crate::units::{Amount, Span};
 
 fn spec(targets: u32, batch: Option<Amount>, max_failures: Option<Amount>) -> RunSpec {
     RunSpec {
