@@ -16,7 +16,7 @@ static MARKER: [u8; MARKER_BYTES] = marker(&[
     env!("CARGO_PKG_VERSION"),
     "\",\"protocol\":",
     digit(PROTOCOL_VERSION),
-    ",\"capabilities\":[\"command\",\"shell\",\"upgrade\",\"file\",\"package\",\"service\",\"user\",\"http\",\"puppet\"],\"build\":{\"os\":\"",
+    ",\"capabilities\":[\"command\",\"shell\",\"upgrade\",\"file\",\"package\",\"service\",\"user\",\"http\",\"puppet\",\"reboot\"],\"build\":{\"os\":\"",
     std::env::consts::OS,
     "\",\"arch\":\"",
     std::env::consts::ARCH,

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use muster_protocol::ids::Serial;
 use muster_protocol::run::Outcome;
 use muster_scenarios::durable::{
-    HostCall, Input, Member, NodeReply, Program, Recorded, Reply, Step, StepReply, Turn, turn,
+    HostCall, Input, Member, NodeReply, Program, Recorded, Records, Reply, Step, StepReply, Turn,
+    turn,
 };
 use serde_json::{Value, json};
 

@@ -10,7 +10,9 @@ use muster_protocol::envelope::Mode;
 use muster_protocol::ids::Serial;
 use muster_scenarios::bundle::Bundle;
 use muster_scenarios::check::check;
-use muster_scenarios::durable::{HostCall, Input, Member, Program, Reply, StepReply, Turn, turn};
+use muster_scenarios::durable::{
+    HostCall, Input, Member, Program, Records, Reply, StepReply, Turn, turn,
+};
 use muster_scenarios::node::{
     self, Call, Effect, Ended, Host, HostError, NodeFacts, Performed, Source,
 };

@@ -9,7 +9,7 @@ use muster_protocol::envelope::Mode;
 use muster_scenarios::bundle::Bundle;
 use muster_scenarios::catalogue;
 use muster_scenarios::check::{check, check_bundle};
-use muster_scenarios::durable::{Input, Program, Turn, turn};
+use muster_scenarios::durable::{Input, Program, Records, Turn, turn};
 use muster_scenarios::engine::Limits;
 use muster_scenarios::manifest::read;
 use muster_scenarios::node::{

@@ -35,7 +35,7 @@ pub enum LibraryError {
         at: Timestamp,
     },
     /// The name is there, the version is not.
-    #[error("there is no version {version} of `{name}`; its newest is {newest}")]
+    #[error("there is no version {version} of `{name}`, whose newest is {newest}")]
     NoVersion {
         /// Which scenario.
         name: ScenarioName,
@@ -54,7 +54,7 @@ pub enum LibraryError {
     },
     /// Too old.
     #[error(
-        "the files of version {version} of `{name}` are not kept any more; those of its newest {KEPT} versions are"
+        "the files of version {version} of `{name}` are not kept any more, only those of its newest {KEPT} versions are"
     )]
     Forgotten {
         /// Which scenario.

@@ -401,3 +401,118 @@ async fn bundles_that_nobody_needs_go_and_a_damaged_one_is_mended() {
     );
     assert_eq!(shelf.read(hash, size).await.unwrap(), one);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_nodes_get_a_bundle_at_once_and_one_that_asks_too_much_waits() {
+    use futures_util::StreamExt as _;
+    use muster_protocol::ids::Serial;
+    use muster_protocol::subject::{NodeSays, inbox_prefix};
+    use muster_protocol::wire::{BUNDLE_HEADER, BundleHead, BundleRequest};
+
+    const NODES: u32 = 200;
+    let server = TestServer::start().await;
+    let client = server.broker().await;
+    let js = crate::store::context(client.clone());
+    let (lease, events) = (Lease::fixed(1), Events::log_only());
+    let bucket = crate::store::kv::BucketConfig::new;
+    let names = crate::store::kv::ensure_bucket(&js, bucket("muster_scenarios"));
+    let parts = crate::store::kv::ensure_bucket(&js, bucket("muster_bundles"));
+    let (names, parts) = (
+        Box::pin(names).await.unwrap(),
+        Box::pin(parts).await.unwrap(),
+    );
+    let library = Box::pin(Library::open(names, parts, lease.clone(), events.clone()));
+    let library = library.await.unwrap();
+    let files = [("data".parse().unwrap(), vec![7; 600_000])];
+    let put = Put {
+        name: "large".parse().unwrap(),
+        bundle: Bundle::new(script("large"), files.into()).unwrap(),
+        note: None,
+        expect: None,
+    };
+    let caller = crate::authz::Caller {
+        principal: "ana".parse().unwrap(),
+        role: muster_protocol::api::Role::Operator,
+        token: "t".into(),
+        door: muster_protocol::envelope::Door::Cli,
+    };
+    let store = crate::authz::Action::StoreScenarios;
+    let put = crate::authz::authorize(&crate::authz::FixedRoles, &caller, store, put).unwrap();
+    let (version, new) = library.put(put).await.unwrap();
+    assert!(new && version.bytes > 600_000);
+
+    let (_, authority) = crate::authority::Authority::in_memory();
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let inventory = crate::inventory::Inventory::in_memory(crate::runs::tests::webs(NODES));
+    let nodes = crate::bus::Nodes::start(crate::bus::Deps {
+        client: client.clone(),
+        js,
+        inventory,
+        authority,
+        lease,
+        events,
+        journals: crate::presence::Journals::in_memory(),
+        past: crate::twin::Past::unbroken(),
+        connections: None,
+        library: Some(library),
+        settings: crate::bus::Settings::default(),
+        cancel: cancel.clone(),
+    })
+    .await
+    .unwrap();
+    let ask = async |node: u32, from: u64| {
+        let request = BundleRequest {
+            bundle: version.hash,
+            from,
+        };
+        let reply = format!("{}.x", inbox_prefix(Serial(node)));
+        let subject = NodeSays::Bundle.subject(Serial(node));
+        let request = serde_json::to_vec(&request).unwrap();
+        client
+            .publish_with_reply(subject, reply, request.into())
+            .await
+            .unwrap();
+    };
+    let mut answers = client.subscribe("_INBOX.m1.>").await.unwrap();
+    let mut have: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+    for node in 1..=NODES {
+        ask(node, 0).await;
+    }
+    let mut left = NODES;
+    while left > 0 {
+        let answer = tokio::time::timeout(crate::nats::testing::PATIENCE, answers.next());
+        let answer = answer.await.expect("an answer").expect("a message");
+        let node: u32 = answer.subject.split('.').nth(2).unwrap().parse().unwrap();
+        let head = answer.headers.as_ref().unwrap().get(BUNDLE_HEADER).unwrap();
+        match serde_json::from_str(head.as_str()).unwrap() {
+            BundleHead::Part { from, bytes } => {
+                let mine = have.entry(node).or_default();
+                assert_eq!((from, bytes), (mine.len() as u64, version.bytes));
+                mine.extend_from_slice(&answer.payload);
+                if (mine.len() as u64) < bytes {
+                    ask(node, mine.len() as u64).await;
+                } else {
+                    assert_eq!(BundleHash::of(mine), version.hash, "node {node}");
+                    left -= 1;
+                }
+            }
+            BundleHead::Busy => ask(node, have.get(&node).map_or(0, Vec::len) as u64).await,
+            BundleHead::None { reason } => panic!("{node}: {reason}"),
+        }
+    }
+
+    // One node, again and again: it has had its share, and is told so.
+    let busy = async || loop {
+        ask(1, 0).await;
+        let answer = tokio::time::timeout(crate::nats::testing::PATIENCE, answers.next());
+        let answer = answer.await.expect("an answer").expect("a message");
+        let head = answer.headers.as_ref().unwrap().get(BUNDLE_HEADER).unwrap();
+        if serde_json::from_str::<BundleHead>(head.as_str()).unwrap() == BundleHead::Busy {
+            return;
+        }
+    };
+    let mut busy = busy;
+    busy().await;
+    cancel.cancel();
+    nodes.stopped().await;
+}

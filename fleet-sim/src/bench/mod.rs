@@ -11,6 +11,7 @@
 pub mod figures;
 pub mod machine;
 pub mod process;
+mod script;
 pub mod table;
 pub mod work;
 pub mod world;

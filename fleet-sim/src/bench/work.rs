@@ -455,6 +455,7 @@ fn rows(sizes: &[Size], agents: &Agents, count: u32) -> Vec<Row> {
         agents.cpu_percent,
         0.05,
     ));
+    rows.extend(super::script::rows());
     rows
 }
 

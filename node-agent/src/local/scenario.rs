@@ -80,7 +80,7 @@ impl Wish<'_> {
                 printable(self.which, 200)
             )));
         } else {
-            self.from_store(stored, known)?
+            self.stored_one(stored, known)?
         };
         let scenario: ScenarioName = name.parse().map_err(|e| {
             no(format!(
@@ -115,7 +115,7 @@ impl Wish<'_> {
         })
     }
 
-    fn from_store(
+    fn stored_one(
         &self,
         stored: &BundleStore,
         known: impl FnOnce(&str) -> Vec<BundleHash>,

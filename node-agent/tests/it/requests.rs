@@ -253,7 +253,7 @@ async fn the_node_has_the_last_word() {
     assert!(declined(other).await.contains("does not have the scenario"));
     let hello = lab.broker.heard().hellos[0].clone();
     let rest = [
-        "command", "upgrade", "file", "package", "service", "user", "http", "puppet",
+        "command", "upgrade", "file", "package", "service", "user", "http", "puppet", "reboot",
     ];
     assert_eq!(hello.capabilities, rest);
 }

@@ -112,7 +112,7 @@ fn a_scenario_is_put_shown_changed_and_brought_back_and_what_runs_is_what_is_sto
         .shows(&["leave v3 is stored, with the content of v1"]);
     scenario(&up, &["rollback", "leave", "7"])
         .exits(2)
-        .shows(&["there is no version 7 of `leave`; its newest is 3"]);
+        .shows(&["there is no version 7 of `leave`, whose newest is 3"]);
     scenario(&up, &["run", "leave", "--yes"]).exits(0);
     scenario(&up, &["run", "leave", "--version", "2", "--yes"]).exits(0);
     assert_eq!(written(&up)[0], ["one", "one", "two"]);
@@ -188,7 +188,7 @@ fn the_store_becomes_what_a_folder_holds() {
 
 #[test]
 fn scenarios_and_schedules_survive_a_crash_and_a_restore_on_an_empty_machine() {
-    let up = Up::start(&NODES).expect("starts");
+    let mut up = Up::start(&NODES).expect("starts");
     let dir = up.dir.path().to_owned();
     let file = write(&dir, "leave.rhai", &script(&dir, "one"));
     scenario(&up, &["put", &file]).exits(0);
@@ -260,6 +260,9 @@ fn scenarios_and_schedules_survive_a_crash_and_a_restore_on_an_empty_machine() {
 
     let backup = dir.join("backup").to_string_lossy().into_owned();
     up.muster(&["backup", &backup]).exits(0);
+    up.muster(&["schedule", "remove", "nightly"]).exits(0);
+    Audit::of(&up).holds();
+    up.stop(Signal::TERM).expect("it ends");
     let state = dir.join("restored").to_string_lossy().into_owned();
     up.muster(&["restore", &backup, "--state", &state]).exits(0);
     let restored = Restored::start(&up, &dir.join("restored"));
@@ -273,8 +276,6 @@ fn scenarios_and_schedules_survive_a_crash_and_a_restore_on_an_empty_machine() {
     assert!(said.contains("scenario(\"Leave one\");"), "{said}");
     let said = restored.muster(&up, &["schedule", "list"]);
     assert!(said.contains("nightly"), "{said}");
-    up.muster(&["schedule", "remove", "nightly"]).exits(0);
-    Audit::of(&up).holds();
 }
 
 /// A second cluster, of the backup of the first.

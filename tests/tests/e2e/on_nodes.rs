@@ -113,8 +113,11 @@ fn what_a_function_changes_says_and_returns_reaches_people_and_its_events_the_cl
         up.pid("broker").ok().filter(|now| *now != before)
     })
     .expect("it is back");
-    let last = run(&up, "app", &fails[..1], &["--dry-run"]);
-    assert_eq!(last.code, 0, "{last:?} {}", up.logs());
+    wait_for("it to be ready", || {
+        let last = run(&up, "app", &fails[..1], &["--dry-run"]);
+        (last.code == 0).then_some(())
+    })
+    .unwrap_or_else(|e| panic!("{e}: {}", up.logs()));
     assert_eq!(events(&up, "run.step-failed").len(), 1);
     assert_eq!(events(&up, "scenario.deployed").len(), 2);
 }

@@ -167,10 +167,17 @@ impl Task {
             self.conductor().wake = Some(until);
             return Ok(false);
         }
-        let flow = self.flow();
-        if flow.ended.is_some() {
+        if self.flow().ended.is_some() {
             return self.take_back().await;
         }
+        if self.flow().open().is_none()
+            && let Some(error) = self.conductor().diverged.clone()
+        {
+            let end = MainEnd::Diverged { error };
+            self.main_ended(end, Vec::new()).await?;
+            return Ok(true);
+        }
+        let flow = self.flow();
         match flow.open() {
             Some(open) => {
                 let open = open.clone();

@@ -34,6 +34,10 @@ impl Task {
             return Ok(true);
         }
         if let Some(why) = self.undo_lost() {
+            if let Some(open) = self.flow().open_undo() {
+                let open = open.clone();
+                return self.go_on_with(open, &[]).await;
+            }
             tracing::error!(why, "what the run did cannot be taken back");
             self.end_main(true).await?;
             return Ok(true);

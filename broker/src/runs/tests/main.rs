@@ -47,11 +47,12 @@ impl Shelf {
     }
 
     /// A run of it, as whoever asks for it gets it.
-    fn frozen(&self, name: &str, params: Value, id: RunId) -> Result<FrozenRun, Problem> {
+    fn frozen(&self, name: &str, params: Value, id: RunId) -> Result<FrozenRun, Box<Problem>> {
         let texts = self.texts.lock().expect("a lock");
         let text = texts
             .get(name)
-            .ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no `{name}`")))?;
+            .ok_or_else(|| Problem::new(Kind::NotFound, format!("there is no `{name}`")))
+            .map_err(Box::new)?;
         let program = Program {
             name: name.parse().expect("a name"),
             version: 1,
@@ -59,12 +60,13 @@ impl Shelf {
             manifest: Arc::new(manifest::read(name, text).expect("it can be read")),
         };
         let request = serde_json::from_value(json!({"scenario": name, "params": params}));
-        let ready = ready(&request.expect("a request"), &program).map_err(|e| e.problem())?;
+        let ready =
+            ready(&request.expect("a request"), &program).map_err(|e| Box::new(e.problem()))?;
         let by = caller();
         let snapshot = self.inventory.snapshot();
         ready
             .freeze(&snapshot, id, (&by.principal, by.door), Timestamp::now())
-            .map_err(|e| e.problem())
+            .map_err(|e| Box::new(e.problem()))
     }
 }
 
@@ -90,7 +92,7 @@ impl Stage for Shelf {
     fn another(&self, asked: Another) -> BoxFuture<'_, Result<Authorized<FrozenRun>, Problem>> {
         let params = Value::Object(asked.params);
         let frozen = self.frozen(asked.scenario.as_str(), params, asked.id);
-        let frozen = frozen.map(|mut frozen| {
+        let frozen = frozen.map_err(|problem| *problem).map(|mut frozen| {
             frozen.spec.part_of = Some(asked.part_of);
             allowed(frozen)
         });
@@ -628,17 +630,19 @@ async fn it_ends_the_same_wherever_the_broker_was_stopped() {
     let places = seen.lock().unwrap().len();
     assert!(places > 100, "{places}");
 
-    // Everywhere would take long: every place of the run itself, which are
-    // those that its parts do not have as well, and some of theirs.
+    // Everywhere would take long. The end-to-end tests take every place of the
+    // run itself; here some of those, and of the places of its parts.
     let of_run = run.to_string();
     let names = seen.lock().unwrap().clone();
+    let mut own = 0;
     for (place, name) in names.iter().enumerate() {
-        let created = name.contains(" created") || name.contains(" targets");
-        if name.contains(&of_run) && created {
-            // Nobody was told that there is such a run.
-            continue;
-        }
-        if !name.contains(&of_run) && !created && place % 5 != 0 {
+        if name.contains(&of_run) {
+            own += 1;
+            // Before it is written down, nobody was told that there is a run.
+            if own % 4 != 0 || name.contains(" created") || name.contains(" targets") {
+                continue;
+            }
+        } else if place % 4 != 0 {
             continue;
         }
         let seen = Arc::default();

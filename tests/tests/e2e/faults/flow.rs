@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use muster_tests::invariants::Audit;
 use muster_tests::stops::{Position, Stops, kinds};
 use muster_tests::{Said, Up, lines, signal, wait_for};
 use rustix::process::Signal;
@@ -182,6 +183,15 @@ impl Scene {
         let end = self.end(&said.run(), "undisturbed");
         let seen = self.stops.seen();
         self.stops.release();
+        let shown = self.up.muster(&["runs", "show", &said.run()]).exits(0);
+        for part in [
+            "▸ upgrade",
+            "▸ asked: Go on?",
+            "1 failed, stopped",
+            "↩ undo back",
+        ] {
+            assert!(shown.out.contains(part), "no `{part}` in {shown:#?}");
+        }
         let of_journal = |p: &Position| p.point.starts_with("broker.journal.");
         (seen.into_iter().filter(of_journal).collect(), end)
     }
@@ -288,19 +298,35 @@ fn at_each(part: usize, parts: usize) {
         }
     }
     assert!(killed > 5, "only {killed} of {}", all.len());
+    Audit::of(&scene.up).holds();
 }
 
 #[test]
-fn the_broker_is_killed_at_each_position_first_third() {
-    at_each(0, 3);
+fn the_broker_is_killed_at_each_position_first_sixth() {
+    at_each(0, 6);
 }
 
 #[test]
-fn the_broker_is_killed_at_each_position_second_third() {
-    at_each(1, 3);
+fn the_broker_is_killed_at_each_position_second_sixth() {
+    at_each(1, 6);
 }
 
 #[test]
-fn the_broker_is_killed_at_each_position_last_third() {
-    at_each(2, 3);
+fn the_broker_is_killed_at_each_position_third_sixth() {
+    at_each(2, 6);
+}
+
+#[test]
+fn the_broker_is_killed_at_each_position_fourth_sixth() {
+    at_each(3, 6);
+}
+
+#[test]
+fn the_broker_is_killed_at_each_position_fifth_sixth() {
+    at_each(4, 6);
+}
+
+#[test]
+fn the_broker_is_killed_at_each_position_last_sixth() {
+    at_each(5, 6);
 }
