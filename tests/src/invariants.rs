@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use muster_protocol::envelope::{MAX_SKEW, Request};
 use muster_protocol::ids::{RequestId, RunId, Serial};
-use muster_protocol::run::{NodeResult, Outcome, RunEvent};
+use muster_protocol::names::PrincipalName;
+use muster_protocol::run::{Gates, NodeResult, Outcome, RunEvent};
 use muster_protocol::units::Timestamp;
 
 pub use counter::Counter;
@@ -35,6 +36,9 @@ pub enum Rule {
     OneOutcome,
     /// At most one effect.
     AtMostOneEffect,
+    /// Nothing is sent while a run waits or is paused, and a lock has one
+    /// holder.
+    Held,
     /// No effect without an intent before it.
     IntentFirst,
     /// No effect outside the frozen set.
@@ -191,6 +195,7 @@ pub fn violations(evidence: &Evidence) -> Vec<Violation> {
     for node in &evidence.nodes {
         court.node(node);
     }
+    court.locks();
     court.effects();
     court.outcomes();
     for witness in &evidence.witnesses {
@@ -212,9 +217,38 @@ struct Account {
     outcomes: BTreeMap<Serial, NodeResult>,
     late: Vec<NodeResult>,
     ended: Option<String>,
+    gates: Gates,
+    asked_by: Option<PrincipalName>,
+    confirmed: bool,
+    approved: BTreeSet<PrincipalName>,
+    /// Where in the stream it began.
+    admitted: Option<u64>,
+    paused: bool,
+    /// Where in the stream it ended.
+    over: Option<u64>,
 }
 
 impl Account {
+    /// Why nothing may be sent now, if so.
+    fn held(&self) -> Option<&'static str> {
+        if self.paused {
+            return Some("it is paused");
+        }
+        (!self.gates.is_open() && self.admitted.is_none()).then_some("it has not begun")
+    }
+
+    /// What was not given when it began.
+    fn lacks(&self) -> Option<&'static str> {
+        if self.gates.confirm_by.is_some() && !self.confirmed {
+            return Some("nobody has confirmed it");
+        }
+        let others = self
+            .approved
+            .iter()
+            .filter(|by| Some(*by) != self.asked_by.as_ref());
+        (others.count() < self.gates.approvals as usize).then_some("too few have approved it")
+    }
+
     fn name(&self, serial: Serial) -> String {
         self.targets
             .get(&serial)
@@ -264,7 +298,23 @@ impl Court<'_> {
                 find(Rule::Journal, "something follows on the end".into());
             }
             match &recorded.event {
-                RunEvent::Created { spec } => account.local = spec.local.is_some(),
+                RunEvent::Created { spec } => {
+                    account.local = spec.local.is_some();
+                    account.gates = spec.gates.clone();
+                    account.asked_by = Some(spec.principal.clone());
+                }
+                RunEvent::Confirmed { .. } => account.confirmed = true,
+                RunEvent::Approved { by, .. } => {
+                    account.approved.insert(by.clone());
+                }
+                RunEvent::Paused { .. } => account.paused = true,
+                RunEvent::Resumed { .. } => account.paused = false,
+                RunEvent::Admitted { .. } => {
+                    account.admitted = Some(recorded.sequence);
+                    if let Some(why) = account.lacks() {
+                        find(Rule::Held, format!("it begins, and {why}"));
+                    }
+                }
                 RunEvent::Targets { nodes } => {
                     for target in nodes {
                         let name = target.name.to_string();
@@ -277,6 +327,9 @@ impl Court<'_> {
                     }
                 }
                 RunEvent::Intent { nodes, at, .. } => {
+                    if let Some(why) = account.held() {
+                        find(Rule::Held, format!("an intent, and {why}"));
+                    }
                     for serial in nodes.iter() {
                         if !account.targets.contains_key(&serial) {
                             find(
@@ -329,6 +382,7 @@ impl Court<'_> {
                         }
                     }
                     account.ended = Some(end_word(end));
+                    account.over = Some(recorded.sequence);
                 }
                 _ => {}
             }
@@ -337,6 +391,39 @@ impl Court<'_> {
             self.find(rule, text);
         }
         self.runs.insert(run, account);
+    }
+
+    /// No two runs hold a lock at a time.
+    fn locks(&mut self) {
+        if self.evidence.restored {
+            // What was put back has new places.
+            return;
+        }
+        let mut held: BTreeMap<&str, Vec<(u64, u64, RunId)>> = BTreeMap::new();
+        for (run, account) in &self.runs {
+            let Some(from) = account.admitted else {
+                continue;
+            };
+            for lock in &account.gates.locks {
+                let until = account.over.unwrap_or(u64::MAX);
+                held.entry(lock).or_default().push((from, until, *run));
+            }
+        }
+        let mut wrong = Vec::new();
+        for (lock, mut times) in held {
+            times.sort_unstable();
+            for pair in times.windows(2) {
+                let [(_, until, first), (from, _, second)] = pair else {
+                    continue;
+                };
+                if from < until {
+                    wrong.push(format!("runs {first} and {second} hold the lock `{lock}`"));
+                }
+            }
+        }
+        for text in wrong {
+            self.find(Rule::Held, text);
+        }
     }
 
     fn node(&mut self, node: &NodeJournal) {

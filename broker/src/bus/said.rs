@@ -19,7 +19,7 @@ use crate::runs::Proof;
 /// A message of a node.
 #[derive(Debug)]
 pub(super) enum Said {
-    Hello(Hello),
+    Hello(Box<Hello>),
     /// A hello of a protocol that this broker does not speak.
     Stranger {
         protocol: u32,

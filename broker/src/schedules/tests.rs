@@ -315,7 +315,7 @@ impl Desk {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_jumps_an_hour_to_and_fro_starts_nothing_twice() {
     let server = TestServer::start().await;
-    let mut desk = Desk::start(&server).await;
+    let mut desk = Box::pin(Desk::start(&server)).await;
     let begun = "2026-11-21T10:00:30Z".parse().unwrap();
     for (name, missed) in [("run", "run"), ("skip", "skip")] {
         let schedule = stored("*/10 * * * *", missed, begun);

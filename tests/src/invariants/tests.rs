@@ -250,6 +250,67 @@ fn a_journal_follows_on_itself() {
     });
 }
 
+/// The good run as one that waits for what `gates` says, with these events
+/// before its first intent.
+fn gated(e: &mut Evidence, gates: serde_json::Value, given: Vec<serde_json::Value>) {
+    let all = events(e);
+    if let RunEvent::Created { spec } = &mut all[0].event {
+        spec.gates = serde_json::from_value(gates).expect("gates");
+    }
+    let first = all
+        .iter()
+        .position(|r| matches!(r.event, RunEvent::Intent { .. }))
+        .expect("an intent");
+    for event in given.into_iter().rev() {
+        let event = serde_json::from_value(event).expect("an event");
+        let (sequence, stored) = (all[first].sequence, all[first].stored);
+        let recorded = Recorded {
+            sequence,
+            stored,
+            event,
+        };
+        all.insert(first, recorded);
+    }
+    for (n, recorded) in all.iter_mut().enumerate() {
+        recorded.sequence = n as u64 + 1;
+    }
+}
+
+#[test]
+fn nothing_is_sent_while_a_run_waits_or_is_paused_and_a_lock_has_one_holder() {
+    let admitted = || json!({"event": "admitted", "at": at(1)});
+    let by = |event: &str, by: &str| json!({"event": event, "by": by, "at": at(1)});
+    let needs = || json!({"confirm_by": at(9), "approvals": 1, "locks": ["x"]});
+    let well = || vec![by("confirmed", "ana"), by("approved", "bob"), admitted()];
+    assert_eq!(found(|e| gated(e, needs(), well())), []);
+    breaks(Rule::Held, &["intent", "not begun"], |e| {
+        gated(e, needs(), Vec::new());
+    });
+    breaks(Rule::Held, &["begins", "confirmed"], |e| {
+        gated(e, needs(), vec![by("approved", "bob"), admitted()]);
+    });
+    breaks(Rule::Held, &["begins", "approved"], |e| {
+        let given = vec![by("confirmed", "bob"), by("approved", "ana"), admitted()];
+        gated(e, needs(), given);
+    });
+    breaks(Rule::Held, &["intent", "paused"], |e| {
+        gated(e, json!({}), vec![by("paused", "ana")]);
+    });
+    breaks(Rule::Held, &["lock `x`"], |e| {
+        gated(e, needs(), well());
+        let mut other = e.journals[0].clone();
+        other.run = RunId::from_bytes([2; 16]);
+        // Of it nothing was sent.
+        other.events.retain(|r| {
+            !matches!(
+                r.event,
+                RunEvent::Intent { .. } | RunEvent::Outcomes { .. } | RunEvent::Finished { .. }
+            )
+        });
+        e.journals.push(other);
+    });
+}
+
 #[test]
 fn at_most_one_effect() {
     breaks(Rule::AtMostOneEffect, &["2 times", "Begin"], |e| {
