@@ -31,6 +31,7 @@ mod task;
 mod tell;
 mod view;
 mod watch;
+mod wishes;
 
 pub use self::engine::{Engine, Settings};
 pub use self::error::{CreateError, EngineError};
