@@ -156,7 +156,7 @@ impl Ears {
         match said {
             Said::Hello(hello) => {
                 let porter = self.porter.clone();
-                tokio::spawn(async move { porter.hello(serial, hello, reply).await });
+                tokio::spawn(async move { porter.hello(serial, *hello, reply).await });
             }
             Said::Stranger { protocol } => {
                 let porter = self.porter.clone();
