@@ -75,7 +75,7 @@ pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said
     }
     Ok(match kind {
         NodeSays::Hello => match json(kind, bytes) {
-            Ok(hello) => Said::Hello(hello),
+            Ok(hello) => Said::Hello(Box::new(hello)),
             // Another version may say more or less; what it is must be told.
             Err(error) => match serde_json::from_slice::<AnyHello>(bytes) {
                 Ok(any) if any.protocol != muster_protocol::PROTOCOL_VERSION => Said::Stranger {
