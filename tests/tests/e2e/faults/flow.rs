@@ -122,7 +122,7 @@ impl Scene {
             let view = self.show(run)?;
             last = Some(view.clone());
             if view["waits"]["for"] == "answer" {
-                self.up.muster(&["runs", "answer", run, "yes"]);
+                let _ = self.up.muster(&["runs", "answer", run, "yes"]);
             }
             let over = view["finished"].is_string();
             over.then_some(view)
