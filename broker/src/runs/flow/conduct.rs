@@ -1,48 +1,43 @@
 //! What the task of a run with a `main` does where others send.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::PrincipalName;
 use muster_protocol::run::{
-    CallState, Flow, MainEnd, PartOf, Record, RunEnd, RunEvent, RunPhase, RunState, StepCall,
-    StepEnd, Wanted, Wish,
+    Flow, MainEnd, Record, RunEnd, RunEvent, RunPhase, RunState, StepCall, StepEnd, Wanted,
 };
 use muster_protocol::text::printable;
 use muster_protocol::units::{Timestamp, after, elapsed};
-use muster_scenarios::durable::{HostCall, Reply, Step, StepReply, Turn, Undo};
-use serde_json::{Map, Value};
+use muster_scenarios::durable::{HostCall, Reply, Step, Turn, Undo};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::super::journal::JournalError;
 use super::super::task::Task;
-use super::parts::{Part, PartError, caller};
 use super::records::{Told, cut, read};
-use super::stage::{Another, Score, StageError};
+use super::stage::{Score, StageError};
 use super::turn::{Begin, Turned, World, begin, input};
-use super::{LONGEST, MOST_CALLS, MOST_DEEP, MOST_REPLY, MOST_TOLD, part_id, reply};
-use crate::events::Once;
+use super::{LONGEST, MOST_CALLS, MOST_DEEP, MOST_REPLY, MOST_TOLD, part_id};
 
 /// Pause before something is tried again that could not be done.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// The same when it is nothing that heals quickly.
-const LONG_PAUSE: Duration = Duration::from_secs(30);
+pub(super) const LONG_PAUSE: Duration = Duration::from_secs(30);
 /// How often a run that waits for a moment looks at the clock, which people
 /// may set.
-const LOOK: Duration = Duration::from_secs(60);
+pub(super) const LOOK: Duration = Duration::from_secs(60);
 /// What a `main` was told is kept in memory while it waits if it has at most
 /// so many bytes.
-const KEPT: u64 = 64 * 1024;
+pub(super) const KEPT: u64 = 64 * 1024;
 /// Bytes of calls that were answered at once in one event.
 const PAGE: usize = 256 * 1024;
 /// The longest error in the journal, in characters.
 const ERROR: usize = 4_000;
 /// The longest answer, in bytes.
-const ANSWER: usize = 16 * 1024;
+pub(super) const ANSWER: usize = 16 * 1024;
 
 /// Why an answer is not taken.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -68,25 +63,25 @@ pub(in crate::runs) type Answered = Result<Arc<RunState>, AnswerError>;
 
 /// What is in memory of a run with a `main`. All of it can be had again.
 pub(in crate::runs) struct Conductor {
-    to: mpsc::UnboundedSender<Turned>,
-    from: mpsc::UnboundedReceiver<Turned>,
+    pub(super) to: mpsc::UnboundedSender<Turned>,
+    pub(super) from: mpsc::UnboundedReceiver<Turned>,
     /// A turn is under way; set it to end that.
-    turning: Option<Arc<AtomicBool>>,
+    pub(super) turning: Option<Arc<AtomicBool>>,
     /// What the open call is.
-    wanted: Option<HostCall>,
+    pub(super) wanted: Option<HostCall>,
     /// What is to be taken back, newest first.
-    undo: Option<Vec<Undo>>,
+    pub(super) undo: Option<Vec<Undo>>,
     /// Why the script must not go on.
-    diverged: Option<String>,
-    told: Option<Told>,
+    pub(super) diverged: Option<String>,
+    pub(super) told: Option<Told>,
     /// Since the run cannot go on: until when it waits, and why.
-    stuck: Option<(Instant, String)>,
+    pub(super) stuck: Option<(Instant, String)>,
     /// What was said of that.
-    alarmed: bool,
+    pub(super) alarmed: bool,
     /// Questions of which was told.
-    asked: BTreeSet<u64>,
+    pub(super) asked: BTreeSet<u64>,
     /// When to look again.
-    wake: Option<Instant>,
+    pub(super) wake: Option<Instant>,
 }
 
 impl Conductor {
@@ -145,7 +140,7 @@ impl Conductor {
 }
 
 impl Task {
-    fn conductor(&mut self) -> &mut Conductor {
+    pub(super) fn conductor(&mut self) -> &mut Conductor {
         self.main.get_or_insert_with(|| Box::new(Conductor::new()))
     }
 
@@ -197,7 +192,7 @@ impl Task {
     }
 
     /// The run cannot go on now.
-    fn stuck(&mut self, why: String, pause: Duration) {
+    pub(super) fn stuck(&mut self, why: String, pause: Duration) {
         tracing::warn!(why, "a run's main cannot go on now");
         self.say_stalled(Some(why.clone()));
         let until = Instant::now() + pause;
@@ -206,7 +201,7 @@ impl Task {
         this.wake = Some(until);
     }
 
-    fn unstuck(&mut self) {
+    pub(super) fn unstuck(&mut self) {
         if self.conductor().stuck.take().is_some() {
             self.say_stalled(None);
         }
@@ -230,7 +225,7 @@ impl Task {
 
     /// The run cannot go on, and only people can change that. One that was
     /// cancelled ends as it is.
-    async fn cannot_go_on(&mut self, why: String) {
+    pub(super) async fn cannot_go_on(&mut self, why: String) {
         self.alarm(format!(
             "it cannot go on: {why}; it is tried again, or cancel it"
         ))
@@ -248,7 +243,7 @@ impl Task {
     }
 
     /// Tells people once that a run waits for them.
-    async fn alarm(&mut self, text: String) {
+    pub(super) async fn alarm(&mut self, text: String) {
         if std::mem::replace(&mut self.conductor().alarmed, true) {
             return;
         }
@@ -364,7 +359,7 @@ impl Task {
         }
     }
 
-    async fn diverged(&mut self, error: String) -> Result<(), JournalError> {
+    pub(super) async fn diverged(&mut self, error: String) -> Result<(), JournalError> {
         let flow = self.flow();
         if flow.ended.is_some() {
             // It has ended; what it did cannot be taken back any more.
@@ -536,422 +531,6 @@ impl Task {
         })
     }
 
-    /// Does what the open call waits for, as far as that can be done now.
-    async fn serve(&mut self, open: CallState) -> Result<bool, JournalError> {
-        if let Some(error) = self.conductor().diverged.clone() {
-            if !self.all_ended(&open.wanted) {
-                return Ok(false);
-            }
-            self.main_ended(MainEnd::Diverged { error }, Vec::new())
-                .await?;
-            return Ok(true);
-        }
-        let cancelled = (self.state.phase == RunPhase::Cancelling).then(|| {
-            let by = self.state.cancelled_by.as_ref();
-            by.map_or_else(|| "somebody".to_owned(), ToString::to_string)
-        });
-        match (&open.wanted, cancelled) {
-            (Wanted::Steps { steps }, cancelled) => self.serve_steps(&open, steps, cancelled).await,
-            (Wanted::Scenario { run, .. }, cancelled) => {
-                self.serve_scenario(&open, *run, cancelled).await
-            }
-            (_, Some(by)) => {
-                let reply = Reply::Error(format!("{by} cancelled the run"));
-                self.answered(open.number, reply, Vec::new(), None).await?;
-                Ok(true)
-            }
-            (Wanted::Until { .. } | Wanted::Nothing, None)
-                if self.state.phase == RunPhase::Paused =>
-            {
-                Ok(false)
-            }
-            (Wanted::Until { at }, None) => {
-                let left = elapsed(Timestamp::now(), *at);
-                if left.is_zero() {
-                    let reply = Reply::Value(Value::Null);
-                    self.answered(open.number, reply, Vec::new(), None).await?;
-                    return Ok(true);
-                }
-                self.rest();
-                self.conductor().wake = Some(Instant::now() + left.min(LOOK));
-                Ok(false)
-            }
-            (Wanted::Answer { question, answers }, None) => {
-                self.tell_question(open.number, question, answers).await;
-                self.rest();
-                Ok(false)
-            }
-            (Wanted::Nothing, None) => self.serve_at_once(&open).await,
-        }
-    }
-
-    /// While it waits for long, a run keeps little in memory.
-    fn rest(&mut self) {
-        let this = self.conductor();
-        if this.told.as_ref().is_some_and(|told| told.bytes() > KEPT) {
-            this.told = None;
-        }
-    }
-
-    /// Ends what a call has under way; whether all of it has ended.
-    fn all_ended(&mut self, wanted: &Wanted) -> bool {
-        let runs: Vec<RunId> = match wanted {
-            Wanted::Steps { steps } => steps.iter().map(|step| step.run).collect(),
-            Wanted::Scenario { run, .. } => vec![*run],
-            _ => Vec::new(),
-        };
-        self.end_parts(&runs)
-    }
-
-    /// Asks for the end of these parts; whether none is under way.
-    fn end_parts(&mut self, runs: &[RunId]) -> bool {
-        let by = self.state.cancelled_by.clone();
-        let by = by.unwrap_or_else(|| self.state.spec.principal.clone());
-        let mut ended = true;
-        for run in runs {
-            if let Part::Open(phase) = self.engine.part(*run) {
-                ended = false;
-                if phase != RunPhase::Cancelling {
-                    self.engine.end_part(*run, by.clone());
-                }
-            }
-        }
-        ended
-    }
-
-    /// A part waits when the whole does, and goes on with it.
-    pub(super) fn hand_on(&self, run: RunId, phase: RunPhase) {
-        let by = || self.state.spec.principal.clone();
-        let wish = match (self.state.phase, phase) {
-            (RunPhase::Paused, RunPhase::Running | RunPhase::Waiting) => Wish::Pause,
-            (RunPhase::Running | RunPhase::Cancelling, RunPhase::Paused) => Wish::Resume,
-            _ => return,
-        };
-        let by = self.state.paused_by.clone().unwrap_or_else(by);
-        self.engine.wish_part(run, wish, by);
-    }
-
-    async fn serve_steps(
-        &mut self,
-        open: &CallState,
-        steps: &[StepCall],
-        cancelled: Option<String>,
-    ) -> Result<bool, JournalError> {
-        let runs: Vec<RunId> = steps.iter().map(|step| step.run).collect();
-        let is = |wanted: Part| {
-            let begun = steps.iter().filter(|step| !step.nodes.is_empty());
-            let of = begun.filter(|step| self.engine.part(step.run) == wanted);
-            of.map(|step| step.run).collect::<BTreeSet<RunId>>()
-        };
-        let missing = is(Part::Missing);
-        if cancelled.is_some() {
-            if !self.end_parts(&runs) {
-                return Ok(false);
-            }
-        } else if !missing.is_empty() && self.state.phase == RunPhase::Paused {
-            return Ok(false);
-        } else if !missing.is_empty() {
-            // What it is called with is not in the journal: the script says it
-            // again.
-            let Some(call) = self.conductor().wanted.clone() else {
-                self.let_run().await;
-                return Ok(false);
-            };
-            if !self.make_steps(open, steps, &call, &missing).await? {
-                return Ok(false);
-            }
-        }
-        // Each of them wakes this run when it ends.
-        let mut left = false;
-        for step in steps.iter().filter(|step| !step.nodes.is_empty()) {
-            match self.engine.part(step.run) {
-                Part::Open(phase) => {
-                    self.hand_on(step.run, phase);
-                    left = true;
-                }
-                Part::Missing => left |= cancelled.is_none(),
-                Part::Ended => {}
-            }
-        }
-        if left {
-            return Ok(false);
-        }
-        let why = cancelled.map(|by| format!("not started: {by} cancelled the run"));
-        let Some((replies, ends)) = self.step_replies(steps, why.as_deref()).await else {
-            return Ok(false);
-        };
-        let reply = if open.call == "parallel" {
-            Reply::Steps(replies)
-        } else {
-            Reply::Step(replies.into_iter().next().unwrap_or_default())
-        };
-        self.answered(open.number, reply, ends, None).await?;
-        Ok(true)
-    }
-
-    /// Makes the steps that are not there. Whether the others can be looked
-    /// at: not when one of them could not be made now.
-    async fn make_steps(
-        &mut self,
-        open: &CallState,
-        steps: &[StepCall],
-        call: &HostCall,
-        missing: &BTreeSet<RunId>,
-    ) -> Result<bool, JournalError> {
-        let asked: Vec<&Step> = match call {
-            HostCall::On(step) | HostCall::TryOn(step) => vec![step],
-            HostCall::Parallel { steps } => steps.iter().collect(),
-            _ => Vec::new(),
-        };
-        for ((part, step), is) in (0..).zip(steps).zip(asked) {
-            if !missing.contains(&step.run) {
-                continue;
-            }
-            let part_of = PartOf {
-                run: self.run,
-                call: open.number,
-                part,
-                undo: false,
-            };
-            if let Err(error) = self.make(step.run, part_of, is, true).await {
-                if error.passes() {
-                    self.stuck(error.to_string(), PAUSE);
-                    return Ok(false);
-                }
-                // The script is told, and what is under way is ended.
-                let runs: Vec<RunId> = steps.iter().map(|step| step.run).collect();
-                if self.end_parts(&runs) {
-                    let why = error.to_string();
-                    let never = steps.iter().map(|step| {
-                        let result = |serial| {
-                            let skipped = muster_protocol::run::Outcome::Skipped;
-                            muster_protocol::run::NodeResult::new(serial, skipped, why.clone())
-                        };
-                        reply::end(step.nodes.iter().map(result), Some(why.clone()))
-                    });
-                    let ends = never.collect();
-                    self.answered(open.number, Reply::Error(why), ends, None)
-                        .await?;
-                }
-                return Ok(false);
-            }
-        }
-        self.unstuck();
-        Ok(true)
-    }
-
-    pub(super) async fn make(
-        &mut self,
-        run: RunId,
-        part_of: PartOf,
-        step: &Step,
-        budgets: bool,
-    ) -> Result<(), PartError> {
-        let engine = self.engine.clone();
-        let frozen = engine.step_run(&self.state, run, part_of, step, budgets)?;
-        engine.make_part(frozen).await
-    }
-
-    /// What the script is told of its steps; `None` when that cannot be had
-    /// now.
-    async fn step_replies(
-        &mut self,
-        steps: &[StepCall],
-        never: Option<&str>,
-    ) -> Option<(Vec<StepReply>, Vec<StepEnd>)> {
-        let all: usize = steps.iter().map(|step| step.nodes.len()).sum();
-        let (mut replies, mut ends) = (Vec::new(), Vec::new());
-        for step in steps {
-            let (told, end) = if step.nodes.is_empty() {
-                Default::default()
-            } else if let (Part::Missing, Some(why)) = (self.engine.part(step.run), never) {
-                reply::never(&step.nodes, why)
-            } else {
-                match self.came_of(step.run, reply::stdout_each(all)).await {
-                    Ok((state, stdout)) => reply::of_run(&state, stdout),
-                    Err(why) => {
-                        self.stuck(why, PAUSE);
-                        return None;
-                    }
-                }
-            };
-            replies.push(told);
-            ends.push(end);
-        }
-        self.unstuck();
-        Some((replies, ends))
-    }
-
-    /// The state of a part that has ended, and how its nodes' output began.
-    pub(super) async fn came_of(
-        &self,
-        run: RunId,
-        each: usize,
-    ) -> Result<(Arc<RunState>, BTreeMap<Serial, String>), String> {
-        let state = self.engine.state(run).await.map_err(|e| e.to_string())?;
-        if !state.phase.is_final() {
-            return Err(format!("run {run} is said to have ended, and has not"));
-        }
-        let stdout = self.engine.begun_output(&state, each).await;
-        Ok((state, stdout.map_err(|e| e.to_string())?))
-    }
-
-    async fn serve_scenario(
-        &mut self,
-        open: &CallState,
-        run: RunId,
-        cancelled: Option<String>,
-    ) -> Result<bool, JournalError> {
-        match self.engine.part(run) {
-            Part::Open(phase) => {
-                self.hand_on(run, phase);
-                if cancelled.is_some() {
-                    self.end_parts(&[run]);
-                }
-                Ok(false)
-            }
-            Part::Missing => {
-                if let Some(by) = cancelled {
-                    let reply = Reply::Error(format!("{by} cancelled the run"));
-                    self.answered(open.number, reply, Vec::new(), None).await?;
-                    return Ok(true);
-                }
-                if self.state.phase == RunPhase::Paused {
-                    return Ok(false);
-                }
-                let Some(HostCall::RunScenario { scenario, params }) =
-                    self.conductor().wanted.clone()
-                else {
-                    self.let_run().await;
-                    return Ok(false);
-                };
-                let asked = Another {
-                    caller: caller(&self.state),
-                    scenario,
-                    params,
-                    mode: self.state.spec.mode,
-                    id: run,
-                    held: self.engine.locks_above(&self.state),
-                    part_of: PartOf {
-                        run: self.run,
-                        call: open.number,
-                        part: 0,
-                        undo: false,
-                    },
-                };
-                self.begin_scenario(open.number, asked).await
-            }
-            Part::Ended => {
-                let state = match self.engine.state(run).await {
-                    Ok(state) => state,
-                    Err(error) => {
-                        self.stuck(error.to_string(), PAUSE);
-                        return Ok(false);
-                    }
-                };
-                let reply = scenario_reply(&state);
-                self.answered(open.number, reply, Vec::new(), None).await?;
-                Ok(true)
-            }
-        }
-    }
-
-    async fn begin_scenario(&mut self, number: u64, asked: Another) -> Result<bool, JournalError> {
-        use muster_protocol::problem::Kind;
-        let shared = Arc::clone(&self.engine.0);
-        let name = asked.scenario.clone();
-        let frozen = match shared.stages.get() {
-            Ok(stage) => stage.another(asked).await,
-            Err(error) => {
-                self.stuck(error.to_string(), PAUSE);
-                return Ok(false);
-            }
-        };
-        let refused = match frozen {
-            Ok(frozen) => match self.engine.clone().make_part(frozen).await {
-                Ok(()) => {
-                    self.unstuck();
-                    return Ok(false);
-                }
-                Err(error) if error.passes() => {
-                    self.stuck(error.to_string(), PAUSE);
-                    return Ok(false);
-                }
-                Err(error) => error.to_string(),
-            },
-            Err(problem) if problem.kind == Kind::Unavailable => {
-                self.stuck(problem.title, PAUSE);
-                return Ok(false);
-            }
-            Err(problem) => problem.title,
-        };
-        let reply = Reply::Error(format!("run_scenario {name}: {refused}"));
-        self.answered(number, reply, Vec::new(), None).await?;
-        Ok(true)
-    }
-
-    /// Calls that are done as soon as they are in the journal.
-    async fn serve_at_once(&mut self, open: &CallState) -> Result<bool, JournalError> {
-        let Some(call) = self.conductor().wanted.clone() else {
-            self.let_run().await;
-            return Ok(false);
-        };
-        let shared = Arc::clone(&self.engine.0);
-        let reply = match &call {
-            HostCall::Emit { kind, fields } => {
-                let scenario = self.state.spec.scenario.to_string();
-                // Whoever did it before and was stopped has done it with the
-                // same id.
-                let event = Once {
-                    id: format!("{}.{}", self.run, open.number),
-                    kind: format!("scenario.{kind}"),
-                    subject: scenario,
-                    text: format!("run {}", self.short()),
-                    fields: fields.clone(),
-                };
-                if let Err(error) = shared.events.try_once(event).await {
-                    self.stuck(error.to_string(), PAUSE);
-                    return Ok(false);
-                }
-                Reply::Value(Value::Null)
-            }
-            other => World::new(&shared, &self.state)
-                .answer(other)
-                .unwrap_or_else(|| {
-                    Reply::Error(format!("`{}` cannot be called here", other.name()))
-                }),
-        };
-        self.unstuck();
-        self.answered(open.number, reply, Vec::new(), None).await?;
-        Ok(true)
-    }
-
-    /// Says in the cluster's events that a person is waited for.
-    async fn tell_question(&mut self, number: u64, question: &str, answers: &[String]) {
-        if !self.conductor().asked.insert(number) {
-            return;
-        }
-        let short = self.short();
-        let choice = match answers {
-            [] => String::new(),
-            some => format!(" ({})", some.join(", ")),
-        };
-        let text = format!(
-            "{} asks: {}{choice}; muster runs answer {short} TEXT",
-            self.state.spec.scenario,
-            printable(question, 500),
-        );
-        let events = self.engine.0.events.clone();
-        let event = Once {
-            id: format!("{}.{number}.asked", self.run),
-            kind: "run.asks".to_owned(),
-            subject: short,
-            text,
-            fields: Map::new(),
-        };
-        events.once(event).await;
-    }
-
     /// Takes a person's answer.
     pub(in crate::runs) async fn answer_question(
         &mut self,
@@ -992,7 +571,7 @@ impl Task {
     }
 
     /// Writes down what a call returned.
-    async fn answered(
+    pub(super) async fn answered(
         &mut self,
         number: u64,
         reply: Reply,
@@ -1030,39 +609,6 @@ impl Task {
         self.store(event).await?;
         self.conductor().wanted = None;
         Ok(())
-    }
-}
-
-/// What the script is told of another scenario that has ended.
-fn scenario_reply(state: &RunState) -> Reply {
-    let end = state.flow.as_ref().and_then(|flow| flow.ended.as_ref());
-    let spec = &state.spec;
-    match (state.phase, end) {
-        (RunPhase::Succeeded, Some(MainEnd::Done { value })) => Reply::Value(value.clone()),
-        (RunPhase::Succeeded, _) => Reply::Value(Value::Null),
-        (phase, Some(MainEnd::Failed { error })) => {
-            let first = error.lines().next().unwrap_or_default();
-            Reply::Error(format!(
-                "scenario {} ({}) has {}: {first}",
-                spec.scenario,
-                spec.id.short(),
-                phase.as_str().replace('_', " ")
-            ))
-        }
-        (phase, _) => {
-            let counts: Vec<String> = state
-                .summary()
-                .iter()
-                .map(|(outcome, count)| format!("{count} {outcome}"))
-                .collect();
-            Reply::Error(format!(
-                "scenario {} ({}) has {}: {}",
-                spec.scenario,
-                spec.id.short(),
-                phase.as_str().replace('_', " "),
-                counts.join(", ")
-            ))
-        }
     }
 }
 

@@ -14,6 +14,7 @@ mod conduct;
 mod parts;
 mod records;
 mod reply;
+mod serve;
 mod stage;
 mod turn;
 mod undo;
