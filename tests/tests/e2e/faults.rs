@@ -34,7 +34,7 @@ use serde_json::Value;
 
 /// Says that a test did not test anything here, past the test runner's
 /// capture of what tests print, with how many there were.
-fn skipped(what: &str, why: &str) {
+pub(crate) fn skipped(what: &str, why: &str) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let n = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
     let _ = writeln!(std::io::stderr(), "SKIPPED ({n}): {what}: {why}");

@@ -23,7 +23,7 @@ struct Front {
 impl Front {
     fn start() -> Option<Self> {
         if let Some(why) = plant::lacks() {
-            println!("SKIPPED: a rolling upgrade: {why}");
+            crate::faults::skipped("a rolling upgrade", why);
             return None;
         }
         let nodes = [
