@@ -287,7 +287,9 @@ impl RunState {
                 }
             }
             RunEvent::Intent { nodes, at, .. } => {
-                if matches!(self.phase, RunPhase::Waiting | RunPhase::Paused) {
+                // Also when it is being ended: what was never given stays so.
+                let held = matches!(self.phase, RunPhase::Waiting | RunPhase::Paused);
+                if held || !self.has_begun() {
                     let first = nodes.iter().next().unwrap_or(Serial(0));
                     return Err(FoldError::Held(first));
                 }

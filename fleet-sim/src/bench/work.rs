@@ -91,6 +91,7 @@ struct Agents {
     ping: Spread,
     all: Spread,
     one: Spread,
+    overhead: Spread,
     resident_mib: Spread,
     own_mib: Spread,
     cpu_percent: Spread,
@@ -288,10 +289,42 @@ impl Work {
             ping,
             all,
             one,
+            // Last: an agent that has run a scenario is no idle one for a while.
+            overhead: self.overhead(&world, &names[0])?,
             resident_mib: spread(&mib(|m| m.resident), "agents")?,
             own_mib: spread(&mib(|m| m.own), "agents")?,
             cpu_percent,
         })
+    }
+
+    /// What a function of a scenario costs on its node beside the command that
+    /// it runs, by the node's own clock. That tells whole milliseconds, so
+    /// each value is of several runs of both kinds in turn.
+    fn overhead(&self, world: &World, node: &str) -> Result<Spread, BenchError> {
+        info!("a step of a scenario");
+        const EACH: u32 = 12;
+        let script = "scenario(\"One command\");\nfn run(p) { command([\"true\"]); }\n";
+        world.store("bench-step", script)?;
+        let native = ["run", node, "--json", "--", "true"];
+        let scripted = [
+            "scenario",
+            "run",
+            "bench-step",
+            "--on",
+            node,
+            "--yes",
+            "--json",
+        ];
+        world.on_node(&scripted)?;
+        let mut differences = Vec::new();
+        for _ in 0..self.rounds(11, 5) {
+            let mut more = 0.0;
+            for _ in 0..EACH {
+                more += world.on_node(&scripted)? - world.on_node(&native)?;
+            }
+            differences.push(more / f64::from(EACH));
+        }
+        spread(&differences, "a step of a scenario")
     }
 }
 
@@ -425,6 +458,12 @@ fn rows(sizes: &[Size], agents: &Agents, count: u32) -> Vec<Row> {
         Unit::Ms,
         agents.one,
         25.0,
+    ));
+    rows.push(Row::at_most(
+        "a step of a scenario, over its command",
+        Unit::Ms,
+        agents.overhead,
+        1.0,
     ));
     for (what, own) in [
         ("broker: memory per node, resident", false),

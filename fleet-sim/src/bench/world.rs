@@ -373,6 +373,38 @@ impl World {
         }
     }
 
+    /// The execution time that the node said in a run on one node, in
+    /// milliseconds.
+    ///
+    /// # Errors
+    /// [`BenchError`]; also when the run said none.
+    pub fn on_node(&self, args: &[&str]) -> Result<f64, BenchError> {
+        self.muster(args)?;
+        let said = fs::read_to_string(self.dir.path().join("muster.out"));
+        let said = said.map_err(BenchError::Directory)?;
+        let frames = said
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok());
+        frames
+            .filter_map(|frame: serde_json::Value| frame.get("ms")?.as_f64())
+            .next()
+            .ok_or_else(|| BenchError::Command {
+                command: format!("muster {}", args.join(" ")),
+                why: "it did not say how long the node took".to_owned(),
+            })
+    }
+
+    /// Stores a scenario.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub fn store(&self, name: &str, script: &str) -> Result<(), BenchError> {
+        let path = self.dir.path().join(format!("{name}.rhai"));
+        fs::write(&path, script).map_err(BenchError::Directory)?;
+        self.muster(&["scenario", "put", &path.to_string_lossy()])
+            .map(drop)
+    }
+
     /// The process that plays this part.
     #[must_use]
     pub fn pid(&self, role: Role) -> Option<u32> {
