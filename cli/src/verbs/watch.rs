@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use muster_client::{Client, ClientError, Reference, Watch};
 use muster_protocol::api::{Frame, RunNode, RunView};
+use muster_protocol::ids::RunId;
 use muster_protocol::text::printable_line;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -15,7 +16,7 @@ use crate::failure::{Failure, NOT_ALL};
 use crate::ui::book::Book;
 use crate::ui::live::Live;
 use crate::ui::output::Line;
-use crate::ui::report::{Onward, Style, body, exit_code, foot, head, text};
+use crate::ui::report::{Onward, Style, body, exit_code, foot, groups, head, text};
 use crate::ui::steps;
 
 /// How a run is shown.
@@ -45,6 +46,8 @@ impl Look {
 
 /// How often the display is drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(100);
+/// How long it may take to read what a step has said.
+const STEP_WITHIN: Duration = Duration::from_secs(15);
 /// Events that wait to be shown.
 const AHEAD: usize = 256;
 
@@ -153,6 +156,12 @@ impl Watcher<'_> {
                         if let Some(code) = self.frame(&frame)? {
                             return Ok(code);
                         }
+                        if let Frame::StepEnded { step, name, .. } = &frame
+                            && !self.look.json
+                            && !self.look.replay
+                        {
+                            self.step(*step, name).await?;
+                        }
                     }
                     Some(Ok(Watch::Reconnecting { why, attempt })) => {
                         if attempt == 2 {
@@ -166,6 +175,30 @@ impl Watcher<'_> {
                 _ = tick.tick() => self.live.draw(&self.book, &self.context.term),
             }
         }
+    }
+
+    /// Shows what the nodes of a step have said, changed or would change, if
+    /// anything: the step is a run of its own.
+    async fn step(&mut self, run: RunId, name: &str) -> Result<(), Failure> {
+        let read = tokio::time::timeout(STEP_WITHIN, said_in(self.client, run));
+        let Ok(Ok(mut book)) = read.await else {
+            let short = run.short();
+            let text = format!("what the nodes said: muster runs show {short}");
+            self.live.note(&self.context.term, &text);
+            return Ok(());
+        };
+        book.apart = self.look.dedupe == Dedupe::None;
+        if groups(&book).iter().all(|group| group.output.is_empty()) {
+            return Ok(());
+        }
+        self.live.clear();
+        let style = self.look.style(self.context);
+        let head = style.paint.strong(&printable_line(name));
+        let body = body(&book, style);
+        let lines: Vec<String> = body.lines().map(|line| format!("  {line}\n")).collect();
+        self.context
+            .term
+            .say(&format!("{head}\n{}", lines.concat()))
     }
 
     fn frame(&mut self, frame: &Frame) -> Result<Option<u8>, Failure> {
@@ -308,6 +341,22 @@ impl Watcher<'_> {
             }
         }
     }
+}
+
+/// A run that has ended, with everything its nodes have said.
+async fn said_in(client: &Client, run: RunId) -> Result<Book, ClientError> {
+    let run = Reference::from(run);
+    let mut book = Book::from_view(&client.run(&run).await?);
+    let mut events = client.run_events(&run);
+    while let Some(event) = events.next().await {
+        if let Watch::Frame(frame) = event? {
+            book.apply(&frame);
+            if matches!(frame, Frame::RunFinished { .. }) {
+                break;
+            }
+        }
+    }
+    Ok(book)
 }
 
 /// What is left to say of a run whose lines were printed as they came.

@@ -68,15 +68,17 @@ impl Front {
     }
 }
 
-/// Which machines were restarted, batch by batch: between a `drain` and the
-/// `restore` that follows.
+/// Which machines were restarted, batch by batch: after the `drain`s that come
+/// before them.
 fn batches(log: &[String]) -> Vec<BTreeSet<String>> {
-    let mut batches = Vec::new();
+    let mut batches: Vec<BTreeSet<String>> = Vec::new();
     for line in log {
         let mut words = line.split(' ');
         let (node, what) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
         match what {
-            "drain" => batches.push(BTreeSet::new()),
+            "drain" if batches.last().is_none_or(|batch| !batch.is_empty()) => {
+                batches.push(BTreeSet::new());
+            }
             "restart" => {
                 let batch = batches.last_mut().expect("restarted before the drain");
                 assert!(batch.insert(node.to_owned()), "{node} was restarted twice");
@@ -141,11 +143,19 @@ fn a_dry_run_says_what_each_node_would_do_and_does_nothing() {
     let Some(front) = Front::start() else { return };
     front.plant.publish("1.4.2");
     // The lists are fetched by whoever installs, not by a dry run.
-    let one = front.upgrade("1.4.2", &["--yes", "--on", "web-01"]);
-    one.exits(0);
+    front.upgrade("1.4.2", &["--yes"]).exits(0);
+    front.upgrade("1.4.1", &["--yes"]).exits(0);
     front.plant.forget();
     let said = front.upgrade("1.4.2", &["--dry-run"]).exits(0);
-    assert!(said.out.contains("service webapp"), "{said:?}");
-    assert_eq!(front.versions(), ["1.4.2", "1.4.1", "1.4.1", "1.4.1"]);
+    for what in [
+        "web-01",
+        "web-04",
+        "package webapp: 1.4.1 → 1.4.2",
+        "service webapp: restarted",
+        "command drain web-01",
+    ] {
+        assert!(said.out.contains(what), "no {what}: {said:?}");
+    }
+    assert_eq!(front.versions(), ["1.4.1"; 4]);
     assert_eq!(front.plant.log(), [""; 0]);
 }
