@@ -1,6 +1,7 @@
 //! What is wrong in a scenario, and where, in the form in which people read
 //! compilers.
 
+use std::cmp::Reverse;
 use std::fmt;
 
 use muster_protocol::note::At;
@@ -146,7 +147,14 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
         .filter(|(distance, candidate)| *distance * 3 <= word.len().max(candidate.len()))
-        .min_by_key(|(distance, _)| *distance)
+        // `restart` is rather `restarted` than `restore`.
+        .min_by_key(|(distance, candidate)| {
+            let alike = word.chars().zip(candidate.chars());
+            (
+                *distance,
+                Reverse(alike.take_while(|(a, b)| a == b).count()),
+            )
+        })
         .map(|(_, candidate)| candidate)
 }
 
