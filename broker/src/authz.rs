@@ -1,10 +1,15 @@
 //! Who may do what: the only way to an [`Authorized`].
 
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use muster_protocol::api::Role;
 use muster_protocol::envelope::{Door, Mode};
-use muster_protocol::names::{PrincipalName, ScenarioName};
+use muster_protocol::ids::RunId;
+use muster_protocol::names::{PrincipalName, ScenarioName, ScheduleName};
 use muster_protocol::nodeset::NodeSet;
 use muster_scenarios::upgrade;
+use serde::{Deserialize, Serialize};
 
 /// Who asks, as the door has established it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -17,6 +22,23 @@ pub struct Caller {
     pub token: String,
     /// Through which door.
     pub door: Door,
+    /// Where exactly it came from.
+    pub origin: Origin,
+}
+
+/// Where exactly a request came from: for policies, and for the record.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// Not known: a run that was read back from its journal.
+    #[default]
+    Unknown,
+    /// The other end of the connection.
+    Address(IpAddr),
+    /// The time of this schedule had come.
+    Schedule(ScheduleName),
+    /// The `main` of this run asks.
+    Run(RunId),
 }
 
 /// What somebody wants to do.
@@ -259,6 +281,49 @@ impl<T> Authorized<T> {
     }
 }
 
+/// The one who is asked before anything is done.
+#[derive(Clone)]
+pub struct Guard {
+    policy: Arc<dyn Policy>,
+}
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guard").finish_non_exhaustive()
+    }
+}
+
+impl Guard {
+    /// A guard who goes by this policy.
+    #[must_use]
+    pub fn new(policy: Arc<dyn Policy>) -> Self {
+        Self { policy }
+    }
+
+    /// [`authorize`], of a request that came through a door.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    #[expect(
+        clippy::unused_async,
+        reason = "what was decided is going to be written down here"
+    )]
+    pub async fn authorize<T>(
+        &self,
+        caller: &Caller,
+        action: Action,
+        subject: T,
+    ) -> Result<Authorized<T>, Denied> {
+        authorize(&*self.policy, caller, action, subject)
+    }
+
+    /// What it goes by: for questions that are no request of their own.
+    #[must_use]
+    pub fn policy(&self) -> &dyn Policy {
+        &*self.policy
+    }
+}
+
 /// Asks the policy whether `caller` may do `action` to `subject`.
 ///
 /// # Errors
@@ -296,6 +361,7 @@ mod tests {
             role,
             token: "t".into(),
             door: Door::Http,
+            origin: Origin::Unknown,
         }
     }
 

@@ -27,7 +27,7 @@ use super::frames::Place;
 use super::request::FrozenRun;
 use super::{Engine, STREAM, Seen, Settings, check, options};
 use crate::authority::Authority;
-use crate::authz::{Action, Authorized, Caller, FixedRoles, authorize};
+use crate::authz::{Action, Authorized, Caller, FixedRoles, Origin, authorize};
 use crate::bus::{self, Deps, Nodes};
 use crate::events::Events;
 use crate::inventory::{Inventory, NodeRecord, Standing};
@@ -94,6 +94,7 @@ fn caller() -> Caller {
         role: Role::Operator,
         token: "t".into(),
         door: Door::Cli,
+        origin: Origin::Unknown,
     }
 }
 

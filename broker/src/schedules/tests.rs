@@ -275,7 +275,7 @@ impl Desk {
             inventory,
             nodes,
             releases: releases.await.unwrap(),
-            policy: Arc::new(crate::authz::FixedRoles),
+            guard: crate::authz::Guard::new(Arc::new(crate::authz::FixedRoles)),
             lease: lease.clone(),
             programs: Arc::new(Box::pin(library).await.unwrap()),
         };

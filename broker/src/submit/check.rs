@@ -6,8 +6,8 @@ use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::units::Timestamp;
 use serde_json::Value;
 
-use super::{Refused, Submit, create, is_builtin, refused, stored};
-use crate::authz::Caller;
+use super::{Refused, Submit, create, denied, is_builtin, refused, stored};
+use crate::authz::{Caller, authorize};
 use crate::resolve::resolve;
 use crate::runs;
 
@@ -24,7 +24,8 @@ impl Submit {
             Err(error) if error.kind == Kind::NoMatch => return Ok(()),
             Err(error) => return Err(error),
         };
-        self.allowed(caller, create(&frozen), ()).map(drop)
+        let judged = authorize(self.guard.policy(), caller, create(&frozen), ());
+        judged.map(drop).map_err(|e| denied(&e))
     }
 
     async fn would_be(

@@ -56,7 +56,7 @@ impl Stage for Broker {
     }
 
     fn policy(&self) -> &dyn Policy {
-        &*self.submit.policy
+        self.submit.guard.policy()
     }
 }
 
@@ -97,7 +97,8 @@ impl Broker {
             .retain(|name| !asked.held.contains(name));
         let authorized = self
             .submit
-            .allowed(&asked.caller, create(&frozen), frozen)?;
+            .allowed(&asked.caller, create(&frozen), frozen)
+            .await?;
         self.submit.fits(authorized.get())?;
         Ok(authorized)
     }

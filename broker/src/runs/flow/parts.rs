@@ -24,7 +24,7 @@ use super::super::index::Known;
 use super::super::journal::{Journal, ReadError, STREAM, fold, output_head};
 use super::super::request::FrozenRun;
 use super::super::task::ToRun;
-use crate::authz::{Action, Authorized, Caller, Denied, authorize};
+use crate::authz::{Action, Authorized, Caller, Denied, Origin, authorize};
 use crate::store::read::read_from;
 use crate::store::stream::StreamError;
 
@@ -333,6 +333,7 @@ pub(super) fn caller(parent: &RunState) -> Caller {
         role: main.map_or(Role::Reader, |main| main.role),
         token: format!("run {}", parent.spec.id),
         door: parent.spec.door,
+        origin: Origin::Run(parent.spec.id),
     }
 }
 
