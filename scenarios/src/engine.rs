@@ -201,15 +201,20 @@ pub(crate) fn parse(engine: &Engine, file: &str, text: &str) -> Result<AST, Box<
             ),
             other => (place, plain(&other.to_string())),
         };
-        let fault = Fault::new(file, text, place, message);
         let source = place.and_then(|at| text.lines().nth(at.line - 1).map(|line| (at, line)));
         let word = source.map(|(at, line)| {
             let rest = line.chars().skip(at.column - 1);
             rest.take_while(|c| c.is_alphanumeric()).collect::<String>()
         });
-        Box::new(match word.as_deref().and_then(instead) {
-            Some(hint) => fault.hint(hint),
-            None => fault,
+        let instead = word
+            .as_deref()
+            .and_then(|word| Some((word, instead(word)?)));
+        Box::new(match instead {
+            Some((word, hint)) => {
+                let message = format!("there is no `{word}` in scenarios");
+                Fault::new(file, text, place, message).hint(hint)
+            }
+            None => Fault::new(file, text, place, message),
         })
     })
 }

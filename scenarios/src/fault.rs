@@ -134,6 +134,11 @@ impl fmt::Display for Fault {
         let mark = self.width.min(shown - lead).max(1);
         write!(f, "\n      | {}{}", " ".repeat(lead), "^".repeat(mark))?;
         match &self.hint {
+            // Lines of their own stand below the mark.
+            Some(hint) if hint.starts_with('\n') => hint
+                .lines()
+                .skip(1)
+                .try_for_each(|line| write!(f, "\n      | {line}")),
             Some(hint) => write!(f, " {hint}"),
             None => Ok(()),
         }

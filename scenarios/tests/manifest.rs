@@ -232,9 +232,9 @@ fn main(p) {}"#
           | ^^^^^
     error: web.rhai:8:1: in the predicate: this parenthesis is never closed
         8 | target("role=web and (zone=gva2");
-          | ^^^^^^ 
-      role=web and (zone=gva2
-                   ^
+          | ^^^^^^
+          |   role=web and (zone=gva2
+          |                ^
     error: web.rhai:9:1: `targets` cannot name a node set: it takes small letters, digits and `_`, and `targets` is the target
         9 | also("targets", "role=lb");
           | ^^^^
@@ -318,12 +318,12 @@ fn what_cannot_be_read_is_said() {
           |                     ^
 
     scenario("x"); fn run(p) { eval("1") }
-    error: web.rhai:1:28: reserved keyword 'eval' is disabled
+    error: web.rhai:1:28: there is no `eval` in scenarios
         1 | scenario("x"); fn run(p) { eval("1") }
           |                            ^^^^ what a scenario does stands in its text
 
     scenario("x"); import "y" as y; fn run(p) {}
-    error: web.rhai:1:16: 'import' is a reserved keyword
+    error: web.rhai:1:16: there is no `import` in scenarios
         1 | scenario("x"); import "y" as y; fn run(p) {}
           |                ^^^^^^ a scenario is one script, with templates and files beside it
 

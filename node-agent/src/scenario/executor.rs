@@ -281,7 +281,7 @@ impl Scenarios {
             let drifted = match tried.verdict.outcome {
                 Outcome::Succeeded if tried.digest == expected => None,
                 Outcome::Succeeded => Some(format!(
-                    "{DRIFTED}it would not change any more what was shown; now: {}",
+                    "{DRIFTED}what it would change now is not what was shown: {}",
                     if tried.tally.would_change == 0 {
                         "nothing".to_owned()
                     } else {
