@@ -99,7 +99,11 @@ fn test_batches_are_spread_over_racks() {
     assert(!again.did("web-*", "service * restarted"));
     // A dry run leaves everything as it is.
     let dry = play(#{ version: "1.5" }, #{ dry_run: true });
-    assert_eq(dry.value, 4);
+    assert(dry.ok, dry.error);
+    assert_eq(dry.steps.filter(|s| s.function == "upgrade").len(), 2);
+    // It asks nobody and tells nobody: it ends where it would.
+    assert_eq(dry.asked, []);
+    assert_eq(dry.events, []);
     assert_eq(play(#{ version: "1.4.2" }).value, 0);
 }
 "#,
