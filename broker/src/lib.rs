@@ -6,6 +6,7 @@
 //! the NATS server of `muster up`.
 
 pub mod authority;
+pub mod audit;
 pub mod authz;
 pub mod backup;
 pub mod bus;

@@ -2,6 +2,7 @@
 //! document.
 
 mod agent;
+mod audit;
 mod auth;
 mod backup;
 mod brokers;
@@ -36,6 +37,7 @@ use muster_protocol::text::printable;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
+use crate::audit::Audit;
 use crate::authority::Authority;
 use crate::authz::{Action, Authorized, Caller, Guard};
 use crate::bus::Nodes;
@@ -81,6 +83,8 @@ pub struct AppState {
     pub lease: Lease,
     /// What happens in the cluster.
     pub events: Events,
+    /// Who asked for what.
+    pub audit: Audit,
     /// What the store has lost, as far as is known.
     pub past: crate::twin::Past,
     /// Who may do what.
@@ -138,6 +142,7 @@ impl AppState {
 pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(document::base())
         .merge(agent::routes())
+        .merge(audit::routes())
         .merge(backup::routes())
         .merge(brokers::routes())
         .merge(events::routes())
