@@ -27,7 +27,7 @@ use super::frames::Place;
 use super::request::FrozenRun;
 use super::{Engine, STREAM, Seen, Settings, check, options};
 use crate::authority::Authority;
-use crate::authz::{Action, Authorized, Caller, FixedRoles, Origin, authorize};
+use crate::authz::{Action, Authorized, Caller, FixedRoles, Origin, RunAsk, authorize};
 use crate::bus::{self, Deps, Nodes};
 use crate::events::Events;
 use crate::inventory::{Inventory, NodeRecord, Standing};
@@ -228,11 +228,7 @@ impl World {
             by,
             Timestamp::now(),
         );
-        let action = Action::CreateRun {
-            scenario: run.spec.scenario.clone(),
-            mode: run.spec.mode,
-            targets: run.set(),
-        };
+        let action = Action::CreateRun(Box::new(RunAsk::of(&run)));
         authorize(&FixedRoles, &caller, action, run).expect("allowed")
     }
 

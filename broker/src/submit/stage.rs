@@ -10,7 +10,7 @@ use muster_protocol::units::Timestamp;
 use muster_scenarios::secret;
 use serde_json::Value;
 
-use super::{Submit, create, is_builtin, refused, stored};
+use super::{Submit, is_builtin, refused, stored};
 use crate::authz::{Authorized, Policy};
 use crate::library::{Library, LibraryError};
 use crate::runs::{Another, FrozenRun, Score, Stage, StageError};
@@ -95,10 +95,7 @@ impl Broker {
             .gates
             .locks
             .retain(|name| !asked.held.contains(name));
-        let authorized = self
-            .submit
-            .allowed(&asked.caller, create(&frozen), frozen)
-            .await?;
+        let authorized = self.submit.allowed_run(&asked.caller, frozen).await?;
         self.submit.fits(authorized.get())?;
         Ok(authorized)
     }
