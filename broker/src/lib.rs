@@ -5,8 +5,8 @@
 //! [`nats_config`] is `muster nats-config`, and [`prepare_embedded`] prepares
 //! the NATS server of `muster up`.
 
-pub mod authority;
 pub mod audit;
+pub mod authority;
 pub mod authz;
 pub mod backup;
 pub mod bus;

@@ -11,9 +11,9 @@
 //! What is read again is read as text: a record of a newer muster, with fields
 //! that are not known here, verifies like any other.
 
-mod verify;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -317,8 +317,9 @@ impl Tail {
     /// last record, or of a checkpoint behind it.
     #[must_use]
     pub fn after_lines(text: &str) -> Option<Self> {
-        text.lines().rev().find_map(|line| {
-            match serde_json::from_str::<Line>(line).ok()? {
+        text.lines()
+            .rev()
+            .find_map(|line| match serde_json::from_str::<Line>(line).ok()? {
                 Line::Record(record) => Some(Self {
                     count: record.n,
                     head: Head::of(line.as_bytes()),
@@ -331,7 +332,6 @@ impl Tail {
                     })
                 }
                 Line::Trust(_) => None,
-            }
-        })
+            })
     }
 }

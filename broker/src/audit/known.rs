@@ -69,7 +69,9 @@ pub(super) fn last_of(path: &Path) -> Option<Tail> {
     let from = size.saturating_sub(2 * MAX_LINE as u64);
     file.seek(SeekFrom::Start(from)).ok()?;
     let mut bytes = Vec::new();
-    file.take(2 * MAX_LINE as u64).read_to_end(&mut bytes).ok()?;
+    file.take(2 * MAX_LINE as u64)
+        .read_to_end(&mut bytes)
+        .ok()?;
     // What follows the last line end was cut while it was written.
     let end = bytes.iter().rposition(|b| *b == b'\n')?;
     Tail::after_lines(&String::from_utf8_lossy(&bytes[..end]))

@@ -8,6 +8,7 @@
 //! signs checkpoints. [`sinks`] carry it all to places that the broker cannot
 //! rewrite, each at its own pace, from the stream.
 
+mod asked;
 mod ends;
 mod error;
 mod known;
@@ -32,6 +33,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(crate) use self::asked::Asked;
+pub use self::asked::as_request;
 pub use self::ends::End;
 pub use self::error::AuditError;
 use self::owner::{Owner, Place, ToRecord};
@@ -80,8 +83,8 @@ struct Kept {
     js: Context,
     to_owner: mpsc::Sender<ToRecord>,
     ends: mpsc::UnboundedSender<End>,
-    /// The last position in the stream that this broker has written.
-    written: watch::Receiver<u64>,
+    /// When the last message was stored before this session.
+    since: Option<Timestamp>,
 }
 
 impl std::fmt::Debug for Audit {
@@ -126,7 +129,7 @@ impl Audit {
                 js: parts.js.clone(),
                 to_owner,
                 ends,
-                written: written.clone(),
+                since,
             }),
             repeats: Mutex::default(),
         }));
@@ -135,7 +138,11 @@ impl Audit {
             let cancel = cancel.clone();
             tasks.spawn(sink.run(cancel));
         }
-        tasks.spawn(retain::keep(audit.clone(), parts.config.keep.get(), cancel.clone()));
+        tasks.spawn(retain::keep(
+            audit.clone(),
+            parts.config.keep.get(),
+            cancel.clone(),
+        ));
         tasks.spawn(ends::keep(audit.clone(), ended, since, cancel.clone()));
         let owner = Owner::new(parts, place, wrote).await?;
         tasks.spawn(owner.run(inbox, audit.clone(), cancel.clone()));
@@ -172,7 +179,9 @@ impl Audit {
                 .map_err(|_| AuditError::NotActive)?;
             told.await.map_err(|_| AuditError::NotActive)?
         };
-        timeout(WITHIN, asked).await.unwrap_or(Err(AuditError::Busy))
+        timeout(WITHIN, asked)
+            .await
+            .unwrap_or(Err(AuditError::Busy))
     }
 
     /// Writes an entry behind the caller's back; the same once more within a
@@ -222,6 +231,20 @@ impl Audit {
         }
     }
 
+    /// From when on ends of runs may be missing in the record, when it has been
+    /// kept before this session.
+    pub(crate) fn missing_since(&self) -> Option<Timestamp> {
+        let since = self.0.kept.as_ref()?.since?;
+        Some(since.checked_sub(ends::MARGIN).unwrap_or(since))
+    }
+
+    /// Waits until nothing more is recorded.
+    pub(crate) async fn closed(&self) {
+        if let Some(kept) = &self.0.kept {
+            kept.to_owner.closed().await;
+        }
+    }
+
     /// An entry of now, about nothing yet.
     #[must_use]
     pub fn entry(action: &str, verdict: Verdict) -> Entry {
@@ -251,10 +274,15 @@ impl Audit {
             sent.map_err(|_| AuditError::NotActive)?;
             told.await.map_err(|_| AuditError::NotActive)?
         };
-        timeout(WITHIN, asked).await.unwrap_or(Err(AuditError::Busy))
+        timeout(WITHIN, asked)
+            .await
+            .unwrap_or(Err(AuditError::Busy))
     }
 
     fn repeats(&self) -> std::sync::MutexGuard<'_, Repeats> {
-        self.0.repeats.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .repeats
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }

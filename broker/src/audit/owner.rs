@@ -160,7 +160,10 @@ impl Owner {
                 let more = json!({ "from": tail.count + 1, "to": known.count, "head": known.head });
                 entry.about.more = more.as_object().cloned().unwrap_or_default();
                 // The numbers that were given are not given again.
-                let place = Place { tail: known, ..place };
+                let place = Place {
+                    tail: known,
+                    ..place
+                };
                 owner.write_at(place, vec![entry]).await?;
                 let events = &owner.parts.events;
                 events.emit("alarm.audit-gap", "audit", text).await;
@@ -414,7 +417,10 @@ impl Owner {
                 reason: e.to_string(),
             })
         })?;
-        tracing::info!(records = tail.count, "old records of the audit were removed");
+        tracing::info!(
+            records = tail.count,
+            "old records of the audit were removed"
+        );
         Ok(())
     }
 }

@@ -121,8 +121,10 @@ impl Audit {
     /// [`AuditError`]; as an item: the same.
     pub async fn lines(
         &self,
-    ) -> Result<impl futures_util::Stream<Item = Result<String, AuditError>> + Send + use<>, AuditError>
-    {
+    ) -> Result<
+        impl futures_util::Stream<Item = Result<String, AuditError>> + Send + use<>,
+        AuditError,
+    > {
         let messages = match &self.0.kept {
             Some(kept) => read_from(&kept.js, STREAM, AUDIT, 1).await?.left_stream(),
             None => futures_util::stream::empty().right_stream(),

@@ -141,7 +141,11 @@ mod tests {
         // What is above the bound is one more, with a count.
         assert_eq!(entries, MOST + 1);
         assert_eq!(repeats.asked.len(), MOST + 1);
-        let counted: u64 = repeats.due(at(6), true).iter().filter_map(|e| e.times).sum();
+        let counted: u64 = repeats
+            .due(at(6), true)
+            .iter()
+            .filter_map(|e| e.times)
+            .sum();
         assert_eq!(counted, 10_000 - entries as u64);
     }
 }

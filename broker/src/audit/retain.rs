@@ -123,10 +123,7 @@ pub(super) async fn message(
     match stream.get_raw_message(sequence).await {
         Ok(found) => {
             let time = Timestamp::from_nanosecond(found.time.unix_timestamp_nanos());
-            Ok(Some((
-                time.unwrap_or(Timestamp::UNIX_EPOCH),
-                found.payload,
-            )))
+            Ok(Some((time.unwrap_or(Timestamp::UNIX_EPOCH), found.payload)))
         }
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
         Err(error) => Err(AuditError::Store(StreamError::NoAnswer {

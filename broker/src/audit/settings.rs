@@ -116,7 +116,7 @@ impl SinkConfig {
             Self::Http { url, .. } => {
                 let local = ["http://127.0.0.1", "http://[::1]", "http://localhost"];
                 let fine = |prefix: &&str| {
-                    url.strip_prefix(**prefix)
+                    url.strip_prefix(*prefix)
                         .is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '/']))
                 };
                 if url.len() > "https://".len() && url.starts_with("https://")
@@ -150,14 +150,14 @@ impl AuditConfig {
             ));
         }
         if self.sinks.len() > MOST_SINKS {
-            return Err((
-                "audit.sinks",
-                format!("must be at most {MOST_SINKS}"),
-            ));
+            return Err(("audit.sinks", format!("must be at most {MOST_SINKS}")));
         }
         for (i, sink) in self.sinks.iter().enumerate() {
             sink.check().map_err(|why| ("audit.sinks", why))?;
-            if self.sinks[..i].iter().any(|other| other.name() == sink.name()) {
+            if self.sinks[..i]
+                .iter()
+                .any(|other| other.name() == sink.name())
+            {
                 return Err(("audit.sinks", format!("names {} twice", sink.name())));
             }
         }

@@ -132,8 +132,8 @@ async fn export(State(state): State<AppState>, caller: Caller) -> Result<Respons
         root: state.authority.root(),
         keys: state.authority.signed_list(),
     };
-    let first = serde_json::to_string(&Line::Trust(Box::new(trust)))
-        .map_err(|e| ApiError::internal(&e))?;
+    let first =
+        serde_json::to_string(&Line::Trust(Box::new(trust))).map_err(|e| ApiError::internal(&e))?;
     let first = futures_util::stream::iter([Ok(first + "\n")]);
     let lines = first.chain(state.audit.lines().await?);
     // What ends with an error is cut off, and whoever reads it sees that.

@@ -151,6 +151,8 @@ impl Session {
         .await?;
         let cancel = CancellationToken::new();
         let tasks = TaskTracker::new();
+        // Whatever was begun ends when the rest cannot be.
+        let begun = cancel.clone().drop_guard();
         let audit = audit::Parts {
             js: link.js.clone(),
             lease: lease.clone(),
@@ -307,6 +309,7 @@ impl Session {
             cancel.clone(),
         ));
         tasks.spawn(async move { nodes.stopped().await });
+        begun.disarm();
         Ok(Self {
             state,
             cancel,

@@ -30,7 +30,10 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
-        let (root, key) = (PrivateKey::from_seed(&[1; 32]), PrivateKey::from_seed(&[2; 32]));
+        let (root, key) = (
+            PrivateKey::from_seed(&[1; 32]),
+            PrivateKey::from_seed(&[2; 32]),
+        );
         let keys = KeyList {
             cluster: ClusterId::from_bytes([7; 16]),
             epoch: 1,
@@ -102,7 +105,10 @@ fn what_was_written_verifies_and_says_how_far() {
     let lines = lab.chain(10, 0);
     let report = lab.verify(&lines, lab.outside(&lines));
     assert!(report.is_good(), "{report:?}");
-    assert_eq!((report.records, report.covered, report.compared), (10, 10, 10));
+    assert_eq!(
+        (report.records, report.covered, report.compared),
+        (10, 10, 10)
+    );
     assert_eq!((report.first, report.last), (Some(1), Some(10)));
 }
 
@@ -112,12 +118,18 @@ fn an_edit_is_found_where_it_is() {
     let mut lines = lab.chain(10, 0);
     lines[5] = lines[5].replace("ana", "eve");
     assert!(lines[5].contains("\"n\":5,"), "{}", lines[5]);
-    assert_eq!(first(&lab.verify(&lines, Outside::new())), (5, FaultKind::Edited));
+    assert_eq!(
+        first(&lab.verify(&lines, Outside::new())),
+        (5, FaultKind::Edited)
+    );
     // The last one of all, by the checkpoint behind it.
     let mut lines = lab.chain(10, 0);
     let last = lines.len() - 2;
     lines[last] = lines[last].replace("ana", "eve");
-    assert_eq!(first(&lab.verify(&lines, Outside::new())), (10, FaultKind::Edited));
+    assert_eq!(
+        first(&lab.verify(&lines, Outside::new())),
+        (10, FaultKind::Edited)
+    );
 }
 
 #[test]
@@ -126,7 +138,10 @@ fn what_is_dropped_cut_or_moved_is_found() {
     let whole = lab.chain(10, 0);
     let mut lines = whole.clone();
     lines.remove(2);
-    assert_eq!(first(&lab.verify(&lines, Outside::new())), (3, FaultKind::Dropped));
+    assert_eq!(
+        first(&lab.verify(&lines, Outside::new())),
+        (3, FaultKind::Dropped)
+    );
     let mut lines = whole.clone();
     lines.swap(1, 2);
     let report = lab.verify(&lines, Outside::new());
@@ -137,7 +152,10 @@ fn what_is_dropped_cut_or_moved_is_found() {
     let report = lab.verify(&lines, lab.outside(&whole));
     assert_eq!(first(&report), (6, FaultKind::Truncated), "{report:?}");
     let lines = whole[3..].to_vec();
-    assert_eq!(first(&lab.verify(&lines, Outside::new())), (3, FaultKind::Beheaded));
+    assert_eq!(
+        first(&lab.verify(&lines, Outside::new())),
+        (3, FaultKind::Beheaded)
+    );
     // Nothing at all is left.
     let report = lab.verify(&[], lab.outside(&whole));
     assert_eq!(first(&report), (1, FaultKind::Truncated));
@@ -164,10 +182,16 @@ fn a_checkpoint_that_nobody_signed_is_forged() {
     };
     let tail = Tail::after_lines(&lines[2]).unwrap();
     lines.push(stranger.checkpoint(tail, false));
-    assert_eq!(first(&lab.verify(&lines, Outside::new())), (3, FaultKind::Forged));
+    assert_eq!(
+        first(&lab.verify(&lines, Outside::new())),
+        (3, FaultKind::Forged)
+    );
     let line = lines.last().unwrap();
     let error = Outside::new().take(line, Some(&lab.keys), "x line 1");
-    assert!(matches!(error, Err(OutsideError::Forged { .. })), "{error:?}");
+    assert!(
+        matches!(error, Err(OutsideError::Forged { .. })),
+        "{error:?}"
+    );
 }
 
 #[test]

@@ -345,7 +345,8 @@ impl Verifier {
             Some(tail) => {
                 // What is missed further up may be this one.
                 let was = self.report.faults.iter().position(|fault| {
-                    fault.kind == FaultKind::Dropped && fault.text == format!("record {n} was dropped")
+                    fault.kind == FaultKind::Dropped
+                        && fault.text == format!("record {n} was dropped")
                 });
                 if let Some(was) = was {
                     self.report.faults.remove(was);
@@ -459,7 +460,11 @@ impl Verifier {
         if let Some((_, prev)) = self.start {
             self.compare(first - 1, prev);
         }
-        self.report.too_old = self.outside.anchors.range(..first.saturating_sub(1)).count() as u64;
+        self.report.too_old = self
+            .outside
+            .anchors
+            .range(..first.saturating_sub(1))
+            .count() as u64;
         if let Some((count, anchor)) = self.outside.anchors.last_key_value()
             && *count > tail.count
         {

@@ -208,7 +208,11 @@ impl Sink {
 
     /// Everything that the stream has and the sink does not.
     async fn carry(&mut self) -> Result<(), SinkError> {
-        let last = get_stream(&self.js, STREAM).await?.cached_info().state.last_sequence;
+        let last = get_stream(&self.js, STREAM)
+            .await?
+            .cached_info()
+            .state
+            .last_sequence;
         if last < self.position.sequence {
             // The store went back, and is numbered anew.
             self.position.sequence = 0;
@@ -222,10 +226,14 @@ impl Sink {
             let text = String::from_utf8_lossy(&message.payload);
             for line in text.lines() {
                 let Some(out) = Out::read(line) else {
-                    tracing::warn!(sequence = message.sequence, "a line of the audit cannot be read");
+                    tracing::warn!(
+                        sequence = message.sequence,
+                        "a line of the audit cannot be read"
+                    );
                     continue;
                 };
-                let has_it = out.count < next.count || (out.count == next.count && !out.is_checkpoint);
+                let has_it =
+                    out.count < next.count || (out.count == next.count && !out.is_checkpoint);
                 if !has_it {
                     if !out.is_checkpoint {
                         next.count = out.count;

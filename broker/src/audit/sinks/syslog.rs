@@ -28,8 +28,15 @@ pub(super) struct SyslogSink {
 
 impl SyslogSink {
     pub(super) fn new(to: SyslogTo, records: bool) -> Self {
-        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let host: String = name.chars().filter(char::is_ascii_graphic).take(255).collect();
+        let name = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned();
+        let host: String = name
+            .chars()
+            .filter(char::is_ascii_graphic)
+            .take(255)
+            .collect();
         Self {
             to,
             records,
@@ -38,7 +45,9 @@ impl SyslogSink {
     }
 
     pub(super) async fn deliver(&mut self, lines: Vec<Out>) -> Result<(), String> {
-        let lines = lines.iter().filter(|line| self.records || line.is_checkpoint);
+        let lines = lines
+            .iter()
+            .filter(|line| self.records || line.is_checkpoint);
         let most = match self.to {
             SyslogTo::Local(_) => MOST_LOCAL,
             SyslogTo::Udp(_) => MOST_UDP,
@@ -57,16 +66,22 @@ impl SyslogSink {
 
     fn message(&self, line: &Out, most: usize) -> String {
         let at = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ");
-        let what = if line.is_checkpoint { "checkpoint" } else { "record" };
-        let head = format!(
+        let what = if line.is_checkpoint {
+            "checkpoint"
+        } else {
+            "record"
+        };
+        let mut text = format!(
             "<{PRIORITY}>1 {at} {} muster {} {what} - ",
             self.host,
             std::process::id()
         );
-        if head.len() + line.text.len() > most {
-            return head + &short_form(line);
+        if text.len() + line.text.len() > most {
+            text.push_str(&short_form(line));
+        } else {
+            text.push_str(&line.text);
         }
-        head + &line.text
+        text
     }
 }
 
@@ -76,7 +91,11 @@ async fn send(to: &SyslogTo, messages: &[String]) -> std::io::Result<()> {
         SyslogTo::Udp(place) => {
             let nobody = || std::io::Error::other("its name has no address");
             let address = lookup_host(place).await?.next().ok_or_else(nobody)?;
-            let own = if address.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
+            let own = if address.is_ipv6() {
+                "[::]:0"
+            } else {
+                "0.0.0.0:0"
+            };
             let socket = UdpSocket::bind(own).await?;
             socket.connect(address).await?;
             for message in messages {
@@ -131,7 +150,10 @@ mod tests {
         let mut bytes = vec![0; 70_000];
         let n = log.recv(&mut bytes).await.unwrap();
         let text = std::str::from_utf8(&bytes[..n]).unwrap();
-        assert!(text.starts_with("<85>1 2") && text.contains(" muster "), "{text}");
+        assert!(
+            text.starts_with("<85>1 2") && text.contains(" muster "),
+            "{text}"
+        );
         assert!(text.ends_with(" record - {\"n\":7}"), "{text}");
 
         let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -142,20 +164,29 @@ mod tests {
         sink.deliver(lines).await.unwrap();
         let n = udp.recv(&mut bytes).await.unwrap();
         let text = std::str::from_utf8(&bytes[..n]).unwrap();
-        assert!(text.contains(" checkpoint - {") && text.contains("too_long"), "{text}");
+        assert!(
+            text.contains(" checkpoint - {") && text.contains("too_long"),
+            "{text}"
+        );
 
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = SyslogTo::Tcp(tcp.local_addr().unwrap().to_string());
         let mut sink = SyslogSink::new(to, true);
-        let (sent, taken) = tokio::join!(sink.deliver(vec![line("a", false), line("b", true)]), async {
-            let (mut stream, _) = tcp.accept().await.unwrap();
-            let mut text = String::new();
-            stream.read_to_string(&mut text).await.unwrap();
-            text
-        });
+        let (sent, taken) = tokio::join!(
+            sink.deliver(vec![line("a", false), line("b", true)]),
+            async {
+                let (mut stream, _) = tcp.accept().await.unwrap();
+                let mut text = String::new();
+                stream.read_to_string(&mut text).await.unwrap();
+                text
+            }
+        );
         sent.unwrap();
         let (length, rest) = taken.split_once(' ').unwrap();
-        assert!(rest[..length.parse().unwrap()].ends_with("record - a"), "{taken}");
+        assert!(
+            rest[..length.parse().unwrap()].ends_with("record - a"),
+            "{taken}"
+        );
         drop(tcp);
         assert!(sink.deliver(vec![line("c", true)]).await.is_err());
     }
