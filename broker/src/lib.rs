@@ -5,6 +5,7 @@
 //! [`nats_config`] is `muster nats-config`, and [`prepare_embedded`] prepares
 //! the NATS server of `muster up`.
 
+pub mod audit;
 pub mod authority;
 pub mod authz;
 pub mod backup;

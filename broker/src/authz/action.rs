@@ -83,6 +83,10 @@ pub enum Action {
     ReadPolicies,
     /// Change who may do what.
     ManagePolicies,
+    /// Read who asked for what.
+    ReadAudit,
+    /// Stop everything new on all nodes, and let it go on.
+    Freeze,
     /// Read how the installation is.
     ReadStatus,
     /// Read cluster events.
@@ -126,6 +130,8 @@ impl Action {
             Self::AddBroker,
             Self::ReadPolicies,
             Self::ManagePolicies,
+            Self::ReadAudit,
+            Self::Freeze,
             Self::ReadStatus,
             Self::ReadEvents,
             Self::WhoAmI,
@@ -162,6 +168,8 @@ impl Action {
             Self::AddBroker => "add brokers",
             Self::ReadPolicies => "read policies",
             Self::ManagePolicies => "change policies",
+            Self::ReadAudit => "read the record of requests",
+            Self::Freeze => "freeze or thaw the fleet",
             Self::ReadStatus => "read the status",
             Self::ReadEvents => "read events",
             Self::WhoAmI => "ask who it is",
@@ -197,6 +205,8 @@ impl Action {
             Self::AddBroker => "add-broker",
             Self::ReadPolicies => "read-policies",
             Self::ManagePolicies => "manage-policies",
+            Self::ReadAudit => "read-audit",
+            Self::Freeze => "freeze",
             Self::ReadStatus => "read-status",
             Self::ReadEvents => "read-events",
             Self::WhoAmI => "who-am-i",
@@ -215,6 +225,7 @@ impl Action {
             | Self::ReadScenarios
             | Self::ReadSchedules
             | Self::ReadPolicies
+            | Self::ReadAudit
             | Self::ReadStatus
             | Self::ReadEvents
             | Self::WhoAmI => Group::Read,
@@ -227,7 +238,8 @@ impl Action {
             | Self::Invite
             | Self::ManageInvites
             | Self::StoreScenarios
-            | Self::ManageSchedules => Group::Change,
+            | Self::ManageSchedules
+            | Self::Freeze => Group::Change,
             Self::RemoveNodes
             | Self::ManageTokens
             | Self::ManageKeys

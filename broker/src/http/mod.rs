@@ -2,6 +2,7 @@
 //! document.
 
 mod agent;
+mod audit;
 mod auth;
 mod backup;
 mod brokers;
@@ -36,6 +37,7 @@ use muster_protocol::text::printable;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
+use crate::audit::{Audit, as_request};
 use crate::authority::Authority;
 use crate::authz::{Action, Authorized, Caller, Guard};
 use crate::bus::Nodes;
@@ -81,6 +83,8 @@ pub struct AppState {
     pub lease: Lease,
     /// What happens in the cluster.
     pub events: Events,
+    /// Who asked for what.
+    pub audit: Audit,
     /// What the store has lost, as far as is known.
     pub past: crate::twin::Past,
     /// Who may do what.
@@ -114,13 +118,21 @@ impl AppState {
     ///
     /// # Errors
     /// A `denied` problem.
-    pub async fn authorize<T>(
+    pub async fn authorize<T: 'static>(
         &self,
         caller: &Caller,
         action: Action,
         subject: T,
     ) -> Result<Authorized<T>, ApiError> {
         Ok(self.guard.authorize(caller, action, subject).await?)
+    }
+
+    /// [`Guard::admit`] under this broker's policy.
+    ///
+    /// # Errors
+    /// A `denied` problem.
+    pub async fn admit(&self, caller: &Caller, action: Action) -> Result<(), ApiError> {
+        Ok(self.guard.admit(caller, action).await?)
     }
 
     /// The lease's epoch, for a handler that is about to write.
@@ -138,6 +150,7 @@ impl AppState {
 pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(document::base())
         .merge(agent::routes())
+        .merge(audit::routes())
         .merge(backup::routes())
         .merge(brokers::routes())
         .merge(events::routes())
@@ -162,6 +175,7 @@ pub fn router(state: AppState) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(axum::middleware::from_fn(recorded))
         .with_state(state)
 }
 
@@ -178,6 +192,15 @@ where
         .await
         .map_err(|e| ApiError::internal(&e))?
         .map_err(Into::into)
+}
+
+/// What is decided while a request is served is recorded as of it.
+async fn recorded(
+    request: axum::extract::Request,
+    next: axum::middleware::Next,
+) -> axum::response::Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    as_request(method.as_str(), &path, next.run(request)).await
 }
 
 async fn not_found(uri: Uri) -> ApiError {

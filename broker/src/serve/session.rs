@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::fence::Fence;
 use super::{Parts, Stores};
+use crate::audit::{self, Audit, AuditError};
 use crate::authority::{Authority, AuthorityError};
 use crate::authz::{FixedRoles, Guard};
 use crate::bus::{self, Deps, Nodes, StartError};
@@ -82,6 +83,9 @@ pub enum SessionError {
     /// The schedules.
     #[error(transparent)]
     Schedules(#[from] SchedulesError),
+    /// The record of requests.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
 }
 
 impl SessionError {
@@ -100,7 +104,8 @@ impl SessionError {
             | Self::Nodes(_)
             | Self::Releases(_)
             | Self::Library(_)
-            | Self::Schedules(_) => false,
+            | Self::Schedules(_)
+            | Self::Audit(_) => false,
         }
     }
 }
@@ -144,6 +149,19 @@ impl Session {
             events.clone(),
         )
         .await?;
+        let cancel = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        // Whatever was begun ends when the rest cannot be.
+        let begun = cancel.clone().drop_guard();
+        let audit = audit::Parts {
+            js: link.js.clone(),
+            lease: lease.clone(),
+            authority: authority.clone(),
+            events: events.clone(),
+            state: parts.state.clone(),
+            config: parts.config.audit.clone(),
+        };
+        let audit = Box::pin(Audit::open(audit, &tasks, &cancel)).await?;
         let inventory = Box::pin(Inventory::load(
             stores.inventory.get(),
             Arc::clone(&parts.keys),
@@ -198,8 +216,6 @@ impl Session {
             events.clone(),
             connect,
         );
-        let cancel = CancellationToken::new();
-        let tasks = TaskTracker::new();
         let nodes = Nodes::start(Deps {
             client: link.client.clone(),
             js: link.js.clone(),
@@ -241,7 +257,8 @@ impl Session {
             limits: parts.config.retention.limits(),
             shown: retention.clone(),
         };
-        let guard = Guard::new(Arc::new(FixedRoles));
+        let guard = Guard::new(Arc::new(FixedRoles)).recording(audit.clone());
+        nodes.engine.record_with(audit.clone());
         let submit = Submit {
             inventory: inventory.clone(),
             nodes: nodes.clone(),
@@ -263,6 +280,7 @@ impl Session {
             tokens,
             lease: lease.clone(),
             events,
+            audit,
             past,
             guard,
             submit: submit.clone(),
@@ -291,6 +309,7 @@ impl Session {
             cancel.clone(),
         ));
         tasks.spawn(async move { nodes.stopped().await });
+        begun.disarm();
         Ok(Self {
             state,
             cancel,
