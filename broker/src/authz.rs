@@ -6,7 +6,7 @@ use std::sync::Arc;
 use muster_protocol::api::Role;
 use muster_protocol::envelope::{Door, Mode};
 use muster_protocol::ids::RunId;
-use muster_protocol::names::{PrincipalName, ScenarioName, ScheduleName};
+use muster_protocol::names::{HookName, PrincipalName, ScenarioName, ScheduleName, TriggerName};
 use muster_protocol::nodeset::NodeSet;
 use muster_scenarios::upgrade;
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,17 @@ pub enum Origin {
     Schedule(ScheduleName),
     /// The `main` of this run asks.
     Run(RunId),
+    /// An event fitted a trigger.
+    Hook {
+        /// The webhook that the event came through, if it came through one.
+        hook: Option<HookName>,
+        /// Which delivery of that it was.
+        delivery: Option<String>,
+        /// The trigger.
+        trigger: TriggerName,
+        /// The event's id.
+        event: String,
+    },
 }
 
 /// What somebody wants to do.
@@ -101,6 +112,10 @@ pub enum Action {
     ReadStatus,
     /// Read cluster events.
     ReadEvents,
+    /// Put events in.
+    PutEvents,
+    /// Read webhooks, triggers and routes, and try what they would do.
+    ReadHooks,
     /// Learn who one is.
     WhoAmI,
 }
@@ -156,6 +171,7 @@ impl FixedRoles {
                     | A::ReadSchedules
                     | A::ReadStatus
                     | A::ReadEvents
+                    | A::ReadHooks
                     | A::WhoAmI
             ),
             Role::NodeEnroller => matches!(action, A::Invite | A::WhoAmI),
@@ -205,6 +221,8 @@ impl Action {
             Self::AddBroker,
             Self::ReadStatus,
             Self::ReadEvents,
+            Self::PutEvents,
+            Self::ReadHooks,
             Self::WhoAmI,
         ]
     }
@@ -241,6 +259,8 @@ impl Action {
             Self::AddBroker => "add brokers",
             Self::ReadStatus => "read the status",
             Self::ReadEvents => "read events",
+            Self::PutEvents => "put events in",
+            Self::ReadHooks => "read webhooks, triggers and routes",
             Self::WhoAmI => "ask who it is",
         }
     }
@@ -403,6 +423,8 @@ mod tests {
         add brokers                        admin
         read the status                    admin operator reader
         read events                        admin operator reader
+        put events in                      admin operator
+        read webhooks, triggers and routes admin operator reader
         ask who it is                      admin operator reader node-enroller
         ");
     }

@@ -90,6 +90,8 @@ pub enum Door {
     Broker,
     /// A schedule, when its time had come.
     Schedule,
+    /// A trigger, when an event fitted it.
+    Hook,
     /// The node's own shell: it ran there without the broker, and was
     /// reported later.
     Local,

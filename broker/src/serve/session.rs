@@ -277,6 +277,7 @@ impl Session {
             backing_up: Arc::new(tokio::sync::Semaphore::new(1)),
             shutdown: cancel.clone(),
         };
+        tasks.spawn(state.events.clone().follow(cancel.clone()));
         tasks.spawn(schedules.keep(submit, cancel.clone()));
         tasks.spawn(tidy_library(library, nodes.engine.clone(), cancel.clone()));
         tasks.spawn(inventory.tend(cancel.clone()));
