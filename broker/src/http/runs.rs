@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState};
-use crate::authz::{Action, Caller};
+use crate::authz::{Action, Caller, RunAsk};
 use crate::runs::{EngineError, cursor, parse_cursor};
 use crate::submit::{Asked, Submitted};
 
@@ -437,11 +437,7 @@ async fn wish(
         Wish::Pause | Wish::Resume => Action::CancelRun,
         Wish::Confirm | Wish::Approve => {
             let run = engine.state(run).await?;
-            Action::CreateRun {
-                scenario: run.spec.scenario.clone(),
-                mode: run.spec.mode,
-                targets: run.nodes.keys().copied().collect(),
-            }
+            Action::CreateRun(Box::new(RunAsk::of_state(&run)))
         }
     };
     let run = state.authorize(caller, action, run).await?;

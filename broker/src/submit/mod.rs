@@ -20,7 +20,7 @@ use muster_protocol::units::Timestamp;
 use muster_scenarios::upgrade::{self, Upgrade, UpgradeRequest};
 use muster_scenarios::{Builtin, command};
 
-use crate::authz::{Action, Authorized, Caller, Denied, Guard};
+use crate::authz::{Action, Authorized, Caller, Denied, Guard, RunAsk};
 use crate::bus::Nodes;
 use crate::fit::{judge, judge_scenario};
 use crate::inventory::Inventory;
@@ -358,6 +358,15 @@ impl Submit {
         allowed.map_err(|e| denied(&e))
     }
 
+    async fn allowed_run(
+        &self,
+        caller: &Caller,
+        frozen: FrozenRun,
+    ) -> Result<Authorized<FrozenRun>, Refused> {
+        let allowed = self.guard.authorize_run(caller, frozen).await;
+        allowed.map_err(|e| denied(&e))
+    }
+
     /// Authorises a frozen run, asks for a confirmation where one is needed,
     /// and creates it.
     async fn begin(
@@ -375,7 +384,7 @@ impl Submit {
         } = begin;
         let settings = &self.nodes.settings;
         runs::confirm_later(&mut frozen, confirm, settings.confirm_within);
-        let authorized = self.allowed(caller, create(&frozen), frozen).await?;
+        let authorized = self.allowed_run(caller, frozen).await?;
         if self.lease.epoch().is_none() {
             return Err(refused(not_active()));
         }
@@ -476,11 +485,7 @@ enum Confirmed {
 
 /// Creating exactly this run.
 pub(crate) fn create(frozen: &FrozenRun) -> Action {
-    Action::CreateRun {
-        scenario: frozen.spec.scenario.clone(),
-        mode: frozen.spec.mode,
-        targets: frozen.set(),
-    }
+    Action::CreateRun(Box::new(RunAsk::of(frozen)))
 }
 
 /// What was asked, whatever its confirmation.

@@ -58,6 +58,7 @@ fn ended(book: &mut Book, node: &str, outcome: Outcome, reason: Option<&str>, ex
         value_bytes: None,
         tally: None,
         digest: None,
+        taken_back: false,
         late: vec![],
     };
     book.apply(&Frame::Outcome {
@@ -222,6 +223,7 @@ fn output_that_the_broker_lost_is_said() {
                 value_bytes: None,
                 tally: None,
                 digest: None,
+                taken_back: false,
                 late: vec![],
             },
             truncated: false,
@@ -254,6 +256,7 @@ fn truncated_late_and_cancelled_are_marked() {
             value_bytes: None,
             tally: None,
             digest: None,
+            taken_back: false,
             late: vec![],
         },
         truncated: true,

@@ -492,6 +492,7 @@ mod tests {
             value_bytes: None,
             tally: None,
             digest: None,
+            taken_back: false,
             late: vec![],
         };
         RunView {

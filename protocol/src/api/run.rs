@@ -373,6 +373,7 @@ impl RunNode {
             value_bytes: None,
             tally: None,
             digest: None,
+            taken_back: false,
             late: Vec::new(),
         }
     }
@@ -416,6 +417,10 @@ pub struct RunNode {
     /// Over all that would change, in a dry run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// Whether what the run did there was taken back, all of it that has an
+    /// `.undo`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub taken_back: bool,
     /// What it said after its outcome was settled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub late: Vec<Outcome>,

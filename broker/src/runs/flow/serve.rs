@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use muster_protocol::ids::{RunId, Serial};
+use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{
-    CallState, MainEnd, PartOf, RunPhase, RunState, StepCall, StepEnd, Wanted, Wish,
+    CallState, MainEnd, NodeResult, PartOf, RunPhase, RunState, StepCall, StepEnd, Wanted, Wish,
 };
 use muster_protocol::text::printable;
 use muster_protocol::units::{Timestamp, elapsed};
@@ -336,8 +337,22 @@ impl Task {
                         return Ok(false);
                     }
                 };
+                let flow = state.flow.as_ref();
+                if let Some(MainEnd::Planned { why }) = flow.and_then(|f| f.ended.as_ref()) {
+                    // What it would have returned nobody knows.
+                    let why = format!("{}: {why}", state.spec.scenario);
+                    self.main_ended(MainEnd::Planned { why }, Vec::new())
+                        .await?;
+                    return Ok(true);
+                }
+                let ends = Some(would_change(&state)).filter(|nodes| !nodes.is_empty());
+                let ends = ends.map(|would_change| StepEnd {
+                    would_change,
+                    ..StepEnd::default()
+                });
                 let reply = scenario_reply(&state);
-                self.answered(open.number, reply, Vec::new(), None).await?;
+                self.answered(open.number, reply, Vec::from_iter(ends), None)
+                    .await?;
                 Ok(true)
             }
         }
@@ -438,6 +453,14 @@ impl Task {
         };
         events.once(event).await;
     }
+}
+
+/// The nodes on which a run would change something.
+fn would_change(state: &RunState) -> NodeSet {
+    let would = |result: &&NodeResult| result.tally.is_some_and(|t| t.would_change > 0);
+    let own = state.results().filter(would).map(|result| result.serial);
+    let steps = state.flow.iter().flat_map(|flow| &flow.would_change);
+    own.chain(steps.copied()).collect()
 }
 
 /// What the script is told of another scenario that has ended.
