@@ -29,7 +29,7 @@
 //! | `POST /v1/events` | [`CloudEvent`], or several → [`EventsStored`] |
 //! | `GET /v1/events/watch?kind=&subject=` | → SSE of [`ClusterEvent`] |
 //! | `GET /v1/hooks` | → [`Page`]`<`[`HookView`]`>` |
-//! | `POST /v1/hooks/{name}/test` | [`HookTest`] → [`HookTested`] |
+//! | `POST /v1/hooks/{name}/test` | [`HookTest`] → [`Page`]`<`[`HookTested`]`>` |
 //! | `GET /v1/triggers` | → [`Page`]`<`[`TriggerView`]`>` |
 //! | `GET /v1/routes` | → [`Page`]`<`[`RouteView`]`>` |
 //! | `POST /hooks/{name}` (signed) | what the product sends → 204 |

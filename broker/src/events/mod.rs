@@ -387,13 +387,27 @@ impl Events {
         Ok(some)
     }
 
-    /// Where a value that stays is kept beside the events: the last position.
+    /// The last position.
     ///
     /// # Errors
     /// [`EventsError`].
     pub async fn last(&self) -> Result<u64, EventsError> {
         match &self.0.kept {
             Some((js, _)) => Ok(last(js).await?),
+            None => Ok(0),
+        }
+    }
+
+    /// The first position that there still is.
+    ///
+    /// # Errors
+    /// [`EventsError`].
+    pub async fn first(&self) -> Result<u64, EventsError> {
+        match &self.0.kept {
+            Some((js, _)) => {
+                let stream = crate::store::stream::get_stream(js, STREAM).await?;
+                Ok(stream.cached_info().state.first_sequence)
+            }
             None => Ok(0),
         }
     }

@@ -159,7 +159,9 @@ impl Secrets<'_> {
         let about = std::fs::metadata(&path).map_err(|e| fail(e.to_string()))?;
         self.look.push((path.clone(), stamp(&about)));
         if about.mode() & 0o007 != 0 {
-            return Err(fail("everybody can read or write it: chmod o-rwx it".into()));
+            return Err(fail(
+                "everybody can read or write it: chmod o-rwx it".into(),
+            ));
         }
         if about.len() > 2 * MAX_SECRET as u64 {
             return Err(fail("it is too large for a secret".into()));

@@ -206,15 +206,27 @@ mod tests {
         assert_eq!(find("$.sender.login"), Some(json!("bruno")));
         assert_eq!(find("$.commits[0].id"), Some(json!("a")));
         assert_eq!(find("$['commits'][-1]['an odd.name']"), Some(json!(3)));
-        for none in ["$.commits[2]", "$.commits[-3]", "$.nothing", "$.subject.x", "$.ref[0]"] {
+        for none in [
+            "$.commits[2]",
+            "$.commits[-3]",
+            "$.nothing",
+            "$.subject.x",
+            "$.ref[0]",
+        ] {
             assert_eq!(find(none), None, "{none}");
         }
-        assert_eq!(Path::field("data.ref").unwrap().find(&event), Some(&json!("refs/heads/main")));
+        assert_eq!(
+            Path::field("data.ref").unwrap().find(&event),
+            Some(&json!("refs/heads/main"))
+        );
     }
 
     #[test]
     fn what_is_no_path_is_refused() {
-        for bad in ["", "$", "data", "$.", "$..a", "$.a..b", "$.a[", "$.a[x]", "$.a['b", "$[0]", "$.*", "$.a[0]b"] {
+        for bad in [
+            "", "$", "data", "$.", "$..a", "$.a..b", "$.a[", "$.a[x]", "$.a['b", "$[0]", "$.*",
+            "$.a[0]b",
+        ] {
             assert!(bad.parse::<Path>().is_err(), "{bad}");
         }
         assert!(format!("${}", ".a".repeat(33)).parse::<Path>().is_err());

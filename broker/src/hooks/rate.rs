@@ -114,7 +114,17 @@ mod tests {
         let rate: Rate = "10/1h".parse().unwrap();
         assert_eq!((rate.count(), rate.per().as_secs()), (10, 3600));
         assert_eq!(rate.to_string(), "10/1h");
-        for bad in ["", "10", "0/1h", "10/0s", "10/48h", "x/1h", "1/h", "-1/1h", "99999999999/1s"] {
+        for bad in [
+            "",
+            "10",
+            "0/1h",
+            "10/0s",
+            "10/48h",
+            "x/1h",
+            "1/h",
+            "-1/1h",
+            "99999999999/1s",
+        ] {
             assert!(bad.parse::<Rate>().is_err(), "{bad}");
         }
     }
@@ -132,6 +142,9 @@ mod tests {
         assert!(bucket.take(rate, now + Duration::from_secs(21)).is_err());
         // It never holds more than it did.
         let later = now + Duration::from_secs(9_000);
-        assert_eq!((0..10).filter(|_| bucket.take(rate, later).is_ok()).count(), 3);
+        assert_eq!(
+            (0..10).filter(|_| bucket.take(rate, later).is_ok()).count(),
+            3
+        );
     }
 }

@@ -90,7 +90,10 @@ enum Proof<'a> {
         at: Option<&'a str>,
     },
     /// The secret itself.
-    Token { what: &'static str, given: Vec<u8> },
+    Token {
+        what: &'static str,
+        given: Vec<u8>,
+    },
     None(&'static str),
 }
 
@@ -334,7 +337,10 @@ mod tests {
             "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
         );
         assert_eq!(
-            hex(&[0xaa; 131], b"Test Using Larger Than Block-Size Key - Hash Key First"),
+            hex(
+                &[0xaa; 131],
+                b"Test Using Larger Than Block-Size Key - Hash Key First"
+            ),
             "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54"
         );
     }
@@ -345,28 +351,55 @@ mod tests {
         let secret = "It's a Secret to Everybody";
         let signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
         let github = |signature: &str, body: &[u8]| {
-            check(HookKind::Github, &[secret], &[("x-hub-signature-256", signature)], None, body)
+            check(
+                HookKind::Github,
+                &[secret],
+                &[("x-hub-signature-256", signature)],
+                None,
+                body,
+            )
         };
         assert_eq!(github(signature, b"Hello, World!"), Ok(()));
-        assert_eq!(github(signature, b"Hello, World"), Err(Refusal::Wrong("X-Hub-Signature-256")));
-        for bad in ["", "sha256=", "sha256=zz", &signature[..70], "sha1=757107ea"] {
-            assert_eq!(github(bad, b"Hello, World!"), Err(Refusal::Wrong("X-Hub-Signature-256")));
+        assert_eq!(
+            github(signature, b"Hello, World"),
+            Err(Refusal::Wrong("X-Hub-Signature-256"))
+        );
+        for bad in [
+            "",
+            "sha256=",
+            "sha256=zz",
+            &signature[..70],
+            "sha1=757107ea",
+        ] {
+            assert_eq!(
+                github(bad, b"Hello, World!"),
+                Err(Refusal::Wrong("X-Hub-Signature-256"))
+            );
         }
         assert_eq!(
             check(HookKind::Github, &[secret], &[], None, b"x"),
             Err(Refusal::Unsigned("X-Hub-Signature-256"))
         );
         // Two of them: nobody knows which one counts.
-        let twice = [("x-hub-signature-256", signature), ("x-hub-signature-256", signature)];
+        let twice = [
+            ("x-hub-signature-256", signature),
+            ("x-hub-signature-256", signature),
+        ];
         assert!(check(HookKind::Github, &[secret], &twice, None, b"Hello, World!").is_err());
         // While the secret is replaced, both are taken.
         let one = [("x-hub-signature-256", signature)];
         for secrets in [&["new", secret][..], &[secret, "new"]] {
-            assert_eq!(check(HookKind::Github, secrets, &one, None, b"Hello, World!"), Ok(()));
+            assert_eq!(
+                check(HookKind::Github, secrets, &one, None, b"Hello, World!"),
+                Ok(())
+            );
         }
         assert!(check(HookKind::Github, &["new"], &one, None, b"Hello, World!").is_err());
         // Nobody's webhook takes nothing, also not what nobody signs.
-        let nobody = format!("sha256={}", HEXLOWER.encode(&hmac(NOBODY.as_bytes(), &[b"x"])));
+        let nobody = format!(
+            "sha256={}",
+            HEXLOWER.encode(&hmac(NOBODY.as_bytes(), &[b"x"]))
+        );
         let one = [("x-hub-signature-256", nobody.as_str())];
         assert!(check(HookKind::Github, &[], &one, None, b"x").is_err());
         assert!(check(HookKind::Github, &["a"], &one, None, b"x").is_err());
@@ -375,7 +408,13 @@ mod tests {
     #[test]
     fn the_secret_itself_as_gitlab_jenkins_alertmanager_and_grafana_send_it() {
         let gitlab = |token: &str| {
-            check(HookKind::Gitlab, &["s3cret"], &[("x-gitlab-token", token)], None, b"{}")
+            check(
+                HookKind::Gitlab,
+                &["s3cret"],
+                &[("x-gitlab-token", token)],
+                None,
+                b"{}",
+            )
         };
         assert_eq!(gitlab("s3cret"), Ok(()));
         assert_eq!(gitlab("s3cre"), Err(Refusal::Wrong("X-Gitlab-Token")));
@@ -383,7 +422,11 @@ mod tests {
         for kind in [HookKind::Jenkins, HookKind::Alertmanager, HookKind::Grafana] {
             for value in ["Bearer s3cret", basic.as_str()] {
                 let with = [("authorization", value)];
-                assert_eq!(check(kind, &["s3cret"], &with, None, b"{}"), Ok(()), "{kind}");
+                assert_eq!(
+                    check(kind, &["s3cret"], &with, None, b"{}"),
+                    Ok(()),
+                    "{kind}"
+                );
             }
             let with = [("authorization", "Bearer other")];
             assert!(check(kind, &["s3cret"], &with, None, b"{}").is_err());
@@ -391,7 +434,10 @@ mod tests {
         }
         // Only Jenkins cannot do better than that.
         let query = Some("a=b&token=s3cret");
-        assert_eq!(check(HookKind::Jenkins, &["s3cret"], &[], query, b"{}"), Ok(()));
+        assert_eq!(
+            check(HookKind::Jenkins, &["s3cret"], &[], query, b"{}"),
+            Ok(())
+        );
         assert!(check(HookKind::Alertmanager, &["s3cret"], &[], query, b"{}").is_err());
     }
 

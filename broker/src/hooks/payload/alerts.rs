@@ -57,7 +57,10 @@ fn alarm(alert: &Value) -> (String, Value) {
         let digest = Sha256::digest(labels.to_string());
         HEXLOWER.encode(&digest[..8])
     });
-    let annotations = alert.get("annotations").cloned().unwrap_or_else(|| json!({}));
+    let annotations = alert
+        .get("annotations")
+        .cloned()
+        .unwrap_or_else(|| json!({}));
     let mut fields = Map::new();
     fields.insert("fingerprint".to_owned(), print.as_str().into());
     set(&mut fields, "name", text_at(&labels, &["alertname"]));
@@ -66,7 +69,10 @@ fn alarm(alert: &Value) -> (String, Value) {
     set(
         &mut fields,
         "summary",
-        any(&annotations, &[&["summary"], &["description"], &["message"]]),
+        any(
+            &annotations,
+            &[&["summary"], &["description"], &["message"]],
+        ),
     );
     let since = time_at(alert, &["startsAt"]);
     set(&mut fields, "since", since.map(|at| at.to_string()));
@@ -120,7 +126,13 @@ fn draft(kind: &str, alarms: Vec<Value>, body: &Value, of: usize) -> Draft {
     if alarms.len() > NAMED {
         lines.push(format!("and {} more", alarms.len() - NAMED));
     }
-    let group = any(body, &[&["groupLabels", "alertname"], &["commonLabels", "alertname"]]);
+    let group = any(
+        body,
+        &[
+            &["groupLabels", "alertname"],
+            &["commonLabels", "alertname"],
+        ],
+    );
     let first = alarms.first();
     let subject = group
         .or_else(|| first.map(|alarm| text_of(alarm, "name")))
@@ -135,7 +147,10 @@ fn draft(kind: &str, alarms: Vec<Value>, body: &Value, of: usize) -> Draft {
         lines.join("; ")
     );
     let mut data = Map::new();
-    data.insert("status".to_owned(), (if over { "resolved" } else { "firing" }).into());
+    data.insert(
+        "status".to_owned(),
+        (if over { "resolved" } else { "firing" }).into(),
+    );
     data.insert("count".to_owned(), alarms.len().into());
     set(&mut data, "severity", severity);
     set(&mut data, "group", text_at(body, &["groupKey"]));

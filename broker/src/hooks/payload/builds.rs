@@ -130,8 +130,8 @@ pub(super) fn jenkins(body: &Value) -> Result<Draft, Unread> {
         }
         _ => return Err(Unread::Ignored("a phase that muster does not know")),
     };
-    let name = any(body, &[&["name"], &["display_name"]])
-        .ok_or_else(|| not_this("there is no `name`"))?;
+    let name =
+        any(body, &[&["name"], &["display_name"]]).ok_or_else(|| not_this("there is no `name`"))?;
     let branch = text_at(build, &["scm", "branch"]);
     let branch = branch.map(|b| b.strip_prefix("origin/").unwrap_or(&b).to_owned());
     let mut draft = Build {
@@ -187,11 +187,19 @@ fn github(body: &Value, of: &str, name: Option<String>) -> Result<Draft, Unread>
 }
 
 pub(super) fn github_workflow(body: &Value) -> Result<Draft, Unread> {
-    github(body, "workflow_run", text_at(body, &["workflow_run", "name"]))
+    github(
+        body,
+        "workflow_run",
+        text_at(body, &["workflow_run", "name"]),
+    )
 }
 
 pub(super) fn github_suite(body: &Value) -> Result<Draft, Unread> {
-    github(body, "check_suite", text_at(body, &["check_suite", "app", "name"]))
+    github(
+        body,
+        "check_suite",
+        text_at(body, &["check_suite", "app", "name"]),
+    )
 }
 
 pub(super) fn github_status(body: &Value) -> Result<Draft, Unread> {
@@ -207,8 +215,7 @@ pub(super) fn github_status(body: &Value) -> Result<Draft, Unread> {
         number: None,
         result: (phase == Phase::Finished).then_some(state),
         repository: text_at(body, &["repository", "full_name"]),
-        branch: at(body, &["branches"])
-            .and_then(|branches| text_at(branches.get(0)?, &["name"])),
+        branch: at(body, &["branches"]).and_then(|branches| text_at(branches.get(0)?, &["name"])),
         commit: text_at(body, &["sha"]),
         url: text_at(body, &["target_url"]),
         note: text_at(body, &["description"]),

@@ -5,9 +5,7 @@ use muster_protocol::api::HookKind;
 use serde_json::{Map, Value, json};
 
 use super::builds;
-use super::{
-    Draft, Unread, any, at, cut, first_line, keep, set, short, text_at, word,
-};
+use super::{Draft, Unread, any, at, cut, first_line, keep, set, short, text_at, word};
 use crate::hooks::verify::header;
 
 /// Bytes that the messages of all commits of a push may take together.
@@ -38,14 +36,23 @@ const GITHUB: Names = Names {
     kind: HookKind::Github,
     repository: &[&["repository", "full_name"], &["repository", "name"]],
     url: &[&["repository", "html_url"]],
-    who: &[&["pusher", "name"], &["pusher", "login"], &["sender", "login"]],
+    who: &[
+        &["pusher", "name"],
+        &["pusher", "login"],
+        &["sender", "login"],
+    ],
 };
 
 const GITLAB: Names = Names {
     kind: HookKind::Gitlab,
     repository: &[&["project", "path_with_namespace"], &["repository", "name"]],
     url: &[&["project", "web_url"], &["repository", "homepage"]],
-    who: &[&["user_username"], &["user_name"], &["user", "username"], &["user", "name"]],
+    who: &[
+        &["user_username"],
+        &["user_name"],
+        &["user", "username"],
+        &["user", "name"],
+    ],
 };
 
 pub(super) fn github(headers: &HeaderMap, body: &Value) -> Result<Draft, Unread> {
@@ -97,7 +104,11 @@ fn ping(names: &Names, body: &Value) -> Draft {
     let text = text_at(body, &["zen"]).unwrap_or_default();
     Draft {
         kind: "hook.ping".to_owned(),
-        text: format!("{} tries whether it is heard: {}", names.kind, first_line(&text)),
+        text: format!(
+            "{} tries whether it is heard: {}",
+            names.kind,
+            first_line(&text)
+        ),
         subject,
         at: None,
         data,
@@ -145,7 +156,11 @@ fn commit(value: &Value, room: usize, whole: bool) -> Option<Value> {
         ("email", text_at(value, &["author", "email"])),
         ("time", text_at(value, &["timestamp"])),
     ] {
-        set(fields, name, text.map(|text| beginning(&text, 256).to_owned()));
+        set(
+            fields,
+            name,
+            text.map(|text| beginning(&text, 256).to_owned()),
+        );
     }
     Some(commit)
 }
@@ -154,8 +169,8 @@ fn push(names: &Names, body: &Value) -> Result<Draft, Unread> {
     let full = text_at(body, &["ref"]).ok_or_else(|| not_this(names.kind, "there is no `ref`"))?;
     let (mut data, repository, who) = common(names, body);
     let (before, after) = (text_at(body, &["before"]), text_at(body, &["after"]));
-    let deleted = is_nothing(after.as_deref())
-        || body.get("deleted").and_then(Value::as_bool) == Some(true);
+    let deleted =
+        is_nothing(after.as_deref()) || body.get("deleted").and_then(Value::as_bool) == Some(true);
     let created = is_nothing(before.as_deref());
     data.insert("ref".to_owned(), full.as_str().into());
     let (name, is_tag) = match full.strip_prefix("refs/tags/") {
@@ -222,7 +237,10 @@ fn push(names: &Names, body: &Value) -> Result<Draft, Unread> {
         } else {
             "pushed"
         };
-        format!("{who} {how} {total} to {name} of {place}: {}{more}", lines.join("; "))
+        format!(
+            "{who} {how} {total} to {name} of {place}: {}{more}",
+            lines.join("; ")
+        )
     };
     if let Some(head) = head {
         data.insert("head_commit".to_owned(), head);
@@ -284,9 +302,21 @@ fn change(names: &Names, body: &Value, of: &[&str], number: &str) -> Draft {
     data.insert("number".to_owned(), number.as_str().into());
     set(&mut data, "title", Some(cut(&title)));
     set(&mut data, "url", any(change, &[&["html_url"], &["url"]]));
-    set(&mut data, "branch", any(change, &[&["head", "ref"], &["source_branch"]]));
-    set(&mut data, "base", any(change, &[&["base", "ref"], &["target_branch"]]));
-    set(&mut data, "commit", any(change, &[&["head", "sha"], &["last_commit", "id"]]));
+    set(
+        &mut data,
+        "branch",
+        any(change, &[&["head", "ref"], &["source_branch"]]),
+    );
+    set(
+        &mut data,
+        "base",
+        any(change, &[&["base", "ref"], &["target_branch"]]),
+    );
+    set(
+        &mut data,
+        "commit",
+        any(change, &[&["head", "sha"], &["last_commit", "id"]]),
+    );
     keep(&mut data, body, &[]);
     Draft {
         kind: "git.change".to_owned(),

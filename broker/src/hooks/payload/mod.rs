@@ -81,9 +81,8 @@ pub fn delivery_id(kind: HookKind, headers: &HeaderMap) -> Option<String> {
         HookKind::Generic => &["webhook-id"],
         HookKind::Jenkins | HookKind::Alertmanager | HookKind::Grafana => &[],
     };
-    let plain = |text: &&str| {
-        (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
-    };
+    let plain =
+        |text: &&str| (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
     names
         .iter()
         .find_map(|name| header(headers, name).filter(plain))
