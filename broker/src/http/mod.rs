@@ -9,6 +9,7 @@ mod brokers;
 mod document;
 mod events;
 mod front;
+mod hooks;
 mod invites;
 mod keys;
 mod limit;
@@ -44,15 +45,18 @@ use crate::bus::Nodes;
 use crate::config::Config;
 use crate::enroll::Enrolment;
 use crate::events::Events;
+use crate::hooks::Hooks;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
 use crate::library::Library;
 use crate::link::Link;
 use crate::peers::Peers;
 use crate::releases::Releases;
+use crate::routes::Routes;
 use crate::schedules::Schedules;
 use crate::submit::Submit;
 use crate::tokens::Tokens;
+use crate::triggers::Triggers;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
 pub use self::document::document;
@@ -85,6 +89,12 @@ pub struct AppState {
     pub events: Events,
     /// Who asked for what.
     pub audit: Audit,
+    /// What comes in from outside.
+    pub hooks: Hooks,
+    /// Events that become runs.
+    pub triggers: Triggers,
+    /// Events that are sent on.
+    pub routes: Routes,
     /// What the store has lost, as far as is known.
     pub past: crate::twin::Past,
     /// Who may do what.
@@ -154,6 +164,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(backup::routes())
         .merge(brokers::routes())
         .merge(events::routes())
+        .merge(hooks::routes())
         .merge(invites::routes())
         .merge(keys::routes())
         .merge(matching::routes())
