@@ -414,15 +414,18 @@ pub enum Role {
     Reader,
     /// Only make invites: for an installer.
     NodeEnroller,
+    /// Nothing by itself: what the cluster's policies permit.
+    Member,
 }
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Admin,
         Self::Operator,
         Self::Reader,
         Self::NodeEnroller,
+        Self::Member,
     ];
 
     /// The word, as in JSON.
@@ -433,6 +436,7 @@ impl Role {
             Self::Operator => "operator",
             Self::Reader => "reader",
             Self::NodeEnroller => "node-enroller",
+            Self::Member => "member",
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod keys;
 pub mod names;
 pub mod nodeset;
 pub mod note;
+pub mod origin;
 pub mod predicate;
 pub mod problem;
 pub mod release;

@@ -46,6 +46,7 @@ fn every_scenario_is_sound_and_its_tests_hold() {
                 said.push_str(&format!("{test}: {fault}\n"));
             }
         }
+        said.extend(trial.unneeded().iter().map(|fault| format!("{fault}\n")));
     }
     assert!(said.is_empty(), "{said}");
 }

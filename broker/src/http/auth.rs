@@ -11,7 +11,7 @@ use muster_protocol::problem::Kind;
 use muster_protocol::units::Timestamp;
 
 use super::{ApiError, AppState};
-use crate::authz::Caller;
+use crate::authz::{Caller, Origin};
 
 /// The other end of the connection, put into every request by the server.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +61,7 @@ impl FromRequestParts<AppState> for Caller {
             role: bearer.role,
             token: bearer.id,
             door,
+            origin: address(parts).map_or(Origin::Unknown, |a| Origin::Address(a.ip())),
         };
         tracing::debug!(
             principal = %caller.principal, token = caller.token, method = %parts.method,

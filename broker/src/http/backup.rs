@@ -32,7 +32,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 )]
 async fn backup(State(state): State<AppState>, caller: Caller) -> Result<Response, ApiError> {
     state.active()?;
-    state.authorize(&caller, Action::Backup, ())?;
+    state.authorize(&caller, Action::Backup, ()).await?;
     let permit = Arc::clone(&state.backing_up)
         .try_acquire_owned()
         .map_err(|_| {

@@ -25,7 +25,7 @@ async fn standby_kit(
     caller: Caller,
 ) -> Result<ApiJson<StandbyKit>, ApiError> {
     state.active()?;
-    state.authorize(&caller, Action::AddBroker, ())?;
+    state.authorize(&caller, Action::AddBroker, ()).await?;
     let by = caller.principal.clone();
     let list = state.authority.list();
     let made = kit(

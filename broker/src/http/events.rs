@@ -43,7 +43,7 @@ async fn list(
     caller: Caller,
     ApiQuery(range): ApiQuery<Range>,
 ) -> Result<ApiJson<Page<ClusterEvent>>, ApiError> {
-    state.authorize(&caller, Action::ReadEvents, ())?;
+    state.authorize(&caller, Action::ReadEvents, ()).await?;
     let limit = range.limit.unwrap_or(100);
     if !(1..=MAX_LIMIT).contains(&limit) {
         return Err(ApiError::new(

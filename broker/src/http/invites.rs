@@ -33,7 +33,8 @@ async fn create(
 ) -> Result<(StatusCode, ApiJson<Invites>), ApiError> {
     state.active()?;
     let request = state
-        .authorize(&caller, Action::Invite, request)?
+        .authorize(&caller, Action::Invite, request)
+        .await?
         .into_inner();
     let invites =
         finish(async move { state.enrolment.invite(request, &caller.principal).await }).await?;
@@ -51,7 +52,7 @@ async fn list(
     caller: Caller,
     ApiQuery(paging): ApiQuery<Paging>,
 ) -> Result<ApiJson<Page<InviteView>>, ApiError> {
-    state.authorize(&caller, Action::ManageInvites, ())?;
+    state.authorize(&caller, Action::ManageInvites, ()).await?;
     let invites = state.enrolment.list().await?;
     // In the order of the list: moments before 1970 do not occur.
     let key = |invite: &InviteView| {
@@ -80,7 +81,7 @@ async fn withdraw(
     ApiPath(id): ApiPath<String>,
 ) -> Result<StatusCode, ApiError> {
     state.active()?;
-    state.authorize(&caller, Action::ManageInvites, ())?;
+    state.authorize(&caller, Action::ManageInvites, ()).await?;
     state.enrolment.withdraw(&id, &caller.principal).await?;
     Ok(StatusCode::NO_CONTENT)
 }

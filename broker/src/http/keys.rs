@@ -30,7 +30,7 @@ fn keys(authority: &Authority) -> Keys {
     extensions(("x-authorisation" = json!("read the broker keys")))
 )]
 async fn list(State(state): State<AppState>, caller: Caller) -> Result<ApiJson<Keys>, ApiError> {
-    state.authorize(&caller, Action::ReadKeys, ())?;
+    state.authorize(&caller, Action::ReadKeys, ()).await?;
     Ok(ApiJson(keys(&state.authority)))
 }
 
@@ -43,7 +43,7 @@ async fn list(State(state): State<AppState>, caller: Caller) -> Result<ApiJson<K
 )]
 async fn rotate(State(state): State<AppState>, caller: Caller) -> Result<ApiJson<Keys>, ApiError> {
     state.active()?;
-    state.authorize(&caller, Action::ManageKeys, ())?;
+    state.authorize(&caller, Action::ManageKeys, ()).await?;
     let by = caller.principal;
     finish(async move {
         let authority = &state.authority;
@@ -70,7 +70,7 @@ async fn revoke(
     ApiPath(id): ApiPath<KeyId>,
 ) -> Result<ApiJson<Keys>, ApiError> {
     state.active()?;
-    state.authorize(&caller, Action::ManageKeys, ())?;
+    state.authorize(&caller, Action::ManageKeys, ()).await?;
     let by = caller.principal;
     finish(async move {
         let authority = &state.authority;

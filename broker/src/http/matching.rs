@@ -38,7 +38,8 @@ async fn match_nodes(
     ApiJson(request): ApiJson<MatchRequest>,
 ) -> Result<ApiJson<MatchAnswer>, ApiError> {
     let request = state
-        .authorize(&caller, Action::MatchNodes, request)?
+        .authorize(&caller, Action::MatchNodes, request)
+        .await?
         .into_inner();
     let snapshot = state.inventory.snapshot();
     let predicate = parse(&request.predicate, &snapshot, request.allow_unknown)

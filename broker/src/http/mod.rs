@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::authority::Authority;
-use crate::authz::{Action, Authorized, Caller, Policy, authorize};
+use crate::authz::{Action, Authorized, Caller, Guard};
 use crate::bus::Nodes;
 use crate::config::Config;
 use crate::enroll::Enrolment;
@@ -84,7 +84,7 @@ pub struct AppState {
     /// What the store has lost, as far as is known.
     pub past: crate::twin::Past,
     /// Who may do what.
-    pub policy: Arc<dyn Policy>,
+    pub guard: Guard,
     /// The way to the nodes.
     pub control: Arc<dyn NodeControl>,
     /// The brokers of the cluster.
@@ -110,17 +110,17 @@ pub struct AppState {
 }
 
 impl AppState {
-    /// [`authorize`] under this broker's policy.
+    /// [`Guard::authorize`] under this broker's policy.
     ///
     /// # Errors
     /// A `denied` problem.
-    pub fn authorize<T>(
+    pub async fn authorize<T>(
         &self,
         caller: &Caller,
         action: Action,
         subject: T,
     ) -> Result<Authorized<T>, ApiError> {
-        Ok(authorize(&*self.policy, caller, action, subject)?)
+        Ok(self.guard.authorize(caller, action, subject).await?)
     }
 
     /// The lease's epoch, for a handler that is about to write.

@@ -61,7 +61,7 @@ async fn list(
     caller: Caller,
     ApiQuery(filter): ApiQuery<Filter>,
 ) -> Result<ApiJson<Page<NodeView>>, ApiError> {
-    state.authorize(&caller, Action::ReadNodes, ())?;
+    state.authorize(&caller, Action::ReadNodes, ()).await?;
     let snapshot = state.inventory.snapshot();
     let predicate = match &filter.matching {
         None => Predicate::all(),
@@ -100,7 +100,7 @@ async fn show(
     caller: Caller,
     ApiPath(name): ApiPath<String>,
 ) -> Result<ApiJson<NodeView>, ApiError> {
-    state.authorize(&caller, Action::ReadNodes, ())?;
+    state.authorize(&caller, Action::ReadNodes, ()).await?;
     let name = node_name(&name)?;
     let snapshot = state.inventory.snapshot();
     let node = snapshot.by_name(&name).ok_or_else(|| no_node(&name))?;
@@ -128,7 +128,8 @@ async fn change(
     state.active()?;
     let name = node_name(&name)?;
     let change = state
-        .authorize(&caller, Action::ChangeNodes, change)?
+        .authorize(&caller, Action::ChangeNodes, change)
+        .await?
         .into_inner();
     let by = caller.principal.as_str();
     let done = {
@@ -166,7 +167,7 @@ async fn remove(
 ) -> Result<StatusCode, ApiError> {
     state.active()?;
     let name = node_name(&name)?;
-    state.authorize(&caller, Action::RemoveNodes, ())?;
+    state.authorize(&caller, Action::RemoveNodes, ()).await?;
     let by = caller.principal.to_string();
     finish(async move { state.inventory.remove(&name, &*state.control, &by).await }).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -188,7 +189,7 @@ async fn replace(
 ) -> Result<(StatusCode, ApiJson<Invite>), ApiError> {
     state.active()?;
     let name = node_name(&name)?;
-    state.authorize(&caller, Action::RemoveNodes, ())?;
+    state.authorize(&caller, Action::RemoveNodes, ()).await?;
     let (enrolment, by) = (state.enrolment, caller.principal);
     let invite = finish(async move {
         enrolment

@@ -48,7 +48,8 @@ async fn ping(
     ApiJson(request): ApiJson<PingRequest>,
 ) -> Result<ApiJson<PingAnswer>, ApiError> {
     let request = state
-        .authorize(&caller, Action::Ping, request)?
+        .authorize(&caller, Action::Ping, request)
+        .await?
         .into_inner();
     state.active()?;
     let within = request.timeout.map_or(WITHIN, |span| span.get());

@@ -42,7 +42,7 @@ async fn list(
     State(state): State<AppState>,
     caller: Caller,
 ) -> Result<ApiJson<Page<ReleaseView>>, ApiError> {
-    state.authorize(&caller, Action::ReadReleases, ())?;
+    state.authorize(&caller, Action::ReadReleases, ()).await?;
     Ok(ApiJson(Page {
         items: state.releases.list(),
         next: None,
@@ -67,7 +67,7 @@ async fn offer(
     ApiPath(id): ApiPath<String>,
     ApiJson(offer): ApiJson<ReleaseOffer>,
 ) -> Result<ApiJson<ReleaseUpload>, ApiError> {
-    state.authorize(&caller, Action::ManageReleases, ())?;
+    state.authorize(&caller, Action::ManageReleases, ()).await?;
     state.active()?;
     let id = release_id(&id)?;
     let upload = finish(async move { state.releases.offer(id, offer.size).await }).await?;
@@ -92,7 +92,7 @@ async fn part(
     ApiPath((id, part)): ApiPath<(String, u32)>,
     data: Bytes,
 ) -> Result<StatusCode, ApiError> {
-    state.authorize(&caller, Action::ManageReleases, ())?;
+    state.authorize(&caller, Action::ManageReleases, ()).await?;
     state.active()?;
     state.releases.part(release_id(&id)?, part, data).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -115,7 +115,7 @@ async fn commit(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<ApiJson<ReleaseView>, ApiError> {
-    state.authorize(&caller, Action::ManageReleases, ())?;
+    state.authorize(&caller, Action::ManageReleases, ()).await?;
     state.active()?;
     let id = release_id(&id)?;
     let view = finish(async move { state.releases.commit(id, &caller.principal).await }).await?;
@@ -134,7 +134,7 @@ async fn remove(
     caller: Caller,
     ApiPath(id): ApiPath<String>,
 ) -> Result<StatusCode, ApiError> {
-    state.authorize(&caller, Action::ManageReleases, ())?;
+    state.authorize(&caller, Action::ManageReleases, ()).await?;
     state.active()?;
     let id = release_id(&id)?;
     finish(async move { state.releases.remove(id, &caller.principal).await }).await?;

@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState};
-use crate::authz::{Action, Caller};
+use crate::authz::{Action, Caller, RunAsk};
 use crate::runs::{EngineError, cursor, parse_cursor};
 use crate::submit::{Asked, Submitted};
 
@@ -110,7 +110,8 @@ async fn list(
     ApiQuery(query): ApiQuery<ListQuery>,
 ) -> Result<ApiJson<Page<RunBrief>>, ApiError> {
     let query = state
-        .authorize(&caller, Action::ReadRuns, query)?
+        .authorize(&caller, Action::ReadRuns, query)
+        .await?
         .into_inner();
     let before = match &query.cursor {
         None => None,
@@ -170,7 +171,8 @@ async fn show(
     ApiPath(run): ApiPath<String>,
 ) -> Result<ApiJson<RunView>, ApiError> {
     let run = state
-        .authorize(&caller, Action::ReadRuns, run)?
+        .authorize(&caller, Action::ReadRuns, run)
+        .await?
         .into_inner();
     let engine = &state.nodes.engine;
     let run = engine.lookup(&run)?;
@@ -200,10 +202,13 @@ async fn cancel(
     ApiPath(run): ApiPath<String>,
 ) -> Result<ApiJson<RunView>, ApiError> {
     let run = state
-        .authorize(&caller, Action::CancelRun, run)?
+        .authorize(&caller, Action::CancelRun, run)
+        .await?
         .into_inner();
     let engine = &state.nodes.engine;
-    let run = state.authorize(&caller, Action::CancelRun, engine.lookup(&run)?)?;
+    let run = state
+        .authorize(&caller, Action::CancelRun, engine.lookup(&run)?)
+        .await?;
     Ok(ApiJson(engine.cancel(run).await?))
 }
 
@@ -232,10 +237,13 @@ async fn answer_question(
     ApiJson(request): ApiJson<AnswerRequest>,
 ) -> Result<ApiJson<RunView>, ApiError> {
     let run = state
-        .authorize(&caller, Action::AnswerRun, run)?
+        .authorize(&caller, Action::AnswerRun, run)
+        .await?
         .into_inner();
     let engine = &state.nodes.engine;
-    let run = state.authorize(&caller, Action::AnswerRun, engine.lookup(&run)?)?;
+    let run = state
+        .authorize(&caller, Action::AnswerRun, engine.lookup(&run)?)
+        .await?;
     Ok(ApiJson(engine.answer(run, request.text).await?))
 }
 
@@ -271,7 +279,8 @@ async fn retry(
     ApiJson(request): ApiJson<RetryRequest>,
 ) -> Result<ApiJson<RunView>, ApiError> {
     let run = state
-        .authorize(&caller, Action::RetryRun, run)?
+        .authorize(&caller, Action::RetryRun, run)
+        .await?
         .into_inner();
     let engine = &state.nodes.engine;
     let run = engine.lookup(&run)?;
@@ -305,7 +314,8 @@ async fn plan(
     ApiPath(run): ApiPath<String>,
 ) -> Result<ApiJson<Plan>, ApiError> {
     let run = state
-        .authorize(&caller, Action::ReadRuns, run)?
+        .authorize(&caller, Action::ReadRuns, run)
+        .await?
         .into_inner();
     let run = state.nodes.engine.lookup(&run)?;
     Ok(ApiJson(state.submit.plan_of(&caller, run).await?))
@@ -418,20 +428,19 @@ async fn wish(
     wish: Wish,
 ) -> Result<ApiJson<RunView>, ApiError> {
     let engine = &state.nodes.engine;
-    let run = state.authorize(caller, Action::ReadRuns, run)?.into_inner();
+    let run = state
+        .authorize(caller, Action::ReadRuns, run)
+        .await?
+        .into_inner();
     let run = engine.lookup(run)?;
     let action = match wish {
         Wish::Pause | Wish::Resume => Action::CancelRun,
         Wish::Confirm | Wish::Approve => {
             let run = engine.state(run).await?;
-            Action::CreateRun {
-                scenario: run.spec.scenario.clone(),
-                mode: run.spec.mode,
-                targets: run.nodes.keys().copied().collect(),
-            }
+            Action::CreateRun(Box::new(RunAsk::of_state(&run)))
         }
     };
-    let run = state.authorize(caller, action, run)?;
+    let run = state.authorize(caller, action, run).await?;
     Ok(ApiJson(engine.wish(run, wish).await?))
 }
 

@@ -55,7 +55,7 @@ async fn list(
     State(state): State<AppState>,
     caller: Caller,
 ) -> Result<ApiJson<Page<ScenarioVersion>>, ApiError> {
-    state.authorize(&caller, Action::ReadScenarios, ())?;
+    state.authorize(&caller, Action::ReadScenarios, ()).await?;
     let items = state.library.list();
     Ok(ApiJson(Page {
         items: items.iter().map(crate::library::Version::view).collect(),
@@ -78,7 +78,7 @@ async fn load(
     name: &str,
     query: VersionQuery,
 ) -> Result<std::sync::Arc<Loaded>, ApiError> {
-    state.authorize(caller, Action::ReadScenarios, ())?;
+    state.authorize(caller, Action::ReadScenarios, ()).await?;
     let name = scenario_name(name)?;
     Ok(state.library.load(&name, query.version).await?)
 }
@@ -186,11 +186,13 @@ async fn put(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<ApiJson<ScenarioStored>, ApiError> {
-    state.authorize(&caller, Action::StoreScenarios, ())?;
+    state.authorize(&caller, Action::StoreScenarios, ()).await?;
     state.active()?;
     let name = scenario_name(&name)?;
     let put = read_put(name, query, &headers, &body)?;
-    let put = state.authorize(&caller, Action::StoreScenarios, put)?;
+    let put = state
+        .authorize(&caller, Action::StoreScenarios, put)
+        .await?;
     let (version, new) = finish(async move { state.library.put(put).await }).await?;
     Ok(ApiJson(ScenarioStored {
         version: version.view(),
@@ -275,7 +277,9 @@ async fn remove(
         note: query.note,
         expect: query.expect,
     };
-    let remove = state.authorize(&caller, Action::StoreScenarios, remove)?;
+    let remove = state
+        .authorize(&caller, Action::StoreScenarios, remove)
+        .await?;
     state.active()?;
     let version = finish(async move { state.library.remove(remove).await }).await?;
     Ok(ApiJson(ScenarioStored { version, new: true }))
@@ -296,7 +300,7 @@ async fn history(
     caller: Caller,
     ApiPath(name): ApiPath<String>,
 ) -> Result<ApiJson<Page<ScenarioVersion>>, ApiError> {
-    state.authorize(&caller, Action::ReadScenarios, ())?;
+    state.authorize(&caller, Action::ReadScenarios, ()).await?;
     let items = state.library.history(&scenario_name(&name)?)?;
     Ok(ApiJson(Page { items, next: None }))
 }
@@ -325,7 +329,9 @@ async fn rollback(
         note: asked.note,
         expect: asked.expect,
     };
-    let rollback = state.authorize(&caller, Action::StoreScenarios, rollback)?;
+    let rollback = state
+        .authorize(&caller, Action::StoreScenarios, rollback)
+        .await?;
     state.active()?;
     let (version, new) = finish(async move { state.library.rollback(rollback).await }).await?;
     Ok(ApiJson(ScenarioStored {

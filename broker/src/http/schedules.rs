@@ -56,7 +56,7 @@ async fn list(
     caller: Caller,
     ApiQuery(query): ApiQuery<NextQuery>,
 ) -> Result<ApiJson<Page<ScheduleView>>, ApiError> {
-    state.authorize(&caller, Action::ReadSchedules, ())?;
+    state.authorize(&caller, Action::ReadSchedules, ()).await?;
     Ok(ApiJson(Page {
         items: state.schedules.list(query.get()?),
         next: None,
@@ -76,7 +76,7 @@ async fn show(
     ApiPath(name): ApiPath<String>,
     ApiQuery(query): ApiQuery<NextQuery>,
 ) -> Result<ApiJson<ScheduleView>, ApiError> {
-    state.authorize(&caller, Action::ReadSchedules, ())?;
+    state.authorize(&caller, Action::ReadSchedules, ()).await?;
     let view = state.schedules.get(&schedule_name(&name)?, query.get()?)?;
     Ok(ApiJson(view))
 }
@@ -105,7 +105,9 @@ async fn put(
         name: schedule_name(&name)?,
         put,
     };
-    let add = state.authorize(&caller, Action::ManageSchedules, add)?;
+    let add = state
+        .authorize(&caller, Action::ManageSchedules, add)
+        .await?;
     state.active()?;
     let view = finish(async move { state.schedules.add(add, &state.submit).await }).await?;
     Ok(ApiJson(view))
@@ -124,7 +126,9 @@ async fn remove(
     ApiPath(name): ApiPath<String>,
 ) -> Result<StatusCode, ApiError> {
     let name = schedule_name(&name)?;
-    let name = state.authorize(&caller, Action::ManageSchedules, name)?;
+    let name = state
+        .authorize(&caller, Action::ManageSchedules, name)
+        .await?;
     state.active()?;
     finish(async move { state.schedules.remove(name).await }).await?;
     Ok(StatusCode::NO_CONTENT)

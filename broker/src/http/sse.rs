@@ -83,7 +83,8 @@ async fn events(
     ApiPath(run): ApiPath<String>,
 ) -> Result<Response, ApiError> {
     let run = state
-        .authorize(&caller, Action::ReadRuns, run)?
+        .authorize(&caller, Action::ReadRuns, run)
+        .await?
         .into_inner();
     let after = match headers.get(LAST_EVENT_ID) {
         None => None,

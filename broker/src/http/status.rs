@@ -36,7 +36,7 @@ async fn status(
     State(state): State<AppState>,
     caller: Caller,
 ) -> Result<ApiJson<Status>, ApiError> {
-    state.authorize(&caller, Action::ReadStatus, ())?;
+    state.authorize(&caller, Action::ReadStatus, ()).await?;
     let list = state.authority.list();
     let nodes = count(&state.inventory, &state.control.presences());
     let epoch = state.lease.epoch();

@@ -30,7 +30,8 @@ async fn create(
 ) -> Result<(StatusCode, ApiJson<TokenCreated>), ApiError> {
     state.active()?;
     let request = state
-        .authorize(&caller, Action::ManageTokens, request)?
+        .authorize(&caller, Action::ManageTokens, request)
+        .await?
         .into_inner();
     let created =
         finish(async move { state.tokens.create(request, &caller.principal).await }).await?;
@@ -48,7 +49,7 @@ async fn list(
     caller: Caller,
     ApiQuery(paging): ApiQuery<Paging>,
 ) -> Result<ApiJson<Page<TokenView>>, ApiError> {
-    state.authorize(&caller, Action::ManageTokens, ())?;
+    state.authorize(&caller, Action::ManageTokens, ()).await?;
     let key = |token: &TokenView| format!("{:020}.{}", token.created.as_millisecond(), token.id);
     let mut tokens = state.tokens.list();
     tokens.sort_by_cached_key(key);
@@ -72,7 +73,7 @@ async fn revoke(
     ApiPath(id): ApiPath<String>,
 ) -> Result<StatusCode, ApiError> {
     state.active()?;
-    state.authorize(&caller, Action::ManageTokens, ())?;
+    state.authorize(&caller, Action::ManageTokens, ()).await?;
     let id = muster_protocol::text::printable(&id, 40);
     finish(async move { state.tokens.revoke(&id, &caller.principal).await }).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -89,7 +90,8 @@ async fn whoami(
     caller: Caller,
 ) -> Result<ApiJson<WhoAmI>, ApiError> {
     let caller = state
-        .authorize(&caller, Action::WhoAmI, ())?
+        .authorize(&caller, Action::WhoAmI, ())
+        .await?
         .caller()
         .clone();
     Ok(ApiJson(WhoAmI {

@@ -435,6 +435,7 @@ async fn hundreds_of_nodes_get_a_bundle_at_once_and_one_that_asks_too_much_waits
         role: muster_protocol::api::Role::Operator,
         token: "t".into(),
         door: muster_protocol::envelope::Door::Cli,
+        origin: crate::authz::Origin::Unknown,
     };
     let store = crate::authz::Action::StoreScenarios;
     let put = crate::authz::authorize(&crate::authz::FixedRoles, &caller, store, put).unwrap();

@@ -261,13 +261,14 @@ impl Engine {
     /// [`CreateError`]; nothing was sent.
     pub async fn create(&self, run: Authorized<FrozenRun>) -> Result<RunView, CreateError> {
         let shared = &self.0;
-        let role = run.caller().role;
+        let caller = run.caller();
+        let (role, origin) = (caller.role, caller.origin.clone());
         let FrozenRun {
             spec,
             targets,
             secrets,
             ..
-        } = run.into_inner().whole(role);
+        } = run.into_inner().whole(role, origin);
         let id = spec.id;
         let (epoch, _) = shared.active().ok_or(CreateError::NotReady)?;
         shared

@@ -41,6 +41,7 @@ pub use self::index::{LookupError, cursor, parse_cursor};
 pub use self::journal::{JournalError, ReadError, STREAM};
 pub(crate) use self::rebuild::Proof;
 pub(crate) use self::recovery::run_of;
+pub(crate) use self::request::TARGETS;
 pub use self::request::{
     Checked, DELIVER_WITHIN, FrozenRun, FrozenSet, OUTPUT_BYTES, RequestError, TIMEOUT, check,
     options, retry,

@@ -422,6 +422,7 @@ pub(crate) fn gates(manifest: &Manifest) -> Gates {
     Gates {
         confirm_by: None,
         approvals: manifest.approvals,
+        approve_through: None,
         locks: manifest.locks.clone(),
         windows: manifest.windows.iter().map(ToString::to_string).collect(),
     }

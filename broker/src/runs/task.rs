@@ -14,7 +14,7 @@ use muster_protocol::names::PrincipalName;
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{
     Next, NodePhase, NodeResult, Outcome, RESULTS_PER_EVENT, RunEnd, RunEvent, RunPhase, RunState,
-    Wish, WishError,
+    Wish, WishError, Wisher,
 };
 use muster_protocol::subject;
 use muster_protocol::units::{Timestamp, elapsed};
@@ -88,7 +88,7 @@ pub(super) enum ToRun {
     /// Somebody wants something else of it; the state comes back.
     Wish {
         wish: Wish,
-        by: PrincipalName,
+        who: Wisher,
         tell: oneshot::Sender<Wished>,
     },
     /// Somebody wants the end; the state comes back, as an error when it has
@@ -658,17 +658,13 @@ impl Task {
         Ok(Ok(Arc::new(self.state.clone())))
     }
 
-    pub(super) async fn wish(
-        &mut self,
-        wish: Wish,
-        by: &PrincipalName,
-    ) -> Result<Wished, JournalError> {
-        let event = match self.state.wish(wish, by, Timestamp::now()) {
+    pub(super) async fn wish(&mut self, wish: Wish, who: &Wisher) -> Result<Wished, JournalError> {
+        let event = match self.state.wish(wish, who, Timestamp::now()) {
             Err(why) => return Ok(Err(why)),
             Ok(event) => event,
         };
         if let Some(event) = event {
-            tracing::info!(%by, wish = wish.as_str(), "somebody wants something of a run");
+            tracing::info!(by = %who.by, wish = wish.as_str(), "somebody wants something of a run");
             self.store(event).await?;
             if self.state.phase == RunPhase::Paused && !self.state.has_begun() {
                 // Who cannot begin keeps nobody else from it.

@@ -27,7 +27,7 @@ use super::frames::Place;
 use super::request::FrozenRun;
 use super::{Engine, STREAM, Seen, Settings, check, options};
 use crate::authority::Authority;
-use crate::authz::{Action, Authorized, Caller, FixedRoles, authorize};
+use crate::authz::{Action, Authorized, Caller, FixedRoles, Origin, RunAsk, authorize};
 use crate::bus::{self, Deps, Nodes};
 use crate::events::Events;
 use crate::inventory::{Inventory, NodeRecord, Standing};
@@ -94,6 +94,7 @@ fn caller() -> Caller {
         role: Role::Operator,
         token: "t".into(),
         door: Door::Cli,
+        origin: Origin::Unknown,
     }
 }
 
@@ -235,11 +236,7 @@ impl World {
             by,
             Timestamp::now(),
         );
-        let action = Action::CreateRun {
-            scenario: run.spec.scenario.clone(),
-            mode: run.spec.mode,
-            targets: run.set(),
-        };
+        let action = Action::CreateRun(Box::new(RunAsk::of(&run)));
         authorize(&FixedRoles, &caller, action, run).expect("allowed")
     }
 

@@ -25,7 +25,7 @@ use tokio::sync::{Mutex, Notify};
 
 pub use self::error::SchedulesError;
 pub use self::stored::StoredSchedule;
-use crate::authz::{Authorized, Caller};
+use crate::authz::{Authorized, Caller, Origin};
 use crate::events::Events;
 use crate::lease::Lease;
 use crate::store::kv::{Kv, KvError};
@@ -313,6 +313,7 @@ impl StoredSchedule {
             role: self.role,
             token: "none: a schedule".to_owned(),
             door: Door::Schedule,
+            origin: Origin::Schedule(name.clone()),
         }
     }
 }

@@ -309,7 +309,7 @@ impl Desk {
             inventory,
             nodes,
             releases: releases.await.unwrap(),
-            policy: Arc::new(crate::authz::FixedRoles),
+            guard: crate::authz::Guard::new(Arc::new(crate::authz::FixedRoles)),
             lease: lease.clone(),
             programs: Arc::new(Box::pin(library).await.unwrap()),
         };
@@ -420,7 +420,7 @@ async fn a_scenario_that_changed_so_that_it_does_not_fit_is_an_alarm_and_no_run(
         (!alarms.is_empty()).then_some(alarms)
     })
     .await;
-    assert!(alarms[0].contains("one: it must be given"), "{alarms:?}");
+    assert!(alarms[0].contains("required, not given"), "{alarms:?}");
     assert!(runs(&broker).await.is_empty());
     let (_, shown) = broker.call("GET", "/v1/schedules/say", None).await;
     assert!(

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::fence::Fence;
 use super::{Parts, Stores};
 use crate::authority::{Authority, AuthorityError};
-use crate::authz::{FixedRoles, Policy};
+use crate::authz::{FixedRoles, Guard};
 use crate::bus::{self, Deps, Nodes, StartError};
 use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
@@ -241,12 +241,12 @@ impl Session {
             limits: parts.config.retention.limits(),
             shown: retention.clone(),
         };
-        let policy: Arc<dyn Policy> = Arc::new(FixedRoles);
+        let guard = Guard::new(Arc::new(FixedRoles));
         let submit = Submit {
             inventory: inventory.clone(),
             nodes: nodes.clone(),
             releases: releases.clone(),
-            policy: Arc::clone(&policy),
+            guard: guard.clone(),
             lease: lease.clone(),
             programs: Arc::new(library.clone()),
         };
@@ -264,7 +264,7 @@ impl Session {
             lease: lease.clone(),
             events,
             past,
-            policy,
+            guard,
             submit: submit.clone(),
             control: Arc::clone(&nodes.control),
             peers: peers.clone(),

@@ -8,8 +8,8 @@ use muster_protocol::units::Timestamp;
 use muster_scenarios::manifest::Shape;
 use serde_json::Value;
 
-use super::{Refused, Submit, create, is_builtin, refused, stored};
-use crate::authz::Caller;
+use super::{Refused, Submit, create, denied, is_builtin, refused, stored};
+use crate::authz::{Caller, authorize};
 use crate::resolve::resolve;
 use crate::runs::{self, Program};
 
@@ -29,7 +29,10 @@ impl Submit {
         request: &RunRequest,
     ) -> Result<Vec<String>, Refused> {
         match self.would_be(caller, request).await {
-            Ok(frozen) => drop(self.allowed(caller, create(&frozen), ())?),
+            Ok(frozen) => {
+                let judged = authorize(self.guard.policy(), caller, create(&frozen), ());
+                judged.map_err(|e| denied(&e))?;
+            }
             Err(error) if error.kind == Kind::NoMatch => {}
             Err(error) => return Err(error),
         }

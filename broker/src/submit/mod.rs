@@ -20,7 +20,7 @@ use muster_protocol::units::Timestamp;
 use muster_scenarios::upgrade::{self, Upgrade, UpgradeRequest};
 use muster_scenarios::{Builtin, command};
 
-use crate::authz::{Action, Authorized, Caller, Denied, Policy, authorize};
+use crate::authz::{Action, Authorized, Caller, Denied, Guard, RunAsk};
 use crate::bus::Nodes;
 use crate::fit::{judge, judge_scenario};
 use crate::inventory::Inventory;
@@ -85,7 +85,7 @@ pub struct Submit {
     /// Agents that nodes can be upgraded to.
     pub releases: Releases,
     /// Who may do what.
-    pub policy: Arc<dyn Policy>,
+    pub guard: Guard,
     /// Whether this broker may write.
     pub lease: Lease,
     /// The stored scenarios.
@@ -348,13 +348,23 @@ impl Submit {
         judged.map_err(|unfit| refused(unfit.problem()))
     }
 
-    fn allowed<T>(
+    async fn allowed<T>(
         &self,
         caller: &Caller,
         action: Action,
         subject: T,
     ) -> Result<Authorized<T>, Refused> {
-        authorize(&*self.policy, caller, action, subject).map_err(|e| denied(&e))
+        let allowed = self.guard.authorize(caller, action, subject).await;
+        allowed.map_err(|e| denied(&e))
+    }
+
+    async fn allowed_run(
+        &self,
+        caller: &Caller,
+        frozen: FrozenRun,
+    ) -> Result<Authorized<FrozenRun>, Refused> {
+        let allowed = self.guard.authorize_run(caller, frozen).await;
+        allowed.map_err(|e| denied(&e))
     }
 
     /// Authorises a frozen run, asks for a confirmation where one is needed,
@@ -374,7 +384,7 @@ impl Submit {
         } = begin;
         let settings = &self.nodes.settings;
         runs::confirm_later(&mut frozen, confirm, settings.confirm_within);
-        let authorized = self.allowed(caller, create(&frozen), frozen)?;
+        let authorized = self.allowed_run(caller, frozen).await?;
         if self.lease.epoch().is_none() {
             return Err(refused(not_active()));
         }
@@ -433,7 +443,7 @@ impl Submit {
     }
 
     async fn shown(&self, caller: &Caller, run: RunId) -> Result<Submitted, Refused> {
-        self.allowed(caller, Action::ReadRuns, ())?;
+        self.allowed(caller, Action::ReadRuns, ()).await?;
         let run = self.nodes.engine.show(run).await;
         Ok(Submitted::Run(Box::new(run.map_err(|e| engine(&e))?)))
     }
@@ -446,7 +456,7 @@ impl Submit {
             Err(EngineError::Lookup(_)) => return Ok(None),
             Err(error) => return Err(engine(&error)),
         }
-        self.allowed(caller, Action::ReadRuns, ())?;
+        self.allowed(caller, Action::ReadRuns, ()).await?;
         let run = runs.show(id).await.map_err(|e| engine(&e))?;
         Ok(Some(run))
     }
@@ -475,11 +485,7 @@ enum Confirmed {
 
 /// Creating exactly this run.
 pub(crate) fn create(frozen: &FrozenRun) -> Action {
-    Action::CreateRun {
-        scenario: frozen.spec.scenario.clone(),
-        mode: frozen.spec.mode,
-        targets: frozen.set(),
-    }
+    Action::CreateRun(Box::new(RunAsk::of(frozen)))
 }
 
 /// What was asked, whatever its confirmation.

@@ -166,7 +166,10 @@ impl Submit {
         }
         frozen.spec.id = RunId::random();
         frozen.spec.created = Timestamp::now();
-        let frozen = self.allowed(caller, create(&frozen), frozen)?.into_inner();
+        let frozen = self
+            .allowed(caller, create(&frozen), frozen)
+            .await?
+            .into_inner();
         Ok(self.plan(caller, rehearsal.request, frozen))
     }
 }

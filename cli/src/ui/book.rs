@@ -274,7 +274,11 @@ impl Book {
                 "waits until {} for a confirmation: muster runs confirm {short}",
                 moment(*until)
             ),
-            Gate::Approvals { given, needed } => {
+            Gate::Approvals {
+                given,
+                needed,
+                through,
+            } => {
                 let left = (*needed as usize).saturating_sub(given.len());
                 let who: Vec<&str> = given.iter().map(PrincipalName::as_str).collect();
                 let given = if who.is_empty() {
@@ -282,8 +286,12 @@ impl Book {
                 } else {
                     format!(" (given by {})", who.join(", "))
                 };
+                let doors = through.as_ref().map_or_else(String::new, |doors| {
+                    let doors: Vec<&str> = doors.iter().map(|door| door.as_str()).collect();
+                    format!(" through {}", doors.join(" or "))
+                });
                 format!(
-                    "waits for {}{given}: muster runs approve {short}",
+                    "waits for {}{doors}{given}: muster runs approve {short}",
                     count(left, "approval")
                 )
             }

@@ -18,6 +18,7 @@ use crate::api::Role;
 use crate::ids::{RunId, Serial};
 use crate::names::{FunctionName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
+use crate::origin::Origin;
 use crate::units::Timestamp;
 
 /// Log lines that the folded state keeps; the journal has all.
@@ -61,6 +62,9 @@ pub struct Main {
     pub sets: BTreeMap<String, FrozenSet>,
     /// What whoever asked might do: its steps may not do more.
     pub role: Role,
+    /// Where exactly that came from.
+    #[serde(default, skip_serializing_if = "Origin::is_unknown")]
+    pub origin: Origin,
 }
 
 /// A call that was answered at once, such as the time.

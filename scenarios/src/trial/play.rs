@@ -116,7 +116,14 @@ pub(super) fn play(
         .collect();
     let bound = bind(&manifest.params, &given).map_err(|mistakes| {
         let all: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
-        all.join("\n")
+        match all.as_slice() {
+            [one] => one.clone(),
+            several => {
+                let count = several.len();
+                let lines = several.join("\n    ");
+                format!("{count} parameters do not fit:\n    {lines}")
+            }
+        }
     })?;
     let sets = frozen(&manifest, fleet, begin.on.as_ref());
     fleet.lock().done = Done::default();

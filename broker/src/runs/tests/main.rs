@@ -25,7 +25,7 @@ use super::super::journal::held::{HOLD, Hold};
 use super::super::{Another, Engine, FrozenRun, Program, Score, Stage, StageError, ready};
 use super::node::{Node, Script};
 use super::{PATIENCE, World, assignment, caller, record, webs};
-use crate::authz::{Action, Authorized, FixedRoles, Policy, authorize};
+use crate::authz::{Action, Authorized, FixedRoles, Policy, RunAsk, authorize};
 use crate::inventory::{Inventory, NodeRecord};
 
 /// Scenarios that are only in memory.
@@ -82,11 +82,7 @@ impl Shelf {
 }
 
 fn allowed(frozen: FrozenRun) -> Authorized<FrozenRun> {
-    let action = Action::CreateRun {
-        scenario: frozen.spec.scenario.clone(),
-        mode: frozen.spec.mode,
-        targets: frozen.set(),
-    };
+    let action = Action::CreateRun(Box::new(RunAsk::of(&frozen)));
     authorize(&FixedRoles, &caller(), action, frozen).expect("allowed")
 }
 
