@@ -24,6 +24,7 @@ mod reference;
 mod releases;
 mod routes;
 mod scenarios;
+mod policy;
 mod schedules;
 mod sse;
 mod watch;

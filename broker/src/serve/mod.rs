@@ -122,6 +122,7 @@ pub(crate) struct Stores {
     pub(crate) scenarios: Kv<crate::library::History>,
     pub(crate) bundles: Kv<crate::library::StoredPart>,
     pub(crate) schedules: Kv<crate::schedules::StoredSchedule>,
+    pub(crate) policies: Kv<crate::policy::StoredPolicy>,
     pub(crate) journals: Kv<crate::presence::StoredJournals>,
 }
 
@@ -171,6 +172,7 @@ impl Stores {
             scenarios: bucket(js, "muster_scenarios").await?.witnessed(told()),
             bundles: bucket(js, "muster_bundles").await?.witnessed(told()),
             schedules: bucket(js, "muster_schedules").await?.witnessed(told()),
+            policies: bucket(js, "muster_policy").await?.witnessed(told()),
             journals: bucket(js, "muster_cluster").await?,
             retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })

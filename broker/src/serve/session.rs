@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::fence::Fence;
 use super::{Parts, Stores};
 use crate::authority::{Authority, AuthorityError};
-use crate::authz::{FixedRoles, Guard};
+use crate::authz::Guard;
 use crate::bus::{self, Deps, Nodes, StartError};
 use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
@@ -28,6 +28,7 @@ use crate::presence::Journals;
 use crate::releases::{Releases, ReleasesError};
 use crate::retention::{Keeper, Retention};
 use crate::runs;
+use crate::policy::{Policies, PolicyError};
 use crate::schedules::{Schedules, SchedulesError};
 use crate::store::kv::KvError;
 use crate::submit::{Broker, Submit};
@@ -82,6 +83,9 @@ pub enum SessionError {
     /// The schedules.
     #[error(transparent)]
     Schedules(#[from] SchedulesError),
+    /// Who may do what.
+    #[error(transparent)]
+    Policies(#[from] PolicyError),
 }
 
 impl SessionError {
@@ -93,6 +97,7 @@ impl SessionError {
             }
             Self::Tokens(error) => matches!(error, TokensError::State(_)),
             Self::Tls(_) => true,
+            Self::Policies(error) => error.is_final(),
             Self::Task(_)
             | Self::Inventory(_)
             | Self::Events(_)
@@ -167,6 +172,15 @@ impl Session {
         if tokens.ensure_admin(&path).await? {
             tracing::info!(file = %path.display(), "a new admin token was written");
         }
+        let policies = Box::pin(Policies::open(
+            stores.policies.clone(),
+            lease.clone(),
+            events.clone(),
+            tokens.clone(),
+            inventory.clone(),
+            parts.state.path(),
+        ))
+        .await?;
         let releases = Box::pin(Releases::open(
             link.js.clone(),
             lease.clone(),
@@ -241,7 +255,7 @@ impl Session {
             limits: parts.config.retention.limits(),
             shown: retention.clone(),
         };
-        let guard = Guard::new(Arc::new(FixedRoles));
+        let guard = Guard::new(Arc::new(policies.in_force()));
         let submit = Submit {
             inventory: inventory.clone(),
             nodes: nodes.clone(),
@@ -265,6 +279,7 @@ impl Session {
             events,
             past,
             guard,
+            policies,
             submit: submit.clone(),
             control: Arc::clone(&nodes.control),
             peers: peers.clone(),
