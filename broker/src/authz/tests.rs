@@ -55,6 +55,8 @@ fn who_may_do_what() {
     change policies                    admin
     read the status                    admin operator reader
     read events                        admin operator reader
+    put events in                      admin operator
+    read webhooks, triggers and routes admin operator reader
     ask who it is                      admin operator reader node-enroller member
     ");
 }

@@ -19,6 +19,7 @@ mod journal;
 mod local;
 mod outcome;
 mod rebuild;
+mod recorded;
 mod recovery;
 mod request;
 mod retention;
@@ -30,6 +31,7 @@ mod stored;
 mod task;
 mod tell;
 mod view;
+mod waits;
 mod watch;
 mod wishes;
 

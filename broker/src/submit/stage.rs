@@ -40,7 +40,7 @@ impl Stage for Broker {
                     LibraryError::NoBundle(hash) => StageError::NotThere(hash),
                     other => StageError::NoAnswer(other.to_string()),
                 })?;
-            let file = format!("{}.rhai", loaded.version.name);
+            let file = loaded.bundle.script_file(loaded.version.name.as_str());
             let score = tokio::task::spawn_blocking(move || Score::new(&file, &loaded.bundle));
             let score = score
                 .await
