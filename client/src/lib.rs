@@ -25,6 +25,7 @@ mod reference;
 mod releases;
 mod routes;
 mod scenarios;
+mod policy;
 mod schedules;
 mod sse;
 mod watch;

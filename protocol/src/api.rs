@@ -66,6 +66,7 @@ mod cluster;
 mod event;
 mod frame;
 mod hook;
+mod policy;
 mod release;
 mod run;
 mod scenario;
@@ -90,6 +91,10 @@ pub use event::{
     CloudEvent, ClusterEvent, EventStored, EventsStored, NotAnEvent, OWN_SOURCE, SPEC_VERSION,
 };
 pub use frame::Frame;
+pub use policy::{
+    Explained, ExplainedClass, ExplainRequest, PolicyFiles, PolicySchema, PolicyStored, PolicyVersion,
+    PolicyView, PrincipalKind, PrincipalView, PutPolicy,
+};
 pub use hook::{
     HookKind, HookTest, HookTested, HookView, RouteView, TriggerLast, TriggerTested, TriggerView,
 };
