@@ -57,6 +57,7 @@
 mod brokers;
 mod cluster;
 mod frame;
+mod freeze;
 mod release;
 mod run;
 mod scenario;
@@ -78,6 +79,7 @@ use crate::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName};
 use crate::run::is_zero;
 pub use brokers::{BrokerPlace, BrokerView, StandbyKit};
 pub use frame::Frame;
+pub use freeze::{FreezeRequest, FreezeView, ThawRequest};
 pub use release::{ReleaseOffer, ReleaseUpload, ReleaseView, UPLOAD_PART};
 pub use run::{
     Confirm, Plan, PlanRef, PlanRefError, PlanSet, RetryRequest, RunBrief, RunNode, RunRequest,

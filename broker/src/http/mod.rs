@@ -8,6 +8,7 @@ mod backup;
 mod brokers;
 mod document;
 mod events;
+mod freeze;
 mod front;
 mod invites;
 mod keys;
@@ -44,6 +45,7 @@ use crate::bus::Nodes;
 use crate::config::Config;
 use crate::enroll::Enrolment;
 use crate::events::Events;
+use crate::freeze::Freezer;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
 use crate::library::Library;
@@ -85,6 +87,8 @@ pub struct AppState {
     pub events: Events,
     /// Who asked for what.
     pub audit: Audit,
+    /// Whether anything is begun on the nodes.
+    pub freezer: Freezer,
     /// What the store has lost, as far as is known.
     pub past: crate::twin::Past,
     /// Who may do what.
@@ -154,6 +158,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(backup::routes())
         .merge(brokers::routes())
         .merge(events::routes())
+        .merge(freeze::routes())
         .merge(invites::routes())
         .merge(keys::routes())
         .merge(matching::routes())

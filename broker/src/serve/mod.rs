@@ -123,6 +123,7 @@ pub(crate) struct Stores {
     pub(crate) bundles: Kv<crate::library::StoredPart>,
     pub(crate) schedules: Kv<crate::schedules::StoredSchedule>,
     pub(crate) journals: Kv<crate::presence::StoredJournals>,
+    pub(crate) freeze: Kv<crate::freeze::FreezeValue>,
 }
 
 /// [`Buckets`], to be cloned for each session.
@@ -172,6 +173,7 @@ impl Stores {
             bundles: bucket(js, "muster_bundles").await?.witnessed(told()),
             schedules: bucket(js, "muster_schedules").await?.witnessed(told()),
             journals: bucket(js, "muster_cluster").await?,
+            freeze: bucket(js, "muster_cluster").await?.witnessed(told()),
             retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })
     }

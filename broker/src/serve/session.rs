@@ -19,6 +19,7 @@ use crate::bus::{self, Deps, Nodes, StartError};
 use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
+use crate::freeze::Freezer;
 use crate::http::{AppState, Limiter, router};
 use crate::inventory::{Inventory, InventoryError};
 use crate::lease::Lease;
@@ -216,6 +217,14 @@ impl Session {
             events.clone(),
             connect,
         );
+        let freezer = Freezer::load(
+            stores.freeze.clone(),
+            authority.clone(),
+            lease.clone(),
+            events.clone(),
+        )
+        .await
+        .map_err(InventoryError::from)?;
         let nodes = Nodes::start(Deps {
             client: link.client.clone(),
             js: link.js.clone(),
@@ -227,6 +236,7 @@ impl Session {
             past: past.clone(),
             connections: Some((link.system.clone(), parts.keys.account_key())),
             library: Some(library.clone()),
+            freezer: freezer.clone(),
             settings: bus::Settings {
                 runs: runs_settings(&parts.config),
                 confirm_above: parts.config.confirm_above,
@@ -281,6 +291,7 @@ impl Session {
             lease: lease.clone(),
             events,
             audit,
+            freezer,
             past,
             guard,
             submit: submit.clone(),

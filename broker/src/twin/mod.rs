@@ -109,9 +109,10 @@ const BUNDLES: &str = "KV_muster_bundles";
 const SCHEDULES: &str = "KV_muster_schedules";
 const RUNS: &str = crate::runs::STREAM;
 const EVENTS: &str = crate::events::STREAM;
+const AUDIT: &str = crate::audit::STREAM;
 
 /// Everything that is followed.
-const ALL: [Followed; 10] = [
+const ALL: [Followed; 11] = [
     bucket(NODES, "$KV.muster_nodes.>"),
     bucket(FACTS, "$KV.muster_facts.>"),
     bucket(INVITES, "$KV.muster_invites.>"),
@@ -122,6 +123,7 @@ const ALL: [Followed; 10] = [
     bucket(SCHEDULES, "$KV.muster_schedules.>"),
     log(RUNS, subject::JOURNAL_ALL),
     log(EVENTS, subject::EVENT),
+    log(AUDIT, subject::AUDIT),
 ];
 
 /// The lease beats every two seconds, and nobody wants it back.
