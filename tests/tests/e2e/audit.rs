@@ -57,7 +57,9 @@ fn wait_for_sink(sink: &Path, what: &str) {
 fn who_did_what_is_recorded_and_proven_from_outside() {
     let (up, sink) = with_sink();
     let out = sink.to_string_lossy().into_owned();
-    let made = ["token", "create", "--for", "bea", "--role", "reader", "--json"];
+    let made = [
+        "token", "create", "--for", "bea", "--role", "reader", "--json",
+    ];
     let token = up.muster(&made).exits(0).json_lines()[0]["token"]
         .as_str()
         .expect("a token")
@@ -66,11 +68,15 @@ fn who_did_what_is_recorded_and_proven_from_outside() {
         .muster(&["run", "role=web", "--json", "--", "true"])
         .exits(0)
         .run();
-    up.muster_as(&token, &["run", "role=web", "--", "true"]).exits(4);
+    up.muster_as(&token, &["run", "role=web", "--", "true"])
+        .exits(4);
     up.muster_as("muster_garbled", &["nodes"]).exits(4);
     let of_run = wait_for("the end is recorded", || {
         let found = records(&up, &["--run", &run]);
-        found.iter().any(|r| r["action"] == "run-ended").then_some(found)
+        found
+            .iter()
+            .any(|r| r["action"] == "run-ended")
+            .then_some(found)
     })
     .expect("it is");
     let begun = &of_run[0];
@@ -79,13 +85,23 @@ fn who_did_what_is_recorded_and_proven_from_outside() {
     assert_eq!(begun["about"]["sets"][0]["count"], 1);
     assert_eq!(begun["who"]["door"], "cli");
     assert!(begun["who"]["origin"]["address"].is_string(), "{begun}");
-    let ends: Vec<_> = of_run.iter().filter(|r| r["action"] == "run-ended").collect();
+    let ends: Vec<_> = of_run
+        .iter()
+        .filter(|r| r["action"] == "run-ended")
+        .collect();
     assert_eq!(ends.len(), 1, "{of_run:?}");
     assert_eq!(ends[0]["about"]["outcomes"]["succeeded"], 1);
     let denied = records(&up, &["--denied"]);
     let of_bea = denied.iter().find(|r| r["who"]["principal"] == "bea");
-    assert_eq!(of_bea.expect("it is recorded")["action"], "run", "{denied:?}");
-    assert!(denied.iter().any(|r| r["action"] == "authenticate"), "{denied:?}");
+    assert_eq!(
+        of_bea.expect("it is recorded")["action"],
+        "run",
+        "{denied:?}"
+    );
+    assert!(
+        denied.iter().any(|r| r["action"] == "authenticate"),
+        "{denied:?}"
+    );
     // The text of a token is nowhere.
     let export = up.dir.path().join("export.jsonl");
     let export = export.to_string_lossy().into_owned();
@@ -94,7 +110,10 @@ fn who_did_what_is_recorded_and_proven_from_outside() {
     let secrets = [token.clone(), up.token().expect("a token")];
     for secret in &secrets {
         let random = secret.rsplit(['_', '.', '-']).next().expect("a part");
-        assert!(!whole.iter().any(|l| l.contains(random)), "a token is in the record");
+        assert!(
+            !whole.iter().any(|l| l.contains(random)),
+            "a token is in the record"
+        );
     }
     wait_for_sink(&sink, "run-ended");
     verify(&up, &["--checkpoint", &out]).exits(0);
@@ -135,7 +154,9 @@ fn a_broker_that_is_killed_goes_on_with_the_same_record() {
     let out = sink.to_string_lossy().into_owned();
     let mut runs = Vec::new();
     for _ in 0..3 {
-        let args = ["run", "role=web", "--detach", "--json", "--", "sleep", "0.3"];
+        let args = [
+            "run", "role=web", "--detach", "--json", "--", "sleep", "0.3",
+        ];
         runs.push(up.muster(&args).exits(0).run());
         let broker = up.pid("broker").expect("it runs");
         signal(broker, Signal::KILL).expect("kills");
@@ -163,22 +184,22 @@ fn a_broker_that_is_killed_goes_on_with_the_same_record() {
 fn nothing_is_done_that_is_not_recorded_before() {
     for point in ["broker.audit.before", "broker.audit.after"] {
         let mut up = Up::not_yet(&TWO).expect("a place");
-        let mut hold = up.hold().expect("it can be held");
+        let hold = up.hold().expect("it can be held");
         up.launch().expect("starts");
         let witness = up.dir.path().join("witness");
         let script = format!("echo done >> {}", witness.display());
-        let held = hold.at(point);
+        hold.hold(point);
         let mut command = up.command(&["run", "role=web", "--json", "--shell", "--", &script]);
         let mut asking = command
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
             .spawn()
             .expect("starts");
-        held.wait();
+        hold.came(point).expect("somebody comes there");
         assert_eq!(lines(&witness).len(), 0, "{point}: before it is recorded");
         let broker = up.pid("broker").expect("it runs");
         signal(broker, Signal::KILL).expect("kills");
-        held.release();
+        hold.release(point);
         let _ = asking.kill();
         let _ = asking.wait();
         wait_for("the broker is back", || {
