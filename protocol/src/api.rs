@@ -67,6 +67,7 @@ mod event;
 mod frame;
 mod hook;
 mod policy;
+mod freeze;
 mod release;
 mod run;
 mod scenario;
@@ -98,6 +99,7 @@ pub use policy::{
 pub use hook::{
     HookKind, HookTest, HookTested, HookView, RouteView, TriggerLast, TriggerTested, TriggerView,
 };
+pub use freeze::{FreezeRequest, FreezeView, ThawRequest};
 pub use release::{ReleaseOffer, ReleaseUpload, ReleaseView, UPLOAD_PART};
 pub use run::{
     Confirm, Plan, PlanRef, PlanRefError, PlanSet, RetryRequest, RunBrief, RunNode, RunRequest,
