@@ -238,6 +238,18 @@ impl Engine {
         u32::try_from(lock(&self.0.index).open()).unwrap_or(u32::MAX)
     }
 
+    /// How many runs there are of each state, without parts of others.
+    #[must_use]
+    pub fn by_state(&self) -> std::collections::BTreeMap<&'static str, u64> {
+        lock(&self.0.index).by_state()
+    }
+
+    /// Whether a run has ended.
+    #[must_use]
+    pub fn has_ended(&self, run: RunId) -> bool {
+        lock(&self.0.index).has_ended(run)
+    }
+
     /// How many messages came from nodes for runs or steps that they have no
     /// part in.
     #[must_use]

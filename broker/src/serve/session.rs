@@ -18,11 +18,12 @@ use crate::bus::{self, Deps, Nodes, StartError};
 use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
-use crate::http::{AppState, Limiter, router};
+use crate::http::{AppState, Limiter, PrincipalLimiter, router};
 use crate::inventory::{Inventory, InventoryError};
 use crate::lease::Lease;
 use crate::library::{Library, LibraryError};
 use crate::link::{Link, nats_ca};
+use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::presence::Journals;
 use crate::releases::{Releases, ReleasesError};
@@ -31,7 +32,7 @@ use crate::runs;
 use crate::schedules::{Schedules, SchedulesError};
 use crate::store::kv::KvError;
 use crate::submit::{Broker, Submit};
-use crate::tls::TlsError;
+use crate::tls::{TlsError, broker_ca};
 use crate::tokens::{Tokens, TokensError};
 use crate::twin::{Past, Twin};
 
@@ -185,7 +186,10 @@ impl Session {
         let connect = Connect {
             nats_urls: parts.config.agent_urls().to_vec(),
             nats_ca: nats_ca(&parts.config, &parts.ca)?,
-            broker_ca: parts.https.then(|| parts.ca.pem().to_owned()),
+            broker_ca: parts
+                .https
+                .then(|| broker_ca(&parts.config, &parts.ca))
+                .transpose()?,
             life: parts.config.credentials_life,
             peers: peers.clone(),
         };
@@ -274,9 +278,20 @@ impl Session {
             library: library.clone(),
             schedules: schedules.clone(),
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
+            principals: Arc::new(PrincipalLimiter::new(
+                parts.config.limits.requests_per_second,
+            )),
+            watching: Arc::new(tokio::sync::Semaphore::new(
+                parts.config.limits.watchers as usize,
+            )),
+            metrics: Metrics::of_process(),
+            tls: parts.own.clone(),
             backing_up: Arc::new(tokio::sync::Semaphore::new(1)),
             shutdown: cancel.clone(),
         };
+        if let Some(own) = &parts.own {
+            tasks.spawn(own.clone().tell(state.events.clone(), cancel.clone()));
+        }
         tasks.spawn(schedules.keep(submit, cancel.clone()));
         tasks.spawn(tidy_library(library, nodes.engine.clone(), cancel.clone()));
         tasks.spawn(inventory.tend(cancel.clone()));
