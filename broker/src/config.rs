@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use muster_protocol::units::{Size, Span};
 use serde::{Deserialize, Serialize};
 
+use crate::audit::AuditConfig;
 use crate::retention::Limits;
 
 mod web;
@@ -112,6 +113,9 @@ pub struct Config {
     /// How many unauthenticated requests (enrolments, credentials) one
     /// address may make in a second, on the average.
     pub open_requests_per_second: u32,
+    /// The file with webhooks, triggers and routes; none when it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooks_file: Option<PathBuf>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Who may read `/metrics`.
@@ -126,6 +130,8 @@ pub struct Config {
     pub retention: RetentionConfig,
     /// The broker's own copy of what NATS holds.
     pub twin: TwinConfig,
+    /// The record of who asked for what.
+    pub audit: AuditConfig,
 }
 
 /// What is kept, and for how long. Runs that have not ended are kept whatever
@@ -220,6 +226,7 @@ impl Default for Config {
             confirm_within: Span::from_secs(300),
             credentials_life: Span::from_secs(7 * 86_400),
             open_requests_per_second: 100,
+            hooks_file: None,
             log_format: LogFormat::Human,
             metrics: MetricsDoor::default(),
             tls: TlsConfig::default(),
@@ -227,6 +234,7 @@ impl Default for Config {
             nats: NatsConfig::default(),
             retention: RetentionConfig::default(),
             twin: TwinConfig::default(),
+            audit: AuditConfig::default(),
         }
     }
 }
@@ -372,6 +380,9 @@ impl Config {
         self.retention.check()?;
         self.tls.check()?;
         self.limits.check()?;
+        self.audit
+            .check()
+            .map_err(|(field, why)| ConfigError::Value { field, why })?;
         if self.open_requests_per_second == 0 {
             return wrong("open_requests_per_second", "must be at least 1");
         }

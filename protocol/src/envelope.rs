@@ -79,7 +79,19 @@ impl FromStr for BundleHash {
 text_form!(BundleHash);
 
 /// The door a run came through.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize, utoipa::ToSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Deserialize,
+    Eq,
+    Hash,
+    Ord,
+    PartialEq,
+    PartialOrd,
+    Serialize,
+    utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Door {
     /// The `muster` command.
@@ -90,9 +102,42 @@ pub enum Door {
     Broker,
     /// A schedule, when its time had come.
     Schedule,
+    /// A webhook, by a trigger.
+    Hook,
     /// The node's own shell: it ran there without the broker, and was
     /// reported later.
     Local,
+}
+
+impl Door {
+    /// All doors.
+    pub const ALL: [Self; 6] = [
+        Self::Cli,
+        Self::Http,
+        Self::Broker,
+        Self::Schedule,
+        Self::Hook,
+        Self::Local,
+    ];
+
+    /// The word, as in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cli => "cli",
+            Self::Http => "http",
+            Self::Broker => "broker",
+            Self::Schedule => "schedule",
+            Self::Hook => "hook",
+            Self::Local => "local",
+        }
+    }
+}
+
+impl fmt::Display for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
 }
 
 /// Whether a call acts or only says what it would do.

@@ -8,12 +8,14 @@
 //! This crate does no I/O and reads no clock: whoever calls passes the time.
 
 pub mod api;
+pub mod audit;
 pub mod envelope;
 pub mod ids;
 pub mod keys;
 pub mod names;
 pub mod nodeset;
 pub mod note;
+pub mod origin;
 pub mod predicate;
 pub mod problem;
 pub mod release;

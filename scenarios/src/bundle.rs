@@ -151,6 +151,18 @@ impl Bundle {
         &self.script
     }
 
+    /// What the script of the scenario with this name is called in messages:
+    /// `deploy.rhai` where it is all that there is, as people write it then,
+    /// and `deploy/scenario.rhai` in a directory.
+    #[must_use]
+    pub fn script_file(&self, name: &str) -> String {
+        if self.files.is_empty() {
+            format!("{name}.rhai")
+        } else {
+            format!("{name}/{SCRIPT}")
+        }
+    }
+
     /// Everything but the script.
     #[must_use]
     pub fn files(&self) -> &BTreeMap<BundlePath, Vec<u8>> {
@@ -287,6 +299,14 @@ mod tests {
 
     fn bundle(script: &str, of: &[(&str, &str)]) -> Bundle {
         Bundle::new(script.to_owned(), files(of)).expect("a bundle")
+    }
+
+    #[test]
+    fn a_script_is_called_as_people_write_it() {
+        let alone = bundle("a", &[]);
+        assert_eq!(alone.script_file("deploy"), "deploy.rhai");
+        let among = bundle("a", &[("templates/x", "b")]);
+        assert_eq!(among.script_file("deploy"), "deploy/scenario.rhai");
     }
 
     #[test]

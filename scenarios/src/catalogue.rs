@@ -304,6 +304,16 @@ pub const NODE: &[Entry] = &[
     ),
     method(
         Side::Node,
+        "no_line(text, options?)",
+        "The file has no such line; one that is not there has none.",
+    ),
+    method(
+        Side::Node,
+        "restore(options?)",
+        "The file is as its newest backup, which stays; an error if there is none.",
+    ),
+    method(
+        Side::Node,
         "mode(octal)",
         "The file has these permission bits.",
     ),
@@ -429,6 +439,79 @@ pub const TEST: &[Entry] = &[
     property(Side::Test, "asked", "The questions that it asked."),
 ];
 
+/// What a function on a node can say, and the text of it that a test's `did`
+/// gives and its `reply` is held against. A test runs each.
+pub const TOLD: &[(&str, &str)] = &[
+    (
+        "command([\"lbctl\", \"drain\", \"web-01\"])",
+        "command lbctl drain web-01",
+    ),
+    ("shell(\"df -h | tail -1\")", "shell df -h | tail -1"),
+    (
+        "file(\"/etc/motd\").content(\"Hello\")",
+        "file /etc/motd content",
+    ),
+    (
+        "file(\"/etc/motd\").template(\"motd.j2\", #{})",
+        "file /etc/motd content",
+    ),
+    (
+        "file(\"/etc/hosts\").line(\"192.0.2.1 db\")",
+        "file /etc/hosts line 192.0.2.1 db",
+    ),
+    (
+        "file(\"/etc/hosts\").no_line(\"192.0.2.1 db\")",
+        "file /etc/hosts no_line 192.0.2.1 db",
+    ),
+    ("file(\"/etc/hosts\").restore()", "file /etc/hosts restore"),
+    (
+        "file(\"/etc/motd\").mode(\"0644\")",
+        "file /etc/motd mode 0644",
+    ),
+    (
+        "file(\"/etc/motd\").owner(\"root:adm\")",
+        "file /etc/motd owner root group adm",
+    ),
+    ("file(\"/srv/app\").directory()", "file /srv/app directory"),
+    ("file(\"/etc/motd\").absent()", "file /etc/motd absent"),
+    (
+        "package(\"webapp\").installed()",
+        "package webapp installed",
+    ),
+    (
+        "package(\"webapp\").version(\"1.4.2\")",
+        "package webapp version 1.4.2",
+    ),
+    ("package(\"webapp\").latest()", "package webapp latest"),
+    ("package(\"webapp\").absent()", "package webapp absent"),
+    ("service(\"webapp\").running()", "service webapp running"),
+    ("service(\"webapp\").stopped()", "service webapp stopped"),
+    (
+        "service(\"webapp\").restarted()",
+        "service webapp restarted",
+    ),
+    ("service(\"webapp\").reloaded()", "service webapp reloaded"),
+    ("service(\"webapp\").enabled()", "service webapp enabled"),
+    ("service(\"webapp\").disabled()", "service webapp disabled"),
+    ("user(\"deploy\").present()", "user deploy present"),
+    ("user(\"deploy\").absent()", "user deploy absent"),
+    (
+        "http(\"http://127.0.0.1/\").get()",
+        "http http://127.0.0.1/ get",
+    ),
+    (
+        "http(\"http://127.0.0.1/\").post(\"on\")",
+        "http http://127.0.0.1/ post",
+    ),
+    (
+        "http(\"http://127.0.0.1/\").until(200)",
+        "http http://127.0.0.1/ until 200",
+    ),
+    ("puppet_apply(\"include ntp\")", "puppet apply"),
+    ("puppet_agent()", "puppet agent"),
+    ("reboot()", "reboot"),
+];
+
 /// The entry of this name and form that may be called on a side.
 pub fn find(name: &str, form: Form) -> impl Iterator<Item = &'static Entry> {
     all().filter(move |entry| entry.form == form && entry.name == name)
@@ -465,6 +548,16 @@ pub fn reference() -> String {
             ));
         }
         out.push('\n');
+    }
+    out.push_str(
+        "### What nodes are told, in tests\n\nThe texts that `did` gives and that `reply` is held against. Of \
+         a name or a wish that is longer than 120 characters there are so many, and `…`. `log`, `emit` and `sleep` \
+         are not among them.\n\n| in a function | the text |\n|---|---|\n",
+    );
+    for (call, title) in TOLD {
+        // A bar would end the cell.
+        let (call, title) = (call.replace('|', "\\|"), title.replace('|', "\\|"));
+        out.push_str(&format!("| `{call}` | `{title}` |\n"));
     }
     out
 }

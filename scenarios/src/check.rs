@@ -265,11 +265,7 @@ impl<'a> Checker<'a> {
                 return;
             }
             let takes: Vec<String> = counts.iter().map(ToString::to_string).collect();
-            let message = format!(
-                "`{}` takes {} arguments, {given} are given",
-                call.name,
-                takes.join(" or ")
-            );
+            let message = arguments(call.name, &takes.join(" or "), given);
             let fault = self.fault(call.at, message);
             self.faults.push(fault);
             return;
@@ -328,7 +324,7 @@ impl<'a> Checker<'a> {
             } else {
                 format!("{least} to {most}")
             };
-            let message = format!("`{}` takes {takes} arguments, {given} are given", call.name);
+            let message = arguments(call.name, &takes, given);
             let fault = self.fault(call.at, message);
             self.faults.push(fault);
         }
@@ -342,7 +338,8 @@ impl<'a> Checker<'a> {
             Some(counts) if counts.contains(&count) => {}
             Some(_) => {
                 let given = call.args.len();
-                let message = format!("`{}` does not take {given} arguments", call.name);
+                let many = if given == 1 { "argument" } else { "arguments" };
+                let message = format!("`{}` does not take {given} {many}", call.name);
                 let fault = self.fault(call.at, message);
                 self.faults.push(fault);
             }
@@ -463,6 +460,17 @@ impl<'a> Checker<'a> {
             .hint(hint);
         self.faults.push(fault);
     }
+}
+
+/// That something is called with other arguments than it takes.
+fn arguments(name: &str, takes: &str, given: usize) -> String {
+    let many = if takes == "1" {
+        "argument"
+    } else {
+        "arguments"
+    };
+    let are = if given == 1 { "is" } else { "are" };
+    format!("`{name}` takes {takes} {many}, {given} {are} given")
 }
 
 /// Whether a function of the script is a closure, which has no name of its

@@ -201,15 +201,20 @@ pub(crate) fn parse(engine: &Engine, file: &str, text: &str) -> Result<AST, Box<
             ),
             other => (place, plain(&other.to_string())),
         };
-        let fault = Fault::new(file, text, place, message);
         let source = place.and_then(|at| text.lines().nth(at.line - 1).map(|line| (at, line)));
         let word = source.map(|(at, line)| {
             let rest = line.chars().skip(at.column - 1);
             rest.take_while(|c| c.is_alphanumeric()).collect::<String>()
         });
-        Box::new(match word.as_deref().and_then(instead) {
-            Some(hint) => fault.hint(hint),
-            None => fault,
+        let instead = word
+            .as_deref()
+            .and_then(|word| Some((word, instead(word)?)));
+        Box::new(match instead {
+            Some((word, hint)) => {
+                let message = format!("there is no `{word}` in scenarios");
+                Fault::new(file, text, place, message).hint(hint)
+            }
+            None => Fault::new(file, text, place, message),
         })
     })
 }
@@ -227,7 +232,21 @@ fn instead(word: &str) -> Option<&'static str> {
 /// What an error of the engine says, as the middle of a sentence of ours;
 /// `endless` is for a script that used up its operations.
 pub(crate) fn said(error: &EvalAltResult, endless: &str) -> String {
-    let text = match error {
+    muster_protocol::text::printable(&raw(error, endless), 1_000)
+}
+
+/// The same where its lines are shown as lines.
+pub(crate) fn said_in_lines(error: &EvalAltResult, endless: &str) -> String {
+    let text = raw(error, endless);
+    let lines = text.lines().take(100);
+    let lines: Vec<String> = lines
+        .map(|line| muster_protocol::text::printable(line, 1_000))
+        .collect();
+    lines.join("\n")
+}
+
+fn raw(error: &EvalAltResult, endless: &str) -> String {
+    match error {
         EvalAltResult::ErrorRuntime(value, _) => match value.clone().into_string() {
             Ok(text) => text,
             Err(_) => value.to_string(),
@@ -249,8 +268,7 @@ pub(crate) fn said(error: &EvalAltResult, endless: &str) -> String {
             let text = other.to_string();
             text.split(" (line ").next().unwrap_or_default().to_owned()
         }
-    };
-    muster_protocol::text::printable(&text, 1_000)
+    }
 }
 
 /// Where a word stands last before a place, on the same line; else the place.

@@ -1,6 +1,7 @@
 //! What is wrong in a scenario, and where, in the form in which people read
 //! compilers.
 
+use std::cmp::Reverse;
 use std::fmt;
 
 use muster_protocol::note::At;
@@ -133,6 +134,11 @@ impl fmt::Display for Fault {
         let mark = self.width.min(shown - lead).max(1);
         write!(f, "\n      | {}{}", " ".repeat(lead), "^".repeat(mark))?;
         match &self.hint {
+            // Lines of their own stand below the mark.
+            Some(hint) if hint.starts_with('\n') => hint
+                .lines()
+                .skip(1)
+                .try_for_each(|line| write!(f, "\n      | {line}")),
             Some(hint) => write!(f, " {hint}"),
             None => Ok(()),
         }
@@ -146,7 +152,14 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
         .filter(|(distance, candidate)| *distance * 3 <= word.len().max(candidate.len()))
-        .min_by_key(|(distance, _)| *distance)
+        // `restart` is rather `restarted` than `restore`.
+        .min_by_key(|(distance, candidate)| {
+            let alike = word.chars().zip(candidate.chars());
+            (
+                *distance,
+                Reverse(alike.take_while(|(a, b)| a == b).count()),
+            )
+        })
         .map(|(_, candidate)| candidate)
 }
 

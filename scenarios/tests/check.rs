@@ -97,10 +97,10 @@ fn every_mistake_is_found_with_its_place() {
     error: web.rhai:23:84: in the predicate: a value is missing after `=` (at byte 4): an empty value is written ""
        23 |         on(nodes("balancer"), "restore", #{ hosts: batch.names }); targets().where("zone="); drain();
           |                                                                                    ^^^^^^^
-    error: web.rhai:23:94: `drain` takes 1 arguments, 0 are given
+    error: web.rhai:23:94: `drain` takes 1 argument, 0 are given
        23 |         on(nodes("balancer"), "restore", #{ hosts: batch.names }); targets().where("zone="); drain();
           |                                                                                              ^^^^^
-    error: web.rhai:24:2: `sleep` takes 1 arguments, 2 are given
+    error: web.rhai:24:2: `sleep` takes 1 argument, 2 are given
        24 |  sleep(5, "s");
           |  ^^^^^
     error: web.rhai:28:5: `service` cannot be called in `main`, which runs in the broker

@@ -262,20 +262,20 @@ fn there_is_no_way_out_of_the_language() {
     .map(|body| format!("{body}\n  {}\n  {}", on_node(body), in_main(body)));
     insta::assert_snapshot!(said.join("\n"), @r#"
     eval("1")
-      reserved keyword 'eval' is disabled
-      reserved keyword 'eval' is disabled
+      there is no `eval` in scenarios
+      there is no `eval` in scenarios
     import "x" as x;
-      'import' is a reserved keyword
-      'import' is a reserved keyword
+      there is no `import` in scenarios
+      there is no `import` in scenarios
     export x;
-      'export' is a reserved keyword
-      'export' is a reserved keyword
+      there is no `export` in scenarios
+      there is no `export` in scenarios
     print("x")
-      reserved keyword 'print' is disabled
-      reserved keyword 'print' is disabled
+      there is no `print` in scenarios
+      there is no `print` in scenarios
     debug("x")
-      reserved keyword 'debug' is disabled
-      reserved keyword 'debug' is disabled
+      there is no `debug` in scenarios
+      there is no `debug` in scenarios
     open_file("/etc/passwd")
       there is no function open_file (&str | ImmutableString | String)
       there is no function open_file (&str | ImmutableString | String)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use muster_scenarios::manifest::{Manifest, Shape, read};
 use muster_scenarios::param::{Given, bind};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const UPGRADE: &str = r#"
 scenario("Upgrade the web front end, a quarter of it at a time");
@@ -118,17 +118,56 @@ param("key", #{ secret: true, min: 8 });"#,
     .expect_err("all of it is wrong");
     let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
     insta::assert_snapshot!(lines.join("\n"), @r#"
-    version: `1; rm -rf /` does not match ^[0-9.]+$; package version
-    tries: `11` is above the most, 10
-    wait: `2h` is above the most, 1h
-    how: `quick` is not one of fast, safe
-    hosts: `[1,2,3]` is above the most, 2 elements
-    share: `many` is not a percentage such as `25%`
-    on: it must be given; give it with -p on=NODE
-    key: the value given is not allowed: it must be string, at least 8 characters; give it with -p key=TEXT
-    tires: there is no such parameter; did you mean `tries`?
+    parameter "version": `1; rm -rf /` does not match `^[0-9.]+$` (help: package version)
+    parameter "tries": `11` is too large, at most 10
+    parameter "wait": `2h` is too long, at most 1h
+    parameter "how": `quick` is not one of fast, safe
+    parameter "hosts": `[1,2,3]` has 3 elements, at most 2 allowed
+    parameter "share": `many` is not a percentage such as `25%`
+    parameter "on": required, not given (give it with -p on=NODE)
+    parameter "key": the value does not fit: string, at least 8 characters; it is secret and not shown
+    parameter "tires": not declared by this scenario; did you mean "tries"?
     "#);
     assert!(!lines.join("\n").contains("hunter2"));
+    let one = |name: &str, value: Value| {
+        let given = given(&[(name, Given::Json(value))]);
+        let mistakes = bind(&manifest.params, &given).expect_err("it is wrong");
+        let mine = format!("parameter \"{name}\": ");
+        let all: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        // One mistake is one line.
+        assert!(!all.concat().contains('\n'));
+        let said = all.iter().rev().find_map(|said| said.strip_prefix(&mine));
+        said.unwrap_or_else(|| panic!("{all:?}")).to_owned()
+    };
+    insta::assert_snapshot!([
+        one("version", json!(14)),
+        one("version", json!("1\n\u{1b}[2J")),
+        one("tries", json!(0)),
+        one("tries", json!("three")),
+        one("tries", json!(1.5)),
+        one("wait", json!(30)),
+        one("hosts", json!("web-01")),
+        one("on", json!("WEB 01")),
+        one("on", json!("")),
+        one("key", json!(["correct horse"])),
+        one("tryes", json!(1)),
+        one("xyz", json!(1)),
+        one("version", json!("1".repeat(70_000))),
+    ].join("\n"), @r#"
+    `14` is not text (help: package version)
+    `1\x0a\x1b[2J` does not match `^[0-9.]+$` (help: package version)
+    `0` is too small, at least 1
+    `three` is not a whole number
+    `1.5` is not a whole number
+    `30` is not a duration such as `30s` or `5m`
+    `web-01` is not a list such as `["a", "b"]`
+    `WEB 01` is not a valid node name: `W` is not allowed; it takes small letters, digits and `.-`
+    `` is not a valid node name: it is empty
+    the value does not fit: string, at least 8 characters; it is secret and not shown
+    not declared by this scenario; did you mean "tries"?
+    not declared by this scenario; there are: version, tries, wait, how, hosts, share, on, key
+    it is longer than 65536 bytes (help: package version)
+    "#);
 
     let bound = bind(
         &manifest.params,
@@ -193,9 +232,9 @@ fn main(p) {}"#
           | ^^^^^
     error: web.rhai:8:1: in the predicate: this parenthesis is never closed
         8 | target("role=web and (zone=gva2");
-          | ^^^^^^ 
-      role=web and (zone=gva2
-                   ^
+          | ^^^^^^
+          |   role=web and (zone=gva2
+          |                ^
     error: web.rhai:9:1: `targets` cannot name a node set: it takes small letters, digits and `_`, and `targets` is the target
         9 | also("targets", "role=lb");
           | ^^^^
@@ -279,12 +318,12 @@ fn what_cannot_be_read_is_said() {
           |                     ^
 
     scenario("x"); fn run(p) { eval("1") }
-    error: web.rhai:1:28: reserved keyword 'eval' is disabled
+    error: web.rhai:1:28: there is no `eval` in scenarios
         1 | scenario("x"); fn run(p) { eval("1") }
           |                            ^^^^ what a scenario does stands in its text
 
     scenario("x"); import "y" as y; fn run(p) {}
-    error: web.rhai:1:16: 'import' is a reserved keyword
+    error: web.rhai:1:16: there is no `import` in scenarios
         1 | scenario("x"); import "y" as y; fn run(p) {}
           |                ^^^^^^ a scenario is one script, with templates and files beside it
 

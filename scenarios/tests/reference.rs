@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use muster_protocol::envelope::Mode;
 use muster_scenarios::bundle::Bundle;
-use muster_scenarios::catalogue;
+use muster_scenarios::catalogue::{self, Form};
 use muster_scenarios::check::{check, check_bundle};
 use muster_scenarios::durable::{Input, Program, Records, Turn, turn};
 use muster_scenarios::engine::Limits;
@@ -67,6 +67,7 @@ fn every_scenario_of_the_page_is_sound_and_its_tests_hold() {
                 panic!("{test}: {fault}");
             }
         }
+        assert_eq!(trial.unneeded(), []);
     }
     assert!(seen >= 3, "only {seen} tests found");
 }
@@ -192,6 +193,14 @@ fn options_are_those_of_the_code() {
             format!("file(\"/x\").line(\"x\", {wrong})"),
         ),
         (
+            "file.no_line(text, #{…})",
+            format!("file(\"/x\").no_line(\"x\", {wrong})"),
+        ),
+        (
+            "file.restore(#{…})",
+            format!("file(\"/x\").restore({wrong})"),
+        ),
+        (
             "file.directory(#{…})",
             format!("file(\"/x\").directory({wrong})"),
         ),
@@ -234,6 +243,40 @@ fn options_are_those_of_the_code() {
             .collect();
         let row = format!("| `{written}` | {} |", known.join(", "));
         assert!(page.contains(&row), "the page lacks: {row}");
+    }
+}
+
+#[test]
+fn what_nodes_are_told_is_what_the_page_says() {
+    for (call, title) in catalogue::TOLD {
+        let text = format!(
+            "scenario(\"x\");\nfn run(p) {{ {call}; }}\nfn test_it() {{ fake(\"n\"); assert_eq(play().did(\"n\"), [`{title}`]); }}"
+        );
+        let files = BTreeMap::from([("motd.j2".parse().expect("a path"), b"Hello".to_vec())]);
+        let bundle = Bundle::new(text, files).expect("a bundle");
+        let manifest =
+            check_bundle("x.rhai", &bundle).unwrap_or_else(|faults| panic!("{}", faults[0]));
+        let trial = Trial::new("x.rhai", &bundle, manifest).expect("it can be read");
+        if let Err(fault) = trial.run("test_it") {
+            panic!("{call}: {fault}");
+        }
+    }
+    // Every word that tells a node something is there.
+    let silent = ["template", "fact", "node", "changed"];
+    for entry in catalogue::NODE {
+        let (name, method) = (entry.name, entry.form != Form::Function);
+        let written = if method {
+            format!(".{name}(")
+        } else {
+            format!("{name}(")
+        };
+        assert!(
+            catalogue::TOLD
+                .iter()
+                .any(|(call, _)| call.contains(&written))
+                || (silent.contains(&name) && entry.form != Form::Method),
+            "nothing is said of {written}"
+        );
     }
 }
 

@@ -61,6 +61,9 @@ fn tested(tests: &str) -> String {
             Err(fault) => said.push_str(&format!("{test}: {fault}\n")),
         }
     }
+    for fault in trial.unneeded() {
+        said.push_str(&format!("{fault}\n"));
+    }
     said
 }
 
@@ -96,7 +99,11 @@ fn test_batches_are_spread_over_racks() {
     assert(!again.did("web-*", "service * restarted"));
     // A dry run leaves everything as it is.
     let dry = play(#{ version: "1.5" }, #{ dry_run: true });
-    assert_eq(dry.value, 4);
+    assert(dry.ok, dry.error);
+    assert_eq(dry.steps.filter(|s| s.function == "upgrade").len(), 2);
+    // It asks nobody and tells nobody: it ends where it would.
+    assert_eq(dry.asked, []);
+    assert_eq(dry.events, []);
     assert_eq(play(#{ version: "1.4.2" }).value, 0);
 }
 "#,
@@ -131,7 +138,7 @@ fn test_a_parameter_is_wrong() {
     fleet();
     let said = "";
     try { play(#{ version: "latest; rm -rf /" }); } catch (e) { said = e; }
-    assert_eq(said, "play: version: `latest; rm -rf /` does not match ^[0-9][0-9.]*$; give it with -p version=TEXT");
+    assert_eq(said, "play: parameter \"version\": `latest; rm -rf /` does not match `^[0-9][0-9.]*$`");
 }
 "#,
     );
@@ -166,7 +173,7 @@ fn test_9() { fleet(); fake("lb-1"); }
     test_3: web.rhai:44:5: nothing was done on the database
        44 |     assert(play(#{ version: "1" }).did("db-*", "*"), "nothing was done on the database"); }
           |     ^^^^^^
-    test_4: web.rhai:45:34: play: vresion: there is no such parameter; did you mean `version`?
+    test_4: web.rhai:45:34: play: parameter "vresion": not declared by this scenario; did you mean "version"?
        45 | fn test_4() { fleet(); assert_eq(play(#{ version: "1", vresion: "2" }).ok, true); }
           |                                  ^^^^
     test_5: web.rhai:46:15: fake: `not a name` is not a valid node name: ` ` is not allowed; it takes small letters, digits and `.-`
@@ -182,6 +189,100 @@ fn test_9() { fleet(); fake("lb-1"); }
     test_9: web.rhai:50:24: there is a node `lb-1` already
        50 | fn test_9() { fleet(); fake("lb-1"); }
           |                        ^^^^
+    "#);
+}
+
+#[test]
+fn what_never_mattered_in_a_test_fails_it() {
+    insta::assert_snapshot!(tested(
+        r##"
+fn test_a_reply_that_fits_nothing() { fleet();
+    reply("web-0*", "pakage *", #{ fails: "held by apt" });
+    assert(play(#{ version: "1" }).ok); }
+fn test_likely_why_something_else_does_not_hold() { fleet();
+    reply("web-02", "http http://localhost/*", #{ status: 502 });
+    assert(!play(#{ version: "1" }).ok, "it should have failed"); }
+fn test_nobody_was_told_anything() { reply("*", "*", #{ exit: 1 }); }
+fn test_a_reply_for_nodes_that_are_not_there() { fleet();
+    reply("wbe-*", "http *", #{ status: 502 });
+    play(#{ version: "1" }); }
+fn test_a_part_that_no_answer_has() { fleet();
+    reply("lb-1", "command *", #{ exitcode: 1 });
+    play(#{ version: "1" }); }
+fn test_a_package_answers_nothing() { fleet();
+    reply("*", "package *", #{ exit: 1 });
+    play(#{ version: "1" }); }
+fn test_one_that_a_newer_one_hides_is_well() { fleet();
+    reply("*", "http *", #{ status: 502 });
+    reply("web-*", "http *", #{ status: 200 });
+    assert(play(#{ version: "1" }).ok); }
+fn broken() { fleet(); reply("web-02", "http *", #{ status: 502 }); reply("web-01", "htp *", #{ status: 502 }); }
+fn test_common_1() { broken(); assert(!play(#{ version: "1" }).ok); }
+fn test_common_2() { broken(); reply("*", "package *", #{ fails: "no" }); assert(!play(#{ version: "1" }).ok); }
+fn test_did_of_a_node_that_is_not_there() { fleet(); assert(!play(#{ version: "1" }).did("wbe-02", "*")); }
+fn test_did_of_several() { fleet(); play(#{ version: "1" }).did("web-*"); }
+fn test_several_parameters() { fleet(); play(#{ batch: "many", vresion: "1", "x\ny": 1 }); }
+"##
+    ), @r#"
+    test_a_package_answers_nothing: web.rhai:55:5: reply("*", "package *") gives `exit`, but all that it answers can only fail: #{ fails: "text" }
+       55 |     reply("*", "package *", #{ exit: 1 });
+          |     ^^^^^
+    test_a_part_that_no_answer_has: web.rhai:52:5: reply("lb-1", "command *") gives `exitcode`, which the answer does not have; there are: exit, skipped, stderr, stdout, truncated
+       52 |     reply("lb-1", "command *", #{ exitcode: 1 });
+          |     ^^^^^
+    test_a_reply_for_nodes_that_are_not_there: web.rhai:49:5: reply("wbe-*", "http *") was never needed; what was told:
+        command lbctl drain web-01  (lb-1)
+        command lbctl drain web-02  (lb-1)
+        command lbctl drain web-03  (lb-1)
+        command lbctl drain web-04  (lb-1)
+        command lbctl restore web-01  (lb-1)
+        command lbctl restore web-02  (lb-1)
+        command lbctl restore web-03  (lb-1)
+        command lbctl restore web-04  (lb-1)
+        http http://127.0.0.1/health until 200  (web-01, web-02, web-03 and 1 more)
+        package webapp version 1  (web-01, web-02, web-03 and 1 more)
+        service webapp restarted  (web-01, web-02, web-03 and 1 more)
+       49 |     reply("wbe-*", "http *", #{ status: 502 });
+          |     ^^^^^
+    test_a_reply_that_fits_nothing: web.rhai:42:5: reply("web-0*", "pakage *") was never needed; what was told:
+        http http://127.0.0.1/health until 200  (web-01, web-02, web-03 and 1 more)
+        package webapp version 1  (web-01, web-02, web-03 and 1 more)
+        service webapp restarted  (web-01, web-02, web-03 and 1 more)
+       42 |     reply("web-0*", "pakage *", #{ fails: "held by apt" });
+          |     ^^^^^
+    test_common_1: well
+    test_common_2: well
+    test_did_of_a_node_that_is_not_there: web.rhai:64:86: did: the test has no node `wbe-02`; did you mean `web-02`?
+       64 | fn test_did_of_a_node_that_is_not_there() { fleet(); assert(!play(#{ version: "1" }).did("wbe-02", "*")); }
+          |                                                                                      ^^^
+    test_did_of_several: web.rhai:65:61: did: this gives what one node was told; for several, say what as well: did("web-*", "service *")
+       65 | fn test_did_of_several() { fleet(); play(#{ version: "1" }).did("web-*"); }
+          |                                                             ^^^
+    test_likely_why_something_else_does_not_hold: web.rhai:46:5: it should have failed
+      and in line 45 reply("web-02", "http http://localhost/*") was never needed; what was told:
+        http http://127.0.0.1/health until 200  (web-02)
+        package webapp version 1  (web-02)
+        service webapp restarted  (web-02)
+       46 |     assert(!play(#{ version: "1" }).ok, "it should have failed"); }
+          |     ^^^^^^
+    test_nobody_was_told_anything: web.rhai:47:38: reply("*", "*") was never needed: no node was told anything
+       47 | fn test_nobody_was_told_anything() { reply("*", "*", #{ exit: 1 }); }
+          |                                      ^^^^^
+    test_one_that_a_newer_one_hides_is_well: well
+    test_several_parameters: web.rhai:66:41: play: 4 parameters do not fit:
+        parameter "version": required, not given (give it with -p version=TEXT)
+        parameter "batch": `many` is not a percentage such as `25%`
+        parameter "vresion": not declared by this scenario; did you mean "version"?
+        parameter "x\x0ay": not declared by this scenario; there are: version, batch, key
+       66 | fn test_several_parameters() { fleet(); play(#{ batch: "many", vresion: "1", "x\ny": 1 }); }
+          |                                         ^^^^
+    web.rhai:61:69: reply("web-01", "htp *") was never needed; what was told:
+        http http://127.0.0.1/health until 200  (web-01)
+        package webapp version 1  (web-01)
+        package webapp version 1.0  (web-01)
+        service webapp restarted  (web-01)
+       61 | fn broken() { fleet(); reply("web-02", "http *", #{ status: 502 }); reply("web-01", "htp *", #{ status: 502 }); }
+          |                                                                     ^^^^^
     "#);
 }
 

@@ -36,6 +36,8 @@ impl FromRequestParts<AppState> for Caller {
                 state.metrics.refused(Why::Rate);
                 return too_often("too many requests without a valid token from this address");
             }
+            let request = format!("{} {}", parts.method, parts.uri.path());
+            state.audit.stranger(ip, &request, &why.to_string());
             let address = address(parts).map(|a| a.to_string());
             tracing::warn!(
                 address, method = %parts.method, path = parts.uri.path(), %why,

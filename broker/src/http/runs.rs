@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState};
-use crate::authz::{Action, Caller};
+use crate::authz::{Action, Caller, RunAsk};
 use crate::runs::{EngineError, cursor, parse_cursor};
 use crate::submit::{Asked, Submitted};
 
@@ -201,10 +201,7 @@ async fn cancel(
     caller: Caller,
     ApiPath(run): ApiPath<String>,
 ) -> Result<ApiJson<RunView>, ApiError> {
-    let run = state
-        .authorize(&caller, Action::CancelRun, run)
-        .await?
-        .into_inner();
+    state.admit(&caller, Action::CancelRun).await?;
     let engine = &state.nodes.engine;
     let run = state
         .authorize(&caller, Action::CancelRun, engine.lookup(&run)?)
@@ -236,10 +233,7 @@ async fn answer_question(
     ApiPath(run): ApiPath<String>,
     ApiJson(request): ApiJson<AnswerRequest>,
 ) -> Result<ApiJson<RunView>, ApiError> {
-    let run = state
-        .authorize(&caller, Action::AnswerRun, run)
-        .await?
-        .into_inner();
+    state.admit(&caller, Action::AnswerRun).await?;
     let engine = &state.nodes.engine;
     let run = state
         .authorize(&caller, Action::AnswerRun, engine.lookup(&run)?)
@@ -428,20 +422,13 @@ async fn wish(
     wish: Wish,
 ) -> Result<ApiJson<RunView>, ApiError> {
     let engine = &state.nodes.engine;
-    let run = state
-        .authorize(caller, Action::ReadRuns, run)
-        .await?
-        .into_inner();
+    state.admit(caller, Action::ReadRuns).await?;
     let run = engine.lookup(run)?;
     let action = match wish {
         Wish::Pause | Wish::Resume => Action::CancelRun,
         Wish::Confirm | Wish::Approve => {
             let run = engine.state(run).await?;
-            Action::CreateRun {
-                scenario: run.spec.scenario.clone(),
-                mode: run.spec.mode,
-                targets: run.nodes.keys().copied().collect(),
-            }
+            Action::CreateRun(Box::new(RunAsk::of_state(&run)))
         }
     };
     let run = state.authorize(caller, action, run).await?;

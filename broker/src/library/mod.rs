@@ -463,7 +463,7 @@ fn version(name: &ScenarioName, entry: &Entry) -> Option<Version> {
 /// A bundle with its manifest, if it has no mistake. Off the threads that
 /// serve: a script takes its time.
 async fn checked(name: &ScenarioName, bundle: Bundle) -> Result<(Bundle, Manifest), LibraryError> {
-    let file = format!("{name}.rhai");
+    let file = bundle.script_file(name.as_str());
     let done = tokio::task::spawn_blocking(move || {
         let checked = check_bundle(&file, &bundle);
         checked.map(|manifest| (bundle, manifest))

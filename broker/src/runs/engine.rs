@@ -9,6 +9,7 @@ use async_nats::Subject;
 use async_nats::jetstream::Context;
 use bytes::Bytes;
 use muster_protocol::api::{Frame, RunBrief, RunView};
+use muster_protocol::envelope::BundleHash;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::run::{Gate, RunEvent, RunState, TARGETS_PER_EVENT};
 use muster_protocol::subject;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::error::{CreateError, EngineError};
-use super::flow::{Stage, Stages};
+use super::flow::{Stage, StageError, Stages};
 use super::index::{Index, Known, LookupError, brief};
 use super::journal::{Folded, Journal, JournalError, fold};
 use super::local::Desk;
@@ -147,6 +148,8 @@ pub(super) struct Shared {
     pub(super) stages: Stages,
     /// Who holds which lock, and who waits for it.
     pub(super) locks: super::gates::Locks,
+    /// Where ends of runs are recorded.
+    pub(super) audit: std::sync::OnceLock<crate::audit::Audit>,
     /// Secret parameters of open runs: here and nowhere else.
     pub(super) secrets: Mutex<HashMap<RunId, SecretValues>>,
 }
@@ -204,6 +207,7 @@ impl Engine {
             leftovers: Mutex::default(),
             stages: Stages::default(),
             locks: super::gates::Locks::default(),
+            audit: std::sync::OnceLock::new(),
             secrets: Mutex::default(),
         }))
     }
@@ -211,6 +215,14 @@ impl Engine {
     /// Gives runs with a `main` what they need; before that they wait.
     pub fn conduct_with(&self, stage: Arc<dyn Stage>) {
         self.0.stages.set(stage);
+    }
+
+    /// The lines in which the `main` of a scenario asks a person.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub async fn asks(&self, bundle: BundleHash) -> Result<Vec<usize>, StageError> {
+        Ok(self.0.stages.score(bundle).await?.program.asks())
     }
 
     /// While the guard lives, no run is removed from the stream to make room.
@@ -264,13 +276,14 @@ impl Engine {
     /// [`CreateError`]; nothing was sent.
     pub async fn create(&self, run: Authorized<FrozenRun>) -> Result<RunView, CreateError> {
         let shared = &self.0;
-        let role = run.caller().role;
+        let caller = run.caller();
+        let (role, origin) = (caller.role, caller.origin.clone());
         let FrozenRun {
             spec,
             targets,
             secrets,
             ..
-        } = run.into_inner().whole(role);
+        } = run.into_inner().whole(role, origin);
         let id = spec.id;
         let (epoch, _) = shared.active().ok_or(CreateError::NotReady)?;
         shared

@@ -77,7 +77,7 @@ impl EngineError {
                 .hint("somebody may have answered before you; `muster runs show` says who"),
             Self::Answer(_) => Problem::new(Kind::InvalidRequest, title),
             Self::Refused {
-                why: WishError::OwnRun(_),
+                why: WishError::OwnRun(_) | WishError::Door(_),
                 ..
             } => Problem::new(Kind::Denied, title),
             Self::Refused { short, why } => {

@@ -154,7 +154,8 @@ impl Frames {
                 .filter_map(|result| {
                     // Answers that came earlier and were not believed cannot
                     // be; a late one has a frame of its own.
-                    let node = run_node(result.serial, named(&result.serial)?);
+                    let mut node = run_node(result.serial, named(&result.serial)?);
+                    node.taken_back = state.is_taken_back(result.serial);
                     Some(Frame::Outcome {
                         run,
                         result: node,
@@ -318,8 +319,17 @@ fn main_frames(state: &RunState, event: &RunEvent) -> Vec<Frame> {
             _ => Vec::new(),
         },
         RunEvent::MainEnded { end, .. } => {
-            let (error, value) = said_at_the_end(end);
-            vec![Frame::MainEnded { run, error, value }]
+            let Said {
+                error,
+                planned,
+                value,
+            } = said_at_the_end(end);
+            vec![Frame::MainEnded {
+                run,
+                error,
+                planned,
+                value,
+            }]
         }
         RunEvent::Undoing { of, part, step, .. } => vec![began(*of, *part, step, true)],
         RunEvent::Undone { end, .. } => match flow.undo.last() {
@@ -330,14 +340,28 @@ fn main_frames(state: &RunState, event: &RunEvent) -> Vec<Frame> {
     }
 }
 
-/// Why a `main` failed, and what it returned.
+/// What is said of a `main` that has ended.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Said {
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Why a dry run went no further.
+    pub planned: Option<String>,
+    /// What it returned.
+    pub value: Option<serde_json::Value>,
+}
+
+/// Why a `main` failed or went no further, and what it returned.
 #[must_use]
-pub fn said_at_the_end(end: &MainEnd) -> (Option<String>, Option<serde_json::Value>) {
+pub fn said_at_the_end(end: &MainEnd) -> Said {
+    let mut said = Said::default();
     match end {
-        MainEnd::Done { value } => (None, Some(value.clone()).filter(|v| !v.is_null())),
-        MainEnd::Failed { error } | MainEnd::Diverged { error } => (Some(error.clone()), None),
-        MainEnd::Cancelled => (None, None),
+        MainEnd::Done { value } => said.value = Some(value.clone()).filter(|v| !v.is_null()),
+        MainEnd::Failed { error } | MainEnd::Diverged { error } => said.error = Some(error.clone()),
+        MainEnd::Planned { why } => said.planned = Some(why.clone()),
+        MainEnd::Cancelled => {}
     }
+    said
 }
 
 /// The first nodes on which a step did not succeed.
@@ -417,6 +441,7 @@ pub fn run_node(serial: Serial, node: &NodeState) -> RunNode {
         value_bytes: result.and_then(|r| r.value_bytes),
         tally: result.and_then(|r| r.tally),
         digest: result.and_then(|r| r.digest),
+        taken_back: false,
         late: node.late.iter().map(|r| r.outcome).collect(),
     }
 }

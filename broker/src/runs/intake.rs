@@ -10,7 +10,7 @@ use bytes::Bytes;
 use muster_protocol::api::Frame;
 use muster_protocol::ids::Serial;
 use muster_protocol::names::PrincipalName;
-use muster_protocol::run::{NodePhase, NodeResult, RunEvent, Wish};
+use muster_protocol::run::{NodePhase, NodeResult, RunEvent, Wish, Wisher};
 use muster_protocol::units::Timestamp;
 use muster_protocol::wire::{OutcomeAnswer, OutcomeReport};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -44,7 +44,7 @@ struct Batch {
     forgot: Vec<oneshot::Sender<()>>,
     cancels: Vec<(PrincipalName, oneshot::Sender<Cancelled>)>,
     answers: Vec<(PrincipalName, String, oneshot::Sender<Answered>)>,
-    wishes: Vec<(Wish, PrincipalName, oneshot::Sender<Wished>)>,
+    wishes: Vec<(Wish, Wisher, oneshot::Sender<Wished>)>,
     rooms: Vec<OwnedSemaphorePermit>,
 }
 
@@ -85,8 +85,8 @@ impl Task {
         for (by, text, tell) in batch.answers {
             self.answer_question(by, text, tell).await?;
         }
-        for (wish, by, tell) in batch.wishes {
-            let answer = self.wish(wish, &by).await?;
+        for (wish, who, tell) in batch.wishes {
+            let answer = self.wish(wish, &who).await?;
             let _ = tell.send(answer);
         }
         for (by, tell) in batch.cancels {
@@ -158,7 +158,7 @@ impl Task {
             ToRun::Answer { by, text, tell } => batch.answers.push((by, text, tell)),
             // It is looked at anew after every message.
             ToRun::PartEnded => {}
-            ToRun::Wish { wish, by, tell } => batch.wishes.push((wish, by, tell)),
+            ToRun::Wish { wish, who, tell } => batch.wishes.push((wish, who, tell)),
         }
     }
 

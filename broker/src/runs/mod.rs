@@ -19,6 +19,7 @@ mod journal;
 mod local;
 mod outcome;
 mod rebuild;
+mod recorded;
 mod recovery;
 mod request;
 mod retention;
@@ -30,6 +31,7 @@ mod stored;
 mod task;
 mod tell;
 mod view;
+mod waits;
 mod watch;
 mod wishes;
 
@@ -40,6 +42,7 @@ pub use self::index::{LookupError, cursor, parse_cursor};
 pub use self::journal::{JournalError, ReadError, STREAM};
 pub(crate) use self::rebuild::Proof;
 pub(crate) use self::recovery::run_of;
+pub(crate) use self::request::TARGETS;
 pub use self::request::{
     Checked, DELIVER_WITHIN, FrozenRun, FrozenSet, OUTPUT_BYTES, RequestError, TIMEOUT, check,
     options, retry,

@@ -9,6 +9,7 @@ use muster_protocol::ids::RunId;
 use muster_protocol::names::PrincipalName;
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::note::Expected;
+use muster_protocol::origin::Origin;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::{Gates, Main, RunOptions, RunSpec, RunState, Target};
 use muster_protocol::units::{Amount, Span, Timestamp};
@@ -31,7 +32,7 @@ const LONGEST: Duration = Duration::from_secs(7 * 86_400);
 /// Most output kept per node, in bytes.
 const MOST_OUTPUT: u64 = 64 << 20;
 /// The name of the set of a scenario's own target.
-const TARGETS: &str = "targets";
+pub(crate) const TARGETS: &str = "targets";
 /// Room in a message for everything but the parameters: set, predicate, names.
 pub(super) const ENVELOPE_ROOM: usize = 128 * 1024;
 
@@ -90,7 +91,7 @@ impl FrozenRun {
     /// its targets, and says which is in which set, and what whoever asked
     /// might do.
     #[must_use]
-    pub(super) fn whole(mut self, role: Role) -> Self {
+    pub(super) fn whole(mut self, role: Role, origin: Origin) -> Self {
         if self.shape != Shape::Main || self.spec.main.is_some() {
             return self;
         }
@@ -114,7 +115,7 @@ impl FrozenRun {
             self.targets.extend(fresh);
         }
         self.spec.targets = u32::try_from(self.targets.len()).unwrap_or(u32::MAX);
-        self.spec.main = Some(Box::new(Main { sets, role }));
+        self.spec.main = Some(Box::new(Main { sets, role, origin }));
         self
     }
 

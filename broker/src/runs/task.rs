@@ -1,7 +1,7 @@
 //! The task of one run: owns its state and is the only one to write its
 //! journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use muster_protocol::names::PrincipalName;
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{
     Next, NodePhase, NodeResult, Outcome, RESULTS_PER_EVENT, RunEnd, RunEvent, RunPhase, RunState,
-    Wish, WishError,
+    Wish, WishError, Wisher,
 };
 use muster_protocol::subject;
 use muster_protocol::units::{Timestamp, elapsed};
@@ -88,7 +88,7 @@ pub(super) enum ToRun {
     /// Somebody wants something else of it; the state comes back.
     Wish {
         wish: Wish,
-        by: PrincipalName,
+        who: Wisher,
         tell: oneshot::Sender<Wished>,
     },
     /// Somebody wants the end; the state comes back, as an error when it has
@@ -122,6 +122,8 @@ pub(super) struct Task {
     number: u64,
     /// Events that scenarios made on its nodes.
     pub(super) told: u32,
+    /// What it was told that the run waits for.
+    pub(super) waits_told: BTreeSet<String>,
     first: u64,
     began: Instant,
     began_at: Timestamp,
@@ -155,6 +157,7 @@ impl Task {
             main: (folded.state.flow.is_some()).then(|| Box::new(Conductor::new())),
             number,
             told: 0,
+            waits_told: BTreeSet::new(),
             first: folded.first,
             frozen: folded.state.order.iter().copied().collect(),
             state: folded.state,
@@ -436,6 +439,7 @@ impl Task {
         let shared = &self.engine.0;
         shared.locks.release(self.run);
         lock(&shared.secrets).remove(&self.run);
+        shared.record_end(&self.state);
         tracing::info!(state = self.state.phase.as_str(), summary = ?self.state.summary(), "run ended");
         Ok(())
     }
@@ -655,17 +659,13 @@ impl Task {
         Ok(Ok(Arc::new(self.state.clone())))
     }
 
-    pub(super) async fn wish(
-        &mut self,
-        wish: Wish,
-        by: &PrincipalName,
-    ) -> Result<Wished, JournalError> {
-        let event = match self.state.wish(wish, by, Timestamp::now()) {
+    pub(super) async fn wish(&mut self, wish: Wish, who: &Wisher) -> Result<Wished, JournalError> {
+        let event = match self.state.wish(wish, who, Timestamp::now()) {
             Err(why) => return Ok(Err(why)),
             Ok(event) => event,
         };
         if let Some(event) = event {
-            tracing::info!(%by, wish = wish.as_str(), "somebody wants something of a run");
+            tracing::info!(by = %who.by, wish = wish.as_str(), "somebody wants something of a run");
             self.store(event).await?;
             if self.state.phase == RunPhase::Paused && !self.state.has_begun() {
                 // Who cannot begin keeps nobody else from it.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_protocol::api::{Frame, Presence as State, Role, RunRequest, RunView};
+use muster_protocol::api::{ClusterEvent, Frame, Presence as State, Role, RunRequest, RunView};
 use muster_protocol::envelope::Door;
 use muster_protocol::ids::{RequestId, RunId, Serial};
 use muster_protocol::keys::PrivateKey;
@@ -27,7 +27,7 @@ use super::frames::Place;
 use super::request::FrozenRun;
 use super::{Engine, STREAM, Seen, Settings, check, options};
 use crate::authority::Authority;
-use crate::authz::{Action, Authorized, Caller, FixedRoles, Origin, authorize};
+use crate::authz::{Action, Authorized, Caller, FixedRoles, Origin, RunAsk, authorize};
 use crate::bus::{self, Deps, Nodes};
 use crate::events::Events;
 use crate::inventory::{Inventory, NodeRecord, Standing};
@@ -114,13 +114,15 @@ async fn start(
         heard_within: Duration::from_secs(3),
         ..Settings::default()
     };
+    let (js, lease) = (store::context(client.clone()), Lease::fixed(epoch));
+    let events = Events::open(js, lease, crate::events::KEEP).await;
     let nodes = Nodes::start(Deps {
         js: store::context(client.clone()),
         client,
         inventory: inventory.clone(),
         authority: authority.clone(),
         lease: Lease::fixed(epoch),
-        events: Events::log_only(),
+        events: events.expect("there is room"),
         journals: crate::presence::Journals::in_memory(),
         past: past.clone(),
         connections: None,
@@ -157,6 +159,12 @@ impl World {
             cancel,
             beat,
         }
+    }
+
+    /// What happened in the cluster.
+    async fn told(&self) -> Vec<ClusterEvent> {
+        let told = self.engine().0.events.newest(1_000).await;
+        told.expect("they can be read")
     }
 
     fn engine(&self) -> &Engine {
@@ -228,11 +236,7 @@ impl World {
             by,
             Timestamp::now(),
         );
-        let action = Action::CreateRun {
-            scenario: run.spec.scenario.clone(),
-            mode: run.spec.mode,
-            targets: run.set(),
-        };
+        let action = Action::CreateRun(Box::new(RunAsk::of(&run)));
         authorize(&FixedRoles, &caller, action, run).expect("allowed")
     }
 

@@ -29,7 +29,12 @@ pub(super) fn view(state: &RunState, brief: RunBrief) -> RunView {
         results: state
             .order
             .iter()
-            .filter_map(|serial| Some(run_node(*serial, state.nodes.get(serial)?)))
+            .filter_map(|serial| {
+                let mut node = run_node(*serial, state.nodes.get(serial)?);
+                // While it is being taken back nobody knows.
+                node.taken_back = state.phase.is_final() && state.is_taken_back(*serial);
+                Some(node)
+            })
             .collect(),
     }
 }
@@ -121,7 +126,7 @@ pub(super) fn main_view(
         }
         view
     };
-    let (error, value) = flow.ended.as_ref().map_or((None, None), said_at_the_end);
+    let said = flow.ended.as_ref().map(said_at_the_end).unwrap_or_default();
     MainView {
         sets: main
             .map(|(name, set)| (name.clone(), count(set.nodes.len())))
@@ -141,7 +146,9 @@ pub(super) fn main_view(
                 )
             })
             .collect(),
-        error,
-        value,
+        error: said.error,
+        planned: said.planned,
+        would_change: count(flow.would_change.len()),
+        value: said.value,
     }
 }

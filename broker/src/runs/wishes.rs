@@ -2,7 +2,7 @@
 
 use muster_protocol::api::{RunBrief, RunView};
 use muster_protocol::ids::RunId;
-use muster_protocol::run::{Wish, WishError};
+use muster_protocol::run::{Wish, WishError, Wisher};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -97,7 +97,10 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub async fn wish(&self, run: Authorized<RunId>, wish: Wish) -> Result<RunView, EngineError> {
-        let by = run.principal().clone();
+        let who = Wisher {
+            by: run.principal().clone(),
+            door: Some(run.caller().door),
+        };
         let run = run.into_inner();
         let shared = &self.0;
         shared.active().ok_or(EngineError::NotReady)?;
@@ -112,7 +115,10 @@ impl Engine {
         if let Some(open) = open {
             let (tell, told) = oneshot::channel();
             let asked = async {
-                open.inbox.send(ToRun::Wish { wish, by, tell }).await.ok()?;
+                open.inbox
+                    .send(ToRun::Wish { wish, who, tell })
+                    .await
+                    .ok()?;
                 told.await.ok()
             };
             let state = timeout(ANSWER, asked).await.ok().flatten();

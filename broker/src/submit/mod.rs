@@ -20,7 +20,7 @@ use muster_protocol::units::Timestamp;
 use muster_scenarios::upgrade::{self, Upgrade, UpgradeRequest};
 use muster_scenarios::{Builtin, command};
 
-use crate::authz::{Action, Authorized, Caller, Denied, Guard};
+use crate::authz::{Action, Authorized, Caller, Denied, Guard, RunAsk, Unauthorized};
 use crate::bus::Nodes;
 use crate::fit::{judge, judge_scenario};
 use crate::inventory::Inventory;
@@ -104,6 +104,13 @@ pub(crate) fn refused(problem: Problem) -> Refused {
 
 fn denied(denied: &Denied) -> Refused {
     refused(Problem::new(Kind::Denied, denied.to_string()))
+}
+
+fn unauthorized(error: &Unauthorized) -> Refused {
+    match error {
+        Unauthorized::Denied(no) => denied(no),
+        Unauthorized::Unrecorded(error) => refused(error.problem()),
+    }
 }
 
 fn engine(error: &EngineError) -> Refused {
@@ -348,14 +355,23 @@ impl Submit {
         judged.map_err(|unfit| refused(unfit.problem()))
     }
 
-    async fn allowed<T>(
+    async fn allowed<T: 'static>(
         &self,
         caller: &Caller,
         action: Action,
         subject: T,
     ) -> Result<Authorized<T>, Refused> {
         let allowed = self.guard.authorize(caller, action, subject).await;
-        allowed.map_err(|e| denied(&e))
+        allowed.map_err(|e| unauthorized(&e))
+    }
+
+    async fn allowed_run(
+        &self,
+        caller: &Caller,
+        frozen: FrozenRun,
+    ) -> Result<Authorized<FrozenRun>, Refused> {
+        let allowed = self.guard.authorize_run(caller, frozen).await;
+        allowed.map_err(|e| unauthorized(&e))
     }
 
     /// Authorises a frozen run, asks for a confirmation where one is needed,
@@ -375,7 +391,7 @@ impl Submit {
         } = begin;
         let settings = &self.nodes.settings;
         runs::confirm_later(&mut frozen, confirm, settings.confirm_within);
-        let authorized = self.allowed(caller, create(&frozen), frozen).await?;
+        let authorized = self.allowed_run(caller, frozen).await?;
         if self.lease.epoch().is_none() {
             return Err(refused(not_active()));
         }
@@ -476,11 +492,7 @@ enum Confirmed {
 
 /// Creating exactly this run.
 pub(crate) fn create(frozen: &FrozenRun) -> Action {
-    Action::CreateRun {
-        scenario: frozen.spec.scenario.clone(),
-        mode: frozen.spec.mode,
-        targets: frozen.set(),
-    }
+    Action::CreateRun(Box::new(RunAsk::of(frozen)))
 }
 
 /// What was asked, whatever its confirmation.

@@ -10,7 +10,7 @@ use muster_protocol::units::Timestamp;
 use muster_scenarios::secret;
 use serde_json::Value;
 
-use super::{Submit, create, is_builtin, refused, stored};
+use super::{Submit, is_builtin, refused, stored};
 use crate::authz::{Authorized, Policy};
 use crate::library::{Library, LibraryError};
 use crate::runs::{Another, FrozenRun, Score, Stage, StageError};
@@ -40,7 +40,7 @@ impl Stage for Broker {
                     LibraryError::NoBundle(hash) => StageError::NotThere(hash),
                     other => StageError::NoAnswer(other.to_string()),
                 })?;
-            let file = format!("{}.rhai", loaded.version.name);
+            let file = loaded.bundle.script_file(loaded.version.name.as_str());
             let score = tokio::task::spawn_blocking(move || Score::new(&file, &loaded.bundle));
             let score = score
                 .await
@@ -95,10 +95,7 @@ impl Broker {
             .gates
             .locks
             .retain(|name| !asked.held.contains(name));
-        let authorized = self
-            .submit
-            .allowed(&asked.caller, create(&frozen), frozen)
-            .await?;
+        let authorized = self.submit.allowed_run(&asked.caller, frozen).await?;
         self.submit.fits(authorized.get())?;
         Ok(authorized)
     }

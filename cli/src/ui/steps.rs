@@ -59,6 +59,9 @@ pub fn line(frame: &Frame, short: &str, paint: Paint) -> Option<String> {
         Frame::MainEnded {
             error: Some(error), ..
         } => error_lines(error, paint),
+        Frame::MainEnded {
+            planned: Some(why), ..
+        } => ends_here(why, paint),
         _ => return None,
     })
 }
@@ -89,6 +92,12 @@ fn error_lines(error: &str, paint: Paint) -> String {
         .map(|line| printable(line, MOST))
         .collect();
     format!("{} {}", paint.bad("error:"), lines.join("\n"))
+}
+
+/// Why a dry run went no further.
+fn ends_here(why: &str, paint: Paint) -> String {
+    let why = printable(why, MOST);
+    paint.odd(&format!("the dry run ends here: {why}"))
 }
 
 /// What a step came to, in a line.
@@ -151,6 +160,9 @@ pub fn tree(main: &MainView, short: &str, paint: Paint) -> String {
     if let Some(error) = &main.error {
         out.push_str(&error_lines(error, paint));
         out.push('\n');
+    }
+    if let Some(why) = &main.planned {
+        out.push_str(&format!("{}\n", ends_here(why, paint)));
     }
     for undo in &main.undo {
         step_lines(&mut out, undo, "↩ undo ", "", paint);

@@ -88,7 +88,7 @@ impl Wish<'_> {
                 printable(&name, 80)
             ))
         })?;
-        let file = format!("{scenario}.rhai");
+        let file = bundle.script_file(scenario.as_str());
         let manifest = manifest::read(&file, bundle.script()).map_err(|faults| {
             let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
             no(faults.join("\n"))
@@ -382,7 +382,7 @@ fn other(p) { 1 }
         let given = |all: &[&str]| all.iter().map(|g| (*g).to_owned()).collect::<Vec<_>>();
         let said = why(&wish(&good, &given(&["port=x", "prot=1"])), &store);
         assert!(
-            said.contains("port: ") && said.contains("did you mean `port`?"),
+            said.contains("parameter \"port\": ") && said.contains("did you mean \"port\"?"),
             "{said}"
         );
         let said = why(&wish(&good, &given(&["token=geheim"])), &store);

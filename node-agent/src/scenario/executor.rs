@@ -138,7 +138,7 @@ impl Scenarios {
             .get(call.bundle)
             .await
             .map_err(|e| declined(e.to_string()))?;
-        let file = format!("{}.rhai", call.scenario);
+        let file = bundle.script_file(call.scenario.as_str());
         let compiled = tokio::task::spawn_blocking(move || Program::new(&file, &bundle)).await;
         let program = match compiled {
             Ok(Ok(program)) => program,
@@ -192,7 +192,8 @@ impl Scenarios {
         let Ok(bundle) = self.bundles.get(call.bundle).await else {
             return false;
         };
-        let (file, function) = (format!("{}.rhai", call.scenario), call.function.clone());
+        let file = bundle.script_file(call.scenario.as_str());
+        let function = call.function.clone();
         let read = tokio::task::spawn_blocking(move || {
             manifest::read(&file, bundle.script()).is_ok_and(|m| m.idempotent.contains(&function))
         });
@@ -280,7 +281,7 @@ impl Scenarios {
             let drifted = match tried.verdict.outcome {
                 Outcome::Succeeded if tried.digest == expected => None,
                 Outcome::Succeeded => Some(format!(
-                    "{DRIFTED}it would not change any more what was shown; now: {}",
+                    "{DRIFTED}what it would change now is not what was shown: {}",
                     if tried.tally.would_change == 0 {
                         "nothing".to_owned()
                     } else {

@@ -263,6 +263,9 @@ pub enum Frame {
         /// Why it failed, for people; several lines.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
+        /// Why a dry run went no further, though nothing failed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        planned: Option<String>,
         /// What it returned.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schema(value_type = Object)]

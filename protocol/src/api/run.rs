@@ -304,6 +304,18 @@ pub struct RunBrief {
     pub part_of: Option<PartOf>,
 }
 
+impl RunBrief {
+    /// What the run waits for, in a word, while somebody or something else
+    /// than its nodes and the clock has to do something: before it begins, or
+    /// in its `main`.
+    #[must_use]
+    pub fn waits_for(&self) -> Option<&'static str> {
+        let open = matches!(self.state, RunPhase::Waiting | RunPhase::Running);
+        let gate = self.waits.as_ref().filter(|_| open)?;
+        (!matches!(gate, Gate::Moment { .. })).then(|| gate.word(None))
+    }
+}
+
 /// A run with its nodes.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct RunView {
@@ -373,6 +385,7 @@ impl RunNode {
             value_bytes: None,
             tally: None,
             digest: None,
+            taken_back: false,
             late: Vec::new(),
         }
     }
@@ -416,6 +429,10 @@ pub struct RunNode {
     /// Over all that would change, in a dry run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// Whether what the run did there was taken back, all of it that has an
+    /// `.undo`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub taken_back: bool,
     /// What it said after its outcome was settled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub late: Vec<Outcome>,

@@ -36,6 +36,12 @@ pub struct MainView {
     /// Why it failed; several lines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Why a dry run went no further, though nothing failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned: Option<String>,
+    /// In a dry run: on how many nodes something would change.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub would_change: u32,
     /// What it returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Object)]

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{MainEnd, NodeResult, Record, RunSpec, StepCall, StepEnd, Target, Wanted, is_zero};
+use crate::envelope::Door;
 use crate::names::PrincipalName;
 use crate::nodeset::NodeSet;
 use crate::units::Timestamp;
@@ -55,6 +56,9 @@ pub enum RunEvent {
     Approved {
         /// Who.
         by: PrincipalName,
+        /// Through which door.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        door: Option<Door>,
         /// When.
         at: Timestamp,
     },

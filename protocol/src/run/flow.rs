@@ -18,6 +18,7 @@ use crate::api::Role;
 use crate::ids::{RunId, Serial};
 use crate::names::{FunctionName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
+use crate::origin::Origin;
 use crate::units::Timestamp;
 
 /// Log lines that the folded state keeps; the journal has all.
@@ -61,6 +62,9 @@ pub struct Main {
     pub sets: BTreeMap<String, FrozenSet>,
     /// What whoever asked might do: its steps may not do more.
     pub role: Role,
+    /// Where exactly that came from.
+    #[serde(default, skip_serializing_if = "Origin::is_unknown")]
+    pub origin: Origin,
 }
 
 /// A call that was answered at once, such as the time.
@@ -136,6 +140,10 @@ pub struct StepEnd {
     /// [`FAILURES_TOLD`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<NodeResult>,
+    /// In a dry run: the nodes on which something would change. Of another
+    /// scenario they are all that is said here.
+    #[serde(default, skip_serializing_if = "NodeSet::is_empty")]
+    pub would_change: NodeSet,
 }
 
 impl StepEnd {
@@ -187,6 +195,12 @@ pub enum MainEnd {
     Failed {
         /// Why and where, for people; several lines.
         error: String,
+    },
+    /// A dry run went as far as anybody can say: what comes after depends on
+    /// what only happens when it is done.
+    Planned {
+        /// On what, for people.
+        why: String,
     },
     /// Somebody asked for the end.
     Cancelled,
@@ -319,6 +333,8 @@ pub struct Flow {
     /// Every node that had a step, and how the worst of its steps ended; steps
     /// that take others back do not count.
     pub nodes: BTreeMap<Serial, Worst>,
+    /// In a dry run: every node on which something would change.
+    pub would_change: BTreeSet<Serial>,
     /// Bytes of all lines of the log.
     logged: u64,
     /// Parts of the open call's reply that are written down.
@@ -391,6 +407,7 @@ impl Flow {
 
     fn count(&mut self, call: u64, steps: &[StepEnd]) {
         for (part, step) in (0..).zip(steps) {
+            self.would_change.extend(step.would_change.iter());
             for (outcome, nodes) in &step.outcomes {
                 let worst = Worst {
                     outcome: *outcome,
@@ -505,7 +522,8 @@ impl RunState {
             }
             RunEvent::MainEnded { end, .. } => {
                 must(flow.ended.is_none(), "`main` has ended")?;
-                let over = flow.open().is_none() || matches!(end, MainEnd::Diverged { .. });
+                let over = flow.open().is_none()
+                    || matches!(end, MainEnd::Diverged { .. } | MainEnd::Planned { .. });
                 must(over, "a call waits")?;
                 let asked = matches!(end, MainEnd::Cancelled);
                 must(
@@ -581,6 +599,32 @@ impl RunState {
         Some(summary)
     }
 
+    /// Whether its `main` ended as a dry run that went as far as anybody can
+    /// say.
+    fn is_planned(&self) -> bool {
+        let end = self.flow.as_ref().and_then(|flow| flow.ended.as_ref());
+        matches!(end, Some(MainEnd::Planned { .. }))
+    }
+
+    /// Whether what the run did on a node was taken back: something was, and
+    /// nothing of that failed.
+    #[must_use]
+    pub fn is_taken_back(&self, serial: Serial) -> bool {
+        let ends = self.flow.iter().flat_map(|flow| &flow.undo);
+        let mut back = false;
+        for (_, end) in ends.filter_map(|undo| undo.ended.as_ref()) {
+            for (outcome, nodes) in &end.outcomes {
+                if nodes.contains(serial) {
+                    if *outcome != Outcome::Succeeded {
+                        return false;
+                    }
+                    back = true;
+                }
+            }
+        }
+        back
+    }
+
     /// What a node of a run with a `main` has come to, once that has ended.
     #[must_use]
     pub fn main_result(&self, serial: Serial) -> NodeResult {
@@ -592,6 +636,9 @@ impl RunState {
             let why = match (&self.cancelled_by, &self.lapsed) {
                 (Some(by), _) => format!("not started: {by} cancelled the run"),
                 (None, Some(why)) => format!("not started: {why}"),
+                (None, None) if self.is_planned() => {
+                    "not started: the dry run did not come to it".to_owned()
+                }
                 (None, None) => "not started: no step came to this node".to_owned(),
             };
             return NodeResult::new(serial, Outcome::Skipped, why);

@@ -5,8 +5,12 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::{RunEvent, RunPhase, RunState, Wanted};
+use crate::envelope::Door;
 use crate::names::PrincipalName;
 use crate::units::Timestamp;
+
+/// How the reason begins for which a run waits for its window.
+pub const ITS_WINDOW: &str = "its window ";
 
 /// What has to be given before anything of a run is sent.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, utoipa::ToSchema)]
@@ -20,6 +24,9 @@ pub struct Gates {
     /// How many principals other than the one who asked have to approve.
     #[serde(skip_serializing_if = "super::is_zero")]
     pub approvals: u32,
+    /// Through which doors approvals count; through any when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approve_through: Option<BTreeSet<Door>>,
     /// Locks that it holds from its beginning to its end: one run at a time
     /// has each.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
@@ -28,6 +35,34 @@ pub struct Gates {
     /// time when there is none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub windows: Vec<String>,
+}
+
+impl Gate {
+    /// What is waited for, in a word: `confirmation`, `approvals`, `answer`,
+    /// `moment`, `window` or `lock`. `why` says what keeps a run from its
+    /// turn, where the gate itself does not.
+    #[must_use]
+    pub fn word(&self, why: Option<&str>) -> &'static str {
+        match self {
+            Self::Confirmation { .. } => "confirmation",
+            Self::Approvals { .. } => "approvals",
+            Self::Answer { .. } => "answer",
+            Self::Moment { .. } => "moment",
+            Self::Turn {
+                locks,
+                windows,
+                why: own,
+            } => {
+                let why = own.as_deref().or(why);
+                let window = why.is_some_and(|why| why.starts_with(ITS_WINDOW));
+                match (locks.is_empty(), windows.is_empty()) {
+                    (true, false) => "window",
+                    (false, false) if window => "window",
+                    _ => "lock",
+                }
+            }
+        }
+    }
 }
 
 impl Gates {
@@ -54,6 +89,9 @@ pub enum Gate {
         given: Vec<PrincipalName>,
         /// How many have to.
         needed: u32,
+        /// Through which doors; through any when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        through: Option<BTreeSet<Door>>,
     },
     /// Its `main` waits for what a person says.
     Answer {
@@ -114,6 +152,15 @@ impl Wish {
     }
 }
 
+/// Who wants something of a run.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Wisher {
+    /// Who.
+    pub by: PrincipalName,
+    /// Through which door; absent where it is the broker's own doing.
+    pub door: Option<Door>,
+}
+
 /// Why a run does not do what somebody wants of it. Whoever shows it puts the
 /// run in front.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -139,6 +186,9 @@ pub enum WishError {
     /// Four eyes are not two.
     #[error("was asked for by {0}, so somebody else has to approve it")]
     OwnRun(PrincipalName),
+    /// What counts comes another way.
+    #[error("counts approvals through {} only", .0.iter().map(|door| door.as_str()).collect::<Vec<_>>().join(", "))]
+    Door(BTreeSet<Door>),
     /// It was not paused.
     #[error("is not paused")]
     NotPaused,
@@ -166,6 +216,7 @@ impl RunState {
             return Some(Gate::Approvals {
                 given: self.approved_by.clone(),
                 needed: gates.approvals,
+                through: gates.approve_through.clone(),
             });
         }
         Some(Gate::Turn {
@@ -199,7 +250,7 @@ impl RunState {
     pub fn wish(
         &self,
         wish: Wish,
-        by: &PrincipalName,
+        who: &Wisher,
         at: Timestamp,
     ) -> Result<Option<RunEvent>, WishError> {
         match self.phase {
@@ -208,7 +259,7 @@ impl RunState {
             RunPhase::Preparing => return Err(WishError::Preparing),
             _ => {}
         }
-        let by = by.clone();
+        let by = who.by.clone();
         let gates = &self.spec.gates;
         Ok(match wish {
             Wish::Confirm => {
@@ -231,7 +282,14 @@ impl RunState {
                 if self.has_begun() || self.approved_by.len() >= gates.approvals as usize {
                     return Err(WishError::NotToApprove);
                 }
-                Some(RunEvent::Approved { by, at })
+                match &gates.approve_through {
+                    Some(doors) if who.door.is_none_or(|door| !doors.contains(&door)) => {
+                        return Err(WishError::Door(doors.clone()));
+                    }
+                    _ => {}
+                }
+                let door = who.door;
+                Some(RunEvent::Approved { by, door, at })
             }
             Wish::Pause => (self.phase != RunPhase::Paused).then_some(RunEvent::Paused { by, at }),
             Wish::Resume if self.phase != RunPhase::Paused => return Err(WishError::NotPaused),
@@ -252,9 +310,12 @@ impl RunState {
                 }
                 fits
             }
-            RunEvent::Approved { by, .. } => {
+            RunEvent::Approved { by, door, .. } => {
+                let gates = &self.spec.gates;
+                let through = gates.approve_through.as_ref();
                 let fits = before
-                    && self.approved_by.len() < self.spec.gates.approvals as usize
+                    && self.approved_by.len() < gates.approvals as usize
+                    && through.is_none_or(|doors| door.is_some_and(|d| doors.contains(&d)))
                     && *by != self.spec.principal
                     && !self.approved_by.contains(by);
                 if fits {

@@ -273,10 +273,42 @@ fn gated(n: u32, gates: Gates) -> RunState {
     state
 }
 
+fn wisher(by: &str) -> Wisher {
+    Wisher {
+        by: name(by),
+        door: Some(Door::Cli),
+    }
+}
+
+#[test]
+fn approvals_count_through_the_doors_that_are_asked_for() {
+    let gates = Gates {
+        approvals: 1,
+        approve_through: Some([Door::Cli].into()),
+        ..Gates::default()
+    };
+    let mut s = gated(1, gates);
+    for door in [Some(Door::Http), None] {
+        let who = Wisher {
+            by: name("bob"),
+            door,
+        };
+        let no = s.wish(Wish::Approve, &who, T0).unwrap_err();
+        assert_eq!(no.to_string(), "counts approvals through cli only");
+        let (by, at) = (name("bob"), T0);
+        let forged = RunEvent::Approved { by, door, at };
+        assert!(s.apply(&forged).is_err());
+    }
+    let event = s.wish(Wish::Approve, &wisher("bob"), T0).unwrap().unwrap();
+    s.apply(&event).unwrap();
+    assert!(matches!(s.next(), Next::Gate(Gate::Turn { .. })));
+}
+
 fn all_gates() -> Gates {
     Gates {
         confirm_by: Some(late()),
         approvals: 2,
+        approve_through: None,
         locks: ["deploy".to_owned()].into(),
         windows: vec![],
     }
@@ -294,7 +326,7 @@ fn a_run_begins_when_all_is_given_and_not_before() {
     let admitted = RunEvent::Admitted { at: T0 };
     assert_eq!(s.apply(&admitted), Err(FoldError::Gate("admitted")));
     let wish = |s: &mut RunState, wish: Wish, by: &str| {
-        let event = s.wish(wish, &name(by), T0)?;
+        let event = s.wish(wish, &wisher(by), T0)?;
         if let Some(event) = &event {
             s.apply(event).expect("follows");
         }
@@ -312,6 +344,7 @@ fn a_run_begins_when_all_is_given_and_not_before() {
     let given = Gate::Approvals {
         given: vec![name("bob")],
         needed: 2,
+        through: None,
     };
     assert_eq!(s.next(), Next::Gate(given));
     assert_eq!(wish(&mut s, Wish::Approve, "eve"), Ok(true));
@@ -336,7 +369,7 @@ fn a_run_begins_when_all_is_given_and_not_before() {
 fn what_is_not_confirmed_in_time_is_never_sent() {
     let mut s = gated(2, all_gates());
     assert_eq!(
-        s.wish(Wish::Confirm, &name("ana"), late()),
+        s.wish(Wish::Confirm, &wisher("ana"), late()),
         Err(WishError::TooLate(late()))
     );
     s.apply(&RunEvent::Lapsed {
@@ -345,7 +378,7 @@ fn what_is_not_confirmed_in_time_is_never_sent() {
     })
     .expect("follows");
     assert_eq!(
-        s.wish(Wish::Confirm, &name("ana"), T0),
+        s.wish(Wish::Confirm, &wisher("ana"), T0),
         Err(WishError::Cancelling)
     );
     let Next::Skip {
@@ -460,11 +493,13 @@ proptest! {
         confirm in any::<bool>(),
         approvals in 0u32..3,
         lock in any::<bool>(),
+        through in any::<bool>(),
         doings in prop::collection::vec((0usize..7, 0usize..4), 0..60),
     ) {
         let gates = Gates {
             confirm_by: confirm.then(late),
             approvals,
+            approve_through: through.then(|| [Door::Cli].into()),
             locks: if lock { ["x".to_owned()].into() } else { [].into() },
             windows: vec![],
         };
@@ -481,7 +516,7 @@ proptest! {
             let by = name(who[by]);
             let before = (s.phase, s.next());
             let event = match what {
-                0..4 => match s.wish(Wish::ALL[what], &by, T0) {
+                0..4 => match s.wish(Wish::ALL[what], &wisher(by.as_str()), T0) {
                     Ok(Some(event)) => event,
                     Ok(None) | Err(_) => continue,
                 },

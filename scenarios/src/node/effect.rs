@@ -175,6 +175,26 @@ pub enum FileWish {
         #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
         diff: bool,
     },
+    /// Without such a line in it.
+    NoLine {
+        /// The line, without its end; or what is found in it.
+        text: String,
+        /// Whether `text` is a regular expression.
+        #[serde(default)]
+        pattern: bool,
+        /// Keep what was there under another name.
+        backup: bool,
+        /// Show what changes in it. Not where a file holds secrets that the
+        /// scenario did not get as a parameter: the old ones would be seen.
+        #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+        diff: bool,
+    },
+    /// As its newest backup is.
+    Restore {
+        /// Show what changes in it.
+        #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+        diff: bool,
+    },
     /// As it is, but owned and allowed like this.
     Attributes(FileAttributes),
     /// A directory.
@@ -342,6 +362,8 @@ impl Effect {
             Self::File { wish, .. } => match wish {
                 FileWish::Content { .. } => "content".to_owned(),
                 FileWish::Line { text, .. } => format!("line {text}"),
+                FileWish::NoLine { text, .. } => format!("no_line {text}"),
+                FileWish::Restore { .. } => "restore".to_owned(),
                 FileWish::Attributes(attributes) => attributes.to_string(),
                 FileWish::Directory(_) => "directory".to_owned(),
                 FileWish::Absent => "absent".to_owned(),

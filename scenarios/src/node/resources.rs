@@ -263,6 +263,33 @@ fn files(engine: &mut Engine) {
         };
         wish(context, file, line)
     }
+    fn no_line(context: &Context<'_>, file: &mut It, text: &str, options: Map) -> Said<It> {
+        if text.contains('\n') {
+            return Err(wrong(context, "`no_line` takes one line"));
+        }
+        let mut options = Options::new(context, "no_line", options);
+        let pattern = options.take("pattern")?.unwrap_or(false);
+        let backup = options.take("backup")?.unwrap_or(false);
+        let diff = options.take("diff")?.unwrap_or(true);
+        options.end()?;
+        if pattern {
+            regex::Regex::new(text)
+                .map_err(|e| wrong(context, format!("the pattern of `no_line`: {e}")))?;
+        }
+        let gone = FileWish::NoLine {
+            text: text.to_owned(),
+            pattern,
+            backup,
+            diff,
+        };
+        wish(context, file, gone)
+    }
+    fn restore(context: &Context<'_>, file: &mut It, options: Map) -> Said<It> {
+        let mut options = Options::new(context, "restore", options);
+        let diff = options.take("diff")?.unwrap_or(true);
+        options.end()?;
+        wish(context, file, FileWish::Restore { diff })
+    }
     fn directory(context: &Context<'_>, file: &mut It, options: Map) -> Said<It> {
         let mut options = Options::new(context, "directory", options);
         let attributes = options.attributes()?;
@@ -307,6 +334,21 @@ fn files(engine: &mut Engine) {
             "line",
             |c: Context<'_>, file: &mut It, text: &str, options: Map| line(&c, file, text, options),
         )
+        .register_fn("no_line", |c: Context<'_>, file: &mut It, text: &str| {
+            no_line(&c, file, text, Map::new())
+        })
+        .register_fn(
+            "no_line",
+            |c: Context<'_>, file: &mut It, text: &str, options: Map| {
+                no_line(&c, file, text, options)
+            },
+        )
+        .register_fn("restore", |c: Context<'_>, file: &mut It| {
+            restore(&c, file, Map::new())
+        })
+        .register_fn("restore", |c: Context<'_>, file: &mut It, options: Map| {
+            restore(&c, file, options)
+        })
         .register_fn("mode", |c: Context<'_>, file: &mut It, mode: &str| {
             let attributes = FileAttributes {
                 mode: Some(mode_of(&c, mode)?),

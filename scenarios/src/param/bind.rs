@@ -6,7 +6,7 @@ use std::fmt;
 use muster_protocol::text::printable;
 use serde_json::{Map, Value};
 
-use super::value::shown;
+use super::value::{Side, shown};
 use super::{Kind, MAX_VALUES, Param, Typed};
 use crate::fault::nearest;
 
@@ -22,19 +22,35 @@ pub enum Given {
 /// Something that keeps a scenario from running.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Mistake {
-    /// The parameter.
-    pub name: String,
+    /// The parameter; `None` where it is all of them together.
+    pub name: Option<String>,
     /// What is wrong with it.
     pub what: String,
-    /// What to do.
-    pub hint: Option<String>,
+    /// What helps.
+    pub hint: Option<Hint>,
+}
+
+/// What helps somebody who made a [`Mistake`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Hint {
+    /// What the scenario says of the parameter.
+    Help(String),
+    /// How it is given.
+    Give(String),
+    /// Something else that is to be done.
+    Do(String),
 }
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", printable(&self.name, 60), self.what)?;
+        match &self.name {
+            Some(name) => write!(f, "parameter \"{}\": {}", printable(name, 60), self.what)?,
+            None => write!(f, "all parameters together: {}", self.what)?,
+        }
         match &self.hint {
-            Some(hint) => write!(f, "; {hint}"),
+            Some(Hint::Help(help)) => write!(f, " (help: {help})"),
+            Some(Hint::Give(how)) => write!(f, " (give it with {how})"),
+            Some(Hint::Do(what)) => write!(f, "; {what}"),
             None => Ok(()),
         }
     }
@@ -94,12 +110,20 @@ pub fn bind(params: &[Param], given: &BTreeMap<String, Given>) -> Result<Bound, 
             Some(given) => match param.read(given) {
                 Ok(value) => value.json().clone(),
                 Err(what) => {
-                    mistakes.push(param.mistake(what));
+                    mistakes.push(Mistake {
+                        name: Some(param.name.clone()),
+                        what,
+                        hint: param.shown_help(),
+                    });
                     continue;
                 }
             },
             None if param.required => {
-                mistakes.push(param.mistake("it must be given".to_owned()));
+                mistakes.push(Mistake {
+                    name: Some(param.name.clone()),
+                    what: "required, not given".to_owned(),
+                    hint: Some(param.shown_help().unwrap_or_else(|| param.how_to_give())),
+                });
                 continue;
             }
             None => param
@@ -118,14 +142,14 @@ pub fn bind(params: &[Param], given: &BTreeMap<String, Given>) -> Result<Bound, 
     for name in given.keys() {
         if known().all(|known| known != name) {
             let hint = match nearest(name, known()) {
-                Some(near) => format!("did you mean `{near}`?"),
+                Some(near) => format!("did you mean \"{near}\"?"),
                 None if params.is_empty() => "this scenario has no parameters".to_owned(),
                 None => format!("there are: {}", known().collect::<Vec<_>>().join(", ")),
             };
             mistakes.push(Mistake {
-                name: name.clone(),
-                what: "there is no such parameter".to_owned(),
-                hint: Some(hint),
+                name: Some(name.clone()),
+                what: "not declared by this scenario".to_owned(),
+                hint: Some(Hint::Do(hint)),
             });
         }
     }
@@ -138,9 +162,11 @@ pub fn bind(params: &[Param], given: &BTreeMap<String, Given>) -> Result<Bound, 
     let total = bytes(&bound.plain) + bytes(&bound.secret);
     if total > MAX_VALUES {
         mistakes.push(Mistake {
-            name: "all parameters".to_owned(),
-            what: format!("they have {total} bytes together, at most {MAX_VALUES} can be sent"),
-            hint: Some("put what is large into a file of the scenario".to_owned()),
+            name: None,
+            what: format!("{total} bytes, at most {MAX_VALUES} can be sent"),
+            hint: Some(Hint::Do(
+                "put what is large into a file of the scenario".to_owned(),
+            )),
         });
     }
     if mistakes.is_empty() {
@@ -164,7 +190,10 @@ impl Param {
         checked.map_err(|what| {
             if self.secret {
                 // The message may quote the value.
-                format!("the value given is not allowed: it must be {}", self.rule())
+                format!(
+                    "the value does not fit: {}; it is secret and not shown",
+                    self.rule()
+                )
             } else {
                 what
             }
@@ -173,32 +202,23 @@ impl Param {
 
     /// Whether a value of the kind fits the rules.
     pub(crate) fn fits(&self, value: &Typed) -> Result<(), String> {
-        let counted = Typed::counted(self.kind);
         if let Some(min) = self.min.as_ref().filter(|min| value.is_below(min)) {
-            return Err(format!(
-                "{} is below the least, {}{counted}",
-                shown(value.json()),
-                bare(min.json())
-            ));
+            return Err(value.off(self.kind, Side::Below(min)));
         }
         if let Some(max) = self.max.as_ref().filter(|max| max.is_below(value)) {
-            return Err(format!(
-                "{} is above the most, {}{counted}",
-                shown(value.json()),
-                bare(max.json())
-            ));
+            return Err(value.off(self.kind, Side::Above(max)));
         }
         if let (Some(regex), Value::String(text)) = (&self.matches, value.json())
             && !regex.is_match(text)
         {
             return Err(format!(
-                "{} does not match {}",
+                "{} does not match `{}`",
                 shown(value.json()),
                 printable(regex.as_str(), 80)
             ));
         }
         if !self.one_of.is_empty() && !self.one_of.contains(value) {
-            let all: Vec<String> = self.one_of.iter().map(|v| bare(v.json())).collect();
+            let all: Vec<String> = self.one_of.iter().map(ToString::to_string).collect();
             return Err(format!(
                 "{} is not one of {}",
                 shown(value.json()),
@@ -211,18 +231,16 @@ impl Param {
     /// What is allowed, in a few words: `int, 1 to 10`.
     #[must_use]
     pub fn rule(&self) -> String {
-        let counted = Typed::counted(self.kind);
         let mut rule = self.kind.to_string();
         match (&self.min, &self.max) {
             (Some(min), Some(max)) => {
-                let (min, max) = (bare(min.json()), bare(max.json()));
-                rule.push_str(&format!(", {min} to {max}{counted}"));
+                rule.push_str(&format!(", {min} to {max}{}", max.counted(self.kind)));
             }
             (Some(min), None) => {
-                rule.push_str(&format!(", at least {}{counted}", bare(min.json())));
+                rule.push_str(&format!(", at least {min}{}", min.counted(self.kind)));
             }
             (None, Some(max)) => {
-                rule.push_str(&format!(", at most {}{counted}", bare(max.json())));
+                rule.push_str(&format!(", at most {max}{}", max.counted(self.kind)));
             }
             (None, None) => {}
         }
@@ -230,27 +248,25 @@ impl Param {
             rule.push_str(&format!(", matches {}", printable(regex.as_str(), 80)));
         }
         if !self.one_of.is_empty() {
-            let all: Vec<String> = self.one_of.iter().map(|v| bare(v.json())).collect();
+            let all: Vec<String> = self.one_of.iter().map(ToString::to_string).collect();
             rule.push_str(&format!(", one of {}", all.join(", ")));
         }
         rule
     }
 
-    fn mistake(&self, what: String) -> Mistake {
-        let hint = match (&self.help, self.required) {
-            (Some(help), _) => Some(printable(help, 200)),
-            (None, true) => Some(format!(
-                "give it with -p {}={}",
-                self.name,
-                example(self.kind)
-            )),
-            (None, false) => None,
+    fn shown_help(&self) -> Option<Hint> {
+        let help = self.help.as_ref()?;
+        Some(Hint::Help(printable(help, 200)))
+    }
+
+    fn how_to_give(&self) -> Hint {
+        // What stands on a command line can be seen by everybody there.
+        let value = if self.secret {
+            "@FILE"
+        } else {
+            example(self.kind)
         };
-        Mistake {
-            name: self.name.clone(),
-            what,
-            hint,
-        }
+        Hint::Give(format!("-p {}={value}", self.name))
     }
 }
 
@@ -265,13 +281,5 @@ fn example(kind: Kind) -> &'static str {
         Kind::List => "'[\"a\"]'",
         Kind::Map => "'{\"a\": 1}'",
         Kind::Node => "NODE",
-    }
-}
-
-/// A value without quotes around a text.
-fn bare(value: &Value) -> String {
-    match value {
-        Value::String(text) => printable(text, 60),
-        other => printable(&other.to_string(), 60),
     }
 }

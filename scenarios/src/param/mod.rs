@@ -7,11 +7,12 @@ mod value;
 use std::fmt;
 
 use muster_protocol::names::NodeName;
+use muster_protocol::text::printable;
 use muster_protocol::units::{Amount, Span};
 use regex::Regex;
 use serde_json::Value;
 
-pub use bind::{Bound, Given, Mistake, bind};
+pub use bind::{Bound, Given, Hint, Mistake, bind};
 
 /// Most parameters of one scenario.
 pub const MAX_PARAMS: usize = 64;
@@ -89,8 +90,8 @@ impl Kind {
             Self::Bool => "`true` or `false`",
             Self::Percent => "a percentage such as `25%`",
             Self::Duration => "a duration such as `30s` or `5m`",
-            Self::List => "a list, as JSON: `[\"a\", \"b\"]`",
-            Self::Map => "a map, as JSON: `{\"a\": 1}`",
+            Self::List => "a list such as `[\"a\", \"b\"]`",
+            Self::Map => "a map such as `{\"a\": 1}`",
             Self::Node => "the name of a node",
         }
     }
@@ -99,6 +100,17 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
+    }
+}
+
+impl fmt::Display for Typed {
+    /// Without quotes around a text.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match &self.json {
+            Value::String(text) => printable(text, 60),
+            other => printable(&other.to_string(), 60),
+        };
+        f.write_str(&text)
     }
 }
 

@@ -11,6 +11,13 @@ use super::{Kind, MAX_VALUE, Size, Typed, node, percent};
 /// Deepest nesting of a list or map.
 const MAX_DEPTH: usize = 16;
 
+/// On which side of what is allowed a value is, and of what.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Side<'a> {
+    Below(&'a Typed),
+    Above(&'a Typed),
+}
+
 impl Typed {
     /// From a text, as on a command line or in a chat line. A text is never
     /// more than one value: it is not split and nothing in it is expanded.
@@ -112,11 +119,34 @@ impl Typed {
         }
     }
 
-    /// What is counted, for messages: nothing, or ` characters`, ` elements`.
-    pub(super) fn counted(kind: Kind) -> &'static str {
-        match kind {
-            Kind::String => " characters",
-            Kind::List | Kind::Map => " elements",
+    /// That it is beyond a bound: `` `11` is too large, at most 10``.
+    pub(super) fn off(&self, kind: Kind, side: Side<'_>) -> String {
+        let what = shown(&self.json);
+        let counted = self.counted(kind);
+        match (self.size, side) {
+            (Size::Count(count), Side::Below(min)) => {
+                format!("{what} has {count}{counted}, at least {min} needed")
+            }
+            (Size::Count(count), Side::Above(max)) => {
+                format!("{what} has {count}{counted}, at most {max} allowed")
+            }
+            (Size::Duration(_), Side::Below(min)) => {
+                format!("{what} is too short, at least {min}")
+            }
+            (Size::Duration(_), Side::Above(max)) => format!("{what} is too long, at most {max}"),
+            (_, Side::Below(min)) => format!("{what} is too small, at least {min}"),
+            (_, Side::Above(max)) => format!("{what} is too large, at most {max}"),
+        }
+    }
+
+    /// What its size counts, for messages: nothing, or ` characters`,
+    /// ` elements`.
+    pub(super) fn counted(&self, kind: Kind) -> &'static str {
+        match (kind, self.size) {
+            (Kind::String, Size::Count(1)) => " character",
+            (Kind::String, _) => " characters",
+            (Kind::List | Kind::Map, Size::Count(1)) => " element",
+            (Kind::List | Kind::Map, _) => " elements",
             _ => "",
         }
     }

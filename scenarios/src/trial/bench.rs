@@ -1,5 +1,6 @@
 //! What a test may call.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use muster_protocol::envelope::Mode;
@@ -14,6 +15,7 @@ use serde_json::Value;
 
 use super::fleet::{Fake, MAX_NODES, Pattern, Rule, Shared};
 use super::play::{Answer, Begin, Played, Subject, Went, play};
+use crate::fault::nearest;
 use crate::plain;
 
 type Said<T> = Result<T, Box<EvalAltResult>>;
@@ -21,6 +23,11 @@ type Context<'a> = NativeCallContext<'a>;
 
 /// Most effects that a test lists.
 const MAX_SHOWN: usize = 20_000;
+
+/// How deep calls are nested where a test calls something.
+const IN_TEST: usize = 1;
+/// Most nodes that a message names.
+const MAX_NAMED: usize = 8;
 
 /// What a test has set up.
 pub(super) struct Bench {
@@ -119,11 +126,18 @@ fn reply(context: &Context<'_>, nodes: &str, what: &str, value: &Map) -> Said<()
         Some(Value::String(text)) => Some(text),
         Some(_) => return Err(wrong(context, "reply: `fails` is the text of the error")),
     };
+    let written = |text| printable(text, 80);
     let rule = Rule {
+        written: format!("reply(\"{}\", \"{}\")", written(nodes), written(what)),
         nodes: pattern(context, nodes)?,
         what: pattern(context, what)?,
         fails,
         value,
+        at: context.call_position(),
+        common: context.call_level() > IN_TEST,
+        fits: false,
+        counted: false,
+        parts: BTreeSet::new(),
     };
     let carried = Carried::of(context)?;
     let bench = carried.lock();
@@ -171,14 +185,45 @@ fn shown(value: &Dynamic) -> String {
     printable(&text, 300)
 }
 
+/// Nodes whose name fits. None at all is a slip of the pen: of such nodes
+/// everything and nothing can be said.
+fn some(context: &Context<'_>, nodes: &str) -> Said<Pattern> {
+    let fits = pattern(context, nodes)?;
+    let carried = Carried::of(context)?;
+    let bench = carried.lock();
+    let fleet = bench.fleet.lock();
+    if fleet.nodes.iter().any(|node| fits.fits(node.name.as_str())) {
+        return Ok(fits);
+    }
+    let names: Vec<&str> = fleet.nodes.iter().map(|node| node.name.as_str()).collect();
+    let hint = match (nearest(nodes, names.iter().copied()), names.len()) {
+        (_, 0) => "there is none: fake(\"web-01\")".to_owned(),
+        (Some(near), _) => format!("did you mean `{near}`?"),
+        (None, count) if count > MAX_NAMED => {
+            format!("there are: {}, …", names[..MAX_NAMED].join(", "))
+        }
+        (None, _) => format!("there are: {}", names.join(", ")),
+    };
+    let nodes = printable(nodes, 80);
+    Err(wrong(
+        context,
+        format!("did: the test has no node `{nodes}`; {hint}"),
+    ))
+}
+
 /// What one node was told to do.
-fn did(played: &mut Played, node: &str) -> Array {
+fn did(context: &Context<'_>, played: &Played, node: &str) -> Said<Array> {
+    if node.contains('*') {
+        let text = "did: this gives what one node was told; for several, say what as well: did(\"web-*\", \"service *\")";
+        return Err(wrong(context, text));
+    }
+    some(context, node)?;
     let effects = played.done.effects.iter();
-    effects
+    Ok(effects
         .filter(|(name, _)| name.as_str() == node)
         .map(|(_, title)| title.as_str().into())
         .take(MAX_SHOWN)
-        .collect()
+        .collect())
 }
 
 impl Bench {
@@ -326,11 +371,13 @@ pub(crate) fn register(engine: &mut Engine) {
                 Ok(played.undone.iter().map(|went| bench.step(went)).collect())
             },
         )
-        .register_fn("did", did)
+        .register_fn("did", |c: Context<'_>, played: &mut Played, node: &str| {
+            did(&c, played, node)
+        })
         .register_fn(
             "did",
             |c: Context<'_>, played: &mut Played, nodes: &str, what: &str| -> Said<bool> {
-                let (nodes, what) = (pattern(&c, nodes)?, pattern(&c, what)?);
+                let (nodes, what) = (some(&c, nodes)?, pattern(&c, what)?);
                 let mut effects = played.done.effects.iter();
                 Ok(effects.any(|(name, title)| nodes.fits(name.as_str()) && what.fits(title)))
             },

@@ -1,7 +1,7 @@
 //! Nodes that exist only in a test: what they are, what they answer, and what
 //! was done to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use muster_protocol::envelope::Mode;
@@ -9,6 +9,7 @@ use muster_protocol::ids::Serial;
 use muster_protocol::names::{LabelKey, NodeName};
 use muster_protocol::predicate::{Attributes, fact_at};
 use regex::Regex;
+use rhai::Position;
 use serde_json::{Map, Value, json};
 
 use crate::node::{
@@ -60,6 +61,33 @@ pub(super) struct Rule {
     pub(super) fails: Option<String>,
     /// Put over what they would answer.
     pub(super) value: Map<String, Value>,
+    /// As it stands in the test: `reply("web-*", "http *")`.
+    pub(super) written: String,
+    /// Where that is.
+    pub(super) at: Position,
+    /// Whether it stands in a function that several tests may use: what one
+    /// of them has no need of, another one may.
+    pub(super) common: bool,
+    /// Whether a node was told something that it is for.
+    pub(super) fits: bool,
+    /// Whether it was ever the newest of those, so that it counted.
+    pub(super) counted: bool,
+    /// The parts that the answers to this have.
+    pub(super) parts: BTreeSet<String>,
+}
+
+impl Rule {
+    pub(super) fn is_for(&self, node: &NodeName, title: &str) -> bool {
+        self.nodes.fits(node.as_str()) && self.what.fits(title)
+    }
+
+    /// Puts what it says over what would be answered.
+    fn over(&mut self, answer: &mut Value) {
+        if let Value::Object(answer) = answer {
+            self.parts.extend(answer.keys().cloned());
+            answer.extend(self.value.clone());
+        }
+    }
 }
 
 /// Text in which `*` stands for anything.
@@ -97,6 +125,8 @@ pub(super) struct Fleet {
     /// What holds already, by node and by what can hold one thing at a time.
     state: BTreeMap<(Serial, String), String>,
     pub(super) done: Done,
+    /// What was told to whom in all runs of the test.
+    pub(super) told: BTreeMap<String, BTreeSet<NodeName>>,
 }
 
 /// The same in several hands.
@@ -138,9 +168,11 @@ impl Fleet {
         let subject = effect.subject();
         let slot = match effect {
             Effect::File { wish, .. } => match wish {
-                FileWish::Content { .. } => "content".to_owned(),
+                FileWish::Content { .. } | FileWish::Restore { .. } => "content".to_owned(),
                 // A file has any number of lines.
-                FileWish::Line { text, .. } => format!("line {text}"),
+                FileWish::Line { text, .. } | FileWish::NoLine { text, .. } => {
+                    format!("line {text}")
+                }
                 FileWish::Attributes(_) => format!("attributes {}", effect.title()),
                 FileWish::Directory(_) | FileWish::Absent => "kind".to_owned(),
             },
@@ -188,10 +220,12 @@ pub(super) struct FakeHost {
 }
 
 impl FakeHost {
-    fn run(&self, run: &Run, rule: Option<&Rule>) -> Result<Value, HostError> {
+    fn run(run: &Run, rule: Option<&mut Rule>) -> Result<Value, HostError> {
         let mut value =
             json!({"exit": 0, "stdout": "", "stderr": "", "skipped": false, "truncated": false});
-        answered(&mut value, rule);
+        if let Some(rule) = rule {
+            rule.over(&mut value);
+        }
         let exit = value["exit"].as_i64().unwrap_or_default();
         if run.ok.iter().any(|ok| i64::from(*ok) == exit) {
             Ok(value)
@@ -200,13 +234,15 @@ impl FakeHost {
         }
     }
 
-    fn http(wish: &HttpWish, rule: Option<&Rule>) -> Result<Value, HostError> {
+    fn http(wish: &HttpWish, rule: Option<&mut Rule>) -> Result<Value, HostError> {
         let mut value =
             json!({"status": 200, "headers": {}, "body": "", "json": null, "truncated": false});
         if let HttpWish::Until { status, .. } = wish {
             value["status"] = (*status).into();
         }
-        answered(&mut value, rule);
+        if let Some(rule) = rule {
+            rule.over(&mut value);
+        }
         match wish {
             HttpWish::Until { status, tries, .. } if value["status"] != json!(status) => {
                 let found = &value["status"];
@@ -215,13 +251,6 @@ impl FakeHost {
             }
             _ => Ok(value),
         }
-    }
-}
-
-/// Puts what a rule says over what would be answered.
-fn answered(value: &mut Value, rule: Option<&Rule>) {
-    for (name, said) in rule.iter().flat_map(|rule| &rule.value) {
-        value[name] = said.clone();
     }
 }
 
@@ -246,15 +275,20 @@ impl Host for FakeHost {
         }
         let title = effect.title();
         fleet.done.effects.push((self.name.clone(), title.clone()));
+        let told = fleet.told.entry(title.clone()).or_default();
+        told.insert(self.name.clone());
         // The newest rule is the one that counts.
-        let rule = fleet
-            .rules
-            .iter()
-            .rev()
-            .find(|rule| rule.nodes.fits(self.name.as_str()) && rule.what.fits(&title))
-            .cloned();
-        let rule = rule.as_ref();
-        if let Some(text) = rule.and_then(|rule| rule.fails.clone()) {
+        let mut rule = None;
+        for other in fleet.rules.iter_mut().rev() {
+            if other.is_for(&self.name, &title) {
+                other.fits = true;
+                rule = rule.or(Some(other));
+            }
+        }
+        if let Some(rule) = rule.as_deref_mut() {
+            rule.counted = true;
+        }
+        if let Some(text) = rule.as_ref().and_then(|rule| rule.fails.clone()) {
             return Err(HostError::Failed(text));
         }
         let changed = |summary: String| match mode {
@@ -270,7 +304,7 @@ impl Host for FakeHost {
         Ok(match effect {
             Effect::Run(run) => Performed {
                 change: run.changes.then(|| changed(title)),
-                value: self.run(run, rule)?,
+                value: Self::run(run, rule)?,
             },
             Effect::Http(call) => Performed {
                 change: matches!(call.wish, HttpWish::Post { .. }).then(|| changed(title)),
@@ -279,7 +313,9 @@ impl Host for FakeHost {
             Effect::Puppet(_) => {
                 let mut value =
                     json!({"status": "unchanged", "total": 0, "changed": 0, "out_of_sync": 0});
-                answered(&mut value, rule);
+                if let Some(rule) = rule {
+                    rule.over(&mut value);
+                }
                 let same = value["changed"] == json!(0);
                 Performed {
                     change: Some(if same {

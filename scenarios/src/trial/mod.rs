@@ -11,8 +11,9 @@
 pub(crate) mod bench;
 mod fleet;
 mod play;
+mod silent;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rhai::{AST, CallFnOptions, Dynamic, Engine, Position, Scope};
 
@@ -23,6 +24,7 @@ use crate::manifest::Manifest;
 use bench::{Bench, Carried};
 use fleet::Shared;
 use play::Subject;
+use silent::Common;
 
 /// What the name of a test begins with.
 pub const PREFIX: &str = "test_";
@@ -35,6 +37,7 @@ pub struct Trial {
     file: String,
     text: String,
     tests: Vec<String>,
+    common: Mutex<Common>,
 }
 
 impl std::fmt::Debug for Trial {
@@ -72,6 +75,7 @@ impl Trial {
             file: file.to_owned(),
             text: text.to_owned(),
             tests,
+            common: Mutex::default(),
         })
     }
 
@@ -81,14 +85,28 @@ impl Trial {
         &self.tests
     }
 
+    /// What is said of nodes where several tests use it, and none of those
+    /// that were run needed: to be asked when all were.
+    #[must_use]
+    pub fn unneeded(&self) -> Vec<Fault> {
+        let common = self.common.lock().unwrap_or_else(PoisonError::into_inner);
+        let unneeded = common.values().filter_map(|(at, said)| {
+            let said = said.as_deref()?;
+            let place = Place::of(*at);
+            Some(Fault::new(&self.file, &self.text, place, said))
+        });
+        unneeded.collect()
+    }
+
     /// Runs one of them.
     ///
     /// # Errors
     /// What does not hold, or went wrong, and where.
     pub fn run(&self, test: &str) -> Result<(), Box<Fault>> {
+        let fleet = Shared::default();
         let carried = Carried(Arc::new(Mutex::new(Bench {
             subject: self.subject.clone(),
-            fleet: Shared::default(),
+            fleet: fleet.clone(),
             answers: Vec::new(),
         })));
         let fault = |at: Position, message: String| {
@@ -99,12 +117,24 @@ impl Trial {
             let ended: Result<Dynamic, _> =
                 self.engine
                     .call_fn_with_options(options, &mut Scope::new(), &self.ast, test, ());
-            match ended {
-                Ok(_) => Ok(()),
-                Err(error) => {
+            let silent = silent::first(&fleet.lock());
+            let mut common = self.common.lock().unwrap_or_else(PoisonError::into_inner);
+            silent::add(&mut common, &fleet.lock());
+            match (ended, silent) {
+                (Ok(_), None) => Ok(()),
+                (Ok(_), Some((at, what))) => Err(fault(at, what)),
+                (Err(error), silent) => {
                     let inner = error.unwrap_inner();
-                    let message = engine::said(inner, "the test works without an end");
-                    Err(fault(inner.position(), message))
+                    let message = engine::said_in_lines(inner, "the test works without an end");
+                    let mut fault = fault(inner.position(), message);
+                    // Likely why.
+                    if let Some((at, what)) = silent {
+                        let line = at.line().unwrap_or_default();
+                        fault
+                            .message
+                            .push_str(&format!("\n  and in line {line} {what}"));
+                    }
+                    Err(fault)
                 }
             }
         })

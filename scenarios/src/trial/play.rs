@@ -116,7 +116,14 @@ pub(super) fn play(
         .collect();
     let bound = bind(&manifest.params, &given).map_err(|mistakes| {
         let all: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
-        all.join("\n")
+        match all.as_slice() {
+            [one] => one.clone(),
+            several => {
+                let count = several.len();
+                let lines = several.join("\n    ");
+                format!("{count} parameters do not fit:\n    {lines}")
+            }
+        }
     })?;
     let sets = frozen(&manifest, fleet, begin.on.as_ref());
     fleet.lock().done = Done::default();
@@ -184,7 +191,9 @@ fn main(
     let inside = Arc::clone(world);
     let inline = move |number: u64, call: &HostCall| {
         let mut world = inside.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(world.answer(number, call))
+        // A dry run asks nobody: it ends there.
+        let asks = world.mode == Mode::Check && matches!(call, HostCall::Ask { .. });
+        (!asks).then(|| world.answer(number, call))
     };
     let (turn, _) = durable::turn(program, &input, durable::Records::default(), inline, || {
         false
@@ -193,9 +202,17 @@ fn main(
         Turn::Done(value) => (None, value, Vec::new()),
         Turn::Failed { fault, undo } => {
             let mut world = world.lock().unwrap_or_else(PoisonError::into_inner);
-            let undone = world.take_back(&undo);
+            let undone = match world.mode {
+                Mode::Apply => world.take_back(&undo),
+                // It has done nothing.
+                Mode::Check => Vec::new(),
+            };
             (Some(fault.message), Value::Null, undone)
         }
+        Turn::Wants {
+            call: HostCall::Ask { .. },
+            ..
+        } => (None, Value::Null, Vec::new()),
         Turn::Wants { call, .. } => return Err(format!("nobody answers `{}`", call.name())),
         Turn::Diverged { fault, .. } => return Err(fault.message),
         Turn::Stopped => return Err("it was stopped".to_owned()),
@@ -259,6 +276,11 @@ impl World {
             HostCall::Now => Reply::Value(self.now.to_string().into()),
             HostCall::Random { from, .. } => Reply::Value((*from).into()),
             HostCall::Ask { question, answers } => self.ask(question, answers),
+            HostCall::Emit { kind, .. } if self.mode == Mode::Check => {
+                let line = format!("would emit scenario.{kind}");
+                self.fleet.lock().done.logs.push(line);
+                Reply::Value(Value::Null)
+            }
             HostCall::Emit { kind, fields } => {
                 let event = (kind.clone(), fields.clone());
                 self.fleet.lock().done.events.push(event);

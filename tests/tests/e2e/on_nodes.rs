@@ -236,7 +236,7 @@ fn a_scenario_runs_on_the_node_itself_and_is_told_later() {
     assert!(did.err.contains("no room"), "{did:?}");
     let wrong = local(&file, &["-p", "prot=1"]).exits(2);
     assert!(
-        wrong.err.contains("there is no such parameter"),
+        wrong.err.contains("not declared by this scenario"),
         "{wrong:?}"
     );
     let nowhere = local("app", &[]).exits(2);

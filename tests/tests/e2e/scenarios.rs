@@ -94,10 +94,10 @@ impl World {
 fn a_parameter_stays_one_argument_and_mistakes_run_nothing() {
     let world = World::new(Up::start(&NODES).expect("starts"));
     world.put("line", WITNESS, "");
-    world
-        .run("line", &["-p", "txet=1"])
-        .exits(2)
-        .says(&["text: it must be given; the line", "did you mean `text`?"]);
+    world.run("line", &["-p", "txet=1"]).exits(2).says(&[
+        "parameter \"text\": required, not given (help: the line)",
+        "did you mean \"text\"?",
+    ]);
     world
         .run("lime", &[])
         .exits(2)

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use muster_protocol::envelope::Mode;
+use muster_protocol::ids::RunId;
 use muster_protocol::names::PrincipalName;
 use muster_protocol::run::{
     Flow, MainEnd, Record, RunEnd, RunEvent, RunPhase, RunState, StepCall, StepEnd, Wanted,
@@ -19,8 +21,8 @@ use super::super::journal::JournalError;
 use super::super::task::Task;
 use super::records::{Told, cut, read};
 use super::stage::{Score, StageError};
-use super::turn::{Begin, Turned, World, begin, input};
-use super::{LONGEST, MOST_CALLS, MOST_DEEP, MOST_REPLY, MOST_TOLD, part_id};
+use super::turn::{Begin, Turned, World, begin, input, said_at_once};
+use super::{LONGEST, MOST_CALLS, MOST_DEEP, MOST_REPLY, MOST_SLEEPS, MOST_TOLD, part_id};
 
 /// Pause before something is tried again that could not be done.
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
@@ -78,8 +80,8 @@ pub(in crate::runs) struct Conductor {
     pub(super) stuck: Option<(Instant, String)>,
     /// What was said of that.
     pub(super) alarmed: bool,
-    /// Questions of which was told.
-    pub(super) asked: BTreeSet<u64>,
+    /// Parts that were cut while they were written down, and are being ended.
+    pub(super) ending: BTreeSet<RunId>,
     /// When to look again.
     pub(super) wake: Option<Instant>,
 }
@@ -98,7 +100,7 @@ impl Conductor {
             told: None,
             stuck: None,
             alarmed: false,
-            asked: BTreeSet::new(),
+            ending: BTreeSet::new(),
             wake: None,
         }
     }
@@ -423,7 +425,20 @@ impl Task {
         if let Some(error) = self.too_much() {
             return self.main_ended(MainEnd::Failed { error }, undo).await;
         }
+        if let Some(why) = self.no_further(&call, line) {
+            return self.main_ended(MainEnd::Planned { why }, undo).await;
+        }
         let hash = call.hash().to_string();
+        if let Some((reply, log)) = said_at_once(self.is_dry(), &call, self.flow().logged()) {
+            let record = Record {
+                call: call.name().to_owned(),
+                hash,
+                reply: serde_json::to_value(reply).unwrap_or_default(),
+                log,
+            };
+            let (from, records, at) = (number, vec![record], Timestamp::now());
+            return self.store(RunEvent::Recorded { from, records, at }).await;
+        }
         let wanted = match self.wanted(number, &hash, &call) {
             Ok(wanted) => wanted,
             Err(error) => {
@@ -455,6 +470,36 @@ impl Task {
         self.store(event).await?;
         self.conductor().wanted = Some(call);
         Ok(())
+    }
+
+    /// Whether the run is to change nothing.
+    pub(super) fn is_dry(&self) -> bool {
+        self.state.spec.mode == Mode::Check
+    }
+
+    /// Why a dry run goes no further than this call: what comes after depends
+    /// on what nobody knows before it is done for real.
+    fn no_further(&mut self, call: &HostCall, line: Option<u32>) -> Option<String> {
+        if !self.is_dry() {
+            return None;
+        }
+        let line = line.map_or_else(String::new, |line| format!("line {line}: "));
+        match call {
+            HostCall::Ask { question, .. } => Some(format!(
+                "{line}what comes after depends on the answer to `{}`",
+                printable(question, 200)
+            )),
+            HostCall::Sleep { .. } => {
+                let slept = self.conductor().told.as_ref().map_or(0, Told::slept);
+                (slept >= MOST_SLEEPS).then(|| {
+                    format!(
+                        "{line}it would have slept {MOST_SLEEPS} times; what comes after depends on \
+                         something that a dry run does not bring about"
+                    )
+                })
+            }
+            _ => None,
+        }
     }
 
     /// Why a `main` may do nothing more.
@@ -618,7 +663,7 @@ pub(super) fn end_of(state: &RunState, flow: &Flow, undo_failed: bool) -> RunEnd
         Some(MainEnd::Diverged { .. }) => RunEnd::Diverged,
         _ if undo_failed => RunEnd::UndoFailed,
         _ if state.phase == RunPhase::Cancelling => RunEnd::Cancelled,
-        Some(MainEnd::Done { .. }) => RunEnd::Succeeded,
+        Some(MainEnd::Done { .. } | MainEnd::Planned { .. }) => RunEnd::Succeeded,
         _ => RunEnd::Failed,
     }
 }

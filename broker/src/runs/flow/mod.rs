@@ -30,6 +30,9 @@ pub use self::stage::{Another, Score, Stage, StageError};
 
 /// Calls that one `main` may make.
 const MOST_CALLS: u64 = 20_000;
+/// How often one `main` may sleep in a dry run, where that takes no time: one
+/// that waits for something to happen would never end.
+const MOST_SLEEPS: u64 = 1_000;
 /// Bytes of everything that one `main` was told, over all its calls.
 const MOST_TOLD: u64 = 128 << 20;
 /// Bytes of one reply; `main` could not hold more.

@@ -11,7 +11,7 @@ use muster_protocol::names::{PrincipalName, ScenarioName};
 use muster_protocol::note::Expected;
 use muster_protocol::run::{
     Gates, PartOf, RunEvent, RunOptions, RunPhase, RunSpec, RunState, Stream, TARGETS_PER_EVENT,
-    Target, Wish,
+    Target, Wish, Wisher,
 };
 use muster_protocol::subject;
 use muster_protocol::units::{Amount, Timestamp};
@@ -24,7 +24,7 @@ use super::super::index::Known;
 use super::super::journal::{Journal, ReadError, STREAM, fold, output_head};
 use super::super::request::FrozenRun;
 use super::super::task::ToRun;
-use crate::authz::{Action, Authorized, Caller, Denied, Origin, authorize};
+use crate::authz::{Action, Authorized, Caller, Denied, Origin, RunAsk, authorize};
 use crate::store::read::read_from;
 use crate::store::stream::StreamError;
 
@@ -57,6 +57,9 @@ pub(super) enum PartError {
     /// The principal may not do that any more.
     #[error(transparent)]
     Denied(#[from] Denied),
+    /// The policies have changed since the run began.
+    #[error("by now this needs {0} approvals, which were not asked for when the run began")]
+    Approvals(u32),
     /// It needs what nobody has any more.
     #[error("the secret parameters were only in the memory of the broker that stopped")]
     SecretsGone,
@@ -69,6 +72,7 @@ impl PartError {
             Self::Create(CreateError::TooLarge(_))
             | Self::Foreign(_)
             | Self::Denied(_)
+            | Self::Approvals(_)
             | Self::SecretsGone => false,
             Self::Create(_) | Self::Read(_) => true,
         }
@@ -86,6 +90,26 @@ impl Engine {
             Some(phase) if phase.is_final() => Part::Ended,
             Some(phase) => Part::Open(phase),
         }
+    }
+
+    /// Of a part whose set was never written down whole, and that nobody goes
+    /// on with: where its journal begins.
+    pub(super) fn unwritten(&self, run: RunId) -> Option<u64> {
+        if lock(&self.0.open).contains_key(&run) {
+            return None;
+        }
+        let index = lock(&self.0.index);
+        let begun = index.phase(run) == Some(RunPhase::Preparing);
+        index.first(run).filter(|_| begun)
+    }
+
+    /// Ends such a part. Only once: whoever does it reads its journal first.
+    pub(super) fn end_unwritten(&self, run: RunId, first: u64) {
+        let engine = self.clone();
+        self.0.tasks.spawn(async move {
+            // Its task ends it at once, and tells the run that it is a part of.
+            engine.take_up(run, first).await;
+        });
     }
 
     /// Makes a part of a run, or goes on with making it.
@@ -154,7 +178,8 @@ impl Engine {
         if let Some(inbox) = inbox {
             let (tell, _) = oneshot::channel();
             self.0.tasks.spawn(async move {
-                let _ = inbox.send(ToRun::Wish { wish, by, tell }).await;
+                let who = Wisher { by, door: None };
+                let _ = inbox.send(ToRun::Wish { wish, who, tell }).await;
             });
         }
     }
@@ -270,6 +295,7 @@ impl Engine {
             Some(held.ok_or(PartError::SecretsGone)?)
         };
         let spec = &parent.spec;
+        let spec_gates = spec.gates.clone();
         let spec = RunSpec {
             id,
             function: step.function.clone(),
@@ -295,13 +321,14 @@ impl Engine {
         if let Some(secrets) = secrets {
             frozen.secrets = secrets;
         }
-        let action = Action::CreateRun {
-            scenario: frozen.spec.scenario.clone(),
-            mode: frozen.spec.mode,
-            targets: frozen.set(),
-        };
+        let action = Action::CreateRun(Box::new(RunAsk::of_step(parent, &frozen.set())));
         let stage = self.0.stages.get().map_err(|_| CreateError::NotReady)?;
-        Ok(authorize(stage.policy(), &caller(parent), action, frozen)?)
+        let step = authorize(stage.policy(), &caller(parent), action, frozen)?;
+        // What the policies ask for by now, beside what was given.
+        if !step.grant().is_met_by(&spec_gates) {
+            return Err(PartError::Approvals(step.grant().approvals));
+        }
+        Ok(step)
     }
 }
 
@@ -333,7 +360,11 @@ pub(super) fn caller(parent: &RunState) -> Caller {
         role: main.map_or(Role::Reader, |main| main.role),
         token: format!("run {}", parent.spec.id),
         door: parent.spec.door,
-        origin: Origin::Run(parent.spec.id),
+        origin: Origin::Run {
+            run: parent.spec.id,
+            asked: parent.spec.created,
+            whence: Box::new(main.map_or(Origin::Unknown, |main| main.origin.clone())),
+        },
     }
 }
 

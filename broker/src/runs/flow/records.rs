@@ -39,6 +39,11 @@ impl Told {
         self.bytes
     }
 
+    /// How often it slept.
+    pub(super) fn slept(&self) -> u64 {
+        slept(&self.records)
+    }
+
     /// Takes one more event of the journal.
     ///
     /// # Errors
@@ -85,6 +90,12 @@ impl Told {
         self.records.push(Arc::new(Recorded { call, hash, reply }));
         Ok(())
     }
+}
+
+/// How many of the calls are sleeps.
+pub(super) fn slept(records: &[Arc<Recorded>]) -> u64 {
+    let sleeps = records.iter().filter(|record| record.call == "sleep");
+    sleeps.count() as u64
 }
 
 fn damaged(_: serde_json::Error) -> FoldError {

@@ -93,7 +93,11 @@ pub(super) fn of_run(
         let most = MOST_VALUES >> 20;
         too_much.then(|| format!("the nodes returned more than {most} MiB together"))
     });
-    let end = end(results.iter().map(|r| (*r).clone()), stopped.clone());
+    let would = |r: &&&NodeResult| r.tally.is_some_and(|tally| tally.would_change > 0);
+    let end = StepEnd {
+        would_change: results.iter().filter(would).map(|r| r.serial).collect(),
+        ..end(results.iter().map(|r| (*r).clone()), stopped.clone())
+    };
     (StepReply { nodes, stopped }, end)
 }
 
@@ -159,5 +163,6 @@ pub(super) fn end(results: impl Iterator<Item = NodeResult>, stopped: Option<Str
         outcomes: outcomes.into_iter().map(set).collect(),
         stopped: stopped.map(|why| printable(&why, REASON_TOLD)),
         failures,
+        would_change: NodeSet::new(),
     }
 }

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use muster_protocol::envelope::Mode;
 use muster_protocol::ids::{Serial, random_bytes};
 use muster_protocol::names::LabelKey;
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::predicate::Predicate;
 use muster_protocol::run::{FrozenSet, NodeState, Record, RunState};
+use muster_protocol::text::printable;
 use muster_protocol::units::{Amount, Timestamp};
 use muster_scenarios::durable::{
     HostCall, Input, Member, Recorded, Records, Reply, Turn, spread, turn,
@@ -18,8 +20,9 @@ use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::super::engine::{Shared, lock};
+use super::records::slept;
 use super::stage::Score;
-use super::{MOST_CALLS, MOST_LOG};
+use super::{MOST_CALLS, MOST_LOG, MOST_SLEEPS};
 use crate::inventory::Snapshot;
 
 /// Bytes of a reply that is answered at once, as JSON; larger ones go their
@@ -28,6 +31,9 @@ const AT_ONCE: usize = 64 * 1024;
 /// Bytes of everything that is answered at once in one turn, about: it is in
 /// memory until the turn ends.
 const ONE_TURN: u64 = 4 << 20;
+
+/// The longest line of what a dry run would emit, in characters.
+const MOST_LINE: usize = 1_000;
 
 /// What came of a turn.
 pub(in crate::runs) struct Turned {
@@ -77,6 +83,8 @@ pub(super) struct World {
     snapshot: Arc<Snapshot>,
     /// The run's nodes in the order in which they are taken.
     order: Arc<Vec<Serial>>,
+    /// It is a dry run.
+    dry: bool,
 }
 
 impl World {
@@ -84,6 +92,7 @@ impl World {
         Self {
             snapshot: shared.inventory.snapshot(),
             order: Arc::new(state.order.clone()),
+            dry: state.spec.mode == Mode::Check,
         }
     }
 
@@ -93,6 +102,7 @@ impl World {
             HostCall::Now => Reply::Value(Timestamp::now().to_string().into()),
             HostCall::Random { from, to } => Reply::Value(random(*from, *to).into()),
             HostCall::Log { .. } => Reply::Value(Value::Null),
+            HostCall::Emit { .. } | HostCall::Sleep { .. } if self.dry => Reply::Value(Value::Null),
             HostCall::Where { nodes, predicate } => match Predicate::parse(predicate) {
                 Ok(predicate) => Reply::Nodes(self.those(nodes, &predicate)),
                 Err(error) => Reply::Error(error.to_string()),
@@ -128,6 +138,43 @@ impl World {
     }
 }
 
+/// The line that a call adds to the run's log: a dry run says what it does not
+/// do.
+fn line(dry: bool, call: &HostCall) -> Option<String> {
+    match call {
+        HostCall::Log { text } => Some(text.clone()),
+        HostCall::Emit { kind, fields } if dry => {
+            let fields = match fields.is_empty() {
+                true => String::new(),
+                false => format!(" {}", Value::Object(fields.clone())),
+            };
+            let text = format!("would emit scenario.{kind}{fields}");
+            Some(printable(&text, MOST_LINE))
+        }
+        HostCall::Sleep { span } if dry => Some(format!("would sleep {span}")),
+        _ => None,
+    }
+}
+
+/// What such a call returns, and its line; `None` for all others. The run has
+/// `logged` bytes of log.
+pub(super) fn said_at_once(
+    dry: bool,
+    call: &HostCall,
+    logged: u64,
+) -> Option<(Reply, Option<String>)> {
+    let line = line(dry, call)?;
+    if logged + line.len() as u64 + 1 > MOST_LOG {
+        return Some((log_is_full(), None));
+    }
+    Some((Reply::Value(Value::Null), Some(line)))
+}
+
+fn log_is_full() -> Reply {
+    let most = MOST_LOG >> 20;
+    Reply::Error(format!("a run's log takes {most} MiB at most"))
+}
+
 /// A whole number from one to another, both included.
 fn random(from: i64, to: i64) -> i64 {
     let span = u128::from(to.abs_diff(from)) + 1;
@@ -145,6 +192,7 @@ struct Desk {
     lines: Mutex<BTreeMap<u64, String>>,
     logged: AtomicU64,
     bytes: AtomicU64,
+    slept: AtomicU64,
 }
 
 impl Desk {
@@ -152,16 +200,18 @@ impl Desk {
         if !self.live || number >= MOST_CALLS || self.bytes.load(Ordering::Relaxed) > ONE_TURN {
             return None;
         }
-        if let HostCall::Log { text } = call {
+        if matches!(call, HostCall::Sleep { .. })
+            && self.slept.fetch_add(1, Ordering::Relaxed) >= MOST_SLEEPS
+        {
+            return None;
+        }
+        if let Some(text) = line(self.world.dry, call) {
             let line = text.len() as u64 + 1;
             self.bytes.fetch_add(line, Ordering::Relaxed);
             if self.logged.fetch_add(line, Ordering::Relaxed) + line > MOST_LOG {
-                let most = MOST_LOG >> 20;
-                return Some(Reply::Error(format!(
-                    "a run's log takes {most} MiB at most"
-                )));
+                return Some(log_is_full());
             }
-            lock(&self.lines).insert(number, text.clone());
+            lock(&self.lines).insert(number, text);
         }
         let reply = self.world.answer(call)?;
         let bytes = serde_json::to_string(&reply).map_or(usize::MAX, |json| json.len());
@@ -200,6 +250,7 @@ fn whole(world: World, begin: Begin) -> Turned {
         lines: Mutex::default(),
         logged: AtomicU64::new(begin.logged),
         bytes: AtomicU64::new(0),
+        slept: AtomicU64::new(slept(&begin.records)),
     });
     let inside = Arc::clone(&desk);
     let known = begin.records.len() as u64;

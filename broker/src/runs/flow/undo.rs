@@ -24,10 +24,12 @@ impl Task {
     /// Whether something was written down.
     pub(super) async fn take_back(&mut self) -> Result<bool, JournalError> {
         let flow = self.flow();
-        let back = matches!(
-            flow.ended,
-            Some(MainEnd::Failed { .. } | MainEnd::Cancelled)
-        );
+        // A dry run has done nothing that could be taken back.
+        let back = !self.is_dry()
+            && matches!(
+                flow.ended,
+                Some(MainEnd::Failed { .. } | MainEnd::Cancelled)
+            );
         let stepped = |wanted: &Wanted| matches!(wanted, Wanted::Steps { .. });
         if !back || !flow.calls.iter().any(|call| stepped(&call.wanted)) {
             self.end_main(false).await?;

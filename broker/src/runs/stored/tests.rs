@@ -182,13 +182,13 @@ fn every_mistake_in_parameters_is_said_at_once() {
     let problem = error.expect_err("refused").problem();
     insta::assert_snapshot!(
         format!("{}\n{}\n{}", problem.title, problem.detail.expect("all"), problem.hint.expect("what to do")),
-        @r"
+        @r#"
     3 parameters of `web-upgrade` do not fit; nothing was run
-    version: `; rm -rf /` does not match ^[0-9][0-9.]*$; package version
-    count: `9` is above the most, 5
-    vresion: there is no such parameter; did you mean `version`?
+    parameter "version": `; rm -rf /` does not match `^[0-9][0-9.]*$` (help: package version)
+    parameter "count": `9` is too large, at most 5
+    parameter "vresion": not declared by this scenario; did you mean "version"?
     muster scenario show web-upgrade says what it takes
-    "
+    "#
     );
     // A text is read as a person writes it.
     let run = frozen(UPGRADE, json!({"params": {"version": "2", "count": "5"}}));

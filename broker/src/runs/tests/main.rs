@@ -1,5 +1,9 @@
 //! Runs with a `main`, over a real server with scripted nodes.
 
+mod cut;
+mod dry;
+mod waits;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,7 +25,7 @@ use super::super::journal::held::{HOLD, Hold};
 use super::super::{Another, Engine, FrozenRun, Program, Score, Stage, StageError, ready};
 use super::node::{Node, Script};
 use super::{PATIENCE, World, assignment, caller, record, webs};
-use crate::authz::{Action, Authorized, FixedRoles, Policy, authorize};
+use crate::authz::{Action, Authorized, FixedRoles, Policy, RunAsk, authorize};
 use crate::inventory::{Inventory, NodeRecord};
 
 /// Scenarios that are only in memory.
@@ -48,6 +52,11 @@ impl Shelf {
 
     /// A run of it, as whoever asks for it gets it.
     fn frozen(&self, name: &str, params: Value, id: RunId) -> Result<FrozenRun, Box<Problem>> {
+        self.frozen_as(name, json!({ "params": params }), id)
+    }
+
+    /// The same with more of the request.
+    fn frozen_as(&self, name: &str, asked: Value, id: RunId) -> Result<FrozenRun, Box<Problem>> {
         let texts = self.texts.lock().expect("a lock");
         let text = texts
             .get(name)
@@ -59,7 +68,9 @@ impl Shelf {
             bundle: bundle(text).hash(),
             manifest: Arc::new(manifest::read(name, text).expect("it can be read")),
         };
-        let request = serde_json::from_value(json!({"scenario": name, "params": params}));
+        let mut asked = asked;
+        asked["scenario"] = name.into();
+        let request = serde_json::from_value(asked);
         let ready =
             ready(&request.expect("a request"), &program).map_err(|e| Box::new(e.problem()))?;
         let by = caller();
@@ -71,11 +82,7 @@ impl Shelf {
 }
 
 fn allowed(frozen: FrozenRun) -> Authorized<FrozenRun> {
-    let action = Action::CreateRun {
-        scenario: frozen.spec.scenario.clone(),
-        mode: frozen.spec.mode,
-        targets: frozen.set(),
-    };
+    let action = Action::CreateRun(Box::new(RunAsk::of(&frozen)));
     authorize(&FixedRoles, &caller(), action, frozen).expect("allowed")
 }
 
@@ -90,8 +97,8 @@ impl Stage for Shelf {
     }
 
     fn another(&self, asked: Another) -> BoxFuture<'_, Result<Authorized<FrozenRun>, Problem>> {
-        let params = Value::Object(asked.params);
-        let frozen = self.frozen(asked.scenario.as_str(), params, asked.id);
+        let request = json!({"params": asked.params, "mode": asked.mode});
+        let frozen = self.frozen_as(asked.scenario.as_str(), request, asked.id);
         let frozen = frozen.map_err(|problem| *problem).map(|mut frozen| {
             frozen.spec.part_of = Some(asked.part_of);
             allowed(frozen)
@@ -155,9 +162,13 @@ impl Play {
     }
 
     async fn begin(&self, name: &str, params: Value) -> RunId {
+        self.begin_as(name, json!({ "params": params })).await
+    }
+
+    async fn begin_as(&self, name: &str, asked: Value) -> RunId {
         let frozen = self
             .shelf
-            .frozen(name, params, RunId::random())
+            .frozen_as(name, asked, RunId::random())
             .expect("frozen");
         let created = self.engine().create(allowed(frozen)).await;
         created.expect("created").brief.id

@@ -15,7 +15,7 @@ use muster_protocol::envelope::{
 };
 use muster_protocol::ids::{InstanceId, RequestId, Serial};
 use muster_protocol::keys::KeyList;
-use muster_protocol::note::Digest;
+use muster_protocol::note::{Digest, Tally};
 use muster_protocol::run::{NodeResult, Outcome, Stream};
 use muster_protocol::subject::{
     ALL, NodeSays, inbox_prefix, label_subject, node_subject, role_subject,
@@ -427,6 +427,12 @@ impl Shared {
                     .unwrap_or(Outcome::Succeeded);
                 if result.outcome != Outcome::Succeeded {
                     result.reason = Some("as scripted".into());
+                }
+                if call.mode == Mode::Check {
+                    result.tally = Some(Tally {
+                        would_change: 1,
+                        ..Tally::default()
+                    });
                 }
                 let said = format!("{} on {}\n", call.function, self.serial);
                 self.end(id, result, vec![said.into_bytes()], Vec::new());

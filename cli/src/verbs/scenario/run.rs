@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use clap::Args;
 use muster_client::{Client, ClientError, Key, Reference};
-use muster_protocol::api::{Confirm, Plan, PlanRef, RunNode, RunRequest, RunView, ScenarioView};
+use muster_protocol::api::{
+    Confirm, MainView, Plan, PlanRef, RunNode, RunRequest, RunView, ScenarioView,
+};
 use muster_protocol::envelope::Mode;
 use muster_protocol::names::{LabelKey, ScenarioName};
 use muster_protocol::problem::Kind;
@@ -198,11 +200,34 @@ async fn plan_of(
     }
     let args = std::env::args().skip(1);
     let ended = client.run(&run).await?;
-    context.term.line(&said(&plan, &ended.results, args))
+    let (results, main) = (&ended.results, ended.main.as_deref());
+    context.term.line(&said(&plan, results, main, args))
 }
 
 /// `plan 9c1e: 24 would change, 0 failed.  Run it: muster scenario run … --plan 9c1e`
-fn said(plan: &Plan, results: &[RunNode], args: impl Iterator<Item = String>) -> String {
+fn said(
+    plan: &Plan,
+    results: &[RunNode],
+    main: Option<&MainView>,
+    args: impl Iterator<Item = String>,
+) -> String {
+    let short = plan.id.short();
+    let words: Vec<String> = args
+        .filter(|arg| arg != "--dry-run")
+        .map(|arg| word(&arg))
+        .collect();
+    let came = match main {
+        Some(main) => of_a_main(plan, results, main),
+        None => of_nodes(plan, results),
+    };
+    format!(
+        "plan {short}: {came}.  Run it: muster {} --plan {short}",
+        words.join(" ")
+    )
+}
+
+/// What a dry run of one function came to.
+fn of_nodes(plan: &Plan, results: &[RunNode]) -> String {
     let change = |node: &&RunNode| node.tally.is_some_and(|tally| tally.would_change > 0);
     let well = |node: &&RunNode| node.outcome == Some(Outcome::Succeeded);
     let would = results.iter().filter(change).count();
@@ -212,18 +237,35 @@ fn said(plan: &Plan, results: &[RunNode], args: impl Iterator<Item = String>) ->
         rest = format!(" and left out, {} in the plan", plan.nodes.len());
     } else if plan.checked == 0 {
         rest = format!(
-            "; the plan holds the parameters and the {} alone: what it does depends on what happens",
+            "; the plan holds the parameters and the {} alone",
             count(plan.nodes.len(), "node")
         );
     }
-    let short = plan.id.short();
-    let words: Vec<String> = args
-        .filter(|arg| arg != "--dry-run")
-        .map(|arg| word(&arg))
-        .collect();
+    format!("{would} would change, {not_well} failed{rest}")
+}
+
+/// What a dry run of a `main` came to: its nodes have as many outcomes as it
+/// made steps, and it may not have come to all of them.
+fn of_a_main(plan: &Plan, results: &[RunNode], main: &MainView) -> String {
+    let with = |outcome| move |node: &&RunNode| node.outcome == Some(outcome);
+    let not_reached = results.iter().filter(with(Outcome::Skipped)).count();
+    let well = results.iter().filter(with(Outcome::Succeeded)).count();
+    let failed = results.len() - well - not_reached;
+    let mut came = format!(
+        "{} would change, {failed} failed",
+        count(main.would_change as usize, "node")
+    );
+    if not_reached > 0 {
+        came.push_str(&format!(", {not_reached} not reached"));
+    }
+    let so_far = if main.planned.is_some() {
+        " so far"
+    } else {
+        ""
+    };
     format!(
-        "plan {short}: {would} would change, {not_well} failed{rest}.  Run it: muster {} --plan {short}",
-        words.join(" ")
+        "{came}{so_far}; what a `main` does depends on what happens, so the plan holds the parameters and its {} alone",
+        count(plan.nodes.len(), "node")
     )
 }
 
@@ -365,6 +407,7 @@ fn from_file(file: &Path) -> Result<Map<String, Value>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use muster_protocol::ids::Serial;
 
     #[test]
     fn a_secret_is_not_taken_from_the_command_line() {
@@ -411,8 +454,40 @@ mod tests {
         let args = ["scenario", "run", "x", "-p", "text=it's so", "--dry-run"];
         let plan = Plan { checked: 2, ..plan };
         assert_eq!(
-            said(&plan, &[], args.into_iter().map(str::to_owned)),
+            said(&plan, &[], None, args.into_iter().map(str::to_owned)),
             r"plan 0w3g: 0 would change, 0 failed.  Run it: muster scenario run x -p 'text=it'\''s so' --plan 0w3g"
+        );
+    }
+
+    #[test]
+    fn a_plan_of_a_main_counts_nodes_and_not_steps() {
+        let plan: Plan = serde_json::from_value(json!({
+            "id": muster_protocol::ids::PlanId::from_bytes([7; 16]), "title": "x", "predicate": "*",
+            "nodes": ["a", "b", "c"], "labels": {}, "expires": "2026-11-21T06:00:00Z",
+        }))
+        .expect("a plan");
+        let node = |name: &str, outcome| RunNode {
+            outcome: Some(outcome),
+            ..RunNode::new(name.parse().expect("a name"), Serial(1))
+        };
+        let mut results = [
+            node("a", Outcome::Succeeded),
+            node("b", Outcome::Succeeded),
+            node("c", Outcome::Skipped),
+        ];
+        let mut main = MainView {
+            would_change: 1,
+            ..MainView::default()
+        };
+        assert_eq!(
+            of_a_main(&plan, &results, &main),
+            "1 node would change, 0 failed, 1 not reached; what a `main` does depends on what happens, so \
+             the plan holds the parameters and its 3 nodes alone"
+        );
+        main.planned = Some("it asks".into());
+        results[2].outcome = Some(Outcome::Failed);
+        assert!(
+            of_a_main(&plan, &results, &main).starts_with("1 node would change, 1 failed so far; ")
         );
     }
 

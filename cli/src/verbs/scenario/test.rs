@@ -19,6 +19,9 @@ struct File {
     /// Mistakes that keep the tests from being run at all.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<Fault>,
+    /// Replies that several tests use, and none needed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unneeded: Vec<Fault>,
 }
 
 /// How one test ended.
@@ -37,7 +40,10 @@ pub(super) fn run(context: &Context, args: &TestArgs) -> Result<u8, Failure> {
     }
     let tests = || all.iter().flat_map(|file| &file.tests);
     let (ran, failed) = (tests().count(), tests().filter(|test| !test.ok).count());
-    let mistakes: usize = all.iter().map(|file| file.errors.len()).sum();
+    let mistakes: usize = all
+        .iter()
+        .map(|file| file.errors.len() + file.unneeded.len())
+        .sum();
     let term = &context.term;
     if args.json {
         term.json(&all)?;
@@ -69,6 +75,7 @@ fn tried(context: &Context, args: &TestArgs, loaded: &Loaded) -> Result<File, Fa
         file: loaded.file.clone(),
         tests: Vec::new(),
         errors: Vec::new(),
+        unneeded: Vec::new(),
     };
     let trial = match read {
         Ok(trial) => trial,
@@ -99,6 +106,13 @@ fn tried(context: &Context, args: &TestArgs, loaded: &Loaded) -> Result<File, Fa
             ok: ended.is_ok(),
             error: ended.err().map(|fault| *fault),
         });
+    }
+    // Of some of the tests nobody can say.
+    if args.only.is_none() {
+        file.unneeded = trial.unneeded();
+        if !args.json {
+            term.say(&rendered(&file.unneeded, term.out))?;
+        }
     }
     Ok(file)
 }

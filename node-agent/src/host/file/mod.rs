@@ -5,7 +5,9 @@
 //! link that others than root could have put there is ever followed.
 
 mod attributes;
+mod backup;
 mod diff;
+mod lines;
 mod walk;
 
 use std::fs::{self, File};
@@ -19,12 +21,11 @@ use regex::Regex;
 
 pub use attributes::AttributeError;
 use attributes::Wanted;
+use lines::Which;
 use walk::{Place, reopen, walk};
 
 /// Largest file that is compared and edited.
 pub const MAX_FILE: u64 = 16 * 1024 * 1024;
-/// Backups of one file within one second.
-const MAX_BACKUPS: u32 = 100;
 /// What a new file gets when nothing is said.
 const NEW_FILE: u32 = 0o644;
 /// What a new directory gets when nothing is said.
@@ -91,8 +92,13 @@ pub enum FileError {
     /// Who owns it.
     #[error(transparent)]
     Attributes(#[from] AttributeError),
-    /// `replaces` is no regular expression.
-    #[error("`replaces` is not a regular expression: {0}")]
+    /// Nothing of it was kept.
+    #[error(
+        "{} has no backup beside it; one is kept when the file is changed with `backup: true`", .0.display()
+    )]
+    NoBackup(PathBuf),
+    /// What lines are to match is no regular expression.
+    #[error("what lines are to match is not a regular expression: {0}")]
     Pattern(#[from] regex::Error),
 }
 
@@ -141,9 +147,24 @@ pub fn ensure(path: &Path, wish: &FileWish, mode: Mode) -> Result<Change, FileEr
             diff,
         } => {
             let pattern = replaces.as_deref().map(Regex::new).transpose()?;
-            let change = line(path, text, pattern.as_ref(), *backup, mode)?;
+            let change = lines::have(path, text, pattern.as_ref(), *backup, mode)?;
             Ok(shown(change, *diff))
         }
+        FileWish::NoLine {
+            text,
+            pattern,
+            backup,
+            diff,
+        } => {
+            let pattern = pattern.then(|| Regex::new(text)).transpose()?;
+            let which = match &pattern {
+                Some(pattern) => Which::Matches(pattern),
+                None => Which::Is(text),
+            };
+            let change = lines::have_not(path, &which, *backup, mode)?;
+            Ok(shown(change, *diff))
+        }
+        FileWish::Restore { diff } => Ok(shown(backup::restore(path, mode)?, *diff)),
         FileWish::Attributes(attributes) => only_attributes(path, attributes, mode),
         FileWish::Directory(attributes) => directory(path, attributes, mode),
         FileWish::Absent => absent(path, mode),
@@ -274,51 +295,6 @@ fn content(
             Ok(changed(mode, &said.join(", "), diff))
         }
     }
-}
-
-fn line(
-    path: &Path,
-    text: &str,
-    replaces: Option<&Regex>,
-    backup: bool,
-    mode: Mode,
-) -> Result<Change, FileError> {
-    let place = place(path, mode)?;
-    let (before, old) = match look(place.as_ref())? {
-        Found::Directory { .. } => return Err(is_directory(path)),
-        Found::Nothing => (Vec::new(), None),
-        Found::File {
-            file,
-            bytes,
-            metadata,
-        } => (bytes, Some((file, metadata))),
-    };
-    let was = std::str::from_utf8(&before).map_err(|_| FileError::NotText(path.to_owned()))?;
-    let mut lines: Vec<&str> = was.lines().collect();
-    if lines.contains(&text) {
-        return Ok(Change::Unchanged);
-    }
-    let at = replaces.and_then(|pattern| lines.iter().rposition(|line| pattern.is_match(line)));
-    match at {
-        Some(at) => lines[at] = text,
-        None => lines.push(text),
-    }
-    let mut new = lines.join("\n");
-    new.push('\n');
-    if let (Mode::Apply, Some(place)) = (mode, &place) {
-        let wanted = match &old {
-            Some((_, metadata)) => Wanted::default().or_those_of(metadata),
-            None => Wanted::default().or_mode(NEW_FILE),
-        };
-        let old = old.as_ref().map(|(file, _)| file);
-        replace(place, new.as_bytes(), &wanted, old, backup)?;
-    }
-    let summary = match (old.is_some(), at) {
-        (false, _) => "created",
-        (true, Some(_)) => "line replaced",
-        (true, None) => "line added",
-    };
-    Ok(changed(mode, summary, diff::lines(&before, new.as_bytes())))
 }
 
 fn only_attributes(
@@ -462,44 +438,11 @@ fn replace(
     wanted.apply(new.as_file(), path)?;
     new.as_file().sync_all().map_err(io("write", path))?;
     if backup && old.is_some() {
-        keep(place)?;
+        backup::keep(place)?;
     }
     new.persist(place.at())
         .map_err(|e| io("replace", path)(e.error))?;
     place.sync()
-}
-
-/// Gives the file a second name: it is there before the new one is.
-fn keep(place: &Place) -> Result<(), FileError> {
-    let time = stamp();
-    for n in 0..MAX_BACKUPS {
-        let suffix = match n {
-            0 => format!(".{time}.bak"),
-            n => format!(".{time}.{n}.bak"),
-        };
-        match fs::hard_link(place.at(), place.beside(&suffix)) {
-            Ok(()) => return Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(io("keep a copy of", &place.path)(e)),
-        }
-    }
-    Err(io("keep a copy of", &place.path)(
-        io::ErrorKind::AlreadyExists.into(),
-    ))
-}
-
-/// The time in a backup's name: `20261121T101500Z`.
-fn stamp() -> String {
-    let now = muster_protocol::units::Timestamp::now().to_string();
-    let seconds = now.split('.').next().unwrap_or_default();
-    let mut stamp: String = seconds
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric())
-        .collect();
-    if !stamp.ends_with('Z') {
-        stamp.push('Z');
-    }
-    stamp
 }
 
 /// Permission bits, with those for set-user-id and the like.

@@ -396,3 +396,153 @@ fn lines_that_nobody_is_to_see_are_not_shown() {
         }
     }
 }
+
+#[test]
+fn lines_go_and_the_rest_stays_byte_by_byte() {
+    let place = Place::new();
+    let path = place.write(
+        "hosts",
+        "a\r\n192.0.2.1 old\n\n192.0.2.1 old\n192.0.2.2 older\nlast",
+    );
+    let no_line = |text: &str, pattern| FileWish::NoLine {
+        text: text.to_owned(),
+        pattern,
+        backup: false,
+        diff: true,
+    };
+    // A text is no pattern, and a part of a line is no line.
+    assert_eq!(
+        ensure(&path, &no_line("192.0.2.. old", false), Mode::Apply).expect("nothing"),
+        Change::Unchanged
+    );
+    insta::assert_snapshot!(settles(&path, &no_line("192.0.2.1 old", false)), @r"
+    changed: 2 lines removed
+     a\x0d
+    -192.0.2.1 old
+     
+    -192.0.2.1 old
+     192.0.2.2 older
+     last
+    \ no newline at the end
+    ");
+    insta::assert_snapshot!(settles(&path, &no_line(r"^192\.0\.2\.", true)), @r"
+    changed: line removed
+     a\x0d
+     
+    -192.0.2.2 older
+     last
+    \ no newline at the end
+    ");
+    assert_eq!(fs::read(&path).expect("it is there"), b"a\r\n\nlast");
+    settles(&path, &no_line("a", false));
+    settles(&path, &no_line("last", false));
+    assert_eq!(fs::read(&path).expect("it is there"), b"\n");
+    // What is not there has no lines; and it is not made.
+    let nothing = place.path("nothing");
+    let change = ensure(&nothing, &no_line("a", false), Mode::Apply);
+    assert_eq!(change.expect("nothing to do"), Change::Unchanged);
+    assert!(!nothing.exists());
+    let odd = ensure(&path, &no_line("(", true), Mode::Check).expect_err("no pattern");
+    assert!(odd.to_string().contains("not a regular expression"));
+    // A line that is added ends as the others do.
+    let path = place.write("dos", "a\r\nb");
+    let line = FileWish::Line {
+        text: "c".into(),
+        replaces: None,
+        backup: false,
+        diff: true,
+    };
+    settles(&path, &line);
+    assert_eq!(fs::read(&path).expect("it is there"), b"a\r\nb\r\nc\r\n");
+}
+
+#[test]
+fn a_file_goes_back_to_its_newest_backup() {
+    let place = Place::new();
+    let path = place.write("app.toml", "listen = 1\n");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("a mode");
+    let restore = FileWish::Restore { diff: true };
+    let none = |mode| {
+        let said = ensure(&path, &restore, mode).expect_err("there is none");
+        said.to_string()
+            .replace(&place.0.path().display().to_string(), "DIR")
+    };
+    insta::assert_snapshot!(none(Mode::Apply), @r"
+    DIR/app.toml has no backup beside it; one is kept when the file is changed with `backup: true`
+    ");
+    assert_eq!(none(Mode::Check), none(Mode::Apply));
+    let new = |text: &str| FileWish::Content {
+        text: text.into(),
+        attributes: mode(0o600),
+        backup: true,
+        diff: true,
+    };
+    // Two within a second, as likely as not.
+    settles(&path, &new("listen = 2\n"));
+    settles(&path, &new("listen = 3\n"));
+    let names = place.names();
+    assert_eq!(names.len(), 3, "{names:?}");
+    // Names that only look like one.
+    place.write("app.toml.bak", "no");
+    place.write("app.toml.99999999T999999.bak", "no");
+    place.write("other.99991231T235959Z.bak", "no");
+    let hide = |said: String| {
+        let at = said.find(".20").expect("the backup's name");
+        format!(
+            "{}.TIME.bak{}",
+            &said[..at],
+            &said[said.find(".bak").expect("its end") + 4..]
+        )
+    };
+    insta::assert_snapshot!(hide(settles(&path, &restore)), @r"
+    changed: content of .TIME.bak
+    -listen = 3
+    +listen = 2
+    ");
+    // It stays: the same again changes nothing, and it goes on from there.
+    let there = place.names();
+    assert!(names.iter().all(|name| there.contains(name)), "{there:?}");
+    assert_eq!(
+        fs::read_to_string(&path).expect("it is there"),
+        "listen = 2\n"
+    );
+    // Also when the file is gone, with its mode.
+    fs::remove_file(&path).expect("it is there");
+    insta::assert_snapshot!(hide(settles(&path, &restore)), @r"
+    changed: created from .TIME.bak
+    +listen = 2
+    ");
+    assert_eq!(bits(&fs::metadata(&path).expect("it is there")), 0o600);
+    // Without the newest it goes further back.
+    for name in names.iter().filter(|name| *name != "app.toml") {
+        let kept = place.path(name);
+        if fs::read_to_string(&kept).expect("a backup") == "listen = 2\n" {
+            fs::remove_file(kept).expect("it is there");
+        }
+    }
+    settles(&path, &restore);
+    assert_eq!(
+        fs::read_to_string(&path).expect("it is there"),
+        "listen = 1\n"
+    );
+    assert_eq!(bits(&fs::metadata(&path).expect("it is there")), 0o640);
+}
+
+#[test]
+fn a_backup_that_anybody_could_have_put_there_is_none() {
+    let place = Place::new();
+    let path = place.write("app.toml", "ours\n");
+    place.write("app.toml.20261121T101500Z.bak", "theirs\n");
+    fs::set_permissions(place.0.path(), fs::Permissions::from_mode(0o1777)).expect("a mode");
+    let restore = FileWish::Restore { diff: true };
+    for mode in [Mode::Check, Mode::Apply] {
+        let said = ensure(&path, &restore, mode).expect_err("not to be trusted");
+        assert!(said.to_string().contains("by hand"), "{said}");
+    }
+    assert_eq!(fs::read_to_string(&path).expect("it is there"), "ours\n");
+    // Nor is a link, wherever it leads.
+    fs::set_permissions(place.0.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+    fs::remove_file(place.path("app.toml.20261121T101500Z.bak")).expect("it is there");
+    symlink("/etc/passwd", place.path("app.toml.20261121T101500Z.bak")).expect("a link");
+    assert!(ensure(&path, &restore, Mode::Apply).is_err());
+}

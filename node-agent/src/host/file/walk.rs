@@ -53,6 +53,29 @@ impl Place {
         self.directory().join(name)
     }
 
+    /// The name in its directory.
+    pub(super) fn name(&self) -> &OsStr {
+        &self.name
+    }
+
+    /// The same as [`Place::beside`], as a place of its own.
+    pub(super) fn sibling(&self, suffix: &str) -> Result<Self, FileError> {
+        let more = |text: &OsStr| {
+            let mut text = text.to_owned();
+            text.push(suffix);
+            text
+        };
+        Ok(Self {
+            directory: self
+                .directory
+                .try_clone()
+                .map_err(failed("look beside", &self.path))?,
+            name: more(&self.name),
+            path: more(self.path.as_os_str()).into(),
+            guarded: self.guarded,
+        })
+    }
+
     /// What has the name now, itself and not what it points to; `None` when
     /// nothing has. The handle can be looked at, and nothing else.
     pub(super) fn peek(&self) -> Result<Option<File>, FileError> {

@@ -253,16 +253,16 @@ async fn what_fails_says_where() {
         said.push(why(&result).to_owned());
     }
     insta::assert_snapshot!(said.join("\n"), @r"
-    web.rhai:2:1: command sh -c echo no disk >&2; exit 3: exit code 3: no disk
-    web.rhai:2:23: file /tmp/../etc/x: /tmp/../etc/x is left alone: it has `..` in it
-    web.rhai:2:1: too old
-    web.rhai:2:16: there is no function no_such_function (i64)
-    web.rhai: the function works without an end
-    web.rhai:2:1: there is no function fn_that_calls_itself (i64)
-    web.rhai: length of string grows larger than a script may have it
-    web.rhai:2:1: emit: `No Kind` is no kind of event: 1 to 60 small letters, digits, `.`, `_` and `-`
-    web.rhai:2:19: emit x: a step makes at most 100 events
-    web.rhai:2:1: reboot: this run cannot go on after a restart of the machine; restart it by hand
+    web/scenario.rhai:2:1: command sh -c echo no disk >&2; exit 3: exit code 3: no disk
+    web/scenario.rhai:2:23: file /tmp/../etc/x: /tmp/../etc/x is left alone: it has `..` in it
+    web/scenario.rhai:2:1: too old
+    web/scenario.rhai:2:16: there is no function no_such_function (i64)
+    web/scenario.rhai: the function works without an end
+    web/scenario.rhai:2:1: there is no function fn_that_calls_itself (i64)
+    web/scenario.rhai: length of string grows larger than a script may have it
+    web/scenario.rhai:2:1: emit: `No Kind` is no kind of event: 1 to 60 small letters, digits, `.`, `_` and `-`
+    web/scenario.rhai:2:19: emit x: a step makes at most 100 events
+    web/scenario.rhai:2:1: reboot: this run cannot go on after a restart of the machine; restart it by hand
     ");
     // What is caught is no failure.
     let body = "try { command([\"false\"]); } catch (e) { log(e); }  \"fine\"";
@@ -417,7 +417,10 @@ async fn what_is_not_there_or_not_whole_is_declined() {
         .call(&scenarios, &call(hash, json!({}), Mode::Apply), &mut heard)
         .await;
     assert_eq!(result.outcome, Outcome::Declined);
-    assert!(why(&result).starts_with("web.rhai:1:"), "{result:?}");
+    assert!(
+        why(&result).starts_with("web/scenario.rhai:1:"),
+        "{result:?}"
+    );
     // A function that the scenario does not have fails, where it was sent.
     let hash = node.put("fn walk(p) { 1 }");
     let result = node
@@ -533,7 +536,7 @@ async fn one_that_failed_is_tried_again_inside_its_time() {
         .await;
     assert_eq!(
         (result.outcome, why(&result)),
-        (Outcome::Failed, "web.rhai:5:70: not yet")
+        (Outcome::Failed, "web/scenario.rhai:5:70: not yet")
     );
 }
 

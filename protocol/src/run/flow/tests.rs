@@ -48,6 +48,7 @@ fn spec() -> RunSpec {
                 ("balancers".to_owned(), set(2, NODES)),
             ]),
             role: Role::Operator,
+            origin: crate::origin::Origin::Unknown,
         })),
         part_of: None,
         created: Timestamp::UNIX_EPOCH,
@@ -269,7 +270,14 @@ fn a_node_is_as_well_as_its_worst_step() {
     assert_eq!(fold, Err(FoldError::Main("`main` has not ended")));
     assert!(
         state
-            .wish(Wish::Pause, &"ana".parse().expect("valid"), AT)
+            .wish(
+                Wish::Pause,
+                &crate::run::Wisher {
+                    by: "ana".parse().expect("valid"),
+                    door: None,
+                },
+                AT,
+            )
             .is_ok()
     );
     let done = MainEnd::Done { value: Value::Null };

@@ -1,0 +1,86 @@
+//! Where exactly a request came from.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::RunId;
+use crate::names::ScheduleName;
+use crate::units::Timestamp;
+
+/// Where exactly a request came from: for policies, and for the record.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// Not known: a run that was read back from its journal.
+    #[default]
+    Unknown,
+    /// The other end of the connection.
+    Address(IpAddr),
+    /// The time of this schedule had come.
+    Schedule(ScheduleName),
+    /// A webhook was delivered, and a trigger made a run of it.
+    Hook {
+        /// The name of the hook.
+        hook: String,
+        /// The sender's id of the delivery.
+        delivery: String,
+        /// The trigger.
+        trigger: String,
+        /// The event that the delivery became.
+        event: String,
+    },
+    /// The `main` of a run asks.
+    Run {
+        /// Which run.
+        run: RunId,
+        /// When that run was asked for.
+        asked: Timestamp,
+        /// Where that came from.
+        whence: Box<Origin>,
+    },
+}
+
+impl Origin {
+    /// Whether nothing is known.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        *self == Self::Unknown
+    }
+
+    /// Where it began: of what the `main` of a run asks, where that run came
+    /// from, and when it was asked for.
+    #[must_use]
+    pub fn beginning(&self) -> (&Self, Option<Timestamp>) {
+        let (mut origin, mut at) = (self, None);
+        while let Self::Run { asked, whence, .. } = origin {
+            (origin, at) = (whence, Some(*asked));
+        }
+        (origin, at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_main_asks_came_from_where_its_run_came_from() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let run = |asked: &str, whence: Origin| Origin::Run {
+            run: RunId::from_bytes([1; 16]),
+            asked: at(asked),
+            whence: Box::new(whence),
+        };
+        let first = Origin::Schedule("nightly".parse().unwrap());
+        assert_eq!(first.beginning(), (&first, None));
+        let inner = run("2026-11-01T10:00:00Z", first.clone());
+        let outer = run("2026-11-01T11:00:00Z", inner);
+        assert_eq!(
+            outer.beginning(),
+            (&first, Some(at("2026-11-01T10:00:00Z")))
+        );
+        let text = serde_json::to_string(&outer).unwrap();
+        assert_eq!(serde_json::from_str::<Origin>(&text).unwrap(), outer);
+    }
+}
