@@ -125,6 +125,8 @@ pub struct AppState {
     pub principals: Arc<PrincipalLimiter>,
     /// Room for those who follow a run, or wait for its end.
     pub watching: Arc<tokio::sync::Semaphore>,
+    /// How often this broker was found not to be the active one.
+    pub lapses: tokio::sync::watch::Receiver<u64>,
     /// What is counted, for Prometheus.
     pub metrics: crate::metrics::Metrics,
     /// The operator's own certificate, where there is one.

@@ -150,6 +150,8 @@ pub(super) struct Shared {
     pub(super) locks: super::gates::Locks,
     /// Where ends of runs are recorded.
     pub(super) audit: std::sync::OnceLock<crate::audit::Audit>,
+    /// Who follows which run.
+    pub(super) hubs: super::hub::Hubs,
     /// Secret parameters of open runs: here and nowhere else.
     pub(super) secrets: Mutex<HashMap<RunId, SecretValues>>,
 }
@@ -208,6 +210,7 @@ impl Engine {
             stages: Stages::default(),
             locks: super::gates::Locks::default(),
             audit: std::sync::OnceLock::new(),
+            hubs: super::hub::Hubs::default(),
             secrets: Mutex::default(),
         }))
     }

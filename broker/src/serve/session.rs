@@ -47,6 +47,8 @@ const TIDY_EVERY: Duration = Duration::from_secs(3_600);
 const JOURNALS_WITHIN: Duration = Duration::from_secs(2);
 /// When a comparison that failed is tried again.
 const COMPARE_AGAIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether this broker is the active one still.
+const LOOK: Duration = Duration::from_millis(500);
 /// How long the tasks of a session may take to end.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
@@ -289,6 +291,7 @@ impl Session {
         let triggers = Triggers::new(held, log, places, numbering);
         let (held, log, places, numbering) = outside;
         let routes = Routes::new(held, log, places, numbering);
+        let lapses = watch::Sender::new(0);
         let state = AppState {
             retention,
             config: Arc::clone(&parts.config),
@@ -319,11 +322,13 @@ impl Session {
             watching: Arc::new(tokio::sync::Semaphore::new(
                 parts.config.limits.watchers as usize,
             )),
+            lapses: lapses.subscribe(),
             metrics: Metrics::of_process(),
             tls: parts.own.clone(),
             backing_up: Arc::new(tokio::sync::Semaphore::new(1)),
             shutdown: cancel.clone(),
         };
+        tasks.spawn(look(lapses, lease.clone(), cancel.clone()));
         if let Some(own) = &parts.own {
             tasks.spawn(own.clone().tell(state.events.clone(), cancel.clone()));
         }
@@ -379,6 +384,16 @@ impl Session {
                 tasks = self.tasks.len(),
                 "parts of the broker did not end in time"
             );
+        }
+    }
+}
+
+/// Looks whether this broker is the active one still, for all who follow
+/// something.
+async fn look(lapses: watch::Sender<u64>, lease: Lease, cancel: CancellationToken) {
+    while cancel.run_until_cancelled(sleep(LOOK)).await.is_some() {
+        if lease.epoch().is_none() {
+            lapses.send_modify(|times| *times += 1);
         }
     }
 }
