@@ -37,7 +37,7 @@ fn said(spec: &RunSpec, short: &str, gate: &Gate, why: Option<&str>) -> Option<S
             let text = format!("waits until {until} for a confirmation");
             (text, anybody, format!("muster runs confirm {short}"))
         }
-        Gate::Approvals { given, needed } => {
+        Gate::Approvals { given, needed, .. } => {
             more.insert("needed".into(), json!(needed));
             more.insert("given".into(), json!(given));
             let left = (*needed as usize).saturating_sub(given.len());
