@@ -24,6 +24,7 @@ pub mod inventory;
 pub mod lease;
 pub mod library;
 pub mod link;
+pub mod metrics;
 pub mod nats;
 pub mod peers;
 pub mod ping;
