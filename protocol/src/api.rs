@@ -91,12 +91,12 @@ pub use event::{
     CloudEvent, ClusterEvent, EventStored, EventsStored, NotAnEvent, OWN_SOURCE, SPEC_VERSION,
 };
 pub use frame::Frame;
-pub use policy::{
-    Explained, ExplainedClass, ExplainRequest, PolicyFiles, PolicySchema, PolicyStored, PolicyVersion,
-    PolicyView, PrincipalKind, PrincipalView, PutPolicy,
-};
 pub use hook::{
     HookKind, HookTest, HookTested, HookView, RouteView, TriggerLast, TriggerTested, TriggerView,
+};
+pub use policy::{
+    ExplainRequest, Explained, ExplainedClass, PolicyFiles, PolicySchema, PolicyStored,
+    PolicyVersion, PolicyView, PrincipalKind, PrincipalView, PutPolicy,
 };
 pub use release::{ReleaseOffer, ReleaseUpload, ReleaseView, UPLOAD_PART};
 pub use run::{
