@@ -16,6 +16,7 @@ pub mod embedded;
 pub mod enroll;
 pub mod events;
 pub mod fit;
+pub mod freeze;
 mod hello;
 pub mod hooks;
 pub mod http;

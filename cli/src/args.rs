@@ -96,6 +96,10 @@ pub(crate) enum Command {
     Events(verbs::events::EventsArgs),
     /// Who asked for what, and whether anybody has changed the record of it
     Audit(verbs::audit::AuditArgs),
+    /// Stop everything new on all nodes
+    Freeze(verbs::freeze::FreezeArgs),
+    /// End a freeze
+    Thaw(verbs::freeze::ThawArgs),
     /// How the installation is
     Status(verbs::status::StatusArgs),
     /// Who you are to the broker

@@ -20,6 +20,7 @@ mod brokers;
 mod client;
 mod endpoint;
 mod error;
+mod freeze;
 mod once;
 mod policy;
 mod reference;

@@ -67,6 +67,7 @@ mod event;
 mod frame;
 mod hook;
 mod policy;
+mod freeze;
 mod release;
 mod run;
 mod scenario;
@@ -94,6 +95,7 @@ pub use frame::Frame;
 pub use hook::{
     HookKind, HookTest, HookTested, HookView, RouteView, TriggerLast, TriggerTested, TriggerView,
 };
+pub use freeze::{FreezeRequest, FreezeView, ThawRequest};
 pub use policy::{
     ExplainRequest, Explained, ExplainedClass, PolicyFiles, PolicySchema, PolicyStored,
     PolicyVersion, PolicyView, PrincipalKind, PrincipalView, PutPolicy,

@@ -8,6 +8,7 @@ mod backup;
 mod brokers;
 mod document;
 mod events;
+mod freeze;
 mod front;
 mod hooks;
 mod invites;
@@ -47,6 +48,7 @@ use crate::config::Config;
 use crate::enroll::Enrolment;
 use crate::events::Events;
 use crate::hooks::Hooks;
+use crate::freeze::Freezer;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
 use crate::library::Library;
@@ -97,6 +99,8 @@ pub struct AppState {
     pub triggers: Triggers,
     /// Events that are sent on.
     pub routes: Routes,
+    /// Whether anything is begun on the nodes.
+    pub freezer: Freezer,
     /// What the store has lost, as far as is known.
     pub past: crate::twin::Past,
     /// Who may do what.
@@ -169,6 +173,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(brokers::routes())
         .merge(events::routes())
         .merge(hooks::routes())
+        .merge(freeze::routes())
         .merge(invites::routes())
         .merge(keys::routes())
         .merge(matching::routes())

@@ -130,6 +130,7 @@ pub(crate) struct Stores {
     pub(crate) policies: Kv<crate::policy::StoredPolicy>,
     pub(crate) journals: Kv<crate::presence::StoredJournals>,
     pub(crate) places: Kv<crate::triggers::Place>,
+    pub(crate) freeze: Kv<crate::freeze::FreezeValue>,
 }
 
 /// [`Buckets`], to be cloned for each session.
@@ -182,6 +183,7 @@ impl Stores {
             journals: bucket(js, "muster_cluster").await?,
             // After the store went back, its places mean nothing.
             places: bucket(js, "muster_places").await?,
+            freeze: bucket(js, "muster_cluster").await?.witnessed(told()),
             retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })
     }

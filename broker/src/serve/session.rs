@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
 use crate::hooks::Hooks;
+use crate::freeze::Freezer;
 use crate::http::{AppState, Limiter, router};
 use crate::inventory::{Inventory, InventoryError};
 use crate::lease::Lease;
@@ -233,6 +234,14 @@ impl Session {
             events.clone(),
             connect,
         );
+        let freezer = Freezer::load(
+            stores.freeze.clone(),
+            authority.clone(),
+            lease.clone(),
+            events.clone(),
+        )
+        .await
+        .map_err(InventoryError::from)?;
         let nodes = Nodes::start(Deps {
             client: link.client.clone(),
             js: link.js.clone(),
@@ -244,6 +253,7 @@ impl Session {
             past: past.clone(),
             connections: Some((link.system.clone(), parts.keys.account_key())),
             library: Some(library.clone()),
+            freezer: freezer.clone(),
             settings: bus::Settings {
                 runs: runs_settings(&parts.config),
                 confirm_above: parts.config.confirm_above,
@@ -312,6 +322,7 @@ impl Session {
             hooks: Hooks::new(parts.hooks.clone(), events.clone()),
             triggers: triggers.clone(),
             routes: routes.clone(),
+            freezer,
             past,
             guard,
             policies,

@@ -110,6 +110,7 @@ const SCHEDULES: &str = "KV_muster_schedules";
 const POLICY: &str = "KV_muster_policy";
 const RUNS: &str = crate::runs::STREAM;
 const EVENTS: &str = crate::events::STREAM;
+const AUDIT: &str = crate::audit::STREAM;
 
 /// Everything that is followed.
 const ALL: [Followed; 11] = [
@@ -124,6 +125,7 @@ const ALL: [Followed; 11] = [
     bucket(POLICY, "$KV.muster_policy.>"),
     log(RUNS, subject::JOURNAL_ALL),
     log(EVENTS, subject::EVENT),
+    log(AUDIT, subject::AUDIT),
 ];
 
 /// The lease beats every two seconds, and nobody wants it back.
