@@ -48,6 +48,7 @@ impl Gate {
             Self::Approvals { .. } => "approvals",
             Self::Answer { .. } => "answer",
             Self::Moment { .. } => "moment",
+            Self::Frozen { .. } => "freeze",
             Self::Turn {
                 locks,
                 windows,
