@@ -109,6 +109,9 @@ pub struct Config {
     /// How many unauthenticated requests (enrolments, credentials) one
     /// address may make in a second, on the average.
     pub open_requests_per_second: u32,
+    /// The file with webhooks, triggers and routes; none when it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooks_file: Option<PathBuf>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// NATS.
@@ -213,6 +216,7 @@ impl Default for Config {
             confirm_within: Span::from_secs(300),
             credentials_life: Span::from_secs(7 * 86_400),
             open_requests_per_second: 100,
+            hooks_file: None,
             log_format: LogFormat::Human,
             nats: NatsConfig::default(),
             retention: RetentionConfig::default(),

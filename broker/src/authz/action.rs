@@ -91,6 +91,10 @@ pub enum Action {
     ReadStatus,
     /// Read cluster events.
     ReadEvents,
+    /// Put events in.
+    PutEvents,
+    /// Read webhooks, triggers and routes, and try what they would do.
+    ReadHooks,
     /// Learn who one is.
     WhoAmI,
 }
@@ -134,6 +138,8 @@ impl Action {
             Self::Freeze,
             Self::ReadStatus,
             Self::ReadEvents,
+            Self::PutEvents,
+            Self::ReadHooks,
             Self::WhoAmI,
         ]
     }
@@ -172,6 +178,8 @@ impl Action {
             Self::Freeze => "freeze or thaw the fleet",
             Self::ReadStatus => "read the status",
             Self::ReadEvents => "read events",
+            Self::PutEvents => "put events in",
+            Self::ReadHooks => "read webhooks, triggers and routes",
             Self::WhoAmI => "ask who it is",
         }
     }
@@ -209,6 +217,8 @@ impl Action {
             Self::Freeze => "freeze",
             Self::ReadStatus => "read-status",
             Self::ReadEvents => "read-events",
+            Self::PutEvents => "put-events",
+            Self::ReadHooks => "read-hooks",
             Self::WhoAmI => "who-am-i",
         }
     }
@@ -228,6 +238,7 @@ impl Action {
             | Self::ReadAudit
             | Self::ReadStatus
             | Self::ReadEvents
+            | Self::ReadHooks
             | Self::WhoAmI => Group::Read,
             Self::CreateRun(_) => Group::Run,
             Self::Ping
@@ -239,7 +250,8 @@ impl Action {
             | Self::ManageInvites
             | Self::StoreScenarios
             | Self::ManageSchedules
-            | Self::Freeze => Group::Change,
+            | Self::Freeze
+            | Self::PutEvents => Group::Change,
             Self::RemoveNodes
             | Self::ManageTokens
             | Self::ManageKeys

@@ -10,6 +10,7 @@ mod document;
 mod events;
 mod freeze;
 mod front;
+mod hooks;
 mod invites;
 mod keys;
 mod limit;
@@ -46,15 +47,18 @@ use crate::config::Config;
 use crate::enroll::Enrolment;
 use crate::events::Events;
 use crate::freeze::Freezer;
+use crate::hooks::Hooks;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
 use crate::library::Library;
 use crate::link::Link;
 use crate::peers::Peers;
 use crate::releases::Releases;
+use crate::routes::Routes;
 use crate::schedules::Schedules;
 use crate::submit::Submit;
 use crate::tokens::Tokens;
+use crate::triggers::Triggers;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
 pub use self::document::document;
@@ -89,6 +93,12 @@ pub struct AppState {
     pub audit: Audit,
     /// Whether anything is begun on the nodes.
     pub freezer: Freezer,
+    /// What comes in from outside.
+    pub hooks: Hooks,
+    /// Events that become runs.
+    pub triggers: Triggers,
+    /// Events that are sent on.
+    pub routes: Routes,
     /// What the store has lost, as far as is known.
     pub past: crate::twin::Past,
     /// Who may do what.
@@ -159,6 +169,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(brokers::routes())
         .merge(events::routes())
         .merge(freeze::routes())
+        .merge(hooks::routes())
         .merge(invites::routes())
         .merge(keys::routes())
         .merge(matching::routes())

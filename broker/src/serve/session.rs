@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
 use crate::freeze::Freezer;
+use crate::hooks::Hooks;
 use crate::http::{AppState, Limiter, router};
 use crate::inventory::{Inventory, InventoryError};
 use crate::lease::Lease;
@@ -29,12 +30,14 @@ use crate::peers::Peers;
 use crate::presence::Journals;
 use crate::releases::{Releases, ReleasesError};
 use crate::retention::{Keeper, Retention};
+use crate::routes::Routes;
 use crate::runs;
 use crate::schedules::{Schedules, SchedulesError};
 use crate::store::kv::KvError;
 use crate::submit::{Broker, Submit};
 use crate::tls::TlsError;
 use crate::tokens::{Tokens, TokensError};
+use crate::triggers::{Places, Triggers};
 use crate::twin::{Past, Twin};
 
 /// How often invites that ended are forgotten.
@@ -281,6 +284,17 @@ impl Session {
             submit: submit.clone(),
             library: library.clone(),
         }));
+        let places = Places::new(stores.places.clone(), lease.clone());
+        let outside = (
+            parts.hooks.clone(),
+            events.clone(),
+            places,
+            past.numbering(),
+        );
+        let (held, log, places, numbering) = outside.clone();
+        let triggers = Triggers::new(held, log, places, numbering);
+        let (held, log, places, numbering) = outside;
+        let routes = Routes::new(held, log, places, numbering);
         let state = AppState {
             retention,
             config: Arc::clone(&parts.config),
@@ -289,9 +303,12 @@ impl Session {
             enrolment: enrolment.clone(),
             tokens,
             lease: lease.clone(),
-            events,
             audit,
             freezer,
+            events: events.clone(),
+            hooks: Hooks::new(parts.hooks.clone(), events.clone()),
+            triggers: triggers.clone(),
+            routes: routes.clone(),
             past,
             guard,
             submit: submit.clone(),
@@ -306,6 +323,10 @@ impl Session {
             backing_up: Arc::new(tokio::sync::Semaphore::new(1)),
             shutdown: cancel.clone(),
         };
+        tasks.spawn(events.clone().follow(cancel.clone()));
+        tasks.spawn(parts.hooks.clone().follow(events, cancel.clone()));
+        tasks.spawn(triggers.keep(submit.clone(), cancel.clone()));
+        tasks.spawn(routes.keep(cancel.clone()));
         tasks.spawn(schedules.keep(submit, cancel.clone()));
         tasks.spawn(tidy_library(library, nodes.engine.clone(), cancel.clone()));
         tasks.spawn(inventory.tend(cancel.clone()));
