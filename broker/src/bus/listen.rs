@@ -23,6 +23,7 @@ use super::control::Control;
 use super::meter::Meters;
 use super::said::{Said, kind, read};
 use super::{Bus, Purpose};
+use crate::events::facts::{self, Patience};
 use crate::events::Events;
 use crate::hello::Porter;
 use crate::inventory::{Inventory, NodeRecord};
@@ -55,6 +56,7 @@ pub(super) struct Ears {
 
 /// Which nodes' facts are being stored.
 pub(super) struct FactsDesk {
+    patience: Patience,
     room: Semaphore,
     busy: Mutex<HashSet<Serial>>,
 }
@@ -62,6 +64,7 @@ pub(super) struct FactsDesk {
 impl FactsDesk {
     pub(super) fn new() -> Self {
         Self {
+            patience: Patience::default(),
             room: Semaphore::new(FACTS_AT_ONCE),
             busy: Mutex::default(),
         }
@@ -252,11 +255,13 @@ impl Ears {
         let this = self.clone();
         tokio::spawn(async move {
             if let Ok(_room) = this.facts.room.acquire().await {
+                let before = this.inventory.snapshot();
                 match this.inventory.set_facts(serial, facts).await {
                     Ok(()) => {
                         if let Some(reply) = &reply {
                             this.bus.acknowledge(serial, reply).await;
                         }
+                        this.tell_facts(serial, &before).await;
                     }
                     Err(error) => {
                         tracing::warn!(node = %serial, %error, "cannot store the facts of a node")
@@ -269,6 +274,25 @@ impl Ears {
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&serial);
         });
+    }
+
+    /// Tells which facts of a node are others than before.
+    async fn tell_facts(&self, serial: Serial, before: &Snapshot) {
+        let now = self.inventory.snapshot();
+        let (Some(before), Some(now)) = (before.get(serial), now.get(serial)) else {
+            return;
+        };
+        // The first ones are no change.
+        if before.facts.is_empty() || before.facts == now.facts {
+            return;
+        }
+        let changes = facts::changes(&before.facts, &now.facts);
+        if changes.is_empty() || !self.facts.patience.allows(serial, Instant::now()) {
+            return;
+        }
+        let name = now.assignment.name.as_str();
+        let (text, fields) = facts::told(name, &changes);
+        self.events.tell("node.facts", name, text, fields).await;
     }
 
     /// The server says that nobody heard a message to one node.

@@ -122,6 +122,8 @@ pub(super) struct Task {
     number: u64,
     /// Events that scenarios made on its nodes.
     pub(super) told: u32,
+    /// That it begins was told.
+    pub(super) begun: bool,
     first: u64,
     began: Instant,
     began_at: Timestamp,
@@ -155,6 +157,7 @@ impl Task {
             main: (folded.state.flow.is_some()).then(|| Box::new(Conductor::new())),
             number,
             told: 0,
+            begun: false,
             first: folded.first,
             frozen: folded.state.order.iter().copied().collect(),
             state: folded.state,
@@ -384,6 +387,9 @@ impl Task {
         let shared = &self.engine.0;
         lock(&shared.index).update(&self.state);
         shared.tell_parent(&self.state, &event);
+        if let RunEvent::Answered { number, steps, .. } = &event {
+            self.tell_steps(*number, steps.len()).await;
+        }
         Ok(())
     }
 
@@ -418,6 +424,7 @@ impl Task {
             if let RunEvent::Outcomes { results, .. } = &event {
                 // Before anything else is written: see `tell_the_last`.
                 self.tell_failures(results).await;
+                self.tell_progress(results.len()).await;
             }
             for serial in serials {
                 self.delivery.settled(serial);
@@ -437,6 +444,7 @@ impl Task {
         shared.locks.release(self.run);
         lock(&shared.secrets).remove(&self.run);
         tracing::info!(state = self.state.phase.as_str(), summary = ?self.state.summary(), "run ended");
+        self.tell_ended().await;
         Ok(())
     }
 
@@ -444,7 +452,10 @@ impl Task {
     async fn drive(&mut self) -> Result<(), JournalError> {
         loop {
             match self.state.next() {
-                Next::Send { batch, nodes } => self.send_batch(batch, nodes).await?,
+                Next::Send { batch, nodes } => {
+                    self.tell_begun().await;
+                    self.send_batch(batch, nodes).await?;
+                }
                 Next::Skip {
                     nodes,
                     outcome,
@@ -456,6 +467,7 @@ impl Task {
                 }
                 Next::Finish(end) => self.finish(end).await?,
                 Next::Main => {
+                    self.tell_begun().await;
                     if !self.conduct().await? {
                         return Ok(());
                     }

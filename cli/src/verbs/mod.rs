@@ -6,6 +6,7 @@ pub mod broker;
 pub mod doctor;
 pub mod events;
 pub mod generate;
+pub mod hook;
 pub mod keys;
 pub mod matching;
 pub mod node;
@@ -13,6 +14,7 @@ pub mod nodes;
 pub mod output;
 pub mod ping;
 pub mod restore;
+pub mod route;
 pub mod run;
 pub mod runs;
 pub mod scenario;
@@ -20,6 +22,7 @@ pub mod schedule;
 pub mod standby;
 pub mod status;
 pub mod token;
+pub mod trigger;
 pub mod up;
 pub mod watch;
 
@@ -52,6 +55,9 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Token(args) => token::run(context, args).await,
         Command::Keys(args) => keys::run(context, args).await,
         Command::Events(args) => events::run(context, &args).await,
+        Command::Hook(args) => hook::run(context, &args).await,
+        Command::Trigger(args) => trigger::run(context, &args).await,
+        Command::Route(args) => route::run(context, &args).await,
         Command::Status(args) => status::run(context, &args).await,
         Command::Whoami(args) => status::whoami(context, &args).await,
         Command::Backup(args) => backup::run(context, &args).await,
