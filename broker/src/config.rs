@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use muster_protocol::units::{Size, Span};
 use serde::{Deserialize, Serialize};
 
+use crate::audit::AuditConfig;
 use crate::retention::Limits;
 
 /// Why a configuration cannot be used.
@@ -119,6 +120,8 @@ pub struct Config {
     pub retention: RetentionConfig,
     /// The broker's own copy of what NATS holds.
     pub twin: TwinConfig,
+    /// The record of who asked for what.
+    pub audit: AuditConfig,
 }
 
 /// What is kept, and for how long. Runs that have not ended are kept whatever
@@ -218,6 +221,7 @@ impl Default for Config {
             nats: NatsConfig::default(),
             retention: RetentionConfig::default(),
             twin: TwinConfig::default(),
+            audit: AuditConfig::default(),
         }
     }
 }
@@ -361,6 +365,9 @@ impl Config {
             return wrong("credentials_life", "must be between a minute and 90 days");
         }
         self.retention.check()?;
+        self.audit
+            .check()
+            .map_err(|(field, why)| ConfigError::Value { field, why })?;
         if self.open_requests_per_second == 0 {
             return wrong("open_requests_per_second", "must be at least 1");
         }

@@ -5,6 +5,7 @@
 //! [`nats_config`] is `muster nats-config`, and [`prepare_embedded`] prepares
 //! the NATS server of `muster up`.
 
+pub mod audit;
 pub mod authority;
 pub mod authz;
 pub mod backup;
@@ -15,6 +16,7 @@ pub mod embedded;
 pub mod enroll;
 pub mod events;
 pub mod fit;
+pub mod freeze;
 mod hello;
 pub mod hooks;
 pub mod http;
@@ -26,6 +28,7 @@ pub mod nats;
 pub mod peers;
 pub mod ping;
 pub mod plans;
+pub mod policy;
 pub mod presence;
 pub mod releases;
 pub mod resolve;

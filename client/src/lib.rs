@@ -14,21 +14,25 @@
 //! # }
 //! ```
 
+mod audit;
 mod backup;
 mod brokers;
 mod client;
 mod endpoint;
 mod error;
+mod freeze;
 mod once;
 mod reference;
 mod releases;
 mod routes;
 mod scenarios;
+mod policy;
 mod schedules;
 mod sse;
 mod watch;
 
-pub use backup::BackupPieces;
+pub use audit::AuditQuery;
+pub use backup::Pieces;
 pub use client::{Client, MAX_BODY};
 pub use endpoint::Endpoint;
 pub use error::ClientError;

@@ -83,6 +83,10 @@ pub enum Action {
     ReadPolicies,
     /// Change who may do what.
     ManagePolicies,
+    /// Read who asked for what.
+    ReadAudit,
+    /// Stop everything new on all nodes, and let it go on.
+    Freeze,
     /// Read how the installation is.
     ReadStatus,
     /// Read cluster events.
@@ -130,6 +134,8 @@ impl Action {
             Self::AddBroker,
             Self::ReadPolicies,
             Self::ManagePolicies,
+            Self::ReadAudit,
+            Self::Freeze,
             Self::ReadStatus,
             Self::ReadEvents,
             Self::PutEvents,
@@ -168,6 +174,8 @@ impl Action {
             Self::AddBroker => "add brokers",
             Self::ReadPolicies => "read policies",
             Self::ManagePolicies => "change policies",
+            Self::ReadAudit => "read the record of requests",
+            Self::Freeze => "freeze or thaw the fleet",
             Self::ReadStatus => "read the status",
             Self::ReadEvents => "read events",
             Self::PutEvents => "put events in",
@@ -205,6 +213,8 @@ impl Action {
             Self::AddBroker => "add-broker",
             Self::ReadPolicies => "read-policies",
             Self::ManagePolicies => "manage-policies",
+            Self::ReadAudit => "read-audit",
+            Self::Freeze => "freeze",
             Self::ReadStatus => "read-status",
             Self::ReadEvents => "read-events",
             Self::PutEvents => "put-events",
@@ -225,6 +235,7 @@ impl Action {
             | Self::ReadScenarios
             | Self::ReadSchedules
             | Self::ReadPolicies
+            | Self::ReadAudit
             | Self::ReadStatus
             | Self::ReadEvents
             | Self::ReadHooks
@@ -239,6 +250,7 @@ impl Action {
             | Self::ManageInvites
             | Self::StoreScenarios
             | Self::ManageSchedules
+            | Self::Freeze
             | Self::PutEvents => Group::Change,
             Self::RemoveNodes
             | Self::ManageTokens

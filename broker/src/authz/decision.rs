@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use muster_protocol::api::Role;
+use muster_protocol::api::{PrincipalKind, Role};
 use muster_protocol::envelope::Door;
 use muster_protocol::names::PrincipalName;
 use muster_protocol::run::Gates;
 use serde::{Deserialize, Serialize};
+
+use crate::audit::AuditError;
 
 /// The name of one policy: what its `@id` says, else its place in the text.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -69,18 +71,31 @@ impl Grant {
 
 /// The answer no.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{principal} ({role}) may not {what}{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+#[error("{principal} ({}) may not {what}{}", .kind.map_or(.role.as_str(), |kind| kind.as_str()), .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
 pub struct Denied {
     /// Who.
     pub principal: PrincipalName,
     /// With which role.
     pub role: Role,
+    /// What it is, where the policies say.
+    pub kind: Option<PrincipalKind>,
     /// What was asked, as words after "may not".
     pub what: String,
     /// What says so; nothing where the role alone does.
     pub why: Option<String>,
     /// The policies that forbid it.
     pub by: Vec<PolicyId>,
+}
+
+/// Why nothing may be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Unauthorized {
+    /// The policy says no.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// It could not be written down that it was asked.
+    #[error(transparent)]
+    Unrecorded(#[from] AuditError),
 }
 
 /// What a policy answers.

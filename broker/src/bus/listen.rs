@@ -25,8 +25,9 @@ use super::said::{Said, kind, read};
 use super::{Bus, Purpose};
 use crate::events::facts::{self, Patience};
 use crate::events::Events;
+use crate::freeze::Freezer;
 use crate::hello::Porter;
-use crate::inventory::{Inventory, NodeRecord};
+use crate::inventory::{Inventory, NodeRecord, Snapshot};
 use crate::ping::Pinger;
 use crate::presence::Presence;
 use crate::runs::Engine;
@@ -48,6 +49,7 @@ pub(super) struct Ears {
     pub(super) presence: Presence,
     pub(super) pinger: Pinger,
     pub(super) porter: Porter,
+    pub(super) freezer: Freezer,
     pub(super) engine: Engine,
     pub(super) events: Events,
     pub(super) facts: Arc<FactsDesk>,
@@ -182,6 +184,7 @@ impl Ears {
             Said::Keys(list) => self.hear_keys(record, list, reply),
             Said::Local(report) => self.engine.local(record, report, reply),
             Said::Bundle(request) => self.bundles.serve(&self.bus, serial, request, reply),
+            Said::Freeze(taken) => self.freezer.taken(serial, taken.revision),
             Said::Bye(bye) => self.presence.bye(serial, bye.instance),
         }
     }
@@ -287,7 +290,7 @@ impl Ears {
             return;
         }
         let changes = facts::changes(&before.facts, &now.facts);
-        if changes.is_empty() || !self.facts.patience.allows(serial, Instant::now()) {
+        if changes.is_empty() || !self.facts.patience.allows(serial, std::time::Instant::now()) {
             return;
         }
         let name = now.assignment.name.as_str();

@@ -2,11 +2,13 @@
 //! document.
 
 mod agent;
+mod audit;
 mod auth;
 mod backup;
 mod brokers;
 mod document;
 mod events;
+mod freeze;
 mod front;
 mod hooks;
 mod invites;
@@ -16,6 +18,7 @@ mod matching;
 mod nodes;
 mod page;
 mod ping;
+mod policy;
 pub mod problem;
 mod releases;
 mod runs;
@@ -37,6 +40,7 @@ use muster_protocol::text::printable;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
+use crate::audit::{Audit, as_request};
 use crate::authority::Authority;
 use crate::authz::{Action, Authorized, Caller, Guard};
 use crate::bus::Nodes;
@@ -44,11 +48,13 @@ use crate::config::Config;
 use crate::enroll::Enrolment;
 use crate::events::Events;
 use crate::hooks::Hooks;
+use crate::freeze::Freezer;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
 use crate::library::Library;
 use crate::link::Link;
 use crate::peers::Peers;
+use crate::policy::Policies;
 use crate::releases::Releases;
 use crate::routes::Routes;
 use crate::schedules::Schedules;
@@ -85,16 +91,22 @@ pub struct AppState {
     pub lease: Lease,
     /// What happens in the cluster.
     pub events: Events,
+    /// Who asked for what.
+    pub audit: Audit,
     /// What comes in from outside.
     pub hooks: Hooks,
     /// Events that become runs.
     pub triggers: Triggers,
     /// Events that are sent on.
     pub routes: Routes,
+    /// Whether anything is begun on the nodes.
+    pub freezer: Freezer,
     /// What the store has lost, as far as is known.
     pub past: crate::twin::Past,
     /// Who may do what.
     pub guard: Guard,
+    /// Who may do what, as it is stored.
+    pub policies: Policies,
     /// The way to the nodes.
     pub control: Arc<dyn NodeControl>,
     /// The brokers of the cluster.
@@ -124,13 +136,21 @@ impl AppState {
     ///
     /// # Errors
     /// A `denied` problem.
-    pub async fn authorize<T>(
+    pub async fn authorize<T: 'static>(
         &self,
         caller: &Caller,
         action: Action,
         subject: T,
     ) -> Result<Authorized<T>, ApiError> {
         Ok(self.guard.authorize(caller, action, subject).await?)
+    }
+
+    /// [`Guard::admit`] under this broker's policy.
+    ///
+    /// # Errors
+    /// A `denied` problem.
+    pub async fn admit(&self, caller: &Caller, action: Action) -> Result<(), ApiError> {
+        Ok(self.guard.admit(caller, action).await?)
     }
 
     /// The lease's epoch, for a handler that is about to write.
@@ -148,15 +168,18 @@ impl AppState {
 pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(document::base())
         .merge(agent::routes())
+        .merge(audit::routes())
         .merge(backup::routes())
         .merge(brokers::routes())
         .merge(events::routes())
         .merge(hooks::routes())
+        .merge(freeze::routes())
         .merge(invites::routes())
         .merge(keys::routes())
         .merge(matching::routes())
         .merge(nodes::routes())
         .merge(ping::routes())
+        .merge(policy::routes())
         .merge(releases::routes())
         .merge(runs::routes())
         .merge(scenarios::routes())
@@ -173,6 +196,7 @@ pub fn router(state: AppState) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(axum::middleware::from_fn(recorded))
         .with_state(state)
 }
 
@@ -189,6 +213,15 @@ where
         .await
         .map_err(|e| ApiError::internal(&e))?
         .map_err(Into::into)
+}
+
+/// What is decided while a request is served is recorded as of it.
+async fn recorded(
+    request: axum::extract::Request,
+    next: axum::middleware::Next,
+) -> axum::response::Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    as_request(method.as_str(), &path, next.run(request)).await
 }
 
 async fn not_found(uri: Uri) -> ApiError {

@@ -9,6 +9,7 @@ use async_nats::Subject;
 use async_nats::jetstream::Context;
 use bytes::Bytes;
 use muster_protocol::api::{Frame, RunBrief, RunView};
+use muster_protocol::envelope::BundleHash;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::run::{Gate, RunEvent, RunState, TARGETS_PER_EVENT};
 use muster_protocol::subject;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::error::{CreateError, EngineError};
-use super::flow::{Stage, Stages};
+use super::flow::{Stage, StageError, Stages};
 use super::index::{Index, Known, LookupError, brief};
 use super::journal::{Folded, Journal, JournalError, fold};
 use super::local::Desk;
@@ -147,6 +148,10 @@ pub(super) struct Shared {
     pub(super) stages: Stages,
     /// Who holds which lock, and who waits for it.
     pub(super) locks: super::gates::Locks,
+    /// Whether anything is begun.
+    pub(super) freezer: std::sync::OnceLock<crate::freeze::Freezer>,
+    /// Where ends of runs are recorded.
+    pub(super) audit: std::sync::OnceLock<crate::audit::Audit>,
     /// Secret parameters of open runs: here and nowhere else.
     pub(super) secrets: Mutex<HashMap<RunId, SecretValues>>,
 }
@@ -204,6 +209,8 @@ impl Engine {
             leftovers: Mutex::default(),
             stages: Stages::default(),
             locks: super::gates::Locks::default(),
+            freezer: std::sync::OnceLock::new(),
+            audit: std::sync::OnceLock::new(),
             secrets: Mutex::default(),
         }))
     }
@@ -211,6 +218,14 @@ impl Engine {
     /// Gives runs with a `main` what they need; before that they wait.
     pub fn conduct_with(&self, stage: Arc<dyn Stage>) {
         self.0.stages.set(stage);
+    }
+
+    /// The lines in which the `main` of a scenario asks a person.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub async fn asks(&self, bundle: BundleHash) -> Result<Vec<usize>, StageError> {
+        Ok(self.0.stages.score(bundle).await?.program.asks())
     }
 
     /// While the guard lives, no run is removed from the stream to make room.
@@ -262,6 +277,9 @@ impl Engine {
         } = run.into_inner().whole(role, origin);
         let id = spec.id;
         let (epoch, _) = shared.active().ok_or(CreateError::NotReady)?;
+        if let Some(freeze) = shared.frozen(&spec) {
+            return Err(CreateError::Frozen(Box::new(freeze)));
+        }
         shared
             .fits(&spec, &targets)
             .map_err(CreateError::TooLarge)?;
@@ -445,6 +463,9 @@ impl Engine {
         let mut brief = brief(state);
         if let Some(Gate::Turn { why, .. }) = &mut brief.waits {
             *why = self.kept_by(state, Timestamp::now());
+        }
+        if let Some(frozen) = self.0.waits_frozen(state) {
+            brief.waits = Some(frozen);
         }
         let index = lock(&self.0.index);
         brief.short = index.short(brief.id);

@@ -1,7 +1,7 @@
 //! The task of one run: owns its state and is the only one to write its
 //! journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,10 +25,11 @@ use tracing::Instrument as _;
 
 use super::engine::{Engine, lock};
 use super::flow::{Answered, Conductor};
+use super::frozen::changed;
 use super::journal::{Folded, Journal, JournalError, STREAM, output_head};
 use super::outcome::Book;
 use super::rebuild::lost_for_good;
-use super::schedule::{Delivery, GivenUp, Message, Moment};
+use super::schedule::{Delivery, GivenUp, Message, Moment, Sent};
 use super::send::Split;
 use crate::bus::SendError;
 use crate::presence::{Older, Reach};
@@ -124,6 +125,8 @@ pub(super) struct Task {
     pub(super) told: u32,
     /// That it begins was told.
     pub(super) begun: bool,
+    /// What it was told that the run waits for.
+    pub(super) waits_told: BTreeSet<String>,
     first: u64,
     began: Instant,
     began_at: Timestamp,
@@ -158,6 +161,7 @@ impl Task {
             number,
             told: 0,
             begun: false,
+            waits_told: BTreeSet::new(),
             first: folded.first,
             frozen: folded.state.order.iter().copied().collect(),
             state: folded.state,
@@ -219,6 +223,7 @@ impl Task {
         self.begin().await?;
         let mut messages = Vec::new();
         let mut linger = None;
+        let mut freezes = self.engine.0.freezes();
         loop {
             let deaf = self.while_deaf(inbox, &mut messages).await;
             if !deaf.is_zero() {
@@ -255,6 +260,7 @@ impl Task {
                     return Ok(());
                 },
                 turned = Conductor::turned(&mut self.main) => self.turned(turned).await?,
+                () = changed(&mut freezes) => self.thaws(),
                 () = turn.as_mut(), if self.state.phase == RunPhase::Waiting => {}
                 () = sleep_until(until) => if ended {
                     return Ok(());
@@ -443,6 +449,7 @@ impl Task {
         let shared = &self.engine.0;
         shared.locks.release(self.run);
         lock(&shared.secrets).remove(&self.run);
+        shared.record_end(&self.state);
         tracing::info!(state = self.state.phase.as_str(), summary = ?self.state.summary(), "run ended");
         self.tell_ended().await;
         Ok(())
@@ -452,6 +459,7 @@ impl Task {
     async fn drive(&mut self) -> Result<(), JournalError> {
         loop {
             match self.state.next() {
+                Next::Send { .. } if self.is_frozen() => return Ok(()),
                 Next::Send { batch, nodes } => {
                     self.tell_begun().await;
                     self.send_batch(batch, nodes).await?;
@@ -466,6 +474,7 @@ impl Task {
                         .await?;
                 }
                 Next::Finish(end) => self.finish(end).await?,
+                Next::Main if self.main_is_frozen() => return Ok(()),
                 Next::Main => {
                     self.tell_begun().await;
                     if !self.conduct().await? {
@@ -577,6 +586,15 @@ impl Task {
     async fn act(&mut self) -> Result<Acted, JournalError> {
         let due = self.delivery.schedule(self.now());
         for (message, nodes) in [(Message::Call, &due.call), (Message::Cancel, &due.cancel)] {
+            if message == Message::Call && !nodes.is_empty() && self.is_frozen() {
+                // As if it had been: who has not answered in time by then is
+                // not known to have done nothing.
+                let now = self.now();
+                for node in nodes {
+                    self.delivery.copied(*node, message, Sent::ToGroup, now);
+                }
+                continue;
+            }
             if !nodes.is_empty() {
                 tracing::debug!(?message, nodes = nodes.len(), "sending again");
                 let split = self.engine.0.split_repeat(nodes);

@@ -117,6 +117,7 @@ async fn start(
     let (js, lease) = (store::context(client.clone()), Lease::fixed(epoch));
     let events = Events::open(js, lease, crate::events::KEEP).await;
     let nodes = Nodes::start(Deps {
+        freezer: crate::freeze::Freezer::never(authority),
         js: store::context(client.clone()),
         client,
         inventory: inventory.clone(),
@@ -163,7 +164,12 @@ impl World {
 
     /// What happened in the cluster.
     async fn told(&self) -> Vec<ClusterEvent> {
-        let told = self.engine().0.events.newest(&crate::events::Filter::default(), 1_000).await;
+        let told = self
+            .engine()
+            .0
+            .events
+            .newest(&crate::events::Filter::default(), 1_000)
+            .await;
         told.expect("they can be read")
     }
 

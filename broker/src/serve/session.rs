@@ -12,13 +12,15 @@ use tokio_util::task::TaskTracker;
 
 use super::fence::Fence;
 use super::{Parts, Stores};
+use crate::audit::{self, Audit, AuditError};
 use crate::authority::{Authority, AuthorityError};
-use crate::authz::{FixedRoles, Guard};
+use crate::authz::Guard;
 use crate::bus::{self, Deps, Nodes, StartError};
 use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
 use crate::hooks::Hooks;
+use crate::freeze::Freezer;
 use crate::http::{AppState, Limiter, router};
 use crate::inventory::{Inventory, InventoryError};
 use crate::lease::Lease;
@@ -30,6 +32,7 @@ use crate::releases::{Releases, ReleasesError};
 use crate::retention::{Keeper, Retention};
 use crate::routes::Routes;
 use crate::runs;
+use crate::policy::{Policies, PolicyError};
 use crate::schedules::{Schedules, SchedulesError};
 use crate::store::kv::KvError;
 use crate::submit::{Broker, Submit};
@@ -85,6 +88,12 @@ pub enum SessionError {
     /// The schedules.
     #[error(transparent)]
     Schedules(#[from] SchedulesError),
+    /// Who may do what.
+    #[error(transparent)]
+    Policies(#[from] PolicyError),
+    /// The record of requests.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
 }
 
 impl SessionError {
@@ -96,6 +105,7 @@ impl SessionError {
             }
             Self::Tokens(error) => matches!(error, TokensError::State(_)),
             Self::Tls(_) => true,
+            Self::Policies(error) => error.is_final(),
             Self::Task(_)
             | Self::Inventory(_)
             | Self::Events(_)
@@ -103,7 +113,8 @@ impl SessionError {
             | Self::Nodes(_)
             | Self::Releases(_)
             | Self::Library(_)
-            | Self::Schedules(_) => false,
+            | Self::Schedules(_)
+            | Self::Audit(_) => false,
         }
     }
 }
@@ -147,6 +158,19 @@ impl Session {
             events.clone(),
         )
         .await?;
+        let cancel = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        // Whatever was begun ends when the rest cannot be.
+        let begun = cancel.clone().drop_guard();
+        let audit = audit::Parts {
+            js: link.js.clone(),
+            lease: lease.clone(),
+            authority: authority.clone(),
+            events: events.clone(),
+            state: parts.state.clone(),
+            config: parts.config.audit.clone(),
+        };
+        let audit = Box::pin(Audit::open(audit, &tasks, &cancel)).await?;
         let inventory = Box::pin(Inventory::load(
             stores.inventory.get(),
             Arc::clone(&parts.keys),
@@ -170,6 +194,15 @@ impl Session {
         if tokens.ensure_admin(&path).await? {
             tracing::info!(file = %path.display(), "a new admin token was written");
         }
+        let policies = Box::pin(Policies::open(
+            stores.policies.clone(),
+            lease.clone(),
+            events.clone(),
+            tokens.clone(),
+            inventory.clone(),
+            parts.state.path(),
+        ))
+        .await?;
         let releases = Box::pin(Releases::open(
             link.js.clone(),
             lease.clone(),
@@ -201,8 +234,14 @@ impl Session {
             events.clone(),
             connect,
         );
-        let cancel = CancellationToken::new();
-        let tasks = TaskTracker::new();
+        let freezer = Freezer::load(
+            stores.freeze.clone(),
+            authority.clone(),
+            lease.clone(),
+            events.clone(),
+        )
+        .await
+        .map_err(InventoryError::from)?;
         let nodes = Nodes::start(Deps {
             client: link.client.clone(),
             js: link.js.clone(),
@@ -214,6 +253,7 @@ impl Session {
             past: past.clone(),
             connections: Some((link.system.clone(), parts.keys.account_key())),
             library: Some(library.clone()),
+            freezer: freezer.clone(),
             settings: bus::Settings {
                 runs: runs_settings(&parts.config),
                 confirm_above: parts.config.confirm_above,
@@ -244,7 +284,8 @@ impl Session {
             limits: parts.config.retention.limits(),
             shown: retention.clone(),
         };
-        let guard = Guard::new(Arc::new(FixedRoles));
+        let guard = Guard::new(Arc::new(policies.in_force())).recording(audit.clone());
+        nodes.engine.record_with(audit.clone());
         let submit = Submit {
             inventory: inventory.clone(),
             nodes: nodes.clone(),
@@ -276,12 +317,15 @@ impl Session {
             enrolment: enrolment.clone(),
             tokens,
             lease: lease.clone(),
+            audit,
             events: events.clone(),
             hooks: Hooks::new(parts.hooks.clone(), events.clone()),
             triggers: triggers.clone(),
             routes: routes.clone(),
+            freezer,
             past,
             guard,
+            policies,
             submit: submit.clone(),
             control: Arc::clone(&nodes.control),
             peers: peers.clone(),
@@ -312,6 +356,7 @@ impl Session {
             cancel.clone(),
         ));
         tasks.spawn(async move { nodes.stopped().await });
+        begun.disarm();
         Ok(Self {
             state,
             cancel,

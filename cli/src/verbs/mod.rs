@@ -1,10 +1,12 @@
 //! One file a verb.
 
 pub mod agent;
+pub mod audit;
 pub mod backup;
 pub mod broker;
 pub mod doctor;
 pub mod events;
+pub mod freeze;
 pub mod generate;
 pub mod hook;
 pub mod keys;
@@ -13,6 +15,7 @@ pub mod node;
 pub mod nodes;
 pub mod output;
 pub mod ping;
+pub mod policy;
 pub mod restore;
 pub mod route;
 pub mod run;
@@ -53,11 +56,15 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Node(args) => node::run(context, args).await,
         Command::Agent(args) => agent::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,
+        Command::Policy(args) => Box::pin(policy::run(context, args)).await,
         Command::Keys(args) => keys::run(context, args).await,
         Command::Events(args) => events::run(context, &args).await,
         Command::Hook(args) => hook::run(context, &args).await,
         Command::Trigger(args) => trigger::run(context, &args).await,
         Command::Route(args) => route::run(context, &args).await,
+        Command::Audit(args) => audit::run(context, args).await,
+        Command::Freeze(args) => freeze::freeze(context, &args).await,
+        Command::Thaw(args) => freeze::thaw(context, &args).await,
         Command::Status(args) => status::run(context, &args).await,
         Command::Whoami(args) => status::whoami(context, &args).await,
         Command::Backup(args) => backup::run(context, &args).await,

@@ -9,6 +9,9 @@ use crate::envelope::Door;
 use crate::names::PrincipalName;
 use crate::units::Timestamp;
 
+/// How the reason begins for which a run waits for its window.
+pub const ITS_WINDOW: &str = "its window ";
+
 /// What has to be given before anything of a run is sent.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -32,6 +35,34 @@ pub struct Gates {
     /// time when there is none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub windows: Vec<String>,
+}
+
+impl Gate {
+    /// What is waited for, in a word: `confirmation`, `approvals`, `answer`,
+    /// `moment`, `window` or `lock`. `why` says what keeps a run from its
+    /// turn, where the gate itself does not.
+    #[must_use]
+    pub fn word(&self, why: Option<&str>) -> &'static str {
+        match self {
+            Self::Confirmation { .. } => "confirmation",
+            Self::Approvals { .. } => "approvals",
+            Self::Answer { .. } => "answer",
+            Self::Moment { .. } => "moment",
+            Self::Turn {
+                locks,
+                windows,
+                why: own,
+            } => {
+                let why = own.as_deref().or(why);
+                let window = why.is_some_and(|why| why.starts_with(ITS_WINDOW));
+                match (locks.is_empty(), windows.is_empty()) {
+                    (true, false) => "window",
+                    (false, false) if window => "window",
+                    _ => "lock",
+                }
+            }
+        }
+    }
 }
 
 impl Gates {
@@ -88,6 +119,16 @@ pub enum Gate {
         /// shown: who holds the lock, when the window opens.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         why: Option<String>,
+    },
+    /// The fleet is frozen: nothing new is sent.
+    Frozen {
+        /// Who said so.
+        by: PrincipalName,
+        /// Why.
+        why: String,
+        /// Since when.
+        #[schema(value_type = String, format = DateTime)]
+        since: Timestamp,
     },
 }
 
