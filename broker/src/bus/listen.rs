@@ -23,8 +23,8 @@ use super::control::Control;
 use super::meter::Meters;
 use super::said::{Said, kind, read};
 use super::{Bus, Purpose};
-use crate::events::facts::{self, Patience};
 use crate::events::Events;
+use crate::events::facts::{self, Patience};
 use crate::freeze::Freezer;
 use crate::hello::Porter;
 use crate::inventory::{Inventory, NodeRecord, Snapshot};
@@ -290,7 +290,12 @@ impl Ears {
             return;
         }
         let changes = facts::changes(&before.facts, &now.facts);
-        if changes.is_empty() || !self.facts.patience.allows(serial, std::time::Instant::now()) {
+        if changes.is_empty()
+            || !self
+                .facts
+                .patience
+                .allows(serial, std::time::Instant::now())
+        {
             return;
         }
         let name = now.assignment.name.as_str();

@@ -11,11 +11,28 @@ use serde_json::{Map, Value, json};
 
 /// Facts whose last name is one of these change all the time: nobody is told.
 const NOISY: [&str; 12] = [
-    "uptime", "load", "load1", "load5", "load15", "free", "available", "used", "time", "now",
-    "temperature", "processes",
+    "uptime",
+    "load",
+    "load1",
+    "load5",
+    "load15",
+    "free",
+    "available",
+    "used",
+    "time",
+    "now",
+    "temperature",
+    "processes",
 ];
 /// The same for endings of names.
-const NOISY_ENDS: [&str; 6] = ["_seconds", "_free", "_used", "_available", "_percent", "_time"];
+const NOISY_ENDS: [&str; 6] = [
+    "_seconds",
+    "_free",
+    "_used",
+    "_available",
+    "_percent",
+    "_time",
+];
 /// Changes that are named in one event; the others are counted.
 const NAMED: usize = 20;
 /// Longest value that is told, in characters.
@@ -167,10 +184,21 @@ mod tests {
             text,
             "web-01: cpus 4 → 8, fresh nothing → [1], os.version 12.1 → 12.2\\x1b, and 1 more"
         );
-        assert_eq!(fields["changes"][3], json!({ "fact": "gone", "old": "x", "new": null }));
+        assert_eq!(
+            fields["changes"][3],
+            json!({ "fact": "gone", "old": "x", "new": null })
+        );
         assert!(changes(&old, &old).is_empty());
         let large = facts(json!({ "cpus": "y".repeat(9_000) }));
-        assert!(changes(&old, &large)[0].new.as_str().unwrap().chars().count() <= MAX_VALUE + 1);
+        assert!(
+            changes(&old, &large)[0]
+                .new
+                .as_str()
+                .unwrap()
+                .chars()
+                .count()
+                <= MAX_VALUE + 1
+        );
     }
 
     #[test]

@@ -91,7 +91,9 @@ impl PolicyError {
 pub(crate) fn lines(faults: &[Fault]) -> String {
     let lines = faults.iter().flat_map(|fault| {
         let text = fault.to_string();
-        text.lines().map(|line| printable(line, 400)).collect::<Vec<_>>()
+        text.lines()
+            .map(|line| printable(line, 400))
+            .collect::<Vec<_>>()
     });
     lines.collect::<Vec<_>>().join("\n")
 }

@@ -164,7 +164,9 @@ impl Policies {
                 Err(error @ KvError::Decode { .. }) => return Err(unusable(error.to_string())),
                 Err(error) => return Err(error.into()),
             };
-            let stored = found.ok_or_else(|| unusable("it was removed".to_owned()))?.value;
+            let stored = found
+                .ok_or_else(|| unusable("it was removed".to_owned()))?
+                .value;
             let checked = check(&stored.files).map_err(|faults| {
                 let all: Vec<String> = faults.iter().map(ToString::to_string).collect();
                 unusable(all.join("\n"))
@@ -272,9 +274,8 @@ impl Policies {
             .map(|note| printable(note.trim(), MAX_NOTE))
             .filter(|note| !note.is_empty());
         let files = put.files;
-        let checked = tokio::task::spawn_blocking(move || {
-            check(&files).map_err(PolicyError::Refused)
-        });
+        let checked =
+            tokio::task::spawn_blocking(move || check(&files).map_err(PolicyError::Refused));
         let mut document = checked.await??.document;
         let _one = self.0.current.lock().await;
         self.0.lease.epoch().ok_or(PolicyError::NotActive)?;
@@ -284,7 +285,9 @@ impl Policies {
             && expect != current.version
         {
             // Whoever heard no answer asks again.
-            let repeated = same && current.by == caller.principal && current.version.checked_sub(1) == Some(expect);
+            let repeated = same
+                && current.by == caller.principal
+                && current.version.checked_sub(1) == Some(expect);
             if !repeated {
                 return Err(PolicyError::Changed(Box::new(current)));
             }
@@ -308,7 +311,9 @@ impl Policies {
             let there = self.0.bucket.get(&key(version)).await;
             match (there, error) {
                 (Ok(Some(entry)), _) if entry.value == stored => {}
-                (_, KvError::Conflict { .. }) => return Err(PolicyError::Changed(Box::new(current))),
+                (_, KvError::Conflict { .. }) => {
+                    return Err(PolicyError::Changed(Box::new(current)));
+                }
                 (_, error) => return Err(error.into()),
             }
         }
@@ -326,7 +331,10 @@ impl Policies {
         if let Some(note) = &shown.note {
             text.push_str(&format!(": {note}"));
         }
-        self.0.events.emit("policy.stored", &key(version), text).await;
+        self.0
+            .events
+            .emit("policy.stored", &key(version), text)
+            .await;
         if let Some(old) = version.checked_sub(KEPT).filter(|old| *old > 0)
             && let Err(error) = self.0.bucket.forget(&key(old)).await
         {

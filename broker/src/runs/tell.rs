@@ -150,7 +150,8 @@ impl Task {
             self.state.spec.principal,
             self.state.order.len()
         );
-        self.tell_life("run.begun", "begun", text, self.life()).await;
+        self.tell_life("run.begun", "begun", text, self.life())
+            .await;
     }
 
     /// Tells of each tenth of the nodes that is done; `new` of them just now.

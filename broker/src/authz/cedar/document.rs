@@ -131,7 +131,8 @@ pub fn check(files: &PolicyFiles) -> Result<Checked, Vec<Fault>> {
     let mut faults = Vec::new();
     let bytes = files.policies.len() + files.principals.len();
     if bytes > MAX_FILES {
-        let message = format!("both files together have {bytes} bytes; at most {MAX_FILES} are kept");
+        let message =
+            format!("both files together have {bytes} bytes; at most {MAX_FILES} are kept");
         return Err(vec![fault(POLICIES_FILE, "", None, message)]);
     }
     let principals = Principals::parse(&files.principals).unwrap_or_else(|wrong| {
@@ -206,7 +207,9 @@ pub fn check(files: &PolicyFiles) -> Result<Checked, Vec<Fault>> {
 /// The place of a policy in its text: Cedar calls them `policy0`, `policy1`.
 fn number(id: &CedarId) -> usize {
     let text: &str = id.as_ref();
-    text.trim_start_matches("policy").parse().unwrap_or(usize::MAX)
+    text.trim_start_matches("policy")
+        .parse()
+        .unwrap_or(usize::MAX)
 }
 
 struct Reader<'a> {
@@ -234,7 +237,10 @@ impl Reader<'_> {
 
     fn one(&mut self, policy: &Policy, nth: usize) -> One {
         let source = policy.to_string();
-        let start = self.text.get(self.from..).and_then(|rest| rest.find(&source));
+        let start = self
+            .text
+            .get(self.from..)
+            .and_then(|rest| rest.find(&source));
         let start = start.map(|at| at + self.from);
         if let Some(start) = start {
             self.from = start + source.len();
@@ -258,11 +264,13 @@ impl Reader<'_> {
             }
             let asks = key.starts_with("approv");
             if asks && forbids {
-                let message = format!("`@{key}` is for `permit`: what is forbidden nobody can approve");
+                let message =
+                    format!("`@{key}` is for `permit`: what is forbidden nobody can approve");
                 self.wrong(at, message, None);
             }
             if asks && !may_be_run(policy) {
-                let message = format!("`@{key}` is for runs, and this policy is not about `Action::\"run\"`");
+                let message =
+                    format!("`@{key}` is for runs, and this policy is not about `Action::\"run\"`");
                 self.wrong(at, message, None);
             }
             match key.as_str() {
@@ -292,8 +300,9 @@ impl Reader<'_> {
                 let at = self.annotation(start, "id");
                 let plain = |c: char| c.is_ascii_alphanumeric() || "-_.: ".contains(c);
                 if id.is_empty() || id.len() > MAX_ID || !id.chars().all(plain) {
-                    let message =
-                        format!("an `@id` has 1 to {MAX_ID} letters, digits and any of `-_.:` and blank");
+                    let message = format!(
+                        "an `@id` has 1 to {MAX_ID} letters, digits and any of `-_.:` and blank"
+                    );
                     self.wrong(at, message, None);
                 }
                 if self.taken.insert(id.clone(), ()).is_some() {

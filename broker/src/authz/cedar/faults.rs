@@ -52,14 +52,14 @@ fn place(text: &str, offset: usize) -> Place {
 /// What Cedar says of a text.
 pub(super) fn of_cedar(file: &str, text: &str, error: &dyn Diagnostic) -> Fault {
     let first = error.labels().and_then(|mut labels| labels.next());
-    let at = first
-        .as_ref()
-        .map(|label| (label.offset(), label.len()));
+    let at = first.as_ref().map(|label| (label.offset(), label.len()));
     let mut message = error.to_string();
     if let Some(label) = first.as_ref().and_then(|label| label.label()) {
         message = format!("{message}: {label}");
     }
     let mut fault = fault(file, text, at, message);
-    fault.hint = error.help().map(|help| printable(&help.to_string(), MAX_MESSAGE));
+    fault.hint = error
+        .help()
+        .map(|help| printable(&help.to_string(), MAX_MESSAGE));
     fault
 }

@@ -60,6 +60,8 @@ impl Policy for InForce {
     fn decide(&self, caller: &Caller, action: &Action) -> Decision {
         let now = Moment(Timestamp::now());
         let document = self.document.load();
-        document.judge(caller, action, now, &(self.nodes)()).decision
+        document
+            .judge(caller, action, now, &(self.nodes)())
+            .decision
     }
 }

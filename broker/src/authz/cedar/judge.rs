@@ -55,7 +55,10 @@ impl Asks {
     /// The less it demands the smaller: first how many, then through how few
     /// doors. `own` is what the run asks for by itself.
     fn demand(&self, own: u32) -> (u32, usize) {
-        let doors = self.doors.as_ref().map_or(0, |doors| usize::MAX - doors.len());
+        let doors = self
+            .doors
+            .as_ref()
+            .map_or(0, |doors| usize::MAX - doors.len());
         (self.approvals.max(own), doors)
     }
 
@@ -149,7 +152,9 @@ fn classes<'a>(set: &crate::authz::AskedSet, snapshot: &'a Snapshot) -> Vec<Clas
     for serial in set.nodes.iter() {
         if let Some(node) = snapshot.get(serial) {
             let assigned = &node.assignment;
-            *found.entry((&assigned.roles, &assigned.labels)).or_default() += 1;
+            *found
+                .entry((&assigned.roles, &assigned.labels))
+                .or_default() += 1;
         }
     }
     let mut classes: Vec<_> = found
@@ -264,7 +269,10 @@ impl Document {
                 entities.push(request::nodes(
                     uid.clone(),
                     class.roles.iter().map(RoleName::as_str),
-                    class.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())),
+                    class
+                        .labels
+                        .iter()
+                        .map(|(key, value)| (key.as_str(), value.as_str())),
                 )?);
             }
             placed.push((set, classes));
@@ -279,7 +287,10 @@ impl Document {
             let mut pairs = pairs.clone();
             let long = |n: u32| cedar_policy::RestrictedExpression::new_long(i64::from(n));
             let name = cedar_policy::RestrictedExpression::new_string(set.name.clone());
-            pairs.extend([("set".to_owned(), name), ("size".to_owned(), long(set.size))]);
+            pairs.extend([
+                ("set".to_owned(), name),
+                ("size".to_owned(), long(set.size)),
+            ]);
             let context = request::context(pairs)?;
             for (uid, class) in classes {
                 let asked = request::request(&me, first(&actions), uid, context.clone())?;
@@ -360,7 +371,10 @@ fn first(actions: &[EntityUid]) -> &EntityUid {
 /// `nodes with role=db and zone=gva2`.
 fn nodes(class: &JudgedClass) -> String {
     let roles = class.roles.iter().map(|role| format!("role={role}"));
-    let labels = class.labels.iter().map(|(key, value)| format!("{key}={value}"));
+    let labels = class
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"));
     let all: Vec<String> = roles.chain(labels).collect();
     if all.is_empty() {
         "nodes without roles and labels".to_owned()
@@ -374,7 +388,10 @@ fn why(class: &JudgedClass) -> String {
         let all: Vec<String> = all.iter().map(|id| format!("`{id}`")).collect();
         all.join(", ")
     };
-    let broken = class.errors.iter().find(|(id, _)| class.forbids.contains(id));
+    let broken = class
+        .errors
+        .iter()
+        .find(|(id, _)| class.forbids.contains(id));
     match (class.forbids.as_slice(), broken) {
         ([], _) => match class.errors.first() {
             None => NOBODY.to_owned(),

@@ -34,7 +34,8 @@ pub const POLICIES_FILE: &str = "policies.cedar";
 pub const PRINCIPALS_FILE: &str = "principals.toml";
 
 static PARSED: LazyLock<Schema> = LazyLock::new(|| {
-    let (schema, _) = Schema::from_cedarschema_str(SCHEMA).expect("a constant, and a test reads it");
+    let (schema, _) =
+        Schema::from_cedarschema_str(SCHEMA).expect("a constant, and a test reads it");
     schema
 });
 

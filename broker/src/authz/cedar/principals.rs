@@ -97,9 +97,10 @@ impl Principals {
                 if !groups.contains(group.get_ref()) {
                     let message = format!("there is no group `{}`", group.get_ref());
                     let mut wrong = fault(PRINCIPALS_FILE, text, at(group.span()), message);
-                    wrong.hint = Some(did_you_mean(group.get_ref(), groups.iter()).unwrap_or_else(
-                        || format!("declare it: [groups.{}]", group.get_ref()),
-                    ));
+                    wrong.hint = Some(
+                        did_you_mean(group.get_ref(), groups.iter())
+                            .unwrap_or_else(|| format!("declare it: [groups.{}]", group.get_ref())),
+                    );
                     faults.push(wrong);
                 }
             }
@@ -130,7 +131,10 @@ impl Principals {
 
     /// The groups that a principal is in.
     pub fn groups_of(&self, name: &PrincipalName) -> impl Iterator<Item = &String> {
-        self.named.get(name).into_iter().flat_map(|named| &named.groups)
+        self.named
+            .get(name)
+            .into_iter()
+            .flat_map(|named| &named.groups)
     }
 
     /// All that are named.
@@ -161,7 +165,10 @@ impl Principals {
 
     /// Why a policy cannot speak of that principal.
     pub(super) fn no_principal(&self, name: &str) -> Option<(String, Option<String>)> {
-        if name.parse().is_ok_and(|name| self.named.contains_key(&name)) {
+        if name
+            .parse()
+            .is_ok_and(|name| self.named.contains_key(&name))
+        {
             return None;
         }
         let message = format!("there is no principal `{name}` in {PRINCIPALS_FILE}");

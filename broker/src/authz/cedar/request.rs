@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use cedar_policy::{Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression as Value};
+use cedar_policy::{
+    Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression as Value,
+};
 use jiff::tz::TimeZone;
 use muster_protocol::envelope::Mode;
 use muster_protocol::origin::Origin;
@@ -74,7 +76,8 @@ pub(super) fn principal(
     let kind = document.principals.kind(&caller.principal);
     let kind = kind.map_or("unknown", |kind| kind.as_str());
     let attrs = HashMap::from([("kind".to_owned(), text(kind))]);
-    let own = Entity::new(me.clone(), attrs, parents.iter().cloned().collect()).map_err(unaskable)?;
+    let own =
+        Entity::new(me.clone(), attrs, parents.iter().cloned().collect()).map_err(unaskable)?;
     let mut entities = vec![own];
     let above = parents.iter().cloned();
     entities.extend(above.map(|uid| Entity::new_no_attrs(uid, HashSet::new())));
@@ -85,7 +88,11 @@ pub(super) fn principal(
 pub(super) fn action(action: &Action) -> Vec<EntityUid> {
     let own = uid(Type::Action, action.name());
     let group = uid(Type::Action, action.group().as_str());
-    if own == group { vec![own] } else { vec![own, group] }
+    if own == group {
+        vec![own]
+    } else {
+        vec![own, group]
+    }
 }
 
 /// The actions themselves.

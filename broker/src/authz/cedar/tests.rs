@@ -15,12 +15,15 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::authz::{
-    Action, AskedSet, Caller, Decision, FixedRoles, Policy, RunAsk, authorize,
-};
+use crate::authz::{Action, AskedSet, Caller, Decision, FixedRoles, Policy, RunAsk, authorize};
 use crate::inventory::{NodeRecord, Snapshot, Standing};
 
-pub(super) fn node(serial: u32, roles: &[&str], labels: &[(&str, &str)], facts: &Value) -> NodeRecord {
+pub(super) fn node(
+    serial: u32,
+    roles: &[&str],
+    labels: &[(&str, &str)],
+    facts: &Value,
+) -> NodeRecord {
     NodeRecord {
         serial: Serial(serial),
         node_key: muster_protocol::keys::PrivateKey::generate().public(),
@@ -73,7 +76,10 @@ fn document(policies: &str) -> Document {
     };
     match check(&files) {
         Ok(checked) => checked.document,
-        Err(faults) => panic!("{}", faults.iter().map(ToString::to_string).collect::<String>()),
+        Err(faults) => panic!(
+            "{}",
+            faults.iter().map(ToString::to_string).collect::<String>()
+        ),
     }
 }
 
@@ -137,13 +143,20 @@ fn the_schema_has_every_action_in_its_group_and_no_other() {
             .map(|group| group.id().as_ref().to_owned())
             .collect();
         let group = action.group().as_str();
-        let wanted = if group == "run" { vec![] } else { vec![group.to_owned()] };
+        let wanted = if group == "run" {
+            vec![]
+        } else {
+            vec![group.to_owned()]
+        };
         assert_eq!(groups, wanted, "{uid}");
         known.push(uid.to_string());
     }
     for uid in schema().actions() {
         let is_group = ["read", "change", "manage"].contains(&uid.id().as_ref());
-        assert!(is_group || known.contains(&uid.to_string()), "nobody asks for {uid}");
+        assert!(
+            is_group || known.contains(&uid.to_string()),
+            "nobody asks for {uid}"
+        );
     }
 }
 
@@ -198,12 +211,20 @@ fn one_class_that_is_denied_denies_the_whole() {
         why(denied),
         "dev-ci (ci) may not run deploy on nodes with role=db and zone=gva2 (set targets): no policy permits it"
     );
-    let other = run("deploy", json!({}), vec![set("targets", &[1]), set("balancers", &[3])]);
+    let other = run(
+        "deploy",
+        json!({}),
+        vec![set("targets", &[1]), set("balancers", &[3])],
+    );
     assert!(why(judged(&document, &who, &other)).contains("(set balancers)"));
     let scenario = run("reboot", json!({}), vec![set("targets", &[1])]);
     assert!(!judged(&document, &who, &scenario).is_allowed());
     // A set that is empty, or of nodes that were removed, is no way round.
-    for sets in [vec![set("targets", &[])], vec![set("targets", &[99])], vec![]] {
+    for sets in [
+        vec![set("targets", &[])],
+        vec![set("targets", &[99])],
+        vec![],
+    ] {
         assert!(!judged(&document, &who, &run("deploy", json!({}), sets)).is_allowed());
     }
     // Nobody else, and nothing else.
@@ -224,7 +245,8 @@ fn what_policies_look_at() {
             "version": "1.4.2", "count": 3, "force": true, "none": null, "list": [1, 2],
             "password": { "$secret": "password" },
         });
-        let Action::CreateRun(mut ask) = run("deploy", params, vec![set("targets", &[1, 2])]) else {
+        let Action::CreateRun(mut ask) = run("deploy", params, vec![set("targets", &[1, 2])])
+        else {
             unreachable!()
         };
         change(&mut who, &mut ask);
@@ -253,7 +275,10 @@ fn what_policies_look_at() {
     ];
     for condition in yes {
         assert!(ask(condition, &same, NOON), "{condition}");
-        assert!(!ask(&format!("!({condition})"), &same, NOON), "not {condition}");
+        assert!(
+            !ask(&format!("!({condition})"), &same, NOON),
+            "not {condition}"
+        );
     }
     let weekend = r#"["sat", "sun"].contains(context.weekday)"#;
     assert!(ask(weekend, &same, "2026-11-21T00:00:00Z"));
@@ -303,14 +328,20 @@ fn what_cannot_be_evaluated_and_forbids_forbids() {
     ));
     assert!(judged(&forbids, &who, &one).is_allowed());
     let denied = why(judged(&forbids, &who, &two));
-    assert!(denied.contains("`odd` forbids things, and could not be evaluated"), "{denied}");
+    assert!(
+        denied.contains("`odd` forbids things, and could not be evaluated"),
+        "{denied}"
+    );
     // What would permit and cannot be evaluated does not permit.
     let permits = document(&format!(
         "@id(\"odd\") permit (principal, action == Action::\"run\", resource) when {{ {overflow} }};"
     ));
     assert!(judged(&permits, &who, &one).is_allowed());
     let denied = why(judged(&permits, &who, &two));
-    assert!(denied.contains("no policy permits it, and `odd` could not be evaluated"), "{denied}");
+    assert!(
+        denied.contains("no policy permits it, and `odd` could not be evaluated"),
+        "{denied}"
+    );
 }
 
 #[test]
@@ -340,7 +371,9 @@ fn the_least_demanding_permit_counts_and_over_classes_the_most_demanding() {
     );
     let asks = |who: &str, serials: &[u32]| {
         let run = run("deploy", json!({}), vec![set("targets", serials)]);
-        let grant = judged(&document, &caller(who, Role::Member), &run).granted().unwrap();
+        let grant = judged(&document, &caller(who, Role::Member), &run)
+            .granted()
+            .unwrap();
         (grant.approvals, grant.doors)
     };
     assert_eq!(asks("dev-ci", &[1]), (1, Some([Door::Cli].into())));
@@ -391,12 +424,21 @@ forbid (principal, action == Action::"ping", resource);
     ] {
         assert!(all.contains(said), "{said} is not in:\n{all}");
     }
-    let text = told("permit (principal, action, resource)\nwhen { true }", PRINCIPALS);
+    let text = told(
+        "permit (principal, action, resource)\nwhen { true }",
+        PRINCIPALS,
+    );
     assert!(text.contains("policies.cedar:2:"), "{text}");
     let text = told(STOCK, "[principals.ana]\nkind = \"robot\"\n");
     assert!(text.contains("principals.toml:2:"), "{text}");
-    let text = told(STOCK, "[principals.ana]\nkind = \"bot\"\ngroups = [\"x\"]\n[principals.\"a b\"]\nkind=\"ci\"");
-    assert!(text.contains("principals.toml:3:11: there is no group `x`"), "{text}");
+    let text = told(
+        STOCK,
+        "[principals.ana]\nkind = \"bot\"\ngroups = [\"x\"]\n[principals.\"a b\"]\nkind=\"ci\"",
+    );
+    assert!(
+        text.contains("principals.toml:3:11: there is no group `x`"),
+        "{text}"
+    );
     assert!(text.contains("a b"), "{text}");
     let text = told("permit (principal == ?principal, action, resource);", "");
     assert!(text.contains("templates are not used"), "{text}");
