@@ -131,6 +131,7 @@ pub(crate) struct Stores {
     pub(crate) bundles: Kv<crate::library::StoredPart>,
     pub(crate) schedules: Kv<crate::schedules::StoredSchedule>,
     pub(crate) journals: Kv<crate::presence::StoredJournals>,
+    pub(crate) once: Kv<crate::once::StoredOnce>,
     pub(crate) places: Kv<crate::triggers::Place>,
 }
 
@@ -181,6 +182,15 @@ impl Stores {
             bundles: bucket(js, "muster_bundles").await?.witnessed(told()),
             schedules: bucket(js, "muster_schedules").await?.witnessed(told()),
             journals: bucket(js, "muster_cluster").await?,
+            once: Box::pin(ensure_bucket(
+                js,
+                BucketConfig {
+                    max_age: Some(crate::once::KEPT),
+                    max_bytes: Some(crate::once::MOST_BYTES),
+                    ..BucketConfig::new("muster_once")
+                },
+            ))
+            .await?,
             // After the store went back, its places mean nothing.
             places: bucket(js, "muster_places").await?,
             retention: bucket(js, "muster_cluster").await?.witnessed(told()),
