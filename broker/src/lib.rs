@@ -26,6 +26,7 @@ pub mod library;
 pub mod link;
 pub mod metrics;
 pub mod nats;
+pub mod once;
 pub mod peers;
 pub mod ping;
 pub mod plans;

@@ -131,6 +131,7 @@ pub(super) fn routes() -> OpenApiRouter<Front> {
         .routes(routes!(healthz))
         .routes(routes!(readyz))
         .routes(routes!(openapi))
+        .merge(super::reference::routes())
 }
 
 /// Whether the process is alive. It says nothing about NATS.
@@ -241,7 +242,8 @@ async fn finish(State(front): State<Front>, request: Request, next: Next) -> Res
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     for (name, value) in SECURITY {
-        headers.insert(name, value);
+        // A page says itself what belongs to it.
+        headers.entry(name).or_insert(value);
     }
     if front.0.https {
         headers.insert(

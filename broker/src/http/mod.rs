@@ -18,10 +18,12 @@ mod limit;
 mod matching;
 mod metrics;
 mod nodes;
+mod once;
 mod page;
 mod ping;
 mod policy;
 pub mod problem;
+mod reference;
 mod releases;
 mod runs;
 mod scenarios;
@@ -135,6 +137,8 @@ pub struct AppState {
     pub watching: Arc<tokio::sync::Semaphore>,
     /// How often this broker was found not to be the active one.
     pub lapses: tokio::sync::watch::Receiver<u64>,
+    /// What came of requests that name themselves.
+    pub once: crate::once::Once,
     /// What is counted, for Prometheus.
     pub metrics: crate::metrics::Metrics,
     /// The operator's own certificate, where there is one.

@@ -19,16 +19,13 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::gate::{LONGEST_WAIT, Slot};
+use super::once::idempotency_key;
 use super::sse::watcher;
 use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState};
 use crate::authz::{Action, Caller, RunAsk};
 use crate::runs::{EngineError, cursor, parse_cursor};
 use crate::submit::{Asked, Submitted};
 
-/// Header under which a client repeats a request without running it twice.
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
-/// Longest such key, in bytes.
-const LONGEST_KEY: usize = 200;
 /// How often it is looked whether a run has ended.
 const LOOK: Duration = Duration::from_millis(50);
 /// Runs on a page when nothing is said.
@@ -544,19 +541,6 @@ fn asked(caller: &Caller, route: &str, headers: &HeaderMap) -> Result<Asked, Api
         None => Asked::once(),
         Some(key) => Asked::under(derived_id(caller, route, key)),
     })
-}
-
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
-    let Some(value) = headers.get(IDEMPOTENCY_KEY) else {
-        return Ok(None);
-    };
-    match value.to_str() {
-        Ok(key) if !key.is_empty() && key.len() <= LONGEST_KEY => Ok(Some(key)),
-        _ => Err(ApiError::new(
-            Kind::InvalidRequest,
-            format!("an Idempotency-Key has 1 to {LONGEST_KEY} printable characters"),
-        )),
-    }
 }
 
 /// The id of the run that a principal asks for under that key: the journal

@@ -204,6 +204,7 @@ async fn serve_one(
         .header_read_timeout(HEAD)
         .max_buf_size(LARGEST_HEAD)
         .max_headers(MOST_HEADERS)
+        .max_header_size(LARGEST_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let ended = tokio::select! {
         ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => ended,

@@ -132,6 +132,7 @@ pub(crate) struct Stores {
     pub(crate) schedules: Kv<crate::schedules::StoredSchedule>,
     pub(crate) policies: Kv<crate::policy::StoredPolicy>,
     pub(crate) journals: Kv<crate::presence::StoredJournals>,
+    pub(crate) once: Kv<crate::once::StoredOnce>,
     pub(crate) places: Kv<crate::triggers::Place>,
     pub(crate) freeze: Kv<crate::freeze::FreezeValue>,
 }
@@ -184,6 +185,15 @@ impl Stores {
             schedules: bucket(js, "muster_schedules").await?.witnessed(told()),
             policies: bucket(js, "muster_policy").await?.witnessed(told()),
             journals: bucket(js, "muster_cluster").await?,
+            once: Box::pin(ensure_bucket(
+                js,
+                BucketConfig {
+                    max_age: Some(crate::once::KEPT),
+                    max_bytes: Some(crate::once::MOST_BYTES),
+                    ..BucketConfig::new("muster_once")
+                },
+            ))
+            .await?,
             // After the store went back, its places mean nothing.
             places: bucket(js, "muster_places").await?,
             freeze: bucket(js, "muster_cluster").await?.witnessed(told()),

@@ -27,6 +27,7 @@ use crate::lease::Lease;
 use crate::library::{Library, LibraryError};
 use crate::link::{Link, nats_ca};
 use crate::metrics::Metrics;
+use crate::once::Once;
 use crate::peers::Peers;
 use crate::policy::{Policies, PolicyError};
 use crate::presence::Journals;
@@ -349,6 +350,7 @@ impl Session {
                 parts.config.limits.watchers as usize,
             )),
             lapses: lapses.subscribe(),
+            once: Once::new(stores.once.clone(), lease.clone(), &parts.root),
             metrics: Metrics::of_process(),
             tls: parts.own.clone(),
             backing_up: Arc::new(tokio::sync::Semaphore::new(1)),

@@ -386,3 +386,83 @@ async fn a_head_that_never_ends_ends() {
     assert!(ended.await.is_ok(), "the connection is still open");
     broker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_names_itself_is_done_once_also_by_the_next_broker() {
+    let (server, tmp) = (TestServer::start().await, tempfile::tempdir().unwrap());
+    state_for(&server, tmp.path());
+    let broker = TestBroker::start(&server, tmp.path()).await;
+    let ask = async |broker: &TestBroker, path: &str, key: &str, body: &str| {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\nIdempotency-Key: {key}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            broker.token,
+            body.len()
+        );
+        let (status, _, body) = broker.raw(head.as_bytes()).await;
+        (status, body)
+    };
+    let token = r#"{"for":"ci/web","role":"reader"}"#;
+    let invite = r#"{"name":"web-01"}"#;
+    let first = ask(&broker, "/v1/tokens", "k1", token).await;
+    assert_eq!(first.0, 201, "{}", first.1);
+    let invited = ask(&broker, "/v1/invites", "k1", invite).await;
+    assert_eq!(invited.0, 201, "{}", invited.1);
+    let rotated = ask(&broker, "/v1/keys/rotate", "k1", "").await;
+    assert_eq!(rotated.0, 200, "{}", rotated.1);
+    // Two at the same time are one.
+    let both = tokio::join!(
+        ask(&broker, "/v1/tokens", "k2", token),
+        ask(&broker, "/v1/tokens", "k2", token)
+    );
+    assert_eq!(both.0, both.1);
+    assert_ne!(both.0, first);
+    // The key is for that request alone; what failed was not done.
+    let other = ask(
+        &broker,
+        "/v1/tokens",
+        "k1",
+        r#"{"for":"eva","role":"reader"}"#,
+    )
+    .await;
+    assert_eq!(
+        (other.0, problem(&other.1).kind.as_str()),
+        (409, "conflict")
+    );
+    let failed = ask(&broker, "/v1/invites", "k3", invite).await;
+    assert_eq!(failed.0, 409, "{}", failed.1);
+    assert_eq!(ask(&broker, "/v1/invites", "", invite).await.0, 400);
+    broker.stop().await;
+
+    let broker = TestBroker::start(&server, tmp.path()).await;
+    assert_eq!(ask(&broker, "/v1/tokens", "k1", token).await, first);
+    assert_eq!(ask(&broker, "/v1/invites", "k1", invite).await, invited);
+    assert_eq!(ask(&broker, "/v1/keys/rotate", "k1", "").await, rotated);
+    let (_, tokens) = broker.call("GET", "/v1/tokens", None).await;
+    assert_eq!(tokens["items"].as_array().unwrap().len(), 3, "{tokens}");
+    broker.stop().await;
+    // Nothing of it lies about in the clear.
+    let secret = serde_json::from_str::<serde_json::Value>(&first.1).unwrap();
+    let secret = secret["token"].as_str().unwrap().to_owned();
+    let kept = server.everything_on_disk();
+    assert!(
+        kept.windows(11).any(|w| w == b"muster_once"),
+        "the store was read"
+    );
+    assert!(!kept.windows(secret.len()).any(|w| w == secret.as_bytes()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reference_is_a_page_without_scripts() {
+    let (server, tmp) = (TestServer::start().await, tempfile::tempdir().unwrap());
+    state_for(&server, tmp.path());
+    let broker = TestBroker::start(&server, tmp.path()).await;
+    let ask = b"GET /reference HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let (status, head, body) = broker.raw(ask).await;
+    assert_eq!(status, 200);
+    assert!(
+        head.contains("text/html") && head.contains("default-src 'none'; style-src 'sha256-"),
+        "{head}"
+    );
+    assert!(body.contains("/v1/runs/{run}/events"));
+    broker.stop().await;
+}
