@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use muster_protocol::units::{Size, Span};
 use serde::{Deserialize, Serialize};
 
+use crate::audit::AuditConfig;
 use crate::retention::Limits;
 
 /// Why a configuration cannot be used.
@@ -108,6 +109,9 @@ pub struct Config {
     /// How many unauthenticated requests (enrolments, credentials) one
     /// address may make in a second, on the average.
     pub open_requests_per_second: u32,
+    /// The file with webhooks, triggers and routes; none when it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooks_file: Option<PathBuf>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// NATS.
@@ -116,6 +120,8 @@ pub struct Config {
     pub retention: RetentionConfig,
     /// The broker's own copy of what NATS holds.
     pub twin: TwinConfig,
+    /// The record of who asked for what.
+    pub audit: AuditConfig,
 }
 
 /// What is kept, and for how long. Runs that have not ended are kept whatever
@@ -210,10 +216,12 @@ impl Default for Config {
             confirm_within: Span::from_secs(300),
             credentials_life: Span::from_secs(7 * 86_400),
             open_requests_per_second: 100,
+            hooks_file: None,
             log_format: LogFormat::Human,
             nats: NatsConfig::default(),
             retention: RetentionConfig::default(),
             twin: TwinConfig::default(),
+            audit: AuditConfig::default(),
         }
     }
 }
@@ -357,6 +365,9 @@ impl Config {
             return wrong("credentials_life", "must be between a minute and 90 days");
         }
         self.retention.check()?;
+        self.audit
+            .check()
+            .map_err(|(field, why)| ConfigError::Value { field, why })?;
         if self.open_requests_per_second == 0 {
             return wrong("open_requests_per_second", "must be at least 1");
         }

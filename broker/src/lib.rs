@@ -5,6 +5,7 @@
 //! [`nats_config`] is `muster nats-config`, and [`prepare_embedded`] prepares
 //! the NATS server of `muster up`.
 
+pub mod audit;
 pub mod authority;
 pub mod authz;
 pub mod backup;
@@ -16,6 +17,7 @@ pub mod enroll;
 pub mod events;
 pub mod fit;
 mod hello;
+pub mod hooks;
 pub mod http;
 pub mod inventory;
 pub mod lease;
@@ -29,6 +31,7 @@ pub mod presence;
 pub mod releases;
 pub mod resolve;
 pub mod retention;
+pub mod routes;
 pub mod routing;
 mod run;
 pub mod runs;
@@ -43,6 +46,7 @@ pub mod submit;
 mod testing;
 pub mod tls;
 pub mod tokens;
+pub mod triggers;
 pub mod twin;
 
 pub use self::config::Config;

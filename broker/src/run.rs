@@ -44,6 +44,8 @@ pub fn run_broker(args: &BrokerArgs) -> anyhow::Result<()> {
         None => Config::default(),
     };
     if args.check_config {
+        // With everything that is declared in other files.
+        crate::hooks::Held::open(config.hooks_file.as_deref())?;
         let name = args
             .config
             .as_ref()

@@ -92,6 +92,8 @@ pub(crate) enum Command {
     Keys(verbs::keys::KeysArgs),
     /// What happened in the cluster
     Events(verbs::events::EventsArgs),
+    /// Who asked for what, and whether anybody has changed the record of it
+    Audit(verbs::audit::AuditArgs),
     /// How the installation is
     Status(verbs::status::StatusArgs),
     /// Who you are to the broker

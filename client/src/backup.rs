@@ -1,4 +1,4 @@
-//! A backup as it comes.
+//! A backup, and other long answers, as they come.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use crate::error::ClientError;
 
 /// Longest time between two pieces.
 const SILENCE: Duration = Duration::from_secs(60);
-const PATH: [&str; 2] = ["v1", "backup"];
 
-/// The bytes of a backup, in pieces. Whether they are a whole one only its
-/// own hashes say.
+/// The bytes of a long answer, in pieces. Whether they are a whole one only
+/// what is in them says.
 #[derive(Debug)]
-pub struct BackupPieces {
+pub struct Pieces {
     target: Target,
     response: Response,
+    path: &'static [&'static str],
 }
 
 impl Client {
@@ -26,13 +26,27 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn backup(&self) -> Result<BackupPieces, ClientError> {
-        let what = describe(&Method::GET, &PATH);
+    pub async fn backup(&self) -> Result<Pieces, ClientError> {
+        self.pieces(&["v1", "backup"]).await
+    }
+
+    /// A long answer.
+    pub(crate) async fn pieces(
+        &self,
+        path: &'static [&'static str],
+    ) -> Result<Pieces, ClientError> {
+        let what = describe(&Method::GET, path);
         let mut changes = 0;
         loop {
             let target = self.target(TAKEOVER).await?;
-            let error = match begin(&target, &what).await {
-                Ok(response) => return Ok(BackupPieces { response, target }),
+            let error = match begin(&target, path, &what).await {
+                Ok(response) => {
+                    return Ok(Pieces {
+                        target,
+                        response,
+                        path,
+                    });
+                }
                 Err(error) => error,
             };
             changes += 1;
@@ -43,8 +57,8 @@ impl Client {
     }
 }
 
-async fn begin(target: &Target, what: &str) -> Result<Response, ClientError> {
-    match timeout(SILENCE, target.http.get(target.at(&PATH)).send()).await {
+async fn begin(target: &Target, path: &[&str], what: &str) -> Result<Response, ClientError> {
+    match timeout(SILENCE, target.http.get(target.at(path)).send()).await {
         Ok(Ok(response)) => check(response, target, what, SILENCE).await,
         Ok(Err(error)) => Err(transport(target, &error, what, SILENCE)),
         Err(_) => Err(late(target, what)),
@@ -59,7 +73,7 @@ fn late(target: &Target, what: &str) -> ClientError {
     }
 }
 
-impl BackupPieces {
+impl Pieces {
     /// The next piece; `None` at the end.
     ///
     /// # Errors
@@ -68,7 +82,7 @@ impl BackupPieces {
         &mut self,
     ) -> Result<Option<impl AsRef<[u8]> + std::ops::Deref<Target = [u8]> + use<>>, ClientError>
     {
-        let what = describe(&Method::GET, &PATH);
+        let what = describe(&Method::GET, self.path);
         match timeout(SILENCE, self.response.chunk()).await {
             Ok(piece) => piece.map_err(|e| transport(&self.target, &e, &what, SILENCE)),
             Err(_) => Err(late(&self.target, &what)),

@@ -14,6 +14,7 @@
 //! # }
 //! ```
 
+mod audit;
 mod backup;
 mod brokers;
 mod client;
@@ -28,7 +29,8 @@ mod schedules;
 mod sse;
 mod watch;
 
-pub use backup::BackupPieces;
+pub use audit::AuditQuery;
+pub use backup::Pieces;
 pub use client::{Client, MAX_BODY};
 pub use endpoint::Endpoint;
 pub use error::ClientError;

@@ -25,7 +25,14 @@
 //! | `GET /v1/keys` | → [`Keys`] |
 //! | `POST /v1/keys/rotate` | → [`Keys`] |
 //! | `POST /v1/keys/{id}/revoke` | → [`Keys`] |
-//! | `GET /v1/events?after=&limit=` | → [`Page`]`<`[`ClusterEvent`]`>` |
+//! | `GET /v1/events?after=&limit=&kind=&subject=&since=` | → [`Page`]`<`[`ClusterEvent`]`>` |
+//! | `POST /v1/events` | [`CloudEvent`], or several → [`EventsStored`] |
+//! | `GET /v1/events/watch?kind=&subject=` | → SSE of [`ClusterEvent`] |
+//! | `GET /v1/hooks` | → [`Page`]`<`[`HookView`]`>` |
+//! | `POST /v1/hooks/{name}/test` | [`HookTest`] → [`Page`]`<`[`HookTested`]`>` |
+//! | `GET /v1/triggers` | → [`Page`]`<`[`TriggerView`]`>` |
+//! | `GET /v1/routes` | → [`Page`]`<`[`RouteView`]`>` |
+//! | `POST /hooks/{name}` (signed) | what the product sends → 204 |
 //! | `GET /v1/status` | → [`Status`] |
 //! | `GET /v1/whoami` | → [`WhoAmI`] |
 //! | `GET /v1/trust` (open) | → [`crate::wire::Trust`] |
@@ -56,7 +63,9 @@
 
 mod brokers;
 mod cluster;
+mod event;
 mod frame;
+mod hook;
 mod release;
 mod run;
 mod scenario;
@@ -68,7 +77,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 pub use self::cluster::{KeyView, Keys, Removed, Space};
@@ -77,7 +86,13 @@ use crate::keys::Fingerprint;
 use crate::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName};
 use crate::run::is_zero;
 pub use brokers::{BrokerPlace, BrokerView, StandbyKit};
+pub use event::{
+    CloudEvent, ClusterEvent, EventStored, EventsStored, NotAnEvent, OWN_SOURCE, SPEC_VERSION,
+};
 pub use frame::Frame;
+pub use hook::{
+    HookKind, HookTest, HookTested, HookView, RouteView, TriggerLast, TriggerTested, TriggerView,
+};
 pub use release::{ReleaseOffer, ReleaseUpload, ReleaseView, UPLOAD_PART};
 pub use run::{
     Confirm, Plan, PlanRef, PlanRefError, PlanSet, RetryRequest, RunBrief, RunNode, RunRequest,
@@ -498,27 +513,6 @@ pub struct WhoAmI {
     pub role: Role,
     /// The token's id.
     pub token: String,
-}
-
-/// Something that happened in the cluster.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
-pub struct ClusterEvent {
-    /// Position in the stream of events; 0 before it is stored.
-    #[serde(default)]
-    pub seq: u64,
-    /// When.
-    #[schema(value_type = String, format = DateTime)]
-    pub at: Timestamp,
-    /// What kind: `alarm.cloned-node`, `node.enrolled`, `key.rotated`, …
-    pub kind: String,
-    /// What it is about: a node's name, a key's id.
-    pub subject: String,
-    /// For people.
-    pub text: String,
-    /// For programs: what a scenario said with the event.
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    #[schema(value_type = Object)]
-    pub fields: Map<String, Value>,
 }
 
 /// A one-use challenge for a node's proof.

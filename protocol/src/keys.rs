@@ -33,6 +33,11 @@ pub enum Purpose {
     Authority,
     /// A node's encryption key, by its identity key.
     SealKey,
+    /// How long the record of what was done is, and its head, by a broker key.
+    AuditCheckpoint,
+    /// That nothing new is to be begun on the nodes, or that it may be again,
+    /// by a broker key.
+    Freeze,
 }
 
 impl Purpose {
@@ -44,6 +49,8 @@ impl Purpose {
             Self::NodeProof => b"muster/1/node-proof\0",
             Self::Authority => b"muster/1/authority\0",
             Self::SealKey => b"muster/1/seal-key\0",
+            Self::AuditCheckpoint => b"muster/1/audit-checkpoint\0",
+            Self::Freeze => b"muster/1/freeze\0",
         }
     }
 

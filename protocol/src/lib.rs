@@ -8,6 +8,7 @@
 //! This crate does no I/O and reads no clock: whoever calls passes the time.
 
 pub mod api;
+pub mod audit;
 pub mod envelope;
 pub mod ids;
 pub mod keys;

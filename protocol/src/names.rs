@@ -154,6 +154,19 @@ name! {
     ScheduleName, "schedule name", "-_.", false, MAX_NAME - 9, &[]
 }
 name! {
+    /// The name of a webhook, such as `github`: `POST /hooks/<name>`.
+    HookName, "hook name", "-_", false, MAX_NAME, &[]
+}
+name! {
+    /// The name of a trigger, such as `deploy-main`. Its runs are those of the
+    /// principal `trigger:<name>` unless another one is named.
+    TriggerName, "trigger name", "-_", false, MAX_NAME - 8, &[]
+}
+name! {
+    /// The name of a route, such as `pager`.
+    RouteName, "route name", "-_", false, MAX_NAME, &[]
+}
+name! {
     /// Who asks: a person, a CI system, a schedule; `ana` or `ci/webapp`.
     PrincipalName, "principal name", "-_.@/:", true, MAX_NAME, &[]
 }

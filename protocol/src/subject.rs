@@ -8,6 +8,7 @@
 //! | `m1.from.<serial>.<kind>` | that node | everything a node says, see [`NodeSays`] |
 //! | `m1.run.<run>.j`, `m1.run.<run>.o` | broker | the run's journal, and its nodes' output |
 //! | `m1.event` | broker | what happened in the cluster |
+//! | `m1.audit` | broker | the record of who did what |
 //! | `m1.release.<sha256>.meta`, `m1.release.<sha256>.part.<n>` | broker | an agent release, and the bytes of it |
 //!
 //! The subject is routing only. What a node obeys is the signed set.
@@ -27,6 +28,8 @@ pub const RUN_ALL: &str = "m1.run.>";
 pub const JOURNAL_ALL: &str = "m1.run.*.j";
 /// What happened in the cluster.
 pub const EVENT: &str = "m1.event";
+/// The record of who did what.
+pub const AUDIT: &str = "m1.audit";
 /// Where brokers say to each other that they are there.
 pub const BROKERS: &str = "m1.broker";
 

@@ -83,10 +83,18 @@ pub enum Action {
     ReadPolicies,
     /// Change who may do what.
     ManagePolicies,
+    /// Read who asked for what.
+    ReadAudit,
+    /// Stop everything new on all nodes, and let it go on.
+    Freeze,
     /// Read how the installation is.
     ReadStatus,
     /// Read cluster events.
     ReadEvents,
+    /// Put events in.
+    PutEvents,
+    /// Read webhooks, triggers and routes, and try what they would do.
+    ReadHooks,
     /// Learn who one is.
     WhoAmI,
 }
@@ -126,8 +134,12 @@ impl Action {
             Self::AddBroker,
             Self::ReadPolicies,
             Self::ManagePolicies,
+            Self::ReadAudit,
+            Self::Freeze,
             Self::ReadStatus,
             Self::ReadEvents,
+            Self::PutEvents,
+            Self::ReadHooks,
             Self::WhoAmI,
         ]
     }
@@ -162,8 +174,12 @@ impl Action {
             Self::AddBroker => "add brokers",
             Self::ReadPolicies => "read policies",
             Self::ManagePolicies => "change policies",
+            Self::ReadAudit => "read the record of requests",
+            Self::Freeze => "freeze or thaw the fleet",
             Self::ReadStatus => "read the status",
             Self::ReadEvents => "read events",
+            Self::PutEvents => "put events in",
+            Self::ReadHooks => "read webhooks, triggers and routes",
             Self::WhoAmI => "ask who it is",
         }
     }
@@ -197,8 +213,12 @@ impl Action {
             Self::AddBroker => "add-broker",
             Self::ReadPolicies => "read-policies",
             Self::ManagePolicies => "manage-policies",
+            Self::ReadAudit => "read-audit",
+            Self::Freeze => "freeze",
             Self::ReadStatus => "read-status",
             Self::ReadEvents => "read-events",
+            Self::PutEvents => "put-events",
+            Self::ReadHooks => "read-hooks",
             Self::WhoAmI => "who-am-i",
         }
     }
@@ -215,8 +235,10 @@ impl Action {
             | Self::ReadScenarios
             | Self::ReadSchedules
             | Self::ReadPolicies
+            | Self::ReadAudit
             | Self::ReadStatus
             | Self::ReadEvents
+            | Self::ReadHooks
             | Self::WhoAmI => Group::Read,
             Self::CreateRun(_) => Group::Run,
             Self::Ping
@@ -227,7 +249,9 @@ impl Action {
             | Self::Invite
             | Self::ManageInvites
             | Self::StoreScenarios
-            | Self::ManageSchedules => Group::Change,
+            | Self::ManageSchedules
+            | Self::Freeze
+            | Self::PutEvents => Group::Change,
             Self::RemoveNodes
             | Self::ManageTokens
             | Self::ManageKeys

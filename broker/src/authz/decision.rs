@@ -9,6 +9,8 @@ use muster_protocol::names::PrincipalName;
 use muster_protocol::run::Gates;
 use serde::{Deserialize, Serialize};
 
+use crate::audit::AuditError;
+
 /// The name of one policy: what its `@id` says, else its place in the text.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(transparent)]
@@ -81,6 +83,17 @@ pub struct Denied {
     pub why: Option<String>,
     /// The policies that forbid it.
     pub by: Vec<PolicyId>,
+}
+
+/// Why nothing may be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Unauthorized {
+    /// The policy says no.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// It could not be written down that it was asked.
+    #[error(transparent)]
+    Unrecorded(#[from] AuditError),
 }
 
 /// What a policy answers.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use muster_protocol::names::PrincipalName;
 
-use super::{Action, Caller, Decision, Denied, Grant, RunAsk};
+use super::{Action, Caller, Decision, Denied, Grant, RunAsk, Unauthorized};
+use crate::audit::{Asked, Audit};
 use crate::runs::FrozenRun;
 
 /// Decides. The fixed roles are one implementation.
@@ -58,6 +59,7 @@ impl<T> Authorized<T> {
 #[derive(Clone)]
 pub struct Guard {
     policy: Arc<dyn Policy>,
+    audit: Audit,
 }
 
 impl std::fmt::Debug for Guard {
@@ -70,36 +72,61 @@ impl Guard {
     /// A guard who goes by this policy.
     #[must_use]
     pub fn new(policy: Arc<dyn Policy>) -> Self {
-        Self { policy }
+        Self {
+            policy,
+            audit: Audit::off(),
+        }
     }
 
-    /// [`authorize`], of a request that came through a door.
+    /// The same, who writes down what is asked and what is answered.
+    #[must_use]
+    pub fn recording(mut self, audit: Audit) -> Self {
+        self.audit = audit;
+        self
+    }
+
+    /// [`authorize`], of a request that came through a door. What was answered
+    /// is in the record when this returns; reading alone is recorded behind.
     ///
     /// # Errors
-    /// [`Denied`].
-    #[expect(
-        clippy::unused_async,
-        reason = "what was decided is going to be written down here"
-    )]
-    pub async fn authorize<T>(
+    /// [`Unauthorized`]; nothing may be done.
+    pub async fn authorize<T: 'static>(
         &self,
         caller: &Caller,
         action: Action,
         subject: T,
-    ) -> Result<Authorized<T>, Denied> {
-        authorize(&*self.policy, caller, action, subject)
+    ) -> Result<Authorized<T>, Unauthorized> {
+        let asked = Asked::new(caller, &action, &subject);
+        let answer = authorize(&*self.policy, caller, action, subject);
+        let said = answer.as_ref().map(Authorized::grant);
+        self.audit.answered(asked, said).await?;
+        Ok(answer?)
+    }
+
+    /// Whether this may be asked at all, before it is known what it is about:
+    /// only a no is recorded, and who may asks [`Guard::authorize`] next.
+    ///
+    /// # Errors
+    /// [`Unauthorized`].
+    pub async fn admit(&self, caller: &Caller, action: Action) -> Result<(), Unauthorized> {
+        let asked = Asked::new(caller, &action, &());
+        if let Err(denied) = authorize(&*self.policy, caller, action, ()) {
+            self.audit.answered(asked, Err(&denied)).await?;
+            return Err(denied.into());
+        }
+        Ok(())
     }
 
     /// [`Guard::authorize`], of a run with everything that is fixed about it.
     /// What the policy asks for in return is put into what the run waits for.
     ///
     /// # Errors
-    /// [`Denied`].
+    /// [`Unauthorized`].
     pub async fn authorize_run(
         &self,
         caller: &Caller,
         run: FrozenRun,
-    ) -> Result<Authorized<FrozenRun>, Denied> {
+    ) -> Result<Authorized<FrozenRun>, Unauthorized> {
         let action = Action::CreateRun(Box::new(RunAsk::of(&run)));
         let mut run = self.authorize(caller, action, run).await?;
         run.grant.oblige(&mut run.subject.spec.gates);

@@ -11,7 +11,7 @@ mod tests;
 
 pub use self::action::{Action, Group};
 pub use self::caller::{Caller, Origin};
-pub use self::decision::{Decision, Denied, Grant, PolicyId};
+pub use self::decision::{Decision, Denied, Grant, PolicyId, Unauthorized};
 pub use self::fixed::FixedRoles;
 pub use self::guard::{Authorized, Guard, Policy, authorize};
 pub use self::run::{AskedSet, RunAsk};

@@ -51,9 +51,13 @@ fn who_may_do_what() {
     read schedules                     admin operator reader
     add or remove schedules            admin operator
     add brokers                        admin
+    read policies                      admin operator reader
+    change policies                    admin
     read the status                    admin operator reader
     read events                        admin operator reader
-    ask who it is                      admin operator reader node-enroller
+    put events in                      admin operator
+    read webhooks, triggers and routes admin operator reader
+    ask who it is                      admin operator reader node-enroller member
     ");
 }
 

@@ -28,6 +28,9 @@ impl FromRequestParts<AppState> for Caller {
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         // One answer for every reason: it tells a guesser nothing.
         let refuse = |why: &dyn std::fmt::Display| {
+            let ip = address(parts).map(|a| a.ip());
+            let request = format!("{} {}", parts.method, parts.uri.path());
+            state.audit.stranger(ip, &request, &why.to_string());
             let address = address(parts).map(|a| a.to_string());
             tracing::warn!(
                 address, method = %parts.method, path = parts.uri.path(), %why,

@@ -1,21 +1,67 @@
-//! What happened in the cluster.
+//! What happened: lists, as it happens, and put in from outside.
 
-use axum::extract::State;
-use muster_protocol::api::{ClusterEvent, Page};
+use std::convert::Infallible;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderMap, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use muster_protocol::api::{CloudEvent, ClusterEvent, EventStored, EventsStored, Page};
 use muster_protocol::problem::{Kind, Problem};
+use muster_protocol::text::printable;
+use muster_protocol::units::Timestamp;
 use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::sleep;
+use tokio_stream::wrappers::ReceiverStream;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, ApiQuery, AppState};
+use super::{ApiError, ApiJson, ApiQuery, AppState, finish};
 use crate::authz::{Action, Caller};
-use crate::events::PageError;
+use crate::events::feed::Cursor;
+use crate::events::glob::Glob;
+use crate::events::put::{self, MAX_EVENT, PutError};
+use crate::events::{Filter, Found, PageError};
+use crate::lease::Lease;
+use crate::store::error::StreamError;
 
 /// Most events in an answer.
 const MAX_LIMIT: u32 = 1_000;
+/// Most kinds that are asked for at once.
+const MAX_KINDS: usize = 16;
+/// Most events in one request.
+const MAX_BATCH: usize = 100;
+/// Most bytes of a request with events.
+const MAX_BODY: usize = 2 * MAX_EVENT;
+/// Content type of several events.
+const BATCH: &str = "application/cloudevents-batch+json";
+/// Content type of one event.
+const SINGLE: &str = "application/cloudevents+json";
+/// A comment is sent when nothing else was for so long.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// How often it is looked whether this broker is the active one still.
+const LOOK: Duration = Duration::from_millis(500);
+/// Events that wait for a watcher.
+const WAITING: usize = 64;
+/// A watcher that takes nothing for so long is cut off.
+const SLOW: Duration = Duration::from_secs(60);
+/// Watchers at a time.
+const MOST: usize = 1_000;
+
+/// Room for watchers.
+static ROOM: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(MOST)));
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list))
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(put))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .routes(routes!(watch))
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -29,12 +75,75 @@ struct Range {
     /// How many, 1 to 1000; 100 when absent.
     #[serde(default)]
     limit: Option<u32>,
+    /// Only these kinds: `alarm.*`, or several with commas between them.
+    #[serde(default)]
+    kind: Option<String>,
+    /// Only about this: `web-*`.
+    #[serde(default)]
+    subject: Option<String>,
+    /// Only those since then.
+    #[serde(default)]
+    #[param(value_type = Option<String>, format = DateTime)]
+    since: Option<Timestamp>,
 }
 
-/// Events, oldest first. `next` goes into `after`.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct Watched {
+    /// The position after which to begin. Without it: what happens from now
+    /// on.
+    #[serde(default)]
+    after: Option<u64>,
+    /// Only these kinds: `alarm.*`, or several with commas between them.
+    #[serde(default)]
+    kind: Option<String>,
+    /// Only about this: `web-*`.
+    #[serde(default)]
+    subject: Option<String>,
+}
+
+fn glob(name: &str, text: &str) -> Result<Glob, ApiError> {
+    text.trim()
+        .parse()
+        .map_err(|e| ApiError::new(Kind::InvalidRequest, format!("`{name}`: {e}")))
+}
+
+fn filter(
+    kind: Option<&str>,
+    subject: Option<&str>,
+    since: Option<Timestamp>,
+) -> Result<Filter, ApiError> {
+    let kinds: Vec<Glob> = kind
+        .map(|kinds| kinds.split(',').map(|k| glob("kind", k)).collect())
+        .transpose()?
+        .unwrap_or_default();
+    if kinds.len() > MAX_KINDS {
+        let title = format!("at most {MAX_KINDS} kinds can be asked for at once");
+        return Err(ApiError::new(Kind::InvalidRequest, title));
+    }
+    Ok(Filter {
+        kinds,
+        subject: subject.map(|s| glob("subject", s)).transpose()?,
+        since,
+    })
+}
+
+impl From<PageError> for ApiError {
+    fn from(error: PageError) -> Self {
+        match error {
+            PageError::Read(error) => Self::storage(&error),
+            PageError::Beyond { .. } => Self::new(Kind::Conflict, error.to_string())
+                .hint("leave `after` out for the newest ones; `after=0` begins with the oldest"),
+        }
+    }
+}
+
+/// Events, oldest first. `next` goes into `after`. With a filter, a page can
+/// be short, or empty, and there is more all the same: `next` says so.
 #[utoipa::path(
-    get, path = "/v1/events", tag = "cluster", params(Range), security(("bearer" = [])),
-    responses((status = 200, body = Page<ClusterEvent>), (status = 400, body = Problem),
+    get, path = "/v1/events", tag = "events", params(Range), security(("bearer" = [])),
+    responses((status = 200, body = Page<CloudEvent>), (status = 400, body = Problem),
         (status = 409, description = "`after` is beyond the last event: the store went back in time", body = Problem)),
     extensions(("x-authorisation" = json!("read events")))
 )]
@@ -52,20 +161,296 @@ async fn list(
         ));
     }
     let limit = limit as usize;
-    let items = match range.after {
-        Some(after) => state.events.list(after, limit + 1).await,
-        None => state.events.newest(limit).await.map_err(PageError::from),
+    let filter = filter(range.kind.as_deref(), range.subject.as_deref(), range.since)?;
+    let found = match range.after {
+        Some(after) => state.events.list(after, &filter, limit).await?,
+        None => Found {
+            events: state
+                .events
+                .newest(&filter, limit)
+                .await
+                .map_err(PageError::from)?,
+            next: None,
+        },
     };
-    let mut items = items.map_err(|error| match error {
-        PageError::Read(error) => ApiError::storage(&error),
-        PageError::Beyond { .. } => ApiError::new(Kind::Conflict, error.to_string())
-            .hint("leave `after` out for the newest ones; `after=0` begins with the oldest"),
+    // A full page may be the last one.
+    let next = found
+        .next
+        .filter(|next| *next < state.events.feed().position());
+    Ok(ApiJson(Page {
+        items: found.events,
+        next: next.map(|next| next.to_string()),
+    }))
+}
+
+/// Put events in
+///
+/// Events as `CloudEvents` 1.0, in structured mode: one
+/// (`application/cloudevents+json`) or up to 100
+/// (`application/cloudevents-batch+json`). An event whose `source` and `id`
+/// came before is not stored again. They go into the one stream of events,
+/// with the name of who put them in; kinds of muster's own are refused, and a
+/// trigger takes them only when its `when` names their `principal`.
+#[utoipa::path(
+    post, path = "/v1/events", tag = "events", security(("bearer" = [])),
+    request_body(content((CloudEvent = "application/cloudevents+json"), (Vec<CloudEvent> = "application/cloudevents-batch+json"))),
+    responses((status = 200, body = EventsStored), (status = 400, body = Problem),
+        (status = 413, body = Problem), (status = 415, body = Problem)),
+    extensions(("x-authorisation" = json!("put events in")))
+)]
+async fn put(
+    State(state): State<AppState>,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+) -> Result<ApiJson<EventsStored>, ApiError> {
+    let body = body.map_err(|rejection| {
+        let kind = if rejection.status().as_u16() == 413 {
+            Kind::TooLarge
+        } else {
+            Kind::InvalidRequest
+        };
+        ApiError::new(
+            kind,
+            format!("at most {MAX_BODY} bytes of events are taken"),
+        )
     })?;
-    let more = items.len() > limit;
-    items.truncate(limit);
-    let next = items
-        .last()
-        .filter(|_| more)
-        .map(|event| event.seq.to_string());
-    Ok(ApiJson(Page { items, next }))
+    let events = state
+        .authorize(&caller, Action::PutEvents, ())
+        .await
+        .and_then(|_| parse(&headers, &body))?;
+    for event in &events {
+        put::check(event)?;
+    }
+    state.active()?;
+    let principal = caller.principal;
+    finish(async move {
+        // All at once: the store takes them together.
+        let storing = events.into_iter().map(|event| {
+            let (id, events) = (event.id.clone(), state.events.clone());
+            let event = ClusterEvent {
+                principal: Some(principal.clone()),
+                hook: None,
+                delivery: None,
+                digest: None,
+                seq: 0,
+                ..event
+            };
+            async move {
+                let put = Box::pin(events.put(event)).await?;
+                Ok::<_, PutError>(EventStored {
+                    id,
+                    seq: put.seq,
+                    duplicate: put.duplicate,
+                })
+            }
+        });
+        let events = futures_util::future::try_join_all(storing).await?;
+        Ok::<_, PutError>(ApiJson(EventsStored { events }))
+    })
+    .await
+}
+
+fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Vec<ClusterEvent>, ApiError> {
+    let content = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .map(|text| {
+            text.split(';')
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .to_ascii_lowercase()
+        });
+    let wrong = |why: &dyn std::fmt::Display| {
+        ApiError::new(Kind::InvalidRequest, "the events cannot be read")
+            .detail(printable(&why.to_string(), 300))
+            .hint("an event is a CloudEvent 1.0: specversion, id, source, type, and data")
+    };
+    let several = match content.as_deref() {
+        Some(SINGLE) => false,
+        Some(BATCH) => true,
+        Some("application/json") => {
+            // The first sign says which.
+            body.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[')
+        }
+        _ => {
+            return Err(ApiError::new(
+                Kind::InvalidRequest,
+                "the body must be CloudEvents as JSON",
+            )
+            .hint(format!(
+                "send it with `Content-Type: {SINGLE}`, or `{BATCH}`"
+            ))
+            .status(415));
+        }
+    };
+    let values: Vec<Value> = if several {
+        serde_json::from_slice(body).map_err(|e| wrong(&e))?
+    } else {
+        vec![serde_json::from_slice(body).map_err(|e| wrong(&e))?]
+    };
+    if values.is_empty() || values.len() > MAX_BATCH {
+        return Err(wrong(&format!("a request holds 1 to {MAX_BATCH} events")));
+    }
+    values
+        .into_iter()
+        .map(|value| {
+            // What was stored before there were CloudEvents is not taken.
+            if value.get("specversion").is_none() {
+                return Err(wrong(&"`specversion` is missing"));
+            }
+            serde_json::from_value(value).map_err(|e| wrong(&e))
+        })
+        .collect()
+}
+
+impl From<PutError> for ApiError {
+    fn from(error: PutError) -> Self {
+        match error {
+            PutError::Attribute(_)
+            | PutError::Extensions
+            | PutError::OwnSource
+            | PutError::OwnKind(_) => Self::new(Kind::InvalidRequest, error.to_string()),
+            PutError::TooLarge(_) => Self::new(Kind::TooLarge, error.to_string()),
+            PutError::NotReady => {
+                Self::new(Kind::Unavailable, error.to_string()).hint("try again in a few seconds")
+            }
+            PutError::Store(StreamError::Full { .. }) => Self::new(
+                Kind::NoRoom,
+                "there is no room for events in the store; nothing was done",
+            ),
+            PutError::Store(error) => Self::storage(&error),
+        }
+    }
+}
+
+/// Follow what happens
+///
+/// Server-sent events, each a `CloudEvent`. `id` is a place in the stream;
+/// with `Last-Event-ID`, the events after it follow, without a gap or a
+/// repetition. When the store went back in time, places are numbered anew: an
+/// `id` from before then leads to an event `renumbered`, and on from there.
+#[utoipa::path(
+    get, path = "/v1/events/watch", tag = "events",
+    params(Watched, ("Last-Event-ID" = Option<String>, Header, description = "The last event that was seen")),
+    security(("bearer" = [])),
+    responses(
+        (status = 200, description = "Events", body = CloudEvent, content_type = "text/event-stream"),
+        (status = 400, body = Problem), (status = 429, body = Problem),
+    ),
+    extensions(("x-authorisation" = json!("read events")))
+)]
+async fn watch(
+    State(state): State<AppState>,
+    caller: Caller,
+    headers: HeaderMap,
+    ApiQuery(watched): ApiQuery<Watched>,
+) -> Result<Response, ApiError> {
+    state.authorize(&caller, Action::ReadEvents, ()).await?;
+    let filter = filter(watched.kind.as_deref(), watched.subject.as_deref(), None)?;
+    let numbering = state.past.numbering();
+    let (after, renumbered) = match headers.get("last-event-id") {
+        None => (watched.after, false),
+        Some(value) => {
+            let id = value.to_str().ok().and_then(|text| {
+                let (of, place) = text.split_once('-').unwrap_or(("", text));
+                Some((of, place.parse::<u64>().ok()?))
+            });
+            let (of, place) = id.ok_or_else(|| {
+                ApiError::new(
+                    Kind::InvalidRequest,
+                    "this Last-Event-ID is not the id of an event",
+                )
+                .hint("leave it out to begin with what happens from now on")
+            })?;
+            // Nothing is known of a place from before the store went back.
+            (Some(place).filter(|_| of == numbering), of != numbering)
+        }
+    };
+    let room = Arc::clone(&ROOM).try_acquire_owned().map_err(|_| {
+        ApiError::new(Kind::RateLimited, format!("{MOST} watchers are connected"))
+            .hint("try again in a while, or read `GET /v1/events`")
+    })?;
+    let now = state.events.feed().position();
+    let after = after.unwrap_or(now);
+    if after > now {
+        let last = state.events.last().await.map_err(PageError::from)?;
+        if after > last {
+            return Err(PageError::Beyond { after, last }.into());
+        }
+    }
+    let cursor = Cursor::new(&state.events, after);
+    let (give, take) = mpsc::channel(WAITING);
+    let (shutdown, lease) = (state.shutdown.clone(), state.lease.clone());
+    tokio::spawn(async move {
+        if renumbered {
+            let event = Event::default()
+                .event("renumbered")
+                .id(id(&numbering, after))
+                .data("{}");
+            let _ = give.send(Ok(event)).await;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            // What happens is told by another broker, perhaps.
+            () = not_active(&lease) => {}
+            () = follow(cursor, &filter, &numbering, give) => {}
+        }
+        drop(room);
+    });
+    let stream =
+        Sse::new(ReceiverStream::new(take)).keep_alive(KeepAlive::new().interval(HEARTBEAT));
+    Ok((
+        [("cache-control", "no-store"), ("x-accel-buffering", "no")],
+        stream,
+    )
+        .into_response())
+}
+
+fn id(numbering: &str, seq: u64) -> String {
+    if numbering.is_empty() {
+        seq.to_string()
+    } else {
+        format!("{numbering}-{seq}")
+    }
+}
+
+async fn not_active(lease: &Lease) {
+    while lease.epoch().is_some() {
+        sleep(LOOK).await;
+    }
+}
+
+/// Gives a watcher its events until it goes, or is too slow.
+async fn follow(
+    mut cursor: Cursor,
+    filter: &Filter,
+    numbering: &str,
+    give: mpsc::Sender<Result<Event, Infallible>>,
+) {
+    loop {
+        let events = tokio::select! {
+            () = give.closed() => return,
+            events = cursor.next() => events,
+        };
+        let events = match events {
+            Ok(events) => events,
+            // The stream ends: the client comes back to the place it knows.
+            Err(error) => {
+                tracing::warn!(%error, "a watcher of events is cut off");
+                return;
+            }
+        };
+        for event in events.iter().filter(|event| filter.takes(event)) {
+            let sent = Event::default().id(id(numbering, event.seq));
+            let Ok(sent) = sent.json_data(&**event) else {
+                return;
+            };
+            if give.send_timeout(Ok(sent), SLOW).await.is_err() {
+                tracing::info!("a watcher of events takes nothing and is cut off");
+                return;
+            }
+        }
+    }
 }

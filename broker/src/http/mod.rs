@@ -2,12 +2,14 @@
 //! document.
 
 mod agent;
+mod audit;
 mod auth;
 mod backup;
 mod brokers;
 mod document;
 mod events;
 mod front;
+mod hooks;
 mod invites;
 mod keys;
 mod limit;
@@ -36,21 +38,25 @@ use muster_protocol::text::printable;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
+use crate::audit::{Audit, as_request};
 use crate::authority::Authority;
 use crate::authz::{Action, Authorized, Caller, Guard};
 use crate::bus::Nodes;
 use crate::config::Config;
 use crate::enroll::Enrolment;
 use crate::events::Events;
+use crate::hooks::Hooks;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
 use crate::library::Library;
 use crate::link::Link;
 use crate::peers::Peers;
 use crate::releases::Releases;
+use crate::routes::Routes;
 use crate::schedules::Schedules;
 use crate::submit::Submit;
 use crate::tokens::Tokens;
+use crate::triggers::Triggers;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
 pub use self::document::document;
@@ -81,6 +87,14 @@ pub struct AppState {
     pub lease: Lease,
     /// What happens in the cluster.
     pub events: Events,
+    /// Who asked for what.
+    pub audit: Audit,
+    /// What comes in from outside.
+    pub hooks: Hooks,
+    /// Events that become runs.
+    pub triggers: Triggers,
+    /// Events that are sent on.
+    pub routes: Routes,
     /// What the store has lost, as far as is known.
     pub past: crate::twin::Past,
     /// Who may do what.
@@ -114,13 +128,21 @@ impl AppState {
     ///
     /// # Errors
     /// A `denied` problem.
-    pub async fn authorize<T>(
+    pub async fn authorize<T: 'static>(
         &self,
         caller: &Caller,
         action: Action,
         subject: T,
     ) -> Result<Authorized<T>, ApiError> {
         Ok(self.guard.authorize(caller, action, subject).await?)
+    }
+
+    /// [`Guard::admit`] under this broker's policy.
+    ///
+    /// # Errors
+    /// A `denied` problem.
+    pub async fn admit(&self, caller: &Caller, action: Action) -> Result<(), ApiError> {
+        Ok(self.guard.admit(caller, action).await?)
     }
 
     /// The lease's epoch, for a handler that is about to write.
@@ -138,9 +160,11 @@ impl AppState {
 pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(document::base())
         .merge(agent::routes())
+        .merge(audit::routes())
         .merge(backup::routes())
         .merge(brokers::routes())
         .merge(events::routes())
+        .merge(hooks::routes())
         .merge(invites::routes())
         .merge(keys::routes())
         .merge(matching::routes())
@@ -162,6 +186,7 @@ pub fn router(state: AppState) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(axum::middleware::from_fn(recorded))
         .with_state(state)
 }
 
@@ -178,6 +203,15 @@ where
         .await
         .map_err(|e| ApiError::internal(&e))?
         .map_err(Into::into)
+}
+
+/// What is decided while a request is served is recorded as of it.
+async fn recorded(
+    request: axum::extract::Request,
+    next: axum::middleware::Next,
+) -> axum::response::Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    as_request(method.as_str(), &path, next.run(request)).await
 }
 
 async fn not_found(uri: Uri) -> ApiError {

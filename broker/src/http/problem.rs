@@ -10,7 +10,7 @@ use muster_protocol::text::printable;
 use serde::de::DeserializeOwned;
 
 use crate::authority::AuthorityError;
-use crate::authz::Denied;
+use crate::authz::{Denied, Unauthorized};
 use crate::enroll::EnrollError;
 use crate::inventory::InventoryError;
 use crate::library::LibraryError;
@@ -188,6 +188,15 @@ impl From<LibraryError> for ApiError {
 impl From<Problem> for ApiError {
     fn from(problem: Problem) -> Self {
         Self(Box::new(problem))
+    }
+}
+
+impl From<Unauthorized> for ApiError {
+    fn from(error: Unauthorized) -> Self {
+        match error {
+            Unauthorized::Denied(denied) => denied.into(),
+            Unauthorized::Unrecorded(error) => error.into(),
+        }
     }
 }
 

@@ -201,10 +201,7 @@ async fn cancel(
     caller: Caller,
     ApiPath(run): ApiPath<String>,
 ) -> Result<ApiJson<RunView>, ApiError> {
-    let run = state
-        .authorize(&caller, Action::CancelRun, run)
-        .await?
-        .into_inner();
+    state.admit(&caller, Action::CancelRun).await?;
     let engine = &state.nodes.engine;
     let run = state
         .authorize(&caller, Action::CancelRun, engine.lookup(&run)?)
@@ -236,10 +233,7 @@ async fn answer_question(
     ApiPath(run): ApiPath<String>,
     ApiJson(request): ApiJson<AnswerRequest>,
 ) -> Result<ApiJson<RunView>, ApiError> {
-    let run = state
-        .authorize(&caller, Action::AnswerRun, run)
-        .await?
-        .into_inner();
+    state.admit(&caller, Action::AnswerRun).await?;
     let engine = &state.nodes.engine;
     let run = state
         .authorize(&caller, Action::AnswerRun, engine.lookup(&run)?)
@@ -428,10 +422,7 @@ async fn wish(
     wish: Wish,
 ) -> Result<ApiJson<RunView>, ApiError> {
     let engine = &state.nodes.engine;
-    let run = state
-        .authorize(caller, Action::ReadRuns, run)
-        .await?
-        .into_inner();
+    state.admit(caller, Action::ReadRuns).await?;
     let run = engine.lookup(run)?;
     let action = match wish {
         Wish::Pause | Wish::Resume => Action::CancelRun,

@@ -148,6 +148,8 @@ pub(super) struct Shared {
     pub(super) stages: Stages,
     /// Who holds which lock, and who waits for it.
     pub(super) locks: super::gates::Locks,
+    /// Where ends of runs are recorded.
+    pub(super) audit: std::sync::OnceLock<crate::audit::Audit>,
     /// Secret parameters of open runs: here and nowhere else.
     pub(super) secrets: Mutex<HashMap<RunId, SecretValues>>,
 }
@@ -205,6 +207,7 @@ impl Engine {
             leftovers: Mutex::default(),
             stages: Stages::default(),
             locks: super::gates::Locks::default(),
+            audit: std::sync::OnceLock::new(),
             secrets: Mutex::default(),
         }))
     }

@@ -152,6 +152,15 @@ pub(super) fn brief(state: &RunState) -> RunBrief {
 }
 
 impl Index {
+    /// Runs that ended at that time or later, and are no parts of others.
+    #[must_use]
+    pub(super) fn ended_since(&self, since: Timestamp) -> Vec<RunId> {
+        let known = self.runs.iter().filter(|(_, known)| {
+            known.brief.part_of.is_none() && known.ended().is_some_and(|at| at >= since)
+        });
+        known.map(|(run, _)| *run).collect()
+    }
+
     /// Adds a run.
     pub(super) fn insert(&mut self, known: Known) {
         let (id, created) = (known.brief.id, known.brief.created);

@@ -19,6 +19,7 @@ mod journal;
 mod local;
 mod outcome;
 mod rebuild;
+mod recorded;
 mod recovery;
 mod request;
 mod retention;

@@ -439,6 +439,7 @@ impl Task {
         let shared = &self.engine.0;
         shared.locks.release(self.run);
         lock(&shared.secrets).remove(&self.run);
+        shared.record_end(&self.state);
         tracing::info!(state = self.state.phase.as_str(), summary = ?self.state.summary(), "run ended");
         Ok(())
     }

@@ -46,12 +46,16 @@ fn said(spec: &RunSpec, short: &str, gate: &Gate, why: Option<&str>) -> Option<S
             more.insert("given".into(), json!(given));
             let left = (*needed as usize).saturating_sub(given.len());
             let approvals = if left == 1 { "approval" } else { "approvals" };
-            let doors = through.as_ref().map_or_else(String::new, |doors| {
-                let doors: Vec<&str> = doors.iter().map(|door| door.as_str()).collect();
+            let doors = through.as_ref().map(|doors| {
+                let doors: Vec<_> = doors.iter().map(|door| door.as_str()).collect();
                 format!(" through {}", doors.join(" or "))
             });
+            if let Some(through) = through {
+                more.insert("through".into(), json!(through));
+            }
+            let doors = doors.unwrap_or_default();
             let text = format!("waits for {left} {approvals} by others than {by}{doors}");
-            let who = format!("{anybody}, but for {by}{doors}");
+            let who = format!("{anybody}, but for {by}");
             (text, who, format!("muster runs approve {short}"))
         }
         Gate::Answer { question, answers } => {

@@ -69,6 +69,9 @@ pub enum ServeError {
     /// What the store has lost cannot be put back.
     #[error(transparent)]
     PutBack(#[from] PutBackError),
+    /// Webhooks, triggers and routes.
+    #[error(transparent)]
+    Hooks(#[from] crate::hooks::file::FileError),
     /// A task of the broker panicked.
     #[error("a part of the broker failed: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -105,6 +108,8 @@ pub(crate) struct Parts {
     pub(crate) ca: Ca,
     pub(crate) https: bool,
     pub(crate) twin: Twin,
+    /// Webhooks, triggers and routes.
+    pub(crate) hooks: crate::hooks::Held,
     /// Where people and agents reach this broker.
     pub(crate) url: String,
 }
@@ -123,6 +128,7 @@ pub(crate) struct Stores {
     pub(crate) bundles: Kv<crate::library::StoredPart>,
     pub(crate) schedules: Kv<crate::schedules::StoredSchedule>,
     pub(crate) journals: Kv<crate::presence::StoredJournals>,
+    pub(crate) places: Kv<crate::triggers::Place>,
 }
 
 /// [`Buckets`], to be cloned for each session.
@@ -172,6 +178,8 @@ impl Stores {
             bundles: bucket(js, "muster_bundles").await?.witnessed(told()),
             schedules: bucket(js, "muster_schedules").await?.witnessed(told()),
             journals: bucket(js, "muster_cluster").await?,
+            // After the store went back, its places mean nothing.
+            places: bucket(js, "muster_places").await?,
             retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })
     }
@@ -196,6 +204,7 @@ pub async fn serve(
     cancel: CancellationToken,
 ) -> Result<(), ServeError> {
     install_provider();
+    let hooks = crate::hooks::Held::open(config.hooks_file.as_deref())?;
     let state = StateDir::open(&config.state)?;
     let _lock = state.lock()?;
     let root = state.root()?;
@@ -215,6 +224,7 @@ pub async fn serve(
     let parts = Parts {
         config: Arc::new(config),
         twin: Twin::open(&state, settings)?,
+        hooks,
         state,
         root,
         keys,

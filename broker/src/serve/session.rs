@@ -12,12 +12,14 @@ use tokio_util::task::TaskTracker;
 
 use super::fence::Fence;
 use super::{Parts, Stores};
+use crate::audit::{self, Audit, AuditError};
 use crate::authority::{Authority, AuthorityError};
 use crate::authz::{FixedRoles, Guard};
 use crate::bus::{self, Deps, Nodes, StartError};
 use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
+use crate::hooks::Hooks;
 use crate::http::{AppState, Limiter, router};
 use crate::inventory::{Inventory, InventoryError};
 use crate::lease::Lease;
@@ -27,12 +29,14 @@ use crate::peers::Peers;
 use crate::presence::Journals;
 use crate::releases::{Releases, ReleasesError};
 use crate::retention::{Keeper, Retention};
+use crate::routes::Routes;
 use crate::runs;
 use crate::schedules::{Schedules, SchedulesError};
 use crate::store::kv::KvError;
 use crate::submit::{Broker, Submit};
 use crate::tls::TlsError;
 use crate::tokens::{Tokens, TokensError};
+use crate::triggers::{Places, Triggers};
 use crate::twin::{Past, Twin};
 
 /// How often invites that ended are forgotten.
@@ -82,6 +86,9 @@ pub enum SessionError {
     /// The schedules.
     #[error(transparent)]
     Schedules(#[from] SchedulesError),
+    /// The record of requests.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
 }
 
 impl SessionError {
@@ -100,7 +107,8 @@ impl SessionError {
             | Self::Nodes(_)
             | Self::Releases(_)
             | Self::Library(_)
-            | Self::Schedules(_) => false,
+            | Self::Schedules(_)
+            | Self::Audit(_) => false,
         }
     }
 }
@@ -144,6 +152,19 @@ impl Session {
             events.clone(),
         )
         .await?;
+        let cancel = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        // Whatever was begun ends when the rest cannot be.
+        let begun = cancel.clone().drop_guard();
+        let audit = audit::Parts {
+            js: link.js.clone(),
+            lease: lease.clone(),
+            authority: authority.clone(),
+            events: events.clone(),
+            state: parts.state.clone(),
+            config: parts.config.audit.clone(),
+        };
+        let audit = Box::pin(Audit::open(audit, &tasks, &cancel)).await?;
         let inventory = Box::pin(Inventory::load(
             stores.inventory.get(),
             Arc::clone(&parts.keys),
@@ -198,8 +219,6 @@ impl Session {
             events.clone(),
             connect,
         );
-        let cancel = CancellationToken::new();
-        let tasks = TaskTracker::new();
         let nodes = Nodes::start(Deps {
             client: link.client.clone(),
             js: link.js.clone(),
@@ -241,7 +260,8 @@ impl Session {
             limits: parts.config.retention.limits(),
             shown: retention.clone(),
         };
-        let guard = Guard::new(Arc::new(FixedRoles));
+        let guard = Guard::new(Arc::new(FixedRoles)).recording(audit.clone());
+        nodes.engine.record_with(audit.clone());
         let submit = Submit {
             inventory: inventory.clone(),
             nodes: nodes.clone(),
@@ -254,6 +274,17 @@ impl Session {
             submit: submit.clone(),
             library: library.clone(),
         }));
+        let places = Places::new(stores.places.clone(), lease.clone());
+        let outside = (
+            parts.hooks.clone(),
+            events.clone(),
+            places,
+            past.numbering(),
+        );
+        let (held, log, places, numbering) = outside.clone();
+        let triggers = Triggers::new(held, log, places, numbering);
+        let (held, log, places, numbering) = outside;
+        let routes = Routes::new(held, log, places, numbering);
         let state = AppState {
             retention,
             config: Arc::clone(&parts.config),
@@ -262,7 +293,11 @@ impl Session {
             enrolment: enrolment.clone(),
             tokens,
             lease: lease.clone(),
-            events,
+            audit,
+            events: events.clone(),
+            hooks: Hooks::new(parts.hooks.clone(), events.clone()),
+            triggers: triggers.clone(),
+            routes: routes.clone(),
             past,
             guard,
             submit: submit.clone(),
@@ -277,6 +312,10 @@ impl Session {
             backing_up: Arc::new(tokio::sync::Semaphore::new(1)),
             shutdown: cancel.clone(),
         };
+        tasks.spawn(events.clone().follow(cancel.clone()));
+        tasks.spawn(parts.hooks.clone().follow(events, cancel.clone()));
+        tasks.spawn(triggers.keep(submit.clone(), cancel.clone()));
+        tasks.spawn(routes.keep(cancel.clone()));
         tasks.spawn(schedules.keep(submit, cancel.clone()));
         tasks.spawn(tidy_library(library, nodes.engine.clone(), cancel.clone()));
         tasks.spawn(inventory.tend(cancel.clone()));
@@ -291,6 +330,7 @@ impl Session {
             cancel.clone(),
         ));
         tasks.spawn(async move { nodes.stopped().await });
+        begun.disarm();
         Ok(Self {
             state,
             cancel,

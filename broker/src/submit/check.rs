@@ -31,7 +31,7 @@ impl Submit {
         match self.would_be(caller, request).await {
             Ok(frozen) => {
                 let judged = authorize(self.guard.policy(), caller, create(&frozen), ());
-                judged.map_err(|e| denied(&e))?;
+                judged.map(drop).map_err(|e| denied(&e))?;
             }
             Err(error) if error.kind == Kind::NoMatch => {}
             Err(error) => return Err(error),

@@ -20,7 +20,7 @@ use muster_protocol::units::Timestamp;
 use muster_scenarios::upgrade::{self, Upgrade, UpgradeRequest};
 use muster_scenarios::{Builtin, command};
 
-use crate::authz::{Action, Authorized, Caller, Denied, Guard, RunAsk};
+use crate::authz::{Action, Authorized, Caller, Denied, Guard, RunAsk, Unauthorized};
 use crate::bus::Nodes;
 use crate::fit::{judge, judge_scenario};
 use crate::inventory::Inventory;
@@ -104,6 +104,13 @@ pub(crate) fn refused(problem: Problem) -> Refused {
 
 fn denied(denied: &Denied) -> Refused {
     refused(Problem::new(Kind::Denied, denied.to_string()))
+}
+
+fn unauthorized(error: &Unauthorized) -> Refused {
+    match error {
+        Unauthorized::Denied(no) => denied(no),
+        Unauthorized::Unrecorded(error) => refused(error.problem()),
+    }
 }
 
 fn engine(error: &EngineError) -> Refused {
@@ -348,14 +355,14 @@ impl Submit {
         judged.map_err(|unfit| refused(unfit.problem()))
     }
 
-    async fn allowed<T>(
+    async fn allowed<T: 'static>(
         &self,
         caller: &Caller,
         action: Action,
         subject: T,
     ) -> Result<Authorized<T>, Refused> {
         let allowed = self.guard.authorize(caller, action, subject).await;
-        allowed.map_err(|e| denied(&e))
+        allowed.map_err(|e| unauthorized(&e))
     }
 
     async fn allowed_run(
@@ -364,7 +371,7 @@ impl Submit {
         frozen: FrozenRun,
     ) -> Result<Authorized<FrozenRun>, Refused> {
         let allowed = self.guard.authorize_run(caller, frozen).await;
-        allowed.map_err(|e| denied(&e))
+        allowed.map_err(|e| unauthorized(&e))
     }
 
     /// Authorises a frozen run, asks for a confirmation where one is needed,

@@ -382,7 +382,7 @@ async fn put_events(place: &Place<'_>, name: &str, lost: &[Message]) -> Result<(
     let missing: Vec<Append> = lost
         .iter()
         .filter(|message| !there.contains(&message.payload))
-        .map(|message| Append::new(name, message.payload.clone()))
+        .map(|message| crate::events::again(&message.payload))
         .collect();
     for chunk in missing.chunks(CHUNK) {
         place.active()?;

@@ -1,6 +1,7 @@
 //! One file a verb.
 
 pub mod agent;
+pub mod audit;
 pub mod backup;
 pub mod broker;
 pub mod doctor;
@@ -52,6 +53,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Token(args) => token::run(context, args).await,
         Command::Keys(args) => keys::run(context, args).await,
         Command::Events(args) => events::run(context, &args).await,
+        Command::Audit(args) => audit::run(context, args).await,
         Command::Status(args) => status::run(context, &args).await,
         Command::Whoami(args) => status::whoami(context, &args).await,
         Command::Backup(args) => backup::run(context, &args).await,

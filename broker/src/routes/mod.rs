@@ -1,0 +1,11 @@
+//! Routes: events that are sent on, to outgoing webhooks. At least once, in
+//! their order, signed as Standard Webhooks; the place up to which they are
+//! sent is stored.
+
+mod declared;
+mod send;
+#[cfg(test)]
+mod tests;
+
+pub use self::declared::{Format, RawRoute, Route};
+pub use self::send::Routes;
