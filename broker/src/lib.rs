@@ -28,6 +28,7 @@ pub mod nats;
 pub mod peers;
 pub mod ping;
 pub mod plans;
+pub mod policy;
 pub mod presence;
 pub mod releases;
 pub mod resolve;

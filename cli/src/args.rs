@@ -88,6 +88,8 @@ pub(crate) enum Command {
     Agent(verbs::agent::AgentArgs),
     /// Create, list and revoke API tokens
     Token(verbs::token::TokenArgs),
+    /// Say, check, store and explain who may do what
+    Policy(verbs::policy::PolicyArgs),
     /// List, rotate and revoke the broker's signing keys
     Keys(verbs::keys::KeysArgs),
     /// What happened in the cluster

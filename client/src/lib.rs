@@ -22,6 +22,7 @@ mod endpoint;
 mod error;
 mod freeze;
 mod once;
+mod policy;
 mod reference;
 mod releases;
 mod routes;

@@ -67,6 +67,7 @@ mod event;
 mod frame;
 mod freeze;
 mod hook;
+mod policy;
 mod release;
 mod run;
 mod scenario;
@@ -94,6 +95,10 @@ pub use frame::Frame;
 pub use freeze::{FreezeRequest, FreezeView, ThawRequest};
 pub use hook::{
     HookKind, HookTest, HookTested, HookView, RouteView, TriggerLast, TriggerTested, TriggerView,
+};
+pub use policy::{
+    ExplainRequest, Explained, ExplainedClass, PolicyFiles, PolicySchema, PolicyStored,
+    PolicyVersion, PolicyView, PrincipalKind, PrincipalView, PutPolicy,
 };
 pub use release::{ReleaseOffer, ReleaseUpload, ReleaseView, UPLOAD_PART};
 pub use run::{

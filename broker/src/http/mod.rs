@@ -18,6 +18,7 @@ mod matching;
 mod nodes;
 mod page;
 mod ping;
+mod policy;
 pub mod problem;
 mod releases;
 mod runs;
@@ -53,6 +54,7 @@ use crate::lease::Lease;
 use crate::library::Library;
 use crate::link::Link;
 use crate::peers::Peers;
+use crate::policy::Policies;
 use crate::releases::Releases;
 use crate::routes::Routes;
 use crate::schedules::Schedules;
@@ -103,6 +105,8 @@ pub struct AppState {
     pub past: crate::twin::Past,
     /// Who may do what.
     pub guard: Guard,
+    /// Who may do what, as it is stored.
+    pub policies: Policies,
     /// The way to the nodes.
     pub control: Arc<dyn NodeControl>,
     /// The brokers of the cluster.
@@ -175,6 +179,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(matching::routes())
         .merge(nodes::routes())
         .merge(ping::routes())
+        .merge(policy::routes())
         .merge(releases::routes())
         .merge(runs::routes())
         .merge(scenarios::routes())

@@ -164,7 +164,12 @@ impl World {
 
     /// What happened in the cluster.
     async fn told(&self) -> Vec<ClusterEvent> {
-        let told = self.engine().0.events.newest(1_000).await;
+        let told = self
+            .engine()
+            .0
+            .events
+            .newest(&crate::events::Filter::default(), 1_000)
+            .await;
         told.expect("they can be read")
     }
 

@@ -127,6 +127,7 @@ pub(crate) struct Stores {
     pub(crate) scenarios: Kv<crate::library::History>,
     pub(crate) bundles: Kv<crate::library::StoredPart>,
     pub(crate) schedules: Kv<crate::schedules::StoredSchedule>,
+    pub(crate) policies: Kv<crate::policy::StoredPolicy>,
     pub(crate) journals: Kv<crate::presence::StoredJournals>,
     pub(crate) freeze: Kv<crate::freeze::FreezeValue>,
     pub(crate) places: Kv<crate::triggers::Place>,
@@ -178,6 +179,7 @@ impl Stores {
             scenarios: bucket(js, "muster_scenarios").await?.witnessed(told()),
             bundles: bucket(js, "muster_bundles").await?.witnessed(told()),
             schedules: bucket(js, "muster_schedules").await?.witnessed(told()),
+            policies: bucket(js, "muster_policy").await?.witnessed(told()),
             journals: bucket(js, "muster_cluster").await?,
             freeze: bucket(js, "muster_cluster").await?.witnessed(told()),
             // After the store went back, its places mean nothing.

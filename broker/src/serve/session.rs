@@ -14,7 +14,7 @@ use super::fence::Fence;
 use super::{Parts, Stores};
 use crate::audit::{self, Audit, AuditError};
 use crate::authority::{Authority, AuthorityError};
-use crate::authz::{FixedRoles, Guard};
+use crate::authz::Guard;
 use crate::bus::{self, Deps, Nodes, StartError};
 use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
@@ -27,6 +27,7 @@ use crate::lease::Lease;
 use crate::library::{Library, LibraryError};
 use crate::link::{Link, nats_ca};
 use crate::peers::Peers;
+use crate::policy::{Policies, PolicyError};
 use crate::presence::Journals;
 use crate::releases::{Releases, ReleasesError};
 use crate::retention::{Keeper, Retention};
@@ -87,6 +88,9 @@ pub enum SessionError {
     /// The schedules.
     #[error(transparent)]
     Schedules(#[from] SchedulesError),
+    /// Who may do what.
+    #[error(transparent)]
+    Policies(#[from] PolicyError),
     /// The record of requests.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -101,6 +105,7 @@ impl SessionError {
             }
             Self::Tokens(error) => matches!(error, TokensError::State(_)),
             Self::Tls(_) => true,
+            Self::Policies(error) => error.is_final(),
             Self::Task(_)
             | Self::Inventory(_)
             | Self::Events(_)
@@ -189,6 +194,15 @@ impl Session {
         if tokens.ensure_admin(&path).await? {
             tracing::info!(file = %path.display(), "a new admin token was written");
         }
+        let policies = Box::pin(Policies::open(
+            stores.policies.clone(),
+            lease.clone(),
+            events.clone(),
+            tokens.clone(),
+            inventory.clone(),
+            parts.state.path(),
+        ))
+        .await?;
         let releases = Box::pin(Releases::open(
             link.js.clone(),
             lease.clone(),
@@ -270,7 +284,7 @@ impl Session {
             limits: parts.config.retention.limits(),
             shown: retention.clone(),
         };
-        let guard = Guard::new(Arc::new(FixedRoles)).recording(audit.clone());
+        let guard = Guard::new(Arc::new(policies.in_force())).recording(audit.clone());
         nodes.engine.record_with(audit.clone());
         let submit = Submit {
             inventory: inventory.clone(),
@@ -311,6 +325,7 @@ impl Session {
             routes: routes.clone(),
             past,
             guard,
+            policies,
             submit: submit.clone(),
             control: Arc::clone(&nodes.control),
             peers: peers.clone(),

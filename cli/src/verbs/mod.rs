@@ -14,6 +14,7 @@ pub mod node;
 pub mod nodes;
 pub mod output;
 pub mod ping;
+pub mod policy;
 pub mod restore;
 pub mod run;
 pub mod runs;
@@ -52,6 +53,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Node(args) => node::run(context, args).await,
         Command::Agent(args) => agent::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,
+        Command::Policy(args) => Box::pin(policy::run(context, args)).await,
         Command::Keys(args) => keys::run(context, args).await,
         Command::Events(args) => events::run(context, &args).await,
         Command::Audit(args) => audit::run(context, args).await,

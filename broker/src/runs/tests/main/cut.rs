@@ -12,7 +12,7 @@ async fn a_part_that_was_cut_ends_when_the_whole_is_cancelled() {
     let mut play = Play::new(fleet(), &[("ask", ASKING)]).await;
     let (run, child) = (RunId::random(), RunId::random());
     let frozen = play.shelf.frozen("ask", json!({}), run).expect("frozen");
-    let FrozenRun { spec, targets, .. } = frozen.whole(caller().role);
+    let FrozenRun { spec, targets, .. } = frozen.whole(caller().role, caller().origin);
     let nodes: muster_protocol::nodeset::NodeSet = targets.iter().map(|t| t.serial).collect();
     let step = Step {
         nodes: nodes.clone(),
