@@ -39,7 +39,7 @@ pub struct Gates {
 
 impl Gate {
     /// What is waited for, in a word: `confirmation`, `approvals`, `answer`,
-    /// `moment`, `thaw`, `window` or `lock`. `why` says what keeps a run from its
+    /// `moment`, `window`, `lock` or `thaw`. `why` says what keeps a run from its
     /// turn, where the gate itself does not.
     #[must_use]
     pub fn word(&self, why: Option<&str>) -> &'static str {
