@@ -147,6 +147,9 @@ pub enum Presence {
 }
 
 impl Presence {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Up, Self::Late, Self::Down, Self::Never];
+
     /// The word, as in JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {
