@@ -41,6 +41,12 @@ bench: ## Measure a release build against its targets (QUICK=1, JSON=1)
 	@scripts/setup.sh build >&2
 	@scripts/bench.sh $(if $(QUICK),--quick) $(if $(JSON),--json)
 
+.PHONY: fuzz-api
+fuzz-api: ## Hold the OpenAPI document against a real broker (schemathesis from PyPI)
+	@scripts/setup.sh build
+	@$(CARGO) build --quiet --bins --package muster-cli --package muster-agent
+	@MUSTER_BIN_DIR="$$(scripts/bin-dir.sh)" scripts/fuzz-api.sh
+
 .PHONY: fmt
 fmt: ## Format the code
 	@scripts/setup.sh rust rustfmt

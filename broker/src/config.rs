@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::audit::AuditConfig;
 use crate::retention::Limits;
 
+mod web;
+
+pub use self::web::{LimitsConfig, MetricsDoor, TlsConfig};
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -114,6 +118,12 @@ pub struct Config {
     pub hooks_file: Option<PathBuf>,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// Who may read `/metrics`.
+    pub metrics: MetricsDoor,
+    /// A certificate of the operator's own.
+    pub tls: TlsConfig,
+    /// How much the API takes at a time.
+    pub limits: LimitsConfig,
     /// NATS.
     pub nats: NatsConfig,
     /// What is kept, and for how long.
@@ -218,6 +228,9 @@ impl Default for Config {
             open_requests_per_second: 100,
             hooks_file: None,
             log_format: LogFormat::Human,
+            metrics: MetricsDoor::default(),
+            tls: TlsConfig::default(),
+            limits: LimitsConfig::default(),
             nats: NatsConfig::default(),
             retention: RetentionConfig::default(),
             twin: TwinConfig::default(),
@@ -310,7 +323,7 @@ impl Config {
             return self.url.trim_end_matches('/').to_owned();
         }
         let ip = address.ip();
-        if ip.is_loopback() {
+        if ip.is_loopback() && self.tls.files().is_none() {
             return format!("http://{address}");
         }
         let name = self.names.iter().find(|name| !name.contains('*'));
@@ -365,6 +378,8 @@ impl Config {
             return wrong("credentials_life", "must be between a minute and 90 days");
         }
         self.retention.check()?;
+        self.tls.check()?;
+        self.limits.check()?;
         self.audit
             .check()
             .map_err(|(field, why)| ConfigError::Value { field, why })?;
@@ -531,6 +546,12 @@ mod tests {
             ("listen = 'everywhere'", "listen"),
             ("open_requests_per_second = 0", "open_requests"),
             ("log_format = 'xml'", "log_format"),
+            ("metrics = 'all'", "loopback"),
+            ("tls.cert = 'x.pem'", "tls.key"),
+            ("tls.key = 'x.pem'", "tls.cert"),
+            ("tls.ca = 'x.pem'", "tls.ca"),
+            ("limits.watchers = 0", "limits.watchers"),
+            ("limits.requests = 1", "unknown field"),
         ] {
             let said = parse(text).unwrap_err();
             assert!(said.contains(word), "{text}: {said}");

@@ -61,11 +61,16 @@ impl TestBroker {
     pub(crate) async fn start(server: &TestServer, path: &Path) -> Self {
         let mut broker = Self::begin(config_for(server, path)).await;
         broker.wait_active().await;
-        broker.token = std::fs::read_to_string(path.join("admin.token"))
+        broker.read_token(path);
+        broker
+    }
+
+    /// Takes the admin token of that state directory.
+    pub(crate) fn read_token(&mut self, path: &Path) {
+        self.token = std::fs::read_to_string(path.join("admin.token"))
             .unwrap_or_default()
             .trim()
             .to_owned();
-        broker
     }
 
     /// Starts a broker and waits for nothing.

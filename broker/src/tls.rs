@@ -12,8 +12,13 @@ use rcgen::{
 };
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
+mod own;
+
+pub use self::own::OwnCertificate;
+use crate::config::Config;
 use crate::state_dir::{StateDir, StateDirError, make_dir, read_private, write_atomic, write_new};
 
 /// How long a server certificate is valid; a new one is made at every start.
@@ -138,16 +143,37 @@ impl Ca {
         listen: SocketAddr,
         names: &[String],
     ) -> Result<Arc<rustls::ServerConfig>, TlsError> {
-        let leaf = self.leaf(listen, names)?;
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf.key.serialize_der()));
+        let (cert, key) = self.pair(listen, names)?;
         let mut config = rustls::ServerConfig::builder_with_provider(
             rustls::crypto::ring::default_provider().into(),
         )
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_single_cert(vec![leaf.cert], key)?;
+        .with_single_cert(vec![cert], key)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Arc::new(config))
+    }
+
+    /// A certificate of this authority for one that listens there, with its
+    /// key, to be chosen from.
+    pub(crate) fn certified(
+        &self,
+        listen: SocketAddr,
+        names: &[String],
+    ) -> Result<CertifiedKey, TlsError> {
+        let (cert, key) = self.pair(listen, names)?;
+        let provider = rustls::crypto::ring::default_provider();
+        Ok(CertifiedKey::from_der(vec![cert], key, &provider)?)
+    }
+
+    fn pair(
+        &self,
+        listen: SocketAddr,
+        names: &[String],
+    ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), TlsError> {
+        let leaf = self.leaf(listen, names)?;
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf.key.serialize_der()));
+        Ok((leaf.cert, key))
     }
 
     /// Files for a server that listens there, in `DIR/tls`: made anew each
@@ -191,6 +217,27 @@ impl Ca {
             key,
         })
     }
+}
+
+/// The authorities that agents are to trust when they speak to this broker:
+/// the cluster's own, and what the operator names besides. PEM.
+///
+/// # Errors
+/// [`TlsError::Certificates`].
+pub(crate) fn broker_ca(config: &Config, ca: &Ca) -> Result<String, TlsError> {
+    let mut pem = ca.pem().to_owned();
+    if let Some(path) = config.tls.authorities() {
+        let wrong = |why: String| TlsError::Certificates {
+            path: path.clone(),
+            why,
+        };
+        let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+        // Held against what reads it on the other side.
+        client_config(&text, path)?;
+        pem.push('\n');
+        pem.push_str(&text);
+    }
+    Ok(pem)
 }
 
 fn authority(cluster: ClusterId) -> Result<CertificateParams, TlsError> {

@@ -1,6 +1,7 @@
 //! Who asks: bearer tokens, and the door for those who have none yet.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
@@ -12,6 +13,7 @@ use muster_protocol::units::Timestamp;
 
 use super::{ApiError, AppState};
 use crate::authz::{Caller, Origin};
+use crate::metrics::Why;
 
 /// The other end of the connection, put into every request by the server.
 #[derive(Clone, Copy, Debug)]
@@ -26,9 +28,14 @@ impl FromRequestParts<AppState> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        // One answer for every reason: it tells a guesser nothing.
+        let ip = address(parts).map(|address| address.ip());
+        // One answer for every reason: it tells a guesser nothing. Whoever
+        // guesses often is as one without a token.
         let refuse = |why: &dyn std::fmt::Display| {
-            let ip = address(parts).map(|a| a.ip());
+            if !state.limiter.allows(ip, Instant::now()) {
+                state.metrics.refused(Why::Rate);
+                return too_often("too many requests without a valid token from this address");
+            }
             let request = format!("{} {}", parts.method, parts.uri.path());
             state.audit.stranger(ip, &request, &why.to_string());
             let address = address(parts).map(|a| a.to_string());
@@ -55,6 +62,12 @@ impl FromRequestParts<AppState> for Caller {
             .tokens
             .authenticate(text, Timestamp::now())
             .map_err(|why| refuse(&why))?;
+        if !state.principals.allows(&bearer.principal, Instant::now()) {
+            state.metrics.refused(Why::Rate);
+            tracing::info!(principal = %bearer.principal, path = parts.uri.path(), "too many requests");
+            let title = format!("{} makes too many requests", bearer.principal);
+            return Err(too_often(&title));
+        }
         let door = match parts.headers.get(DOOR_HEADER).map(|door| door.as_bytes()) {
             Some(b"cli") => Door::Cli,
             _ => Door::Http,
@@ -83,13 +96,15 @@ impl FromRequestParts<AppState> for OpenDoor {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let ip = address(parts).map(|address| address.ip());
-        if state.limiter.allows(ip, std::time::Instant::now()) {
+        if state.limiter.allows(ip, Instant::now()) {
             return Ok(Self);
         }
         tracing::debug!(address = ?ip, path = parts.uri.path(), "too many requests without a token");
-        Err(
-            ApiError::new(Kind::RateLimited, "too many requests from this address")
-                .hint("try again in a second"),
-        )
+        state.metrics.refused(Why::Rate);
+        Err(too_often("too many requests from this address"))
     }
+}
+
+fn too_often(title: &str) -> ApiError {
+    ApiError::new(Kind::RateLimited, title).hint("nothing was done; try again in a second")
 }

@@ -2,29 +2,29 @@
 //! ready, and passes everything else on to the API of the moment.
 
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use muster_protocol::api::Readiness;
 use muster_protocol::problem::Kind;
 use muster_protocol::text::printable;
+use tokio::sync::Semaphore;
 use tower::ServiceExt as _;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, RemoteAddr, document};
+use super::gate::gate;
+use super::{ApiError, ApiJson, RemoteAddr, document, metrics};
+use crate::config::Config;
 use crate::lease::Lease;
+use crate::metrics::Metrics;
 use crate::retention::Retention;
-
-/// How long a handler may take until its answer begins; a stream may go on
-/// for ever after that. Above the longest ping.
-const ANSWER_WITHIN: Duration = Duration::from_secs(90);
 
 /// What listens: the same for the life of the process.
 #[derive(Clone)]
@@ -34,6 +34,10 @@ struct Inner {
     readiness: ArcSwap<Readiness>,
     api: ArcSwapOption<Api>,
     https: bool,
+    config: Arc<Config>,
+    metrics: Metrics,
+    /// Room for requests that are worked on.
+    room: Arc<Semaphore>,
 }
 
 struct Api {
@@ -45,7 +49,8 @@ struct Api {
 impl Front {
     /// A front with nothing behind it yet.
     #[must_use]
-    pub fn new(https: bool) -> Self {
+    pub fn new(https: bool, config: Arc<Config>) -> Self {
+        let room = Semaphore::new(config.limits.requests_at_once as usize);
         let starting = Readiness::Starting {
             reason: "the broker has just begun".into(),
         };
@@ -53,7 +58,20 @@ impl Front {
             readiness: ArcSwap::from_pointee(starting),
             api: ArcSwapOption::empty(),
             https,
+            config,
+            metrics: Metrics::of_process(),
+            room: Arc::new(room),
         }))
+    }
+
+    /// Room for requests that are worked on.
+    pub(super) fn room(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.0.room)
+    }
+
+    /// What is counted.
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
     }
 
     /// Says where the broker is.
@@ -100,8 +118,9 @@ impl Front {
         router
             .fallback(pass_on)
             .method_not_allowed_fallback(super::not_allowed)
-            .layer(middleware::from_fn(within))
+            .layer(middleware::from_fn(super::note_route))
             .layer(CatchPanicLayer::custom(panicked))
+            .layer(middleware::from_fn_with_state(self.clone(), gate))
             .layer(middleware::from_fn_with_state(self.clone(), finish))
             .with_state(self.clone())
     }
@@ -112,6 +131,7 @@ pub(super) fn routes() -> OpenApiRouter<Front> {
         .routes(routes!(healthz))
         .routes(routes!(readyz))
         .routes(routes!(openapi))
+        .merge(super::reference::routes())
 }
 
 /// Whether the process is alive. It says nothing about NATS.
@@ -161,13 +181,21 @@ async fn pass_on(State(front): State<Front>, request: Request) -> Response {
             .await
             .unwrap_or_else(|never| match never {});
     }
+    if request.uri().path() == "/metrics" && request.method().is_safe() {
+        let (parts, _) = request.into_parts();
+        if metrics::is_open(front.0.config.metrics, &parts) {
+            return metrics::of_this_process(front.metrics())
+                .await
+                .into_response();
+        }
+    }
     not_serving(front.readiness()).into_response()
 }
 
 /// What a broker answers that cannot say whether another one has taken over:
 /// only what is about itself. All else could be out of date.
 fn is_about_this_broker(path: &str) -> bool {
-    matches!(path, "/v1/status" | "/v1/whoami")
+    matches!(path, "/v1/status" | "/v1/whoami" | "/metrics")
 }
 
 /// The answer of a broker that is not the active one: nothing was done.
@@ -192,15 +220,6 @@ fn not_serving(readiness: Readiness) -> ApiError {
     error
 }
 
-async fn within(request: Request, next: Next) -> Response {
-    match tokio::time::timeout(ANSWER_WITHIN, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => ApiError::new(Kind::Unavailable, "the request took too long")
-            .hint("look whether what you asked for has happened before you ask again")
-            .into_response(),
-    }
-}
-
 fn panicked(panic: Box<dyn std::any::Any + Send + 'static>) -> Response {
     let text = panic
         .downcast_ref::<String>()
@@ -223,7 +242,8 @@ async fn finish(State(front): State<Front>, request: Request, next: Next) -> Res
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     for (name, value) in SECURITY {
-        headers.insert(name, value);
+        // A page says itself what belongs to it.
+        headers.entry(name).or_insert(value);
     }
     if front.0.https {
         headers.insert(
@@ -231,7 +251,13 @@ async fn finish(State(front): State<Front>, request: Request, next: Next) -> Res
             HeaderValue::from_static("max-age=31536000"),
         );
     }
-    let (status, ms) = (response.status().as_u16(), begun.elapsed().as_millis());
+    let took = begun.elapsed();
+    let (status, ms) = (response.status().as_u16(), took.as_millis());
+    let route = response.extensions().get::<MatchedPath>();
+    let route = route.map_or("none", MatchedPath::as_str);
+    front
+        .metrics()
+        .answered((&method).into(), route, status, took);
     if quiet {
         tracing::trace!(%method, path, status, ms, address, "request");
     } else {

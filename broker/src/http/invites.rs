@@ -1,13 +1,14 @@
 //! Invites for new nodes.
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use muster_protocol::api::{InviteRequest, InviteView, Invites, Page};
 use muster_protocol::problem::Problem;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, finish, page};
+use super::once::once;
+use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, page};
 use crate::authz::{Action, Caller};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
@@ -18,7 +19,8 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 
 /// Makes invites, one for each name. Their tokens are shown only here.
 #[utoipa::path(
-    post, path = "/v1/invites", tag = "invites", request_body = InviteRequest, security(("bearer" = [])),
+    post, path = "/v1/invites", tag = "invites", params(("Idempotency-Key" = Option<String>, Header, description = "Names this request; at most 200 bytes")),
+    request_body = InviteRequest, security(("bearer" = [])),
     responses(
         (status = 201, body = Invites),
         (status = 400, body = Problem),
@@ -29,6 +31,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 async fn create(
     State(state): State<AppState>,
     caller: Caller,
+    headers: HeaderMap,
     ApiJson(request): ApiJson<InviteRequest>,
 ) -> Result<(StatusCode, ApiJson<Invites>), ApiError> {
     state.active()?;
@@ -36,8 +39,13 @@ async fn create(
         .authorize(&caller, Action::Invite, request)
         .await?
         .into_inner();
-    let invites =
-        finish(async move { state.enrolment.invite(request, &caller.principal).await }).await?;
+    let (enrolment, asked, by) = (
+        state.enrolment.clone(),
+        request.clone(),
+        caller.principal.clone(),
+    );
+    let work = async move { enrolment.invite(asked, &by).await };
+    let invites = once(&state, &caller, "invites", &headers, &request, work).await?;
     Ok((StatusCode::CREATED, ApiJson(invites)))
 }
 

@@ -1,12 +1,14 @@
 //! Broker keys.
 
 use axum::extract::State;
+use axum::http::HeaderMap;
 use muster_protocol::api::Keys;
 use muster_protocol::keys::KeyId;
 use muster_protocol::problem::Problem;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::once::once;
 use super::{ApiError, ApiJson, ApiPath, AppState, finish};
 use crate::authority::{Authority, AuthorityError};
 use crate::authz::{Action, Caller};
@@ -37,20 +39,27 @@ async fn list(State(state): State<AppState>, caller: Caller) -> Result<ApiJson<K
 /// Makes a new key and signs with it from now on. The old one stays active
 /// until it is revoked.
 #[utoipa::path(
-    post, path = "/v1/keys/rotate", tag = "keys", security(("bearer" = [])),
+    post, path = "/v1/keys/rotate", tag = "keys", params(("Idempotency-Key" = Option<String>, Header, description = "Names this request; at most 200 bytes")),
+    security(("bearer" = [])),
     responses((status = 200, body = Keys)),
     extensions(("x-authorisation" = json!("rotate or revoke broker keys")))
 )]
-async fn rotate(State(state): State<AppState>, caller: Caller) -> Result<ApiJson<Keys>, ApiError> {
+async fn rotate(
+    State(state): State<AppState>,
+    caller: Caller,
+    headers: HeaderMap,
+) -> Result<ApiJson<Keys>, ApiError> {
     state.active()?;
     state.authorize(&caller, Action::ManageKeys, ()).await?;
-    let by = caller.principal;
-    finish(async move {
-        let authority = &state.authority;
-        authority.rotate(&*state.control, by.as_str()).await?;
-        Ok::<_, AuthorityError>(ApiJson(keys(authority)))
-    })
-    .await
+    let by = caller.principal.clone();
+    let (authority, control) = (state.authority.clone(), state.control.clone());
+    let work = async move {
+        authority.rotate(&*control, by.as_str()).await?;
+        Ok::<_, AuthorityError>(keys(&authority))
+    };
+    once(&state, &caller, "keys/rotate", &headers, &(), work)
+        .await
+        .map(ApiJson)
 }
 
 /// Takes a key out of use for ever.

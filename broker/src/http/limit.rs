@@ -1,20 +1,34 @@
-//! How much those without a token may ask: a token bucket for each address.
+//! How much one may ask: a token bucket for each address of those without a
+//! token, and for each principal.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Most addresses that are remembered.
-const MAX_ADDRESSES: usize = 20_000;
+use muster_protocol::names::PrincipalName;
+
+/// Most of whom is remembered.
+const MAX_KNOWN: usize = 20_000;
 /// How many seconds' worth of requests may come at once.
 const BURST_SECONDS: f64 = 10.0;
 
 /// Limits requests by address.
 #[derive(Debug)]
-pub struct Limiter {
+pub struct Limiter(Buckets<Origin>);
+
+/// Limits requests by principal.
+#[derive(Debug)]
+pub struct PrincipalLimiter(Buckets<Option<PrincipalName>>);
+
+/// A bucket for each of those who are known; one for all whom there is no
+/// room for.
+#[derive(Debug)]
+struct Buckets<K> {
     per_second: f64,
-    buckets: Mutex<HashMap<Origin, Bucket>>,
+    held: Mutex<HashMap<K, Bucket>>,
+    others: K,
 }
 
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -36,26 +50,49 @@ impl Limiter {
     /// So many requests in a second from each address, on the average.
     #[must_use]
     pub fn new(per_second: u32) -> Self {
-        Self {
-            per_second: f64::from(per_second),
-            buckets: Mutex::default(),
-        }
+        Self(Buckets::new(per_second, Origin::Others))
     }
 
     /// Takes one request from this address, if it may make one now.
     pub fn allows(&self, address: Option<IpAddr>, now: Instant) -> bool {
+        self.0.allows(Origin::of(address), now)
+    }
+}
+
+impl PrincipalLimiter {
+    /// So many requests in a second of each principal, on the average.
+    #[must_use]
+    pub fn new(per_second: u32) -> Self {
+        Self(Buckets::new(per_second, None))
+    }
+
+    /// Takes one request of this principal, if it may make one now.
+    pub fn allows(&self, principal: &PrincipalName, now: Instant) -> bool {
+        self.0.allows(Some(principal.clone()), now)
+    }
+}
+
+impl<K: Clone + Eq + Hash> Buckets<K> {
+    fn new(per_second: u32, others: K) -> Self {
+        Self {
+            per_second: f64::from(per_second),
+            held: Mutex::default(),
+            others,
+        }
+    }
+
+    fn allows(&self, mut who: K, now: Instant) -> bool {
         let full = self.per_second * BURST_SECONDS;
-        let mut origin = Origin::of(address);
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if buckets.len() >= MAX_ADDRESSES && !buckets.contains_key(&origin) {
+        let mut buckets = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.len() >= MAX_KNOWN && !buckets.contains_key(&who) {
             // Whoever was silent long enough has a full bucket again anyway.
             let refilled = Duration::from_secs_f64(BURST_SECONDS);
             buckets.retain(|_, bucket| now.saturating_duration_since(bucket.at) < refilled);
-            if buckets.len() >= MAX_ADDRESSES {
-                origin = Origin::Others;
+            if buckets.len() >= MAX_KNOWN {
+                who = self.others.clone();
             }
         }
-        let bucket = buckets.entry(origin).or_insert(Bucket {
+        let bucket = buckets.entry(who).or_insert(Bucket {
             left: full,
             at: now,
         });
@@ -124,12 +161,22 @@ mod tests {
     }
 
     #[test]
+    fn a_principal_has_a_rate_of_its_own() {
+        let limiter = PrincipalLimiter::new(1);
+        let now = Instant::now();
+        let (ana, ci) = ("ana".parse().unwrap(), "ci/web".parse().unwrap());
+        assert_eq!((0..50).filter(|_| limiter.allows(&ci, now)).count(), 10);
+        assert!(limiter.allows(&ana, now));
+        assert!(limiter.allows(&ci, now + Duration::from_secs(1)));
+    }
+
+    #[test]
     fn memory_is_bounded() {
         let limiter = Limiter::new(1);
         let now = Instant::now();
-        for n in 0..u32::try_from(MAX_ADDRESSES).unwrap() + 100 {
+        for n in 0..u32::try_from(MAX_KNOWN).unwrap() + 100 {
             limiter.allows(Some(IpAddr::V4(n.into())), now);
         }
-        assert!(limiter.buckets.lock().unwrap().len() <= MAX_ADDRESSES + 1);
+        assert!(limiter.0.held.lock().unwrap().len() <= MAX_KNOWN + 1);
     }
 }

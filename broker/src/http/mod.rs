@@ -10,16 +10,20 @@ mod document;
 mod events;
 mod freeze;
 mod front;
+mod gate;
 mod hooks;
 mod invites;
 mod keys;
 mod limit;
 mod matching;
+mod metrics;
 mod nodes;
+mod once;
 mod page;
 mod ping;
 mod policy;
 pub mod problem;
+mod reference;
 mod releases;
 mod runs;
 mod scenarios;
@@ -33,8 +37,10 @@ mod tokens;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::http::{Method, Uri};
+use axum::middleware::{self, Next};
+use axum::response::Response;
 use muster_protocol::problem::Kind;
 use muster_protocol::text::printable;
 use tokio_util::sync::CancellationToken;
@@ -65,7 +71,7 @@ use crate::triggers::Triggers;
 pub use self::auth::{OpenDoor, RemoteAddr};
 pub use self::document::document;
 pub use self::front::Front;
-pub use self::limit::Limiter;
+pub use self::limit::{Limiter, PrincipalLimiter};
 pub use self::page::{Paging, page};
 pub use self::problem::{ApiError, ApiJson, ApiPath, ApiQuery};
 
@@ -125,6 +131,18 @@ pub struct AppState {
     pub schedules: Schedules,
     /// How much those without a token may ask.
     pub limiter: Arc<Limiter>,
+    /// How much a principal may ask.
+    pub principals: Arc<PrincipalLimiter>,
+    /// Room for those who follow a run, or wait for its end.
+    pub watching: Arc<tokio::sync::Semaphore>,
+    /// How often this broker was found not to be the active one.
+    pub lapses: tokio::sync::watch::Receiver<u64>,
+    /// What came of requests that name themselves.
+    pub once: crate::once::Once,
+    /// What is counted, for Prometheus.
+    pub metrics: crate::metrics::Metrics,
+    /// The operator's own certificate, where there is one.
+    pub tls: Option<crate::tls::OwnCertificate>,
     /// Held while a backup is made: one at a time.
     pub backing_up: Arc<tokio::sync::Semaphore>,
     /// Cancelled when this API ends: streams end then.
@@ -177,6 +195,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(invites::routes())
         .merge(keys::routes())
         .merge(matching::routes())
+        .merge(metrics::routes())
         .merge(nodes::routes())
         .merge(ping::routes())
         .merge(policy::routes())
@@ -196,8 +215,19 @@ pub fn router(state: AppState) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(note_route))
         .layer(axum::middleware::from_fn(recorded))
         .with_state(state)
+}
+
+/// Tells whoever counts requests which route it was.
+async fn note_route(request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let mut response = next.run(request).await;
+    if let Some(route) = route {
+        response.extensions_mut().insert(route);
+    }
+    response
 }
 
 /// Does something that must be finished once it is begun, also when the client

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use muster_protocol::api::{
     Condition, Invite, NodeChange, NodeChanged, NodeView, Page, Presence, ReplaceRequest,
 };
@@ -16,6 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::matching::refused;
+use super::once::once;
 use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, finish, page};
 use crate::authz::{Action, Caller};
 use crate::inventory::{Inventory, NodeRecord, PresenceView, Standing};
@@ -176,7 +177,8 @@ async fn remove(
 /// An invite by which a new key takes the place of a node, with its name,
 /// roles and labels. The old key works until the invite is used.
 #[utoipa::path(
-    post, path = "/v1/nodes/{name}/replace", tag = "nodes", params(("name" = String, Path)),
+    post, path = "/v1/nodes/{name}/replace", tag = "nodes",
+    params(("name" = String, Path), ("Idempotency-Key" = Option<String>, Header, description = "Names this request; at most 200 bytes")),
     request_body = ReplaceRequest, security(("bearer" = [])),
     responses((status = 201, body = Invite), (status = 404, body = Problem)),
     extensions(("x-authorisation" = json!("remove or replace nodes")))
@@ -184,19 +186,21 @@ async fn remove(
 async fn replace(
     State(state): State<AppState>,
     caller: Caller,
+    headers: HeaderMap,
     ApiPath(name): ApiPath<String>,
     ApiJson(request): ApiJson<ReplaceRequest>,
 ) -> Result<(StatusCode, ApiJson<Invite>), ApiError> {
     state.active()?;
     let name = node_name(&name)?;
     state.authorize(&caller, Action::RemoveNodes, ()).await?;
-    let (enrolment, by) = (state.enrolment, caller.principal);
-    let invite = finish(async move {
+    let asked = (name.clone(), request.clone());
+    let (enrolment, by) = (state.enrolment.clone(), caller.principal.clone());
+    let work = async move {
         enrolment
             .invite_replacement(&name, request.expires, &by)
             .await
-    })
-    .await?;
+    };
+    let invite = once(&state, &caller, "replace", &headers, &asked, work).await?;
     Ok((StatusCode::CREATED, ApiJson(invite)))
 }
 

@@ -14,6 +14,7 @@ use crate::authz::{Denied, Unauthorized};
 use crate::enroll::EnrollError;
 use crate::inventory::InventoryError;
 use crate::library::LibraryError;
+use crate::once::OnceError;
 use crate::releases::ReleasesError;
 use crate::tokens::TokensError;
 
@@ -114,6 +115,20 @@ impl From<EnrollError> for ApiError {
             E::NotActive => return not_active(),
             E::Store(_) => return Self::storage(&error),
             E::Sign(_) => return Self::internal(&error),
+        };
+        Self::split(kind, &error.to_string())
+    }
+}
+
+impl From<OnceError> for ApiError {
+    fn from(error: OnceError) -> Self {
+        use OnceError as E;
+        let kind = match &error {
+            E::Other | E::Unknown => Kind::Conflict,
+            E::TooLarge => Kind::TooLarge,
+            E::NotActive => return not_active(),
+            E::Store(_) => return Self::storage(&error),
+            E::Damaged(_) => return Self::internal(&error),
         };
         Self::split(kind, &error.to_string())
     }

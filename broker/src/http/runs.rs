@@ -1,6 +1,8 @@
 //! `/v1/runs`: create, list, show, cancel, retry.
 
-use axum::extract::State;
+use std::time::Duration;
+
+use axum::extract::{Extension, State};
 use axum::http::HeaderMap;
 use muster_protocol::api::{
     AnswerRequest, Page, Plan, RetryRequest, RunBrief, RunRequest, RunView,
@@ -9,20 +11,23 @@ use muster_protocol::ids::RunId;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::Wish;
 use muster_protocol::text::printable;
+use muster_protocol::units::Span;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
+use tokio::time::{sleep, timeout};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::gate::{LONGEST_WAIT, Slot};
+use super::once::idempotency_key;
+use super::sse::watcher;
 use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState};
 use crate::authz::{Action, Caller, RunAsk};
 use crate::runs::{EngineError, cursor, parse_cursor};
 use crate::submit::{Asked, Submitted};
 
-/// Header under which a client repeats a request without running it twice.
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
-/// Longest such key, in bytes.
-const LONGEST_KEY: usize = 200;
+/// How often it is looked whether a run has ended.
+const LOOK: Duration = Duration::from_millis(50);
 /// Runs on a page when nothing is said.
 const PAGE: usize = 50;
 /// Most runs on a page.
@@ -59,14 +64,21 @@ impl From<EngineError> for ApiError {
 /// one created, also after this broker was started again: the run's id follows
 /// from principal and key. The request that confirms a plan carries the same
 /// key as the one that asked for it.
+///
+/// With `wait` the answer comes when the run has ended, or when that time is
+/// over: `finished` is there when it has ended. A caller who goes away while
+/// it waits ends nothing; one that comes back with the same key waits on.
 #[utoipa::path(
     post,
     path = "/v1/runs",
     tag = "runs",
     request_body = RunRequest,
-    params(("Idempotency-Key" = Option<String>, Header, description = "Names this request; at most 200 bytes")),
+    params(
+        WaitQuery,
+        ("Idempotency-Key" = Option<String>, Header, description = "Names this request; at most 200 bytes"),
+    ),
     responses(
-        (status = 200, description = "The run, begun", body = RunView),
+        (status = 200, description = "The run, begun; with `wait` as it was when it ended or the time was over", body = RunView),
         (status = 400, description = "The request or its predicate has an error", body = Problem),
         (status = 410, description = "The plan is gone", body = Problem),
         (status = 413, description = "The parameters are too large", body = Problem),
@@ -81,12 +93,15 @@ impl From<EngineError> for ApiError {
 async fn create(
     State(state): State<AppState>,
     caller: Caller,
+    ApiQuery(query): ApiQuery<WaitQuery>,
+    Extension(slot): Extension<Slot>,
     headers: HeaderMap,
     ApiJson(request): ApiJson<RunRequest>,
 ) -> Result<ApiJson<RunView>, ApiError> {
+    let wait = query.get()?;
     let asked = asked(&caller, "run", &headers)?;
     let submitted = state.submit.run(&caller, request, asked).await?;
-    answer(&state, submitted)
+    ended(&state, &slot, answer(&state, submitted)?, wait).await
 }
 
 /// List runs
@@ -245,7 +260,8 @@ async fn answer_question(
 ///
 /// A run of its own, with the same scenario, parameters and options, on all
 /// nodes of the old one or on those that did not succeed. A node whose machine
-/// was replaced is taken under its name.
+/// was replaced is taken under its name. With `wait` the answer comes when it
+/// has ended, as for a new run.
 #[utoipa::path(
     post,
     path = "/v1/runs/{run}/retry",
@@ -253,10 +269,11 @@ async fn answer_question(
     request_body = RetryRequest,
     params(
         ("run" = String, Path, description = "Its id, or a beginning of at least four characters"),
+        WaitQuery,
         ("Idempotency-Key" = Option<String>, Header, description = "Names this request; at most 200 bytes"),
     ),
     responses(
-        (status = 200, description = "The new run, begun", body = RunView),
+        (status = 200, description = "The new run, begun; with `wait` as it was when it ended or the time was over", body = RunView),
         (status = 404, description = "There is no such run", body = Problem),
         (status = 409, description = "It has not ended, or the prefix stands for several runs", body = Problem),
         (status = 422, description = "No node is left to retry", body = Problem),
@@ -268,10 +285,13 @@ async fn answer_question(
 async fn retry(
     State(state): State<AppState>,
     caller: Caller,
+    ApiQuery(query): ApiQuery<WaitQuery>,
+    Extension(slot): Extension<Slot>,
     headers: HeaderMap,
     ApiPath(run): ApiPath<String>,
     ApiJson(request): ApiJson<RetryRequest>,
 ) -> Result<ApiJson<RunView>, ApiError> {
+    let wait = query.get()?;
     let run = state
         .authorize(&caller, Action::RetryRun, run)
         .await?
@@ -280,7 +300,7 @@ async fn retry(
     let run = engine.lookup(&run)?;
     let asked = asked(&caller, "retry", &headers)?;
     let submitted = state.submit.retry(&caller, run, request, asked).await?;
-    answer(&state, submitted)
+    ended(&state, &slot, answer(&state, submitted)?, wait).await
 }
 
 /// Plan what a dry run has shown
@@ -457,25 +477,70 @@ fn answer(state: &AppState, submitted: Submitted) -> Result<ApiJson<RunView>, Ap
     Err(problem.into())
 }
 
+/// How long to wait for the end of a run.
+#[derive(Clone, Copy, Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct WaitQuery {
+    /// Answer when the run has ended, or when so much time is over, like
+    /// `60s`; at most 10m. At once when absent.
+    #[param(value_type = Option<String>, example = "60s")]
+    wait: Option<Span>,
+}
+
+impl WaitQuery {
+    fn get(self) -> Result<Duration, ApiError> {
+        let wait = self.wait.map_or(Duration::ZERO, Span::get);
+        if wait > LONGEST_WAIT {
+            let most = Span::from_secs(LONGEST_WAIT.as_secs());
+            return Err(
+                ApiError::new(Kind::InvalidRequest, format!("`wait` is at most {most}"))
+                    .hint("ask again with the same Idempotency-Key to wait on"),
+            );
+        }
+        Ok(wait)
+    }
+}
+
+/// The run once it has ended, or as it is when that time is over. Whoever
+/// waits does not take the place of those who ask.
+async fn ended(
+    state: &AppState,
+    slot: &Slot,
+    answer: ApiJson<RunView>,
+    wait: Duration,
+) -> Result<ApiJson<RunView>, ApiError> {
+    let run = answer.0.brief.id;
+    let engine = &state.nodes.engine;
+    if wait.is_zero() || engine.has_ended(run) {
+        return Ok(answer);
+    }
+    slot.give_back();
+    // The run has begun: who finds no place to wait is told how it stands.
+    let Ok(_place) = watcher(state) else {
+        return Ok(answer);
+    };
+    let until = async {
+        while !engine.has_ended(run) {
+            sleep(LOOK).await;
+        }
+    };
+    let mut lapses = state.lapses.clone();
+    tokio::select! {
+        _ = timeout(wait, until) => {}
+        // The run goes on at another broker.
+        _ = lapses.changed() => return Err(super::problem::not_active()),
+        () = state.shutdown.cancelled() => return Err(super::problem::not_active()),
+    }
+    Ok(ApiJson(engine.show(run).await?))
+}
+
 /// Under which id this is asked for.
 fn asked(caller: &Caller, route: &str, headers: &HeaderMap) -> Result<Asked, ApiError> {
     Ok(match idempotency_key(headers)? {
         None => Asked::once(),
         Some(key) => Asked::under(derived_id(caller, route, key)),
     })
-}
-
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
-    let Some(value) = headers.get(IDEMPOTENCY_KEY) else {
-        return Ok(None);
-    };
-    match value.to_str() {
-        Ok(key) if !key.is_empty() && key.len() <= LONGEST_KEY => Ok(Some(key)),
-        _ => Err(ApiError::new(
-            Kind::InvalidRequest,
-            format!("an Idempotency-Key has 1 to {LONGEST_KEY} printable characters"),
-        )),
-    }
 }
 
 /// The id of the run that a principal asks for under that key: the journal

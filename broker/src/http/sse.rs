@@ -1,43 +1,33 @@
 //! `GET /v1/runs/{run}/events`: a run as it happens.
 
-use std::convert::Infallible;
-use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::stream::unfold;
 use muster_protocol::api::Frame;
 use muster_protocol::problem::{Kind, Problem};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::sleep;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{ApiError, ApiPath, AppState};
 use crate::authz::{Action, Caller};
-use crate::lease::Lease;
+use crate::metrics::{Counted, Why};
 use crate::runs::frames::Place;
-use crate::runs::{Watch, WatchError};
+use crate::runs::{Following, Seen, WatchError};
 
 /// Where a watcher that was cut off goes on.
 const LAST_EVENT_ID: &str = "last-event-id";
 /// A comment is sent when nothing else was for so long: a watcher that knows
 /// another broker goes there when this one says nothing.
 const HEARTBEAT: Duration = Duration::from_secs(3);
-/// How often it is looked whether this broker is the active one still.
-const LOOK: Duration = Duration::from_millis(500);
-/// Events that wait for a watcher.
-const WAITING: usize = 64;
-/// A watcher that takes nothing for so long is cut off.
-const SLOW: Duration = Duration::from_secs(60);
-/// Watchers at a time.
-const MOST: usize = 1_000;
-
-/// Room for watchers.
-static ROOM: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(MOST)));
+/// The comment.
+const NOTHING_NEW: Bytes = Bytes::from_static(b":\n\n");
 
 /// The routes of this module.
 #[must_use]
@@ -72,6 +62,7 @@ impl From<WatchError> for ApiError {
         (status = 400, description = "A Last-Event-ID that is none of this run", body = Problem),
         (status = 404, description = "There is no such run", body = Problem),
         (status = 409, description = "The prefix stands for several runs", body = Problem),
+        (status = 429, description = "As many watch as may, or the caller asks too often", body = Problem),
     ),
     security(("bearer" = [])),
     extensions(("x-authorisation" = json!("read runs"))),
@@ -97,36 +88,103 @@ async fn events(
         })?),
     };
     let numbering = state.past.numbering();
-    let room = Arc::clone(&ROOM).try_acquire_owned().map_err(|_| {
-        ApiError::new(Kind::RateLimited, format!("{MOST} watchers are connected"))
-            .hint("try again in a while, or look with `muster runs show`")
-    })?;
+    let place = watcher(&state)?;
     let engine = &state.nodes.engine;
     let run = engine.lookup(&run)?;
-    let watch = match after {
-        None => engine.watch(run, None).await?,
-        Some((of, place)) if of == numbering => engine.watch(run, Some(place)).await?,
+    let following = match after {
+        None => engine.follow(run, None, render).await?,
+        Some((of, place)) if of == numbering => engine.follow(run, Some(place), render).await?,
         // It was given before the store went back.
-        Some(_) => engine.watch_again(run).await?,
+        Some(_) => engine.follow_again(run, render).await?,
     };
-    let (give, take) = mpsc::channel(WAITING);
-    let (shutdown, lease) = (state.shutdown.clone(), state.lease.clone());
-    tokio::spawn(async move {
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            // What happens to the run happens at another broker, perhaps.
-            () = not_active(&lease) => {}
-            () = follow(watch, numbering, give) => {}
-        }
-        drop(room);
+    let watcher = Watcher {
+        following,
+        shutdown: state.shutdown.clone(),
+        lapses: state.lapses.clone(),
+        _place: place,
+    };
+    // Read only as fast as the watcher takes it: one that takes nothing costs
+    // no more than its connection, which is cut off in the end.
+    let stream = unfold(watcher, |mut watcher| async move {
+        let text = watcher.next().await?;
+        Some((Ok::<_, axum::Error>(text), watcher))
     });
-    let stream =
-        Sse::new(ReceiverStream::new(take)).keep_alive(KeepAlive::new().interval(HEARTBEAT));
-    Ok((
-        [("cache-control", "no-store"), ("x-accel-buffering", "no")],
-        stream,
-    )
-        .into_response())
+    let headers = [
+        (header::CONTENT_TYPE.as_str(), "text/event-stream"),
+        (header::CACHE_CONTROL.as_str(), "no-store"),
+        ("x-accel-buffering", "no"),
+    ];
+    Ok((headers, Body::from_stream(stream)).into_response())
+}
+
+/// A place among those who watch; goes when they do.
+#[derive(Debug)]
+pub(super) struct WatcherPlace {
+    _permit: OwnedSemaphorePermit,
+    _counted: Counted,
+}
+
+/// A place among those who watch.
+///
+/// # Errors
+/// A `rate-limited` problem when there is none.
+pub(super) fn watcher(state: &AppState) -> Result<WatcherPlace, ApiError> {
+    let most = state.config.limits.watchers;
+    let permit = state.watching.clone().try_acquire_owned().map_err(|_| {
+        state.metrics.refused(Why::Watchers);
+        ApiError::new(Kind::RateLimited, format!("{most} watchers are connected"))
+            .hint("try again in a while, or look with `muster runs show`")
+    })?;
+    Ok(WatcherPlace {
+        _permit: permit,
+        _counted: state.metrics.begin_watching(),
+    })
+}
+
+struct Watcher {
+    following: Following,
+    shutdown: CancellationToken,
+    /// How often this broker was not the active one: then what happens to the
+    /// run happens at another one, perhaps.
+    lapses: watch::Receiver<u64>,
+    _place: WatcherPlace,
+}
+
+impl Watcher {
+    /// What is sent next; `None` ends the stream. Without `run_finished` the
+    /// client comes back.
+    async fn next(&mut self) -> Option<Bytes> {
+        let seen = tokio::select! {
+            () = self.shutdown.cancelled() => return None,
+            _ = self.lapses.changed() => return None,
+            seen = timeout(HEARTBEAT, self.following.next()) => seen,
+        };
+        match seen {
+            Err(_) => Some(NOTHING_NEW),
+            Ok(None) => None,
+            Ok(Some(Ok(text))) => Some(text),
+            Ok(Some(Err(error))) => {
+                tracing::warn!(following = ?self.following, %error, "a watcher is cut off");
+                None
+            }
+        }
+    }
+}
+
+/// An event as it is sent.
+fn render(numbering: &str, seen: &Seen) -> Option<Bytes> {
+    let mut text = format!("event: {}\n", seen.frame.event()).into_bytes();
+    if let Some(place) = seen.place {
+        text.extend_from_slice(format!("id: {}\n", id(numbering, place)).as_bytes());
+    }
+    text.extend_from_slice(b"data: ");
+    // JSON has no line breaks.
+    if let Err(error) = serde_json::to_writer(&mut text, &seen.frame) {
+        tracing::error!(%error, "a frame has no JSON form");
+        return None;
+    }
+    text.extend_from_slice(b"\n\n");
+    Some(text.into())
 }
 
 /// The id of an event: its place, and before it the numbering that it belongs
@@ -142,51 +200,4 @@ fn id(numbering: &str, place: Place) -> String {
 fn parse_id(text: &str) -> Option<(&str, Place)> {
     let (numbering, place) = text.split_once('-').unwrap_or(("", text));
     Some((numbering, place.parse().ok()?))
-}
-
-async fn not_active(lease: &Lease) {
-    while lease.epoch().is_some() {
-        sleep(LOOK).await;
-    }
-}
-
-/// Gives a watcher its events until the run or the watcher ends, or the
-/// watcher is too slow.
-async fn follow(
-    mut watch: Watch,
-    numbering: String,
-    give: mpsc::Sender<Result<Event, Infallible>>,
-) {
-    loop {
-        let seen = tokio::select! {
-            () = give.closed() => return,
-            seen = watch.next() => seen,
-        };
-        let event = match seen {
-            None => return,
-            // The stream ends without `run_finished`: the client comes back.
-            Some(Err(error)) => {
-                tracing::warn!(?watch, %error, "a watcher is cut off");
-                return;
-            }
-            Some(Ok(seen)) => {
-                let event = Event::default().event(seen.frame.event());
-                let event = match seen.place {
-                    Some(place) => event.id(id(&numbering, place)),
-                    None => event,
-                };
-                match event.json_data(&seen.frame) {
-                    Ok(event) => event,
-                    Err(error) => {
-                        tracing::error!(%error, "a frame has no JSON form");
-                        return;
-                    }
-                }
-            }
-        };
-        if give.send_timeout(Ok(event), SLOW).await.is_err() {
-            tracing::info!(?watch, "a watcher takes nothing and is cut off");
-            return;
-        }
-    }
 }

@@ -120,6 +120,10 @@ async fn status(
             "`muster nodes` shows which, and since when",
         );
     }
+    let certificate = state.tls.as_ref().map(|tls| tls.findings(Timestamp::now()));
+    for Finding { what, hint } in certificate.into_iter().flatten() {
+        find(what, &hint);
+    }
     for Finding { what, hint } in state.retention.findings() {
         find(what, &hint);
     }

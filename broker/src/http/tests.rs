@@ -1,5 +1,7 @@
 //! Bad input, tokens, and that the document tells of every route.
 
+mod abuse;
+
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};

@@ -1,12 +1,13 @@
 //! API tokens.
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use muster_protocol::api::{Page, TokenCreated, TokenRequest, TokenView, WhoAmI};
 use muster_protocol::problem::Problem;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::once::once;
 use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, finish, page};
 use crate::authz::{Action, Caller};
 
@@ -19,13 +20,15 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 
 /// Makes a token. Its text is shown only here.
 #[utoipa::path(
-    post, path = "/v1/tokens", tag = "tokens", request_body = TokenRequest, security(("bearer" = [])),
+    post, path = "/v1/tokens", tag = "tokens", params(("Idempotency-Key" = Option<String>, Header, description = "Names this request; at most 200 bytes")),
+    request_body = TokenRequest, security(("bearer" = [])),
     responses((status = 201, body = TokenCreated), (status = 400, body = Problem)),
     extensions(("x-authorisation" = json!("manage API tokens")))
 )]
 async fn create(
     State(state): State<AppState>,
     caller: Caller,
+    headers: HeaderMap,
     ApiJson(request): ApiJson<TokenRequest>,
 ) -> Result<(StatusCode, ApiJson<TokenCreated>), ApiError> {
     state.active()?;
@@ -33,8 +36,13 @@ async fn create(
         .authorize(&caller, Action::ManageTokens, request)
         .await?
         .into_inner();
-    let created =
-        finish(async move { state.tokens.create(request, &caller.principal).await }).await?;
+    let (tokens, asked, by) = (
+        state.tokens.clone(),
+        request.clone(),
+        caller.principal.clone(),
+    );
+    let work = async move { tokens.create(asked, &by).await };
+    let created = once(&state, &caller, "tokens", &headers, &request, work).await?;
     Ok((StatusCode::CREATED, ApiJson(created)))
 }
 

@@ -149,6 +149,24 @@ impl TestServer {
         .unwrap()
     }
 
+    /// All bytes that it has on its disk.
+    pub(crate) fn everything_on_disk(&self) -> Vec<u8> {
+        let mut all = Vec::new();
+        let mut dirs = vec![self.dir.path().to_owned()];
+        while let Some(dir) = dirs.pop() {
+            all.extend_from_slice(dir.as_os_str().as_encoded_bytes());
+            for entry in std::fs::read_dir(&dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    dirs.push(path);
+                } else {
+                    all.extend(std::fs::read(&path).unwrap_or_default());
+                }
+            }
+        }
+        all
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }

@@ -152,6 +152,8 @@ pub(super) struct Shared {
     pub(super) freezer: std::sync::OnceLock<crate::freeze::Freezer>,
     /// Where ends of runs are recorded.
     pub(super) audit: std::sync::OnceLock<crate::audit::Audit>,
+    /// Who follows which run.
+    pub(super) hubs: super::hub::Hubs,
     /// Secret parameters of open runs: here and nowhere else.
     pub(super) secrets: Mutex<HashMap<RunId, SecretValues>>,
 }
@@ -211,6 +213,7 @@ impl Engine {
             locks: super::gates::Locks::default(),
             freezer: std::sync::OnceLock::new(),
             audit: std::sync::OnceLock::new(),
+            hubs: super::hub::Hubs::default(),
             secrets: Mutex::default(),
         }))
     }
@@ -251,6 +254,18 @@ impl Engine {
     #[must_use]
     pub fn open_runs(&self) -> u32 {
         u32::try_from(lock(&self.0.index).open()).unwrap_or(u32::MAX)
+    }
+
+    /// How many runs there are of each state, without parts of others.
+    #[must_use]
+    pub fn by_state(&self) -> std::collections::BTreeMap<&'static str, u64> {
+        lock(&self.0.index).by_state()
+    }
+
+    /// Whether a run has ended.
+    #[must_use]
+    pub fn has_ended(&self, run: RunId) -> bool {
+        lock(&self.0.index).has_ended(run)
     }
 
     /// How many messages came from nodes for runs or steps that they have no

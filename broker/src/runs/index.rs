@@ -7,6 +7,7 @@ use muster_protocol::ids::{RunId, SHORT_LEN, Serial};
 use muster_protocol::run::{NodePhase, NodeState, PartOf, RunPhase, RunState};
 use muster_protocol::units::Timestamp;
 
+use crate::metrics::Metrics;
 use crate::retention::Kept;
 
 /// What is kept of a run, whether it is open or not.
@@ -151,6 +152,18 @@ pub(super) fn brief(state: &RunState) -> RunBrief {
     }
 }
 
+/// Counts what is new.
+fn count(before: &RunBrief, now: &RunBrief) {
+    let metrics = Metrics::of_process();
+    for (outcome, number) in &now.summary {
+        let known = before.summary.get(outcome).copied().unwrap_or(0);
+        metrics.outcomes(outcome.as_str(), u64::from(number.saturating_sub(known)));
+    }
+    if now.state.is_final() && !before.state.is_final() && now.part_of.is_none() {
+        metrics.ended(now.state.as_str());
+    }
+}
+
 impl Index {
     /// Runs that ended at that time or later, and are no parts of others.
     #[must_use]
@@ -175,7 +188,9 @@ impl Index {
     /// Brings what is kept of a run up to date.
     pub(super) fn update(&mut self, state: &RunState) {
         if let Some(known) = self.runs.get_mut(&state.spec.id) {
-            known.brief = brief(state);
+            let now = brief(state);
+            count(&known.brief, &now);
+            known.brief = now;
             known.measure(state);
             if let Some(flow) = &state.flow {
                 known.parts.extend(flow.newest_parts(state.spec.id));
@@ -415,6 +430,17 @@ impl Index {
             .collect();
         let more = newest.next().is_some();
         (page, more)
+    }
+
+    /// How many there are of each state, without parts of others.
+    pub(super) fn by_state(&self) -> BTreeMap<&'static str, u64> {
+        let mut counts: BTreeMap<_, u64> = BTreeMap::new();
+        for known in self.runs.values() {
+            if known.brief.part_of.is_none() {
+                *counts.entry(known.brief.state.as_str()).or_default() += 1;
+            }
+        }
+        counts
     }
 
     /// How many runs have not ended that are no parts of others.

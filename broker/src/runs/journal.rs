@@ -9,10 +9,11 @@ use muster_protocol::ids::RunId;
 use muster_protocol::run::{FoldError, RunEvent, RunState};
 use muster_protocol::subject;
 use muster_protocol::wire::OUTPUT_HEADER;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::frames::StoredOutput;
 use crate::lease::Lease;
+use crate::metrics::Metrics;
 use crate::store::append::{Append, append};
 use crate::store::read::read_from;
 use crate::store::stream::{StreamError, StreamSettings, ensure_stream};
@@ -290,7 +291,10 @@ impl Journal {
         if self.lease.epoch() != Some(self.epoch) {
             return Err(JournalError::NotActive);
         }
-        self.last = match append(&self.js, STREAM, message).await {
+        let begun = Instant::now();
+        let appended = append(&self.js, STREAM, message).await;
+        Metrics::of_process().appended(begun.elapsed(), appended.is_ok());
+        self.last = match appended {
             Ok(appended) => appended.sequence,
             Err(StreamError::Conflict { .. }) => self.own(message).await?,
             Err(error) => return Err(error.into()),

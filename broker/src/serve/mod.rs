@@ -2,6 +2,7 @@
 //! ordered end.
 
 mod fence;
+mod io;
 mod listen;
 mod session;
 #[cfg(test)]
@@ -33,7 +34,7 @@ use crate::nats::keys::NatsKeys;
 use crate::peers::{KnownBrokers, Peers};
 use crate::state_dir::{Root, StateDir, StateDirError};
 use crate::store::kv::{BucketConfig, Kv, KvError, ensure_bucket};
-use crate::tls::{Ca, TlsError, install_provider};
+use crate::tls::{Ca, OwnCertificate, TlsError, install_provider};
 use crate::twin::{self, PutBackError, Twin};
 
 /// How long to wait before NATS is tried again.
@@ -107,6 +108,8 @@ pub(crate) struct Parts {
     pub(crate) keys: Arc<NatsKeys>,
     pub(crate) ca: Ca,
     pub(crate) https: bool,
+    /// The operator's own certificate.
+    pub(crate) own: Option<OwnCertificate>,
     pub(crate) twin: Twin,
     /// Webhooks, triggers and routes.
     pub(crate) hooks: crate::hooks::Held,
@@ -129,6 +132,7 @@ pub(crate) struct Stores {
     pub(crate) schedules: Kv<crate::schedules::StoredSchedule>,
     pub(crate) policies: Kv<crate::policy::StoredPolicy>,
     pub(crate) journals: Kv<crate::presence::StoredJournals>,
+    pub(crate) once: Kv<crate::once::StoredOnce>,
     pub(crate) places: Kv<crate::triggers::Place>,
     pub(crate) freeze: Kv<crate::freeze::FreezeValue>,
 }
@@ -181,6 +185,15 @@ impl Stores {
             schedules: bucket(js, "muster_schedules").await?.witnessed(told()),
             policies: bucket(js, "muster_policy").await?.witnessed(told()),
             journals: bucket(js, "muster_cluster").await?,
+            once: Box::pin(ensure_bucket(
+                js,
+                BucketConfig {
+                    max_age: Some(crate::once::KEPT),
+                    max_bytes: Some(crate::once::MOST_BYTES),
+                    ..BucketConfig::new("muster_once")
+                },
+            ))
+            .await?,
             // After the store went back, its places mean nothing.
             places: bucket(js, "muster_places").await?,
             freeze: bucket(js, "muster_cluster").await?.witnessed(told()),
@@ -215,11 +228,20 @@ pub async fn serve(
     let keys = Arc::new(NatsKeys::load_or_create(&state.keys())?);
     let ca = Ca::open(&state, root.cluster)?;
     let address = listener.local_addr().map_err(ServeError::Listener)?;
-    // What is not this machine alone is never spoken to in the clear.
-    let https = !address.ip().is_loopback();
-    let tls = https
-        .then(|| ca.server_config(address, &config.names))
+    let own = config
+        .tls
+        .files()
+        .map(|(cert, key)| OwnCertificate::open(cert, key, &ca, address, &config.names))
         .transpose()?;
+    // What is not this machine alone is never spoken to in the clear.
+    let https = own.is_some() || !address.ip().is_loopback();
+    let tls = match &own {
+        Some(own) => Some(own.server_config()?),
+        None => https
+            .then(|| ca.server_config(address, &config.names))
+            .transpose()?,
+    };
+    let connections = listen::room_for(config.limits.connections);
     let settings = twin::Settings {
         keep: config.twin.keep.get(),
         max_bytes: config.twin.max_bytes,
@@ -234,9 +256,10 @@ pub async fn serve(
         keys,
         ca,
         https,
+        own,
         url,
     };
-    let front = Front::new(https);
+    let front = Front::new(https, Arc::clone(&parts.config));
     tracing::info!(url = %parts.url, cluster = %parts.root.cluster, "listening");
 
     let stop_listening = CancellationToken::new();
@@ -244,8 +267,12 @@ pub async fn serve(
         listener,
         tls,
         front.router(),
+        connections,
         stop_listening.clone(),
     ));
+    if let Some(own) = &parts.own {
+        tokio::spawn(own.clone().follow(stop_listening.clone()));
+    }
     let result = Box::pin(live(&parts, &front, &cancel)).await;
     front.close(Readiness::Stopping);
     stop_listening.cancel();

@@ -21,11 +21,13 @@ use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
 use crate::freeze::Freezer;
 use crate::hooks::Hooks;
-use crate::http::{AppState, Limiter, router};
+use crate::http::{AppState, Limiter, PrincipalLimiter, router};
 use crate::inventory::{Inventory, InventoryError};
 use crate::lease::Lease;
 use crate::library::{Library, LibraryError};
 use crate::link::{Link, nats_ca};
+use crate::metrics::Metrics;
+use crate::once::Once;
 use crate::peers::Peers;
 use crate::policy::{Policies, PolicyError};
 use crate::presence::Journals;
@@ -36,7 +38,7 @@ use crate::runs;
 use crate::schedules::{Schedules, SchedulesError};
 use crate::store::kv::KvError;
 use crate::submit::{Broker, Submit};
-use crate::tls::TlsError;
+use crate::tls::{TlsError, broker_ca};
 use crate::tokens::{Tokens, TokensError};
 use crate::triggers::{Places, Triggers};
 use crate::twin::{Past, Twin};
@@ -48,6 +50,8 @@ const TIDY_EVERY: Duration = Duration::from_secs(3_600);
 const JOURNALS_WITHIN: Duration = Duration::from_secs(2);
 /// When a comparison that failed is tried again.
 const COMPARE_AGAIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether this broker is the active one still.
+const LOOK: Duration = Duration::from_millis(500);
 /// How long the tasks of a session may take to end.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
@@ -221,7 +225,10 @@ impl Session {
         let connect = Connect {
             nats_urls: parts.config.agent_urls().to_vec(),
             nats_ca: nats_ca(&parts.config, &parts.ca)?,
-            broker_ca: parts.https.then(|| parts.ca.pem().to_owned()),
+            broker_ca: parts
+                .https
+                .then(|| broker_ca(&parts.config, &parts.ca))
+                .transpose()?,
             life: parts.config.credentials_life,
             peers: peers.clone(),
         };
@@ -309,6 +316,7 @@ impl Session {
         let triggers = Triggers::new(held, log, places, numbering);
         let (held, log, places, numbering) = outside;
         let routes = Routes::new(held, log, places, numbering);
+        let lapses = watch::Sender::new(0);
         let state = AppState {
             retention,
             config: Arc::clone(&parts.config),
@@ -335,9 +343,23 @@ impl Session {
             library: library.clone(),
             schedules: schedules.clone(),
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
+            principals: Arc::new(PrincipalLimiter::new(
+                parts.config.limits.requests_per_second,
+            )),
+            watching: Arc::new(tokio::sync::Semaphore::new(
+                parts.config.limits.watchers as usize,
+            )),
+            lapses: lapses.subscribe(),
+            once: Once::new(stores.once.clone(), lease.clone(), &parts.root),
+            metrics: Metrics::of_process(),
+            tls: parts.own.clone(),
             backing_up: Arc::new(tokio::sync::Semaphore::new(1)),
             shutdown: cancel.clone(),
         };
+        tasks.spawn(look(lapses, lease.clone(), cancel.clone()));
+        if let Some(own) = &parts.own {
+            tasks.spawn(own.clone().tell(state.events.clone(), cancel.clone()));
+        }
         tasks.spawn(events.clone().follow(cancel.clone()));
         tasks.spawn(parts.hooks.clone().follow(events, cancel.clone()));
         tasks.spawn(triggers.keep(submit.clone(), cancel.clone()));
@@ -390,6 +412,16 @@ impl Session {
                 tasks = self.tasks.len(),
                 "parts of the broker did not end in time"
             );
+        }
+    }
+}
+
+/// Looks whether this broker is the active one still, for all who follow
+/// something.
+async fn look(lapses: watch::Sender<u64>, lease: Lease, cancel: CancellationToken) {
+    while cancel.run_until_cancelled(sleep(LOOK)).await.is_some() {
+        if lease.epoch().is_none() {
+            lapses.send_modify(|times| *times += 1);
         }
     }
 }

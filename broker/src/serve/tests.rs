@@ -293,6 +293,82 @@ async fn a_supervised_server_can_be_prepared_with_tls_and_serves_a_broker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_operators_certificate_is_used_and_replaced_while_it_runs() {
+    let tmp = tempfile::tempdir().unwrap();
+    let state = StateDir::open(&tmp.path().join("state")).unwrap();
+    let issue = || {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["m.example".to_owned()]).unwrap();
+        params.is_ca = rcgen::IsCa::ExplicitNoCa;
+        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    };
+    let (cert, key) = (tmp.path().join("m.pem"), tmp.path().join("m.key"));
+    let put = |pair: &(String, String)| {
+        crate::state_dir::write_atomic(&key, pair.1.as_bytes(), 0o600).unwrap();
+        crate::state_dir::write_atomic(&cert, pair.0.as_bytes(), 0o644).unwrap();
+    };
+    let first = issue();
+    put(&first);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut config = Config {
+        state: state.path().to_owned(),
+        ..Config::default()
+    };
+    config.nats.urls = vec!["nats://127.0.0.1:1".into()];
+    config.tls.cert = cert.clone();
+    config.tls.key = key.clone();
+    let cancel = CancellationToken::new();
+    let task = tokio::spawn(serve(config, listener, cancel.clone()));
+    // Whether a client that trusts only this is content, asking for that name.
+    let speaks = async |pem: &str, name: &'static str| {
+        let client = crate::tls::client_config(pem, tmp.path()).unwrap();
+        let tls = tokio_rustls::TlsConnector::from(Arc::new(client));
+        let tcp = tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .ok()?;
+        tls.connect(name.try_into().unwrap(), tcp)
+            .await
+            .ok()
+            .map(|_| ())
+    };
+    wait_for("it speaks with the operator's certificate", async || {
+        speaks(&first.0, "m.example").await
+    })
+    .await;
+    // Agents that know another name of it, and the cluster's authority alone.
+    let own = std::fs::read_to_string(state.keys().join("ca.pem")).unwrap();
+    assert!(speaks(&own, "localhost").await.is_some());
+    assert!(speaks(&own, "m.example").await.is_none());
+    // A pair that does not fit changes nothing; one that does is taken.
+    let second = issue();
+    put(&(second.0.clone(), first.1.clone()));
+    assert!(speaks(&first.0, "m.example").await.is_some());
+    put(&second);
+    wait_for("the new one is taken", async || {
+        speaks(&second.0, "m.example").await
+    })
+    .await;
+    assert!(speaks(&first.0, "m.example").await.is_none());
+    cancel.cancel();
+    task.await.unwrap().unwrap();
+
+    // A pair that cannot be used stops the start.
+    put(&(second.0, first.1));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut config = Config {
+        state: state.path().to_owned(),
+        ..Config::default()
+    };
+    config.tls.cert = cert;
+    config.tls.key = key;
+    let error = serve(config, listener, CancellationToken::new())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("not the key"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn beyond_loopback_it_speaks_https_only() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let tmp = tempfile::tempdir().unwrap();

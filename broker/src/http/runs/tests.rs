@@ -182,7 +182,7 @@ async fn a_run_is_asked_for_followed_shown_listed_and_retried() {
         .post(&format!("/v1/runs/{id}/cancel"), Value::Null)
         .await;
     assert_eq!((status, problem["kind"].as_str()), (409, Some("conflict")));
-    for bad in ["zzzz", "abc", "%1b%5b", &"7".repeat(26)] {
+    for bad in ["zzzz", "abc", "%C3%A9", &"7".repeat(26)] {
         let (status, problem) = world
             .broker
             .call("GET", &format!("/v1/runs/{bad}"), None)
