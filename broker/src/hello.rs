@@ -23,6 +23,7 @@ use tokio::time::timeout;
 
 use crate::bus::Bus;
 use crate::events::Events;
+use crate::freeze::Freezer;
 use crate::inventory::{Absent, Inventory, NodeRecord, Standing};
 use crate::ping::Pinger;
 use crate::presence::{Older, Presence, Rival};
@@ -62,6 +63,7 @@ struct Inner {
     events: Events,
     engine: Engine,
     past: Past,
+    freezer: Freezer,
     checks: Semaphore,
     /// Nodes that are being checked.
     checking: Mutex<HashSet<Serial>>,
@@ -86,7 +88,7 @@ impl Porter {
         pinger: Pinger,
         events: Events,
         engine: Engine,
-        past: Past,
+        (past, freezer): (Past, Freezer),
     ) -> Self {
         Self(Arc::new(Inner {
             bus,
@@ -96,6 +98,7 @@ impl Porter {
             events,
             engine,
             past,
+            freezer,
             checks: Semaphore::new(CHECKS),
             checking: Mutex::default(),
         }))
@@ -351,6 +354,8 @@ impl Porter {
             wants_keys = hello.key_epoch > authority.list().epoch;
             journals.welcomed(serial, hello.instance, mark.position);
         }
+        let mark = hello.freeze.as_ref();
+        inner.freezer.greeted(serial, name, mark).await;
         inner
             .presence
             .welcomed(serial, hello, seal_key(record, hello));
@@ -369,6 +374,7 @@ impl Porter {
             recall,
             wants_keys,
             follow_after,
+            freeze: mark.and_then(|_| inner.freezer.signed()),
         };
         inner.bus.reply(serial, reply, &welcome).await;
         tracing::debug!(node = %name, version = hello.version, "welcomed");

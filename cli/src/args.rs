@@ -88,12 +88,18 @@ pub(crate) enum Command {
     Agent(verbs::agent::AgentArgs),
     /// Create, list and revoke API tokens
     Token(verbs::token::TokenArgs),
+    /// Say, check, store and explain who may do what
+    Policy(verbs::policy::PolicyArgs),
     /// List, rotate and revoke the broker's signing keys
     Keys(verbs::keys::KeysArgs),
     /// What happened in the cluster
     Events(verbs::events::EventsArgs),
     /// Who asked for what, and whether anybody has changed the record of it
     Audit(verbs::audit::AuditArgs),
+    /// Stop everything new on all nodes
+    Freeze(verbs::freeze::FreezeArgs),
+    /// End a freeze
+    Thaw(verbs::freeze::ThawArgs),
     /// How the installation is
     Status(verbs::status::StatusArgs),
     /// Who you are to the broker

@@ -275,6 +275,7 @@ fn request(nodes: u32) -> Request {
         start_before: after(issued, MAX_START_WINDOW),
         principal: "floor".parse().expect("a constant name"),
         door: Door::Cli,
+        promised: false,
         ask: Ask::Ping,
     }
 }

@@ -252,6 +252,8 @@ impl Node {
                     acts.push(Act::Refresh);
                 }
             }
+            // Simulated agents say that they cannot be frozen.
+            Ask::Freeze { .. } => {}
             Ask::Keys { list } => self.take_keys(list, acts),
         }
     }

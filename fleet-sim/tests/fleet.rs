@@ -246,6 +246,7 @@ impl Broker {
                     recall: None,
                     wants_keys: false,
                     follow_after: None,
+                    freeze: None,
                 })?
             }
             NodeSays::Facts => Vec::new(),
@@ -274,6 +275,7 @@ impl Broker {
             start_before: after(issued, Duration::from_secs(60)),
             principal: "ana".parse().expect("a name"),
             door: Door::Cli,
+            promised: false,
             ask,
         }
     }

@@ -14,6 +14,7 @@ use crate::bus::{Bus, Link, LinkParts};
 use crate::config::Config;
 use crate::executor::{Builtins, Executor};
 use crate::facts::Gatherer;
+use crate::freeze::Frost;
 use crate::host::environment::Environment;
 use crate::host::program::own_id;
 use crate::identity::Identity;
@@ -99,7 +100,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
     let reporter = Reporter::new();
     let keeper = Keeper::new();
     let (facts_now, facts) = watch::channel(Arc::new(Gatherer::first(&journal, &identity).await));
+    // Before any step of an earlier start is looked at.
+    let frost = Frost::load(dir.clone(), identity.clone());
     let steps = Steps::new(StepsParts {
+        frost: frost.clone(),
         journal: journal.clone(),
         bus: bus.clone(),
         reporter: reporter.clone(),
@@ -126,6 +130,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
         every: config.facts_every.get(),
     };
     let link = Link::new(LinkParts {
+        frost,
         identity: identity.clone(),
         journal: journal.clone(),
         reporter: reporter.clone(),

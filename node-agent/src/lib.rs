@@ -29,6 +29,7 @@ pub mod config;
 pub mod enroll;
 pub mod executor;
 pub mod facts;
+pub mod freeze;
 pub mod host;
 pub mod http;
 pub mod identity;

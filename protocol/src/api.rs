@@ -66,6 +66,8 @@ mod cluster;
 mod event;
 mod frame;
 mod hook;
+mod policy;
+mod freeze;
 mod release;
 mod run;
 mod scenario;
@@ -90,9 +92,14 @@ pub use event::{
     CloudEvent, ClusterEvent, EventStored, EventsStored, NotAnEvent, OWN_SOURCE, SPEC_VERSION,
 };
 pub use frame::Frame;
+pub use policy::{
+    Explained, ExplainedClass, ExplainRequest, PolicyFiles, PolicySchema, PolicyStored, PolicyVersion,
+    PolicyView, PrincipalKind, PrincipalView, PutPolicy,
+};
 pub use hook::{
     HookKind, HookTest, HookTested, HookView, RouteView, TriggerLast, TriggerTested, TriggerView,
 };
+pub use freeze::{FreezeRequest, FreezeView, ThawRequest};
 pub use release::{ReleaseOffer, ReleaseUpload, ReleaseView, UPLOAD_PART};
 pub use run::{
     Confirm, Plan, PlanRef, PlanRefError, PlanSet, RetryRequest, RunBrief, RunNode, RunRequest,

@@ -215,6 +215,11 @@ pub enum Ask {
     },
     /// Report again what was acknowledged: a broker has gone back in time.
     Recall(Recall),
+    /// Begin nothing new, or begin it again: a [`crate::freeze::Freeze`].
+    Freeze {
+        /// Signed by a broker key.
+        freeze: SignedText,
+    },
     /// Take this key list.
     Keys {
         /// Signed by the root key.
@@ -258,6 +263,11 @@ pub struct Request {
     pub principal: PrincipalName,
     /// Through which door.
     pub door: Door,
+    /// It takes back what a run has done, and was promised when that began: a
+    /// node that is frozen does it all the same. Said only while there is a
+    /// freeze.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub promised: bool,
     /// What is asked.
     pub ask: Ask,
 }

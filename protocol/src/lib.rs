@@ -10,6 +10,7 @@
 pub mod api;
 pub mod audit;
 pub mod envelope;
+pub mod freeze;
 pub mod ids;
 pub mod keys;
 pub mod names;

@@ -32,6 +32,8 @@ pub enum Kind {
     /// Agents of these nodes cannot do what is asked, as they said
     /// themselves: nothing was sent to any.
     Incompatible,
+    /// The fleet is frozen: nothing new is begun.
+    Frozen,
     /// It exists already, or is in a state that does not allow this.
     Conflict,
     /// The body is larger than allowed.
@@ -50,7 +52,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, for the documentation and its tests.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::InvalidRequest,
         Self::InvalidPredicate,
         Self::UnknownName,
@@ -62,6 +64,7 @@ impl Kind {
         Self::NotFound,
         Self::Ambiguous,
         Self::Incompatible,
+        Self::Frozen,
         Self::Conflict,
         Self::TooLarge,
         Self::RateLimited,
@@ -81,7 +84,7 @@ impl Kind {
             Self::Unauthenticated => 401,
             Self::Denied => 403,
             Self::NotFound => 404,
-            Self::Ambiguous | Self::Conflict => 409,
+            Self::Ambiguous | Self::Conflict | Self::Frozen => 409,
             Self::TooLarge => 413,
             Self::RateLimited => 429,
             Self::Unavailable => 503,
@@ -103,7 +106,7 @@ impl Kind {
             | Self::Conflict
             | Self::TooLarge => 2,
             Self::UnknownName | Self::NoMatch => 3,
-            Self::Unauthenticated | Self::Denied => 4,
+            Self::Unauthenticated | Self::Denied | Self::Frozen => 4,
             Self::RateLimited | Self::Unavailable | Self::NoRoom | Self::Internal => 5,
             Self::ConfirmationRequired | Self::PlanGone => 6,
         }
@@ -124,6 +127,7 @@ impl Kind {
             Self::NotFound => "not-found",
             Self::Ambiguous => "ambiguous",
             Self::Incompatible => "incompatible",
+            Self::Frozen => "frozen",
             Self::Conflict => "conflict",
             Self::TooLarge => "too-large",
             Self::RateLimited => "rate-limited",

@@ -151,12 +151,14 @@ pub enum NodeSays {
     Keys,
     /// [`crate::wire::BundleRequest`], answered by a part of the bundle.
     Bundle,
+    /// [`crate::freeze::FreezeTaken`].
+    Freeze,
     /// [`crate::wire::Bye`].
     Bye,
 }
 
 impl NodeSays {
-    const ALL: [(Self, &'static str); 12] = [
+    const ALL: [(Self, &'static str); 13] = [
         (Self::Hello, "hello"),
         (Self::Beat, "beat"),
         (Self::Facts, "facts"),
@@ -168,6 +170,7 @@ impl NodeSays {
         (Self::Proof, "proof"),
         (Self::Keys, "keys"),
         (Self::Bundle, "bundle"),
+        (Self::Freeze, "freeze"),
         (Self::Bye, "bye"),
     ];
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::envelope::{BundleHash, Mode};
+use crate::freeze::FreezeMark;
 use crate::ids::{ClusterId, InstanceId, LocalNonce, RequestId, RunId, Serial};
 use crate::keys::{PublicKey, Signature, SignedText};
 use crate::names::{FunctionName, LabelKey, LabelValue, NodeName, RoleName, ScenarioName};
@@ -185,6 +186,9 @@ pub struct Hello {
     /// Absent from agents that take none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seal: Option<SealOffer>,
+    /// What it knows of a freeze. Absent from agents that cannot be frozen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<FreezeMark>,
 }
 
 /// What an agent says about itself in its [`Hello`]: what the broker judges
@@ -305,6 +309,10 @@ pub enum Welcome {
         /// Only to nodes that say [`Hello::journal`].
         #[serde(default, skip_serializing_if = "Option::is_none")]
         follow_after: Option<Timestamp>,
+        /// Whether anything may be begun, a [`crate::freeze::Freeze`] that a
+        /// broker key signed. Only to nodes that say [`Hello::freeze`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        freeze: Option<SignedText>,
     },
     /// Stay out; ask again after `retry_after`.
     Refused {

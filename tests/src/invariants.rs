@@ -11,6 +11,7 @@
 
 mod counter;
 mod gather;
+mod record;
 mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +42,8 @@ pub enum Rule {
     Held,
     /// No effect without an intent before it.
     IntentFirst,
+    /// Nothing is run that is not recorded as allowed before.
+    Recorded,
     /// No effect outside the frozen set.
     FrozenSet,
     /// No effect after start-before.
@@ -179,6 +182,10 @@ pub struct Evidence {
     /// People were told that the cluster is as it was at a backup: what was
     /// later is gone with it.
     pub restored: bool,
+    /// The runs that the record of requests allows, and when it was written
+    /// that they are; `None` where the store has lost some of it, and people
+    /// were told.
+    pub recorded: Option<BTreeMap<RunId, Timestamp>>,
 }
 
 /// Every contradiction; empty when everything holds.
@@ -195,6 +202,7 @@ pub fn violations(evidence: &Evidence) -> Vec<Violation> {
     for node in &evidence.nodes {
         court.node(node);
     }
+    court.recorded();
     court.locks();
     court.effects();
     court.outcomes();

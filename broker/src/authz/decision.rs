@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use muster_protocol::api::Role;
+use muster_protocol::api::{PrincipalKind, Role};
 use muster_protocol::envelope::Door;
 use muster_protocol::names::PrincipalName;
 use muster_protocol::run::Gates;
@@ -71,12 +71,14 @@ impl Grant {
 
 /// The answer no.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{principal} ({role}) may not {what}{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+#[error("{principal} ({}) may not {what}{}", .kind.map_or(.role.as_str(), |kind| kind.as_str()), .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
 pub struct Denied {
     /// Who.
     pub principal: PrincipalName,
     /// With which role.
     pub role: Role,
+    /// What it is, where the policies say.
+    pub kind: Option<PrincipalKind>,
     /// What was asked, as words after "may not".
     pub what: String,
     /// What says so; nothing where the role alone does.

@@ -39,6 +39,7 @@ impl Policy for FixedRoles {
         Decision::Deny(Box::new(Denied {
             principal: caller.principal.clone(),
             role: caller.role,
+            kind: None,
             what: action.what().to_owned(),
             why: None,
             by: Vec::new(),

@@ -2,6 +2,7 @@
 
 mod action;
 mod caller;
+pub mod cedar;
 mod decision;
 mod fixed;
 mod guard;

@@ -44,6 +44,7 @@ async fn delete_streams(server: &TestServer) {
         "KV_muster_scenarios",
         "KV_muster_bundles",
         "KV_muster_schedules",
+        "KV_muster_policy",
     ] {
         js.delete_stream(name).await.unwrap();
     }

@@ -24,6 +24,7 @@ use super::meter::Meters;
 use super::said::{Said, kind, read};
 use super::{Bus, Purpose};
 use crate::events::Events;
+use crate::freeze::Freezer;
 use crate::hello::Porter;
 use crate::inventory::{Inventory, NodeRecord};
 use crate::ping::Pinger;
@@ -47,6 +48,7 @@ pub(super) struct Ears {
     pub(super) presence: Presence,
     pub(super) pinger: Pinger,
     pub(super) porter: Porter,
+    pub(super) freezer: Freezer,
     pub(super) engine: Engine,
     pub(super) events: Events,
     pub(super) facts: Arc<FactsDesk>,
@@ -179,6 +181,7 @@ impl Ears {
             Said::Keys(list) => self.hear_keys(record, list, reply),
             Said::Local(report) => self.engine.local(record, report, reply),
             Said::Bundle(request) => self.bundles.serve(&self.bus, serial, request, reply),
+            Said::Freeze(taken) => self.freezer.taken(serial, taken.revision),
             Said::Bye(bye) => self.presence.bye(serial, bye.instance),
         }
     }

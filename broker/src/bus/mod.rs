@@ -75,6 +75,8 @@ pub struct Order {
     pub door: Door,
     /// How long it may wait to be started; cut to the envelope's limit.
     pub start_within: Duration,
+    /// It takes back what a run did: also on nodes that are frozen.
+    pub promised: bool,
     /// What is asked.
     pub ask: Ask,
 }
@@ -95,6 +97,7 @@ impl Order {
             principal: "muster".parse().expect("a constant name"),
             door: Door::Broker,
             start_within: MAX_START_WINDOW,
+            promised: false,
             ask,
         }
     }
@@ -218,6 +221,7 @@ impl Bus {
             start_before: after(issued, order.start_within.min(MAX_START_WINDOW)),
             principal: order.principal.clone(),
             door: order.door,
+            promised: order.promised,
             ask: order.ask.clone(),
         };
         let sealed = request.seal(&signer.key);
@@ -235,7 +239,9 @@ impl Bus {
             Ask::Call(_) => Purpose::Call,
             Ask::Cancel => Purpose::Cancel,
             Ask::Ping => Purpose::Ping,
-            Ask::Refresh { .. } | Ask::Recall(_) | Ask::Keys { .. } => Purpose::Other,
+            Ask::Refresh { .. } | Ask::Recall(_) | Ask::Freeze { .. } | Ask::Keys { .. } => {
+                Purpose::Other
+            }
         };
         Ok(Signed {
             run: order.id.run,

@@ -3,6 +3,7 @@
 use async_nats::Subject;
 use bytes::Bytes;
 use muster_protocol::envelope::{KEY_HEADER, MAX_PAYLOAD, SIGNATURE_HEADER};
+use muster_protocol::freeze::FreezeTaken;
 use muster_protocol::ids::Serial;
 use muster_protocol::keys::SignedText;
 use muster_protocol::subject::NodeSays;
@@ -34,6 +35,7 @@ pub(super) enum Said {
     Proof(Proof),
     Keys(SignedText),
     Bundle(BundleRequest),
+    Freeze(FreezeTaken),
     Bye(Bye),
 }
 
@@ -62,9 +64,12 @@ pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said
         NodeSays::Output => MAX_CHUNK,
         NodeSays::Proof => MAX_PAYLOAD,
         NodeSays::Outcome | NodeSays::Hello | NodeSays::Local | NodeSays::Keys => MAX_MESSAGE,
-        NodeSays::Beat | NodeSays::Pong | NodeSays::Accepted | NodeSays::Bundle | NodeSays::Bye => {
-            16 * 1024
-        }
+        NodeSays::Beat
+        | NodeSays::Pong
+        | NodeSays::Accepted
+        | NodeSays::Bundle
+        | NodeSays::Freeze
+        | NodeSays::Bye => 16 * 1024,
     };
     if bytes.len() > limit {
         return Err(Nonsense(format!(
@@ -110,6 +115,7 @@ pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said
         }
         NodeSays::Keys => Said::Keys(json(kind, bytes)?),
         NodeSays::Bundle => Said::Bundle(json(kind, bytes)?),
+        NodeSays::Freeze => Said::Freeze(json(kind, bytes)?),
         NodeSays::Bye => Said::Bye(json(kind, bytes)?),
     })
 }

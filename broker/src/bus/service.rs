@@ -18,6 +18,7 @@ use super::control::Control;
 use super::listen::{Ears, FactsDesk};
 use crate::authority::Authority;
 use crate::events::Events;
+use crate::freeze::Freezer;
 use crate::hello::Porter;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
@@ -86,6 +87,8 @@ pub struct Deps {
     /// Where nodes get the bundles from that they lack; without it they are
     /// told that there are none.
     pub library: Option<Library>,
+    /// Whether anything is begun on the nodes.
+    pub freezer: Freezer,
     /// How.
     pub settings: Settings,
     /// Ends everything.
@@ -146,6 +149,7 @@ impl Nodes {
             past,
             connections,
             library,
+            freezer,
             settings,
             cancel,
         } = deps;
@@ -165,6 +169,7 @@ impl Nodes {
             (events.clone(), past.clone()),
             settings.runs.clone(),
         );
+        engine.freeze_with(freezer.clone());
         let porter = Porter::new(
             bus.clone(),
             inventory.clone(),
@@ -172,7 +177,7 @@ impl Nodes {
             pinger.clone(),
             events.clone(),
             engine.clone(),
-            past.clone(),
+            (past.clone(), freezer.clone()),
         );
         let control = Arc::new(Control {
             bus: bus.clone(),
@@ -186,6 +191,7 @@ impl Nodes {
             presence: presence.clone(),
             pinger: pinger.clone(),
             porter,
+            freezer: freezer.clone(),
             engine: engine.clone(),
             events,
             facts: Arc::new(FactsDesk::new()),
@@ -201,6 +207,12 @@ impl Nodes {
         tasks.spawn(ears.listen(ear, cancel.clone()));
         tasks.spawn(presence.clone().keep(bus.clone(), cancel.clone()));
         tasks.spawn(engine.clone().supervise(cancel.clone()));
+        tasks.spawn(freezer.keep(
+            bus.clone(),
+            inventory.clone(),
+            presence.clone(),
+            cancel.clone(),
+        ));
         let roll = call_the_roll(bus.clone(), pinger.clone(), past, cancel.clone());
         tasks.spawn(roll);
         tasks.spawn(journals.keep(cancel.clone()));

@@ -8,6 +8,7 @@ mod backup;
 mod brokers;
 mod document;
 mod events;
+mod freeze;
 mod front;
 mod gate;
 mod hooks;
@@ -20,6 +21,7 @@ mod nodes;
 mod once;
 mod page;
 mod ping;
+mod policy;
 pub mod problem;
 mod reference;
 mod releases;
@@ -51,12 +53,14 @@ use crate::bus::Nodes;
 use crate::config::Config;
 use crate::enroll::Enrolment;
 use crate::events::Events;
+use crate::freeze::Freezer;
 use crate::hooks::Hooks;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
 use crate::library::Library;
 use crate::link::Link;
 use crate::peers::Peers;
+use crate::policy::Policies;
 use crate::releases::Releases;
 use crate::routes::Routes;
 use crate::schedules::Schedules;
@@ -101,10 +105,14 @@ pub struct AppState {
     pub triggers: Triggers,
     /// Events that are sent on.
     pub routes: Routes,
+    /// Whether anything is begun on the nodes.
+    pub freezer: Freezer,
     /// What the store has lost, as far as is known.
     pub past: crate::twin::Past,
     /// Who may do what.
     pub guard: Guard,
+    /// Who may do what, as it is stored.
+    pub policies: Policies,
     /// The way to the nodes.
     pub control: Arc<dyn NodeControl>,
     /// The brokers of the cluster.
@@ -183,12 +191,14 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(brokers::routes())
         .merge(events::routes())
         .merge(hooks::routes())
+        .merge(freeze::routes())
         .merge(invites::routes())
         .merge(keys::routes())
         .merge(matching::routes())
         .merge(metrics::routes())
         .merge(nodes::routes())
         .merge(ping::routes())
+        .merge(policy::routes())
         .merge(releases::routes())
         .merge(runs::routes())
         .merge(scenarios::routes())

@@ -66,6 +66,19 @@ async fn status(
             "it is tried again every few seconds; the broker's log says which server is missing",
         );
     }
+    if let Some(freeze) = state.nodes.engine.frozen() {
+        let on = super::freeze::view(&state);
+        find(
+            format!(
+                "the fleet is {} ({}; {} connected nodes are on it, {} are not yet)",
+                freeze.reason(),
+                ago(freeze.at),
+                on.taken,
+                on.missing + on.unable
+            ),
+            "nothing new is begun; `muster thaw` ends it",
+        );
+    }
     for time in state.past.recent() {
         find(
             format!(

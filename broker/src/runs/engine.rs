@@ -148,6 +148,8 @@ pub(super) struct Shared {
     pub(super) stages: Stages,
     /// Who holds which lock, and who waits for it.
     pub(super) locks: super::gates::Locks,
+    /// Whether anything is begun.
+    pub(super) freezer: std::sync::OnceLock<crate::freeze::Freezer>,
     /// Where ends of runs are recorded.
     pub(super) audit: std::sync::OnceLock<crate::audit::Audit>,
     /// Who follows which run.
@@ -209,6 +211,7 @@ impl Engine {
             leftovers: Mutex::default(),
             stages: Stages::default(),
             locks: super::gates::Locks::default(),
+            freezer: std::sync::OnceLock::new(),
             audit: std::sync::OnceLock::new(),
             hubs: super::hub::Hubs::default(),
             secrets: Mutex::default(),
@@ -289,6 +292,9 @@ impl Engine {
         } = run.into_inner().whole(role, origin);
         let id = spec.id;
         let (epoch, _) = shared.active().ok_or(CreateError::NotReady)?;
+        if let Some(freeze) = shared.frozen(&spec) {
+            return Err(CreateError::Frozen(Box::new(freeze)));
+        }
         shared
             .fits(&spec, &targets)
             .map_err(CreateError::TooLarge)?;
@@ -472,6 +478,9 @@ impl Engine {
         let mut brief = brief(state);
         if let Some(Gate::Turn { why, .. }) = &mut brief.waits {
             *why = self.kept_by(state, Timestamp::now());
+        }
+        if let Some(frozen) = self.0.waits_frozen(state) {
+            brief.waits = Some(frozen);
         }
         let index = lock(&self.0.index);
         brief.short = index.short(brief.id);

@@ -1,5 +1,6 @@
 //! Why a run could not be begun, found or changed, and how people are told.
 
+use muster_protocol::freeze::Freeze;
 use muster_protocol::ids::RunId;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::WishError;
@@ -100,6 +101,9 @@ pub enum CreateError {
     /// This broker is not the active one, or has not read its journals yet.
     #[error("this broker cannot run anything now: it starts, or another one is active")]
     NotReady,
+    /// The fleet is frozen.
+    #[error("{}; nothing was run", .0.reason())]
+    Frozen(Box<Freeze>),
     /// Too many at once.
     #[error("{MOST_OPEN} runs are under way; nothing was run")]
     Busy,
@@ -137,6 +141,8 @@ impl CreateError {
             )),
             Self::NotReady | Self::Journal(_) => Problem::new(Kind::Unavailable, title)
                 .hint("try again in a few seconds; if it stays so, look at `muster doctor`"),
+            Self::Frozen(_) => Problem::new(Kind::Frozen, title)
+                .hint("`muster thaw` ends it; `muster freeze --status` says how it stands"),
             Self::Busy => Problem::new(Kind::RateLimited, title).hint("wait for some to end"),
             Self::Exists(_) => Problem::new(Kind::Conflict, title),
             Self::TooLarge(_) => {

@@ -187,7 +187,8 @@ impl Task {
                 self.tell_waits(gate, None, None).await;
                 Ok(false)
             }
-            Gate::Answer { .. } | Gate::Moment { .. } => Ok(false),
+            Gate::Answer { .. } | Gate::Moment { .. } | Gate::Frozen { .. } => Ok(false),
+            Gate::Turn { .. } if self.is_frozen() => Ok(false),
             Gate::Turn { .. } => {
                 let spec = &self.state.spec;
                 let shared = &self.engine.0;
@@ -223,7 +224,10 @@ impl Task {
     pub(super) fn looks_again(&self, now: Timestamp) -> Option<Duration> {
         match self.state.gate()? {
             Gate::Confirmation { until } => Some(elapsed(now, until)),
-            Gate::Approvals { .. } | Gate::Answer { .. } | Gate::Moment { .. } => None,
+            Gate::Approvals { .. }
+            | Gate::Answer { .. }
+            | Gate::Moment { .. }
+            | Gate::Frozen { .. } => None,
             Gate::Turn { .. } => {
                 let at = opens(&self.state.spec.gates, now)??;
                 Some(elapsed(now, at))

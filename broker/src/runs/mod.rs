@@ -12,6 +12,7 @@ mod engine;
 mod error;
 mod flow;
 pub mod frames;
+mod frozen;
 mod gates;
 mod hub;
 mod index;

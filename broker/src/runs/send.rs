@@ -71,6 +71,7 @@ fn order(
         principal: spec.principal.clone(),
         door: spec.door,
         start_within,
+        promised: false,
         ask,
     }
 }
@@ -126,7 +127,8 @@ impl Shared {
         }
         if !split.groups.is_empty() {
             let set: NodeSet = split.groups.iter().copied().collect();
-            let order = order(spec, frozen, message, &split.groups, start_within, None);
+            let mut order = order(spec, frozen, message, &split.groups, start_within, None);
+            order.promised = self.promised(spec);
             let signed = self.bus.sign(&order)?;
             let snapshot = self.inventory.snapshot();
             let fleet: Vec<_> = snapshot
@@ -144,7 +146,8 @@ impl Shared {
         if !split.alone.is_empty() {
             // Signed apart: a group must not carry it to those that are told
             // to be reached alone.
-            let order = order(spec, frozen, message, &split.alone, start_within, None);
+            let mut order = order(spec, frozen, message, &split.alone, start_within, None);
+            order.promised = self.promised(spec);
             let signed = self.bus.sign(&order)?;
             self.bus
                 .along(&Route::Nodes(split.alone.clone()), &signed)
@@ -167,7 +170,8 @@ impl Shared {
             return Ok(());
         };
         let secrets = Some(sealed.hash());
-        let order = order(spec, frozen, Message::Call, &[node], start_within, secrets);
+        let mut order = order(spec, frozen, Message::Call, &[node], start_within, secrets);
+        order.promised = self.promised(spec);
         let signed = self.bus.sign(&order)?.with_secrets(&sealed);
         self.bus.to_node(node, &signed).await
     }

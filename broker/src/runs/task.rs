@@ -25,10 +25,11 @@ use tracing::Instrument as _;
 
 use super::engine::{Engine, lock};
 use super::flow::{Answered, Conductor};
+use super::frozen::changed;
 use super::journal::{Folded, Journal, JournalError, STREAM, output_head};
 use super::outcome::Book;
 use super::rebuild::lost_for_good;
-use super::schedule::{Delivery, GivenUp, Message, Moment};
+use super::schedule::{Delivery, GivenUp, Message, Moment, Sent};
 use super::send::Split;
 use crate::bus::SendError;
 use crate::presence::{Older, Reach};
@@ -219,6 +220,7 @@ impl Task {
         self.begin().await?;
         let mut messages = Vec::new();
         let mut linger = None;
+        let mut freezes = self.engine.0.freezes();
         loop {
             let deaf = self.while_deaf(inbox, &mut messages).await;
             if !deaf.is_zero() {
@@ -255,6 +257,7 @@ impl Task {
                     return Ok(());
                 },
                 turned = Conductor::turned(&mut self.main) => self.turned(turned).await?,
+                () = changed(&mut freezes) => self.thaws(),
                 () = turn.as_mut(), if self.state.phase == RunPhase::Waiting => {}
                 () = sleep_until(until) => if ended {
                     return Ok(());
@@ -448,6 +451,7 @@ impl Task {
     async fn drive(&mut self) -> Result<(), JournalError> {
         loop {
             match self.state.next() {
+                Next::Send { .. } if self.is_frozen() => return Ok(()),
                 Next::Send { batch, nodes } => self.send_batch(batch, nodes).await?,
                 Next::Skip {
                     nodes,
@@ -459,6 +463,7 @@ impl Task {
                         .await?;
                 }
                 Next::Finish(end) => self.finish(end).await?,
+                Next::Main if self.main_is_frozen() => return Ok(()),
                 Next::Main => {
                     if !self.conduct().await? {
                         return Ok(());
@@ -569,6 +574,15 @@ impl Task {
     async fn act(&mut self) -> Result<Acted, JournalError> {
         let due = self.delivery.schedule(self.now());
         for (message, nodes) in [(Message::Call, &due.call), (Message::Cancel, &due.cancel)] {
+            if message == Message::Call && !nodes.is_empty() && self.is_frozen() {
+                // As if it had been: who has not answered in time by then is
+                // not known to have done nothing.
+                let now = self.now();
+                for node in nodes {
+                    self.delivery.copied(*node, message, Sent::ToGroup, now);
+                }
+                continue;
+            }
             if !nodes.is_empty() {
                 tracing::debug!(?message, nodes = nodes.len(), "sending again");
                 let split = self.engine.0.split_repeat(nodes);

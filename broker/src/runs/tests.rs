@@ -117,6 +117,7 @@ async fn start(
     let (js, lease) = (store::context(client.clone()), Lease::fixed(epoch));
     let events = Events::open(js, lease, crate::events::KEEP).await;
     let nodes = Nodes::start(Deps {
+        freezer: crate::freeze::Freezer::never(authority),
         js: store::context(client.clone()),
         client,
         inventory: inventory.clone(),

@@ -37,13 +37,24 @@ fn said(spec: &RunSpec, short: &str, gate: &Gate, why: Option<&str>) -> Option<S
             let text = format!("waits until {until} for a confirmation");
             (text, anybody, format!("muster runs confirm {short}"))
         }
-        Gate::Approvals { given, needed, .. } => {
+        Gate::Approvals {
+            given,
+            needed,
+            through,
+        } => {
             more.insert("needed".into(), json!(needed));
             more.insert("given".into(), json!(given));
             let left = (*needed as usize).saturating_sub(given.len());
             let approvals = if left == 1 { "approval" } else { "approvals" };
-            let text = format!("waits for {left} {approvals} by others than {by}");
-            let who = format!("{anybody}, but for {by}");
+            let doors = through.as_ref().map_or_else(String::new, |doors| {
+                let doors: Vec<&str> = doors.iter().map(|door| door.as_str()).collect();
+                format!(" through {}", doors.join(" or "))
+            });
+            let text = format!("waits for {left} {approvals} by others than {by}{doors}");
+            let who = format!("{anybody}, but for {by}{doors}");
+            if let Some(through) = through {
+                more.insert("through".into(), json!(through));
+            }
             (text, who, format!("muster runs approve {short}"))
         }
         Gate::Answer { question, answers } => {

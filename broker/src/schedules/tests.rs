@@ -264,6 +264,7 @@ impl Desk {
         let js = crate::store::context(client.clone());
         let cancel = tokio_util::sync::CancellationToken::new();
         let nodes = crate::bus::Nodes::start(crate::bus::Deps {
+            freezer: crate::freeze::Freezer::never(&authority),
             js: js.clone(),
             client,
             inventory: inventory.clone(),

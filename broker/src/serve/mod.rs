@@ -130,9 +130,11 @@ pub(crate) struct Stores {
     pub(crate) scenarios: Kv<crate::library::History>,
     pub(crate) bundles: Kv<crate::library::StoredPart>,
     pub(crate) schedules: Kv<crate::schedules::StoredSchedule>,
+    pub(crate) policies: Kv<crate::policy::StoredPolicy>,
     pub(crate) journals: Kv<crate::presence::StoredJournals>,
     pub(crate) once: Kv<crate::once::StoredOnce>,
     pub(crate) places: Kv<crate::triggers::Place>,
+    pub(crate) freeze: Kv<crate::freeze::FreezeValue>,
 }
 
 /// [`Buckets`], to be cloned for each session.
@@ -181,6 +183,7 @@ impl Stores {
             scenarios: bucket(js, "muster_scenarios").await?.witnessed(told()),
             bundles: bucket(js, "muster_bundles").await?.witnessed(told()),
             schedules: bucket(js, "muster_schedules").await?.witnessed(told()),
+            policies: bucket(js, "muster_policy").await?.witnessed(told()),
             journals: bucket(js, "muster_cluster").await?,
             once: Box::pin(ensure_bucket(
                 js,
@@ -193,6 +196,7 @@ impl Stores {
             .await?,
             // After the store went back, its places mean nothing.
             places: bucket(js, "muster_places").await?,
+            freeze: bucket(js, "muster_cluster").await?.witnessed(told()),
             retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })
     }

@@ -14,11 +14,12 @@ use super::fence::Fence;
 use super::{Parts, Stores};
 use crate::audit::{self, Audit, AuditError};
 use crate::authority::{Authority, AuthorityError};
-use crate::authz::{FixedRoles, Guard};
+use crate::authz::Guard;
 use crate::bus::{self, Deps, Nodes, StartError};
 use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
+use crate::freeze::Freezer;
 use crate::hooks::Hooks;
 use crate::http::{AppState, Limiter, PrincipalLimiter, router};
 use crate::inventory::{Inventory, InventoryError};
@@ -28,6 +29,7 @@ use crate::link::{Link, nats_ca};
 use crate::metrics::Metrics;
 use crate::once::Once;
 use crate::peers::Peers;
+use crate::policy::{Policies, PolicyError};
 use crate::presence::Journals;
 use crate::releases::{Releases, ReleasesError};
 use crate::retention::{Keeper, Retention};
@@ -90,6 +92,9 @@ pub enum SessionError {
     /// The schedules.
     #[error(transparent)]
     Schedules(#[from] SchedulesError),
+    /// Who may do what.
+    #[error(transparent)]
+    Policies(#[from] PolicyError),
     /// The record of requests.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -104,6 +109,7 @@ impl SessionError {
             }
             Self::Tokens(error) => matches!(error, TokensError::State(_)),
             Self::Tls(_) => true,
+            Self::Policies(error) => error.is_final(),
             Self::Task(_)
             | Self::Inventory(_)
             | Self::Events(_)
@@ -192,6 +198,15 @@ impl Session {
         if tokens.ensure_admin(&path).await? {
             tracing::info!(file = %path.display(), "a new admin token was written");
         }
+        let policies = Box::pin(Policies::open(
+            stores.policies.clone(),
+            lease.clone(),
+            events.clone(),
+            tokens.clone(),
+            inventory.clone(),
+            parts.state.path(),
+        ))
+        .await?;
         let releases = Box::pin(Releases::open(
             link.js.clone(),
             lease.clone(),
@@ -226,6 +241,14 @@ impl Session {
             events.clone(),
             connect,
         );
+        let freezer = Freezer::load(
+            stores.freeze.clone(),
+            authority.clone(),
+            lease.clone(),
+            events.clone(),
+        )
+        .await
+        .map_err(InventoryError::from)?;
         let nodes = Nodes::start(Deps {
             client: link.client.clone(),
             js: link.js.clone(),
@@ -237,6 +260,7 @@ impl Session {
             past: past.clone(),
             connections: Some((link.system.clone(), parts.keys.account_key())),
             library: Some(library.clone()),
+            freezer: freezer.clone(),
             settings: bus::Settings {
                 runs: runs_settings(&parts.config),
                 confirm_above: parts.config.confirm_above,
@@ -267,7 +291,7 @@ impl Session {
             limits: parts.config.retention.limits(),
             shown: retention.clone(),
         };
-        let guard = Guard::new(Arc::new(FixedRoles)).recording(audit.clone());
+        let guard = Guard::new(Arc::new(policies.in_force())).recording(audit.clone());
         nodes.engine.record_with(audit.clone());
         let submit = Submit {
             inventory: inventory.clone(),
@@ -306,8 +330,10 @@ impl Session {
             hooks: Hooks::new(parts.hooks.clone(), events.clone()),
             triggers: triggers.clone(),
             routes: routes.clone(),
+            freezer,
             past,
             guard,
+            policies,
             submit: submit.clone(),
             control: Arc::clone(&nodes.control),
             peers: peers.clone(),

@@ -9,7 +9,7 @@ use muster_scenarios::manifest::Shape;
 use serde_json::Value;
 
 use super::{Refused, Submit, create, denied, is_builtin, refused, stored};
-use crate::authz::{Caller, authorize};
+use crate::authz::{Caller, RunAsk, authorize};
 use crate::resolve::resolve;
 use crate::runs::{self, Program};
 
@@ -31,7 +31,7 @@ impl Submit {
         match self.would_be(caller, request).await {
             Ok(frozen) => {
                 let judged = authorize(self.guard.policy(), caller, create(&frozen), ());
-                judged.map(drop).map_err(|e| denied(&e))?;
+                judged.map_err(|e| denied(&e))?;
             }
             Err(error) if error.kind == Kind::NoMatch => {}
             Err(error) => return Err(error),
@@ -83,11 +83,42 @@ impl Submit {
         Ok(waits)
     }
 
+    /// What a policy would be told of a request.
+    ///
+    /// # Errors
+    /// [`Refused`]: why there would be no run that it could be asked of.
+    pub async fn sketch(&self, caller: &Caller, request: &RunRequest) -> Result<RunAsk, Refused> {
+        let (_, frozen) = self.frozen(caller, request).await?;
+        Ok(RunAsk::of(&frozen))
+    }
+
     async fn would_be(
         &self,
         caller: &Caller,
         request: &RunRequest,
     ) -> Result<runs::FrozenRun, Refused> {
+        let (program, frozen) = self.frozen(caller, request).await?;
+        let given = |name: &str| request.params.get(name).is_some_and(|v| *v != Value::Null);
+        let params = program.iter().flat_map(|program| &program.manifest.params);
+        let mut secret = params.filter(|p| p.secret);
+        if let (Some(param), Some(program)) = (secret.find(|p| given(&p.name)), &program) {
+            let title = format!(
+                "`{}` of `{}` is secret, and what is asked for again and again would have to be kept",
+                param.name, program.name
+            );
+            return Err(refused(Problem::new(Kind::InvalidRequest, title).hint(
+                "let the scenario read it on the node, from a file that only root can read",
+            )));
+        }
+        Ok(frozen)
+    }
+
+    /// The run that would be created now, and the stored scenario it is of.
+    async fn frozen(
+        &self,
+        caller: &Caller,
+        request: &RunRequest,
+    ) -> Result<(Option<Program>, runs::FrozenRun), Refused> {
         let (id, now) = (RunId::random(), Timestamp::now());
         let by = (&caller.principal, caller.door);
         let snapshot = self.inventory.snapshot();
@@ -98,22 +129,12 @@ impl Submit {
             let options = runs::options(&request);
             let resolved = resolve(checked.predicate(), &snapshot, options)
                 .map_err(|error| refused(error.problem()))?;
-            return Ok(checked.freeze(&request, &resolved, id, by, now));
+            return Ok((None, checked.freeze(&request, &resolved, id, by, now)));
         }
         let (program, ready) = self.ready(request).await?;
-        let given = |name: &str| request.params.get(name).is_some_and(|v| *v != Value::Null);
-        let secret = program.manifest.params.iter();
-        if let Some(param) = secret.filter(|p| p.secret).find(|p| given(&p.name)) {
-            let title = format!(
-                "`{}` of `{}` is secret, and what is asked for again and again would have to be kept",
-                param.name, program.name
-            );
-            return Err(refused(Problem::new(Kind::InvalidRequest, title).hint(
-                "let the scenario read it on the node, from a file that only root can read",
-            )));
-        }
-        ready
+        let frozen = ready
             .freeze(&snapshot, id, by, now)
-            .map_err(|error| stored(&error))
+            .map_err(|error| stored(&error))?;
+        Ok((Some(program), frozen))
     }
 }

@@ -395,6 +395,9 @@ impl Submit {
         if self.lease.epoch().is_none() {
             return Err(refused(not_active()));
         }
+        if let Some(freeze) = self.nodes.engine.frozen() {
+            return Err(refused(CreateError::Frozen(Box::new(freeze)).problem()));
+        }
         self.fits(authorized.get())?;
         let spec = &authorized.get().spec;
         let many = authorized.get().set().len() > settings.confirm_above as usize;

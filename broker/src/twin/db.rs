@@ -179,6 +179,12 @@ pub(super) struct Db {
     wal: PathBuf,
 }
 
+/// Subjects that all messages of their stream share.
+const SINGLE: [&str; 2] = [
+    muster_protocol::subject::EVENT,
+    muster_protocol::subject::AUDIT,
+];
+
 impl Db {
     /// Opens or makes the file, for its owner alone.
     pub(super) fn open(path: &Path) -> Result<Self, DbError> {
@@ -555,7 +561,7 @@ impl Db {
         }
         let mut count = 0;
         for (stream, subject) in &gone {
-            if subject == muster_protocol::subject::EVENT {
+            if SINGLE.contains(&subject.as_str()) {
                 // One subject for all of them: each for itself.
                 continue;
             }
@@ -566,21 +572,23 @@ impl Db {
                 .prepare_cached("DELETE FROM journal WHERE stream = ?1 AND subject = ?2")?
                 .execute(params![stream, subject])?;
         }
-        let (size, n): (i64, i64) = transaction.query_row(
-            "SELECT COALESCE(SUM(LENGTH(payload) + ?3), 0), COUNT(*) FROM message
-             WHERE subject = ?1 AND time < ?2",
-            params![muster_protocol::subject::EVENT, before, OVERHEAD],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )?;
-        if n > 0 {
-            count += transaction.execute(
-                "DELETE FROM message WHERE subject = ?1 AND time < ?2",
-                params![muster_protocol::subject::EVENT, before],
+        for subject in SINGLE {
+            let (size, n): (i64, i64) = transaction.query_row(
+                "SELECT COALESCE(SUM(LENGTH(payload) + ?3), 0), COUNT(*) FROM message
+                 WHERE subject = ?1 AND time < ?2",
+                params![subject, before, OVERHEAD],
+                |row| Ok((row.get(0)?, row.get(1)?)),
             )?;
-            transaction.execute(
-                "UPDATE journal SET bytes = MAX(0, bytes - ?2) WHERE subject = ?1",
-                params![muster_protocol::subject::EVENT, size],
-            )?;
+            if n > 0 {
+                count += transaction.execute(
+                    "DELETE FROM message WHERE subject = ?1 AND time < ?2",
+                    params![subject, before],
+                )?;
+                transaction.execute(
+                    "UPDATE journal SET bytes = MAX(0, bytes - ?2) WHERE subject = ?1",
+                    params![subject, size],
+                )?;
+            }
         }
         transaction.commit()?;
         if count > 0 {

@@ -107,11 +107,13 @@ const CLUSTER: &str = "KV_muster_cluster";
 const SCENARIOS: &str = "KV_muster_scenarios";
 const BUNDLES: &str = "KV_muster_bundles";
 const SCHEDULES: &str = "KV_muster_schedules";
+const POLICY: &str = "KV_muster_policy";
 const RUNS: &str = crate::runs::STREAM;
 const EVENTS: &str = crate::events::STREAM;
+const AUDIT: &str = crate::audit::STREAM;
 
 /// Everything that is followed.
-const ALL: [Followed; 10] = [
+const ALL: [Followed; 11] = [
     bucket(NODES, "$KV.muster_nodes.>"),
     bucket(FACTS, "$KV.muster_facts.>"),
     bucket(INVITES, "$KV.muster_invites.>"),
@@ -120,8 +122,10 @@ const ALL: [Followed; 10] = [
     bucket(SCENARIOS, "$KV.muster_scenarios.>"),
     bucket(BUNDLES, "$KV.muster_bundles.>"),
     bucket(SCHEDULES, "$KV.muster_schedules.>"),
+    bucket(POLICY, "$KV.muster_policy.>"),
     log(RUNS, subject::JOURNAL_ALL),
     log(EVENTS, subject::EVENT),
+    log(AUDIT, subject::AUDIT),
 ];
 
 /// The lease beats every two seconds, and nobody wants it back.

@@ -19,7 +19,8 @@ use super::merge::{Merged, merge};
 use super::tell::Report;
 use super::values::{Write, decide};
 use super::{
-    BUNDLES, CLUSTER, EVENTS, FACTS, INVITES, NODES, Past, RUNS, SCENARIOS, SCHEDULES, TOKENS, Twin,
+    AUDIT, BUNDLES, CLUSTER, EVENTS, FACTS, INVITES, NODES, Past, RUNS, SCENARIOS, SCHEDULES,
+    TOKENS, Twin,
 };
 use crate::events::{Events, EventsError};
 use crate::inventory::{AccountValue, StoredNode};
@@ -58,6 +59,9 @@ pub enum PutBackError {
     /// NATS.
     #[error(transparent)]
     Events(#[from] EventsError),
+    /// The record of requests.
+    #[error(transparent)]
+    Audit(#[from] crate::audit::AuditError),
 }
 
 /// Where it is put.
@@ -156,8 +160,10 @@ impl Twin {
         // The streams themselves may be gone.
         drop(Events::open(place.js.clone(), place.lease.clone(), crate::events::KEEP).await?);
         runs::ensure(place.js, place.runs).await?;
+        crate::audit::ensure(place.js).await?;
         self.runs(place, &mut report).await?;
         self.events(place, &mut report).await?;
+        self.audit(place).await?;
         Ok(Some(report))
     }
 
@@ -237,6 +243,32 @@ impl Twin {
         }
         let back = self.with(|db| db.count_lost(EVENTS, Done::Back)).await;
         report.events(back.unwrap_or(0));
+        Ok(())
+    }
+}
+
+impl Twin {
+    /// The end of the record, as far as it follows on what is there. What does
+    /// not is found missing when the record is opened.
+    async fn audit(&self, place: &Place<'_>) -> Result<(), PutBackError> {
+        let subjects = self.with(|db| db.lost_subjects(AUDIT)).await;
+        for (name, done) in subjects.unwrap_or_default() {
+            if done.is_some() {
+                continue;
+            }
+            let asked = name.clone();
+            let (held, lost) = self
+                .with(move |db| db.known(AUDIT, &asked))
+                .await
+                .unwrap_or_default();
+            // What is held of the place where it broke may be missing, too.
+            let texts = held.iter().chain(&lost).map(|m| m.payload.clone());
+            place.active()?;
+            let back = crate::audit::put_back(place.js, texts.collect()).await?;
+            tracing::warn!(back, "messages of the audit were put back");
+            self.write(move |db| db.subject_is(AUDIT, &name, Done::Back))
+                .await;
+        }
         Ok(())
     }
 }

@@ -8,10 +8,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::db::Message;
-use super::{BUNDLES, CLUSTER, INVITES, NODES, SCENARIOS, SCHEDULES, TOKENS, past};
+use super::{BUNDLES, CLUSTER, INVITES, NODES, POLICY, SCENARIOS, SCHEDULES, TOKENS, past};
 use crate::enroll::StoredInvite;
 use crate::inventory::{AccountValue, StoredNode};
 use crate::library::History;
+use crate::policy::StoredPolicy;
 use crate::schedules::StoredSchedule;
 use muster_protocol::keys::{KeyList, SignedText};
 
@@ -93,6 +94,15 @@ pub(super) fn decide(
             let (now, lost) = (read::<StoredSchedule>(now)?, read::<StoredSchedule>(lost)?);
             let both = StoredSchedule::reconciled(now.clone(), lost, newer);
             put((both != now).then_some(&both))
+        }
+        (POLICY, _) => {
+            let Some(now) = there else { return Ok(newest) };
+            if lost.gone {
+                return Ok(None);
+            }
+            let (now, lost) = (read::<StoredPolicy>(now)?, read::<StoredPolicy>(lost)?);
+            let counts = StoredPolicy::reconciled(now.clone(), lost);
+            put((counts != now).then_some(&counts))
         }
         // Under a hash is what belongs there, or nothing; what nobody needs
         // is removed later.

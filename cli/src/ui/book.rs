@@ -296,6 +296,9 @@ impl Book {
                 )
             }
             Gate::Answer { .. } => format!("waits for an answer: muster runs answer {short} TEXT"),
+            Gate::Frozen { by, why, .. } => {
+                format!("waits: frozen by {by}: {}", printable(why, 200))
+            }
             Gate::Moment { until } => format!("waits until {}", moment(*until)),
             Gate::Turn {
                 locks,

@@ -6,6 +6,7 @@ pub mod backup;
 pub mod broker;
 pub mod doctor;
 pub mod events;
+pub mod freeze;
 pub mod generate;
 pub mod keys;
 pub mod matching;
@@ -13,6 +14,7 @@ pub mod node;
 pub mod nodes;
 pub mod output;
 pub mod ping;
+pub mod policy;
 pub mod restore;
 pub mod run;
 pub mod runs;
@@ -51,9 +53,12 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Node(args) => node::run(context, args).await,
         Command::Agent(args) => agent::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,
+        Command::Policy(args) => Box::pin(policy::run(context, args)).await,
         Command::Keys(args) => keys::run(context, args).await,
         Command::Events(args) => events::run(context, &args).await,
         Command::Audit(args) => audit::run(context, args).await,
+        Command::Freeze(args) => freeze::freeze(context, &args).await,
+        Command::Thaw(args) => freeze::thaw(context, &args).await,
         Command::Status(args) => status::run(context, &args).await,
         Command::Whoami(args) => status::whoami(context, &args).await,
         Command::Backup(args) => backup::run(context, &args).await,

@@ -139,7 +139,7 @@ fn missed(text: &str) -> Result<WhenMissed, String> {
     }
 }
 
-fn params(given: &[String]) -> Result<Map<String, Value>, Failure> {
+pub(super) fn params(given: &[String]) -> Result<Map<String, Value>, Failure> {
     let mut all = Map::new();
     for param in given {
         let Some((name, value)) = param.split_once('=') else {

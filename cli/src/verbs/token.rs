@@ -64,7 +64,7 @@ pub struct RevokeArgs {
     pub id: String,
 }
 
-fn role(text: &str) -> Result<Role, String> {
+pub(super) fn role(text: &str) -> Result<Role, String> {
     Role::ALL
         .into_iter()
         .find(|r| r.as_str() == text)

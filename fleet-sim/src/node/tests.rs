@@ -95,6 +95,7 @@ impl World {
             start_before: after(self.now, MAX_START_WINDOW),
             principal: "ana".parse().expect("a name"),
             door: Door::Cli,
+            promised: false,
             ask,
         }
     }

@@ -62,6 +62,7 @@ impl Session<'_> {
             journal: Some(node.mark()),
             // It runs no scenarios.
             seal: None,
+            freeze: None,
         };
         let asked = self.ask::<_, Welcome>(NodeSays::Hello, &hello, WELCOME_WITHIN);
         self.asks

@@ -10,6 +10,7 @@ use futures_util::stream::SelectAll;
 use futures_util::{FutureExt as _, StreamExt as _};
 use muster_protocol::PROTOCOL_VERSION;
 use muster_protocol::envelope::{Ask, Request};
+use muster_protocol::freeze::FreezeTaken;
 use muster_protocol::ids::InstanceId;
 use muster_protocol::seal::{OpenKey, SECRETS_HEADER, SecretBox};
 use muster_protocol::subject::NodeSays;
@@ -26,6 +27,7 @@ use super::connection::{
 };
 use super::outage::Outage;
 use super::{SayError, Voice};
+use crate::freeze::Frost;
 use crate::identity::{Identity, NATS_CA_FILE};
 use crate::journal::Journal;
 use crate::keeper::Keeper;
@@ -58,6 +60,8 @@ const REFUSED_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::
 
 /// What the link needs of the agent.
 pub struct LinkParts {
+    /// Whether anything is begun.
+    pub frost: Frost,
     /// Who this node is.
     pub identity: Identity,
     /// What this node has done.
@@ -337,6 +341,7 @@ impl<'a> Session<'a> {
                 enrolled.serial(),
                 self.parts.instance,
             )),
+            freeze: Some(self.parts.frost.mark().await),
         };
         let client = self.connection.client.clone();
         self.greeting = Some(ask_welcome(client, self.serial, hello, delay).boxed());
@@ -352,9 +357,14 @@ impl<'a> Session<'a> {
                 recall,
                 wants_keys,
                 follow_after,
+                freeze,
             } => {
                 if let Some(keys) = keys {
                     self.take_keys(&keys);
+                }
+                // Before anything is executed on this connection.
+                if let Some(freeze) = freeze {
+                    self.take_freeze(&freeze).await;
                 }
                 if let Some(at) = follow_after {
                     warn!(
@@ -428,6 +438,24 @@ impl<'a> Session<'a> {
             }
             Ok(false) => {}
             Err(e) => warn!("a list of broker keys is refused: {e}"),
+        }
+    }
+
+    /// Whether anything new is begun here; the broker is told when this node
+    /// goes by it.
+    async fn take_freeze(&mut self, freeze: &muster_protocol::keys::SignedText) {
+        match self.parts.frost.take(freeze).await {
+            Ok(revision) => {
+                let taken = FreezeTaken {
+                    instance: self.parts.instance,
+                    revision,
+                };
+                let voice = Voice::new(self.connection.client.clone(), self.serial);
+                if let Err(e) = voice.say(NodeSays::Freeze, &taken).await {
+                    debug!("the broker is not told of a freeze: {e}");
+                }
+            }
+            Err(e) => warn!("{e}"),
         }
     }
 
@@ -527,6 +555,7 @@ impl<'a> Session<'a> {
                 let at = (request.issued, Timestamp::now());
                 recall_since(self.parts, *recall, at).await;
             }
+            Ask::Freeze { freeze } => self.take_freeze(freeze).await,
             Ask::Keys { list } => self.take_keys(list),
         }
     }

@@ -266,6 +266,14 @@ impl Steps {
             async move {
                 let _guard = guard;
                 let live = inner.live_again(id).await;
+                if let Again::FromTheTop = again
+                    && let Some(why) = inner.frozen_meanwhile(time.0).await
+                {
+                    let why =
+                        format!("the agent ended while it ran, and it is not begun again: {why}");
+                    let result = inner.result(Outcome::Unknown, why);
+                    return inner.conclude(id, result, &active, &live).await;
+                }
                 let executing =
                     Box::pin(inner.execute_again(id, &call, again, time, (&active, &live)));
                 if let Some(result) = executing.await {
@@ -279,6 +287,14 @@ impl Steps {
 }
 
 impl Inner {
+    /// Whether nothing is to be begun by now: the broker is asked first, for
+    /// this agent was away.
+    async fn frozen_meanwhile(&self, until: Timestamp) -> Option<String> {
+        let left = elapsed(Timestamp::now(), until);
+        let _ = tokio::time::timeout(left, self.parts.bus.welcomed()).await;
+        self.parts.frost.reason().await
+    }
+
     /// The output of a step goes on behind what is there of it.
     async fn live_again(&self, id: RequestId) -> Live {
         let parts = &self.parts;

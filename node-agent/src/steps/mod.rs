@@ -31,6 +31,7 @@ use tracing::{Instrument as _, error, info, info_span, warn};
 use crate::bus::Bus;
 use crate::config::Limits;
 use crate::executor::{Executor, Step};
+use crate::freeze::Frost;
 use crate::identity::Identity;
 use crate::journal::{Chunk, Entry, Journal, Kept, StartNote};
 use crate::pace::Backoff;
@@ -44,6 +45,8 @@ const QUICK: Duration = Duration::from_millis(200);
 
 /// What steps need of the agent.
 pub struct StepsParts {
+    /// Whether anything is begun.
+    pub frost: Frost,
     /// Where they are written down.
     pub journal: Journal,
     /// Where output and acknowledgements go.
@@ -197,7 +200,10 @@ impl Steps {
                  try again in a minute"
                     .to_owned(),
             ),
-            _ => inner.judge(request, call, others),
+            _ => match inner.frozen(request.promised).await {
+                Some(why) => Err(why),
+                None => inner.judge(request, call, others),
+            },
         };
         let judged = judged.and_then(|()| match inner.opened(call, secrets.as_ref()) {
             // Sealed to a start of the agent that has ended. The broker knows
@@ -228,6 +234,7 @@ impl Steps {
         inner.place("agent.verified", id).await;
         let order = Order {
             call: call.clone(),
+            promised: request.promised,
             start_before: request.start_before,
             kept,
             secrets,
@@ -345,6 +352,8 @@ impl Steps {
 /// What a step needs to run.
 struct Order {
     call: Call,
+    /// It is done also where nothing new is begun.
+    promised: bool,
     start_before: Timestamp,
     kept: Kept,
     /// Only ever here.
@@ -459,6 +468,14 @@ impl Inner {
         }
     }
 
+    /// Why nothing is begun here now, if so.
+    async fn frozen(&self, promised: bool) -> Option<String> {
+        if promised {
+            return None;
+        }
+        self.parts.frost.reason().await
+    }
+
     /// The node's own checks.
     fn judge(&self, request: &Request, call: &Call, others: usize) -> Result<(), String> {
         let enrolled = self.parts.identity.now();
@@ -540,6 +557,7 @@ impl Inner {
     ) -> Option<NodeResult> {
         let Order {
             call,
+            promised,
             start_before,
             kept,
             secrets,
@@ -606,6 +624,12 @@ impl Inner {
             boot_id: self.parts.boot_id.clone(),
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
         };
+        // From here to where it is begun nothing freezes this node.
+        let begin = match self.parts.frost.begin().await {
+            Ok(begin) => Some(begin),
+            Err(_) if promised => None,
+            Err(why) => return Some(self.result(Outcome::Declined, why)),
+        };
         if let Err(reason) = self.parts.executor.prepare(&call, id).await {
             return Some(self.result(Outcome::Declined, printable(&reason, 500)));
         }
@@ -614,6 +638,7 @@ impl Inner {
             self.parts.executor.abandon(id);
             return unwritten(e);
         }
+        drop(begin);
         self.place("agent.start.after", id).await;
         let running = self.run_one();
         let deadline = tokio::time::Instant::now() + timeout;

@@ -96,6 +96,9 @@ pub struct RunArgs {
     /// Also what this node's own policy does not grant; it is recorded
     #[arg(long)]
     force: bool,
+    /// Also while the fleet is frozen
+    #[arg(long)]
+    despite_freeze: bool,
     /// A parameter of the scenario; of a secret one the file: -p NAME=@FILE
     #[arg(
         short,
@@ -261,6 +264,13 @@ impl Order {
         if args.timeout.is_some_and(|timeout| timeout.get().is_zero()) {
             return Err(usage(&"a timeout of nothing lets nothing run"));
         }
+        let frozen = crate::freeze::reason(&dir).filter(|_| !args.dry_run);
+        if let Some(why) = frozen.as_ref().filter(|_| !args.despite_freeze) {
+            let text = format!(
+                "{why}; nothing was run. --despite-freeze runs it all the same, and the report says so"
+            );
+            return Err(Failure::new(DECLINED, &text));
+        }
         if args.force {
             config.capabilities = Capabilities::default();
         }
@@ -294,7 +304,7 @@ impl Order {
                 user,
                 login,
                 why: args.why.clone(),
-                forced: args.force,
+                forced: args.force || frozen.is_some(),
                 began: Timestamp::now(),
             },
             call: local,

@@ -136,6 +136,7 @@ async fn whoever_waits_for_a_scenario_is_written_down_and_can_be_cancelled() {
         })
         .await;
     let cancel = Request {
+        promised: false,
         ask: Ask::Cancel,
         ..one.clone()
     };

@@ -295,6 +295,7 @@ fn answer(
                     recall: None,
                     wants_keys: false,
                     follow_after: None,
+                    freeze: None,
                 },
             };
             return Some(serde_json::to_vec(&welcome).unwrap());
@@ -516,6 +517,7 @@ impl Lab {
             start_before: after(now, Duration::from_secs(15)),
             principal: "ana".parse().unwrap(),
             door: Door::Cli,
+            promised: false,
             ask,
         }
     }

@@ -61,6 +61,7 @@ fn request() -> Request {
         start_before: at(15),
         principal: "ana".parse().expect("valid"),
         door: Door::Cli,
+        promised: false,
         ask: Ask::Ping,
     }
 }

@@ -120,6 +120,16 @@ pub enum Gate {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         why: Option<String>,
     },
+    /// The fleet is frozen: nothing new is sent.
+    Frozen {
+        /// Who said so.
+        by: PrincipalName,
+        /// Why.
+        why: String,
+        /// Since when.
+        #[schema(value_type = String, format = DateTime)]
+        since: Timestamp,
+    },
 }
 
 /// What a person can want of a run that has not ended.

@@ -178,7 +178,8 @@ impl Audit {
         for file in files {
             evidence.nodes.extend(self.node(&file)?);
         }
-        let (journals, events) = self.streams()?;
+        let (journals, events, record) = self.streams()?;
+        evidence.recorded = super::record::allowed(&record)?;
         evidence.restored = events.iter().any(|e| e.kind == RESTORED);
         for journal in &journals {
             let Some(RunEvent::Created { spec }) = journal.events.first().map(|r| &r.event) else {
@@ -216,7 +217,7 @@ impl Audit {
     }
 
     /// The journals of runs and the events, from JetStream.
-    fn streams(&self) -> Result<(Vec<RunJournal>, Vec<ClusterEvent>)> {
+    fn streams(&self) -> Result<(Vec<RunJournal>, Vec<ClusterEvent>, Vec<String>)> {
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| {
                 if let Some(name) = &self.network {
@@ -233,7 +234,9 @@ impl Audit {
                     .build()?
                     .block_on(async {
                         let js = tokio::time::timeout(PATIENCE, connect(&self.state)).await??;
-                        Ok((runs(&js).await?, events(&js).await?))
+                        // The record last: what is in a journal is in it.
+                        let (runs, events) = (runs(&js).await?, events(&js).await?);
+                        Ok((runs, events, record(&js).await?))
                     })
             });
             reader
@@ -437,6 +440,16 @@ async fn events(js: &JetStream) -> Result<Vec<ClusterEvent>> {
         .iter()
         .map(|m| Ok(serde_json::from_slice(&m.payload)?))
         .collect()
+}
+
+async fn record(js: &JetStream) -> Result<Vec<String>> {
+    let messages = read(js, "MUSTER_AUDIT", subject::AUDIT).await?;
+    let mut lines = Vec::new();
+    for message in &messages {
+        let text = std::str::from_utf8(&message.payload)?;
+        lines.extend(text.lines().map(str::to_owned));
+    }
+    Ok(lines)
 }
 
 impl Up {

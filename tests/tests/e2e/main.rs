@@ -1,10 +1,12 @@
 //! End-to-end tests: real executables, a real NATS server, effects on a real
 //! file system, driven as a user would.
 
+mod audit;
 mod backup;
 mod bad_input;
 mod enrolment;
 mod faults;
+mod freeze;
 mod hostile;
 mod library;
 mod lifecycle;

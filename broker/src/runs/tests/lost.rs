@@ -129,6 +129,7 @@ impl Voice {
                     .collect(),
             }),
             seal: None,
+            freeze: None,
         };
         self.ask(NodeSays::Hello, &hello).await
     }
@@ -188,6 +189,7 @@ fn request(world: &World, part: &[u32], whole: &[u32]) -> Request {
         start_before: after(issued, Duration::from_secs(15)),
         principal: "ana".parse().expect("a name"),
         door: Door::Cli,
+        promised: false,
         ask: Ask::Call(Call {
             scenario: command::NAME.parse().expect("a name"),
             bundle: command::bundle(),

@@ -266,6 +266,7 @@ impl Shared {
             build: None,
             journal: None,
             seal: None,
+            freeze: None,
         };
         let json = serde_json::to_vec(&hello).expect("json");
         let subject = NodeSays::Hello.subject(self.serial);
@@ -355,7 +356,7 @@ impl Shared {
                     self.release.notify_one();
                 }
             }
-            Ask::Refresh { .. } | Ask::Recall(_) | Ask::Keys { .. } => {}
+            Ask::Refresh { .. } | Ask::Recall(_) | Ask::Freeze { .. } | Ask::Keys { .. } => {}
         }
     }
 
@@ -591,6 +592,7 @@ impl Swarm {
                 build: None,
                 journal: None,
                 seal: None,
+                freeze: None,
             };
             said(
                 *serial,

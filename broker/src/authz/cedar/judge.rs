@@ -1,0 +1,406 @@
+//! What a document says of what somebody asks: pure.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use cedar_policy::{Authorizer, Entities, EntityUid, PolicySet, Request};
+use muster_protocol::envelope::Door;
+use muster_protocol::names::{LabelKey, LabelValue, RoleName};
+
+use super::document::{Document, One};
+use super::request::{self, Moment, Type, Unaskable, uid};
+use crate::authz::{Action, Caller, Decision, Denied, Grant, PolicyId, RunAsk};
+use crate::inventory::Snapshot;
+
+/// What a document says, and why.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// Yes or no.
+    pub decision: Decision,
+    /// Each class of nodes in each set; one without a set for everything but
+    /// a run.
+    pub classes: Vec<JudgedClass>,
+}
+
+/// What a document says of nodes of a set with the same roles and labels.
+#[derive(Clone, Debug)]
+pub struct JudgedClass {
+    /// The set.
+    pub set: Option<String>,
+    /// The roles.
+    pub roles: Vec<RoleName>,
+    /// The labels.
+    pub labels: BTreeMap<LabelKey, LabelValue>,
+    /// How many nodes.
+    pub nodes: u32,
+    /// Whether it is allowed.
+    pub allowed: bool,
+    /// The policies that permit it.
+    pub permits: Vec<PolicyId>,
+    /// The policies that forbid it.
+    pub forbids: Vec<PolicyId>,
+    /// What could not be evaluated, and why.
+    pub errors: Vec<(PolicyId, String)>,
+    /// What is asked for in return.
+    asks: Asks,
+}
+
+/// What a permit asks for in return.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+struct Asks {
+    approvals: u32,
+    doors: Option<BTreeSet<Door>>,
+}
+
+impl Asks {
+    /// The less it demands the smaller: first how many, then through how few
+    /// doors. `own` is what the run asks for by itself.
+    fn demand(&self, own: u32) -> (u32, usize) {
+        let doors = self
+            .doors
+            .as_ref()
+            .map_or(0, |doors| usize::MAX - doors.len());
+        (self.approvals.max(own), doors)
+    }
+
+    /// What satisfies both; `None` when nothing does.
+    fn and(self, other: Self) -> Option<Self> {
+        let doors = match (self.doors, other.doors) {
+            (Some(one), Some(two)) => {
+                let both: BTreeSet<Door> = one.intersection(&two).copied().collect();
+                if both.is_empty() {
+                    return None;
+                }
+                Some(both)
+            }
+            (one, two) => one.or(two),
+        };
+        Some(Self {
+            approvals: self.approvals.max(other.approvals),
+            doors,
+        })
+    }
+}
+
+/// What the policies say of one request.
+#[derive(Clone, Debug, Default)]
+struct Said<'a> {
+    permits: Vec<&'a One>,
+    forbids: Vec<&'a One>,
+    errors: Vec<(&'a One, String)>,
+}
+
+impl<'a> Said<'a> {
+    fn and(&self, other: Said<'a>) -> Self {
+        let mut both = self.clone();
+        both.permits.extend(other.permits);
+        both.forbids.extend(other.forbids);
+        both.errors.extend(other.errors);
+        both
+    }
+
+    fn class(mut self, set: Option<&str>, class: &Class<'_>, own: u32) -> JudgedClass {
+        // What was meant to forbid and cannot be evaluated forbids.
+        let broken = self.errors.iter().filter(|(one, _)| one.forbids);
+        let broken: Vec<&One> = broken.map(|(one, _)| *one).collect();
+        self.forbids.extend(broken);
+        self.forbids.sort_by(|a, b| a.id.cmp(&b.id));
+        self.permits.sort_by(|a, b| a.id.cmp(&b.id));
+        let asks = self.permits.iter().map(|one| Asks {
+            approvals: one.approvals,
+            doors: one.doors.clone(),
+        });
+        let asks = asks.min_by_key(|asks| asks.demand(own)).unwrap_or_default();
+        let ids = |all: &[&One]| all.iter().map(|one| one.id.clone()).collect();
+        JudgedClass {
+            set: set.map(str::to_owned),
+            roles: class.roles.to_vec(),
+            labels: class.labels.clone(),
+            nodes: class.nodes,
+            allowed: self.forbids.is_empty() && !self.permits.is_empty(),
+            permits: ids(&self.permits),
+            forbids: ids(&self.forbids),
+            errors: self
+                .errors
+                .into_iter()
+                .map(|(one, why)| (one.id.clone(), why))
+                .collect(),
+            asks,
+        }
+    }
+}
+
+/// Nodes with the same roles and labels.
+#[derive(Clone, Debug)]
+struct Class<'a> {
+    roles: &'a [RoleName],
+    labels: &'a BTreeMap<LabelKey, LabelValue>,
+    nodes: u32,
+}
+
+static NO_LABELS: BTreeMap<LabelKey, LabelValue> = BTreeMap::new();
+
+const NONE: Class<'static> = Class {
+    roles: &[],
+    labels: &NO_LABELS,
+    nodes: 0,
+};
+
+/// The classes of the nodes of a set, as the operators have assigned them at
+/// this moment. A node that was removed is in none: it can do nothing.
+fn classes<'a>(set: &crate::authz::AskedSet, snapshot: &'a Snapshot) -> Vec<Class<'a>> {
+    let mut found: HashMap<(&[RoleName], &BTreeMap<LabelKey, LabelValue>), u32> = HashMap::new();
+    for serial in set.nodes.iter() {
+        if let Some(node) = snapshot.get(serial) {
+            let assigned = &node.assignment;
+            *found
+                .entry((&assigned.roles, &assigned.labels))
+                .or_default() += 1;
+        }
+    }
+    let mut classes: Vec<_> = found
+        .into_iter()
+        .map(|((roles, labels), nodes)| Class {
+            roles,
+            labels,
+            nodes,
+        })
+        .collect();
+    classes.sort_by(|a, b| (a.roles, a.labels).cmp(&(b.roles, b.labels)));
+    classes
+}
+
+impl Document {
+    /// What it says of that action of that caller at that moment.
+    #[must_use]
+    pub fn judge(
+        &self,
+        caller: &Caller,
+        action: &Action,
+        at: Moment,
+        snapshot: &Snapshot,
+    ) -> Judged {
+        let judged = match action {
+            Action::CreateRun(run) => self.judge_run(caller, action, run, at, snapshot),
+            other => self.judge_other(caller, other, at),
+        };
+        judged.unwrap_or_else(|error| {
+            tracing::error!(%error, principal = %caller.principal, action = action.name(), "denied");
+            let what = action.what().to_owned();
+            Judged {
+                decision: self.denied(caller, what, error.to_string(), Vec::new()),
+                classes: Vec::new(),
+            }
+        })
+    }
+
+    fn denied(&self, caller: &Caller, what: String, why: String, by: Vec<PolicyId>) -> Decision {
+        Decision::Deny(Box::new(Denied {
+            principal: caller.principal.clone(),
+            role: caller.role,
+            kind: self.principals.kind(&caller.principal),
+            what,
+            why: Some(why),
+            by,
+        }))
+    }
+
+    fn judge_other(
+        &self,
+        caller: &Caller,
+        action: &Action,
+        at: Moment,
+    ) -> Result<Judged, Unaskable> {
+        let (me, parents, mut entities) = request::principal(self, caller)?;
+        let actions = request::action(action);
+        let [same, by_class] = self.concerning(&me, &parents, &actions);
+        entities.push(request::cluster());
+        let entities = request::entities(entities)?;
+        let context = request::context(request::asked(caller, at))?;
+        let this = uid(Type::Cluster, "this");
+        let asked = request::request(&me, first(&actions), this, context)?;
+        let said = self.ask(&asked, &same, &entities);
+        let said = said.and(self.ask(&asked, &by_class, &entities));
+        let class = said.class(None, &NONE, 0);
+        let decision = if class.allowed {
+            Decision::Allow(Grant {
+                by: class.permits.clone(),
+                ..Grant::default()
+            })
+        } else {
+            let what = action.what().to_owned();
+            self.denied(caller, what, why(&class), class.forbids.clone())
+        };
+        let classes = vec![class];
+        Ok(Judged { decision, classes })
+    }
+
+    fn judge_run(
+        &self,
+        caller: &Caller,
+        action: &Action,
+        run: &RunAsk,
+        at: Moment,
+        snapshot: &Snapshot,
+    ) -> Result<Judged, Unaskable> {
+        let (me, parents, mut entities) = request::principal(self, caller)?;
+        let actions = request::action(action);
+        let [same, by_class] = self.concerning(&me, &parents, &actions);
+        let (described, own) = request::run(run)?;
+        entities.extend(own);
+        let mut sets: Vec<_> = run
+            .sets
+            .iter()
+            .map(|set| (set, classes(set, snapshot)))
+            .filter(|(_, classes)| !classes.is_empty())
+            .collect();
+        if sets.is_empty() {
+            // On no node at all it is judged all the same.
+            sets.extend(run.sets.first().map(|set| (set, vec![NONE])));
+        }
+        let mut count = 0_usize;
+        let mut placed = Vec::new();
+        for (set, classes) in sets {
+            let classes = classes.into_iter().map(|class| {
+                count += 1;
+                (uid(Type::Nodes, &count.to_string()), class)
+            });
+            let classes: Vec<_> = classes.collect();
+            for (uid, class) in &classes {
+                entities.push(request::nodes(
+                    uid.clone(),
+                    class.roles.iter().map(RoleName::as_str),
+                    class
+                        .labels
+                        .iter()
+                        .map(|(key, value)| (key.as_str(), value.as_str())),
+                )?);
+            }
+            placed.push((set, classes));
+        }
+        let entities = request::entities(entities)?;
+        let mut pairs = request::asked(caller, at);
+        pairs.extend(described);
+        // Said once: it is the same for all.
+        let mut of_all: Option<Said<'_>> = None;
+        let mut judged = Vec::with_capacity(count);
+        for (set, classes) in placed {
+            let mut pairs = pairs.clone();
+            let long = |n: u32| cedar_policy::RestrictedExpression::new_long(i64::from(n));
+            let name = cedar_policy::RestrictedExpression::new_string(set.name.clone());
+            pairs.extend([
+                ("set".to_owned(), name),
+                ("size".to_owned(), long(set.size)),
+            ]);
+            let context = request::context(pairs)?;
+            for (uid, class) in classes {
+                let asked = request::request(&me, first(&actions), uid, context.clone())?;
+                let common = of_all.get_or_insert_with(|| self.ask(&asked, &same, &entities));
+                let said = common.and(self.ask(&asked, &by_class, &entities));
+                judged.push(said.class(Some(&set.name), &class, run.gates.approvals));
+            }
+        }
+        Ok(Judged {
+            decision: self.sum_up(caller, run, &judged),
+            classes: judged,
+        })
+    }
+
+    /// One no is a no to the whole.
+    fn sum_up(&self, caller: &Caller, run: &RunAsk, judged: &[JudgedClass]) -> Decision {
+        let name = &run.scenario;
+        if let Some(no) = judged.iter().find(|class| !class.allowed) {
+            let what = match &no.set {
+                Some(set) if no.nodes > 0 => format!("run {name} on {} (set {set})", nodes(no)),
+                _ => format!("run {name}"),
+            };
+            return self.denied(caller, what, why(no), no.forbids.clone());
+        }
+        let mut grant = Some(Asks::default());
+        let mut by = BTreeSet::new();
+        for class in judged {
+            by.extend(class.permits.iter().cloned());
+            grant = grant.and_then(|all| all.and(class.asks.clone()));
+        }
+        match grant {
+            _ if judged.is_empty() => {
+                self.denied(caller, format!("run {name}"), NOBODY.to_owned(), Vec::new())
+            }
+            Some(Asks { approvals, doors }) => Decision::Allow(Grant {
+                approvals,
+                doors,
+                by: by.into_iter().collect(),
+            }),
+            None => {
+                let why = "its nodes need approvals through different doors, and no door is among those of all";
+                self.denied(caller, format!("run {name}"), why.to_owned(), Vec::new())
+            }
+        }
+    }
+
+    /// What some of the policies say.
+    fn ask<'a>(&'a self, asked: &Request, policies: &PolicySet, entities: &Entities) -> Said<'a> {
+        if policies.is_empty() {
+            return Said::default();
+        }
+        let response = Authorizer::new().is_authorized(asked, policies, entities);
+        let diagnostics = response.diagnostics();
+        let mut said = Said::default();
+        for one in diagnostics.reason().filter_map(|id| self.policies.get(id)) {
+            if one.forbids {
+                said.forbids.push(one);
+            } else {
+                said.permits.push(one);
+            }
+        }
+        for error in diagnostics.errors() {
+            let cedar_policy::AuthorizationError::PolicyEvaluationError(error) = error;
+            if let Some(one) = self.policies.get(error.policy_id()) {
+                said.errors.push((one, error.inner().to_string()));
+            }
+        }
+        said
+    }
+}
+
+const NOBODY: &str = "no policy permits it";
+
+fn first(actions: &[EntityUid]) -> &EntityUid {
+    actions.first().expect("an action is among its own")
+}
+
+/// `nodes with role=db and zone=gva2`.
+fn nodes(class: &JudgedClass) -> String {
+    let roles = class.roles.iter().map(|role| format!("role={role}"));
+    let labels = class
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"));
+    let all: Vec<String> = roles.chain(labels).collect();
+    if all.is_empty() {
+        "nodes without roles and labels".to_owned()
+    } else {
+        format!("nodes with {}", all.join(" and "))
+    }
+}
+
+fn why(class: &JudgedClass) -> String {
+    let list = |all: &[PolicyId]| {
+        let all: Vec<String> = all.iter().map(|id| format!("`{id}`")).collect();
+        all.join(", ")
+    };
+    let broken = class
+        .errors
+        .iter()
+        .find(|(id, _)| class.forbids.contains(id));
+    match (class.forbids.as_slice(), broken) {
+        ([], _) => match class.errors.first() {
+            None => NOBODY.to_owned(),
+            Some((id, error)) => format!("{NOBODY}, and `{id}` could not be evaluated: {error}"),
+        },
+        (_, Some((id, error))) => {
+            format!("`{id}` forbids things, and could not be evaluated: {error}")
+        }
+        ([one], None) => format!("`{one}` forbids it"),
+        (some, None) => format!("{} forbid it", list(some)),
+    }
+}
