@@ -94,6 +94,12 @@ pub(crate) enum Command {
     Keys(verbs::keys::KeysArgs),
     /// What happened in the cluster
     Events(verbs::events::EventsArgs),
+    /// Webhooks: list them, and try what one would do
+    Hook(verbs::hook::HookArgs),
+    /// Triggers: which events become which runs
+    Trigger(verbs::trigger::TriggerArgs),
+    /// Routes: which events are sent where
+    Route(verbs::route::RouteArgs),
     /// Who asked for what, and whether anybody has changed the record of it
     Audit(verbs::audit::AuditArgs),
     /// Stop everything new on all nodes

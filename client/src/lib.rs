@@ -38,6 +38,7 @@ pub use endpoint::Endpoint;
 pub use error::ClientError;
 pub use once::Key;
 pub use reference::Reference;
+pub use routes::EventsQuery;
 pub use watch::{RunEvents, Watch};
 
 pub use muster_protocol::api::Secret;

@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use muster_protocol::api::{
-    AnswerRequest, Challenge, ClusterEvent, Invite, InviteRequest, InviteView, Invites, Keys,
-    MatchAnswer, MatchRequest, NodeChange, NodeChanged, NodeView, Page, PingAnswer, PingRequest,
-    Plan, ReplaceRequest, RetryRequest, RunBrief, RunRequest, RunView, StandbyKit, Status,
-    TokenCreated, TokenRequest, TokenView, WhoAmI,
+    AnswerRequest, Challenge, ClusterEvent, EventsStored, HookTest, HookTested, HookView, Invite,
+    InviteRequest, InviteView, Invites, Keys, MatchAnswer, MatchRequest, NodeChange, NodeChanged,
+    NodeView, Page, PingAnswer, PingRequest, Plan, ReplaceRequest, RetryRequest, RouteView,
+    RunBrief, RunRequest, RunView, StandbyKit, Status, TokenCreated, TokenRequest, TokenView,
+    TriggerView, WhoAmI,
 };
 use muster_protocol::keys::KeyId;
-use muster_protocol::names::NodeName;
+use muster_protocol::names::{HookName, NodeName};
 use muster_protocol::run::Wish;
-use muster_protocol::units::Span;
+use muster_protocol::units::{Span, Timestamp};
 use muster_protocol::wire::{CredentialsAnswer, CredentialsRequest, EnrollRequest, Trust};
 use reqwest::Method;
 use serde::Serialize;
@@ -31,6 +32,21 @@ const PAGE: u32 = 1_000;
 const MAX_PAGES: usize = 1_000;
 /// A change of a node waits for the node, up to 5 s.
 const FOR_THE_NODE: Duration = Duration::from_secs(10);
+
+/// Which events are asked for.
+#[derive(Clone, Debug, Default)]
+pub struct EventsQuery {
+    /// Those after this position; the newest when absent.
+    pub after: Option<u64>,
+    /// How many at most, 1 to 1000.
+    pub limit: u32,
+    /// Any of these kinds, as `alarm.*`; all when empty.
+    pub kinds: Vec<String>,
+    /// About this, as `web-*`.
+    pub subject: Option<String>,
+    /// Since then.
+    pub since: Option<Timestamp>,
+}
 
 type Answer<T> = Result<T, ClientError>;
 
@@ -428,11 +444,74 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn events(&self, after: Option<u64>, limit: u32) -> Answer<Page<ClusterEvent>> {
-        let mut query = vec![("limit", limit.to_string())];
-        if let Some(after) = after {
+        self.events_of(&EventsQuery {
+            after,
+            limit,
+            ..EventsQuery::default()
+        })
+        .await
+    }
+
+    /// `GET /v1/events`: those that are asked for, oldest first.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn events_of(&self, asked: &EventsQuery) -> Answer<Page<ClusterEvent>> {
+        let mut query = vec![("limit", asked.limit.to_string())];
+        if let Some(after) = asked.after {
             query.push(("after", after.to_string()));
         }
+        if !asked.kinds.is_empty() {
+            query.push(("kind", asked.kinds.join(",")));
+        }
+        if let Some(subject) = &asked.subject {
+            query.push(("subject", subject.clone()));
+        }
+        if let Some(since) = asked.since {
+            query.push(("since", since.to_string()));
+        }
         self.get(&["v1", "events"], &query).await
+    }
+
+    /// `POST /v1/events`: puts one in. Again, it is the same one.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn put_event(&self, event: &ClusterEvent) -> Answer<EventsStored> {
+        self.post(&["v1", "events"], event).await
+    }
+
+    /// `GET /v1/hooks`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn hooks(&self) -> Answer<Page<HookView>> {
+        self.get(&["v1", "hooks"], &[]).await
+    }
+
+    /// `POST /v1/hooks/{name}/test`: each event that a delivery would become.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn test_hook(&self, name: &HookName, test: &HookTest) -> Answer<Page<HookTested>> {
+        self.post(&["v1", "hooks", name.as_str(), "test"], test)
+            .await
+    }
+
+    /// `GET /v1/triggers`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn triggers(&self) -> Answer<Page<TriggerView>> {
+        self.get(&["v1", "triggers"], &[]).await
+    }
+
+    /// `GET /v1/routes`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn routes(&self) -> Answer<Page<RouteView>> {
+        self.get(&["v1", "routes"], &[]).await
     }
 
     /// `GET /v1/status`.

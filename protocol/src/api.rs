@@ -65,9 +65,9 @@ mod brokers;
 mod cluster;
 mod event;
 mod frame;
+mod freeze;
 mod hook;
 mod policy;
-mod freeze;
 mod release;
 mod run;
 mod scenario;
@@ -92,14 +92,14 @@ pub use event::{
     CloudEvent, ClusterEvent, EventStored, EventsStored, NotAnEvent, OWN_SOURCE, SPEC_VERSION,
 };
 pub use frame::Frame;
-pub use policy::{
-    Explained, ExplainedClass, ExplainRequest, PolicyFiles, PolicySchema, PolicyStored, PolicyVersion,
-    PolicyView, PrincipalKind, PrincipalView, PutPolicy,
-};
+pub use freeze::{FreezeRequest, FreezeView, ThawRequest};
 pub use hook::{
     HookKind, HookTest, HookTested, HookView, RouteView, TriggerLast, TriggerTested, TriggerView,
 };
-pub use freeze::{FreezeRequest, FreezeView, ThawRequest};
+pub use policy::{
+    ExplainRequest, Explained, ExplainedClass, PolicyFiles, PolicySchema, PolicyStored,
+    PolicyVersion, PolicyView, PrincipalKind, PrincipalView, PutPolicy,
+};
 pub use release::{ReleaseOffer, ReleaseUpload, ReleaseView, UPLOAD_PART};
 pub use run::{
     Confirm, Plan, PlanRef, PlanRefError, PlanSet, RetryRequest, RunBrief, RunNode, RunRequest,

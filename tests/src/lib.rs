@@ -296,6 +296,10 @@ impl Up {
         for node in &self.nodes {
             command.arg("--node").arg(node);
         }
+        let hooks = self.dir.path().join("hooks.toml");
+        if hooks.exists() {
+            command.arg("--hooks").arg(hooks);
+        }
         if let Some(socket) = &self.checkpoints {
             command.env(muster_checkpoint::VARIABLE, socket);
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use muster_broker::authz::{Action, FixedRoles};
+use muster_broker::events::kinds::KINDS;
 use muster_protocol::api::Role;
 use muster_protocol::problem::Kind;
 use muster_protocol::run::Outcome;
@@ -308,6 +309,58 @@ fn roles_may_what_the_table_says() {
         })
         .collect();
     assert_eq!(written, real);
+}
+
+#[test]
+fn kinds_of_events_are_those_of_the_code() {
+    let written: Vec<(String, String)> = table("webhooks.md", "## Kinds")
+        .into_iter()
+        .map(|row| (row[0].clone(), row[1].clone()))
+        .collect();
+    let real: Vec<(String, String)> = KINDS
+        .iter()
+        .map(|(kind, what)| ((*kind).to_owned(), (*what).to_owned()))
+        .collect();
+    assert_eq!(written, real);
+    // And each that the broker says is one of them.
+    let mut seen = BTreeSet::new();
+    let mut folders = vec![root().join("broker/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            if path.is_dir() {
+                folders.push(path);
+            } else if name.ends_with(".rs") && !name.contains("test") {
+                let text = read(&path);
+                // Behind `emit(`, `tell(` and `kind: ` are kinds.
+                for mark in ["emit(", "tell(", "tell_life(", "kind: ", "kind = "] {
+                    for part in text.split(mark).skip(1) {
+                        let part = part.trim_start();
+                        let Some(kind) = part.strip_prefix('"').and_then(|p| p.split('"').next())
+                        else {
+                            continue;
+                        };
+                        let plain = |c: char| c.is_ascii_lowercase() || c == '.' || c == '-';
+                        if kind.contains('.') && kind.chars().all(plain) {
+                            seen.insert(kind.to_owned());
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(seen.len() > 20, "{seen:?}");
+    let known: BTreeSet<&str> = KINDS.iter().map(|(kind, _)| *kind).collect();
+    let missing: Vec<&String> = seen
+        .iter()
+        .filter(|k| !known.contains(k.as_str()))
+        .collect();
+    assert!(missing.is_empty(), "no documented kinds: {missing:?}");
 }
 
 /// The keys of TOML, dotted.

@@ -121,7 +121,7 @@ impl Audit {
         cancel: &CancellationToken,
     ) -> Result<Self, AuditError> {
         ensure(&parts.js).await?;
-        let place = Place::find(&parts.js).await?;
+        let (place, damaged) = Place::find_or_damaged(&parts.js).await?;
         let since = place.time;
         let (to_owner, inbox) = mpsc::channel(WAITING);
         let (ends, ended) = mpsc::unbounded_channel();
@@ -146,7 +146,7 @@ impl Audit {
             cancel.clone(),
         ));
         tasks.spawn(ends::keep(audit.clone(), ended, since, cancel.clone()));
-        let owner = Owner::new(parts, place, wrote).await?;
+        let owner = Owner::new(parts, (place, damaged), wrote).await?;
         tasks.spawn(owner.run(inbox, audit.clone(), cancel.clone()));
         Ok(audit)
     }
@@ -223,6 +223,28 @@ impl Audit {
             }),
             ..Self::entry("authenticate", Verdict::Denied)
         });
+    }
+
+    /// A delivery was taken by a hook. What it leads to is recorded by itself.
+    pub fn delivered(&self, address: Option<std::net::IpAddr>, hook: &str) {
+        let hook = muster_protocol::text::printable(hook, 100);
+        let mut entry = Self::entry("deliver", Verdict::Allowed);
+        entry.who.door = Some("hook".to_owned());
+        entry.who.origin = address.map(|address| serde_json::json!({ "address": address }));
+        entry.about.request = Some(format!("POST /hooks/{hook}"));
+        self.note(entry);
+    }
+
+    /// A machine wants to become a node by an invite.
+    ///
+    /// # Errors
+    /// [`AuditError`].
+    pub async fn enrols(&self, key: &muster_protocol::keys::PublicKey) -> Result<(), AuditError> {
+        let mut entry = Self::entry("enroll", Verdict::Noted);
+        entry.about.request = Some("POST /v1/enroll".to_owned());
+        let key = serde_json::json!(key);
+        entry.about.more.insert("node_key".to_owned(), key);
+        self.append(entry).await
     }
 
     /// A run has ended: it gets its record, once, whatever happens to this

@@ -113,6 +113,27 @@ impl Place {
     }
 }
 
+impl Place {
+    /// The same; when the end cannot be read, behind it, and where that was.
+    ///
+    /// # Errors
+    /// [`AuditError`].
+    pub(super) async fn find_or_damaged(js: &Context) -> Result<(Self, Option<u64>), AuditError> {
+        let damaged = match Self::find(js).await {
+            Ok(place) => return Ok((place, None)),
+            Err(AuditError::Unreadable { sequence }) => sequence,
+            Err(error) => return Err(error),
+        };
+        let last = last_of_subject(js, STREAM, AUDIT).await?;
+        let place = Self {
+            sequence: last.as_ref().map_or(0, |last| last.sequence),
+            tail: Tail::START,
+            time: last.map(|last| last.time),
+        };
+        Ok((place, Some(damaged)))
+    }
+}
+
 /// See the module.
 pub(super) struct Owner {
     parts: Parts,
@@ -132,11 +153,11 @@ impl Owner {
     /// [`AuditError`].
     pub(super) async fn new(
         parts: Parts,
-        place: Place,
+        (place, damaged): (Place, Option<u64>),
         wrote: watch::Sender<u64>,
     ) -> Result<Self, AuditError> {
         let known = known::furthest(&parts.state, &parts.config)?.map(Tail::from);
-        let mut owner = Self {
+        let owner = Self {
             covered: place.tail.count,
             place: Some(place),
             uncovered: Some(Instant::now()),
@@ -144,6 +165,17 @@ impl Owner {
             wrote,
         };
         let tail = place.tail;
+        if let Some(sequence) = damaged {
+            let text = format!(
+                "message {sequence} of the audit in the store is none that muster writes: it was changed there"
+            );
+            let more = json!({ "sequence": sequence });
+            let place = Place {
+                tail: known.unwrap_or(tail),
+                ..place
+            };
+            return owner.goes_on(place, "audit-changed", text, more).await;
+        }
         match known {
             Some(known) if known.count > tail.count => {
                 let text = format!(
@@ -154,19 +186,10 @@ impl Owner {
                     tail.count,
                     known.count
                 );
-                tracing::error!("{text}");
-                let mut entry = Audit::entry("audit-gap", Verdict::Noted);
-                entry.why = Some(text.clone());
                 let more = json!({ "from": tail.count + 1, "to": known.count, "head": known.head });
-                entry.about.more = more.as_object().cloned().unwrap_or_default();
                 // The numbers that were given are not given again.
-                let place = Place {
-                    tail: known,
-                    ..place
-                };
-                owner.write_at(place, vec![entry]).await?;
-                let events = &owner.parts.events;
-                events.emit("alarm.audit-gap", "audit", text).await;
+                let place = Place { tail: known, ..place };
+                return owner.goes_on(place, "audit-gap", text, more).await;
             }
             Some(known) if known.count == tail.count && known.head != tail.head => {
                 let text = format!(
@@ -174,18 +197,31 @@ impl Owner {
                      the store",
                     tail.count
                 );
-                tracing::error!("{text}");
-                let mut entry = Audit::entry("audit-changed", Verdict::Noted);
-                entry.why = Some(text.clone());
                 let more = json!({ "record": tail.count, "head": known.head });
-                entry.about.more = more.as_object().cloned().unwrap_or_default();
-                owner.write(vec![entry]).await?;
-                let events = &owner.parts.events;
-                events.emit("alarm.audit-changed", "audit", text).await;
+                return owner.goes_on(place, "audit-changed", text, more).await;
             }
             _ => {}
         }
         Ok(owner)
+    }
+
+    /// Something is wrong with the record: it says so itself, and people are
+    /// told.
+    async fn goes_on(
+        mut self,
+        place: Place,
+        action: &str,
+        text: String,
+        more: serde_json::Value,
+    ) -> Result<Self, AuditError> {
+        tracing::error!("{text}");
+        let mut entry = Audit::entry(action, Verdict::Noted);
+        entry.why = Some(text.clone());
+        entry.about.more = more.as_object().cloned().unwrap_or_default();
+        self.write_at(place, vec![entry]).await?;
+        let kind = format!("alarm.{action}");
+        self.parts.events.emit(&kind, "audit", text).await;
+        Ok(self)
     }
 
     /// Writes what comes, until `cancel` and everything that waits then.

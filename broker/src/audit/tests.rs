@@ -277,6 +277,19 @@ async fn a_store_that_lost_the_end_is_found_out_and_numbers_are_not_given_again(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_cannot_be_read_is_recorded_and_stops_nobody() {
+    let lab = Lab::start().await;
+    let mut lines = lab.written(12).await;
+    let last = lines.len() - 1;
+    lines[last] = "no line of a record".to_owned();
+    lab.replace(&lines).await;
+    let lines = lab.written(1).await;
+    assert!(lines.iter().any(|l| l.contains("audit-changed") && l.contains("\"n\":13,")));
+    let report = lab.verify(&lines, lab.outside());
+    assert_eq!(kinds(&report), [(13, FaultKind::Unreadable)], "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_old_goes_and_what_stays_still_verifies() {
     let lab = Lab::start().await;
     let opened = lab.open().await;

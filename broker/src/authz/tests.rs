@@ -53,6 +53,8 @@ fn who_may_do_what() {
     add brokers                        admin
     read policies                      admin operator reader
     change policies                    admin
+    read the record of requests        admin operator reader
+    freeze or thaw the fleet           admin operator
     read the status                    admin operator reader
     read events                        admin operator reader
     put events in                      admin operator

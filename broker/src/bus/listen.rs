@@ -24,9 +24,10 @@ use super::meter::Meters;
 use super::said::{Said, kind, read};
 use super::{Bus, Purpose};
 use crate::events::Events;
+use crate::events::facts::{self, Patience};
 use crate::freeze::Freezer;
 use crate::hello::Porter;
-use crate::inventory::{Inventory, NodeRecord};
+use crate::inventory::{Inventory, NodeRecord, Snapshot};
 use crate::ping::Pinger;
 use crate::presence::Presence;
 use crate::runs::Engine;
@@ -57,6 +58,7 @@ pub(super) struct Ears {
 
 /// Which nodes' facts are being stored.
 pub(super) struct FactsDesk {
+    patience: Patience,
     room: Semaphore,
     busy: Mutex<HashSet<Serial>>,
 }
@@ -64,6 +66,7 @@ pub(super) struct FactsDesk {
 impl FactsDesk {
     pub(super) fn new() -> Self {
         Self {
+            patience: Patience::default(),
             room: Semaphore::new(FACTS_AT_ONCE),
             busy: Mutex::default(),
         }
@@ -255,11 +258,13 @@ impl Ears {
         let this = self.clone();
         tokio::spawn(async move {
             if let Ok(_room) = this.facts.room.acquire().await {
+                let before = this.inventory.snapshot();
                 match this.inventory.set_facts(serial, facts).await {
                     Ok(()) => {
                         if let Some(reply) = &reply {
                             this.bus.acknowledge(serial, reply).await;
                         }
+                        this.tell_facts(serial, &before).await;
                     }
                     Err(error) => {
                         tracing::warn!(node = %serial, %error, "cannot store the facts of a node")
@@ -272,6 +277,30 @@ impl Ears {
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&serial);
         });
+    }
+
+    /// Tells which facts of a node are others than before.
+    async fn tell_facts(&self, serial: Serial, before: &Snapshot) {
+        let now = self.inventory.snapshot();
+        let (Some(before), Some(now)) = (before.get(serial), now.get(serial)) else {
+            return;
+        };
+        // The first ones are no change.
+        if before.facts.is_empty() || before.facts == now.facts {
+            return;
+        }
+        let changes = facts::changes(&before.facts, &now.facts);
+        if changes.is_empty()
+            || !self
+                .facts
+                .patience
+                .allows(serial, std::time::Instant::now())
+        {
+            return;
+        }
+        let name = now.assignment.name.as_str();
+        let (text, fields) = facts::told(name, &changes);
+        self.events.tell("node.facts", name, text, fields).await;
     }
 
     /// The server says that nobody heard a message to one node.

@@ -4,6 +4,7 @@
 //! [`kinds`] lists muster's own kinds. [`Events::put`] takes events from
 //! outside, each once; [`feed`] gives everybody who follows what is stored.
 
+pub mod facts;
 pub mod feed;
 pub mod glob;
 pub mod kinds;
@@ -248,6 +249,14 @@ impl Events {
             fields,
         } = event;
         self.store(&kind, &subject, text, fields, Some(id)).await
+    }
+
+    /// Stores an event with fields for programs. One that cannot be stored is
+    /// logged.
+    pub async fn tell(&self, kind: &str, subject: &str, text: String, fields: Map<String, Value>) {
+        if let Err(error) = self.store(kind, subject, text, fields, None).await {
+            tracing::warn!(kind, subject, %error, "an event could not be stored");
+        }
     }
 
     async fn store(

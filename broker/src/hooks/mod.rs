@@ -11,6 +11,8 @@ pub mod payload;
 pub mod rate;
 mod reload;
 pub mod take;
+#[cfg(test)]
+mod tests;
 pub mod verify;
 
 use std::path::{Path, PathBuf};

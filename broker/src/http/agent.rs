@@ -58,6 +58,8 @@ async fn enroll(
     ApiJson(request): ApiJson<EnrollRequest>,
 ) -> Result<ApiJson<CredentialsAnswer>, ApiError> {
     state.active()?;
+    // Nobody is asked who may: the invite is the right. It is recorded before.
+    state.audit.enrols(&request.node_key).await?;
     Ok(ApiJson(
         finish(async move { state.enrolment.enroll(&request).await }).await?,
     ))

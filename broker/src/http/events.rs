@@ -162,8 +162,9 @@ async fn list(
     }
     let limit = limit as usize;
     let filter = filter(range.kind.as_deref(), range.subject.as_deref(), range.since)?;
-    let found = match range.after {
-        Some(after) => state.events.list(after, &filter, limit).await?,
+    let mut found = match range.after {
+        // One more says whether there are more.
+        Some(after) => state.events.list(after, &filter, limit + 1).await?,
         None => Found {
             events: state
                 .events
@@ -173,10 +174,11 @@ async fn list(
             next: None,
         },
     };
-    // A full page may be the last one.
-    let next = found
-        .next
-        .filter(|next| *next < state.events.feed().position());
+    if found.events.len() > limit {
+        found.events.truncate(limit);
+        found.next = found.events.last().map(|event| event.seq);
+    }
+    let next = found.next;
     Ok(ApiJson(Page {
         items: found.events,
         next: next.map(|next| next.to_string()),

@@ -193,8 +193,13 @@ async fn deliver(
         body: &body,
     };
     match Box::pin(state.hooks.take(&name, &delivery)).await {
-        Ok(_) => Ok(StatusCode::NO_CONTENT),
+        Ok(_) => {
+            state.audit.delivered(ip, &name);
+            Ok(StatusCode::NO_CONTENT)
+        }
         Err(error @ TakeError::Refused) => {
+            let request = format!("POST /hooks/{name}");
+            state.audit.stranger(ip, &request, &error.to_string());
             // Only who guesses is slowed down.
             if !state.limiter.allows(ip, std::time::Instant::now()) {
                 return Err(ApiError::new(

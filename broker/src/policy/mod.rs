@@ -171,10 +171,8 @@ impl Policies {
                 let all: Vec<String> = faults.iter().map(ToString::to_string).collect();
                 unusable(all.join("\n"))
             })?;
-            let document = Document {
-                version: Some(version),
-                ..checked.document
-            };
+            let mut document = checked.document;
+            document.version = Some(version);
             (document, stored)
         };
         let shown = view(version, &stored, Some(&document));

@@ -123,6 +123,8 @@ pub(super) struct Task {
     number: u64,
     /// Events that scenarios made on its nodes.
     pub(super) told: u32,
+    /// That it begins was told.
+    pub(super) begun: bool,
     /// What it was told that the run waits for.
     pub(super) waits_told: BTreeSet<String>,
     first: u64,
@@ -158,6 +160,7 @@ impl Task {
             main: (folded.state.flow.is_some()).then(|| Box::new(Conductor::new())),
             number,
             told: 0,
+            begun: false,
             waits_told: BTreeSet::new(),
             first: folded.first,
             frozen: folded.state.order.iter().copied().collect(),
@@ -390,6 +393,9 @@ impl Task {
         let shared = &self.engine.0;
         lock(&shared.index).update(&self.state);
         shared.tell_parent(&self.state, &event);
+        if let RunEvent::Answered { number, steps, .. } = &event {
+            self.tell_steps(*number, steps.len()).await;
+        }
         Ok(())
     }
 
@@ -424,6 +430,7 @@ impl Task {
             if let RunEvent::Outcomes { results, .. } = &event {
                 // Before anything else is written: see `tell_the_last`.
                 self.tell_failures(results).await;
+                self.tell_progress(results.len()).await;
             }
             for serial in serials {
                 self.delivery.settled(serial);
@@ -444,6 +451,7 @@ impl Task {
         lock(&shared.secrets).remove(&self.run);
         shared.record_end(&self.state);
         tracing::info!(state = self.state.phase.as_str(), summary = ?self.state.summary(), "run ended");
+        self.tell_ended().await;
         Ok(())
     }
 
@@ -452,7 +460,10 @@ impl Task {
         loop {
             match self.state.next() {
                 Next::Send { .. } if self.is_frozen() => return Ok(()),
-                Next::Send { batch, nodes } => self.send_batch(batch, nodes).await?,
+                Next::Send { batch, nodes } => {
+                    self.tell_begun().await;
+                    self.send_batch(batch, nodes).await?;
+                }
                 Next::Skip {
                     nodes,
                     outcome,
@@ -465,6 +476,7 @@ impl Task {
                 Next::Finish(end) => self.finish(end).await?,
                 Next::Main if self.main_is_frozen() => return Ok(()),
                 Next::Main => {
+                    self.tell_begun().await;
                     if !self.conduct().await? {
                         return Ok(());
                     }

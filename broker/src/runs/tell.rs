@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::note::{EVENT_PREFIX, MAX_EVENT, MAX_KIND, Note, Read, Reader};
-use muster_protocol::run::{NodeResult, Outcome, RunEvent, RunSpec, Stream};
+use muster_protocol::run::{NodeResult, Outcome, RunEvent, RunSpec, Stream, Summary};
 use muster_protocol::subject;
 use muster_protocol::text::printable;
 use muster_scenarios::{command, upgrade};
@@ -28,6 +28,8 @@ const NAMED: usize = 5;
 const MAX_FIELD: usize = 200;
 /// A step has failed.
 const STEP_FAILED: &str = "run.step-failed";
+/// Below so many nodes nobody is told how far a run is.
+const MANY: usize = 10;
 
 /// Events that a piece of a node's notes holds: their number in it, kind and
 /// fields. A note that fits into a piece is never cut in two, so each piece
@@ -78,6 +80,20 @@ fn is_told(spec: &RunSpec) -> bool {
         && ![command::bundle(), upgrade::bundle()].contains(&spec.bundle)
 }
 
+/// `23 succeeded, 1 unreachable`.
+fn counts(summary: &Summary) -> String {
+    let counts: Vec<String> = summary
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(outcome, count)| format!("{count} {outcome}"))
+        .collect();
+    if counts.is_empty() {
+        "nothing was sent to any node".to_owned()
+    } else {
+        counts.join(", ")
+    }
+}
+
 fn is_failure(result: &NodeResult) -> bool {
     matches!(
         result.outcome,
@@ -85,7 +101,113 @@ fn is_failure(result: &NodeResult) -> bool {
     )
 }
 
+/// Whether begin, progress and end of a run are told: those of commands are
+/// for whoever typed them, and a part is the business of its whole.
+fn is_shown(spec: &RunSpec) -> bool {
+    spec.local.is_none()
+        && spec.rebuilt.is_none()
+        && spec.part_of.is_none()
+        && spec.bundle != command::bundle()
+}
+
 impl Task {
+    /// What every event of the run's life has.
+    fn life(&self) -> Map<String, Value> {
+        let spec = &self.state.spec;
+        let mut fields = Map::from_iter([
+            ("run".to_owned(), self.run.to_string().into()),
+            ("scenario".to_owned(), spec.scenario.as_str().into()),
+            ("principal".to_owned(), spec.principal.as_str().into()),
+            ("door".to_owned(), serde_json::json!(spec.door)),
+            ("mode".to_owned(), serde_json::json!(spec.mode)),
+            ("nodes".to_owned(), self.state.order.len().into()),
+        ]);
+        if let Some(version) = spec.version {
+            fields.insert("version".to_owned(), version.into());
+        }
+        fields
+    }
+
+    async fn tell_life(&self, kind: &str, which: &str, text: String, fields: Map<String, Value>) {
+        let once = Once {
+            id: format!("{}.{which}", self.run),
+            kind: kind.to_owned(),
+            subject: self.run.short(),
+            text,
+            fields,
+        };
+        self.engine.0.events.once(once).await;
+    }
+
+    /// Tells that the run begins to do something; once.
+    pub(super) async fn tell_begun(&mut self) {
+        if std::mem::replace(&mut self.begun, true) || !is_shown(&self.state.spec) {
+            return;
+        }
+        let text = format!(
+            "{} by {} on {} nodes has begun",
+            printable(&self.state.spec.title, 200),
+            self.state.spec.principal,
+            self.state.order.len()
+        );
+        self.tell_life("run.begun", "begun", text, self.life())
+            .await;
+    }
+
+    /// Tells of each tenth of the nodes that is done; `new` of them just now.
+    pub(super) async fn tell_progress(&self, new: usize) {
+        let all = self.state.order.len();
+        if all < MANY || !is_shown(&self.state.spec) {
+            return;
+        }
+        let done = self.state.results().count();
+        let tenth = done * 10 / all;
+        if tenth == 0 || tenth >= 10 || done.saturating_sub(new) * 10 / all == tenth {
+            return;
+        }
+        let mut fields = self.life();
+        fields.insert("done".to_owned(), done.into());
+        fields.insert(
+            "outcomes".to_owned(),
+            serde_json::json!(self.state.summary()),
+        );
+        let title = printable(&self.state.spec.title, 200);
+        let text = format!("{title}: {done}/{all} nodes");
+        let which = format!("progress.{tenth}");
+        self.tell_life("run.progress", &which, text, fields).await;
+    }
+
+    /// Tells that another call of the run's `main` was answered after it
+    /// waited, when it was steps on nodes.
+    pub(super) async fn tell_steps(&self, number: u64, steps: usize) {
+        if steps == 0 || !is_shown(&self.state.spec) {
+            return;
+        }
+        let mut fields = self.life();
+        fields.insert("step".to_owned(), number.into());
+        let summary = self.state.summary();
+        fields.insert("outcomes".to_owned(), serde_json::json!(summary));
+        let title = printable(&self.state.spec.title, 200);
+        let text = format!("{title}: step {number} is done, {}", counts(&summary));
+        let which = format!("step.{number}");
+        self.tell_life("run.progress", &which, text, fields).await;
+    }
+
+    /// Tells that the run has ended.
+    pub(super) async fn tell_ended(&self) {
+        if !is_shown(&self.state.spec) {
+            return;
+        }
+        let summary = self.state.summary();
+        let state = self.state.phase.as_str();
+        let mut fields = self.life();
+        fields.insert("state".to_owned(), state.into());
+        fields.insert("outcomes".to_owned(), serde_json::json!(summary));
+        let title = printable(&self.state.spec.title, 200);
+        let text = format!("{title}: {state}, {}", counts(&summary));
+        self.tell_life("run.ended", "ended", text, fields).await;
+    }
+
     /// Tells of the events in a piece of output that is stored.
     pub(super) async fn tell_events(&mut self, head: StoredOutput, data: &Bytes) {
         for (n, kind, fields) in events(head.stream, data) {

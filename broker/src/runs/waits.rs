@@ -74,7 +74,7 @@ fn said(spec: &RunSpec, short: &str, gate: &Gate, why: Option<&str>) -> Option<S
             more.insert("why".into(), json!(why));
             (text, nobody, show)
         }
-        Gate::Moment { .. } => return None,
+        Gate::Moment { .. } | Gate::Frozen { .. } => return None,
     };
     let title = printable(&spec.title, MAX_TITLE);
     let mut fields = Map::from_iter([

@@ -113,7 +113,7 @@ const EVENTS: &str = crate::events::STREAM;
 const AUDIT: &str = crate::audit::STREAM;
 
 /// Everything that is followed.
-const ALL: [Followed; 11] = [
+const ALL: [Followed; 12] = [
     bucket(NODES, "$KV.muster_nodes.>"),
     bucket(FACTS, "$KV.muster_facts.>"),
     bucket(INVITES, "$KV.muster_invites.>"),

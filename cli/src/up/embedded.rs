@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use muster_broker::config::{Config, NatsCa};
+use muster_broker::hooks::Held as HeldHooks;
 use muster_broker::state_dir::{StateDir, StateDirError};
 use muster_broker::{Embedded, EmbeddedError, EmbeddedOptions, prepare_embedded};
 
@@ -116,6 +117,14 @@ impl Prepared {
         config.nats.urls.clone_from(&nats.urls);
         config.nats.agent_urls.clone_from(&nats.agent_urls);
         config.nats.ca = NatsCa::Own;
+        if let Some(file) = &wish.hooks {
+            // The broker runs in another directory.
+            let file = std::path::absolute(file)
+                .map_err(|e| Failure::usage(format!("cannot find {}: {e}", file.display())))?;
+            config.hooks_file = Some(file);
+        }
+        // Said here at once, and not by a broker that does not stay up.
+        HeldHooks::open(config.hooks_file.as_deref()).map_err(|e| Failure::usage(e.to_string()))?;
         let broker_text = config
             .to_toml()
             .map_err(|e| Failure::usage(e.to_string()))?;
@@ -276,6 +285,7 @@ mod tests {
             listen: "127.0.0.1:0".parse().expect("address"),
             nats_listen: None,
             nodes: vec![],
+            hooks: None,
             json: false,
         }
     }

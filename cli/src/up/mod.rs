@@ -52,6 +52,8 @@ pub struct Wish {
     pub nats_listen: Option<SocketAddr>,
     /// The agents.
     pub nodes: Vec<NodeSpec>,
+    /// The file with webhooks, triggers and routes, if another one is named.
+    pub hooks: Option<PathBuf>,
     /// The `ready` line is a JSON object.
     pub json: bool,
 }

@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod events;
 pub mod freeze;
 pub mod generate;
+pub mod hook;
 pub mod keys;
 pub mod matching;
 pub mod node;
@@ -16,6 +17,7 @@ pub mod output;
 pub mod ping;
 pub mod policy;
 pub mod restore;
+pub mod route;
 pub mod run;
 pub mod runs;
 pub mod scenario;
@@ -23,6 +25,7 @@ pub mod schedule;
 pub mod standby;
 pub mod status;
 pub mod token;
+pub mod trigger;
 pub mod up;
 pub mod watch;
 
@@ -56,6 +59,9 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Policy(args) => Box::pin(policy::run(context, args)).await,
         Command::Keys(args) => keys::run(context, args).await,
         Command::Events(args) => events::run(context, &args).await,
+        Command::Hook(args) => hook::run(context, &args).await,
+        Command::Trigger(args) => trigger::run(context, &args).await,
+        Command::Route(args) => route::run(context, &args).await,
         Command::Audit(args) => audit::run(context, args).await,
         Command::Freeze(args) => freeze::freeze(context, &args).await,
         Command::Thaw(args) => freeze::thaw(context, &args).await,

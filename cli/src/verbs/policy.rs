@@ -282,12 +282,15 @@ async fn put(context: &Context, args: PutArgs) -> Result<u8, Failure> {
     let files = files(&args.path, args.principals.as_deref())?;
     if let Err(faults) = check(&files) {
         if args.json {
-            context.term.json(&json!({ "ok": false, "errors": faults }))?;
-        } else {
-            say(context, "error:", &faults)?;
             context
                 .term
-                .line(&format!("{}; nothing was stored", count(faults.len(), "error")))?;
+                .json(&json!({ "ok": false, "errors": faults }))?;
+        } else {
+            say(context, "error:", &faults)?;
+            context.term.line(&format!(
+                "{}; nothing was stored",
+                count(faults.len(), "error")
+            ))?;
         }
         return Ok(1);
     }
@@ -349,11 +352,16 @@ async fn show(context: &Context, args: &ShowArgs) -> Result<u8, Failure> {
 }
 
 fn about(version: &PolicyVersion) -> String {
-    let when = version
-        .at
-        .map_or_else(|| "as it came with muster".to_owned(), |at| {
-            format!("by {} at {}", printable(version.by.as_str(), 64), moment(at))
-        });
+    let when = version.at.map_or_else(
+        || "as it came with muster".to_owned(),
+        |at| {
+            format!(
+                "by {} at {}",
+                printable(version.by.as_str(), 64),
+                moment(at)
+            )
+        },
+    );
     let note = version.note.as_ref();
     let note = note.map_or_else(String::new, |note| format!(": {}", printable(note, 200)));
     format!("version {} {when}{note}", version.version)
@@ -395,7 +403,11 @@ async fn explain(context: &Context, args: ExplainArgs) -> Result<u8, Failure> {
         scenario: args.scenario,
         version: args.version,
         params: Value::Object(params(&args.params)?),
-        mode: if args.dry_run { Mode::Check } else { Mode::Apply },
+        mode: if args.dry_run {
+            Mode::Check
+        } else {
+            Mode::Apply
+        },
         predicate: args.on,
         door: Some(args.door),
         address: args.address,
@@ -415,7 +427,11 @@ async fn explain(context: &Context, args: ExplainArgs) -> Result<u8, Failure> {
 fn told(explained: &Explained) -> String {
     let mut text = format!(
         "{}: {}\n",
-        if explained.allowed { "allowed" } else { "denied" },
+        if explained.allowed {
+            "allowed"
+        } else {
+            "denied"
+        },
         printable(&explained.text, 1_000)
     );
     if explained.approvals > 0 {
@@ -462,7 +478,10 @@ fn class_line(class: &ExplainedClass) -> String {
         return says;
     };
     let roles = class.roles.iter().map(|role| format!("role={role}"));
-    let labels = class.labels.iter().map(|(key, value)| format!("{key}={value}"));
+    let labels = class
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"));
     let all: Vec<String> = roles.chain(labels).collect();
     let what = if all.is_empty() {
         "without roles and labels".to_owned()

@@ -38,6 +38,9 @@ pub struct UpArgs {
     /// Run an agent on this machine: NAME:role=web,zone=gva2; may be given again
     #[arg(long = "node", value_name = "SPEC")]
     pub nodes: Vec<NodeSpec>,
+    /// Webhooks, triggers and routes are in this file
+    #[arg(long, value_name = "FILE")]
+    pub hooks: Option<PathBuf>,
     /// The line that says `ready` is a JSON object
     #[arg(long)]
     pub json: bool,
@@ -53,6 +56,7 @@ pub async fn run(context: &Context, args: UpArgs) -> Result<u8, Failure> {
         listen: args.listen,
         nats_listen: args.nats_listen,
         nodes: args.nodes,
+        hooks: args.hooks,
         json: args.json,
     };
     up(context, &wish).await

@@ -9,6 +9,7 @@
 //! must have counted every effect exactly once.
 
 pub mod figures;
+mod hooks;
 pub mod machine;
 pub mod process;
 mod script;

@@ -141,7 +141,13 @@ impl Work {
                 Err(why) => failed.push(format!("{nodes} nodes: {why}")),
             }
         }
-        let rows = rows(&sizes, &agents, self.plan.agents);
+        let mut rows = rows(&sizes, &agents, self.plan.agents);
+        let plan = &self.plan;
+        match super::hooks::row(&plan.programs, &plan.dir, &self.started, plan.quick) {
+            Ok(row) => rows.push(row),
+            Err(BenchError::Interrupted) => return Err(BenchError::Interrupted),
+            Err(why) => failed.push(format!("webhooks: {why}")),
+        }
         let fit = |of: fn(&Size) -> f64| {
             let points: Vec<_> = sizes.iter().map(|s| (f64::from(s.nodes), of(s))).collect();
             exponent(&points)

@@ -281,6 +281,20 @@ impl World {
         agents: &[String],
         started: &Started,
     ) -> Result<Self, BenchError> {
+        Self::start_with(programs, below, agents, None, started)
+    }
+
+    /// The same with a file of webhooks.
+    ///
+    /// # Errors
+    /// [`BenchError`]; what was started is ended.
+    pub fn start_with(
+        programs: &Programs,
+        below: &Path,
+        agents: &[String],
+        hooks: Option<&Path>,
+        started: &Started,
+    ) -> Result<Self, BenchError> {
         let dir = tempfile::Builder::new()
             .prefix("muster-bench-")
             .tempdir_in(below)
@@ -292,6 +306,9 @@ impl World {
             .env("MUSTER_NATS_SERVER", &programs.nats_server);
         for agent in agents {
             command.args(["--node", agent]);
+        }
+        if let Some(hooks) = hooks {
+            command.arg("--hooks").arg(hooks);
         }
         let mut up = Part::start("up", command, dir.path(), started)?;
         let line = up.line()?;
@@ -310,6 +327,12 @@ impl World {
             token_file: ready.token_file,
             token: token.trim().to_owned(),
         })
+    }
+
+    /// Where its broker listens, without a scheme.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        self.url.rsplit("//").next().unwrap_or(&self.url)
     }
 
     /// Adds simulated nodes and returns when the broker has welcomed all.

@@ -39,7 +39,7 @@ pub struct Gates {
 
 impl Gate {
     /// What is waited for, in a word: `confirmation`, `approvals`, `answer`,
-    /// `moment`, `window` or `lock`. `why` says what keeps a run from its
+    /// `moment`, `window`, `lock` or `thaw`. `why` says what keeps a run from its
     /// turn, where the gate itself does not.
     #[must_use]
     pub fn word(&self, why: Option<&str>) -> &'static str {
@@ -48,6 +48,7 @@ impl Gate {
             Self::Approvals { .. } => "approvals",
             Self::Answer { .. } => "answer",
             Self::Moment { .. } => "moment",
+            Self::Frozen { .. } => "thaw",
             Self::Turn {
                 locks,
                 windows,

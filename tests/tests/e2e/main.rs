@@ -19,3 +19,4 @@ mod rolling;
 mod runs;
 mod scenarios;
 mod upgrade;
+mod webhooks;

@@ -167,7 +167,7 @@ impl Principals {
     pub(super) fn no_principal(&self, name: &str) -> Option<(String, Option<String>)> {
         if name
             .parse()
-            .is_ok_and(|name| self.named.contains_key(&name))
+            .is_ok_and(|name: PrincipalName| self.named.contains_key(&name))
         {
             return None;
         }

@@ -140,7 +140,7 @@ fn the_schema_has_every_action_in_its_group_and_no_other() {
         let groups: Vec<String> = actions
             .ancestors(&uid)
             .unwrap()
-            .map(|group| group.id().as_ref().to_owned())
+            .map(|group| AsRef::<str>::as_ref(group.id()).to_owned())
             .collect();
         let group = action.group().as_str();
         let wanted = if group == "run" {
@@ -152,7 +152,7 @@ fn the_schema_has_every_action_in_its_group_and_no_other() {
         known.push(uid.to_string());
     }
     for uid in schema().actions() {
-        let is_group = ["read", "change", "manage"].contains(&uid.id().as_ref());
+        let is_group = ["read", "change", "manage"].contains(&AsRef::<str>::as_ref(uid.id()));
         assert!(
             is_group || known.contains(&uid.to_string()),
             "nobody asks for {uid}"
