@@ -12,6 +12,7 @@ use crate::testing::{TestBroker, TestNode, config_for, state_for, wait_for};
 
 mod policy;
 mod stored;
+mod waiting;
 
 struct World {
     broker: TestBroker,
