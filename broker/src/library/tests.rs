@@ -55,8 +55,8 @@ async fn events(broker: &TestBroker, kind: &str) -> Vec<String> {
     let (_, all) = broker.call("GET", "/v1/events?limit=500", None).await;
     let all = all["items"].as_array().cloned().unwrap_or_default();
     all.iter()
-        .filter(|e| e["kind"] == kind)
-        .map(|e| e["text"].as_str().unwrap_or_default().to_owned())
+        .filter(|e| e["type"] == kind)
+        .map(|e| e["data"]["text"].as_str().unwrap_or_default().to_owned())
         .collect()
 }
 

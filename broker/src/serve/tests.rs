@@ -71,7 +71,7 @@ async fn a_restart_keeps_everything_and_raises_the_epoch() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|e| e["kind"].as_str().unwrap())
+        .map(|e| e["type"].as_str().unwrap())
         .collect();
     assert!(
         kinds.contains(&"node.changed") && kinds.contains(&"node.enrolled"),

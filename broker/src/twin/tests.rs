@@ -36,12 +36,17 @@ async fn whoami(broker: &TestBroker, token: &Value) -> u16 {
 async fn events(broker: &TestBroker, kind: &str) -> Vec<Value> {
     let (_, all) = broker.call("GET", "/v1/events?limit=500", None).await;
     let all = all["items"].as_array().cloned().unwrap_or_default();
-    all.into_iter().filter(|e| e["kind"] == kind).collect()
+    all.into_iter().filter(|e| e["type"] == kind).collect()
 }
 
 async fn alarms(broker: &TestBroker) -> Vec<String> {
     let found = events(broker, "alarm.store-went-back").await;
-    let text = |event: &Value| event["text"].as_str().unwrap_or_default().to_owned();
+    let text = |event: &Value| {
+        event["data"]["text"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
     found.iter().map(text).collect()
 }
 

@@ -48,7 +48,7 @@ fn events(up: &Up, kind: &str) -> Vec<Value> {
     if let [Value::Array(list)] = all.as_slice() {
         all = list.clone();
     }
-    all.retain(|event| event["kind"] == kind);
+    all.retain(|event| event["type"] == kind);
     all
 }
 
@@ -82,7 +82,7 @@ fn what_a_function_changes_says_and_returns_reaches_people_and_its_events_the_cl
     let mut on: Vec<&str> = told.iter().filter_map(|e| e["subject"].as_str()).collect();
     on.sort_unstable();
     assert_eq!(on, ["web-01", "web-02"], "{told:?}");
-    assert_eq!(told[0]["fields"]["version"], "1.4.2");
+    assert_eq!(told[0]["data"]["version"], "1.4.2");
 
     let fails = [dir, "fails=web-02".to_owned()];
     let failed = run(&up, "app", &fails, &["--json"]).exits(1);
@@ -101,7 +101,7 @@ fn what_a_function_changes_says_and_returns_reaches_people_and_its_events_the_cl
     );
     let told = events(&up, "run.step-failed");
     assert_eq!(told.len(), 1, "{told:?}");
-    let text = told[0]["text"].as_str().expect("a text");
+    let text = told[0]["data"]["text"].as_str().expect("a text");
     assert!(
         text.contains("web-02") && text.contains("no room"),
         "{text}"

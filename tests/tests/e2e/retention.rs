@@ -52,7 +52,7 @@ fn print(up: &Up, bytes: usize) -> Said {
 fn events(up: &Up, kind: &str) -> Vec<Value> {
     let said = up.muster(&["events", "--json"]).exits(0);
     let all = said.json_lines();
-    all.into_iter().filter(|e| e["kind"] == kind).collect()
+    all.into_iter().filter(|e| e["type"] == kind).collect()
 }
 
 fn status(up: &Up) -> Value {
@@ -115,7 +115,7 @@ fn little_room_is_said_old_output_goes_and_everything_goes_on() {
             .find(|e| e["subject"] == "runs")
     })
     .unwrap_or_else(|e| panic!("{e}: {} {}", status(&up), up.logs()));
-    let text = alarm["text"].as_str().expect("a text");
+    let text = alarm["data"]["text"].as_str().expect("a text");
     assert!(
         text.contains("of 10 MiB") && text.contains("raise retention.bytes"),
         "{text}"

@@ -109,7 +109,7 @@ fn events(up: &Up) -> Vec<Value> {
 }
 
 fn kinds(events: &[Value], kind: &str) -> Vec<Value> {
-    let of = |e: &&Value| e["kind"].as_str().is_some_and(|k| k.starts_with(kind));
+    let of = |e: &&Value| e["type"].as_str().is_some_and(|k| k.starts_with(kind));
     events.iter().filter(of).cloned().collect()
 }
 

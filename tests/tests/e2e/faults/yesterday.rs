@@ -141,8 +141,13 @@ fn alarms(up: &Up) -> Vec<String> {
     }
     said.json_lines()
         .iter()
-        .filter(|event| event["kind"] == "alarm.store-went-back")
-        .map(|event| event["text"].as_str().unwrap_or_default().to_owned())
+        .filter(|event| event["type"] == "alarm.store-went-back")
+        .map(|event| {
+            event["data"]["text"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        })
         .collect()
 }
 
