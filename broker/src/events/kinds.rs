@@ -38,7 +38,10 @@ pub const KINDS: &[(&str, &str)] = &[
         "run.step-failed",
         "a function of a scenario failed on nodes",
     ),
-    ("run.waits", "a run waits for somebody: who, and what to type"),
+    (
+        "run.waits",
+        "a run waits for somebody: who, and what to type",
+    ),
     ("run.more-events", "a run makes more events than are told"),
     (
         "run.cut",
@@ -85,9 +88,18 @@ pub const KINDS: &[(&str, &str)] = &[
     ),
     ("broker.takeover", "another broker is the active one"),
     ("broker.kit", "somebody took what another broker needs"),
-    ("policy.stored", "somebody stored policies, principals and groups"),
-    ("audit.sink-back", "a place for copies of the record of requests can be written again"),
-    ("cluster.frozen", "somebody stopped everything new on all nodes"),
+    (
+        "policy.stored",
+        "somebody stored policies, principals and groups",
+    ),
+    (
+        "audit.sink-back",
+        "a place for copies of the record of requests can be written again",
+    ),
+    (
+        "cluster.frozen",
+        "somebody stopped everything new on all nodes",
+    ),
     ("cluster.thawed", "somebody ended a freeze"),
     ("cluster.backup", "somebody made a backup"),
     ("cluster.restored", "a backup was put back"),
