@@ -188,7 +188,10 @@ impl Owner {
                 );
                 let more = json!({ "from": tail.count + 1, "to": known.count, "head": known.head });
                 // The numbers that were given are not given again.
-                let place = Place { tail: known, ..place };
+                let place = Place {
+                    tail: known,
+                    ..place
+                };
                 return owner.goes_on(place, "audit-gap", text, more).await;
             }
             Some(known) if known.count == tail.count && known.head != tail.head => {

@@ -284,7 +284,11 @@ async fn an_end_that_cannot_be_read_is_recorded_and_stops_nobody() {
     lines[last] = "no line of a record".to_owned();
     lab.replace(&lines).await;
     let lines = lab.written(1).await;
-    assert!(lines.iter().any(|l| l.contains("audit-changed") && l.contains("\"n\":13,")));
+    assert!(
+        lines
+            .iter()
+            .any(|l| l.contains("audit-changed") && l.contains("\"n\":13,"))
+    );
     let report = lab.verify(&lines, lab.outside());
     assert_eq!(kinds(&report), [(13, FaultKind::Unreadable)], "{report:?}");
 }
