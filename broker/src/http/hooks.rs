@@ -29,6 +29,8 @@ const BODY_WITHIN: Duration = Duration::from_secs(20);
 const ROOM_WITHIN: Duration = Duration::from_secs(2);
 /// Bytes of bodies in memory at a time, in KiB.
 const ROOM: usize = 64 * 1024;
+/// Bytes that a body gets room for before any of it has come.
+const FIRST: usize = 64 * 1024;
 /// Most headers of a test.
 const MAX_HEADERS: usize = 64;
 
@@ -232,29 +234,39 @@ async fn whole(
     if said.is_some_and(|said| said > max) {
         return Err(too_large());
     }
-    let kib = said.unwrap_or(max).div_ceil(1024).clamp(1, ROOM);
-    let room = Arc::clone(&BODIES).acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX));
-    let Ok(Ok(room)) = timeout(ROOM_WITHIN, room).await else {
-        return Err(
-            ApiError::new(Kind::Unavailable, "too many deliveries are under way")
-                .hint("try again in a few seconds"),
-        );
+    let busy = || {
+        ApiError::new(Kind::Unavailable, "too many deliveries are under way")
+            .hint("try again in a few seconds")
     };
+    let mut room = Arc::clone(&BODIES)
+        .try_acquire_owned()
+        .map_err(|_| busy())?;
     let read = async {
         let mut stream = body.into_data_stream();
-        let mut whole = BytesMut::with_capacity(said.unwrap_or(0));
+        let mut whole = BytesMut::with_capacity(said.unwrap_or(0).min(FIRST));
         while let Some(piece) = stream.next().await {
             let piece = piece
                 .map_err(|_| ApiError::new(Kind::InvalidRequest, "the body did not come whole"))?;
             if whole.len() + piece.len() > max {
                 return Err(too_large());
             }
+            // Room is for what has come, not for what was announced: who
+            // announces much and sends little keeps nobody out.
+            let kib = (whole.len() + piece.len()).div_ceil(1024);
+            if let Some(more @ 1..) = kib.checked_sub(room.num_permits()) {
+                let more = u32::try_from(more).unwrap_or(u32::MAX);
+                let more = Arc::clone(&BODIES).acquire_many_owned(more);
+                match timeout(ROOM_WITHIN, more).await {
+                    Ok(Ok(more)) => room.merge(more),
+                    _ => return Err(busy()),
+                }
+            }
             whole.extend_from_slice(&piece);
         }
-        Ok(whole.freeze())
+        Ok((whole.freeze(), room))
     };
     match timeout(BODY_WITHIN, read).await {
-        Ok(body) => Ok((body?, room)),
+        Ok(read) => read,
         Err(_) => Err(ApiError::new(
             Kind::InvalidRequest,
             format!("the body did not come within {} s", BODY_WITHIN.as_secs()),
