@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use muster_protocol::keys::{KeyList, PrivateKey, Purpose};
 use muster_protocol::wire::{Credentials, CredentialsAnswer, Trust, proof_text};
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, NatsConfig};
@@ -19,14 +20,16 @@ use crate::state_dir::StateDir;
 
 /// Waits until `ready` gives something, for as long as anything may take.
 pub(crate) async fn wait_for<T>(what: &str, mut ready: impl AsyncFnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = ready().await {
-            return value;
+    let waits = async {
+        loop {
+            if let Some(value) = ready().await {
+                return value;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert!(Instant::now() < end, "waited in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    };
+    let waited = timeout(PATIENCE, waits).await;
+    waited.unwrap_or_else(|_| panic!("waited in vain: {what}"))
 }
 
 /// A broker in this process.
@@ -99,7 +102,8 @@ impl TestBroker {
     /// Ends it in good order.
     pub(crate) async fn stop(self) {
         self.cancel.cancel();
-        self.task.await.unwrap().unwrap();
+        let ended = timeout(PATIENCE, self.task).await;
+        ended.expect("the broker stops").unwrap().unwrap();
     }
 
     /// Ends it as a crash would, as far as the lease is concerned.
@@ -110,7 +114,7 @@ impl TestBroker {
 
     /// Waits for its end.
     pub(crate) async fn ended(self) -> Result<(), ServeError> {
-        tokio::time::timeout(PATIENCE, self.task)
+        timeout(PATIENCE, self.task)
             .await
             .expect("the broker ends")
             .unwrap()
@@ -148,7 +152,13 @@ impl TestBroker {
         // The server may answer and close before it has read everything.
         let _ = stream.write_all(bytes).await;
         let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer).await;
+        if timeout(PATIENCE, stream.read_to_end(&mut answer))
+            .await
+            .is_err()
+        {
+            let (asked, answer) = (bytes.escape_ascii(), answer.escape_ascii());
+            panic!("no whole answer to {asked}, only: {answer}");
+        }
         let answer = String::from_utf8(answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let status = head

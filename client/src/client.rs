@@ -107,6 +107,26 @@ impl Client {
         }
     }
 
+    /// Reads a page that is text, whichever broker gives it.
+    pub(crate) async fn text(&self, path: &str) -> Result<String, ClientError> {
+        let path = [path];
+        let ask = Ask::<()> {
+            method: Method::GET,
+            path: &path,
+            query: &[],
+            body: None,
+            extra_time: Duration::ZERO,
+            key: None,
+        };
+        let target = self.target(TAKEOVER).await?;
+        let what = describe(&ask.method, ask.path);
+        let after = self.inner.endpoint.request_timeout;
+        let response = self.send(&target, &ask).await?;
+        let status = response.status().as_u16();
+        let body = body(response, &target, &what, after).await?;
+        String::from_utf8(body).map_err(|e| garbage(&target, &what, status, &e.to_string()))
+    }
+
     /// Sends and expects an answer without content.
     pub(crate) async fn tell<B: Serialize + ?Sized>(
         &self,

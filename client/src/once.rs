@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use muster_protocol::ids::InstanceId;
 use muster_protocol::problem::Kind;
+use muster_protocol::units::Span;
 use reqwest::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -77,6 +78,19 @@ impl Client {
         body: &B,
         key: &Key,
     ) -> Result<T, ClientError> {
+        self.once_and_wait(path, body, key, None).await
+    }
+
+    /// As [`Client::once`]; with `wait` the answer may take so much longer.
+    pub(crate) async fn once_and_wait<B: Serialize + ?Sized, T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &B,
+        key: &Key,
+        wait: Option<Span>,
+    ) -> Result<T, ClientError> {
+        let query: Vec<_> = wait.iter().map(|wait| ("wait", wait.to_string())).collect();
+        let wait = wait.map_or(Duration::ZERO, Span::get);
         let begun = Instant::now();
         let mut pause = FIRST_PAUSE;
         let mut unsure = false;
@@ -84,9 +98,9 @@ impl Client {
             let ask = Ask {
                 method: Method::POST,
                 path,
-                query: &[],
+                query: &query,
                 body: Some(body),
-                extra_time: Duration::ZERO,
+                extra_time: wait,
                 key: Some(key),
             };
             let error = match self.ask(ask).await {
@@ -96,7 +110,7 @@ impl Client {
             if then(&error, unsure) == Then::GiveUp {
                 return Err(error);
             }
-            if begun.elapsed() >= REPEAT_FOR {
+            if begun.elapsed() >= REPEAT_FOR + wait {
                 return Err(ClientError::Unsure {
                     what: describe(&Method::POST, path),
                     why: Box::new(error),

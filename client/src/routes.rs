@@ -12,7 +12,7 @@ use muster_protocol::api::{
 use muster_protocol::keys::KeyId;
 use muster_protocol::names::{HookName, NodeName};
 use muster_protocol::run::Wish;
-use muster_protocol::units::Timestamp;
+use muster_protocol::units::{Span, Timestamp};
 use muster_protocol::wire::{CredentialsAnswer, CredentialsRequest, EnrollRequest, Trust};
 use reqwest::Method;
 use serde::Serialize;
@@ -236,6 +236,22 @@ impl Client {
         self.once(&["v1", "runs"], request, key).await
     }
 
+    /// `POST /v1/runs?wait=…`: as [`Client::create_run`], and waits until the
+    /// run has ended or that time is over. Also when nobody waits for the
+    /// answer any more the run goes on.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn create_run_and_wait(
+        &self,
+        request: &RunRequest,
+        key: &Key,
+        wait: Span,
+    ) -> Answer<RunView> {
+        self.once_and_wait(&["v1", "runs"], request, key, Some(wait))
+            .await
+    }
+
     /// `GET /v1/runs`, newest first, one page.
     ///
     /// # Errors
@@ -286,6 +302,22 @@ impl Client {
         .await
     }
 
+    /// `POST /v1/runs/{run}/retry?wait=…`: as [`Client::retry_run`], and waits
+    /// until the run has ended or that time is over.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn retry_run_and_wait(
+        &self,
+        run: &Reference,
+        request: &RetryRequest,
+        key: &Key,
+        wait: Span,
+    ) -> Answer<RunView> {
+        let path = ["v1", "runs", run.as_str(), "retry"];
+        self.once_and_wait(&path, request, key, Some(wait)).await
+    }
+
     /// `POST /v1/runs/{run}/retry`.
     ///
     /// # Errors
@@ -308,7 +340,8 @@ impl Client {
         self.post_empty(&["v1", "runs", run.as_str(), "plan"]).await
     }
 
-    /// `POST /v1/runs/{run}/confirm`, `approve`, `pause` or `resume`.
+    /// `POST /v1/runs/{run}/confirm`, `POST /v1/runs/{run}/approve`,
+    /// `POST /v1/runs/{run}/pause` or `POST /v1/runs/{run}/resume`.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -558,6 +591,22 @@ impl Client {
             key: None,
         };
         self.tell::<()>(ask).await
+    }
+
+    /// `GET /metrics`: what the broker counts, in the text of OpenMetrics.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn metrics(&self) -> Answer<String> {
+        self.text("metrics").await
+    }
+
+    /// `GET /reference`: the API as a page, HTML.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn reference(&self) -> Answer<String> {
+        self.text("reference").await
     }
 
     /// `GET /openapi.json`.

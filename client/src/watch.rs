@@ -30,6 +30,10 @@ const SILENCE_OF_SEVERAL: Duration = Duration::from_secs(9);
 
 /// What a watcher sees.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all of them are frames, and each is handed on at once"
+)]
 pub enum Watch {
     /// Something happened in the run.
     Frame(Frame),

@@ -284,6 +284,10 @@ pub const MAX_MARKS: usize = 8;
 /// The reply to [`Hello`].
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "answer", deny_unknown_fields)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each connection of a node, and it is read at once"
+)]
 pub enum Welcome {
     /// Take part.
     Welcome {

@@ -73,7 +73,7 @@ pub struct LimitsConfig {
 impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
-            requests_per_second: 200,
+            requests_per_second: 500,
             requests_at_once: 512,
             connections: 16_384,
             watchers: 8_192,

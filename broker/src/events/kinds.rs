@@ -38,7 +38,10 @@ pub const KINDS: &[(&str, &str)] = &[
         "run.step-failed",
         "a function of a scenario failed on nodes",
     ),
-    ("run.waits", "a run waits for somebody: who, and what to type"),
+    (
+        "run.waits",
+        "a run waits for somebody: who, and what to type",
+    ),
     ("run.more-events", "a run makes more events than are told"),
     (
         "run.cut",
@@ -85,9 +88,22 @@ pub const KINDS: &[(&str, &str)] = &[
     ),
     ("broker.takeover", "another broker is the active one"),
     ("broker.kit", "somebody took what another broker needs"),
-    ("policy.stored", "somebody stored policies, principals and groups"),
-    ("audit.sink-back", "a place for copies of the record of requests can be written again"),
-    ("cluster.frozen", "somebody stopped everything new on all nodes"),
+    (
+        "broker.certificate",
+        "the certificate of the HTTP API was read anew",
+    ),
+    (
+        "policy.stored",
+        "somebody stored policies, principals and groups",
+    ),
+    (
+        "audit.sink-back",
+        "a place for copies of the record of requests can be written again",
+    ),
+    (
+        "cluster.frozen",
+        "somebody stopped everything new on all nodes",
+    ),
     ("cluster.thawed", "somebody ended a freeze"),
     ("cluster.backup", "somebody made a backup"),
     ("cluster.restored", "a backup was put back"),
@@ -103,6 +119,27 @@ pub const KINDS: &[(&str, &str)] = &[
     (
         "alarm.hooks-file",
         "the file with webhooks, triggers and routes is wrong; what was in force stays so",
+    ),
+    (
+        "alarm.audit-changed",
+        "the record of requests is not as it was written",
+    ),
+    ("alarm.audit-gap", "requests are missing in the record"),
+    (
+        "alarm.audit-sink",
+        "a place for copies of the record of requests cannot be written",
+    ),
+    (
+        "alarm.freeze-behind",
+        "a node has seen a later freeze than this broker's",
+    ),
+    (
+        "alarm.certificate",
+        "the certificate of the HTTP API cannot be used; what was in force stays so",
+    ),
+    (
+        "alarm.certificate-ends",
+        "the certificate of the HTTP API ends soon",
     ),
     (
         "alarm.schedule-failed",

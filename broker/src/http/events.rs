@@ -339,7 +339,7 @@ impl From<PutError> for ApiError {
     security(("bearer" = [])),
     responses(
         (status = 200, description = "Events", body = CloudEvent, content_type = "text/event-stream"),
-        (status = 400, body = Problem), (status = 429, body = Problem),
+        (status = 400, body = Problem), (status = 409, body = Problem), (status = 429, body = Problem),
     ),
     extensions(("x-authorisation" = json!("read events")))
 )]

@@ -45,7 +45,7 @@ async fn create(
         caller.principal.clone(),
     );
     let work = async move { enrolment.invite(asked, &by).await };
-    let invites = once(&state, &caller, "invites", &headers, &request, work).await?;
+    let invites = Box::pin(once(&state, &caller, "invites", &headers, &request, work)).await?;
     Ok((StatusCode::CREATED, ApiJson(invites)))
 }
 

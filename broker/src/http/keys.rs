@@ -57,7 +57,7 @@ async fn rotate(
         authority.rotate(&*control, by.as_str()).await?;
         Ok::<_, AuthorityError>(keys(&authority))
     };
-    once(&state, &caller, "keys/rotate", &headers, &(), work)
+    Box::pin(once(&state, &caller, "keys/rotate", &headers, &(), work))
         .await
         .map(ApiJson)
 }

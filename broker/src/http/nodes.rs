@@ -200,7 +200,7 @@ async fn replace(
             .invite_replacement(&name, request.expires, &by)
             .await
     };
-    let invite = once(&state, &caller, "replace", &headers, &asked, work).await?;
+    let invite = Box::pin(once(&state, &caller, "replace", &headers, &asked, work)).await?;
     Ok((StatusCode::CREATED, ApiJson(invite)))
 }
 

@@ -1,6 +1,7 @@
 //! Bad input, tokens, and that the document tells of every route.
 
 mod abuse;
+mod client;
 
 use std::collections::BTreeSet;
 

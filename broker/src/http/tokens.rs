@@ -42,7 +42,7 @@ async fn create(
         caller.principal.clone(),
     );
     let work = async move { tokens.create(asked, &by).await };
-    let created = once(&state, &caller, "tokens", &headers, &request, work).await?;
+    let created = Box::pin(once(&state, &caller, "tokens", &headers, &request, work)).await?;
     Ok((StatusCode::CREATED, ApiJson(created)))
 }
 

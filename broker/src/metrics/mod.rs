@@ -206,6 +206,12 @@ impl Metrics {
         self.0.in_progress.get()
     }
 
+    /// How many watch.
+    #[cfg(test)]
+    pub(crate) fn watching(&self) -> i64 {
+        self.0.watchers.get()
+    }
+
     /// A connection is open until the guard goes.
     #[must_use]
     pub fn begin_connection(&self) -> Counted {

@@ -434,3 +434,62 @@ async fn a_scenario_that_changed_so_that_it_does_not_fit_is_an_alarm_and_no_run(
     assert_eq!(alarms.len(), 1);
     broker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scenario_that_a_schedule_began_runs_others_as_that_schedule() {
+    let (server, tmp, broker) = begin().await;
+    let whole = r#"
+        scenario("Runs another one");
+        target("role=web");
+        fn main(p) {
+            let said = run_scenario("part", #{ text: "by night" });
+            let denied = "";
+            try { run_scenario("command", #{}); } catch (error) { denied = error; }
+            #{ said: said, denied: `${denied}` }
+        }"#;
+    let part = r#"
+        scenario("Says it back");
+        param("text");
+        target("role=web");
+        fn main(p) { sleep("1s"); `${p.text}: ${targets().names.len()}` }"#;
+    for (name, script) in [("whole", whole), ("part", part)] {
+        let path = format!("/v1/scenarios/{name}");
+        let (status, said) = broker
+            .call("PUT", &path, Some(json!({ "script": script })))
+            .await;
+        assert_eq!(status, 200, "{said}");
+    }
+    broker.stop().await;
+    let yesterday = Timestamp::now() - jiff::SignedDuration::from_hours(24);
+    let mut schedule = stored("0 * * * *", "run", yesterday);
+    schedule.request =
+        serde_json::from_value(json!({ "scenario": "whole", "confirm": "yes" })).unwrap();
+    let bucket = bucket(&server).await;
+    bucket.create("nightly", &schedule).await.unwrap();
+    let broker = TestBroker::start(&server, &tmp.path().join("state")).await;
+    let all = wait_for("both runs to end", async || {
+        let (_, all) = broker.call("GET", "/v1/runs?parts=true", None).await;
+        let all = all["items"].as_array()?.clone();
+        let over = |run: &Value| run["state"] == "succeeded" || run["state"] == "failed";
+        (all.len() == 2 && all.iter().all(over)).then_some(all)
+    })
+    .await;
+    for run in &all {
+        let path = format!("/v1/runs/{}", run["id"].as_str().unwrap());
+        let (_, shown) = broker.call("GET", &path, None).await;
+        assert_eq!(run["state"], "succeeded", "{shown:#?}");
+        assert_eq!(run["principal"], "schedule:nightly", "{run}");
+        assert_eq!(run["door"], "schedule", "{run}");
+    }
+    let of = |scenario: &str| {
+        let found = all.iter().find(|run| run["scenario"] == scenario);
+        found.unwrap_or_else(|| panic!("{scenario}: {all:#?}"))
+    };
+    assert_eq!(of("part")["part_of"]["run"], of("whole")["id"]);
+    let path = format!("/v1/runs/{}", of("whole")["id"].as_str().unwrap());
+    let (_, shown) = broker.call("GET", &path, None).await;
+    assert_eq!(shown["main"]["value"]["said"], "by night: 1", "{shown}");
+    let denied = shown["main"]["value"]["denied"].as_str().unwrap();
+    assert!(denied.contains("`command` is built in"), "{denied}");
+    broker.stop().await;
+}

@@ -113,9 +113,9 @@ pub(super) async fn listen(
             let _held = (permit, counted);
             let _ = stream.set_nodelay(true);
             match tls {
-                None => serve_one(stream, address, router, cancel).await,
+                None => Box::pin(serve_one(stream, address, router, cancel)).await,
                 Some(tls) => match timeout(HANDSHAKE, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => serve_one(stream, address, router, cancel).await,
+                    Ok(Ok(stream)) => Box::pin(serve_one(stream, address, router, cancel)).await,
                     Ok(Err(error)) => tracing::debug!(%address, %error, "a TLS handshake failed"),
                     Err(_) => tracing::debug!(%address, "a TLS handshake took too long"),
                 },
@@ -164,16 +164,16 @@ async fn turn_away(stream: TcpStream, tls: Option<TlsAcceptor>, _held: OwnedSema
     );
     let saying = async {
         match tls {
-            None => say(stream, &text).await,
+            None => Box::pin(say(stream, &text)).await,
             Some(tls) => {
                 if let Ok(stream) = tls.accept(stream).await {
-                    say(stream, &text).await;
+                    Box::pin(say(stream, &text)).await;
                 }
             }
         }
     };
     // Short: whoever is slow now takes the room of others.
-    let _ = timeout(LINGER, saying).await;
+    let _ = timeout(LINGER, Box::pin(saying)).await;
 }
 
 async fn say(mut stream: impl AsyncRead + AsyncWrite + Unpin, text: &str) {

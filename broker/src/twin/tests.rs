@@ -41,7 +41,12 @@ async fn events(broker: &TestBroker, kind: &str) -> Vec<Value> {
 
 async fn alarms(broker: &TestBroker) -> Vec<String> {
     let found = events(broker, "alarm.store-went-back").await;
-    let text = |event: &Value| event["data"]["text"].as_str().unwrap_or_default().to_owned();
+    let text = |event: &Value| {
+        event["data"]["text"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
     found.iter().map(text).collect()
 }
 

@@ -557,12 +557,25 @@ mod tests {
             approve_through: None,
             judged: vec![class("db", &[], &[]), class("web", &["deploy"], &["frozen \u{1b}[31m"])],
         };
-        insta::assert_snapshot!(told(&explained), @"");
+        assert_eq!(
+            told(&explained),
+            "denied: dev-ci (ci) may not run deploy on nodes with role=db (set targets): no policy permits it\n  \
+             targets: 2 nodes role=db zone=gva2: permitted by none\n  \
+             targets: 2 nodes role=web zone=gva2: forbidden by frozen \\x1b[31m\n\
+             as member, by version 3 of the policies\n"
+        );
+        explained.text = "dev-ci may run deploy: `deploy`".into();
         explained.allowed = true;
         explained.approvals = 2;
         explained.approve_through = Some(vec![Door::Cli, Door::Http]);
         explained.version = None;
         explained.judged.truncate(1);
-        insta::assert_snapshot!(told(&explained), @"");
+        assert_eq!(
+            told(&explained),
+            "allowed: dev-ci may run deploy: `deploy`\n\
+             asks for 2 approvals through cli or http\n  \
+             targets: 2 nodes role=db zone=gva2: permitted by none\n\
+             as member, by these files\n"
+        );
     }
 }

@@ -140,7 +140,7 @@ impl Session<'_> {
             Answer::Hello(Some(welcome)) => {
                 self.greeting = false;
                 self.greet_pace.reset();
-                self.take_welcome(welcome, now).await;
+                self.take_welcome(*welcome, now).await;
             }
             Answer::Facts(true) => self.life.facts_sent = true,
             Answer::Facts(false) => {

@@ -51,7 +51,7 @@ enum Due {
 
 /// What came back.
 enum Answer {
-    Hello(Option<Welcome>),
+    Hello(Option<Box<Welcome>>),
     Facts(bool),
     Outcome(RequestId, Option<OutcomeAnswer>),
     Proof(RequestId, Option<ProofAnswer>),

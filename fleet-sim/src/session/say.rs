@@ -66,7 +66,7 @@ impl Session<'_> {
         };
         let asked = self.ask::<_, Welcome>(NodeSays::Hello, &hello, WELCOME_WITHIN);
         self.asks
-            .push(Box::pin(async { Answer::Hello(asked.await) }));
+            .push(Box::pin(async { Answer::Hello(asked.await.map(Box::new)) }));
     }
 
     pub(super) fn facts(&mut self) {

@@ -154,6 +154,7 @@ fn good() -> Evidence {
         }],
         gone: BTreeSet::new(),
         restored: false,
+        recorded: Some([(run_id(), at(0))].into()),
     }
 }
 
@@ -223,6 +224,17 @@ fn one_outcome_a_node_and_step() {
         e.told.clear();
         e.nodes[1].steps[0].acknowledged = false;
     });
+}
+
+#[test]
+fn nothing_runs_that_is_not_recorded_before() {
+    breaks(Rule::Recorded, &["is not recorded"], |e| {
+        e.recorded = Some([].into());
+    });
+    breaks(Rule::Recorded, &["is recorded at"], |e| {
+        e.recorded = Some([(run_id(), at(9))].into());
+    });
+    assert_eq!(found(|e| e.recorded = None), []);
 }
 
 #[test]

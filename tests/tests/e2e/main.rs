@@ -18,5 +18,6 @@ mod retention;
 mod rolling;
 mod runs;
 mod scenarios;
+mod sealed;
 mod upgrade;
 mod webhooks;

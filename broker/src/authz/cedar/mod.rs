@@ -12,6 +12,8 @@ mod judge;
 mod principals;
 mod request;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::sync::LazyLock;

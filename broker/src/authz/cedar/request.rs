@@ -153,8 +153,11 @@ fn is_secret(name: &str, value: &serde_json::Value) -> bool {
     muster_scenarios::secret::is_needed(&serde_json::Value::Object(one))
 }
 
+/// Attributes of the context, by name, and the entities that they name.
+type Described = (Vec<(String, Value)>, Vec<Entity>);
+
 /// What a run is, but for its sets.
-pub(super) fn run(run: &RunAsk) -> Result<(Vec<(String, Value)>, Vec<Entity>), Unaskable> {
+pub(super) fn run(run: &RunAsk) -> Result<Described, Unaskable> {
     let (params, numbers, flags) = (
         uid(Type::Params, "run"),
         uid(Type::Numbers, "run"),

@@ -9,43 +9,13 @@ use muster_protocol::envelope::{Door, Mode};
 use muster_protocol::ids::Serial;
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::origin::Origin;
-use muster_protocol::units::Timestamp;
-use muster_protocol::wire::Assignment;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::testing::node;
 use super::*;
 use crate::authz::{Action, AskedSet, Caller, Decision, FixedRoles, Policy, RunAsk, authorize};
-use crate::inventory::{NodeRecord, Snapshot, Standing};
-
-pub(super) fn node(
-    serial: u32,
-    roles: &[&str],
-    labels: &[(&str, &str)],
-    facts: &Value,
-) -> NodeRecord {
-    NodeRecord {
-        serial: Serial(serial),
-        node_key: muster_protocol::keys::PrivateKey::generate().public(),
-        nats_key: String::new(),
-        assignment: Assignment {
-            revision: 1,
-            name: format!("n{serial}").parse().unwrap(),
-            roles: roles.iter().map(|role| role.parse().unwrap()).collect(),
-            labels: labels
-                .iter()
-                .map(|(key, value)| (key.parse().unwrap(), value.parse().unwrap()))
-                .collect(),
-        },
-        infrastructure: false,
-        enrolled: Timestamp::UNIX_EPOCH,
-        jwt_iat: 0,
-        standing: Standing::Active,
-        facts: Arc::new(facts.as_object().cloned().unwrap_or_default()),
-        notes: Vec::new(),
-        last_seen: None,
-    }
-}
+use crate::inventory::Snapshot;
 
 /// Two of role web (in two zones), one of role db.
 fn fleet() -> Snapshot {
@@ -521,4 +491,26 @@ impl Policy for Fixed {
     fn decide(&self, _: &Caller, _: &Action) -> Decision {
         self.0.clone()
     }
+}
+
+#[test]
+fn what_the_documentation_shows_can_be_put() {
+    let text = include_str!("../../../../docs/policy.md");
+    let blocks = |kind: &str| {
+        text.split("```")
+            .skip(1)
+            .step_by(2)
+            .filter_map(|block| block.strip_prefix(kind))
+            .collect::<Vec<_>>()
+    };
+    let principals = blocks("toml\n").concat();
+    let cedar = blocks("cedar\n");
+    assert!(cedar.len() >= 5 && principals.contains("dev-ci"));
+    let policies = format!("{STOCK}{}", cedar.concat());
+    let checked = check(&PolicyFiles {
+        policies,
+        principals,
+    });
+    let checked = checked.unwrap_or_else(|faults| panic!("{faults:?}"));
+    assert!(checked.warnings.is_empty(), "{:?}", checked.warnings);
 }

@@ -10,7 +10,9 @@ use crate::nats::testing::TestServer;
 use crate::runs::tests::node::{Node, Script};
 use crate::testing::{TestBroker, TestNode, config_for, state_for, wait_for};
 
+mod policy;
 mod stored;
+mod waiting;
 
 struct World {
     broker: TestBroker,

@@ -142,7 +142,12 @@ fn alarms(up: &Up) -> Vec<String> {
     said.json_lines()
         .iter()
         .filter(|event| event["type"] == "alarm.store-went-back")
-        .map(|event| event["data"]["text"].as_str().unwrap_or_default().to_owned())
+        .map(|event| {
+            event["data"]["text"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        })
         .collect()
 }
 

@@ -84,7 +84,7 @@ async fn a_scenario_runs_by_name_on_its_nodes_or_fewer_with_all_mistakes_at_once
     assert_eq!((status, &problem["kind"]), (400, &json!("invalid-request")));
     let detail = problem["detail"].as_str().unwrap();
     assert!(
-        detail.contains("version: ") && detail.contains("did you mean `version`?"),
+        detail.contains("\"version\": ") && detail.contains("did you mean \"version\"?"),
         "{problem}"
     );
     let (status, problem) = world.scenario("depoly-web", json!({})).await;
@@ -404,6 +404,29 @@ async fn a_secret_is_nowhere_but_in_memory() {
         "{no}"
     );
     assert!(!no.to_string().contains("hunter2"), "{no}");
+    world.broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_given_none_of_its_secrets_is_sent_and_retried() {
+    let world = World::new(&["web-1"], 20).await;
+    let params = "param(\"token\", #{ secret: true, required: false }); \
+                  param(\"note\", #{ required: false });";
+    world.put("login", &script(params)).await;
+    let run = world.begun("login", json!({})).await;
+    assert_eq!(run["params"], json!({ "token": null, "note": null }));
+    assert_eq!(run["title"], "login v1");
+    assert_eq!(world.ended(&run).await["state"], "succeeded");
+    let path = format!("/v1/runs/{}/retry", run["id"].as_str().unwrap());
+    for latest in [false, true] {
+        let asked = json!({ "confirm": "yes", "latest": latest });
+        let (status, again) = world.post(&path, asked).await;
+        assert_eq!(status, 200, "{again}");
+        assert_eq!(again["retry_of"], run["id"]);
+        assert_eq!(again["title"], "login v1");
+        assert_eq!(world.ended(&again).await["state"], "succeeded");
+    }
+    assert_eq!(world.executed(), [3]);
     world.broker.stop().await;
 }
 
