@@ -305,7 +305,7 @@ impl Owner {
         let mut pairs = entries.into_iter().map(bounded).zip(waiting).peekable();
         while pairs.peek().is_some() {
             let (mut page, mut told, mut bytes) = (Vec::new(), Vec::new(), 0);
-            for ((entry, size), tell) in pairs.by_ref() {
+            while let Some(((entry, size), tell)) = pairs.next() {
                 bytes += size;
                 page.push(entry);
                 told.push(tell);

@@ -152,7 +152,16 @@ impl Sink {
         let (mut failures, mut pause) = (0u32, FIRST_PAUSE);
         loop {
             self.written.mark_unchanged();
-            let done = cancel.run_until_cancelled(self.carry()).await;
+            // What is being delivered is delivered whole, and noted.
+            let ended = async {
+                cancel.cancelled().await;
+                sleep(LAST_WORDS).await;
+            };
+            let done = tokio::select! {
+                biased;
+                done = self.carry() => Some(done),
+                () = ended => None,
+            };
             let wait = match done {
                 None => break,
                 Some(Ok(())) => {
