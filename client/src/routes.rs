@@ -223,8 +223,16 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn runs_page(&self, cursor: Option<&str>, limit: u32) -> Answer<Page<RunBrief>> {
+    pub async fn runs_page(
+        &self,
+        cursor: Option<&str>,
+        limit: u32,
+        parts: bool,
+    ) -> Answer<Page<RunBrief>> {
         let mut query = vec![("limit", limit.to_string())];
+        if parts {
+            query.push(("parts", "true".to_owned()));
+        }
         if let Some(cursor) = cursor {
             query.push(("cursor", cursor.to_owned()));
         }

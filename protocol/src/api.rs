@@ -85,7 +85,7 @@ pub use run::{
 };
 pub use scenario::{
     BudgetView, FunctionView, ManifestView, ParamView, PutScenario, RollbackScenario,
-    STOCK_VERSION, ScenarioFile, ScenarioStored, ScenarioVersion, ScenarioView,
+    STOCK_VERSION, ScenarioFile, ScenarioStored, ScenarioVersion, ScenarioView, version_shown,
 };
 pub use schedule::{LastStart, PutSchedule, ScheduleView, WhenMissed};
 pub use secret::{ApiToken, InviteToken, Secret, TokenError};

@@ -27,7 +27,7 @@ pub use flow::{
     CallEnd, CallState, FAILURES_TOLD, Flow, FrozenSet, LogLine, Main, MainEnd, PartOf, Record,
     StepCall, StepEnd, UndoState, Wanted, Worst,
 };
-pub use gate::{Gate, Gates, Wish, WishError};
+pub use gate::{Gate, Gates, ITS_WINDOW, Wish, WishError};
 pub(crate) use outcome::is_zero;
 pub use outcome::{Data, NodeResult, Outcome, Stream};
 pub use spec::{LocalRecord, LocalRun, Rebuilt, RunOptions, RunSpec, Target};

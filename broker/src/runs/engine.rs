@@ -9,6 +9,7 @@ use async_nats::Subject;
 use async_nats::jetstream::Context;
 use bytes::Bytes;
 use muster_protocol::api::{Frame, RunBrief, RunView};
+use muster_protocol::envelope::BundleHash;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::run::{Gate, RunEvent, RunState, TARGETS_PER_EVENT};
 use muster_protocol::subject;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::error::{CreateError, EngineError};
-use super::flow::{Stage, Stages};
+use super::flow::{Stage, StageError, Stages};
 use super::index::{Index, Known, LookupError, brief};
 use super::journal::{Folded, Journal, JournalError, fold};
 use super::local::Desk;
@@ -211,6 +212,14 @@ impl Engine {
     /// Gives runs with a `main` what they need; before that they wait.
     pub fn conduct_with(&self, stage: Arc<dyn Stage>) {
         self.0.stages.set(stage);
+    }
+
+    /// The lines in which the `main` of a scenario asks a person.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub async fn asks(&self, bundle: BundleHash) -> Result<Vec<usize>, StageError> {
+        Ok(self.0.stages.score(bundle).await?.program.asks())
     }
 
     /// While the guard lives, no run is removed from the stream to make room.

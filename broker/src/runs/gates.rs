@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use muster_protocol::api::Frame;
 use muster_protocol::ids::{RunId, Serial};
-use muster_protocol::run::{Gate, Gates, NodePhase, RunEvent, RunPhase, RunState};
+use muster_protocol::run::{Gate, Gates, ITS_WINDOW, NodePhase, RunEvent, RunPhase, RunState};
 use muster_protocol::units::{Span, Timestamp, elapsed};
 use muster_scenarios::secret;
 use muster_scenarios::when::Cron;
@@ -141,8 +141,8 @@ impl Engine {
     pub(super) fn kept_by(&self, state: &RunState, now: Timestamp) -> Option<String> {
         let spec = &state.spec;
         match opens(&spec.gates, now) {
-            Some(Some(at)) => return Some(format!("its window opens {at}")),
-            Some(None) => return Some("its window never opens".to_owned()),
+            Some(Some(at)) => return Some(format!("{ITS_WINDOW}opens {at}")),
+            Some(None) => return Some(format!("{ITS_WINDOW}never opens")),
             None => {}
         }
         let place = (spec.created, spec.id);
@@ -183,10 +183,11 @@ impl Task {
                 .await?;
                 Ok(true)
             }
-            Gate::Confirmation { .. }
-            | Gate::Approvals { .. }
-            | Gate::Answer { .. }
-            | Gate::Moment { .. } => Ok(false),
+            Gate::Confirmation { .. } | Gate::Approvals { .. } => {
+                self.tell_waits(gate, None, None).await;
+                Ok(false)
+            }
+            Gate::Answer { .. } | Gate::Moment { .. } => Ok(false),
             Gate::Turn { .. } => {
                 let spec = &self.state.spec;
                 let shared = &self.engine.0;
@@ -203,6 +204,7 @@ impl Task {
                     self.store(RunEvent::Admitted { at: now }).await?;
                 } else {
                     let why = self.engine.kept_by(&self.state, now);
+                    self.tell_waits(gate, None, why.as_deref()).await;
                     self.say_why(why);
                 }
                 Ok(turn)

@@ -30,6 +30,7 @@ mod stored;
 mod task;
 mod tell;
 mod view;
+mod waits;
 mod watch;
 mod wishes;
 

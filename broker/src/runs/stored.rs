@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_protocol::api::{Confirm, RunRequest};
+use muster_protocol::api::{Confirm, RunRequest, version_shown};
 use muster_protocol::envelope::{BundleHash, Door, MAX_PAYLOAD, Mode};
 use muster_protocol::ids::RunId;
 use muster_protocol::names::{FunctionName, LabelKey, PrincipalName, ScenarioName};
@@ -487,7 +487,8 @@ fn no_fact(
 
 /// `web-upgrade v12 version=1.4.2 batch=25%`; of a secret only its name.
 fn title(program: &Program, bound: &Bound) -> String {
-    let mut title = format!("{} v{}", program.name, program.version);
+    let version = version_shown(program.version);
+    let mut title = format!("{} {version}", program.name);
     let all: Map<String, Value> = bound.sealed();
     for param in &program.manifest.params {
         let shown = match all.get(&param.name) {

@@ -1,7 +1,7 @@
 //! The task of one run: owns its state and is the only one to write its
 //! journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,6 +122,8 @@ pub(super) struct Task {
     number: u64,
     /// Events that scenarios made on its nodes.
     pub(super) told: u32,
+    /// What it was told that the run waits for.
+    pub(super) waits_told: BTreeSet<String>,
     first: u64,
     began: Instant,
     began_at: Timestamp,
@@ -155,6 +157,7 @@ impl Task {
             main: (folded.state.flow.is_some()).then(|| Box::new(Conductor::new())),
             number,
             told: 0,
+            waits_told: BTreeSet::new(),
             first: folded.first,
             frozen: folded.state.order.iter().copied().collect(),
             state: folded.state,

@@ -49,7 +49,14 @@ impl SchedulesError {
     #[must_use]
     pub fn problem(&self) -> Problem {
         let kind = match self {
-            Self::Refused(problem) => return (**problem).clone(),
+            Self::Refused(problem) => {
+                let mut problem = (**problem).clone();
+                // It is not the time to run anything.
+                if let Some(title) = problem.title.strip_suffix("; nothing was run") {
+                    problem.title = format!("{title}; no schedule was added");
+                }
+                return problem;
+            }
             Self::None(_) => Kind::NotFound,
             Self::Exists(_) | Self::TooMany => Kind::Conflict,
             Self::Cron(_) | Self::Jitter(_) | Self::Confirm => Kind::InvalidRequest,

@@ -142,7 +142,7 @@ impl Schedules {
             role,
             last: None,
         };
-        submit
+        let warnings = submit
             .check(&schedule.caller(&name), &schedule.request)
             .await
             .map_err(SchedulesError::Refused)?;
@@ -176,7 +176,8 @@ impl Schedules {
             schedule.timing.cron,
             schedule.title(),
         );
-        let view = schedule.view(&name, Timestamp::now(), 1);
+        let mut view = schedule.view(&name, Timestamp::now(), 1);
+        view.warnings = warnings;
         let held = Held { schedule, revision };
         self.held_mut().insert(name.clone(), held);
         self.0.changed.notify_waiters();

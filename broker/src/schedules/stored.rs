@@ -1,6 +1,6 @@
 //! A schedule as it is kept: pure.
 
-use muster_protocol::api::{LastStart, Role, RunRequest, ScheduleView, WhenMissed};
+use muster_protocol::api::{LastStart, Role, RunRequest, ScheduleView, WhenMissed, version_shown};
 use muster_protocol::ids::RunId;
 use muster_protocol::names::{PrincipalName, ScheduleName};
 use muster_protocol::text::printable;
@@ -61,7 +61,7 @@ impl StoredSchedule {
     pub(super) fn title(&self) -> String {
         let mut title = self.request.scenario.to_string();
         if let Some(version) = self.request.version {
-            title.push_str(&format!(" v{version}"));
+            title.push_str(&format!(" {}", version_shown(version)));
         }
         if let Some(predicate) = &self.request.predicate {
             title.push_str(&format!(" on {}", printable(predicate, 100)));
@@ -88,6 +88,7 @@ impl StoredSchedule {
                 .next_starts(name.as_str(), self.done.max(now))
                 .take(next.min(MAX_NEXT))
                 .collect(),
+            warnings: Vec::new(),
         }
     }
 

@@ -138,6 +138,40 @@ async fn what_would_be_refused_when_its_time_comes_is_refused_now() {
     broker.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_people_will_have_to_do_is_said_when_a_schedule_is_added() {
+    let (_server, _tmp, broker) = begin().await;
+    let main = "scenario(\"x\");\ntarget(\"role=web\");\nallow_check();\nconfirm();\napprovals(2);\n\
+        fn main(p) {\n    if ask(\"Go on?\") == \"no\" { abort(\"no\"); }\n    ask(\"Sure?\", [\"yes\"]);\n}";
+    let stored = json!({ "script": main });
+    let (status, said) = broker
+        .call("PUT", "/v1/scenarios/asking", Some(stored))
+        .await;
+    assert_eq!(status, 200, "{said}");
+    let of = |run: Value| json!({ "cron": "0 3 * * *", "run": run });
+    let (status, said) = put(&broker, "asks", of(json!({ "scenario": "asking" }))).await;
+    assert_eq!(status, 200, "{said}");
+    let told: Vec<&str> = said["warnings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|warning| warning.as_str().unwrap())
+        .collect();
+    insta::assert_snapshot!(told.join("\n"), @r"
+    `asking` asks for a confirmation: whoever adds the schedule confirms all of its runs by that
+    each run waits for 2 approvals (muster runs approve RUN), until somebody does that or cancels it; the runs after it begin all the same
+    a run that comes to lines 7, 8 waits for an answer (muster runs answer RUN TEXT), until somebody does that or cancels it; the runs after it begin all the same
+    ");
+    let (_, shown) = broker.call("GET", "/v1/schedules/asks", None).await;
+    assert!(shown.get("warnings").is_none(), "{shown}");
+    // A dry run asks nobody, and waits for nobody.
+    let dry = of(json!({ "scenario": "asking", "mode": "check" }));
+    let (status, said) = put(&broker, "dry", dry).await;
+    assert_eq!(status, 200, "{said}");
+    assert!(said.get("warnings").is_none(), "{said}");
+    broker.stop().await;
+}
+
 async fn bucket(server: &TestServer) -> Kv<StoredSchedule> {
     let js = crate::store::context(server.broker().await);
     let config = crate::store::kv::BucketConfig::new("muster_schedules");

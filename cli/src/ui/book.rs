@@ -60,6 +60,8 @@ pub struct Book {
     pub lapsed: Option<String>,
     /// Steps of a `main` that are under way.
     pub steps: Vec<OpenStep>,
+    /// Something was taken back, well or not.
+    undone: bool,
     /// Each distinct output once.
     outputs: HashSet<Arc<Vec<Line>>>,
     held: usize,
@@ -231,7 +233,10 @@ impl Book {
                     open.done = summary.values().sum();
                 }
             }
-            Frame::StepEnded { step, .. } => self.steps.retain(|open| open.run != *step),
+            Frame::StepEnded { step, undo, .. } => {
+                self.undone |= *undo;
+                self.steps.retain(|open| open.run != *step);
+            }
             Frame::Sleeps { until, .. } => self.waits = Some(Gate::Moment { until: *until }),
             Frame::Asks {
                 question, answers, ..
@@ -357,6 +362,21 @@ impl Book {
             }
         }
         summary
+    }
+
+    /// Whether what the run did was taken back, at least somewhere.
+    #[must_use]
+    pub fn is_taken_back(&self) -> bool {
+        let mut results = self.nodes.values().filter_map(|n| n.result.as_ref());
+        self.undone || results.any(|result| result.taken_back)
+    }
+
+    /// How many nodes succeeded on which that was taken back.
+    #[must_use]
+    pub fn succeeded_and_taken_back(&self) -> u32 {
+        let results = self.nodes.values().filter_map(|n| n.result.as_ref());
+        let back = |r: &&RunNode| r.taken_back && r.outcome == Some(Outcome::Succeeded);
+        u32::try_from(results.filter(back).count()).unwrap_or(u32::MAX)
     }
 
     /// How many did not succeed so far.

@@ -1,6 +1,6 @@
 //! The question before a large run.
 
-use muster_protocol::api::Plan;
+use muster_protocol::api::{Plan, version_shown};
 use muster_protocol::names::NodeName;
 use muster_protocol::text::printable;
 
@@ -64,7 +64,11 @@ fn of_scenario(plan: &Plan, name: &str, version: u32) -> String {
     for line in rules(plan) {
         out.push_str(&format!("  {line}\n"));
     }
-    out.push_str(&format!("Run {} v{version}?", printable(name, 64)));
+    out.push_str(&format!(
+        "Run {} {}?",
+        printable(name, 64),
+        version_shown(version)
+    ));
     out
 }
 

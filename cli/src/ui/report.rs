@@ -31,6 +31,8 @@ const LAST_LINES: usize = 20;
 const LABEL: usize = 36;
 /// Columns that the names of a group may take in a line of their own.
 const NAMES: usize = 2_000;
+/// Of a node on which what was done was taken back.
+const TAKEN_BACK: &str = "taken back";
 /// Where the hint of the last line begins, if there is room.
 const HINT_COLUMN: usize = 60;
 
@@ -53,6 +55,8 @@ pub struct Group {
     pub late: Vec<Outcome>,
     /// What they printed is not kept any more.
     pub removed: bool,
+    /// What was done there was taken back.
+    pub taken_back: bool,
 }
 
 /// Groups everything that has an outcome: first what succeeded, then the rest
@@ -64,7 +68,7 @@ pub fn groups(book: &Book) -> Vec<Group> {
         Outcome,
         Option<String>,
         *const Vec<Line>,
-        (bool, bool),
+        (bool, bool, bool),
         &'a [Outcome],
         Option<&'a NodeName>,
     );
@@ -76,11 +80,12 @@ pub fn groups(book: &Book) -> Vec<Group> {
         let why = why(entry);
         // What was removed is not lost, and that is said.
         let lost = entry.lost && book.output_removed.is_none();
+        let taken_back = entry.result.as_ref().is_some_and(|r| r.taken_back);
         let key = (
             outcome,
             why.clone(),
             Arc::as_ptr(&entry.output),
-            (entry.truncated, lost),
+            (entry.truncated, lost, taken_back),
             entry.late.as_slice(),
             book.apart.then_some(name),
         );
@@ -95,6 +100,7 @@ pub fn groups(book: &Book) -> Vec<Group> {
                 lost,
                 late: entry.late.clone(),
                 removed: book.output_removed.is_some(),
+                taken_back,
             })
             .nodes
             .push(name.to_string());
@@ -258,6 +264,9 @@ fn one(group: &Group, label: &str, names: Option<&str>, columns: usize, style: S
             first.push_str(": ");
             first.push_str(why);
         }
+        if group.taken_back {
+            first.push_str(&format!(" ({TAKEN_BACK})"));
+        }
     }
     let lines = group.output.as_slice();
     let skip = if well || style.full {
@@ -275,6 +284,7 @@ fn one(group: &Group, label: &str, names: Option<&str>, columns: usize, style: S
     }
     match shown {
         [] if group.lost => {}
+        [] if well && group.taken_back => first = paint.odd(TAKEN_BACK),
         [] if well && group.removed => first = paint.dim("(output removed)"),
         [] if well => first = paint.dim("(no output)"),
         [line] if well => first = text(line, paint),
@@ -376,6 +386,9 @@ impl Onward {
         match self {
             Self::Show => Some(format!("muster runs show {short}")),
             Self::Watch => Some(format!("muster runs watch {short}")),
+            // What was taken back is as it was: there is nothing to make up
+            // for on the nodes that failed alone.
+            Self::Retry if book.is_taken_back() => None,
             Self::Retry => {
                 (book.not_well() > 0).then(|| format!("muster runs retry {short} --failed"))
             }
@@ -383,11 +396,32 @@ impl Onward {
     }
 }
 
+/// The outcomes; those that succeeded for nothing, because what they did was
+/// taken back, by themselves.
+fn came_to(book: &Book, paint: Paint) -> String {
+    let mut summary = book.summary();
+    let back = book.succeeded_and_taken_back();
+    if back == 0 {
+        return counts(&summary, paint);
+    }
+    let back = back.min(summary.remove(&Outcome::Succeeded).unwrap_or(0));
+    let left = book.summary().get(&Outcome::Succeeded).copied();
+    let left = left.unwrap_or(0).saturating_sub(back);
+    if left > 0 {
+        summary.insert(Outcome::Succeeded, left);
+    }
+    let back = paint.odd(&format!("{} {TAKEN_BACK}", thousands(u64::from(back))));
+    if summary.is_empty() {
+        return back;
+    }
+    format!("{}, {back}", counts(&summary, paint))
+}
+
 /// Last line: outcomes, time, and where to look next.
 #[must_use]
 pub fn foot(book: &Book, style: Style, onward: Onward) -> String {
-    let mut bare = counts(&book.summary(), Paint::plain());
-    let mut shown = counts(&book.summary(), style.paint);
+    let mut bare = came_to(book, Paint::plain());
+    let mut shown = came_to(book, style.paint);
     let mut add = |text: &str| {
         bare.push_str(text);
         shown.push_str(text);

@@ -330,3 +330,41 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_was_taken_back_is_not_counted_as_done_and_not_retried() {
+    let mut book = book("deploy", 3);
+    for (node, outcome, reason) in [
+        ("web-01", Outcome::Succeeded, None),
+        ("web-02", Outcome::Succeeded, None),
+        ("web-03", Outcome::Failed, Some("held by apt")),
+    ] {
+        let result = RunNode {
+            outcome: Some(outcome),
+            reason: reason.map(Into::into),
+            taken_back: true,
+            ..RunNode::new(name(node), Serial(1))
+        };
+        book.apply(&Frame::Outcome {
+            run: run(),
+            result,
+            truncated: false,
+        });
+    }
+    finish(&mut book, RunPhase::Failed);
+    let style = Style {
+        paint: Paint::plain(),
+        width: 100,
+        full: false,
+    };
+    let said = format!(
+        "{}{}",
+        body(&book, style),
+        foot(&book, style, Onward::Retry)
+    );
+    insta::assert_snapshot!(said, @r"
+    2 nodes  taken back
+    web-03   failed: held by apt (taken back)
+    1 failed, 2 taken back in 0.31 s
+    ");
+}

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use muster_client::{Client, ClientError, Key};
-use muster_protocol::api::{Confirm, Plan, RunRequest, RunView};
+use muster_protocol::api::{Confirm, Plan, RunRequest, RunView, version_shown};
 use muster_protocol::envelope::Mode;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::text::printable;
@@ -265,7 +265,8 @@ fn unasked(plan: &Plan) -> Failure {
         CANCELLED,
         match (&plan.scenario, plan.version) {
             (Some(name), Some(version)) => format!(
-                "{name} v{version} on {} needs a confirmation; nothing was run",
+                "{name} {} on {} needs a confirmation; nothing was run",
+                version_shown(version),
                 count(plan.nodes.len(), "node")
             ),
             _ => format!(

@@ -70,6 +70,10 @@ pub struct ListArgs {
     /// How many
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub limit: u32,
+    /// Also the runs that are parts of others: steps, and scenarios that a
+    /// scenario has called
+    #[arg(long)]
+    pub parts: bool,
     /// One JSON array
     #[arg(long)]
     pub json: bool,
@@ -181,7 +185,7 @@ pub async fn run(context: &Context, args: RunsArgs) -> Result<u8, Failure> {
 }
 
 async fn list(context: &Context, client: &Client, args: ListArgs) -> Result<u8, Failure> {
-    let page = client.runs_page(None, args.limit).await?;
+    let page = client.runs_page(None, args.limit, args.parts).await?;
     if args.json {
         context.term.json(&page.items)?;
     } else if page.items.is_empty() {
@@ -210,6 +214,14 @@ fn tone(state: RunPhase) -> Tone {
     }
 }
 
+/// Where a run is: one that has begun and asks somebody waits, too.
+fn state(run: &RunBrief) -> String {
+    match run.waits_for() {
+        Some(what) => format!("waiting ({what})"),
+        None => run.state.as_str().replace('_', " "),
+    }
+}
+
 /// The list of runs.
 #[must_use]
 pub fn table(runs: &[RunBrief], paint: Paint, width: usize, now: Timestamp) -> String {
@@ -219,7 +231,7 @@ pub fn table(runs: &[RunBrief], paint: Paint, width: usize, now: Timestamp) -> S
     for run in runs {
         table.row([
             run.short.as_str().into(),
-            Cell::toned(run.state.as_str(), tone(run.state)),
+            Cell::toned(state(run), tone(run.state)),
             ago(run.created, now).into(),
             run.principal.to_string().into(),
             run.nodes.to_string().into(),
@@ -574,6 +586,13 @@ mod tests {
         let now = "2026-11-21T06:00:00Z".parse().expect("time");
         let table = table(&[view().brief], Paint::plain(), 80, now);
         insta::assert_snapshot!(table);
+        let mut waiting = view().brief;
+        waiting.waits = Some(muster_protocol::run::Gate::Answer {
+            question: "Go on?".into(),
+            answers: vec![],
+        });
+        let of = super::table(&[waiting], Paint::plain(), 200, now);
+        assert!(of.contains("  waiting (answer)  "), "{of}");
         assert!(table.lines().all(|l| crate::ui::width(l) <= 80));
     }
 

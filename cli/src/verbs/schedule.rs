@@ -1,7 +1,9 @@
 //! `muster schedule`
 
 use clap::{Args, Subcommand};
-use muster_protocol::api::{Confirm, LastStart, PutSchedule, RunRequest, ScheduleView, WhenMissed};
+use muster_protocol::api::{
+    Confirm, LastStart, PutSchedule, RunRequest, ScheduleView, WhenMissed, version_shown,
+};
 use muster_protocol::envelope::Mode;
 use muster_protocol::names::{ScenarioName, ScheduleName};
 use muster_protocol::text::printable;
@@ -212,6 +214,10 @@ async fn add(context: &Context, args: AddArgs) -> Result<u8, Failure> {
         term.json(&view)?;
         return Ok(0);
     }
+    for warning in &view.warnings {
+        let mark = term.err.odd("warning:");
+        term.note(&format!("{mark} {}", printable(warning, 500)));
+    }
     let first = match view.next.first() {
         Some(at) => format!("first {} UTC ({})", moment(*at), ago(*at, now())),
         None => "its times never come".to_owned(),
@@ -230,7 +236,7 @@ fn what(view: &ScheduleView) -> String {
     let run = &view.run;
     let mut what = run.scenario.to_string();
     if let Some(version) = run.version {
-        what.push_str(&format!(" v{version}"));
+        what.push_str(&format!(" {}", version_shown(version)));
     }
     for (name, value) in run.params.as_object().into_iter().flatten() {
         let value = match value {

@@ -304,6 +304,18 @@ pub struct RunBrief {
     pub part_of: Option<PartOf>,
 }
 
+impl RunBrief {
+    /// What the run waits for, in a word, while somebody or something else
+    /// than its nodes and the clock has to do something: before it begins, or
+    /// in its `main`.
+    #[must_use]
+    pub fn waits_for(&self) -> Option<&'static str> {
+        let open = matches!(self.state, RunPhase::Waiting | RunPhase::Running);
+        let gate = self.waits.as_ref().filter(|_| open)?;
+        (!matches!(gate, Gate::Moment { .. })).then(|| gate.word(None))
+    }
+}
+
 /// A run with its nodes.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct RunView {

@@ -13,6 +13,15 @@ use crate::units::{Amount, Span, Timestamp};
 /// The version of a scenario that came with muster.
 pub const STOCK_VERSION: u32 = 0;
 
+/// A version as people read it: `v12`, or `(stock)` for what came with muster.
+#[must_use]
+pub fn version_shown(version: u32) -> String {
+    match version {
+        STOCK_VERSION => "(stock)".to_owned(),
+        version => format!("v{version}"),
+    }
+}
+
 /// One version of a stored scenario.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct ScenarioVersion {

@@ -63,6 +63,9 @@ pub struct ScheduleView {
     /// When the next runs begin.
     #[schema(value_type = Vec<String>)]
     pub next: Vec<Timestamp>,
+    /// When it was just made: what people will have to do for its runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// What came of a start.

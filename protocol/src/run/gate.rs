@@ -8,6 +8,9 @@ use super::{RunEvent, RunPhase, RunState, Wanted};
 use crate::names::PrincipalName;
 use crate::units::Timestamp;
 
+/// How the reason begins for which a run waits for its window.
+pub const ITS_WINDOW: &str = "its window ";
+
 /// What has to be given before anything of a run is sent.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -28,6 +31,34 @@ pub struct Gates {
     /// time when there is none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub windows: Vec<String>,
+}
+
+impl Gate {
+    /// What is waited for, in a word: `confirmation`, `approvals`, `answer`,
+    /// `moment`, `window` or `lock`. `why` says what keeps a run from its
+    /// turn, where the gate itself does not.
+    #[must_use]
+    pub fn word(&self, why: Option<&str>) -> &'static str {
+        match self {
+            Self::Confirmation { .. } => "confirmation",
+            Self::Approvals { .. } => "approvals",
+            Self::Answer { .. } => "answer",
+            Self::Moment { .. } => "moment",
+            Self::Turn {
+                locks,
+                windows,
+                why: own,
+            } => {
+                let why = own.as_deref().or(why);
+                let window = why.is_some_and(|why| why.starts_with(ITS_WINDOW));
+                match (locks.is_empty(), windows.is_empty()) {
+                    (true, false) => "window",
+                    (false, false) if window => "window",
+                    _ => "lock",
+                }
+            }
+        }
+    }
 }
 
 impl Gates {

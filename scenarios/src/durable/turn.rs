@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use rhai::{AST, ASTNode, CallFnOptions, Dynamic, Engine, EvalAltResult, Expr, Position, Scope};
+use rhai::{
+    AST, ASTNode, CallFnOptions, Dynamic, Engine, EvalAltResult, Expr, Position, Scope, Stmt,
+};
 use serde_json::{Map, Value};
 
 use super::call::{HostCall, Recorded, Records, Reply, Undo};
@@ -55,6 +57,27 @@ impl Program {
             })
         });
         read.unwrap_or_else(|broken| Err(Box::new(Fault::new(file, text, None, broken))))
+    }
+
+    /// The lines in which a person is asked, in order: also those that a run
+    /// may never come to.
+    #[must_use]
+    pub fn asks(&self) -> Vec<usize> {
+        let mut lines = std::collections::BTreeSet::new();
+        self.ast.walk(&mut |path: &[ASTNode<'_>]| {
+            let call = match path.last() {
+                Some(ASTNode::Expr(Expr::FnCall(call, at))) => Some((call, at)),
+                Some(ASTNode::Stmt(Stmt::FnCall(call, at))) => Some((call, at)),
+                _ => None,
+            };
+            if let Some((call, at)) = call
+                && call.name == "ask"
+            {
+                lines.extend(at.line());
+            }
+            true
+        });
+        lines.into_iter().collect()
     }
 
     fn fault(&self, at: Position, message: impl Into<String>) -> Fault {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use muster_protocol::envelope::Mode;
+use muster_protocol::ids::RunId;
 use muster_protocol::names::PrincipalName;
 use muster_protocol::run::{
     Flow, MainEnd, Record, RunEnd, RunEvent, RunPhase, RunState, StepCall, StepEnd, Wanted,
@@ -79,8 +80,8 @@ pub(in crate::runs) struct Conductor {
     pub(super) stuck: Option<(Instant, String)>,
     /// What was said of that.
     pub(super) alarmed: bool,
-    /// Questions of which was told.
-    pub(super) asked: BTreeSet<u64>,
+    /// Parts that were cut while they were written down, and are being ended.
+    pub(super) ending: BTreeSet<RunId>,
     /// When to look again.
     pub(super) wake: Option<Instant>,
 }
@@ -99,7 +100,7 @@ impl Conductor {
             told: None,
             stuck: None,
             alarmed: false,
-            asked: BTreeSet::new(),
+            ending: BTreeSet::new(),
             wake: None,
         }
     }

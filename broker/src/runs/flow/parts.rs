@@ -88,6 +88,26 @@ impl Engine {
         }
     }
 
+    /// Of a part whose set was never written down whole, and that nobody goes
+    /// on with: where its journal begins.
+    pub(super) fn unwritten(&self, run: RunId) -> Option<u64> {
+        if lock(&self.0.open).contains_key(&run) {
+            return None;
+        }
+        let index = lock(&self.0.index);
+        let begun = index.phase(run) == Some(RunPhase::Preparing);
+        index.first(run).filter(|_| begun)
+    }
+
+    /// Ends such a part. Only once: whoever does it reads its journal first.
+    pub(super) fn end_unwritten(&self, run: RunId, first: u64) {
+        let engine = self.clone();
+        self.0.tasks.spawn(async move {
+            // Its task ends it at once, and tells the run that it is a part of.
+            engine.take_up(run, first).await;
+        });
+    }
+
     /// Makes a part of a run, or goes on with making it.
     pub(super) async fn make_part(&self, frozen: Authorized<FrozenRun>) -> Result<(), PartError> {
         let (id, part_of) = {

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{
-    CallState, MainEnd, NodeResult, PartOf, RunPhase, RunState, StepCall, StepEnd, Wanted, Wish,
+    CallState, Gate, MainEnd, NodeResult, PartOf, RunPhase, RunState, StepCall, StepEnd, Wanted,
+    Wish,
 };
-use muster_protocol::text::printable;
 use muster_protocol::units::{Timestamp, elapsed};
 use muster_scenarios::durable::{HostCall, Reply, Step, StepReply};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::super::journal::JournalError;
@@ -65,7 +65,11 @@ impl Task {
                 Ok(false)
             }
             (Wanted::Answer { question, answers }, None) => {
-                self.tell_question(open.number, question, answers).await;
+                let gate = Gate::Answer {
+                    question: question.clone(),
+                    answers: answers.clone(),
+                };
+                self.tell_waits(&gate, Some(open.number), None).await;
                 self.rest();
                 Ok(false)
             }
@@ -97,11 +101,24 @@ impl Task {
         let by = by.unwrap_or_else(|| self.state.spec.principal.clone());
         let mut ended = true;
         for run in runs {
-            if let Part::Open(phase) = self.engine.part(*run) {
-                ended = false;
-                if phase != RunPhase::Cancelling {
-                    self.engine.end_part(*run, by.clone());
+            match self.engine.part(*run) {
+                Part::Open(phase) => {
+                    ended = false;
+                    if phase != RunPhase::Cancelling {
+                        self.engine.end_part(*run, by.clone());
+                    }
                 }
+                // It was cut while it was written down.
+                Part::Missing => {
+                    let Some(first) = self.engine.unwritten(*run) else {
+                        continue;
+                    };
+                    ended = false;
+                    if self.conductor().ending.insert(*run) {
+                        self.engine.end_unwritten(*run, first);
+                    }
+                }
+                Part::Ended => {}
             }
         }
         ended
@@ -300,6 +317,9 @@ impl Task {
             }
             Part::Missing => {
                 if let Some(by) = cancelled {
+                    if !self.end_parts(&[run]) {
+                        return Ok(false);
+                    }
                     let reply = Reply::Error(format!("{by} cancelled the run"));
                     self.answered(open.number, reply, Vec::new(), None).await?;
                     return Ok(true);
@@ -426,32 +446,6 @@ impl Task {
         self.unstuck();
         self.answered(open.number, reply, Vec::new(), None).await?;
         Ok(true)
-    }
-
-    /// Says in the cluster's events that a person is waited for.
-    async fn tell_question(&mut self, number: u64, question: &str, answers: &[String]) {
-        if !self.conductor().asked.insert(number) {
-            return;
-        }
-        let short = self.short();
-        let choice = match answers {
-            [] => String::new(),
-            some => format!(" ({})", some.join(", ")),
-        };
-        let text = format!(
-            "{} asks: {}{choice}; muster runs answer {short} TEXT",
-            self.state.spec.scenario,
-            printable(question, 500),
-        );
-        let events = self.engine.0.events.clone();
-        let event = Once {
-            id: format!("{}.{number}.asked", self.run),
-            kind: "run.asks".to_owned(),
-            subject: short,
-            text,
-            fields: Map::new(),
-        };
-        events.once(event).await;
     }
 }
 

@@ -134,7 +134,10 @@ impl Stages {
     ///
     /// # Errors
     /// [`StageError`].
-    pub(super) async fn score(&self, bundle: BundleHash) -> Result<Arc<Score>, StageError> {
+    pub(in crate::runs) async fn score(
+        &self,
+        bundle: BundleHash,
+    ) -> Result<Arc<Score>, StageError> {
         {
             let mut held = lock(&self.held);
             if let Some(at) = held.iter().position(|(hash, _)| *hash == bundle)

@@ -1,6 +1,8 @@
 //! Runs with a `main`, over a real server with scripted nodes.
 
+mod cut;
 mod dry;
+mod waits;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};

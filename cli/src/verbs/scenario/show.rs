@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use muster_protocol::api::{BudgetView, ManifestView, ParamView, ScenarioView};
+use muster_protocol::api::{BudgetView, ManifestView, ParamView, ScenarioView, version_shown};
 use muster_protocol::names::ScenarioName;
 use muster_protocol::text::printable_line;
 use muster_scenarios::bundle::SCRIPT;
@@ -113,7 +113,7 @@ impl About {
             said.push_str(&format!("; the newest is v{}", view.newest));
         }
         Self {
-            name: format!("{} v{}", version.name, version.version),
+            name: format!("{} {}", version.name, version_shown(version.version)),
             stored: Some(said),
             bundle: version
                 .bundle
