@@ -78,10 +78,8 @@ pub(super) fn have(
     }
     let matches = |line: &&str| replaces.is_some_and(|pattern| pattern.is_match(split(line).0));
     let at = lines.iter().rposition(matches);
-    let end = match lines.first().map(|line| split(line).1) {
-        Some(end @ "\r\n") => end,
-        _ => "\n",
-    };
+    let ends = lines.first().map(|line| split(line).1);
+    let end = ends.filter(|end| !end.is_empty()).unwrap_or("\n");
     let mut new = String::with_capacity(file.text.len() + text.len() + 2);
     for (number, line) in lines.iter().enumerate() {
         let (mut bare, own) = split(line);
