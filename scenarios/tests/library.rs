@@ -5,6 +5,7 @@ use std::path::Path;
 
 use muster_scenarios::bundle::Bundle;
 use muster_scenarios::check::check_bundle;
+use muster_scenarios::param::Kind;
 use muster_scenarios::trial::Trial;
 
 /// Name and text of each.
@@ -75,4 +76,106 @@ fn the_documentation_lists_all_of_them() {
         })
         .collect();
     assert_eq!(listed, wanted, "{}", wanted.join("\n"));
+}
+
+/// What the page of the library says of one scenario.
+fn described(name: &str, text: String) -> String {
+    let bundle = Bundle::new(text, BTreeMap::new()).expect("a bundle");
+    let manifest = check_bundle(name, &bundle).expect("it is sound");
+    let mut out = format!("## {name}\n\n{}.\n\n", manifest.about);
+    let mut call = format!("muster scenario run {name}");
+    for param in manifest.params.iter().filter(|p| p.required) {
+        let value = match (param.secret, param.kind) {
+            (true, _) => "@FILE",
+            (false, Kind::List) => "'[\"…\"]'",
+            (false, _) => "…",
+        };
+        call.push_str(&format!(" -p {}={value}", param.name));
+    }
+    if manifest.target.is_none() {
+        call.push_str(" --on PREDICATE");
+    }
+    out.push_str(&format!("`{call}`\n\n"));
+    if !manifest.params.is_empty() {
+        out.push_str("| parameter | is | else | what |\n|---|---|---|---|\n");
+    }
+    for param in &manifest.params {
+        let otherwise = match &param.default {
+            Some(value) => format!("`{value}`"),
+            None if param.required => "required".to_owned(),
+            None => String::new(),
+        };
+        let secret = if param.secret { ", secret" } else { "" };
+        // A bar would end the cell.
+        let rule = param.rule().replace('|', "\\|");
+        let help = param.help.clone().unwrap_or_default().replace('|', "\\|");
+        out.push_str(&format!(
+            "| `{}` | `{rule}`{secret} | {otherwise} | {help} |\n",
+            param.name
+        ));
+    }
+    let sets: Vec<String> = manifest
+        .sets()
+        .map(|(set, predicate)| match predicate {
+            Some(predicate) => format!("{set} `{predicate}`"),
+            None => format!("{set} as `--on` says"),
+        })
+        .collect();
+    let mut rules = vec![format!("Nodes: {}.", sets.join(", "))];
+    if let Some(batch) = manifest.batch {
+        rules.push(format!("{batch} at a time."));
+    }
+    for budget in &manifest.budgets {
+        let by = budget.by.as_ref().map(|label| format!(" of each {label}"));
+        let by = by.unwrap_or_default();
+        rules.push(match budget.amount.to_string().as_str() {
+            "0" => format!("None{by} may fail."),
+            amount => format!("At most {amount}{by} may fail."),
+        });
+    }
+    if let Some(timeout) = manifest.timeout {
+        rules.push(format!("{timeout} for each step."));
+    }
+    if manifest.confirm {
+        rules.push("Asks before it begins.".to_owned());
+    }
+    for lock in &manifest.locks {
+        rules.push(format!("Holds the lock `{lock}`."));
+    }
+    if manifest.allow_check {
+        rules.push("Can be tried with `--dry-run`.".to_owned());
+    }
+    let space = if manifest.params.is_empty() { "" } else { "\n" };
+    out.push_str(&format!("{space}{}\n\n", rules.join(" ")));
+    let own = manifest.functions.iter();
+    for function in own.filter(|f| !f.name.starts_with("test_")) {
+        if let Some(doc) = &function.doc {
+            let doc = doc.split_whitespace().collect::<Vec<_>>().join(" ");
+            out.push_str(&format!("* `{}`: {doc}\n", function.name));
+        }
+    }
+    format!("{}\n\n", out.trim_end())
+}
+
+/// Each has its part of a page, from its own text.
+#[test]
+fn the_page_of_the_library_is_that_of_the_scenarios() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/library.md");
+    let mut wanted = "# The stock library\n\nScenarios that every cluster has. `muster scenario show NAME --files` prints one; \
+         `muster scenario put` stores another one under its name. How to read and write them: [scenarios](scenarios.md).\n\n\
+         <!-- This page is written from the scenarios; a test compares it. -->\n\n"
+        .to_owned();
+    for (name, text) in library() {
+        wanted.push_str(&described(&name, text));
+    }
+    let wanted = format!("{}\n", wanted.trim_end());
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(path, wanted).expect("it can be written");
+        return;
+    }
+    let page = std::fs::read_to_string(path).expect("the page");
+    assert_eq!(
+        page, wanted,
+        "UPDATE_DOCS=1 cargo test -p muster-scenarios --test library writes it"
+    );
 }
