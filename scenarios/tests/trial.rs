@@ -193,6 +193,41 @@ fn test_9() { fleet(); fake("lb-1"); }
 }
 
 #[test]
+fn what_came_of_a_step_on_each_node_can_be_asked() {
+    let text = r#"
+scenario("x");
+target("role=web");
+fn version(p) { shell("app --version"); command(["app", p.ask]); 7 }
+fn main(p) {
+    let r = try_on(targets(), "version", #{ ask: "health" });
+    #{
+        ok: r.ok, failed: r.failed.names, succeeded: r.succeeded.names, values: r.values,
+        out: r["web-01"].stdout, value: r["web-01"].value, outcome: r["web-02"].outcome, why: r["web-02"].reason,
+        broken: r["web-02"].stdout,
+    }
+}
+fn test_it() {
+    fake("web-01", #{ roles: ["web"] });
+    fake("web-02", #{ roles: ["web"] });
+    reply("*", "shell app --version", #{ stdout: "1.4.2\n" });
+    reply("web-02", "command app health", #{ exit: 1, stdout: "broken\n" });
+    let r = play();
+    assert_eq(r.value, #{
+        ok: false, failed: ["web-02"], succeeded: ["web-01"], values: #{ "web-01": 7 },
+        out: "1.4.2\n", value: 7, outcome: "failed", why: "x.rhai:4 command app health: exit code 1",
+        broken: "1.4.2\nbroken\n",
+    });
+}
+"#;
+    let bundle = Bundle::new(text.to_owned(), BTreeMap::new()).expect("a bundle");
+    let manifest = check_bundle("x.rhai", &bundle).expect("it is sound");
+    let trial = Trial::new("x.rhai", &bundle, manifest).expect("it can be read");
+    if let Err(fault) = trial.run("test_it") {
+        panic!("{fault}");
+    }
+}
+
+#[test]
 fn what_never_mattered_in_a_test_fails_it() {
     insta::assert_snapshot!(tested(
         r##"

@@ -17,6 +17,8 @@ use crate::node::{
     Source,
 };
 
+/// Most characters of what a step printed on a node.
+const MAX_PRINTED: usize = 4 * 1024;
 /// Most nodes of one test.
 pub(super) const MAX_NODES: usize = 1_000;
 
@@ -125,6 +127,8 @@ pub(super) struct Fleet {
     /// What holds already, by node and by what can hold one thing at a time.
     state: BTreeMap<(Serial, String), String>,
     pub(super) done: Done,
+    /// What programs printed in the step that is under way, its beginning.
+    pub(super) printed: BTreeMap<Serial, String>,
     /// What was told to whom in all runs of the test.
     pub(super) told: BTreeMap<String, BTreeSet<NodeName>>,
 }
@@ -220,12 +224,17 @@ pub(super) struct FakeHost {
 }
 
 impl FakeHost {
-    fn run(run: &Run, rule: Option<&mut Rule>) -> Result<Value, HostError> {
+    /// What a program answers.
+    fn ran(rule: Option<&mut Rule>) -> Value {
         let mut value =
             json!({"exit": 0, "stdout": "", "stderr": "", "skipped": false, "truncated": false});
         if let Some(rule) = rule {
             rule.over(&mut value);
         }
+        value
+    }
+
+    fn judged(run: &Run, value: Value) -> Result<Value, HostError> {
         let exit = value["exit"].as_i64().unwrap_or_default();
         if run.ok.iter().any(|ok| i64::from(*ok) == exit) {
             Ok(value)
@@ -302,10 +311,16 @@ impl Host for FakeHost {
             },
         };
         Ok(match effect {
-            Effect::Run(run) => Performed {
-                change: run.changes.then(|| changed(title)),
-                value: Self::run(run, rule)?,
-            },
+            Effect::Run(run) => {
+                let value = Self::ran(rule);
+                let printed = value["stdout"].as_str().unwrap_or_default();
+                let before = fleet.printed.entry(self.serial).or_default();
+                before.extend(printed.chars().take(MAX_PRINTED - before.chars().count()));
+                Performed {
+                    change: run.changes.then(|| changed(title)),
+                    value: Self::judged(run, value)?,
+                }
+            }
             Effect::Http(call) => Performed {
                 change: matches!(call.wish, HttpWish::Post { .. }).then(|| changed(title)),
                 value: Self::http(&call.wish, rule)?,

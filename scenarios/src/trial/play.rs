@@ -384,6 +384,7 @@ impl World {
             secrets: self.secrets.clone(),
             mode: self.mode,
         };
+        self.fleet.lock().printed.remove(&serial);
         let host = self.fleet.host(&node);
         let tries = step.options.retry.unwrap_or(0);
         let mut result = self.subject.node.call(&call, host.clone());
@@ -393,7 +394,8 @@ impl World {
             }
             result = self.subject.node.call(&call, host.clone());
         }
-        match result {
+        let stdout = self.fleet.lock().printed.remove(&serial);
+        let reply = match result {
             Ok(done) => NodeReply {
                 value: Some(done.value),
                 ..ended(serial, Outcome::Succeeded, None)
@@ -404,7 +406,8 @@ impl World {
                 ended(serial, Outcome::Failed, Some(reason))
             }
             Err(Ended::Stopped) => ended(serial, Outcome::Cancelled, None),
-        }
+        };
+        NodeReply { stdout, ..reply }
     }
 
     /// Takes steps back, newest first.
