@@ -7,6 +7,7 @@ use muster_protocol::run::{NodePhase, Outcome, RunState, Target};
 use muster_protocol::units::Timestamp;
 use muster_scenarios::manifest::Shape;
 use muster_scenarios::secret;
+use serde_json::Value;
 
 use super::{Asked, Begin, Confirmed, Refused, Submit, Submitted, engine, refused, stored};
 use crate::authz::Caller;
@@ -130,7 +131,7 @@ impl Submit {
             predicate: Some(old.spec.predicate.clone()),
             scenario: old.spec.scenario.clone(),
             version: wanted,
-            params: old.spec.params.clone(),
+            params: given(&old.spec.params),
             mode: old.spec.mode,
             timeout: Some(options.timeout),
             deliver_within: Some(options.deliver_within),
@@ -156,6 +157,17 @@ impl Submit {
             .freeze(&snapshot, id, by, now)
             .map_err(|error| stored(&error))?;
         Ok((frozen.only(targets, run), asks))
+    }
+}
+
+/// What a run was given: what stands in it as nothing was not.
+fn given(params: &Value) -> Value {
+    match params {
+        Value::Object(all) => {
+            let some = all.iter().filter(|(_, value)| !value.is_null());
+            Value::Object(some.map(|(k, v)| (k.clone(), v.clone())).collect())
+        }
+        other => other.clone(),
     }
 }
 

@@ -80,11 +80,17 @@ impl Bound {
     }
 
     /// All of them as they stand in a request or a journal: in the place of a
-    /// secret's value stands its name.
+    /// secret's value stands its name. One that nobody has given is nothing,
+    /// and no secret: there is nothing that would have to come with the call.
     #[must_use]
     pub fn sealed(&self) -> Map<String, Value> {
-        let secret = self.secret.keys();
-        let names = secret.map(|name| (name.clone(), crate::secret::reference(name)));
+        let names = self.secret.iter().map(|(name, value)| {
+            let stands = match value {
+                Value::Null => Value::Null,
+                _ => crate::secret::reference(name),
+            };
+            (name.clone(), stands)
+        });
         self.plain.clone().into_iter().chain(names).collect()
     }
 

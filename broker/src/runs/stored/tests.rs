@@ -260,6 +260,28 @@ fn a_secret_is_only_a_name_in_all_that_is_kept_or_shown() {
 }
 
 #[test]
+fn a_secret_that_nobody_gave_is_none() {
+    let script = r#"
+        scenario("x");
+        param("token", #{ secret: true, required: false });
+        param("key", #{ secret: true, required: false });
+        fn run(p) {}
+    "#;
+    let run = frozen(script, json!({"predicate": "role=web", "params": {}})).expect("frozen");
+    assert_eq!(run.spec.title, "web-upgrade v12");
+    assert_eq!(run.spec.params, json!({"key": null, "token": null}));
+    assert!(!muster_scenarios::secret::is_needed(&run.spec.params));
+    assert!(run.secrets.is_empty());
+    // One of two is given: it alone is a name.
+    let asked = json!({"predicate": "role=web", "params": {"token": "hunter2"}});
+    let run = frozen(script, asked).expect("frozen");
+    assert_eq!(run.spec.title, "web-upgrade v12 token=[secret]");
+    let names = muster_scenarios::secret::names(run.spec.params.as_object().expect("a map"));
+    assert_eq!(Vec::from_iter(names), ["token"]);
+    assert_eq!(run.spec.params["key"], Value::Null);
+}
+
+#[test]
 fn a_secret_goes_to_no_node_that_may_have_chosen_itself() {
     let on = |on: &str| {
         let params = json!({"version": "1", "token": "hunter2"});

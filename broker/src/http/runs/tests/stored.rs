@@ -408,6 +408,29 @@ async fn a_secret_is_nowhere_but_in_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_given_none_of_its_secrets_is_sent_and_retried() {
+    let world = World::new(&["web-1"], 20).await;
+    let params = "param(\"token\", #{ secret: true, required: false }); \
+                  param(\"note\", #{ required: false });";
+    world.put("login", &script(params)).await;
+    let run = world.begun("login", json!({})).await;
+    assert_eq!(run["params"], json!({ "token": null, "note": null }));
+    assert_eq!(run["title"], "login v1");
+    assert_eq!(world.ended(&run).await["state"], "succeeded");
+    let path = format!("/v1/runs/{}/retry", run["id"].as_str().unwrap());
+    for latest in [false, true] {
+        let asked = json!({ "confirm": "yes", "latest": latest });
+        let (status, again) = world.post(&path, asked).await;
+        assert_eq!(status, 200, "{again}");
+        assert_eq!(again["retry_of"], run["id"]);
+        assert_eq!(again["title"], "login v1");
+        assert_eq!(world.ended(&again).await["state"], "succeeded");
+    }
+    assert_eq!(world.executed(), [3]);
+    world.broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_under_a_key_is_the_same_one_after_the_scenario_has_changed() {
     let world = World::new(&["web-1"], 20).await;
     world.put("often", &script("")).await;
