@@ -39,7 +39,7 @@ use crate::store::stream::StreamError;
 const LINGER: Duration = Duration::from_secs(5);
 /// How long the task of a run whose `main` waits for nothing but what it is
 /// told lets it be.
-const REST: Duration = Duration::from_secs(600);
+pub(super) const REST: Duration = Duration::from_secs(600);
 /// Messages taken in one go: their outcomes share an event.
 const TAKE: usize = RESULTS_PER_EVENT;
 /// Bytes of results in one event, far below the largest NATS message.

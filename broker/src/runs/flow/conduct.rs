@@ -516,11 +516,13 @@ impl Task {
                 "the scenario was told more than {most} MiB by its steps"
             ));
         }
+        self.time_left().is_zero().then(too_old)
+    }
+
+    /// How much longer `main` may take.
+    pub(super) fn time_left(&self) -> Duration {
         let age = elapsed(self.state.spec.created, Timestamp::now());
-        (age > LONGEST).then(|| {
-            let days = LONGEST.as_secs() / 86_400;
-            format!("the run is older than {days} days")
-        })
+        LONGEST.saturating_sub(age)
     }
 
     /// What a call waits for; an error that the script is told at once.
@@ -655,6 +657,12 @@ impl Task {
         self.conductor().wanted = None;
         Ok(())
     }
+}
+
+/// Why a `main` may not go on for whose run no time is left.
+pub(super) fn too_old() -> String {
+    let days = LONGEST.as_secs() / 86_400;
+    format!("the run is older than {days} days")
 }
 
 /// How a run ends whose `main` ended so.

@@ -42,7 +42,7 @@ const MOST_LOG: u64 = 4 << 20;
 /// How deep scenarios may call each other.
 const MOST_DEEP: usize = 4;
 /// How long a `main` may take in all: as long as an open run is of interest.
-const LONGEST: std::time::Duration = std::time::Duration::from_secs(31 * 86_400);
+pub(super) const LONGEST: std::time::Duration = std::time::Duration::from_secs(31 * 86_400);
 
 /// The id of a part of a run. It follows from the call and its arguments: a
 /// broker that makes the part again, even one that has forgotten that there

@@ -15,8 +15,8 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::super::journal::JournalError;
-use super::super::task::Task;
-use super::conduct::{KEPT, LOOK, PAUSE};
+use super::super::task::{REST, Task};
+use super::conduct::{KEPT, LOOK, PAUSE, too_old};
 use super::parts::{Part, PartError, caller};
 use super::reply;
 use super::stage::Another;
@@ -53,6 +53,15 @@ impl Task {
             {
                 Ok(false)
             }
+            // The script is told, as when somebody cancels: what it has done
+            // is taken back. Who has paused a run wants it kept as it is.
+            (Wanted::Until { .. } | Wanted::Answer { .. }, None)
+                if self.state.phase == RunPhase::Running && self.time_left().is_zero() =>
+            {
+                let reply = Reply::Error(too_old());
+                self.answered(open.number, reply, Vec::new(), None).await?;
+                Ok(true)
+            }
             (Wanted::Until { at }, None) => {
                 let left = elapsed(Timestamp::now(), *at);
                 if left.is_zero() {
@@ -61,6 +70,7 @@ impl Task {
                     return Ok(true);
                 }
                 self.rest();
+                let left = left.min(self.time_left());
                 self.conductor().wake = Some(Instant::now() + left.min(LOOK));
                 Ok(false)
             }
@@ -71,6 +81,10 @@ impl Task {
                 };
                 self.tell_waits(&gate, Some(open.number), None).await;
                 self.rest();
+                if self.state.phase == RunPhase::Running {
+                    let left = self.time_left().min(REST);
+                    self.conductor().wake = Some(Instant::now() + left);
+                }
                 Ok(false)
             }
             (Wanted::Nothing, None) => self.serve_at_once(&open).await,

@@ -2,6 +2,7 @@
 
 mod cut;
 mod dry;
+mod limits;
 mod waits;
 
 use std::collections::{BTreeMap, HashMap};
@@ -170,10 +171,11 @@ impl Play {
     }
 
     async fn begin_as(&self, name: &str, asked: Value) -> RunId {
-        let frozen = self
-            .shelf
-            .frozen_as(name, asked, RunId::random())
-            .expect("frozen");
+        let frozen = self.shelf.frozen_as(name, asked, RunId::random());
+        self.create(frozen.expect("frozen")).await
+    }
+
+    async fn create(&self, frozen: FrozenRun) -> RunId {
         let created = self.engine().create(allowed(frozen)).await;
         created.expect("created").brief.id
     }

@@ -46,6 +46,8 @@ pub(crate) enum Script {
     /// Ends it at once: each function with the outcome that is named here,
     /// else well.
     Functions(HashMap<String, Outcome>),
+    /// Ends it at once and well, with this in its result.
+    Returns(NodeResult),
     /// Says that it runs, and ends when it is released or cancelled.
     Hold,
     /// Says nothing, ever.
@@ -436,6 +438,11 @@ impl Shared {
                 }
                 let said = format!("{} on {}\n", call.function, self.serial);
                 self.end(id, result, vec![said.into_bytes()], Vec::new());
+            }
+            Script::Returns(with) => {
+                result.value = with.value;
+                result.value_bytes = with.value_bytes;
+                self.end(id, result, Vec::new(), Vec::new());
             }
             Script::Chunks { chunks, lost } => {
                 for (number, chunk) in (0u32..).zip(&chunks) {
