@@ -33,6 +33,10 @@ struct Pending {
     until: Timestamp,
     call: Call,
     past: Past,
+    /// The boot in which it went on. What it did then nobody knows when the
+    /// agent ends in the middle of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    went_on: Option<String>,
 }
 
 /// Remembers that a step restarts the machine.
@@ -51,6 +55,7 @@ impl Restarts for Remember {
                 until: self.until,
                 call: self.call.clone(),
                 past,
+                went_on: None,
             };
             let note = serde_json::to_string(&pending).map_err(|e| e.to_string())?;
             self.inner.place("agent.restart.before", self.id).await;
@@ -151,10 +156,7 @@ impl Inner {
         };
         let _running = self.run_one();
         match self.parts.executor.call(call, step).await {
-            Some(result) => {
-                self.forget_pending(id).await;
-                Some(result)
-            }
+            Some(result) => Some(result),
             None => self.restarts(id, deadline, timeout).await,
         }
     }
@@ -190,18 +192,29 @@ impl Steps {
         let boot_id = &inner.parts.boot_id;
         let timeout = Duration::from_millis(start.timeout_ms);
         if let Some(note) = inner.parts.journal.pending(id).await? {
-            let pending: Pending = match serde_json::from_str(&note) {
+            let mut pending: Pending = match serde_json::from_str(&note) {
                 Ok(pending) => pending,
                 Err(e) => {
                     warn!(run = %id.run, step = id.step, "a note of a restart cannot be read: {e}");
                     return Ok(false);
                 }
             };
+            if pending.went_on.is_some() {
+                if !inner.parts.executor.may_repeat(&pending.call).await {
+                    return Ok(false);
+                }
+                orphans.await;
+            }
             if pending.boot_id == *boot_id {
                 warn!(run = %id.run, step = id.step, "the machine was told to restart by a step, and has not yet");
                 self.await_restart(id, pending.until, timeout);
             } else {
                 info!(run = %id.run, step = id.step, "the machine was restarted by a step, which goes on");
+                pending.went_on = Some(boot_id.clone());
+                // It was read from there.
+                if let Ok(note) = serde_json::to_string(&pending) {
+                    inner.parts.journal.set_pending(id, note).await?;
+                }
                 let again = Again::Behind(Box::new(pending.past));
                 self.spawn_again(id, pending.call, again, (pending.until, timeout))
                     .await?;
@@ -224,6 +237,13 @@ impl Steps {
         self.spawn_again(id, call, Again::FromTheTop, (until, timeout))
             .await?;
         Ok(true)
+    }
+
+    /// The boot in which a step went on behind a restart, if it did.
+    pub(super) async fn went_on(&self, id: RequestId) -> Result<Option<String>, JournalError> {
+        let note = self.0.parts.journal.pending(id).await?;
+        let pending = note.and_then(|note| serde_json::from_str::<Pending>(&note).ok());
+        Ok(pending.and_then(|pending| pending.went_on))
     }
 
     fn await_restart(&self, id: RequestId, until: Timestamp, timeout: Duration) {
@@ -270,6 +290,7 @@ impl Steps {
                     Box::pin(inner.execute_again(id, &call, again, time, (&active, &live)));
                 if let Some(result) = executing.await {
                     inner.conclude(id, result, &active, &live).await;
+                    inner.forget_pending(id).await;
                 }
             }
             .instrument(span),

@@ -17,7 +17,7 @@ impl Steps {
     /// found and ended, and its outcome is `unknown`, because nobody saw how
     /// far it came. One that only waited never ran, and says so. `but` goes
     /// on: it is the upgrade by which this agent began. So does one that
-    /// restarted the machine, and one that may be repeated.
+    /// restarted the machine, once, and one that may be repeated.
     ///
     /// # Errors
     /// [`JournalError`] when the journal cannot be read; the agent must not
@@ -27,10 +27,16 @@ impl Steps {
         kill_grace: Duration,
         but: Option<RequestId>,
     ) -> Result<(), JournalError> {
-        for step in self.0.parts.journal.unfinished().await? {
+        for mut step in self.0.parts.journal.unfinished().await? {
             let id = step.request;
             if Some(id) == but {
                 continue;
+            }
+            // What is left of it is of the boot in which it ran last.
+            if let Some(start) = &mut step.start
+                && let Some(boot_id) = self.went_on(id).await?
+            {
+                start.boot_id = boot_id;
             }
             let orphans = async {
                 let serial = self.0.parts.identity.now().serial();

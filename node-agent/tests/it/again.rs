@@ -142,6 +142,50 @@ async fn a_function_goes_on_behind_the_restart_and_does_nothing_twice() {
 }
 
 #[tokio::test]
+async fn an_agent_that_is_killed_behind_the_restart_does_nothing_twice() {
+    let script = r#"
+scenario("Restarts it");
+idempotent("sets");
+fn sets(p) { work(p) }
+fn run(p) { work(p) }
+fn work(p) {
+    command(["sh", "-c", `echo before >> ${p.log}`]);
+    reboot();
+    command(["sh", "-c", `echo after >> ${p.log}; while [ ! -e ${p.flag} ]; do sleep 0.05; done`]);
+}
+"#;
+    let mut machine = Machine::new(script).await;
+    machine.lab.begin().await;
+    let flag = machine.lab.path("flag");
+    let mut begun = Vec::new();
+    for (n, (function, log)) in [("run", "once"), ("sets", "again")].iter().enumerate() {
+        let log = machine.lab.path(log);
+        let request = machine.request(function, json!({ "log": log, "flag": flag }));
+        begun.push(machine.lab.send(&request).await);
+        machine.until_lines("told", n + 1).await;
+    }
+    machine.lab.kill();
+    machine.boots("second");
+    machine.lab.begin().await;
+    machine.until_lines("once", 2).await;
+    machine.until_lines("again", 2).await;
+    machine.lab.kill();
+    machine.lab.begin().await;
+    let result = machine.lab.broker.outcome(begun[0]).await.result;
+    assert_eq!(result.outcome, Outcome::Unknown, "{result:?}");
+    let reason = result.reason.unwrap();
+    assert!(reason.contains("still ran and were ended"), "{reason}");
+    // One that may be repeated goes on behind the restart once more.
+    machine.until_lines("again", 3).await;
+    std::fs::write(&flag, "").unwrap();
+    let result = machine.lab.broker.outcome(begun[1]).await.result;
+    assert_eq!(result.outcome, Outcome::Succeeded, "{result:?}");
+    assert_eq!(machine.lines("once"), ["before", "after"]);
+    assert_eq!(machine.lines("again"), ["before", "after", "after"]);
+    assert_eq!(machine.lines("told"), ["reboot", "reboot"]);
+}
+
+#[tokio::test]
 async fn a_machine_that_does_not_restart_fails_the_step() {
     let mut machine = Machine::new(RESTARTS).await;
     machine.lab.begin().await;
