@@ -16,4 +16,5 @@ mod retention;
 mod rolling;
 mod runs;
 mod scenarios;
+mod sealed;
 mod upgrade;
