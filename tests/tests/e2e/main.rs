@@ -12,6 +12,7 @@ mod local;
 mod on_nodes;
 mod once;
 mod path;
+mod reboot;
 mod retention;
 mod rolling;
 mod runs;
