@@ -35,6 +35,10 @@ fn place(files: &[(&str, &str)]) -> tempfile::TempDir {
     place
 }
 
+fn place_with(common: &str) -> tempfile::TempDir {
+    place(&[("common.rhai", common)])
+}
+
 const GOOD: &str = r#"scenario("Say whose it is");
 param("owner");
 fn run(p) { file("/etc/motd").content(p.owner); }
@@ -156,6 +160,26 @@ fn test_runs_the_tests_of_a_scenario() {
     let ok = all[0]["tests"].as_array().expect("a list").iter();
     let ok: Vec<&Value> = ok.map(|test| &test["ok"]).collect();
     assert_eq!(ok, [true, false]);
+    // What several tests say of nodes, and none of them needs.
+    let common = GOOD.replace("fake(\"web-01\");", "nodes_of_mine();")
+        + "fn nodes_of_mine() { fake(\"web-01\"); reply(\"web-01\", \"fle *\", #{ fails: \"full\" }); }\n";
+    let other = place_with(&common);
+    let (code, out, _) = muster(other.path(), &["test", "common.rhai"]);
+    assert_eq!(code, 1, "{out}");
+    assert!(
+        out.contains("reply(\"web-01\", \"fle *\") was never needed"),
+        "{out}"
+    );
+    assert_eq!(out.lines().last(), Some("2 tests, 1 error"), "{out}");
+    let (code, ..) = muster(other.path(), &["test", "common.rhai", "--only", "is_said"]);
+    assert_eq!(code, 0);
+    let (_, out, _) = muster(other.path(), &["test", "--json", "common.rhai"]);
+    let all: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(
+        all[0]["unneeded"].as_array().map(Vec::len),
+        Some(1),
+        "{all}"
+    );
 }
 
 #[test]

@@ -47,13 +47,21 @@ pub(super) fn run(context: &Context, args: &TestArgs) -> Result<u8, Failure> {
     let term = &context.term;
     if args.json {
         term.json(&all)?;
-    } else if mistakes > 0 {
-        term.line(&errors(mistakes))?;
     } else {
-        term.line(&match failed {
-            0 => format!("{}, all well", count(ran, "test")),
-            failed => format!("{}, {failed} failed", count(ran, "test")),
-        })?;
+        let mut said = Vec::new();
+        if ran > 0 || mistakes == 0 {
+            said.push(count(ran, "test"));
+        }
+        if failed > 0 {
+            said.push(format!("{failed} failed"));
+        }
+        if mistakes > 0 {
+            said.push(errors(mistakes));
+        }
+        if failed + mistakes == 0 {
+            said.push("all well".to_owned());
+        }
+        term.line(&said.join(", "))?;
     }
     if ran == 0 && mistakes == 0 {
         let what = match &args.only {
