@@ -84,7 +84,7 @@ async fn a_scenario_runs_by_name_on_its_nodes_or_fewer_with_all_mistakes_at_once
     assert_eq!((status, &problem["kind"]), (400, &json!("invalid-request")));
     let detail = problem["detail"].as_str().unwrap();
     assert!(
-        detail.contains("version: ") && detail.contains("did you mean `version`?"),
+        detail.contains("\"version\": ") && detail.contains("did you mean \"version\"?"),
         "{problem}"
     );
     let (status, problem) = world.scenario("depoly-web", json!({})).await;
