@@ -262,7 +262,7 @@ fn raw(error: &EvalAltResult, endless: &str) -> String {
             format!("there is no property `{name}` here")
         }
         EvalAltResult::ErrorFunctionNotFound(signature, _) => {
-            format!("there is no function {signature}")
+            format!("there is no function {}", readable(signature))
         }
         other => {
             let text = other.to_string();
@@ -281,6 +281,16 @@ fn last_before(text: &str, at: Place, word: &str) -> Place {
         line: at.line,
         column: upto[..byte].chars().count() + 1,
     })
+}
+
+/// A call with the types of its arguments, as people write them:
+/// `ask(string, map)`.
+fn readable(signature: &str) -> String {
+    let words = signature
+        .replace("&str | ImmutableString | String", "string")
+        .replace("i64", "int")
+        .replace("f64", "float");
+    words.replacen(" (", "(", 1)
 }
 
 /// The engine's words as the middle of a sentence of ours.

@@ -301,7 +301,7 @@ fn mistakes_in_main_say_where() {
         2 |     abort("no \x1b[2J");
           |     ^^^^^
     web.rhai: the script works without an end; what takes long belongs on the nodes
-    web.rhai:2:5: there is no function fn_that_is_not ()
+    web.rhai:2:5: there is no function fn_that_is_not()
         2 |     fn_that_is_not();
           |     ^^^^^^^^^^^^^^
     web.rhai:2:5: by hand

@@ -175,7 +175,7 @@ fn what_never_ends_or_grows_without_end_fails_alike_on_both_sides() {
     sleep(3600)
       `sleep` takes a duration with its unit: sleep("5s")
     timestamp()
-      there is no function timestamp ()
+      there is no function timestamp()
     let x = 1; call("f")
       Data type incorrect: string (expecting Fn)
     throw #{ a: "\x1b[2J" }
@@ -277,8 +277,8 @@ fn there_is_no_way_out_of_the_language() {
       there is no `debug` in scenarios
       there is no `debug` in scenarios
     open_file("/etc/passwd")
-      there is no function open_file (&str | ImmutableString | String)
-      there is no function open_file (&str | ImmutableString | String)
+      there is no function open_file(string)
+      there is no function open_file(string)
     undeclared
       there is no variable `undeclared` here
       there is no variable `undeclared` here
@@ -314,7 +314,7 @@ fn an_output_bomb_does_not_pass_through_a_script() {
     );
     assert_eq!(
         in_main("log(\"\".pad(20000, \"x\"))"),
-        "there is no function log (())"
+        "there is no function log(())"
     );
     assert_eq!(
         in_main("let s = \"\"; s.pad(20000, \"x\"); log(s)"),
@@ -375,7 +375,7 @@ fn a_secret_is_handed_on_and_never_said() {
         let said = in_main(body);
         assert!(!said.contains("$secret"), "{body}: {said}");
     }
-    assert_eq!(in_main("p.key.len()"), "there is no function len (Secret)");
+    assert_eq!(in_main("p.key.len()"), "there is no function len(Secret)");
     assert_eq!(
         in_main("on(targets(), \"f\", #{ \"$secret\": \"key\" })"),
         "the parameters of the step: `$secret` is no name in a map"

@@ -179,16 +179,16 @@ fn mistakes_say_where_and_what_to_do() {
     web.rhai:2:23: package broken: exit code 3
         2 |     package("broken").latest();
           |                       ^^^^^^
-    web.rhai:2:5: there is no function pakage (&str | ImmutableString | String)
+    web.rhai:2:5: there is no function pakage(string)
         2 |     pakage("x").latest();
           |     ^^^^^^
-    web.rhai:2:18: there is no function lates (Package)
+    web.rhai:2:18: there is no function lates(Package)
         2 |     package("x").lates();
           |                  ^^^^^
     web.rhai:2:5: there is no command to run; write it after `--`
         2 |     command([]);
           |     ^^^^^^^
-    web.rhai:2:5: there is no function command (&str | ImmutableString | String)
+    web.rhai:2:5: there is no function command(string)
         2 |     command("ls -l");
           |     ^^^^^^^
     web.rhai:2:5: an argument is a text, not a map
@@ -200,7 +200,7 @@ fn mistakes_say_where_and_what_to_do() {
     web.rhai:2:5: `ok` of `shell`: invalid type: string "0", expected a sequence
         2 |     shell("x", #{ ok: "0" });
           |     ^^^^^
-    web.rhai:2:18: there is no function until (Service, i64)
+    web.rhai:2:18: there is no function until(Service, int)
         2 |     service("x").until(5);
           |                  ^^^^^
     web.rhai:2:5: this node has no fact `os.nme`
@@ -210,7 +210,7 @@ fn mistakes_say_where_and_what_to_do() {
         2 |     http("http://x", #{ haeders: #{} }).get();
           |                                         ^^^
     web.rhai: the function works without an end
-    web.rhai:2:5: there is no function fn_that_is_not ()
+    web.rhai:2:5: there is no function fn_that_is_not()
         2 |     fn_that_is_not();
           |     ^^^^^^^^^^^^^^
     "#);

@@ -256,9 +256,9 @@ async fn what_fails_says_where() {
     web/scenario.rhai:2:1: command sh -c echo no disk >&2; exit 3: exit code 3: no disk
     web/scenario.rhai:2:23: file /tmp/../etc/x: /tmp/../etc/x is left alone: it has `..` in it
     web/scenario.rhai:2:1: too old
-    web/scenario.rhai:2:16: there is no function no_such_function (i64)
+    web/scenario.rhai:2:16: there is no function no_such_function(int)
     web/scenario.rhai: the function works without an end
-    web/scenario.rhai:2:1: there is no function fn_that_calls_itself (i64)
+    web/scenario.rhai:2:1: there is no function fn_that_calls_itself(int)
     web/scenario.rhai: length of string grows larger than a script may have it
     web/scenario.rhai:2:1: emit: `No Kind` is no kind of event: 1 to 60 small letters, digits, `.`, `_` and `-`
     web/scenario.rhai:2:19: emit x: a step makes at most 100 events
