@@ -23,6 +23,9 @@ pub enum TakeError {
     /// It could not be written down.
     #[error("the freeze cannot be written down: {0}")]
     State(#[from] StateError),
+    /// Nobody knows whether it was.
+    #[error("the freeze cannot be written down: {0}")]
+    Cut(tokio::task::JoinError),
 }
 
 /// What is held.
@@ -32,6 +35,8 @@ enum Held {
     Nothing,
     /// This.
     Known(Box<Freeze>, Box<SignedText>),
+    /// This freeze, and the disk does not have it yet.
+    Unwritten(Box<Freeze>),
     /// There is a file, and it cannot be read: as frozen, until a broker says
     /// what is in force.
     Damaged,
@@ -77,7 +82,7 @@ fn read(dir: &StateDir) -> Held {
 fn why(held: &Held) -> Option<String> {
     match held {
         Held::Nothing => None,
-        Held::Known(freeze, _) => freeze.frozen.then(|| freeze.reason()),
+        Held::Known(freeze, _) | Held::Unwritten(freeze) => freeze.frozen.then(|| freeze.reason()),
         Held::Damaged => Some(format!(
             "frozen: {FILE} in this agent's state cannot be read, and no broker has said yet what is in force"
         )),
@@ -109,7 +114,8 @@ impl Frost {
     /// What is said of it in a hello.
     pub async fn mark(&self) -> FreezeMark {
         match &*self.0.held.read().await {
-            Held::Nothing | Held::Damaged => FreezeMark::default(),
+            // What a restart forgets is not told as known: it is sent again.
+            Held::Nothing | Held::Damaged | Held::Unwritten(..) => FreezeMark::default(),
             Held::Known(freeze, signed) => FreezeMark {
                 revision: freeze.revision,
                 held: Some((**signed).clone()),
@@ -127,12 +133,14 @@ impl Frost {
         let keys = self.0.identity.now().keys.clone();
         let mut held = self.0.held.write().await;
         let known = match &*held {
-            Held::Known(freeze, _) => Some(&**freeze),
+            Held::Known(freeze, _) | Held::Unwritten(freeze) => Some(&**freeze),
             Held::Nothing | Held::Damaged => None,
         };
         let next = Freeze::successor(signed, &keys, known)?;
         let revision = next.revision;
-        if known.is_some_and(|known| known.revision == revision && known.frozen == next.frozen) {
+        let same =
+            known.is_some_and(|known| known.revision == revision && known.frozen == next.frozen);
+        if same && matches!(&*held, Held::Known(..)) {
             return Ok(revision);
         }
         if next.frozen {
@@ -141,22 +149,21 @@ impl Frost {
                 "nothing new is begun here from now on: {}",
                 next.reason()
             );
-        } else {
+        } else if why(&held).is_some() {
             info!(revision, by = %next.by, "no longer frozen");
         }
         let bytes = serde_json::to_vec(signed).unwrap_or_default();
-        let (dir, frozen) = (self.0.dir.clone(), next.frozen);
-        let next = Held::Known(Box::new(next), Box::new(signed.clone()));
-        let written = tokio::task::spawn_blocking(move || dir.write(FILE, &bytes)).await;
-        let written = written.unwrap_or_else(|e| {
-            error!("a freeze could not be written down: {e}");
-            Ok(())
-        });
-        if written.is_ok() || frozen {
-            *held = next;
+        let dir = self.0.dir.clone();
+        let write = move || dir.write(FILE, &bytes).map_err(TakeError::State);
+        let written = tokio::task::spawn_blocking(write).await;
+        let written = written.unwrap_or_else(|e| Err(TakeError::Cut(e)));
+        let next = Box::new(next);
+        match written {
+            Ok(()) => *held = Held::Known(next, Box::new(signed.clone())),
+            Err(_) if next.frozen => *held = Held::Unwritten(next),
+            Err(_) => {}
         }
-        written?;
-        Ok(revision)
+        written.map(|()| revision)
     }
 
     /// Holds this node as it is while a step is begun.

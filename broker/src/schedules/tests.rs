@@ -247,6 +247,73 @@ async fn a_broker_that_was_killed_before_it_wrote_a_start_down_starts_it_once() 
     broker.stop().await;
 }
 
+/// While the fleet is frozen a schedule makes no run, says so once, and is no
+/// alarm; then it does what its `missed` says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_whose_time_comes_during_a_freeze_says_so_once() {
+    let (server, tmp, broker) = begin().await;
+    let state = tmp.path().join("state");
+    let why = json!({ "why": "the switch" });
+    let (status, said) = broker.call("POST", "/v1/freeze", Some(why)).await;
+    assert_eq!(status, 200, "{said}");
+    broker.stop().await;
+    let yesterday = Timestamp::now() - jiff::SignedDuration::from_hours(24);
+    let bucket = bucket(&server).await;
+    for (name, missed) in [("made-up", "run"), ("left-out", "skip")] {
+        let schedule = stored("0 * * * *", missed, yesterday);
+        bucket.create(name, &schedule).await.unwrap();
+    }
+    let broker = TestBroker::start(&server, &state).await;
+    let told = async |broker: &TestBroker| {
+        wait_for("both say that they are frozen", async || {
+            let told = events(broker, "schedule.frozen").await;
+            (told.len() == 2).then_some(told)
+        })
+        .await
+    };
+    let first = told(&broker).await;
+    for (name, then) in [
+        ("made-up", "one run makes up"),
+        ("left-out", "what it misses is left out"),
+    ] {
+        let of = |t: &&String| t.contains(&format!("schedule {name} ")) && t.contains(then);
+        let text = first.iter().find(of);
+        let text = text.unwrap_or_else(|| panic!("{first:?}"));
+        assert!(text.contains("frozen by admin: the switch"), "{text}");
+    }
+    // Another broker looks again, and does not say it again.
+    broker.crash().await;
+    let broker = TestBroker::start(&server, &state).await;
+    let (status, _) = put(&broker, "later", command("0 0 29 2 *")).await;
+    assert_eq!(
+        status, 200,
+        "it has looked at them when it notices this one"
+    );
+    assert_eq!(told(&broker).await, first);
+    assert!(runs(&broker).await.is_empty());
+    let (status, _) = broker.call("POST", "/v1/thaw", Some(json!({}))).await;
+    assert_eq!(status, 200);
+    let all = wait_for("the one that makes up for it runs", async || {
+        let all = runs(&broker).await;
+        (!all.is_empty()).then_some(all)
+    })
+    .await;
+    assert_eq!(all.len(), 1, "{all:?}");
+    assert_eq!(all[0]["principal"], "schedule:made-up");
+    let missed = wait_for("what was missed is said", async || {
+        let missed = events(&broker, "schedule.missed").await;
+        (missed.len() == 2).then_some(missed)
+    })
+    .await;
+    assert!(
+        missed.iter().any(|t| t.contains("the fleet was frozen")),
+        "{missed:?}"
+    );
+    let alarms = events(&broker, "alarm.schedule-failed").await;
+    assert!(alarms.is_empty(), "{alarms:?}");
+    broker.stop().await;
+}
+
 /// Runs, schedules and nothing else, with a clock that the test holds.
 struct Desk {
     submit: Submit,
