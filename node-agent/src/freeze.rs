@@ -186,7 +186,13 @@ impl Frost {
 
 #[cfg(test)]
 mod tests {
+    use muster_protocol::ids::{ClusterId, Serial};
+    use muster_protocol::keys::{BrokerKey, BrokerKeyState, KeyList, PrivateKey};
+    use muster_protocol::units::Timestamp;
+    use muster_protocol::wire::{Assignment, Credentials};
+
     use super::*;
+    use crate::identity::{Enrolled, Enrolment, NodeKeys};
 
     #[test]
     fn a_file_that_cannot_be_read_is_a_freeze() {
@@ -195,5 +201,91 @@ mod tests {
         assert_eq!(reason(&dir), None);
         dir.write(FILE, b"{").unwrap();
         assert!(reason(&dir).unwrap().starts_with("frozen: "));
+    }
+
+    /// A node in `dir`, and the key of its broker.
+    fn node(dir: &StateDir) -> (Frost, PrivateKey) {
+        let (root, broker) = (PrivateKey::generate(), PrivateKey::generate());
+        let (cluster, keys) = (ClusterId::from_bytes([1; 16]), NodeKeys::generate());
+        let list = KeyList {
+            cluster,
+            epoch: 1,
+            root: root.public(),
+            keys: vec![BrokerKey {
+                key: broker.public(),
+                state: BrokerKeyState::Active,
+                added: Timestamp::UNIX_EPOCH,
+            }],
+            issued: Timestamp::UNIX_EPOCH,
+        };
+        keys.save(dir).unwrap();
+        let stored = Enrolment {
+            url: "http://127.0.0.1:1".to_owned(),
+            others: Vec::new(),
+            root: root.public(),
+            keys: list.sign(&root),
+            ca: None,
+            credentials: Credentials {
+                cluster,
+                serial: Serial(3),
+                node_key: keys.identity.public(),
+                assignment: Assignment {
+                    revision: 1,
+                    name: "web-01".parse().unwrap(),
+                    roles: Vec::new(),
+                    labels: Default::default(),
+                },
+                nats_urls: Vec::new(),
+                brokers: Vec::new(),
+                nats_ca: None,
+                jwt: String::new(),
+                expires: Timestamp::UNIX_EPOCH,
+                issued: Timestamp::UNIX_EPOCH,
+            },
+        };
+        Enrolled::new(stored).unwrap().save(dir).unwrap();
+        let identity = Identity::load(dir).unwrap();
+        (Frost::load(dir.clone(), identity), broker)
+    }
+
+    fn freeze(revision: u64, frozen: bool) -> Freeze {
+        Freeze {
+            cluster: ClusterId::from_bytes([1; 16]),
+            revision,
+            frozen,
+            why: "the switch".into(),
+            by: "ana".parse().unwrap(),
+            at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    /// It stops at once, and says that it goes by it only when the disk has it.
+    #[tokio::test]
+    async fn what_cannot_be_written_down_stops_and_is_not_told_as_known() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("state");
+        let dir = StateDir::create(&path).unwrap();
+        let (frost, key) = node(&dir);
+        let away = tmp.path().join("away");
+        std::fs::rename(&path, &away).unwrap();
+        let stop = freeze(5, true).sign(&key);
+        for _ in 0..2 {
+            let error = frost.take(&stop).await.unwrap_err();
+            assert!(matches!(error, TakeError::State(_)), "{error}");
+            assert!(frost.begin().await.is_err());
+            assert_eq!(frost.mark().await, FreezeMark::default());
+        }
+        // The end of it that cannot be written down ends nothing.
+        frost.take(&freeze(6, false).sign(&key)).await.unwrap_err();
+        assert!(frost.begin().await.is_err());
+        std::fs::rename(&away, &path).unwrap();
+        assert_eq!(frost.take(&stop).await.unwrap(), 5);
+        assert_eq!(frost.mark().await.revision, 5);
+        assert_eq!(reason(&dir).unwrap(), "frozen by ana: the switch");
+        // Nothing of before ends it.
+        frost.take(&freeze(4, false).sign(&key)).await.unwrap_err();
+        assert!(frost.begin().await.is_err());
+        assert_eq!(frost.take(&freeze(6, false).sign(&key)).await.unwrap(), 6);
+        assert!(frost.begin().await.is_ok());
     }
 }

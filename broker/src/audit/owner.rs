@@ -11,7 +11,7 @@ use muster_protocol::units::Timestamp;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::error::AuditError;
@@ -239,23 +239,23 @@ impl Owner {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::new();
-        loop {
-            tokio::select! {
-                biased;
-                got = inbox.recv_many(&mut batch, MOST) => if got == 0 {
-                    break;
-                },
-                () = cancel.cancelled() => break,
-                _ = tick.tick() => {
-                    let due = audit.repeats().due(Timestamp::now(), false);
-                    self.write_quietly(due).await;
-                    self.tend().await;
+        let work = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    got = inbox.recv_many(&mut batch, MOST) => if got == 0 {
+                        break;
+                    },
+                    () = cancel.cancelled() => break,
+                    _ = tick.tick() => {
+                        let due = audit.repeats().due(Timestamp::now(), false);
+                        self.write_quietly(due).await;
+                        self.tend().await;
+                    }
                 }
+                self.take(std::mem::take(&mut batch)).await;
             }
-            self.take(std::mem::take(&mut batch)).await;
-        }
-        inbox.close();
-        let last = async {
+            inbox.close();
             while inbox.recv_many(&mut batch, MOST).await > 0 {
                 self.take(std::mem::take(&mut batch)).await;
             }
@@ -265,13 +265,18 @@ impl Owner {
                 tracing::debug!(%error, "the last checkpoint of the audit could not be written");
             }
         };
+        let over = async {
+            cancel.cancelled().await;
+            sleep(LAST_WORDS).await;
+        };
         // A stream that is gone does not hold up the end; who waits for an
         // entry is told that it was not recorded.
-        if timeout(LAST_WORDS, last).await.is_err() {
-            tracing::warn!(
+        tokio::select! {
+            () = work => {}
+            () = over => tracing::warn!(
                 "the last entries of the audit could not be written within {} s",
                 LAST_WORDS.as_secs()
-            );
+            ),
         }
     }
 

@@ -320,6 +320,7 @@ struct Desk {
     schedules: Schedules,
     bucket: Kv<StoredSchedule>,
     cancel: tokio_util::sync::CancellationToken,
+    in_force: crate::authz::cedar::InForce,
 }
 
 impl Desk {
@@ -373,11 +374,13 @@ impl Desk {
             lease.clone(),
             events.clone(),
         );
+        let stock = crate::authz::cedar::Document::stock();
+        let in_force = crate::authz::cedar::InForce::new(stock, inventory.clone());
         let submit = Submit {
             inventory,
             nodes,
             releases: releases.await.unwrap(),
-            guard: crate::authz::Guard::new(Arc::new(crate::authz::FixedRoles)),
+            guard: crate::authz::Guard::new(Arc::new(in_force.clone())),
             lease: lease.clone(),
             programs: Arc::new(Box::pin(library).await.unwrap()),
         };
@@ -390,6 +393,7 @@ impl Desk {
             schedules,
             bucket,
             cancel,
+            in_force,
         }
     }
 
@@ -455,6 +459,41 @@ async fn a_clock_that_jumps_an_hour_to_and_fro_starts_nothing_twice() {
         desk.look(&format!("2026-11-21T10:{minute}:05Z")).await;
     }
     assert_eq!(desk.runs(), all);
+    desk.cancel.cancel();
+    desk.submit.nodes.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_policy_counts_for_the_next_run_of_a_schedule() {
+    use crate::authz::cedar::{Document, STOCK, check};
+    let server = TestServer::start().await;
+    let mut desk = Box::pin(Desk::start(&server)).await;
+    let begun = "2026-11-21T10:00:30Z".parse().unwrap();
+    let schedule = stored("*/10 * * * *", "skip", begun);
+    desk.bucket.create("tick", &schedule).await.unwrap();
+    desk.reload().await;
+    desk.look("2026-11-21T10:10:01Z").await;
+    assert_eq!(desk.runs().len(), 1);
+    let files = muster_protocol::api::PolicyFiles {
+        policies: format!(
+            "{STOCK}\n@id(\"not now\")\nforbid (principal == Principal::\"schedule:tick\", \
+             action == Action::\"run\", resource);"
+        ),
+        principals: "[principals.\"schedule:tick\"]\nkind = \"schedule\"\n".to_owned(),
+    };
+    desk.in_force.replace(check(&files).unwrap().document);
+    desk.look("2026-11-21T10:20:01Z").await;
+    assert_eq!(desk.runs().len(), 1);
+    let name = "tick".parse().unwrap();
+    let last = desk.schedules.get(&name, 1).unwrap().last.unwrap();
+    let problem = last.problem.unwrap();
+    assert!(
+        problem.contains("schedule:tick (schedule) may not run") && problem.contains("not now"),
+        "{problem}"
+    );
+    desk.in_force.replace(Document::stock());
+    desk.look("2026-11-21T10:30:01Z").await;
+    assert_eq!(desk.runs().len(), 2);
     desk.cancel.cancel();
     desk.submit.nodes.stopped().await;
 }
