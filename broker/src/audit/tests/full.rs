@@ -55,7 +55,7 @@ async fn without_room_for_the_record_nothing_is_done_and_reading_goes_on() {
             "/v1/invites",
             json!({ "name": "web-01", "roles": ["web"] }),
         ),
-        ("PUT", "/v1/scenarios/deploy", script),
+        ("PUT", "/v1/scenarios/of-our-own", script),
         ("POST", "/v1/freeze", json!({ "why": "the switch" })),
         (
             "PUT",
@@ -107,7 +107,7 @@ async fn without_room_for_the_record_nothing_is_done_and_reading_goes_on() {
         assert!(empty.contains(&shown[what]), "{path}: {shown}");
     }
     assert_eq!(
-        broker.call("GET", "/v1/scenarios/deploy", None).await.0,
+        broker.call("GET", "/v1/scenarios/of-our-own", None).await.0,
         404
     );
 
