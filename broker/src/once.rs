@@ -28,8 +28,9 @@ use crate::store::kv::{Kv, KvError};
 /// How long an answer is kept.
 pub const KEPT: Duration = Duration::from_secs(24 * 3_600);
 /// Most bytes of all answers together; beyond it requests with a key are
-/// refused.
-pub const MOST_BYTES: u64 = 64 << 20;
+/// refused. The server sets all of it aside at once: on a small disk it is the
+/// next of these that there is room for.
+pub const MOST_BYTES: [u64; 3] = [64 << 20, 8 << 20, 1 << 20];
 /// Largest answer that is kept, in bytes.
 const LARGEST: usize = 512 * 1024;
 

@@ -38,8 +38,10 @@ impl RequestHash {
     /// confirmation itself.
     #[must_use]
     pub fn of<T: Serialize>(what: &T) -> Self {
-        let json = serde_json::to_vec(what).unwrap_or_default();
-        Self(Sha256::digest(&json).into())
+        let mut json = serde_json::to_value(what).unwrap_or_default();
+        // Who confirms may write the parameters down in another order.
+        json.sort_all_objects();
+        Self(Sha256::digest(json.to_string()).into())
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, NatsConfig};
+use crate::nats::keys::NatsKeys;
 use crate::nats::testing::{PATIENCE, TestServer};
 use crate::serve::{ServeError, serve};
 use crate::state_dir::StateDir;
@@ -43,7 +44,10 @@ pub(crate) struct TestBroker {
 /// A state directory whose NATS keys are the server's.
 pub(crate) fn state_for(server: &TestServer, path: &Path) -> StateDir {
     let state = StateDir::open(path).unwrap();
-    server.keys.store(&state.keys()).unwrap();
+    // A broker that is started again has them.
+    if NatsKeys::load(&state.keys()).is_err() {
+        server.keys.store(&state.keys()).unwrap();
+    }
     state
 }
 

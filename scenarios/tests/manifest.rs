@@ -179,7 +179,9 @@ param("key", #{ secret: true, min: 8 });"#,
         ]),
     )
     .expect("it fits");
-    insta::assert_snapshot!(json!(bound.plain()), @r#"{"hosts":null,"how":"safe","on":"web-01","share":"5%","tries":3,"version":"1.4.2","wait":"1m30s"}"#);
+    let mut plain = json!(bound.plain());
+    plain.sort_all_objects();
+    insta::assert_snapshot!(plain, @r#"{"hosts":null,"how":"safe","on":"web-01","share":"5%","tries":3,"version":"1.4.2","wait":"1m30s"}"#);
     assert_eq!(bound.secret()["key"], "correct horse");
     assert_eq!(bound.sealed()["key"], json!({"$secret": "key"}));
     let hosts = json!([{"$secret": "key"}]);

@@ -77,7 +77,12 @@ fn run(script: &str, params: &Value) -> (Result<Value, Ended>, Vec<String>) {
     let params: Map<String, Value> = params.as_object().cloned().expect("a map");
     let ended = program.call(&call(params), host.clone());
     let asked = host.asked.lock().expect("a lock");
-    let asked = asked.iter().map(|e| json!(e).to_string()).collect();
+    let sorted = |effect: &Effect| {
+        let mut json = json!(effect);
+        json.sort_all_objects();
+        json.to_string()
+    };
+    let asked = asked.iter().map(sorted).collect();
     (ended.map(|done| done.value), asked)
 }
 

@@ -1,7 +1,7 @@
 //! What changed in the facts of a node, as an event: which fact, what it was
 //! and what it is.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -84,8 +84,9 @@ fn walk(
     depth: usize,
     found: &mut Vec<Change>,
 ) {
-    let gone = old.keys().filter(|name| !new.contains_key(*name));
-    for name in new.keys().chain(gone) {
+    // Sorted: facts say nothing by their order.
+    let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    for name in names {
         let (was, is) = (old.get(name), new.get(name));
         if was == is {
             continue;
@@ -178,15 +179,19 @@ mod tests {
         }));
         let found = changes(&old, &new);
         let names: Vec<&str> = found.iter().map(|c| c.fact.as_str()).collect();
-        assert_eq!(names, ["cpus", "fresh", "os.version", "gone"]);
+        assert_eq!(names, ["cpus", "fresh", "gone", "os.version"]);
         let (text, fields) = told("web-01", &found);
         assert_eq!(
             text,
-            "web-01: cpus 4 → 8, fresh nothing → [1], os.version 12.1 → 12.2\\x1b, and 1 more"
+            "web-01: cpus 4 → 8, fresh nothing → [1], gone x → nothing, and 1 more"
+        );
+        assert_eq!(
+            fields["changes"][2],
+            json!({ "fact": "gone", "old": "x", "new": null })
         );
         assert_eq!(
             fields["changes"][3],
-            json!({ "fact": "gone", "old": "x", "new": null })
+            json!({ "fact": "os.version", "old": "12.1", "new": "12.2\\x1b" })
         );
         assert!(changes(&old, &old).is_empty());
         let large = facts(json!({ "cpus": "y".repeat(9_000) }));

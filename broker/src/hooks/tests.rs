@@ -26,7 +26,9 @@ fn write(dir: &Path, text: &str) -> PathBuf {
 }
 
 async fn start(server: &TestServer, state: &Path, hooks: &Path) -> TestBroker {
-    drop(state_for(server, state));
+    if !state.exists() {
+        drop(state_for(server, state));
+    }
     let mut config = config_for(server, state);
     config.hooks_file = Some(hooks.to_owned());
     let mut broker = TestBroker::begin(config).await;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use async_nats::jetstream::Context;
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
+use muster_protocol::envelope::Mode;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::note::{EVENT_PREFIX, MAX_EVENT, MAX_KIND, Note, Read, Reader};
 use muster_protocol::run::{NodeResult, Outcome, RunEvent, RunSpec, Stream, Summary};
@@ -110,7 +111,11 @@ fn is_failure(result: &NodeResult) -> bool {
 /// Whether begin and end of a run are told: a part is the business of its
 /// whole.
 fn is_shown(spec: &RunSpec) -> bool {
-    spec.local.is_none() && spec.rebuilt.is_none() && spec.part_of.is_none()
+    // A dry run happens to nobody: nothing may be made of its end.
+    spec.mode == Mode::Apply
+        && spec.local.is_none()
+        && spec.rebuilt.is_none()
+        && spec.part_of.is_none()
 }
 
 /// Whether it is told how far a run is: that of a command is for whoever typed

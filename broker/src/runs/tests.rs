@@ -116,6 +116,8 @@ async fn start(
     };
     let (js, lease) = (store::context(client.clone()), Lease::fixed(epoch));
     let events = Events::open(js, lease, crate::events::KEEP).await;
+    let events = events.expect("there is room");
+    tokio::spawn(events.clone().follow(cancel.clone()));
     let nodes = Nodes::start(Deps {
         freezer: crate::freeze::Freezer::never(authority),
         js: store::context(client.clone()),
@@ -123,7 +125,7 @@ async fn start(
         inventory: inventory.clone(),
         authority: authority.clone(),
         lease: Lease::fixed(epoch),
-        events: events.expect("there is room"),
+        events,
         journals: crate::presence::Journals::in_memory(),
         past: past.clone(),
         connections: None,

@@ -33,6 +33,7 @@ use crate::link::{Link, LinkError};
 use crate::nats::keys::NatsKeys;
 use crate::peers::{KnownBrokers, Peers};
 use crate::state_dir::{Root, StateDir, StateDirError};
+use crate::store::error::StreamError;
 use crate::store::kv::{BucketConfig, Kv, KvError, ensure_bucket};
 use crate::tls::{Ca, OwnCertificate, TlsError, install_provider};
 use crate::twin::{self, PutBackError, Twin};
@@ -185,21 +186,37 @@ impl Stores {
             schedules: bucket(js, "muster_schedules").await?.witnessed(told()),
             policies: bucket(js, "muster_policy").await?.witnessed(told()),
             journals: bucket(js, "muster_cluster").await?,
-            once: Box::pin(ensure_bucket(
-                js,
-                BucketConfig {
-                    max_age: Some(crate::once::KEPT),
-                    max_bytes: Some(crate::once::MOST_BYTES),
-                    ..BucketConfig::new("muster_once")
-                },
-            ))
-            .await?,
+            once: Box::pin(once_bucket(js)).await?,
             // After the store went back, its places mean nothing.
             places: bucket(js, "muster_places").await?,
             freeze: bucket(js, "muster_cluster").await?.witnessed(told()),
             retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })
     }
+}
+
+/// With as much of the room that it may take as there is.
+async fn once_bucket<T>(js: &Context) -> Result<Kv<T>, KvError>
+where
+    T: serde::Serialize + serde::de::DeserializeOwned,
+{
+    let [wanted, less @ ..] = crate::once::MOST_BYTES;
+    let with = |max_bytes| BucketConfig {
+        max_age: Some(crate::once::KEPT),
+        max_bytes: Some(max_bytes),
+        ..BucketConfig::new("muster_once")
+    };
+    let mut opened = ensure_bucket(js, with(wanted)).await;
+    for fewer in less {
+        match opened {
+            Err(KvError::Stream {
+                source: StreamError::Full { .. },
+                ..
+            }) => opened = ensure_bucket(js, with(fewer)).await,
+            opened => return opened,
+        }
+    }
+    opened
 }
 
 /// Boxed: what it takes to open a bucket is a large future.

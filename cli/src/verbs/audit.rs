@@ -172,7 +172,7 @@ fn row(record: &Record) -> [Cell; 7] {
     let who = entry.who.principal.as_ref();
     [
         record.n.to_string().into(),
-        moment(entry.at).into(),
+        moment(entry.until.unwrap_or(entry.at)).into(),
         who.map_or_else(|| "nobody".to_owned(), ToString::to_string)
             .into(),
         from(entry).into(),

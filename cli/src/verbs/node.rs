@@ -561,7 +561,9 @@ fn flat(facts: &serde_json::Map<String, serde_json::Value>) -> Vec<(String, Stri
         }
     }
     let mut out = Vec::new();
-    walk("", &serde_json::Value::Object(facts.clone()), 0, &mut out);
+    let mut facts = serde_json::Value::Object(facts.clone());
+    facts.sort_all_objects();
+    walk("", &facts, 0, &mut out);
     out
 }
 

@@ -10,10 +10,13 @@
 
 pub mod figures;
 mod hooks;
+mod http;
+mod large;
 pub mod machine;
 pub mod process;
 mod script;
 pub mod table;
+mod watchers;
 pub mod work;
 pub mod world;
 
@@ -48,6 +51,9 @@ pub struct Args {
     /// End with 1 when a target is missed
     #[arg(long)]
     pub strict: bool,
+    /// Only these parts of the table; all when absent
+    #[arg(long, value_name = "PART,…", value_enum, value_delimiter = ',')]
+    pub only: Vec<Part>,
     /// Real agents
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub agents: u32,
@@ -64,6 +70,23 @@ pub struct Args {
     /// The NATS server to start
     #[arg(long, value_name = "PROGRAM", default_value = "nats-server")]
     pub nats_server: String,
+}
+
+/// A part of the table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum Part {
+    /// Real agents, busy and idle
+    Agents,
+    /// Simulated fleets beside their floor
+    Fleets,
+    /// Reading scenarios
+    Scripts,
+    /// Lists of nodes, and judging by policies
+    Lists,
+    /// Webhooks
+    Webhooks,
+    /// Watchers of a run, and the record of requests
+    Watchers,
 }
 
 /// Why there is no table.
@@ -116,8 +139,8 @@ pub enum BenchError {
     /// A signal.
     #[error("interrupted")]
     Interrupted,
-    /// Some sizes of the fleet could not be measured.
-    #[error("{0} of the sizes could not be measured; the report says why")]
+    /// Something could not be measured.
+    #[error("{0} of the measurements failed; the report says why")]
     Failed(usize),
     /// With --strict.
     #[error("{0} targets are missed")]
@@ -204,6 +227,7 @@ fn plan(args: &Args) -> Result<Plan, BenchError> {
         quick: args.quick,
         agents: args.agents,
         sizes,
+        only: args.only.clone(),
         dir: args.dir.clone(),
         programs,
         notes,

@@ -57,10 +57,12 @@ impl fmt::Display for Report {
         ];
         lines.extend(self.rows.iter().map(row));
         columns(f, &lines)?;
-        writeln!(f)?;
-        self.growth(f)?;
-        writeln!(f)?;
-        self.costs(f)?;
+        if !self.sizes.is_empty() {
+            writeln!(f)?;
+            self.growth(f)?;
+            writeln!(f)?;
+            self.costs(f)?;
+        }
         for failed in &self.failed {
             writeln!(f, "\nNOT MEASURED: {failed}")?;
         }

@@ -7,16 +7,18 @@ use serde::Serialize;
 use serde_json::Value;
 use tracing::info;
 
-use super::BenchError;
 use super::figures::{Row, Spread, Unit, exponent, line};
 use super::machine::{Disk, Machine, load};
 use super::process::{busy_and_idle, cpu, memory};
 use super::table::Report;
 use super::world::{Nodes, Programs, Role, Started, World};
+use super::{BenchError, Part};
 use crate::floor::Floor;
 
 /// The size that the targets are for.
 const JUDGED: u32 = 5000;
+/// The size that the targets of lists and policies are for.
+const LARGE: u32 = 10_000;
 /// Longest wait for a quiet machine before something is measured.
 const SETTLE: Duration = Duration::from_secs(10);
 /// A machine is quiet when it is busy for less than this share.
@@ -33,6 +35,8 @@ pub struct Plan {
     pub agents: u32,
     /// Sizes of the simulated fleet, rising.
     pub sizes: Vec<u32>,
+    /// Only these parts; all when there is none.
+    pub only: Vec<Part>,
     /// Where all state is kept.
     pub dir: PathBuf,
     /// The executables.
@@ -131,9 +135,11 @@ impl Work {
     /// # Errors
     /// [`BenchError`]; what was started is ended.
     pub fn measure(self) -> Result<Report, BenchError> {
-        let agents = self.agents()?;
+        let agents = self.wants(Part::Agents).then(|| self.agents());
+        let agents = agents.transpose()?;
         let (mut sizes, mut failed) = (Vec::new(), Vec::new());
-        for nodes in self.plan.sizes.clone() {
+        let of_fleets = self.wants(Part::Fleets).then_some(&self.plan.sizes);
+        for nodes in of_fleets.into_iter().flatten().copied() {
             match self.size(nodes) {
                 Ok(size) => sizes.push(size),
                 Err(BenchError::Interrupted) => return Err(BenchError::Interrupted),
@@ -141,12 +147,36 @@ impl Work {
                 Err(why) => failed.push(format!("{nodes} nodes: {why}")),
             }
         }
-        let mut rows = rows(&sizes, &agents, self.plan.agents);
-        let plan = &self.plan;
-        match super::hooks::row(&plan.programs, &plan.dir, &self.started, plan.quick) {
-            Ok(row) => rows.push(row),
-            Err(BenchError::Interrupted) => return Err(BenchError::Interrupted),
-            Err(why) => failed.push(format!("webhooks: {why}")),
+        let mut rows = rows(&sizes, agents.as_ref(), self.plan.agents);
+        if self.wants(Part::Scripts) {
+            rows.extend(super::script::rows());
+        }
+        let (programs, dir) = (&self.plan.programs, &self.plan.dir);
+        let largest = self.plan.sizes.last().copied().unwrap_or(LARGE);
+        for part in [Part::Lists, Part::Webhooks, Part::Watchers] {
+            if !self.wants(part) {
+                continue;
+            }
+            let (name, measured) = match part {
+                Part::Lists => (
+                    "lists",
+                    super::large::rows(programs, dir, &self.started, largest.min(LARGE)),
+                ),
+                Part::Webhooks => (
+                    "webhooks",
+                    super::hooks::row(programs, dir, &self.started, self.plan.quick)
+                        .map(|row| vec![row]),
+                ),
+                _ => (
+                    "watchers",
+                    super::watchers::rows(programs, dir, &self.started),
+                ),
+            };
+            match measured {
+                Ok(more) => rows.extend(more),
+                Err(BenchError::Interrupted) => return Err(BenchError::Interrupted),
+                Err(why) => failed.push(format!("{name}: {why}")),
+            }
         }
         let fit = |of: fn(&Size) -> f64| {
             let points: Vec<_> = sizes.iter().map(|s| (f64::from(s.nodes), of(s))).collect();
@@ -165,6 +195,10 @@ impl Work {
             failed,
             load_after: load(),
         })
+    }
+
+    fn wants(&self, part: Part) -> bool {
+        self.plan.only.is_empty() || self.plan.only.contains(&part)
     }
 
     fn rounds(&self, whole: u32, quick: u32) -> u32 {
@@ -377,7 +411,7 @@ fn spread(values: &[f64], name: &'static str) -> Result<Spread, BenchError> {
 }
 
 /// Waits until the machine is quiet, but not for ever: it may be shared.
-fn settle() {
+pub(super) fn settle() {
     let until = Instant::now() + SETTLE;
     loop {
         let (busy, idle) = busy_and_idle();
@@ -420,7 +454,7 @@ fn kib(value: u64) -> f64 {
 }
 
 /// The table of targets.
-fn rows(sizes: &[Size], agents: &Agents, count: u32) -> Vec<Row> {
+fn rows(sizes: &[Size], agents: Option<&Agents>, count: u32) -> Vec<Row> {
     let mut rows = Vec::new();
     let judged = sizes
         .iter()
@@ -447,30 +481,9 @@ fn rows(sizes: &[Size], agents: &Agents, count: u32) -> Vec<Row> {
             3.0,
         ));
     }
-    rows.push(Row::at_most(
-        format!("muster ping '*', {count} real agents"),
-        Unit::Ms,
-        agents.ping,
-        40.0,
-    ));
-    rows.push(Row::at_most(
-        format!("muster run '*' --yes -- true, {count} real agents"),
-        Unit::Ms,
-        agents.all,
-        150.0,
-    ));
-    rows.push(Row::at_most(
-        "muster run NODE -- true",
-        Unit::Ms,
-        agents.one,
-        25.0,
-    ));
-    rows.push(Row::at_most(
-        "a step of a scenario, over its command",
-        Unit::Ms,
-        agents.overhead,
-        1.0,
-    ));
+    if let Some(agents) = agents {
+        rows.extend(busy(agents, count));
+    }
     for (what, own) in [
         ("broker: memory per node, resident", false),
         ("broker: memory per node, its own", true),
@@ -483,25 +496,54 @@ fn rows(sizes: &[Size], agents: &Agents, count: u32) -> Vec<Row> {
             });
         }
     }
-    rows.push(Row::at_most(
-        "idle agent: memory, resident",
-        Unit::Mib,
-        agents.resident_mib,
-        10.0,
-    ));
-    rows.push(Row::told(
-        "idle agent: memory, its own",
-        Unit::Mib,
-        agents.own_mib,
-    ));
-    rows.push(Row::at_most(
-        "idle agent: processor, in the mean",
-        Unit::PercentOfACore,
-        agents.cpu_percent,
-        0.05,
-    ));
-    rows.extend(super::script::rows());
+    if let Some(agents) = agents {
+        rows.extend(idle(agents));
+    }
     rows
+}
+
+/// Real agents at work.
+fn busy(agents: &Agents, count: u32) -> [Row; 4] {
+    [
+        Row::at_most(
+            format!("muster ping '*', {count} real agents"),
+            Unit::Ms,
+            agents.ping,
+            40.0,
+        ),
+        Row::at_most(
+            format!("muster run '*' --yes -- true, {count} real agents"),
+            Unit::Ms,
+            agents.all,
+            150.0,
+        ),
+        Row::at_most("muster run NODE -- true", Unit::Ms, agents.one, 25.0),
+        Row::at_most(
+            "a step of a scenario, over its command",
+            Unit::Ms,
+            agents.overhead,
+            1.0,
+        ),
+    ]
+}
+
+/// Real agents that have nothing to do.
+fn idle(agents: &Agents) -> [Row; 3] {
+    [
+        Row::at_most(
+            "idle agent: memory, resident",
+            Unit::Mib,
+            agents.resident_mib,
+            10.0,
+        ),
+        Row::told("idle agent: memory, its own", Unit::Mib, agents.own_mib),
+        Row::at_most(
+            "idle agent: processor, in the mean",
+            Unit::PercentOfACore,
+            agents.cpu_percent,
+            0.05,
+        ),
+    ]
 }
 
 /// What a node more costs the broker, over all sizes, and between neighbours.

@@ -335,11 +335,25 @@ impl World {
         self.url.rsplit("//").next().unwrap_or(&self.url)
     }
 
+    /// The token of its administrator.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
     /// Adds simulated nodes and returns when the broker has welcomed all.
     ///
     /// # Errors
     /// [`BenchError`].
     pub fn fleet(&self, nodes: u32) -> Result<Nodes, BenchError> {
+        self.fleet_with(nodes, &[])
+    }
+
+    /// The same, with more arguments: roles and labels.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub fn fleet_with(&self, nodes: u32, more: &[&str]) -> Result<Nodes, BenchError> {
         let stats = self.dir.path().join("fleet.json");
         let mut command = self.programs.command("muster-fleet-sim", self.dir.path());
         command
@@ -347,7 +361,8 @@ impl World {
             .arg("--token-file")
             .arg(&self.token_file)
             .arg("--stats")
-            .arg(&stats);
+            .arg(&stats)
+            .args(more);
         let mut part = Part::start("fleet", command, self.dir.path(), &self.started)?;
         part.line()?;
         Ok(Nodes { part, stats })
@@ -425,6 +440,23 @@ impl World {
         let path = self.dir.path().join(format!("{name}.rhai"));
         fs::write(&path, script).map_err(BenchError::Directory)?;
         self.muster(&["scenario", "put", &path.to_string_lossy()])
+            .map(drop)
+    }
+
+    /// Puts policies in force.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub fn policies(&self, policies: &str, principals: &str) -> Result<(), BenchError> {
+        let dir = self.dir.path().join("policy");
+        fs::create_dir_all(&dir).map_err(BenchError::Directory)?;
+        for (name, text) in [
+            ("policies.cedar", policies),
+            ("principals.toml", principals),
+        ] {
+            fs::write(dir.join(name), text).map_err(BenchError::Directory)?;
+        }
+        self.muster(&["policy", "put", &dir.to_string_lossy()])
             .map(drop)
     }
 

@@ -359,7 +359,7 @@ impl Verifier {
         self.blind = false;
         if self.tail.is_none_or(|tail| n > tail.count) {
             self.tail = Some(Tail { count: n, head });
-            self.report.last_at = Some(record.entry.at);
+            self.report.last_at = Some(record.entry.until.unwrap_or(record.entry.at));
         }
     }
 

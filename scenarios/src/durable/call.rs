@@ -174,10 +174,12 @@ impl HostCall {
     /// Never: every call has a JSON form.
     #[must_use]
     pub fn hash(&self) -> ArgsHash {
-        // Maps are sorted, and no number is a float that could print in two
-        // ways: equal calls have equal bytes.
-        let bytes = serde_json::to_vec(self).expect("a call has a JSON form");
-        ArgsHash(Sha256::digest(bytes).into())
+        // Maps are sorted, whatever map type serde_json was built with, and no
+        // number is a float that could print in two ways: equal calls have
+        // equal bytes.
+        let mut json = serde_json::to_value(self).expect("a call has a JSON form");
+        json.sort_all_objects();
+        ArgsHash(Sha256::digest(json.to_string()).into())
     }
 }
 

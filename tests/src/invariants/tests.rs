@@ -154,7 +154,8 @@ fn good() -> Evidence {
         }],
         gone: BTreeSet::new(),
         restored: false,
-        recorded: Some([(run_id(), at(0))].into()),
+        // And the other run that some tests have.
+        recorded: Some([(run_id(), at(0)), (RunId::from_bytes([2; 16]), at(0))].into()),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use cedar_policy::{Authorizer, Entities, EntityUid, PolicySet, Request};
 use muster_protocol::envelope::Door;
+use muster_protocol::ids::Serial;
 use muster_protocol::names::{LabelKey, LabelValue, RoleName};
 
 use super::document::{Document, One};
@@ -137,6 +138,9 @@ struct Class<'a> {
     nodes: u32,
 }
 
+/// What tells one class from another.
+type Assigned<'a> = (&'a [RoleName], &'a BTreeMap<LabelKey, LabelValue>);
+
 static NO_LABELS: BTreeMap<LabelKey, LabelValue> = BTreeMap::new();
 
 const NONE: Class<'static> = Class {
@@ -148,14 +152,23 @@ const NONE: Class<'static> = Class {
 /// The classes of the nodes of a set, as the operators have assigned them at
 /// this moment. A node that was removed is in none: it can do nothing.
 fn classes<'a>(set: &crate::authz::AskedSet, snapshot: &'a Snapshot) -> Vec<Class<'a>> {
-    let mut found: HashMap<(&[RoleName], &BTreeMap<LabelKey, LabelValue>), u32> = HashMap::new();
-    for serial in set.nodes.iter() {
-        if let Some(node) = snapshot.get(serial) {
+    let serials: Vec<Serial> = set.nodes.iter().collect();
+    let count = |some: &[Serial]| {
+        let mut found: HashMap<Assigned<'a>, u32> = HashMap::new();
+        for node in some.iter().filter_map(|serial| snapshot.get(*serial)) {
             let assigned = &node.assignment;
             *found
                 .entry((&assigned.roles, &assigned.labels))
                 .or_default() += 1;
         }
+        found
+    };
+    let mut found: HashMap<Assigned<'a>, u32> = HashMap::new();
+    for (assigned, nodes) in side_by_side(&serials, MANY_NODES, count)
+        .into_iter()
+        .flatten()
+    {
+        *found.entry(assigned).or_default() += nodes;
     }
     let mut classes: Vec<_> = found
         .into_iter()
@@ -292,11 +305,25 @@ impl Document {
                 ("size".to_owned(), long(set.size)),
             ]);
             let context = request::context(pairs)?;
-            for (uid, class) in classes {
-                let asked = request::request(&me, first(&actions), uid, context.clone())?;
-                let common = of_all.get_or_insert_with(|| self.ask(&asked, &same, &entities));
-                let said = common.and(self.ask(&asked, &by_class, &entities));
-                judged.push(said.class(Some(&set.name), &class, run.gates.approvals));
+            if of_all.is_none()
+                && let Some((uid, _)) = classes.first()
+            {
+                let asked = request::request(&me, first(&actions), uid.clone(), context.clone())?;
+                of_all = Some(self.ask(&asked, &same, &entities));
+            }
+            let Some(common) = &of_all else { continue };
+            let few = MANY_QUESTIONS.div_ceil(by_class.num_of_policies().max(1));
+            let parts = side_by_side(&classes, few, |some| {
+                let each = some.iter().map(|(uid, class)| {
+                    let (uid, context) = (uid.clone(), context.clone());
+                    let asked = request::request(&me, first(&actions), uid, context)?;
+                    let said = common.and(self.ask(&asked, &by_class, &entities));
+                    Ok(said.class(Some(&set.name), class, run.gates.approvals))
+                });
+                each.collect::<Result<Vec<_>, Unaskable>>()
+            });
+            for part in parts {
+                judged.extend(part?);
             }
         }
         Ok(Judged {
@@ -362,6 +389,52 @@ impl Document {
     }
 }
 
+/// So many nodes are sorted into classes by one thread.
+const MANY_NODES: usize = 2_000;
+/// So many times a policy is asked by one thread.
+const MANY_QUESTIONS: usize = 2_000;
+/// Most threads that judge one request.
+const MOST_THREADS: usize = 4;
+
+/// What `work` makes of each part of the items, in order: of all of them at
+/// once where they are few, else on as many threads as there are processors,
+/// up to a bound.
+fn side_by_side<T: Sync, R: Send>(
+    items: &[T],
+    few: usize,
+    work: impl Fn(&[T]) -> R + Sync,
+) -> Vec<R> {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let parts = threads
+        .min(MOST_THREADS)
+        .min(items.len().div_ceil(few.max(1)));
+    if parts < 2 {
+        return vec![work(items)];
+    }
+    std::thread::scope(|scope| {
+        let work = &work;
+        let mut chunks = items.chunks(items.len().div_ceil(parts));
+        let own = chunks.next().unwrap_or_default();
+        let others: Vec<_> = chunks
+            .map(|chunk| {
+                let thread = std::thread::Builder::new().spawn_scoped(scope, move || work(chunk));
+                (chunk, thread)
+            })
+            .collect();
+        let mut done = vec![work(own)];
+        done.extend(others.into_iter().map(|(chunk, thread)| {
+            match thread {
+                Ok(thread) => thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                // The system gives no thread now: then this one does it.
+                Err(_) => work(chunk),
+            }
+        }));
+        done
+    })
+}
+
 const NOBODY: &str = "no policy permits it";
 
 fn first(actions: &[EntityUid]) -> &EntityUid {
@@ -402,5 +475,21 @@ fn why(class: &JudgedClass) -> String {
         }
         ([one], None) => format!("`{one}` forbids it"),
         (some, None) => format!("{} forbid it", list(some)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_all_of_it_in_order() {
+        let items: Vec<u32> = (0..1_003).collect();
+        for few in [0, 1, 100, 1_002, 1_003, 5_000] {
+            let parts = side_by_side(&items, few, <[u32]>::to_vec);
+            assert!(parts.len() <= MOST_THREADS, "{few}");
+            assert_eq!(parts.concat(), items, "{few}");
+        }
+        assert_eq!(side_by_side(&[], 1, <[u32]>::to_vec).concat(), []);
     }
 }

@@ -1,6 +1,7 @@
 //! What is asked, as Cedar takes it.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
 
 use cedar_policy::{
     Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression as Value,
@@ -95,10 +96,11 @@ pub(super) fn action(action: &Action) -> Vec<EntityUid> {
     }
 }
 
-/// The actions themselves.
-pub(super) fn actions() -> Result<Entities, Unaskable> {
-    schema().action_entities().map_err(unaskable)
-}
+/// The actions themselves: the same for every request.
+static ACTIONS: LazyLock<Entities> = LazyLock::new(|| {
+    let actions = schema().action_entities();
+    actions.expect("the schema is a constant, and a test reads its actions")
+});
 
 /// What is known of how it came, and when.
 pub(super) fn asked(caller: &Caller, Moment(at): Moment) -> Vec<(String, Value)> {
@@ -244,7 +246,7 @@ pub(super) fn context(pairs: Vec<(String, Value)>) -> Result<Context, Unaskable>
 
 /// All that a request speaks of.
 pub(super) fn entities(own: Vec<Entity>) -> Result<Entities, Unaskable> {
-    actions()?.add_entities(own, None).map_err(unaskable)
+    ACTIONS.clone().add_entities(own, None).map_err(unaskable)
 }
 
 /// One request.

@@ -54,6 +54,8 @@ fn alarm(alert: &Value) -> (String, Value) {
     let labels = alert.get("labels").cloned().unwrap_or_else(|| json!({}));
     let print = text_at(alert, &["fingerprint"]).unwrap_or_else(|| {
         // Older ones have none: the labels are what an alarm is.
+        let mut labels = labels.clone();
+        labels.sort_all_objects();
         let digest = Sha256::digest(labels.to_string());
         HEXLOWER.encode(&digest[..8])
     });

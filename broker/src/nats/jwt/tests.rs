@@ -9,8 +9,9 @@ fn pair(kind: KeyPairType, fill: u8) -> KeyPair {
 
 fn payload(jwt: &str) -> String {
     let part = jwt.split('.').nth(1).unwrap();
-    let value: serde_json::Value =
+    let mut value: serde_json::Value =
         serde_json::from_slice(&BASE64URL_NOPAD.decode(part.as_bytes()).unwrap()).unwrap();
+    value.sort_all_objects();
     serde_json::to_string_pretty(&value).unwrap()
 }
 
