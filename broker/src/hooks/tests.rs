@@ -26,9 +26,7 @@ fn write(dir: &Path, text: &str) -> PathBuf {
 }
 
 async fn start(server: &TestServer, state: &Path, hooks: &Path) -> TestBroker {
-    if !state.exists() {
-        drop(state_for(server, state));
-    }
+    drop(state_for(server, state));
     let mut config = config_for(server, state);
     config.hooks_file = Some(hooks.to_owned());
     let mut broker = TestBroker::begin(config).await;
