@@ -184,6 +184,14 @@ impl Said {
         self
     }
 
+    /// Fails unless standard output holds each of these.
+    pub fn shows(self, parts: &[&str]) -> Self {
+        for part in parts {
+            assert!(self.out.contains(part), "`{part}` is not in {self:#?}");
+        }
+        self
+    }
+
     /// Fails unless standard error holds each of these.
     pub fn says(self, parts: &[&str]) -> Self {
         for part in parts {

@@ -136,7 +136,7 @@ pub struct AppState {
     /// Room for those who follow a run, or wait for its end.
     pub watching: Arc<tokio::sync::Semaphore>,
     /// How often this broker was found not to be the active one.
-    pub lapses: tokio::sync::watch::Receiver<u64>,
+    pub(crate) lapses: tokio::sync::watch::Receiver<u64>,
     /// What came of requests that name themselves.
     pub once: crate::once::Once,
     /// What is counted, for Prometheus.
@@ -150,6 +150,15 @@ pub struct AppState {
 }
 
 impl AppState {
+    /// Changes when this broker is not the active one, from now on.
+    pub(crate) fn lapses(&self) -> tokio::sync::watch::Receiver<u64> {
+        let mut lapses = self.lapses.clone();
+        // A clone has seen no more than what it was cloned from: lapses of
+        // before, after which this broker was active again, do not count.
+        lapses.mark_unchanged();
+        lapses
+    }
+
     /// [`Guard::authorize`] under this broker's policy.
     ///
     /// # Errors

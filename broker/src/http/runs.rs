@@ -525,7 +525,7 @@ async fn ended(
             sleep(LOOK).await;
         }
     };
-    let mut lapses = state.lapses.clone();
+    let mut lapses = state.lapses();
     tokio::select! {
         _ = timeout(wait, until) => {}
         // The run goes on at another broker.

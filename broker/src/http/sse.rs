@@ -100,7 +100,7 @@ async fn events(
     let watcher = Watcher {
         following,
         shutdown: state.shutdown.clone(),
-        lapses: state.lapses.clone(),
+        lapses: state.lapses(),
         _place: place,
     };
     // Read only as fast as the watcher takes it: one that takes nothing costs

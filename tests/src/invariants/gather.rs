@@ -217,7 +217,7 @@ impl Audit {
     }
 
     /// The journals of runs and the events, from JetStream.
-    fn streams(&self) -> Result<(Vec<RunJournal>, Vec<ClusterEvent>, Vec<String>)> {
+    fn streams(&self) -> Result<Streams> {
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| {
                 if let Some(name) = &self.network {
@@ -442,12 +442,17 @@ async fn events(js: &JetStream) -> Result<Vec<ClusterEvent>> {
         .collect()
 }
 
-async fn record(js: &JetStream) -> Result<Vec<String>> {
+/// Journals, events, and the lines of the record.
+type Streams = (Vec<RunJournal>, Vec<ClusterEvent>, Vec<(Timestamp, String)>);
+
+/// The record's lines, each with when the store has taken it.
+async fn record(js: &JetStream) -> Result<Vec<(Timestamp, String)>> {
     let messages = read(js, "MUSTER_AUDIT", subject::AUDIT).await?;
     let mut lines = Vec::new();
     for message in &messages {
         let text = std::str::from_utf8(&message.payload)?;
-        lines.extend(text.lines().map(str::to_owned));
+        let stored = Timestamp::from_nanosecond(message.time.unix_timestamp_nanos())?;
+        lines.extend(text.lines().map(|line| (stored, line.to_owned())));
     }
     Ok(lines)
 }

@@ -44,15 +44,16 @@ impl Court<'_> {
     }
 }
 
-/// The runs that the lines of a record allow; `None` when it says itself that
-/// some of it was lost.
+/// The runs that the lines of a record allow, and when the store had taken
+/// that: by the clock that stamps journals too. `None` when it says itself
+/// that some of it was lost.
 ///
 /// # Errors
 /// When the record is not whole.
-pub(super) fn allowed(lines: &[String]) -> Result<Option<BTreeMap<RunId, Timestamp>>> {
+pub(super) fn allowed(lines: &[(Timestamp, String)]) -> Result<Option<BTreeMap<RunId, Timestamp>>> {
     let mut allowed = BTreeMap::new();
     let mut verifier = Verifier::new(None, muster_protocol::audit::Outside::new());
-    for line in lines {
+    for (stored, line) in lines {
         verifier.take(line);
         let Line::Record(record) =
             serde_json::from_str(line).with_context(|| format!("a line of the record: {line}"))?
@@ -66,7 +67,7 @@ pub(super) fn allowed(lines: &[String]) -> Result<Option<BTreeMap<RunId, Timesta
         if let (Verdict::Allowed, "run", Some(run)) =
             (entry.verdict, entry.action.as_str(), entry.about.run)
         {
-            allowed.entry(run).or_insert(entry.at);
+            allowed.entry(run).or_insert(*stored);
         }
     }
     let report = verifier.finish();

@@ -490,6 +490,7 @@ mod tests {
             assert!(parts.len() <= MOST_THREADS, "{few}");
             assert_eq!(parts.concat(), items, "{few}");
         }
-        assert_eq!(side_by_side(&[], 1, <[u32]>::to_vec).concat(), []);
+        let none = side_by_side(&[], 1, <[u32]>::to_vec).concat();
+        assert!(none.is_empty());
     }
 }
