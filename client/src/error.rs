@@ -112,6 +112,14 @@ pub enum ClientError {
         /// The last cause.
         why: String,
     },
+    /// The cluster's events cannot be followed any further.
+    #[error("the cluster's events were lost and not found again for {}: {why}", seconds(*.after))]
+    FollowingLost {
+        /// How long was tried.
+        after: Duration,
+        /// The last cause.
+        why: String,
+    },
     /// The broker's own word.
     #[error("{}", .0.title)]
     Problem(Box<Problem>),
@@ -166,6 +174,7 @@ impl ClientError {
             Self::Garbage { .. } => "is the URL that of a muster broker, and of the same version?".into(),
             Self::Unsure { .. } => "before you ask for it again, look whether it is there: `muster runs`".into(),
             Self::EventsLost { .. } => "the run goes on; look again with `muster runs watch`".into(),
+            Self::FollowingLost { .. } => "go on with `muster events --after SEQ --follow`; `muster doctor` looks closer".into(),
             Self::Setup { .. } => return None,
         })
     }

@@ -1,8 +1,8 @@
 //! Typed client of the broker's HTTP API.
 //!
 //! One method a route of [`muster_protocol::api`], problem documents as
-//! [`ClientError::Problem`], and the events of a run as a sequence of frames
-//! that survives lost connections ([`RunEvents`]).
+//! [`ClientError::Problem`], and the events of a run ([`RunEvents`]) and of
+//! the cluster ([`Happenings`]) as sequences that survive lost connections.
 //!
 //! ```no_run
 //! use muster_client::{Client, Endpoint};
@@ -21,6 +21,7 @@ mod client;
 mod endpoint;
 mod error;
 mod freeze;
+mod happenings;
 mod once;
 mod policy;
 mod reference;
@@ -29,6 +30,7 @@ mod routes;
 mod scenarios;
 mod schedules;
 mod sse;
+mod stream;
 mod watch;
 
 pub use audit::AuditQuery;
@@ -36,6 +38,7 @@ pub use backup::Pieces;
 pub use client::{Client, MAX_BODY};
 pub use endpoint::Endpoint;
 pub use error::ClientError;
+pub use happenings::{Happening, Happenings};
 pub use once::Key;
 pub use reference::Reference;
 pub use routes::EventsQuery;

@@ -21,6 +21,7 @@ use serde_json::Value;
 
 use crate::client::{Ask, Client};
 use crate::error::ClientError;
+use crate::happenings::Happenings;
 use crate::once::Key;
 use crate::reference::Reference;
 use crate::watch::RunEvents;
@@ -471,6 +472,19 @@ impl Client {
             query.push(("since", since.to_string()));
         }
         self.get(&["v1", "events"], &query).await
+    }
+
+    /// `GET /v1/events/watch`: what happens after that position, or from now
+    /// on, of those kinds and about that (all where nothing is said), through
+    /// lost connections. Connects at the first [`Happenings::next`].
+    #[must_use]
+    pub fn follow_events(
+        &self,
+        after: Option<u64>,
+        kinds: &[String],
+        subject: Option<&str>,
+    ) -> Happenings {
+        Happenings::new(self.clone(), after, kinds, subject)
     }
 
     /// `POST /v1/events`: puts one in. Again, it is the same one.

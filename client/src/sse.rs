@@ -9,6 +9,8 @@ const MAX_EVENT: usize = 16 << 20;
 pub(crate) struct Event {
     /// The `id` line of this very event; absence is not the last one's id.
     pub(crate) id: Option<String>,
+    /// The `event` line.
+    pub(crate) name: Option<String>,
     /// The `data` lines.
     pub(crate) data: String,
 }
@@ -85,7 +87,8 @@ impl Parser {
                 self.event.data.push_str(value);
             }
             "id" if !value.contains('\0') => self.event.id = Some(value.to_owned()),
-            // Comments keep the connection awake; `event` is in the data too.
+            "event" => self.event.name = Some(value.to_owned()),
+            // Comments keep the connection awake.
             _ => {}
         }
         Ok(())
@@ -114,15 +117,17 @@ mod tests {
             [
                 Event {
                     id: Some("7".into()),
+                    name: Some("output".into()),
                     data: "{\"a\":\n1}".into()
                 },
                 Event {
                     id: Some(String::new()),
-                    data: "x".into()
+                    data: "x".into(),
+                    ..Event::default()
                 },
                 Event {
-                    id: None,
-                    data: "y".into()
+                    data: "y".into(),
+                    ..Event::default()
                 },
             ]
         );

@@ -7,26 +7,13 @@ use std::time::Duration;
 use muster_protocol::api::Frame;
 use muster_protocol::names::{NodeName, PrincipalName};
 use muster_protocol::run::Outcome;
-use reqwest::header::{ACCEPT, HeaderName};
-use reqwest::{Method, Response};
-use tokio::time::{Instant, sleep, timeout};
 
 use crate::brokers::Target;
-use crate::client::{Client, check, describe, garbage, transport};
+use crate::client::{Client, garbage};
 use crate::error::ClientError;
 use crate::reference::Reference;
-use crate::sse::{Event, Parser};
-
-/// First pause before a new connection; doubled each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How long to go on without a single event or sign of life.
-const GIVE_UP: Duration = Duration::from_secs(120);
-/// A broker says something at least every 15 s, if only a comment.
-const SILENCE: Duration = Duration::from_secs(45);
-/// One of several says something at least every 3 s.
-const SILENCE_OF_SEVERAL: Duration = Duration::from_secs(9);
+use crate::sse::Event;
+use crate::stream::{Ended, From, Pause, Reconnecting};
 
 /// What a watcher sees.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,25 +39,14 @@ pub enum Watch {
 pub struct RunEvents {
     client: Client,
     run: Reference,
-    connection: Option<Connection>,
+    stream: Reconnecting,
     ready: VecDeque<Frame>,
     /// The newest id of which everything has arrived: one step behind the
     /// newest seen, because several frames can share an id.
     resume: Option<String>,
     current: Option<String>,
     seen: HashSet<Key>,
-    attempt: u32,
-    alive: Instant,
-    give_up: Duration,
-    pause: Option<Duration>,
     ended: bool,
-}
-
-#[derive(Debug)]
-struct Connection {
-    target: Target,
-    response: Response,
-    parser: Parser,
 }
 
 /// What makes a frame the same frame when it comes a second time.
@@ -136,15 +112,11 @@ impl RunEvents {
         Self {
             client,
             run,
-            connection: None,
+            stream: Reconnecting::new(),
             ready: VecDeque::new(),
             resume: None,
             current: None,
             seen: HashSet::new(),
-            attempt: 0,
-            alive: Instant::now(),
-            give_up: GIVE_UP,
-            pause: None,
             ended: false,
         }
     }
@@ -153,7 +125,7 @@ impl RunEvents {
     /// said.
     #[must_use]
     pub fn give_up_after(mut self, time: Duration) -> Self {
-        self.give_up = time;
+        self.stream.give_up_after(time);
         self
     }
 
@@ -172,106 +144,37 @@ impl RunEvents {
             if self.ended {
                 return None;
             }
-            if let Err(error) = self.advance().await {
-                self.connection = None;
-                if !error.is_passing() {
-                    self.ended = true;
-                    return Some(Err(error));
-                }
-                let tried = self.alive.elapsed();
-                if tried >= self.give_up {
-                    self.ended = true;
-                    return Some(Err(ClientError::EventsLost {
-                        after: tried,
-                        why: error.to_string(),
-                    }));
-                }
-                self.attempt += 1;
-                let doubled =
-                    FIRST_PAUSE.saturating_mul(1 << self.attempt.min(10).saturating_sub(1));
-                self.pause = Some(doubled.min(LONGEST_PAUSE));
-                return Some(Ok(Watch::Reconnecting {
-                    why: error.to_string(),
-                    attempt: self.attempt,
-                }));
-            }
-        }
-    }
-
-    /// Connects, or reads one piece. Every await is followed by all changes of
-    /// state, so that it can be dropped at each of them.
-    async fn advance(&mut self) -> Result<(), ClientError> {
-        if let Some(pause) = self.pause {
-            sleep(pause).await;
-            self.pause = None;
-        }
-        let path = ["v1", "runs", self.run.as_str(), "events"];
-        let what = describe(&Method::GET, &path);
-        let silence = self.silence();
-        let Some(connection) = &mut self.connection else {
-            // Without patience: it is this that is tried again and again.
-            let target = self.client.target(Duration::ZERO).await?;
-            let request = target.http.get(target.at(&path));
-            let mut request = request.header(ACCEPT, "text/event-stream");
-            if let Some(id) = &self.resume {
-                request = request.header(HeaderName::from_static("last-event-id"), id);
-            }
-            let begun = match timeout(silence, request.send()).await {
-                Ok(Ok(response)) => check(response, &target, &what, silence).await,
-                Ok(Err(error)) => Err(transport(&target, &error, &what, silence)),
-                Err(_) => Err(silent(&target, &what, silence)),
+            let lost = match self.advance().await {
+                Ok(()) => continue,
+                Err(error) => self.stream.lost(error),
             };
-            match begun {
-                Ok(response) => {
-                    self.connection = Some(Connection {
-                        target,
-                        response,
-                        parser: Parser::default(),
-                    });
-                    return Ok(());
+            return Some(match lost {
+                Ok(Pause { why, attempt }) => Ok(Watch::Reconnecting { why, attempt }),
+                Err(Ended::For(error)) => {
+                    self.ended = true;
+                    Err(error)
                 }
-                Err(error) => {
-                    let _ = self.client.brokers().elsewhere(&target, &error, true);
-                    return Err(error);
+                Err(Ended::Silent { after, why }) => {
+                    self.ended = true;
+                    Err(ClientError::EventsLost { after, why })
                 }
-            }
-        };
-        let target = &connection.target;
-        let read = match timeout(silence, connection.response.chunk()).await {
-            Ok(Ok(Some(piece))) => Ok(piece),
-            Ok(Ok(None)) => Err(ClientError::Lost {
-                url: target.name().to_owned(),
-                what: what.clone(),
-                why: "the broker ended it".into(),
-            }),
-            Ok(Err(error)) => Err(transport(target, &error, &what, silence)),
-            Err(_) => Err(silent(target, &what, silence)),
-        };
-        let piece = match read {
-            Ok(piece) => piece,
-            Err(error) => {
-                self.client.brokers().doubt(target);
-                return Err(error);
-            }
-        };
-        self.alive = Instant::now();
-        let mut events = Vec::new();
-        let parsed = connection.parser.push(&piece, &mut events);
-        let target = target.clone();
-        for event in events {
-            self.take(event, &target, &what)?;
+            });
         }
-        parsed.map_err(|e| garbage(&target, &what, 200, &e.to_string()))
     }
 
-    /// How long a broker may say nothing. With another one to go to, less: a
-    /// broker that was stopped keeps its connections.
-    fn silence(&self) -> Duration {
-        if self.client.brokers().several() {
-            SILENCE_OF_SEVERAL
-        } else {
-            SILENCE
+    /// Connects, or reads one piece.
+    async fn advance(&mut self) -> Result<(), ClientError> {
+        let path = ["v1", "runs", self.run.as_str(), "events"];
+        let from = From {
+            path: &path,
+            query: &[],
+            after: self.resume.as_deref(),
+        };
+        let piece = self.stream.advance(&self.client, &from).await?;
+        for event in piece.events {
+            self.take(event, &piece.target, &piece.what)?;
         }
+        piece.rest
     }
 
     fn take(&mut self, event: Event, target: &Target, what: &str) -> Result<(), ClientError> {
@@ -299,7 +202,7 @@ impl RunEvents {
                 };
             }
         };
-        self.attempt = 0;
+        self.stream.heard();
         if let Frame::RunBeginsAgain { .. } = frame {
             // The ids from before mean nothing; what was seen is told by what
             // it is.
@@ -311,14 +214,6 @@ impl RunEvents {
             self.ready.push_back(frame);
         }
         Ok(())
-    }
-}
-
-fn silent(target: &Target, what: &str, after: Duration) -> ClientError {
-    ClientError::Timeout {
-        url: target.name().to_owned(),
-        what: what.to_owned(),
-        after,
     }
 }
 

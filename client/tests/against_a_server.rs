@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use muster_client::{Client, ClientError, Endpoint, Secret, Watch};
+use muster_client::{Client, ClientError, Endpoint, Happening, Secret, Watch};
 use muster_protocol::api::Frame;
 use muster_protocol::ids::RunId;
 use muster_protocol::problem::Kind;
@@ -309,4 +309,65 @@ async fn a_wrong_authority_file_is_named() {
     let error = Client::new(endpoint()).expect_err("empty");
     assert!(matches!(error, ClientError::CaFile { .. }), "{error:?}");
     assert_eq!(error.exit_code(), 2);
+}
+
+#[tokio::test]
+async fn what_happens_is_followed_through_lost_connections() {
+    let event = |id: u32| {
+        format!(
+            r#"{{"specversion":"1.0","id":"e{id}","source":"/x","type":"git.push","data":{{"text":"t"}},"seq":{id}}}"#
+        )
+    };
+    let server = server(vec![
+        answer("503 Service Unavailable", "text/html", "later"),
+        events(&format!(
+            ":\n\nid: 7\ndata: {}\n\nid: 9\ndata: {}\n\nid: 1",
+            event(7),
+            event(9)
+        )),
+        // The store went back.
+        events(&format!(
+            "event: renumbered\nid: x-3\ndata: {{}}\n\nid: x-4\ndata: {}\n\n",
+            event(4)
+        )),
+        answer(
+            "403 Forbidden",
+            "application/problem+json",
+            r#"{"type":"urn:muster:problem:denied","kind":"denied","title":"no","status":403}"#,
+        ),
+    ])
+    .await;
+    let kinds = ["git.*".to_owned(), "alarm.*".to_owned()];
+    let mut following = client(&server.url).follow_events(Some(5), &kinds, Some("acme/*"));
+    let mut seen = Vec::new();
+    let error = loop {
+        let next = tokio::time::timeout(Duration::from_secs(30), following.next());
+        match next.await.expect("in time").expect("not before an error") {
+            Ok(Happening::Event(event)) => seen.push(event.id),
+            Ok(Happening::Renumbered) => seen.push("renumbered".into()),
+            Ok(Happening::Reconnecting { .. }) => seen.push("lost".into()),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(
+        seen,
+        ["lost", "e7", "e9", "lost", "renumbered", "e4", "lost"]
+    );
+    assert_eq!(error.kind(), Some(Kind::Denied));
+    assert!(following.next().await.is_none());
+    let asked = server.asked.lock().expect("lock").clone();
+    let id = |head: &str| {
+        let line = head
+            .lines()
+            .find(|l| l.to_ascii_lowercase().starts_with("last-event-id"))?;
+        Some(line.rsplit(' ').next()?.to_owned())
+    };
+    let ids: Vec<_> = asked.iter().map(|head| id(head)).collect();
+    let some = |id: &str| Some(id.to_owned());
+    assert_eq!(ids, [None, None, some("9"), some("x-4")]);
+    let line = asked[0].lines().next().expect("a line");
+    assert!(
+        line.starts_with("GET /v1/events/watch?kind=git.*%2Calarm.*&subject=acme%2F*&after=5 "),
+        "{line}"
+    );
 }

@@ -104,7 +104,7 @@ macro_rules! random_id {
             }
         }
 
-        text_form!($name);
+        text_form!($name, "^[0-9a-z]{26}$", 26);
     };
 }
 

@@ -66,6 +66,14 @@ fn check(
     Ok(())
 }
 
+/// What [`check`] takes, for the API's schema.
+fn pattern(extra: &str, upper: bool) -> String {
+    let letters = if upper { "A-Za-z0-9" } else { "a-z0-9" };
+    // Within brackets only these have a meaning of their own.
+    let extra = extra.replace('-', r"\-");
+    format!("^[{letters}][{letters}{extra}]*$")
+}
+
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $what:literal, $extra:literal, $upper:literal, $max:expr, $reserved:expr) => {
         $(#[$doc])*
@@ -121,7 +129,7 @@ macro_rules! name {
             }
         }
 
-        text_form!($name);
+        text_form!($name, pattern($extra, $upper), $max);
     };
 }
 

@@ -126,7 +126,7 @@ impl FromStr for Span {
         Ok(Self(Duration::from_millis(total)))
     }
 }
-text_form!(Span);
+text_form!(Span, "^([0-9]{1,9}(d|h|m|s|ms))+$", 40);
 
 /// A number of nodes, or a part of them: `10` or `25%`.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -197,7 +197,7 @@ impl FromStr for Amount {
         digits.parse().map(Self::Count).map_err(|_| fail())
     }
 }
-text_form!(Amount);
+text_form!(Amount, "^[0-9]{1,9}%?$", 10);
 
 /// A number of bytes, written `512KiB`, `10MiB`, `4GiB`, or as a plain number
 /// where the format has them (TOML).

@@ -23,6 +23,9 @@ const HELD_BYTES: usize = 16 << 20;
 const BATCH: usize = 500;
 /// Events given to a follower at a time.
 const GIVEN: usize = 500;
+/// And their bytes, about, where they are read for this follower alone: a slow
+/// one keeps no more in memory.
+const GIVEN_BYTES: usize = 1 << 20;
 /// Pause before it is tried again.
 const AGAIN: Duration = Duration::from_millis(250);
 
@@ -172,7 +175,7 @@ impl Cursor {
                     let all = Filter::default();
                     let found = self
                         .events
-                        .read(self.after, Some(last), &all, GIVEN)
+                        .read(self.after, Some(last), &all, (GIVEN, GIVEN_BYTES))
                         .await?;
                     match (found.next, found.events.last()) {
                         (Some(next), _) => self.after = next,

@@ -25,14 +25,14 @@ pub const KINDS: &[(&str, &str)] = &[
         "hook.ping",
         "the other side of a webhook tries whether it is heard",
     ),
-    ("run.begun", "a run of a scenario has begun"),
+    ("run.begun", "a run has begun"),
     (
         "run.progress",
         "another tenth of its nodes, or a step of its `main`, is done",
     ),
     (
         "run.ended",
-        "a run of a scenario has ended: `state` says how, `outcomes` counts",
+        "a run has ended: `state` says how, `outcomes` counts",
     ),
     (
         "run.step-failed",

@@ -53,6 +53,8 @@ const MAX_TEXT: usize = 2_000;
 const MAX_SUBJECT: usize = 200;
 /// Most events that are looked through for one answer.
 const MOST_SCANNED: u64 = 50_000;
+/// Most bytes of events in one answer, about: what is left is on the next page.
+const PAGE_BYTES: usize = 8 << 20;
 /// So many of the newest events are looked through first.
 const FIRST_LOOK: u64 = 2_000;
 /// When it is tried again to read which events there are.
@@ -330,7 +332,8 @@ impl Events {
             FIRST_LOOK
         };
         loop {
-            let some = self.read(last.saturating_sub(look), Some(last), filter, usize::MAX);
+            let from = last.saturating_sub(look);
+            let some = self.read(from, Some(last), filter, (usize::MAX, usize::MAX));
             let mut events = some.await?.events;
             if events.len() >= limit || look >= last || look >= MOST_SCANNED {
                 events.drain(..events.len().saturating_sub(limit));
@@ -351,7 +354,7 @@ impl Events {
         filter: &Filter,
         limit: usize,
     ) -> Result<Found, PageError> {
-        let some = self.read(after, None, filter, limit).await?;
+        let some = self.read(after, None, filter, (limit, PAGE_BYTES)).await?;
         if let Some((js, _)) = &self.0.kept
             && some.events.is_empty()
         {
@@ -364,13 +367,15 @@ impl Events {
         Ok(some)
     }
 
+    /// `most` events, and about so many bytes of them.
     async fn read(
         &self,
         after: u64,
         to: Option<u64>,
         filter: &Filter,
-        limit: usize,
+        most: (usize, usize),
     ) -> Result<Found, EventsError> {
+        let mut bytes = 0usize;
         let mut some = Found::default();
         let Some((js, _)) = &self.0.kept else {
             return Ok(some);
@@ -381,14 +386,18 @@ impl Events {
             if to.is_some_and(|to| message.sequence > to) {
                 break;
             }
-            let seq = message.sequence;
+            let (seq, size) = (message.sequence, message.payload.len());
             if let Some(event) = stored(message)
                 && filter.takes(&event)
             {
                 some.events.push(event);
+                bytes = bytes.saturating_add(size);
             }
             scanned += 1;
-            if some.events.len() >= limit || (to.is_none() && scanned >= MOST_SCANNED) {
+            if some.events.len() >= most.0
+                || bytes >= most.1
+                || (to.is_none() && scanned >= MOST_SCANNED)
+            {
                 some.next = Some(seq);
                 break;
             }

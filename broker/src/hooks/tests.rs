@@ -90,7 +90,24 @@ async fn a_delivery_is_one_event_also_after_a_crash_and_replayed() {
     let (_, views) = broker.call("GET", "/v1/hooks", None).await;
     assert_eq!(views["items"][0]["repeated"], 2, "{views}");
 
-    // An unknown name and a wrong signature cannot be told apart.
+    // An unknown name and a wrong signature cannot be told apart, neither by
+    // what is in the head of the answer.
+    let head = async |name: &str, id: &str| {
+        let head = format!(
+            "POST /hooks/{name} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             X-GitHub-Event: push\r\nX-GitHub-Delivery: {id}\r\nX-Hub-Signature-256: sha256=00\r\nContent-Length: 2\r\n\r\n{{}}"
+        );
+        let (status, head, body) = broker.raw(head.as_bytes()).await;
+        let head: Vec<String> = head
+            .lines()
+            .filter(|line| !line.starts_with("date:"))
+            .map(str::to_owned)
+            .collect();
+        (status, head, body)
+    };
+    let there = head("github", "g-8").await;
+    assert_eq!(there.0, 403);
+    assert_eq!(there, head("nobody", "g-8").await);
     let unknown = deliver(&broker, "nobody", "g-9", SECRET, PUSH).await;
     let wrong = deliver(&broker, "github", "g-9", "another secret", PUSH).await;
     let odd = deliver(&broker, "No%20name", "g-9", SECRET, PUSH).await;
@@ -98,7 +115,7 @@ async fn a_delivery_is_one_event_also_after_a_crash_and_replayed() {
     assert_eq!(unknown, wrong);
     assert_eq!(unknown, odd);
     let (_, views) = broker.call("GET", "/v1/hooks", None).await;
-    assert_eq!(views["items"][0]["refused"], 1);
+    assert_eq!(views["items"][0]["refused"], 2);
     assert!(
         views["items"][0]["last_refusal"]
             .as_str()
@@ -288,5 +305,145 @@ async fn a_trigger_runs_once_for_an_event_and_says_why_it_does_not() {
         "{triggers}"
     );
     assert_eq!(events(&broker, "git.push").await.len(), 1);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_delivery_signed_at_another_time_is_refused_and_one_that_is_replayed_does_nothing() {
+    let (server, tmp) = (TestServer::start().await, tempfile::tempdir().unwrap());
+    let text = format!("[hooks.release]\nkind = \"generic\"\nsecret = \"{SECRET}\"\n");
+    let hooks = write(tmp.path(), &text);
+    let broker = start(&server, &tmp.path().join("state"), &hooks).await;
+    let now = muster_protocol::units::Timestamp::now().as_second();
+    let body = r#"{"version":"1.4.2","text":"1.4.2 is released"}"#;
+    let send = async |at: i64| {
+        let at = at.to_string();
+        let mac = hmac(SECRET.as_bytes(), &[at.as_bytes(), b".", body.as_bytes()]);
+        let head = format!(
+            "POST /hooks/release HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             X-Muster-Timestamp: {at}\r\nX-Muster-Signature: sha256={}\r\nContent-Length: {}\r\n\r\n{body}",
+            HEXLOWER.encode(&mac),
+            body.len()
+        );
+        broker.raw(head.as_bytes()).await.0
+    };
+    assert_eq!(send(now - 3_600).await, 403);
+    assert_eq!(send(now + 3_600).await, 403);
+    let (_, views) = broker.call("GET", "/v1/hooks", None).await;
+    let why = views["items"][0]["last_refusal"].as_str().unwrap();
+    assert!(
+        why.contains("clock") || why.contains("3600") || why.contains("1h"),
+        "{why}"
+    );
+    assert_eq!(events(&broker, "hook.received").await.len(), 0);
+    assert_eq!(send(now).await, 204);
+    assert_eq!(send(now).await, 204);
+    assert_eq!(events(&broker, "hook.received").await.len(), 1);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_trigger_whose_scenario_is_gone_keeps_the_event_and_says_so() {
+    let (server, tmp) = (TestServer::start().await, tempfile::tempdir().unwrap());
+    let text = format!(
+        r#"
+        [hooks.github]
+        kind = "github"
+        secret = "{SECRET}"
+        [triggers.deploy]
+        when = {{ kind = "git.push", hook = "github" }}
+        scenario = "deploy"
+        role = "operator"
+        [triggers.elsewhere]
+        when = {{ kind = "git.push", hook = "github", data.ref = "refs/heads/other" }}
+        scenario = "deploy"
+        role = "operator"
+        [triggers.nobody]
+        when = {{ kind = "git.push", hook = "github" }}
+        scenario = "deploy"
+        on = "role=db"
+        role = "operator"
+        [triggers.stranger]
+        when = {{ kind = "git.push", hook = "github" }}
+        scenario = "deploy"
+        "#
+    );
+    let hooks = write(tmp.path(), &text);
+    let broker = start(&server, &tmp.path().join("state"), &hooks).await;
+    let node = crate::testing::TestNode::new();
+    let token = broker
+        .invite(json!({ "name": "web-01", "roles": ["web"] }))
+        .await;
+    node.enroll(&broker, &token).await;
+    let db = crate::testing::TestNode::new();
+    let token = broker
+        .invite(json!({ "name": "db-01", "roles": ["db"] }))
+        .await;
+    db.enroll(&broker, &token).await;
+    let script =
+        json!({ "script": "scenario(\"Deploy\");\ntarget(\"role=web\");\nfn run(p) {}\n" });
+    let (status, stored) = broker
+        .call("PUT", "/v1/scenarios/deploy", Some(script))
+        .await;
+    assert_eq!(status, 200, "{stored}");
+    let test = json!({ "headers": { "X-GitHub-Event": "push" }, "body": PUSH });
+    let tested = async |name: &str| {
+        let (status, tested) = broker
+            .call("POST", "/v1/hooks/github/test", Some(test.clone()))
+            .await;
+        assert_eq!(status, 200, "{tested}");
+        let triggers = tested["items"][0]["triggers"].as_array().unwrap();
+        triggers
+            .iter()
+            .find(|trigger| trigger["name"] == name)
+            .unwrap()
+            .clone()
+    };
+    // Nodes that never said what their agent can do cannot run scenarios.
+    let deploy = tested("deploy").await;
+    assert_eq!(
+        (&deploy["nodes"], &deploy["allowed"]),
+        (&json!(1), &json!(true)),
+        "{deploy}"
+    );
+    let elsewhere = tested("elsewhere").await;
+    let unfit = elsewhere["unfit"].as_str().unwrap();
+    assert!(unfit.ends_with("not \"refs/heads/other\""), "{unfit}");
+    assert!(elsewhere["nodes"].is_null());
+    let nobody = tested("nobody").await;
+    assert!(
+        nobody["nodes"].is_null() && nobody["problem"].is_string(),
+        "{nobody}"
+    );
+    let stranger = tested("stranger").await;
+    assert_eq!(
+        (&stranger["nodes"], &stranger["allowed"]),
+        (&json!(1), &json!(false)),
+        "{stranger}"
+    );
+
+    let (status, gone) = broker.call("DELETE", "/v1/scenarios/deploy", None).await;
+    assert_eq!(status, 200, "{gone}");
+    assert_eq!(deliver(&broker, "github", "g-1", SECRET, PUSH).await.0, 204);
+    let refused = wait_for("all three are refused", async || {
+        let found = events(&broker, "alarm.trigger-refused").await;
+        (found.len() == 3).then_some(found)
+    })
+    .await;
+    for event in &refused {
+        let why = event["data"]["why"].as_str().unwrap();
+        assert!(why.contains("deploy"), "{why}");
+    }
+    assert_eq!(events(&broker, "git.push").await.len(), 1);
+    let (_, triggers) = broker.call("GET", "/v1/triggers", None).await;
+    for trigger in triggers["items"].as_array().unwrap() {
+        let told = trigger["last"]["problem"].is_string();
+        assert_eq!(told, trigger["name"] != "elsewhere", "{trigger}");
+    }
+    let deploy = tested("deploy").await;
+    assert!(
+        deploy["problem"].is_string() && deploy["nodes"].is_null(),
+        "{deploy}"
+    );
     broker.stop().await;
 }

@@ -51,9 +51,11 @@ struct Wanted {
     since: Option<Timestamp>,
     /// Only records with a lower number: `next` of the page before.
     #[serde(default)]
+    #[param(format = "uint64")]
     before: Option<u64>,
     /// How many, 1 to 1000; 100 when absent.
     #[serde(default)]
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<u32>,
 }
 

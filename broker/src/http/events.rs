@@ -1,33 +1,35 @@
 //! What happened: lists, as it happens, and put in from outside.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, header};
-use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use futures_util::stream::unfold;
 use muster_protocol::api::{CloudEvent, ClusterEvent, EventStored, EventsStored, Page};
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::text::printable;
 use muster_protocol::units::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::sleep;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{ApiError, ApiJson, ApiQuery, AppState, finish};
+use super::once::once;
+use super::sse::WatcherPlace;
+use super::{ApiError, ApiJson, ApiQuery, AppState};
 use crate::authz::{Action, Caller};
 use crate::events::feed::Cursor;
 use crate::events::glob::Glob;
 use crate::events::put::{self, MAX_EVENT, PutError};
 use crate::events::{Filter, Found, PageError};
-use crate::lease::Lease;
 use crate::store::error::StreamError;
 
 /// Most events in an answer.
@@ -44,24 +46,15 @@ const BATCH: &str = "application/cloudevents-batch+json";
 const SINGLE: &str = "application/cloudevents+json";
 /// A comment is sent when nothing else was for so long.
 const HEARTBEAT: Duration = Duration::from_secs(3);
-/// How often it is looked whether this broker is the active one still.
-const LOOK: Duration = Duration::from_millis(500);
-/// Events that wait for a watcher.
-const WAITING: usize = 64;
-/// A watcher that takes nothing for so long is cut off.
-const SLOW: Duration = Duration::from_secs(60);
-/// Watchers at a time.
-const MOST: usize = 1_000;
-
-/// Room for watchers.
-static ROOM: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(MOST)));
+/// The comment.
+const NOTHING_NEW: Bytes = Bytes::from_static(b":\n\n");
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list))
         .routes(routes!(put))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .routes(routes!(watch))
+        .routes(routes!(follow))
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -71,9 +64,11 @@ struct Range {
     /// The position after which to begin: `seq` of the last event that was
     /// seen, or `next` of the page before. Without it: the newest ones.
     #[serde(default)]
+    #[param(format = "uint64")]
     after: Option<u64>,
     /// How many, 1 to 1000; 100 when absent.
     #[serde(default)]
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<u32>,
     /// Only these kinds: `alarm.*`, or several with commas between them.
     #[serde(default)]
@@ -94,6 +89,7 @@ struct Watched {
     /// The position after which to begin. Without it: what happens from now
     /// on.
     #[serde(default)]
+    #[param(format = "uint64")]
     after: Option<u64>,
     /// Only these kinds: `alarm.*`, or several with commas between them.
     #[serde(default)]
@@ -195,6 +191,7 @@ async fn list(
 /// trigger takes them only when its `when` names their `principal`.
 #[utoipa::path(
     post, path = "/v1/events", tag = "events", security(("bearer" = [])),
+    params(("Idempotency-Key" = Option<String>, Header, description = "Names this request; at most 200 bytes")),
     request_body(content((CloudEvent = "application/cloudevents+json"), (Vec<CloudEvent> = "application/cloudevents-batch+json"))),
     responses((status = 200, body = EventsStored), (status = 400, body = Problem),
         (status = 413, body = Problem), (status = 415, body = Problem)),
@@ -225,11 +222,15 @@ async fn put(
         put::check(event)?;
     }
     state.active()?;
-    let principal = caller.principal;
-    finish(async move {
+    let request: Vec<Value> = events
+        .iter()
+        .map(|event| serde_json::to_value(event).map_err(|e| ApiError::internal(&e)))
+        .collect::<Result<_, _>>()?;
+    let (principal, stream) = (caller.principal.clone(), state.events.clone());
+    let work = async move {
         // All at once: the store takes them together.
         let storing = events.into_iter().map(|event| {
-            let (id, events) = (event.id.clone(), state.events.clone());
+            let (id, events) = (event.id.clone(), stream.clone());
             let event = ClusterEvent {
                 principal: Some(principal.clone()),
                 hook: None,
@@ -248,9 +249,11 @@ async fn put(
             }
         });
         let events = futures_util::future::try_join_all(storing).await?;
-        Ok::<_, PutError>(ApiJson(EventsStored { events }))
-    })
-    .await
+        Ok::<_, PutError>(EventsStored { events })
+    };
+    once(&state, &caller, "events", &headers, &request, work)
+        .await
+        .map(ApiJson)
 }
 
 fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Vec<ClusterEvent>, ApiError> {
@@ -343,7 +346,7 @@ impl From<PutError> for ApiError {
     ),
     extensions(("x-authorisation" = json!("read events")))
 )]
-async fn watch(
+async fn follow(
     State(state): State<AppState>,
     caller: Caller,
     headers: HeaderMap,
@@ -370,10 +373,7 @@ async fn watch(
             (Some(place).filter(|_| of == numbering), of != numbering)
         }
     };
-    let room = Arc::clone(&ROOM).try_acquire_owned().map_err(|_| {
-        ApiError::new(Kind::RateLimited, format!("{MOST} watchers are connected"))
-            .hint("try again in a while, or read `GET /v1/events`")
-    })?;
+    let room = super::sse::watcher(&state)?;
     let now = state.events.feed().position();
     let after = after.unwrap_or(now);
     if after > now {
@@ -382,32 +382,93 @@ async fn watch(
             return Err(PageError::Beyond { after, last }.into());
         }
     }
-    let cursor = Cursor::new(&state.events, after);
-    let (give, take) = mpsc::channel(WAITING);
-    let (shutdown, lease) = (state.shutdown.clone(), state.lease.clone());
-    tokio::spawn(async move {
-        if renumbered {
-            let event = Event::default()
-                .event("renumbered")
-                .id(id(&numbering, after))
-                .data("{}");
-            let _ = give.send(Ok(event)).await;
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            // What happens is told by another broker, perhaps.
-            () = not_active(&lease) => {}
-            () = follow(cursor, &filter, &numbering, give) => {}
-        }
-        drop(room);
+    let watcher = Watcher {
+        cursor: Cursor::new(&state.events, after),
+        ready: VecDeque::new(),
+        filter,
+        renumbered: renumbered.then_some(after),
+        numbering,
+        shutdown: state.shutdown.clone(),
+        lapses: state.lapses.clone(),
+        _room: room,
+    };
+    // Read only as fast as the watcher takes it: one that takes nothing costs
+    // no more than its connection, which is cut off in the end.
+    let stream = unfold(watcher, |mut watcher| async move {
+        let text = watcher.next().await?;
+        Some((Ok::<_, Infallible>(text), watcher))
     });
-    let stream =
-        Sse::new(ReceiverStream::new(take)).keep_alive(KeepAlive::new().interval(HEARTBEAT));
-    Ok((
-        [("cache-control", "no-store"), ("x-accel-buffering", "no")],
-        stream,
-    )
-        .into_response())
+    let headers = [
+        (header::CONTENT_TYPE.as_str(), "text/event-stream"),
+        (header::CACHE_CONTROL.as_str(), "no-store"),
+        ("x-accel-buffering", "no"),
+    ];
+    Ok((headers, Body::from_stream(stream)).into_response())
+}
+
+/// Somebody who watches.
+struct Watcher {
+    cursor: Cursor,
+    /// Read, and not yet looked at.
+    ready: VecDeque<Arc<ClusterEvent>>,
+    filter: Filter,
+    /// The place to go on from, when the one that was named counts no more
+    /// and nobody has said so yet.
+    renumbered: Option<u64>,
+    numbering: String,
+    shutdown: CancellationToken,
+    /// How often this broker was not the active one: then what happens is
+    /// told by another one, perhaps.
+    lapses: watch::Receiver<u64>,
+    _room: WatcherPlace,
+}
+
+impl Watcher {
+    /// What is sent next; `None` ends the stream, and the client comes back
+    /// to the place that it knows.
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(place) = self.renumbered.take() {
+            let id = id(&self.numbering, place);
+            return Some(format!("event: renumbered\nid: {id}\ndata: {{}}\n\n").into());
+        }
+        let silent_until = Instant::now() + HEARTBEAT;
+        loop {
+            while let Some(event) = self.ready.pop_front() {
+                if self.filter.takes(&event) {
+                    return Some(render(&self.numbering, &event));
+                }
+            }
+            let events = tokio::select! {
+                () = self.shutdown.cancelled() => return None,
+                _ = self.lapses.changed() => return None,
+                events = timeout_at(silent_until, self.cursor.next()) => events,
+            };
+            match events {
+                Err(_) => return Some(NOTHING_NEW),
+                // Much that is not for this watcher is no sign of life.
+                Ok(Ok(events))
+                    if Instant::now() >= silent_until
+                        && !events.iter().any(|e| self.filter.takes(e)) =>
+                {
+                    return Some(NOTHING_NEW);
+                }
+                Ok(Ok(events)) => self.ready = events.into(),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "a watcher of events is cut off");
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// An event as it is sent.
+fn render(numbering: &str, event: &ClusterEvent) -> Bytes {
+    let id = id(numbering, event.seq);
+    // JSON has no line breaks, and each of its parts has a JSON form: it was
+    // read from one.
+    let json = serde_json::to_string(event).unwrap_or_else(|_| "{}".to_owned());
+    format!("id: {id}\ndata: {json}\n\n").into()
 }
 
 fn id(numbering: &str, seq: u64) -> String {
@@ -415,44 +476,5 @@ fn id(numbering: &str, seq: u64) -> String {
         seq.to_string()
     } else {
         format!("{numbering}-{seq}")
-    }
-}
-
-async fn not_active(lease: &Lease) {
-    while lease.epoch().is_some() {
-        sleep(LOOK).await;
-    }
-}
-
-/// Gives a watcher its events until it goes, or is too slow.
-async fn follow(
-    mut cursor: Cursor,
-    filter: &Filter,
-    numbering: &str,
-    give: mpsc::Sender<Result<Event, Infallible>>,
-) {
-    loop {
-        let events = tokio::select! {
-            () = give.closed() => return,
-            events = cursor.next() => events,
-        };
-        let events = match events {
-            Ok(events) => events,
-            // The stream ends: the client comes back to the place it knows.
-            Err(error) => {
-                tracing::warn!(%error, "a watcher of events is cut off");
-                return;
-            }
-        };
-        for event in events.iter().filter(|event| filter.takes(event)) {
-            let sent = Event::default().id(id(numbering, event.seq));
-            let Ok(sent) = sent.json_data(&**event) else {
-                return;
-            };
-            if give.send_timeout(Ok(sent), SLOW).await.is_err() {
-                tracing::info!("a watcher of events takes nothing and is cut off");
-                return;
-            }
-        }
     }
 }

@@ -97,7 +97,7 @@ async fn list_routes(
 /// parameters, and whether the run would be allowed. Nothing is done, and no
 /// signature is needed.
 #[utoipa::path(
-    post, path = "/v1/hooks/{name}/test", tag = "events", params(("name" = String, Path)),
+    post, path = "/v1/hooks/{name}/test", tag = "events", params(("name" = HookName, Path)),
     request_body = HookTest, security(("bearer" = [])),
     responses((status = 200, body = Page<HookTested>), (status = 400, body = Problem), (status = 404, body = Problem)),
     extensions(("x-authorisation" = json!("read webhooks, triggers and routes")))
@@ -168,7 +168,7 @@ async fn test(
 /// stored. A name that there is not and a signature that is not right are
 /// answered alike.
 #[utoipa::path(
-    post, path = "/hooks/{name}", tag = "events", params(("name" = String, Path)),
+    post, path = "/hooks/{name}", tag = "events", params(("name" = HookName, Path)),
     request_body(content = Object, content_type = "application/json"), security(()),
     responses(
         (status = 204, description = "it is stored, or had come before, or there is nothing to tell"),

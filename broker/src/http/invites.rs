@@ -78,7 +78,7 @@ async fn list(
 
 /// Withdraws an invite that was not used.
 #[utoipa::path(
-    delete, path = "/v1/invites/{id}", tag = "invites", params(("id" = String, Path)),
+    delete, path = "/v1/invites/{id}", tag = "invites", params(("id" = String, Path, pattern = "^[0-9a-z]{8,26}$")),
     security(("bearer" = [])),
     responses((status = 204), (status = 404, body = Problem)),
     extensions(("x-authorisation" = json!("list or withdraw invites")))

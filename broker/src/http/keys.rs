@@ -64,7 +64,7 @@ async fn rotate(
 
 /// Takes a key out of use for ever.
 #[utoipa::path(
-    post, path = "/v1/keys/{id}/revoke", tag = "keys", params(("id" = String, Path)),
+    post, path = "/v1/keys/{id}/revoke", tag = "keys", params(("id" = KeyId, Path)),
     security(("bearer" = [])),
     responses(
         (status = 200, body = Keys),

@@ -91,7 +91,7 @@ async fn list(
 
 /// One node.
 #[utoipa::path(
-    get, path = "/v1/nodes/{name}", tag = "nodes", params(("name" = String, Path)),
+    get, path = "/v1/nodes/{name}", tag = "nodes", params(("name" = NodeName, Path)),
     security(("bearer" = [])),
     responses((status = 200, body = NodeView), (status = 404, body = Problem)),
     extensions(("x-authorisation" = json!("read nodes")))
@@ -115,7 +115,7 @@ async fn show(
 /// Changes roles and labels, all or nothing, and waits a few seconds for the
 /// node to take it up.
 #[utoipa::path(
-    patch, path = "/v1/nodes/{name}", tag = "nodes", params(("name" = String, Path)),
+    patch, path = "/v1/nodes/{name}", tag = "nodes", params(("name" = NodeName, Path)),
     request_body = NodeChange, security(("bearer" = [])),
     responses((status = 200, body = NodeChanged), (status = 400, body = Problem), (status = 404, body = Problem)),
     extensions(("x-authorisation" = json!("change roles and labels of nodes")))
@@ -156,7 +156,7 @@ async fn change(
 
 /// Removes a node: its connections end, its key is refused for ever.
 #[utoipa::path(
-    delete, path = "/v1/nodes/{name}", tag = "nodes", params(("name" = String, Path)),
+    delete, path = "/v1/nodes/{name}", tag = "nodes", params(("name" = NodeName, Path)),
     security(("bearer" = [])),
     responses((status = 204), (status = 404, body = Problem)),
     extensions(("x-authorisation" = json!("remove or replace nodes")))
@@ -178,7 +178,7 @@ async fn remove(
 /// roles and labels. The old key works until the invite is used.
 #[utoipa::path(
     post, path = "/v1/nodes/{name}/replace", tag = "nodes",
-    params(("name" = String, Path), ("Idempotency-Key" = Option<String>, Header, description = "Names this request; at most 200 bytes")),
+    params(("name" = NodeName, Path), ("Idempotency-Key" = Option<String>, Header, description = "Names this request; at most 200 bytes")),
     request_body = ReplaceRequest, security(("bearer" = [])),
     responses((status = 201, body = Invite), (status = 404, body = Problem)),
     extensions(("x-authorisation" = json!("remove or replace nodes")))

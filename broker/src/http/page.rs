@@ -22,6 +22,7 @@ pub struct Paging {
     pub cursor: Option<String>,
     /// Items on a page, 1 to 1000; 100 when absent.
     #[serde(default)]
+    #[param(minimum = 1, maximum = 1000)]
     pub limit: Option<u32>,
 }
 

@@ -52,7 +52,7 @@ async fn list(
 /// Announces a release: what of it is missing here. To go on with an upload
 /// that broke off, announce it again.
 #[utoipa::path(
-    put, path = "/v1/releases/{sha256}", tag = "releases", params(("sha256" = String, Path)),
+    put, path = "/v1/releases/{sha256}", tag = "releases", params(("sha256" = ReleaseId, Path)),
     request_body = ReleaseOffer, security(("bearer" = [])),
     responses(
         (status = 200, body = ReleaseUpload),
@@ -77,7 +77,7 @@ async fn offer(
 /// A part of the bytes of a release that was announced.
 #[utoipa::path(
     put, path = "/v1/releases/{sha256}/parts/{part}", tag = "releases",
-    params(("sha256" = String, Path), ("part" = u32, Path)),
+    params(("sha256" = ReleaseId, Path), ("part" = u32, Path)),
     request_body(content = String, content_type = "application/octet-stream"), security(("bearer" = [])),
     responses(
         (status = 204),
@@ -100,7 +100,7 @@ async fn part(
 
 /// All parts are there: checks them, and keeps them as a release.
 #[utoipa::path(
-    post, path = "/v1/releases/{sha256}/commit", tag = "releases", params(("sha256" = String, Path)),
+    post, path = "/v1/releases/{sha256}/commit", tag = "releases", params(("sha256" = ReleaseId, Path)),
     security(("bearer" = [])),
     responses(
         (status = 200, body = ReleaseView),
@@ -124,7 +124,7 @@ async fn commit(
 
 /// Removes a release: no node can be upgraded to it any more.
 #[utoipa::path(
-    delete, path = "/v1/releases/{sha256}", tag = "releases", params(("sha256" = String, Path)),
+    delete, path = "/v1/releases/{sha256}", tag = "releases", params(("sha256" = ReleaseId, Path)),
     security(("bearer" = [])),
     responses((status = 204), (status = 404, body = Problem)),
     extensions(("x-authorisation" = json!("upload or remove agent releases")))

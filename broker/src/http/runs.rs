@@ -171,7 +171,7 @@ struct ListQuery {
     get,
     path = "/v1/runs/{run}",
     tag = "runs",
-    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    params(("run" = String, Path, pattern = "^[0-9a-z]{4,26}$", description = "Its id, or a beginning of at least four characters")),
     responses(
         (status = 200, description = "The run", body = RunView),
         (status = 404, description = "There is no such run", body = Problem),
@@ -202,7 +202,7 @@ async fn show(
     post,
     path = "/v1/runs/{run}/cancel",
     tag = "runs",
-    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    params(("run" = String, Path, pattern = "^[0-9a-z]{4,26}$", description = "Its id, or a beginning of at least four characters")),
     responses(
         (status = 200, description = "The run, being cancelled", body = RunView),
         (status = 404, description = "There is no such run", body = Problem),
@@ -232,7 +232,7 @@ async fn cancel(
     path = "/v1/runs/{run}/answer",
     tag = "runs",
     request_body = AnswerRequest,
-    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    params(("run" = String, Path, pattern = "^[0-9a-z]{4,26}$", description = "Its id, or a beginning of at least four characters")),
     responses(
         (status = 200, description = "The run, which goes on", body = RunView),
         (status = 400, description = "That is no answer to the question", body = Problem),
@@ -268,7 +268,7 @@ async fn answer_question(
     tag = "runs",
     request_body = RetryRequest,
     params(
-        ("run" = String, Path, description = "Its id, or a beginning of at least four characters"),
+        ("run" = String, Path, pattern = "^[0-9a-z]{4,26}$", description = "Its id, or a beginning of at least four characters"),
         WaitQuery,
         ("Idempotency-Key" = Option<String>, Header, description = "Names this request; at most 200 bytes"),
     ),
@@ -312,7 +312,7 @@ async fn retry(
     post,
     path = "/v1/runs/{run}/plan",
     tag = "runs",
-    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    params(("run" = String, Path, pattern = "^[0-9a-z]{4,26}$", description = "Its id, or a beginning of at least four characters")),
     responses(
         (status = 200, description = "The plan", body = Plan),
         (status = 404, description = "There is no such run", body = Problem),
@@ -343,7 +343,7 @@ async fn plan(
     post,
     path = "/v1/runs/{run}/confirm",
     tag = "runs",
-    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    params(("run" = String, Path, pattern = "^[0-9a-z]{4,26}$", description = "Its id, or a beginning of at least four characters")),
     responses(
         (status = 200, description = "The run, confirmed", body = RunView),
         (status = 404, description = "There is no such run", body = Problem),
@@ -368,7 +368,7 @@ async fn confirm(
     post,
     path = "/v1/runs/{run}/approve",
     tag = "runs",
-    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    params(("run" = String, Path, pattern = "^[0-9a-z]{4,26}$", description = "Its id, or a beginning of at least four characters")),
     responses(
         (status = 200, description = "The run, approved", body = RunView),
         (status = 403, description = "It is the caller's own", body = Problem),
@@ -394,7 +394,7 @@ async fn approve(
     post,
     path = "/v1/runs/{run}/pause",
     tag = "runs",
-    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    params(("run" = String, Path, pattern = "^[0-9a-z]{4,26}$", description = "Its id, or a beginning of at least four characters")),
     responses(
         (status = 200, description = "The run, paused", body = RunView),
         (status = 404, description = "There is no such run", body = Problem),
@@ -416,7 +416,7 @@ async fn pause(
     post,
     path = "/v1/runs/{run}/resume",
     tag = "runs",
-    params(("run" = String, Path, description = "Its id, or a beginning of at least four characters")),
+    params(("run" = String, Path, pattern = "^[0-9a-z]{4,26}$", description = "Its id, or a beginning of at least four characters")),
     responses(
         (status = 200, description = "The run, which goes on", body = RunView),
         (status = 404, description = "There is no such run", body = Problem),

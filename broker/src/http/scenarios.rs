@@ -19,10 +19,11 @@ use serde::Deserialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::problem::ApiJson;
+use super::once::once;
+use super::problem::{ApiJson, Object};
 use super::{ApiError, ApiPath, ApiQuery, AppState, finish};
 use crate::authz::{Action, Caller};
-use crate::library::{LibraryError, Loaded, Put, Remove, Rollback};
+use crate::library::{LibraryError, Loaded, Put, Remove, Rollback, Version};
 
 /// Largest body: a bundle in JSON, its files in base64.
 const LARGEST: usize = MAX_BYTES * 4 / 3 + (1 << 20);
@@ -87,7 +88,7 @@ async fn load(
 /// functions and files.
 #[utoipa::path(
     get, path = "/v1/scenarios/{name}", tag = "scenarios",
-    params(("name" = String, Path), VersionQuery), security(("bearer" = [])),
+    params(("name" = ScenarioName, Path), VersionQuery), security(("bearer" = [])),
     responses(
         (status = 200, body = ScenarioView),
         (status = 404, description = "there is no such scenario or version", body = Problem),
@@ -126,7 +127,7 @@ async fn show(
 /// that of the bytes.
 #[utoipa::path(
     get, path = "/v1/scenarios/{name}/bundle", tag = "scenarios",
-    params(("name" = String, Path), VersionQuery), security(("bearer" = [])),
+    params(("name" = ScenarioName, Path), VersionQuery), security(("bearer" = [])),
     responses(
         (status = 200, description = "the bytes", content_type = "application/octet-stream"),
         (status = 404, description = "there is no such scenario or version", body = Problem),
@@ -164,7 +165,7 @@ struct ChangeQuery {
 /// in the query. Equal content is not stored again.
 #[utoipa::path(
     put, path = "/v1/scenarios/{name}", tag = "scenarios",
-    params(("name" = String, Path), ChangeQuery),
+    params(("name" = ScenarioName, Path), ChangeQuery, ("Idempotency-Key" = Option<String>, Header, description = "Names this request; at most 200 bytes")),
     request_body(content(
         (PutScenario = "application/json"),
         (String = "application/octet-stream"),
@@ -193,11 +194,27 @@ async fn put(
     let put = state
         .authorize(&caller, Action::StoreScenarios, put)
         .await?;
-    let (version, new) = finish(async move { state.library.put(put).await }).await?;
-    Ok(ApiJson(ScenarioStored {
+    let asked = put.get();
+    let again = state.clone();
+    let request = (
+        asked.name.clone(),
+        asked.bundle.hash(),
+        asked.note.clone(),
+        asked.expect,
+    );
+    let work = async move {
+        let done = state.library.put(put).await;
+        done.map(|done| stored(&done))
+    };
+    let stored = once(&again, &caller, "scenarios", &headers, &request, work).await?;
+    Ok(ApiJson(stored))
+}
+
+fn stored((version, new): &(Version, bool)) -> ScenarioStored {
+    ScenarioStored {
         version: version.view(),
-        new,
-    }))
+        new: *new,
+    }
 }
 
 fn read_put(
@@ -208,7 +225,7 @@ fn read_put(
 ) -> Result<Put, ApiError> {
     let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
     if kind.is_some_and(|kind| kind.starts_with(b"application/json")) {
-        let asked: PutScenario = serde_json::from_slice(body).map_err(|e| {
+        let Object(asked): Object<PutScenario> = serde_json::from_slice(body).map_err(|e| {
             let detail = muster_protocol::text::printable(&e.to_string(), 300);
             ApiError::new(Kind::InvalidRequest, "the body cannot be read").detail(detail)
         })?;
@@ -258,7 +275,7 @@ fn no_bundle(error: BundleError) -> ApiError {
 /// rollback brings it back.
 #[utoipa::path(
     delete, path = "/v1/scenarios/{name}", tag = "scenarios",
-    params(("name" = String, Path), ChangeQuery), security(("bearer" = [])),
+    params(("name" = ScenarioName, Path), ChangeQuery), security(("bearer" = [])),
     responses(
         (status = 200, description = "the version that is its removal", body = ScenarioStored),
         (status = 404, body = Problem),
@@ -288,7 +305,7 @@ async fn remove(
 /// All versions of a scenario, the newest first.
 #[utoipa::path(
     get, path = "/v1/scenarios/{name}/history", tag = "scenarios",
-    params(("name" = String, Path)), security(("bearer" = [])),
+    params(("name" = ScenarioName, Path)), security(("bearer" = [])),
     responses(
         (status = 200, body = Page<ScenarioVersion>),
         (status = 404, body = Problem),
@@ -308,7 +325,8 @@ async fn history(
 /// Makes the content of an old version the newest one, under a new number.
 #[utoipa::path(
     post, path = "/v1/scenarios/{name}/rollback", tag = "scenarios",
-    params(("name" = String, Path)), request_body = RollbackScenario,
+    params(("name" = ScenarioName, Path), ("Idempotency-Key" = Option<String>, Header, description = "Names this request; at most 200 bytes")),
+    request_body = RollbackScenario,
     security(("bearer" = [])),
     responses(
         (status = 200, description = "what is the newest version now", body = ScenarioStored),
@@ -321,6 +339,7 @@ async fn rollback(
     State(state): State<AppState>,
     caller: Caller,
     ApiPath(name): ApiPath<String>,
+    headers: HeaderMap,
     ApiJson(asked): ApiJson<RollbackScenario>,
 ) -> Result<ApiJson<ScenarioStored>, ApiError> {
     let rollback = Rollback {
@@ -333,9 +352,26 @@ async fn rollback(
         .authorize(&caller, Action::StoreScenarios, rollback)
         .await?;
     state.active()?;
-    let (version, new) = finish(async move { state.library.rollback(rollback).await }).await?;
-    Ok(ApiJson(ScenarioStored {
-        version: version.view(),
-        new,
-    }))
+    let asked = rollback.get();
+    let request = (
+        asked.name.clone(),
+        asked.version,
+        asked.note.clone(),
+        asked.expect,
+    );
+    let again = state.clone();
+    let work = async move {
+        let done = state.library.rollback(rollback).await;
+        done.map(|done| stored(&done))
+    };
+    let stored = once(
+        &again,
+        &caller,
+        "scenario-rollback",
+        &headers,
+        &request,
+        work,
+    )
+    .await?;
+    Ok(ApiJson(stored))
 }

@@ -66,7 +66,7 @@ async fn list(
 /// A schedule, with what came of its last start and when the next ones are.
 #[utoipa::path(
     get, path = "/v1/schedules/{name}", tag = "schedules",
-    params(("name" = String, Path), NextQuery), security(("bearer" = [])),
+    params(("name" = ScheduleName, Path), NextQuery), security(("bearer" = [])),
     responses((status = 200, body = ScheduleView), (status = 404, body = Problem)),
     extensions(("x-authorisation" = json!("read schedules")))
 )]
@@ -86,7 +86,7 @@ async fn show(
 /// `schedule:NAME`, which may what the role of its maker may.
 #[utoipa::path(
     put, path = "/v1/schedules/{name}", tag = "schedules",
-    params(("name" = String, Path)), request_body = PutSchedule, security(("bearer" = [])),
+    params(("name" = ScheduleName, Path)), request_body = PutSchedule, security(("bearer" = [])),
     responses(
         (status = 200, body = ScheduleView),
         (status = 400, description = "no time as in cron, or what it runs has a mistake", body = Problem),
@@ -116,7 +116,7 @@ async fn put(
 /// Removes a schedule. Runs that it has made go on.
 #[utoipa::path(
     delete, path = "/v1/schedules/{name}", tag = "schedules",
-    params(("name" = String, Path)), security(("bearer" = [])),
+    params(("name" = ScheduleName, Path)), security(("bearer" = [])),
     responses((status = 204), (status = 404, body = Problem)),
     extensions(("x-authorisation" = json!("add or remove schedules")))
 )]

@@ -54,7 +54,7 @@ impl From<WatchError> for ApiError {
     path = "/v1/runs/{run}/events",
     tag = "runs",
     params(
-        ("run" = String, Path, description = "Its id, or a beginning of at least four characters"),
+        ("run" = String, Path, pattern = "^[0-9a-z]{4,26}$", description = "Its id, or a beginning of at least four characters"),
         ("Last-Event-ID" = Option<String>, Header, description = "The last event that was seen"),
     ),
     responses(

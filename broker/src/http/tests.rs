@@ -2,6 +2,7 @@
 
 mod abuse;
 mod client;
+mod doors;
 
 use std::collections::BTreeSet;
 

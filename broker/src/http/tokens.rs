@@ -66,7 +66,7 @@ async fn list(
 
 /// Revokes a token at once.
 #[utoipa::path(
-    delete, path = "/v1/tokens/{id}", tag = "tokens", params(("id" = String, Path)),
+    delete, path = "/v1/tokens/{id}", tag = "tokens", params(("id" = String, Path, pattern = "^[0-9a-z]{8,26}$")),
     security(("bearer" = [])),
     responses(
         (status = 204),

@@ -148,6 +148,8 @@ pub(super) struct Shared {
     pub(super) stages: Stages,
     /// Who holds which lock, and who waits for it.
     pub(super) locks: super::gates::Locks,
+    /// How many commands are told yet.
+    pub(super) commands: crate::hooks::rate::Bucket,
     /// Whether anything is begun.
     pub(super) freezer: std::sync::OnceLock<crate::freeze::Freezer>,
     /// Where ends of runs are recorded.
@@ -211,6 +213,10 @@ impl Engine {
             leftovers: Mutex::default(),
             stages: Stages::default(),
             locks: super::gates::Locks::default(),
+            commands: crate::hooks::rate::Bucket::full(
+                super::tell::COMMANDS,
+                std::time::Instant::now(),
+            ),
             freezer: std::sync::OnceLock::new(),
             audit: std::sync::OnceLock::new(),
             hubs: super::hub::Hubs::default(),

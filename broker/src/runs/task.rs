@@ -125,6 +125,8 @@ pub(super) struct Task {
     pub(super) told: u32,
     /// That it begins was told.
     pub(super) begun: bool,
+    /// Whether its life is told, once that is decided.
+    pub(super) shown: Option<bool>,
     /// What it was told that the run waits for.
     pub(super) waits_told: BTreeSet<String>,
     first: u64,
@@ -161,6 +163,7 @@ impl Task {
             number,
             told: 0,
             begun: false,
+            shown: None,
             waits_told: BTreeSet::new(),
             first: folded.first,
             frozen: folded.state.order.iter().copied().collect(),
@@ -451,6 +454,10 @@ impl Task {
         lock(&shared.secrets).remove(&self.run);
         shared.record_end(&self.state);
         tracing::info!(state = self.state.phase.as_str(), summary = ?self.state.summary(), "run ended");
+        if self.state.batches > 0 {
+            // The broker before this one may have sent and said nothing.
+            self.tell_begun().await;
+        }
         self.tell_ended().await;
         Ok(())
     }
@@ -461,8 +468,9 @@ impl Task {
             match self.state.next() {
                 Next::Send { .. } if self.is_frozen() => return Ok(()),
                 Next::Send { batch, nodes } => {
-                    self.tell_begun().await;
                     self.send_batch(batch, nodes).await?;
+                    // Behind it: nobody waits for the news.
+                    self.tell_begun().await;
                 }
                 Next::Skip {
                     nodes,

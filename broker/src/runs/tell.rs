@@ -2,6 +2,8 @@
 //! steps that failed. Each once: its id says what it is of, and a broker that
 //! takes a run up looks whether the one before it came so far.
 
+use std::time::Instant;
+
 use async_nats::jetstream::Context;
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
@@ -18,6 +20,7 @@ use super::frames::StoredOutput;
 use super::journal::STREAM;
 use super::task::Task;
 use crate::events::Once;
+use crate::hooks::rate::Rate;
 use crate::store::read::read_from;
 use crate::store::stream::StreamError;
 
@@ -27,6 +30,9 @@ const MOST_TOLD: u32 = 500;
 const NAMED: usize = 5;
 /// Longest text of one field in the line for people.
 const MAX_FIELD: usize = 200;
+/// How many commands are told: whoever runs more of them does so by a program,
+/// and would push everything else out of the stream.
+pub(super) const COMMANDS: Rate = Rate::new(600, 3_600);
 /// A step has failed.
 const STEP_FAILED: &str = "run.step-failed";
 /// Below so many nodes nobody is told how far a run is.
@@ -102,15 +108,20 @@ fn is_failure(result: &NodeResult) -> bool {
     )
 }
 
-/// Whether begin, progress and end of a run are told: those of commands are
-/// for whoever typed them, and a part is the business of its whole.
+/// Whether begin and end of a run are told: a part is the business of its
+/// whole.
 fn is_shown(spec: &RunSpec) -> bool {
     // A dry run happens to nobody: nothing may be made of its end.
     spec.mode == Mode::Apply
         && spec.local.is_none()
         && spec.rebuilt.is_none()
         && spec.part_of.is_none()
-        && spec.bundle != command::bundle()
+}
+
+/// Whether it is told how far a run is: that of a command is for whoever typed
+/// it.
+fn is_followed(spec: &RunSpec) -> bool {
+    is_shown(spec) && spec.bundle != command::bundle()
 }
 
 impl Task {
@@ -142,9 +153,21 @@ impl Task {
         self.engine.0.events.once(once).await;
     }
 
+    /// Whether begin and end are told: one with the other.
+    fn shows(&mut self) -> bool {
+        if is_followed(&self.state.spec) {
+            return true;
+        }
+        let engine = &self.engine.0;
+        let spec = &self.state.spec;
+        *self.shown.get_or_insert_with(|| {
+            is_shown(spec) && engine.commands.take(COMMANDS, Instant::now()).is_ok()
+        })
+    }
+
     /// Tells that the run begins to do something; once.
     pub(super) async fn tell_begun(&mut self) {
-        if std::mem::replace(&mut self.begun, true) || !is_shown(&self.state.spec) {
+        if std::mem::replace(&mut self.begun, true) || !self.shows() {
             return;
         }
         let text = format!(
@@ -160,7 +183,7 @@ impl Task {
     /// Tells of each tenth of the nodes that is done; `new` of them just now.
     pub(super) async fn tell_progress(&self, new: usize) {
         let all = self.state.order.len();
-        if all < MANY || !is_shown(&self.state.spec) {
+        if all < MANY || !is_followed(&self.state.spec) {
             return;
         }
         let done = self.state.results().count();
@@ -183,7 +206,7 @@ impl Task {
     /// Tells that another call of the run's `main` was answered after it
     /// waited, when it was steps on nodes.
     pub(super) async fn tell_steps(&self, number: u64, steps: usize) {
-        if steps == 0 || !is_shown(&self.state.spec) {
+        if steps == 0 || !is_followed(&self.state.spec) {
             return;
         }
         let mut fields = self.life();
@@ -197,8 +220,8 @@ impl Task {
     }
 
     /// Tells that the run has ended.
-    pub(super) async fn tell_ended(&self) {
-        if !is_shown(&self.state.spec) {
+    pub(super) async fn tell_ended(&mut self) {
+        if !self.shows() {
             return;
         }
         let summary = self.state.summary();

@@ -11,7 +11,21 @@ use serde_json::Value;
 use super::{Refused, Submit, create, denied, is_builtin, refused, stored};
 use crate::authz::{Caller, RunAsk, authorize};
 use crate::resolve::resolve;
-use crate::runs::{self, Program};
+use crate::runs::{self, CreateError, Program};
+
+/// What would come of a request.
+#[derive(Debug, Default)]
+pub struct Rehearsed {
+    /// How many nodes it would be for, those of all its sets; absent when
+    /// there is no run that this could be said of.
+    pub nodes: Option<u32>,
+    /// Whether the policy allows it; absent likewise.
+    pub allowed: Option<bool>,
+    /// What the run would wait for, in sentences.
+    pub waits: Vec<String>,
+    /// Why there would be no run.
+    pub problem: Option<Refused>,
+}
 
 impl Submit {
     /// Holds a request against everything that is known now, for somebody who
@@ -40,18 +54,52 @@ impl Submit {
             return Ok(Vec::new());
         }
         let (program, _) = self.ready(request).await?;
-        self.waits_of(&program).await
+        let mut waits = Vec::new();
+        if program.manifest.confirm {
+            waits.push(format!(
+                "`{}` asks for a confirmation: whoever adds the schedule confirms all of its runs by that",
+                program.name
+            ));
+        }
+        waits.extend(self.waits_of(&program).await?);
+        Ok(waits)
+    }
+
+    /// What would come of a request if it were made now. Nothing is done, and
+    /// nothing recorded.
+    pub async fn rehearse(&self, caller: &Caller, request: &RunRequest) -> Rehearsed {
+        let mut said = Rehearsed::default();
+        said.problem = self.rehearsed_into(caller, request, &mut said).await.err();
+        said
+    }
+
+    /// In the order of [`Submit::run`], so that the first problem is the one
+    /// that it would have.
+    async fn rehearsed_into(
+        &self,
+        caller: &Caller,
+        request: &RunRequest,
+        said: &mut Rehearsed,
+    ) -> Result<(), Refused> {
+        let (program, frozen) = self.frozen(caller, request).await?;
+        said.nodes = Some(u32::try_from(frozen.set().len()).unwrap_or(u32::MAX));
+        let judged = authorize(self.guard.policy(), caller, create(&frozen), ());
+        said.allowed = Some(judged.is_ok());
+        judged.map_err(|e| denied(&e))?;
+        if let Some(freeze) = self.nodes.engine.frozen() {
+            return Err(refused(CreateError::Frozen(Box::new(freeze)).problem()));
+        }
+        self.fits(&frozen)?;
+        if let Some(program) = program.filter(|_| request.mode == Mode::Apply) {
+            said.waits = self.waits_of(&program).await?;
+        }
+        Ok(())
     }
 
     /// What each run of a scenario waits for that only people can give.
     async fn waits_of(&self, program: &Program) -> Result<Vec<String>, Refused> {
-        let (name, manifest) = (&program.name, &program.manifest);
+        let manifest = &program.manifest;
         let mut waits = Vec::new();
-        if manifest.confirm {
-            waits.push(format!(
-                "`{name}` asks for a confirmation: whoever adds the schedule confirms all of its runs by that"
-            ));
-        }
         let for_ever =
             "until somebody does that or cancels it; the runs after it begin all the same";
         if manifest.approvals > 0 {

@@ -30,6 +30,7 @@ use crate::releases::Releases;
 use crate::resolve::resolve;
 use crate::runs::{self, CreateError, EngineError, FrozenRun, Program, Ready, StoredError};
 
+pub use self::check::Rehearsed;
 pub use self::programs::Programs;
 pub use self::stage::Broker;
 

@@ -72,6 +72,15 @@ enum Wanted {
     Is(Value),
 }
 
+impl std::fmt::Display for Wanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Text(glob) => write!(f, "\"{glob}\""),
+            Self::Is(value) => write!(f, "{value}"),
+        }
+    }
+}
+
 impl Wanted {
     fn fits(&self, value: &Value) -> bool {
         match (self, value) {
@@ -254,7 +263,11 @@ impl When {
             return Some("what triggers themselves tell is for no trigger".to_owned());
         }
         if !self.kinds.iter().any(|kind| kind.fits(&event.kind)) {
-            return Some(format!("its kind is {}", event.kind));
+            return Some(format!(
+                "its kind is {}, not {}",
+                event.kind,
+                either(&self.kinds)
+            ));
         }
         if let Some(hook) = &self.hook
             && event.hook.as_ref() != Some(hook)
@@ -277,18 +290,40 @@ impl When {
     /// event as JSON.
     #[must_use]
     pub fn unfit(&self, event: &ClusterEvent, value: &Value) -> Option<String> {
+        self.misfit(event).or_else(|| self.misfits(value).next())
+    }
+
+    /// As [`When::unfit`], with every field that is not what is wanted.
+    #[must_use]
+    pub fn unfit_whole(&self, event: &ClusterEvent, value: &Value) -> Option<String> {
         self.misfit(event).or_else(|| {
-            self.fields.iter().find_map(|(path, wanted)| {
-                let found = path.find(value);
-                let fits = found.is_some_and(|found| wanted.iter().any(|w| w.fits(found)));
-                (!fits).then(|| match found {
-                    Some(found) => {
-                        format!("its {path} is {}", printable(&found.to_string(), 120))
-                    }
-                    None => format!("it has no {path}"),
-                })
+            let all: Vec<String> = self.misfits(value).collect();
+            (!all.is_empty()).then(|| all.join("; "))
+        })
+    }
+
+    fn misfits<'a>(&'a self, value: &'a Value) -> impl Iterator<Item = String> + 'a {
+        self.fields.iter().filter_map(|(path, wanted)| {
+            let found = path.find(value);
+            let fits = found.is_some_and(|found| wanted.iter().any(|w| w.fits(found)));
+            (!fits).then(|| match found {
+                Some(found) => format!(
+                    "its {path} is {}, not {}",
+                    printable(&found.to_string(), 120),
+                    either(wanted)
+                ),
+                None => format!("it has no {path}"),
             })
         })
+    }
+}
+
+/// `a, b or c`.
+fn either(choices: &[impl std::fmt::Display]) -> String {
+    let texts: Vec<String> = choices.iter().map(ToString::to_string).collect();
+    match texts.as_slice() {
+        [rest @ .., last] if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => texts.concat(),
     }
 }
 
@@ -523,7 +558,7 @@ impl Trigger {
     /// asking anybody.
     #[must_use]
     pub fn tested(&self, name: &TriggerName, event: &ClusterEvent, value: &Value) -> TriggerTested {
-        let unfit = self.when.unfit(event, value);
+        let unfit = self.when.unfit_whole(event, value);
         let (params, problem) = match self.params(value) {
             _ if unfit.is_some() => (Map::new(), None),
             Ok(params) => (params, None),
@@ -536,7 +571,10 @@ impl Trigger {
             principal: self.principal.clone(),
             params,
             on: self.on.clone(),
+            nodes: None,
+            allowed: None,
             problem,
+            waits: Vec::new(),
         }
     }
 }

@@ -87,9 +87,11 @@ impl Triggers {
             if one.would_run() {
                 let request = trigger.request(one.params.clone());
                 let caller = trigger.caller(name, event);
-                if let Err(problem) = submit.check(&caller, &request).await {
-                    one.problem = Some(told(&problem));
-                }
+                let said = submit.rehearse(&caller, &request).await;
+                one.nodes = said.nodes;
+                one.allowed = said.allowed;
+                one.waits = said.waits;
+                one.problem = said.problem.as_deref().map(told);
             }
             tested.push(one);
         }

@@ -37,7 +37,7 @@ fn unfit(when: &str, event: &ClusterEvent) -> Option<String> {
     let trigger = trigger(&format!("when = {when}\nscenario = \"deploy\""));
     trigger
         .when
-        .unfit(event, &serde_json::to_value(event).unwrap())
+        .unfit_whole(event, &serde_json::to_value(event).unwrap())
 }
 
 #[test]
@@ -55,14 +55,21 @@ fn an_event_fits_when_everything_that_is_said_holds() {
         assert_eq!(unfit(when, &event()), None, "{when}");
     }
     for (when, why) in [
-        (r#"{ kind = "git.tag" }"#, "its kind is git.push"),
+        (
+            r#"{ kind = ["git.tag", "build.*", "x"] }"#,
+            "its kind is git.push, not git.tag, build.* or x",
+        ),
         (
             r#"{ kind = "git.push", hook = "other" }"#,
             "it does not come through webhook other",
         ),
         (
             r#"{ kind = "git.push", data.ref = "refs/heads/x" }"#,
-            r#"its data.ref is "refs/heads/main""#,
+            r#"its data.ref is "refs/heads/main", not "refs/heads/x""#,
+        ),
+        (
+            r#"{ kind = "git.push", data.a = "x", data.ref = ["y", "z"] }"#,
+            r#"it has no data.a; its data.ref is "refs/heads/main", not "y" or "z""#,
         ),
         (
             r#"{ kind = "git.push", data.tag = "x" }"#,
@@ -70,7 +77,7 @@ fn an_event_fits_when_everything_that_is_said_holds() {
         ),
         (
             r#"{ kind = "git.push", data.forced = true }"#,
-            "its data.forced is false",
+            "its data.forced is false, not true",
         ),
         (
             r#"{ kind = "git.push", principal = "ci/*" }"#,

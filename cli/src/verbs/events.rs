@@ -1,9 +1,7 @@
 //! `muster events`
 
-use std::time::Duration;
-
 use clap::Args;
-use muster_client::EventsQuery;
+use muster_client::{EventsQuery, Happening};
 use muster_protocol::api::ClusterEvent;
 use muster_protocol::problem::Kind;
 use muster_protocol::text::printable;
@@ -40,15 +38,27 @@ pub struct EventsArgs {
     pub json: bool,
 }
 
-/// How often to look for new ones.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
 /// Shows what happened.
 ///
 /// # Errors
 /// [`Failure`].
 pub async fn run(context: &Context, args: &EventsArgs) -> Result<u8, Failure> {
     let client = context.client()?;
+    let show = |event: &ClusterEvent| {
+        if args.json {
+            context.term.json(event)
+        } else {
+            context.term.line(&render(event, context.term.out))
+        }
+    };
+    // Looked at first: what comes while the list is made is followed.
+    let mut place = match (args.follow, args.after) {
+        (true, None) => {
+            let newest = client.events(None, 1).await?.items;
+            newest.last().map_or(0, |event| event.seq)
+        }
+        (_, after) => after.unwrap_or(0),
+    };
     let mut after = args.after;
     loop {
         let asked = EventsQuery {
@@ -59,23 +69,18 @@ pub async fn run(context: &Context, args: &EventsArgs) -> Result<u8, Failure> {
             since: args.since,
         };
         let page = match client.events_of(&asked).await {
-            // It was followed over a time that the store has lost.
             Err(error) if args.follow && error.kind() == Some(Kind::Conflict) => {
                 context
                     .term
                     .note(&format!("{error}; going on with the newest"));
-                after = None;
+                (after, place) = (None, 0);
                 continue;
             }
             page => page?,
         };
         for event in &page.items {
-            after = Some(after.unwrap_or(0).max(event.seq));
-            if args.json {
-                context.term.json(event)?;
-            } else {
-                context.term.line(&render(event, context.term.out))?;
-            }
+            place = place.max(event.seq);
+            show(event)?;
         }
         if !args.follow {
             if page.items.is_empty() && !args.json {
@@ -83,16 +88,32 @@ pub async fn run(context: &Context, args: &EventsArgs) -> Result<u8, Failure> {
             }
             return Ok(0);
         }
-        if context.term.closed() {
-            return Ok(0);
-        }
-        if let Some(next) = page.next.as_deref().and_then(|next| next.parse().ok()) {
-            // There are more at once; with a filter, perhaps none that fits.
-            after = Some(after.unwrap_or(0).max(next));
-        } else {
-            tokio::time::sleep(LOOK_EVERY).await;
+        // There are more at once; with a filter, perhaps none that fits.
+        match page.next.as_deref().and_then(|next| next.parse().ok()) {
+            Some(next) if after.is_some() && !context.term.closed() => {
+                place = place.max(next);
+                after = Some(place);
+            }
+            _ => break,
         }
     }
+    let mut events = client.follow_events(Some(place), &args.kinds, args.subject.as_deref());
+    while !context.term.closed() {
+        match events.next().await {
+            None => break,
+            Some(Err(error)) => return Err(error.into()),
+            Some(Ok(Happening::Event(event))) => show(&event)?,
+            Some(Ok(Happening::Renumbered)) => context.term.note(
+                "the store went back in time, and events are numbered anew; going on with the newest",
+            ),
+            Some(Ok(Happening::Reconnecting { why, attempt })) => {
+                if attempt == 2 {
+                    context.term.note(&format!("{why}; connecting again…"));
+                }
+            }
+        }
+    }
+    Ok(0)
 }
 
 /// `2h`, or a moment.

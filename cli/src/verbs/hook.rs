@@ -230,24 +230,44 @@ fn verdict(trigger: &TriggerTested, paint: Paint) -> String {
             format!("{}={}", printable(name, 60), printable(&value, 120))
         })
         .collect();
-    let on = trigger
-        .on
-        .as_deref()
-        .map(|on| format!("  on {}", printable(on, 120)))
-        .unwrap_or_default();
-    let what = format!(
-        "{}  {}{on}  as {}",
-        trigger.scenario,
+    let on = match (trigger.nodes, trigger.on.as_deref()) {
+        (nodes, Some(on)) => {
+            let on = printable(on, 120);
+            nodes.map_or(format!("on {on}"), |n| format!("on {} ({on})", nodes_of(n)))
+        }
+        (Some(nodes), None) => format!("on {}", nodes_of(nodes)),
+        (None, None) => String::new(),
+    };
+    let parts = [
+        trigger.scenario.to_string(),
         params.join(" "),
-        trigger.principal
-    );
-    match &trigger.problem {
+        on,
+        format!("as {}", trigger.principal),
+    ];
+    let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    let what = parts.join("  ");
+    let mut text = match &trigger.problem {
         None => format!("trigger {name}: {} {what}", paint.good("would run")),
         Some(why) => format!(
             "trigger {name}: {} {what}\n  {}",
             paint.bad("would be refused"),
             printable(why, 600)
         ),
+    };
+    // What the policy denies says so itself.
+    if trigger.problem.is_some() && trigger.allowed == Some(true) {
+        text.push_str("\n  the policy allows it");
+    }
+    for wait in &trigger.waits {
+        text.push_str(&format!("\n  {}", printable(wait, 400)));
+    }
+    text
+}
+
+fn nodes_of(count: u32) -> String {
+    match count {
+        1 => "1 node".to_owned(),
+        n => format!("{n} nodes"),
     }
 }
 
@@ -265,18 +285,26 @@ mod tests {
                 "data": { "text": "bruno pushed 1 to main\u{1b}[2J", "ref": "refs/heads/main", "payload": {} }
             },
             "triggers": [
-                { "name": "deploy", "scenario": "deploy", "principal": "trigger:deploy", "params": { "commit": "4f1e" }, "on": "role=web" },
-                { "name": "nightly", "scenario": "x", "principal": "p", "unfit": "its kind is git.push" },
-                { "name": "other", "scenario": "x", "principal": "p", "problem": "p may not run anything" }
+                { "name": "deploy", "scenario": "deploy", "principal": "trigger:deploy", "params": { "commit": "4f1e" }, "on": "role=web", "nodes": 3, "allowed": true, "waits": ["each run waits for an approval"] },
+                { "name": "nightly", "scenario": "x", "principal": "p", "unfit": "its kind is git.push, not build.*" },
+                { "name": "none", "scenario": "x", "principal": "p", "on": "role=x", "problem": "no node matches" },
+                { "name": "stopped", "scenario": "x", "principal": "p", "nodes": 1, "allowed": true, "problem": "all is frozen" },
+                { "name": "other", "scenario": "x", "principal": "p", "nodes": 2, "allowed": false, "problem": "p may not run anything" }
             ]
         }))
         .unwrap();
         insta::assert_snapshot!(shown(&tested, Paint::plain()), @r"
         git.push  acme/webapp  bruno pushed 1 to main\x1b[2J
           data.ref  refs/heads/main
-        trigger deploy: would run deploy  commit=4f1e  on role=web  as trigger:deploy
-        trigger nightly: not for it: its kind is git.push
-        trigger other: would be refused x    as p
+        trigger deploy: would run deploy  commit=4f1e  on 3 nodes (role=web)  as trigger:deploy
+          each run waits for an approval
+        trigger nightly: not for it: its kind is git.push, not build.*
+        trigger none: would be refused x  on role=x  as p
+          no node matches
+        trigger stopped: would be refused x  on 1 node  as p
+          all is frozen
+          the policy allows it
+        trigger other: would be refused x  on 2 nodes  as p
           p may not run anything
         ");
     }

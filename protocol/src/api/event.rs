@@ -99,7 +99,7 @@ pub struct CloudEvent {
     pub datacontenttype: Option<String>,
     /// `text` for people, and more for programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub data: Option<Value>,
     /// Position in the stream of events; an extension. Absent before it is
     /// stored.

@@ -213,9 +213,20 @@ pub struct TriggerTested {
     /// On which nodes; those of the scenario when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on: Option<String>,
+    /// How many nodes it would be for, those of all its sets; absent when that
+    /// cannot be said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<u32>,
+    /// Whether the policy allows it; absent when there is no run that it could
+    /// be asked of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed: Option<bool>,
     /// Why the run would be refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// What the run would wait for, in sentences.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waits: Vec<String>,
 }
 
 impl TriggerTested {

@@ -21,6 +21,7 @@ pub struct RunRequest {
     /// The nodes. What is built in needs it; the target of a stored scenario
     /// is narrowed by it, or replaced where the scenario names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "role=web")]
     pub predicate: Option<String>,
     /// The scenario; `command` when absent. Built in are `command` and
     /// `agent-upgrade`; the others are stored.
@@ -33,7 +34,7 @@ pub struct RunRequest {
     /// a text that a person would write. For `command`: `{"argv": [...]}` or `{"shell": "..."}`;
     /// for `agent-upgrade`: `{"release": "<sha256>", "allow_downgrade": false}`.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Object, example = json!({ "argv": ["uptime"] }))]
     pub params: Value,
     /// Apply or check.
     #[serde(default)]
@@ -417,7 +418,7 @@ pub struct RunNode {
     pub output_bytes: u64,
     /// What a function of a scenario returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub value: Option<Value>,
     /// The size of its value in bytes, as JSON, where that is too large to be
     /// here: it is in the node's notes.

@@ -143,7 +143,7 @@ pub struct ParamView {
     /// Whether it must be given.
     pub required: bool,
     /// What it is when it is not given.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub default: Option<Value>,
     /// Whether it is never shown.
     pub secret: bool,

@@ -44,7 +44,7 @@ pub struct MainView {
     pub would_change: u32,
     /// What it returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Value>)]
     pub value: Option<Value>,
 }
 

@@ -298,7 +298,7 @@ fn nodes_that_have_moved_on_come_back_to_a_restored_cluster() {
             .then_some(())
     })
     .unwrap_or_else(|e| panic!("{e}: {}", agent_said(&up, "late")));
-    let events = up.muster(&["events", "--json"]).exits(0);
+    let events = up.muster(&["events", "--json", "--limit", "500"]).exits(0);
     for kind in ["node.unknown", "cluster.restored", "cluster.backup"] {
         // The backup's own event is in it: it was told before it began.
         assert!(events.out.contains(kind), "{kind}: {}", events.out);

@@ -222,7 +222,7 @@ fn a_cloned_machine_is_refused_twice_and_told_of() {
     wait_state(&up, "web-01", "up");
     let _two = Agent::run(&up, "clone");
     wait_for("the alarm", || {
-        up.muster(&["events", "--json"])
+        up.muster(&["events", "--json", "--limit", "500"])
             .out
             .contains("alarm.cloned-node")
             .then_some(())

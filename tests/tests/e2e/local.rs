@@ -110,7 +110,7 @@ fn while_the_broker_is_silent_it_runs_and_is_told_once_later() {
         assert!(shown.out.contains(part), "{part}: {shown:?}");
     }
     assert!(!shown.out.contains('\x1b'), "{shown:?}");
-    let events = up.muster(&["events", "--json"]).exits(0);
+    let events = up.muster(&["events", "--json", "--limit", "500"]).exits(0);
     assert_eq!(
         events.out.matches("node.local-run").count(),
         1,

@@ -44,7 +44,10 @@ fn run(up: &Up, name: &str, params: &[String], more: &[&str]) -> Said {
 }
 
 fn events(up: &Up, kind: &str) -> Vec<Value> {
-    let mut all = up.muster(&["events", "--json"]).exits(0).json_lines();
+    let mut all = up
+        .muster(&["events", "--json", "--limit", "500"])
+        .exits(0)
+        .json_lines();
     if let [Value::Array(list)] = all.as_slice() {
         all = list.clone();
     }

@@ -50,7 +50,7 @@ fn print(up: &Up, bytes: usize) -> Said {
 }
 
 fn events(up: &Up, kind: &str) -> Vec<Value> {
-    let said = up.muster(&["events", "--json"]).exits(0);
+    let said = up.muster(&["events", "--json", "--limit", "500"]).exits(0);
     let all = said.json_lines();
     all.into_iter().filter(|e| e["type"] == kind).collect()
 }

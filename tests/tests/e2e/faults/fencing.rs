@@ -234,7 +234,9 @@ fn a_broker_that_is_killed_or_stopped_is_followed_by_the_other() {
         places,
         [(Some(&*b), Some("active")), (Some(&*a), Some("standby"))]
     );
-    let events = pair.muster(&["events"]).exits(0);
+    let events = pair
+        .muster(&["events", "--kind", "broker.takeover"])
+        .exits(0);
     let told = format!("{b} is the active broker now, after {a}");
     assert!(events.out.contains(&told), "{events:?}");
     let doctor = pair.muster(&["doctor"]);

@@ -168,7 +168,7 @@ fn a_broker_put_back_with_its_store_gets_its_runs_back_from_the_nodes() {
         .muster(&["runs", "show", &lost.remove(0).0.run()])
         .exits(0);
     assert!(show.out.contains("written down again"), "{show:?}");
-    let events = up.muster(&["events", "--json"]).exits(0);
+    let events = up.muster(&["events", "--json", "--limit", "500"]).exits(0);
     for kind in ["alarm.store-went-back", "run.rebuilt"] {
         assert!(events.out.contains(kind), "{kind}: {}", events.out);
     }
@@ -217,7 +217,7 @@ fn nodes_that_have_seen_later_epochs_keys_and_roles_obey_a_broker_put_back() {
     let node = super::node(&up, "a-1").expect("there");
     assert!(node["labels"]["zone"].is_null(), "as it was: {node}");
     works(&up, "a-1", 1);
-    let events = up.muster(&["events", "--json"]).exits(0);
+    let events = up.muster(&["events", "--json", "--limit", "500"]).exits(0);
     for kind in ["alarm.store-went-back", "alarm.keys-behind", "run.rebuilt"] {
         assert!(events.out.contains(kind), "{kind}: {}", events.out);
     }
@@ -271,7 +271,7 @@ fn a_broker_put_back_to_the_beginning_of_a_run_does_not_say_that_nothing_was_sen
     comes_back(&up, &before);
     works(&up, "role=a", 2);
     assert_eq!(counter.begun(), 2, "nothing is done twice");
-    let events = up.muster(&["events", "--json"]).exits(0);
+    let events = up.muster(&["events", "--json", "--limit", "500"]).exits(0);
     assert!(events.out.contains("run.rebuilt"), "{}", events.out);
     Audit::of(&up).holds();
 }
@@ -327,7 +327,7 @@ fn a_node_that_went_back_is_not_sent_to_again() {
     assert!(reason.contains("gone back in time"), "{reason}");
     works(&up, "a-1", 1);
     assert_eq!(counter.begun(), 1, "never a second time");
-    let events = up.muster(&["events", "--json"]).exits(0);
+    let events = up.muster(&["events", "--json", "--limit", "500"]).exits(0);
     assert!(
         events.out.contains("alarm.node-went-back"),
         "{}",
