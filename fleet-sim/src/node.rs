@@ -11,6 +11,7 @@ use muster_agent::identity::NodeKeys;
 use muster_agent::view::NodeView;
 use muster_protocol::PROTOCOL_VERSION;
 use muster_protocol::envelope::{Ask, Call, Gate, HighWater, Incoming, Mode, Refusal, Request};
+use muster_protocol::freeze::{Freeze, FreezeMark};
 use muster_protocol::ids::{InstanceId, RequestId, Serial};
 use muster_protocol::keys::{KeyId, KeyList, SignedText};
 use muster_protocol::run::{Data, NodeResult, Outcome, Stream};
@@ -84,6 +85,8 @@ pub enum Act {
     Greet,
     /// Some outcomes that the broker had are to be reported again.
     ReportAll,
+    /// Say that it goes by this revision of the freeze.
+    Taken(u64),
     /// A newer key list was taken; keep it.
     Keys(Box<SignedText>),
     /// Keep the message until the key list is renewed.
@@ -106,6 +109,8 @@ pub struct Node {
     /// This node has gone back in time: no call that was signed before is
     /// followed.
     pub follow_after: Option<Timestamp>,
+    /// Whether it begins anything new, and as it was said.
+    freeze: Option<(Box<Freeze>, Box<SignedText>)>,
     habits: Arc<Habits>,
     /// Steps that it has seen.
     steps: u64,
@@ -134,6 +139,7 @@ impl Node {
             acknowledged: None,
             recalled: None,
             follow_after: None,
+            freeze: None,
         }
     }
 
@@ -252,9 +258,32 @@ impl Node {
                     acts.push(Act::Refresh);
                 }
             }
-            // Simulated agents say that they cannot be frozen.
-            Ask::Freeze { .. } => {}
+            Ask::Freeze { freeze } => self.take_freeze(freeze, acts),
             Ask::Keys { list } => self.take_keys(list, acts),
+        }
+    }
+
+    /// Goes by a freeze or its end, if it is a broker's and not of before.
+    pub fn take_freeze(&mut self, signed: &SignedText, acts: &mut Vec<Act>) {
+        let held = self.freeze.as_ref().map(|(freeze, _)| &**freeze);
+        match Freeze::successor(signed, &self.member.list, held) {
+            Ok(next) => {
+                acts.push(Act::Taken(next.revision));
+                self.freeze = Some((Box::new(next), Box::new(signed.clone())));
+            }
+            Err(_) => self.refuse("freeze"),
+        }
+    }
+
+    /// What it says of a freeze.
+    #[must_use]
+    pub fn freeze_mark(&self) -> FreezeMark {
+        match &self.freeze {
+            Some((freeze, signed)) => FreezeMark {
+                revision: freeze.revision,
+                held: Some((**signed).clone()),
+            },
+            None => FreezeMark::default(),
         }
     }
 
@@ -282,6 +311,10 @@ impl Node {
         }
         if let Err(reason) = self.judge(request, call) {
             return self.decline(id, reason, acts);
+        }
+        let freeze = self.freeze.as_ref().map(|(freeze, _)| freeze);
+        if let Some(freeze) = freeze.filter(|freeze| freeze.frozen && !request.promised) {
+            return self.decline(id, freeze.reason(), acts);
         }
         let fate = self
             .habits

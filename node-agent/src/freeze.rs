@@ -23,6 +23,9 @@ pub enum TakeError {
     /// It could not be written down.
     #[error("the freeze cannot be written down: {0}")]
     State(#[from] StateError),
+    /// Nobody knows whether it was.
+    #[error("the freeze cannot be written down: {0}")]
+    Cut(tokio::task::JoinError),
 }
 
 /// What is held.
@@ -32,6 +35,8 @@ enum Held {
     Nothing,
     /// This.
     Known(Box<Freeze>, Box<SignedText>),
+    /// This freeze, and the disk does not have it yet.
+    Unwritten(Box<Freeze>),
     /// There is a file, and it cannot be read: as frozen, until a broker says
     /// what is in force.
     Damaged,
@@ -77,7 +82,7 @@ fn read(dir: &StateDir) -> Held {
 fn why(held: &Held) -> Option<String> {
     match held {
         Held::Nothing => None,
-        Held::Known(freeze, _) => freeze.frozen.then(|| freeze.reason()),
+        Held::Known(freeze, _) | Held::Unwritten(freeze) => freeze.frozen.then(|| freeze.reason()),
         Held::Damaged => Some(format!(
             "frozen: {FILE} in this agent's state cannot be read, and no broker has said yet what is in force"
         )),
@@ -109,7 +114,8 @@ impl Frost {
     /// What is said of it in a hello.
     pub async fn mark(&self) -> FreezeMark {
         match &*self.0.held.read().await {
-            Held::Nothing | Held::Damaged => FreezeMark::default(),
+            // What a restart forgets is not told as known: it is sent again.
+            Held::Nothing | Held::Damaged | Held::Unwritten(..) => FreezeMark::default(),
             Held::Known(freeze, signed) => FreezeMark {
                 revision: freeze.revision,
                 held: Some((**signed).clone()),
@@ -127,12 +133,14 @@ impl Frost {
         let keys = self.0.identity.now().keys.clone();
         let mut held = self.0.held.write().await;
         let known = match &*held {
-            Held::Known(freeze, _) => Some(&**freeze),
+            Held::Known(freeze, _) | Held::Unwritten(freeze) => Some(&**freeze),
             Held::Nothing | Held::Damaged => None,
         };
         let next = Freeze::successor(signed, &keys, known)?;
         let revision = next.revision;
-        if known.is_some_and(|known| known.revision == revision && known.frozen == next.frozen) {
+        let same =
+            known.is_some_and(|known| known.revision == revision && known.frozen == next.frozen);
+        if same && matches!(&*held, Held::Known(..)) {
             return Ok(revision);
         }
         if next.frozen {
@@ -141,22 +149,21 @@ impl Frost {
                 "nothing new is begun here from now on: {}",
                 next.reason()
             );
-        } else {
+        } else if why(&held).is_some() {
             info!(revision, by = %next.by, "no longer frozen");
         }
         let bytes = serde_json::to_vec(signed).unwrap_or_default();
-        let (dir, frozen) = (self.0.dir.clone(), next.frozen);
-        let next = Held::Known(Box::new(next), Box::new(signed.clone()));
-        let written = tokio::task::spawn_blocking(move || dir.write(FILE, &bytes)).await;
-        let written = written.unwrap_or_else(|e| {
-            error!("a freeze could not be written down: {e}");
-            Ok(())
-        });
-        if written.is_ok() || frozen {
-            *held = next;
+        let dir = self.0.dir.clone();
+        let write = move || dir.write(FILE, &bytes).map_err(TakeError::State);
+        let written = tokio::task::spawn_blocking(write).await;
+        let written = written.unwrap_or_else(|e| Err(TakeError::Cut(e)));
+        let next = Box::new(next);
+        match written {
+            Ok(()) => *held = Held::Known(next, Box::new(signed.clone())),
+            Err(_) if next.frozen => *held = Held::Unwritten(next),
+            Err(_) => {}
         }
-        written?;
-        Ok(revision)
+        written.map(|()| revision)
     }
 
     /// Holds this node as it is while a step is begun.
@@ -179,7 +186,13 @@ impl Frost {
 
 #[cfg(test)]
 mod tests {
+    use muster_protocol::ids::{ClusterId, Serial};
+    use muster_protocol::keys::{BrokerKey, BrokerKeyState, KeyList, PrivateKey};
+    use muster_protocol::units::Timestamp;
+    use muster_protocol::wire::{Assignment, Credentials};
+
     use super::*;
+    use crate::identity::{Enrolled, Enrolment, NodeKeys};
 
     #[test]
     fn a_file_that_cannot_be_read_is_a_freeze() {
@@ -188,5 +201,91 @@ mod tests {
         assert_eq!(reason(&dir), None);
         dir.write(FILE, b"{").unwrap();
         assert!(reason(&dir).unwrap().starts_with("frozen: "));
+    }
+
+    /// A node in `dir`, and the key of its broker.
+    fn node(dir: &StateDir) -> (Frost, PrivateKey) {
+        let (root, broker) = (PrivateKey::generate(), PrivateKey::generate());
+        let (cluster, keys) = (ClusterId::from_bytes([1; 16]), NodeKeys::generate());
+        let list = KeyList {
+            cluster,
+            epoch: 1,
+            root: root.public(),
+            keys: vec![BrokerKey {
+                key: broker.public(),
+                state: BrokerKeyState::Active,
+                added: Timestamp::UNIX_EPOCH,
+            }],
+            issued: Timestamp::UNIX_EPOCH,
+        };
+        keys.save(dir).unwrap();
+        let stored = Enrolment {
+            url: "http://127.0.0.1:1".to_owned(),
+            others: Vec::new(),
+            root: root.public(),
+            keys: list.sign(&root),
+            ca: None,
+            credentials: Credentials {
+                cluster,
+                serial: Serial(3),
+                node_key: keys.identity.public(),
+                assignment: Assignment {
+                    revision: 1,
+                    name: "web-01".parse().unwrap(),
+                    roles: Vec::new(),
+                    labels: Default::default(),
+                },
+                nats_urls: Vec::new(),
+                brokers: Vec::new(),
+                nats_ca: None,
+                jwt: String::new(),
+                expires: Timestamp::UNIX_EPOCH,
+                issued: Timestamp::UNIX_EPOCH,
+            },
+        };
+        Enrolled::new(stored).unwrap().save(dir).unwrap();
+        let identity = Identity::load(dir).unwrap();
+        (Frost::load(dir.clone(), identity), broker)
+    }
+
+    fn freeze(revision: u64, frozen: bool) -> Freeze {
+        Freeze {
+            cluster: ClusterId::from_bytes([1; 16]),
+            revision,
+            frozen,
+            why: "the switch".into(),
+            by: "ana".parse().unwrap(),
+            at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    /// It stops at once, and says that it goes by it only when the disk has it.
+    #[tokio::test]
+    async fn what_cannot_be_written_down_stops_and_is_not_told_as_known() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("state");
+        let dir = StateDir::create(&path).unwrap();
+        let (frost, key) = node(&dir);
+        let away = tmp.path().join("away");
+        std::fs::rename(&path, &away).unwrap();
+        let stop = freeze(5, true).sign(&key);
+        for _ in 0..2 {
+            let error = frost.take(&stop).await.unwrap_err();
+            assert!(matches!(error, TakeError::State(_)), "{error}");
+            assert!(frost.begin().await.is_err());
+            assert_eq!(frost.mark().await, FreezeMark::default());
+        }
+        // The end of it that cannot be written down ends nothing.
+        frost.take(&freeze(6, false).sign(&key)).await.unwrap_err();
+        assert!(frost.begin().await.is_err());
+        std::fs::rename(&away, &path).unwrap();
+        assert_eq!(frost.take(&stop).await.unwrap(), 5);
+        assert_eq!(frost.mark().await.revision, 5);
+        assert_eq!(reason(&dir).unwrap(), "frozen by ana: the switch");
+        // Nothing of before ends it.
+        frost.take(&freeze(4, false).sign(&key)).await.unwrap_err();
+        assert!(frost.begin().await.is_err());
+        assert_eq!(frost.take(&freeze(6, false).sign(&key)).await.unwrap(), 6);
+        assert!(frost.begin().await.is_ok());
     }
 }

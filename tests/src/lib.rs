@@ -184,10 +184,11 @@ impl Said {
         self
     }
 
-    /// Fails unless standard output holds each of these.
+    /// Fails unless each of these is said, wherever.
     pub fn shows(self, parts: &[&str]) -> Self {
         for part in parts {
-            assert!(self.out.contains(part), "`{part}` is not in {self:#?}");
+            let said = self.out.contains(part) || self.err.contains(part);
+            assert!(said, "`{part}` is not in {self:#?}");
         }
         self
     }

@@ -117,6 +117,9 @@ impl Asked {
         };
         add_subject(&mut about, subject);
         let word = word(action, subject, request.as_deref());
+        // Their lists have no action of their own, and change nothing.
+        let lists = matches!(action, Action::ManageTokens | Action::ManageInvites)
+            && is_shown(request.as_deref());
         about.request = request;
         let entry = Entry {
             who: who(caller),
@@ -125,7 +128,7 @@ impl Asked {
         };
         Self {
             entry,
-            reads: action.group() == Group::Read || word == "read-plan",
+            reads: action.group() == Group::Read || word == "read-plan" || lists,
         }
     }
 }
@@ -200,6 +203,13 @@ mod tests {
         assert_eq!(request, Some("POST /v1/runs/abcd/approve"));
         assert_eq!(asked.entry.who.door.as_deref(), Some("cli"));
         assert!(!asked.reads);
+        for (method, reads) in [("GET", true), ("POST", false)] {
+            let made = async { Asked::new(&caller, &Action::ManageTokens, &()) };
+            let asked = as_request(method, "/v1/tokens", made).await;
+            assert_eq!(asked.reads, reads, "{method}");
+        }
+        let made = async { Asked::new(&caller, &Action::Backup, &()) };
+        assert!(!as_request("GET", "/v1/backup", made).await.reads);
         let asked = Asked::new(&caller, &Action::ReadNodes, &());
         assert!(asked.reads && asked.entry.about.request.is_none());
     }

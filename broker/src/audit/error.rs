@@ -44,7 +44,7 @@ impl AuditError {
             Self::Busy => Problem::new(Kind::Unavailable, title)
                 .detail("more is asked than can be recorded")
                 .hint("try again in a few seconds"),
-            Self::Store(StreamError::Full { .. }) => Problem::new(Kind::NoRoom, title)
+            Self::Store(StreamError::Full { .. }) => Problem::new(Kind::Unavailable, title)
                 .detail("NATS has no room for the record of requests")
                 .hint("make room on the disk of NATS; `muster doctor` shows how much there is"),
             Self::Store(_) | Self::Unreadable { .. } | Self::State(_) => {

@@ -11,7 +11,7 @@ use muster_protocol::units::Timestamp;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::error::AuditError;
@@ -29,6 +29,8 @@ const MOST_ABOUT: usize = 96 * 1024;
 const TICK: Duration = Duration::from_secs(1);
 /// A checkpoint follows so long after the first entry that it covers.
 const CHECKPOINT_WITHIN: Duration = Duration::from_secs(60);
+/// How long the end of a session waits for its last entries and checkpoint.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Messages without a record that are gone back over.
 const BACK: u64 = 1_000;
 
@@ -237,29 +239,44 @@ impl Owner {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::new();
-        loop {
-            tokio::select! {
-                biased;
-                got = inbox.recv_many(&mut batch, MOST) => if got == 0 {
-                    break;
-                },
-                () = cancel.cancelled() => break,
-                _ = tick.tick() => {
-                    let due = audit.repeats().due(Timestamp::now(), false);
-                    self.write_quietly(due).await;
-                    self.tend().await;
+        let work = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    got = inbox.recv_many(&mut batch, MOST) => if got == 0 {
+                        break;
+                    },
+                    () = cancel.cancelled() => break,
+                    _ = tick.tick() => {
+                        let due = audit.repeats().due(Timestamp::now(), false);
+                        self.write_quietly(due).await;
+                        self.tend().await;
+                    }
                 }
+                self.take(std::mem::take(&mut batch)).await;
             }
-            self.take(std::mem::take(&mut batch)).await;
-        }
-        inbox.close();
-        while inbox.recv_many(&mut batch, MOST).await > 0 {
-            self.take(std::mem::take(&mut batch)).await;
-        }
-        let due = audit.repeats().due(Timestamp::now(), true);
-        self.write_quietly(due).await;
-        if let Err(error) = self.checkpoint().await {
-            tracing::debug!(%error, "the last checkpoint of the audit could not be written");
+            inbox.close();
+            while inbox.recv_many(&mut batch, MOST).await > 0 {
+                self.take(std::mem::take(&mut batch)).await;
+            }
+            let due = audit.repeats().due(Timestamp::now(), true);
+            self.write_quietly(due).await;
+            if let Err(error) = self.checkpoint().await {
+                tracing::debug!(%error, "the last checkpoint of the audit could not be written");
+            }
+        };
+        let over = async {
+            cancel.cancelled().await;
+            sleep(LAST_WORDS).await;
+        };
+        // A stream that is gone does not hold up the end; who waits for an
+        // entry is told that it was not recorded.
+        tokio::select! {
+            () = work => {}
+            () = over => tracing::warn!(
+                "the last entries of the audit could not be written within {} s",
+                LAST_WORDS.as_secs()
+            ),
         }
     }
 
@@ -305,7 +322,7 @@ impl Owner {
         let mut pairs = entries.into_iter().map(bounded).zip(waiting).peekable();
         while pairs.peek().is_some() {
             let (mut page, mut told, mut bytes) = (Vec::new(), Vec::new(), 0);
-            while let Some(((entry, size), tell)) = pairs.next() {
+            for ((entry, size), tell) in pairs.by_ref() {
                 bytes += size;
                 page.push(entry);
                 told.push(tell);

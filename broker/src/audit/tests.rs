@@ -1,5 +1,7 @@
 //! The record in a real store: written, tampered with, read again.
 
+mod full;
+
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;

@@ -79,6 +79,10 @@ pub const KINDS: &[(&str, &str)] = &[
     ("schedule.added", "somebody added or changed a schedule"),
     ("schedule.removed", "somebody removed a schedule"),
     ("schedule.missed", "starts of a schedule were missed"),
+    (
+        "schedule.frozen",
+        "the time of a schedule has come while the fleet is frozen: it does not run",
+    ),
     ("release.stored", "an agent release was uploaded"),
     ("release.removed", "an agent release was removed"),
     ("trigger.started", "a trigger has started a run"),

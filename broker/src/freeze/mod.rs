@@ -8,6 +8,8 @@
 //! back in its hello. [`keep`] does the sending.
 
 mod keep;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,7 +27,9 @@ use crate::lease::Lease;
 use crate::store::kv::{Kv, KvError};
 
 /// Its key in the cluster's bucket.
-const KEY: &str = "freeze";
+pub(crate) const KEY: &str = "freeze";
+/// So many changes can be forgotten whose key is revoked by now.
+const MOST_AHEAD: u64 = 1_000;
 /// Whose words it is before anybody has said anything.
 const NOBODY: &str = "muster";
 
@@ -100,6 +104,32 @@ struct Nodes {
     taken: BTreeMap<Serial, u64>,
     /// Whose agents know what a freeze is.
     able: BTreeSet<Serial>,
+}
+
+/// What counts of two that do not know of each other, because a store went
+/// back in time. Where the one with the higher revision is also the later one
+/// it is that; else it gets a revision above both, and what stops counts
+/// before what is later: whoever ended a freeze did not see the other one.
+#[must_use]
+pub(crate) fn reconciled(one: Freeze, other: Freeze) -> Freeze {
+    let above = one.revision.max(other.revision).saturating_add(1);
+    let (later, earlier) = if one.at >= other.at {
+        (one, other)
+    } else {
+        (other, one)
+    };
+    if later.revision > earlier.revision || later == earlier {
+        return later;
+    }
+    let counts = if earlier.frozen && !later.frozen {
+        earlier
+    } else {
+        later
+    };
+    Freeze {
+        revision: above,
+        ..counts
+    }
 }
 
 fn nothing(authority: &Authority) -> Freeze {
@@ -216,7 +246,7 @@ impl Freezer {
             return Err(FreezerError::Already(Box::new(old)));
         }
         let next = Freeze {
-            revision: old.revision + 1,
+            revision: old.revision.saturating_add(1),
             frozen,
             why: why.to_owned(),
             by: by.clone(),
@@ -285,17 +315,30 @@ impl Freezer {
         if theirs.revision <= old.revision {
             return Ok(());
         }
-        kept.store(&theirs, &mut revision).await?;
-        self.show(&theirs);
-        let what = if theirs.frozen {
-            theirs.reason()
+        let (known, forgotten) = (theirs.revision, old.revision);
+        let next = match key.void_since {
+            None => reconciled(old, theirs),
+            // Whoever has got hold of that key can have signed it today. It may
+            // stop everything, but it ends no freeze and takes no numbers away.
+            Some(_) if known - forgotten > MOST_AHEAD => {
+                return Err(FreezeError::Key(muster_protocol::keys::KeyError::Untrusted).into());
+            }
+            Some(_) => Freeze {
+                revision: known.saturating_add(1),
+                ..if theirs.frozen { theirs } else { old }
+            },
+        };
+        kept.store(&next, &mut revision).await?;
+        self.show(&next);
+        let what = if next.frozen {
+            next.reason()
         } else {
-            format!("thawed by {}", theirs.by)
+            format!("thawed by {}", next.by)
         };
         let text = format!(
-            "{name} knows of a change of the freeze (revision {}) that this broker had forgotten (it had {}): it is \
-             in force again: {what}",
-            theirs.revision, old.revision
+            "{name} knows of a change of the freeze (revision {known}) that this broker had forgotten (it had \
+             {forgotten}): in force now is revision {}: {what}",
+            next.revision
         );
         kept.events
             .emit("alarm.freeze-behind", "cluster", text)
@@ -343,6 +386,16 @@ impl Freezer {
     fn nodes(&self) -> std::sync::MutexGuard<'_, Nodes> {
         self.0.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Waits for a freeze or its end.
+pub(crate) async fn changed(freezes: &mut Option<watch::Receiver<Freeze>>) {
+    if let Some(freezes) = freezes
+        && freezes.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// Why what a node holds is not taken over.

@@ -11,10 +11,11 @@ mod error;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use muster_protocol::api::{PolicyFiles, PolicyVersion, PolicyView};
+use muster_protocol::api::{PolicyFiles, PolicyVersion, PolicyView, Role};
 use muster_protocol::names::PrincipalName;
 use muster_protocol::text::printable;
 use muster_protocol::units::Timestamp;
@@ -22,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 pub use self::error::PolicyError;
-use crate::authz::cedar::{Document, InForce, check};
+use crate::authz::cedar::{Alike, Document, InForce, check};
 use crate::authz::{Action, Authorized, Caller, Origin};
 use crate::events::Events;
 use crate::inventory::Inventory;
@@ -350,20 +351,34 @@ impl Policies {
             let judged = document.judge(caller, &Action::ManagePolicies, now, &none);
             judged.decision.is_allowed()
         };
+        if may(asks) {
+            return true;
+        }
+        // Whom policies cannot tell apart is asked for once, however many
+        // tokens there are.
         let tokens = self.0.tokens.list();
-        may(asks)
-            || tokens.iter().any(|token| {
-                [Door::Cli, Door::Http].into_iter().any(|door| {
-                    [&Origin::Unknown, &asks.origin].into_iter().any(|origin| {
-                        may(&Caller {
-                            principal: token.principal.clone(),
-                            role: token.role,
-                            token: token.id.clone(),
-                            door,
-                            origin: origin.clone(),
-                        })
-                    })
-                })
-            })
+        let whose: BTreeMap<Alike, (PrincipalName, Role)> = tokens
+            .into_iter()
+            .map(|token| (document.alike(&token.principal, token.role), token))
+            .map(|(alike, token)| (alike, (token.principal, token.role)))
+            .collect();
+        whose.into_values().any(|(principal, role)| {
+            let mut caller = Caller {
+                principal,
+                role,
+                token: "any".to_owned(),
+                door: Door::Cli,
+                origin: Origin::Unknown,
+            };
+            for door in [Door::Cli, Door::Http] {
+                for origin in [&Origin::Unknown, &asks.origin] {
+                    (caller.door, caller.origin) = (door, origin.clone());
+                    if may(&caller) {
+                        return true;
+                    }
+                }
+            }
+            false
+        })
     }
 }

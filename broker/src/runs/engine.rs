@@ -429,7 +429,9 @@ impl Engine {
         parts: bool,
     ) -> Result<(Vec<RunBrief>, bool), EngineError> {
         self.0.active().ok_or(EngineError::NotReady)?;
-        Ok(lock(&self.0.index).page(before, limit, parts))
+        let (mut page, more) = lock(&self.0.index).page(before, limit, parts);
+        self.0.show_frozen(&mut page);
+        Ok((page, more))
     }
 
     /// A run with its nodes, as it is now.

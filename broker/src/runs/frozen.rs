@@ -1,23 +1,62 @@
 //! Runs while the fleet is frozen: nothing new of them is sent, and they say
 //! why. What takes back what a run did goes on, once that was promised.
 
+use muster_protocol::api::RunBrief;
 use muster_protocol::freeze::Freeze;
 use muster_protocol::run::{Gate, NodePhase, RunPhase, RunSpec, RunState};
 use tokio::sync::watch;
 
-use super::engine::{Engine, Shared};
+use super::engine::{Engine, Shared, lock};
 use super::task::Task;
 use crate::freeze::Freezer;
+pub(super) use crate::freeze::changed;
 
 /// Whether it takes back what another run did.
 pub(super) fn is_undo(spec: &RunSpec) -> bool {
     spec.part_of.is_some_and(|part| part.undo)
 }
 
+/// Whether a freeze keeps this run from going on. What people can still do
+/// about it (confirm, approve, answer) is shown before that.
+pub(super) fn halts(state: &RunState) -> bool {
+    if state.phase.is_final() || state.spec.local.is_some() || is_undo(&state.spec) {
+        return false;
+    }
+    let asks = |gate: &Gate| {
+        matches!(
+            gate,
+            Gate::Confirmation { .. } | Gate::Approvals { .. } | Gate::Answer { .. }
+        )
+    };
+    if state.waits().as_ref().is_some_and(asks) {
+        return false;
+    }
+    match &state.flow {
+        Some(flow) => flow.ended.is_none() && state.phase != RunPhase::Cancelling,
+        None => {
+            matches!(state.phase, RunPhase::Running | RunPhase::Waiting)
+                && state.nodes.values().any(|n| n.phase == NodePhase::Waiting)
+        }
+    }
+}
+
+fn gate(freeze: &Freeze) -> Gate {
+    Gate::Frozen {
+        by: freeze.by.clone(),
+        why: freeze.why.clone(),
+        since: freeze.at,
+    }
+}
+
 impl Engine {
     /// From now on this one says whether anything is begun.
     pub fn freeze_with(&self, freezer: Freezer) {
         let _ = self.0.freezer.set(freezer);
+    }
+
+    /// Changes with every freeze and thaw; `None` where there is none ever.
+    pub(crate) fn freezes(&self) -> Option<watch::Receiver<Freeze>> {
+        self.0.freezes()
     }
 
     /// What stops everything new, if something does.
@@ -42,36 +81,25 @@ impl Shared {
 
     /// What an open run waits for because of a freeze.
     pub(super) fn waits_frozen(&self, state: &RunState) -> Option<Gate> {
-        if state.phase.is_final() || state.spec.local.is_some() {
-            return None;
-        }
-        let freeze = self.frozen(&state.spec)?;
-        let waiting = || state.nodes.values().any(|n| n.phase == NodePhase::Waiting);
-        let begins = match &state.flow {
-            Some(flow) => flow.ended.is_none() && state.phase != RunPhase::Cancelling,
-            None => matches!(state.phase, RunPhase::Running | RunPhase::Waiting) && waiting(),
+        let freeze = halts(state).then(|| self.freezer.get().and_then(Freezer::frozen));
+        Some(gate(&freeze.flatten()?))
+    }
+
+    /// Says of runs in a list that they wait because of a freeze.
+    pub(super) fn show_frozen(&self, briefs: &mut [RunBrief]) {
+        let Some(freeze) = self.freezer.get().and_then(Freezer::frozen) else {
+            return;
         };
-        begins.then(|| Gate::Frozen {
-            by: freeze.by.clone(),
-            why: freeze.why.clone(),
-            since: freeze.at,
-        })
+        let index = lock(&self.index);
+        for brief in briefs.iter_mut().filter(|brief| index.halts(brief.id)) {
+            brief.waits = Some(gate(&freeze));
+        }
     }
 
     /// Changes with every freeze and thaw; `None` where there is none ever.
     pub(super) fn freezes(&self) -> Option<watch::Receiver<Freeze>> {
         self.freezer.get().map(Freezer::changes)
     }
-}
-
-/// Waits for a freeze or its end.
-pub(super) async fn changed(freezes: &mut Option<watch::Receiver<Freeze>>) {
-    if let Some(freezes) = freezes
-        && freezes.changed().await.is_ok()
-    {
-        return;
-    }
-    std::future::pending().await
 }
 
 impl Task {

@@ -7,6 +7,7 @@ use muster_protocol::ids::{RunId, SHORT_LEN, Serial};
 use muster_protocol::run::{NodePhase, NodeState, PartOf, RunPhase, RunState};
 use muster_protocol::units::Timestamp;
 
+use super::frozen::halts;
 use crate::metrics::Metrics;
 use crate::retention::Kept;
 
@@ -25,6 +26,8 @@ pub(super) struct Known {
     pub(super) journal: u64,
     /// Its output.
     pub(super) output: Output,
+    /// Whether a freeze keeps it from going on.
+    pub(super) halts: bool,
 }
 
 /// What is known of a run's output.
@@ -47,6 +50,7 @@ impl Known {
             local: state.spec.local.as_ref().map(|l| l.target.serial),
             journal: 0,
             output: Output::There(0),
+            halts: halts(state),
         };
         known.measure(state);
         known.has_parts(state);
@@ -191,6 +195,7 @@ impl Index {
             let now = brief(state);
             count(&known.brief, &now);
             known.brief = now;
+            known.halts = halts(state);
             known.measure(state);
             if let Some(flow) = &state.flow {
                 known.parts.extend(flow.newest_parts(state.spec.id));
@@ -289,6 +294,12 @@ impl Index {
     #[must_use]
     pub(super) fn output(&self, id: RunId) -> Option<Output> {
         self.runs.get(&id).map(|known| known.output)
+    }
+
+    /// Whether a freeze keeps a run from going on.
+    #[must_use]
+    pub(super) fn halts(&self, id: RunId) -> bool {
+        self.runs.get(&id).is_some_and(|known| known.halts)
     }
 
     /// Whether a run is known and has ended.
@@ -505,6 +516,7 @@ mod tests {
             local: None,
             journal: 0,
             output: Output::There(0),
+            halts: false,
         }
     }
 

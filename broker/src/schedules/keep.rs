@@ -4,19 +4,25 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use muster_protocol::api::LastStart;
+use muster_protocol::freeze::Freeze;
 use muster_protocol::names::ScheduleName;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::units::{Timestamp, elapsed};
-use muster_scenarios::when::Due;
+use muster_scenarios::when::{Due, Missed};
+use serde_json::{Map, json};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::stored::StoredSchedule;
 use super::{Schedules, SchedulesError};
+use crate::events::Once;
+use crate::freeze::changed as freeze_changed;
 use crate::submit::{Asked, Submit, Submitted};
 
 /// How long nobody looks at the clock at most: it may be set.
 const LOOK: Duration = Duration::from_secs(10);
+/// Until a start is tried again that could not be made.
+const AGAIN: Duration = Duration::from_secs(2);
 /// The least time between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Schedules that are started at a time.
@@ -29,6 +35,7 @@ impl Schedules {
         if cancel.run_until_cancelled(ready).await.is_none() {
             return;
         }
+        let mut freezes = submit.nodes.engine.freezes();
         loop {
             let changed = self.0.changed.notified();
             let mut changed = std::pin::pin!(changed);
@@ -40,7 +47,9 @@ impl Schedules {
                 false
             };
             let pause = if failed {
-                LOOK.min(Duration::from_secs(2))
+                AGAIN
+            } else if submit.nodes.engine.frozen().is_some() {
+                LOOK
             } else {
                 self.pause(Timestamp::now())
             };
@@ -48,6 +57,7 @@ impl Schedules {
                 () = cancel.cancelled() => return,
                 () = sleep(pause) => {}
                 () = changed => {}
+                () = freeze_changed(&mut freezes) => {}
             }
         }
     }
@@ -85,6 +95,14 @@ impl Schedules {
                 Some((name.clone(), held.schedule.clone(), due))
             })
             .collect();
+        // What comes meanwhile is not done: once the freeze is over, it is what
+        // was missed.
+        if let Some(freeze) = submit.nodes.engine.frozen() {
+            for (name, schedule, due) in due {
+                self.tell_frozen(&name, &schedule, due, &freeze).await;
+            }
+            return false;
+        }
         let started = stream::iter(due)
             .map(|(name, schedule, due)| self.start(submit, name, schedule, due))
             .buffer_unordered(AT_ONCE);
@@ -141,6 +159,38 @@ impl Schedules {
         false
     }
 
+    /// Says that it makes no run now: once for each freeze.
+    async fn tell_frozen(
+        &self,
+        name: &ScheduleName,
+        schedule: &StoredSchedule,
+        due: Due,
+        freeze: &Freeze,
+    ) {
+        let then = match schedule.timing.missed {
+            Missed::Run => "once it is thawed, one run makes up for what it missed",
+            Missed::Skip => "what it misses is left out",
+        };
+        let text = format!(
+            "the time of schedule {name} has come ({}), and it does not run {}: {}; {then}",
+            due.until,
+            schedule.title(),
+            freeze.reason()
+        );
+        let event = Once {
+            id: format!("schedule.{name}.frozen.{}", freeze.revision),
+            kind: "schedule.frozen".to_owned(),
+            subject: name.to_string(),
+            text,
+            fields: Map::from_iter([
+                ("schedule".to_owned(), json!(name)),
+                ("due".to_owned(), json!(due.until)),
+                ("by".to_owned(), json!(freeze.by)),
+            ]),
+        };
+        self.0.events.once(event).await;
+    }
+
     fn is_there(&self, submit: &Submit, id: muster_protocol::ids::RunId) -> bool {
         submit.nodes.engine.lookup(&id.to_string()).is_ok()
     }
@@ -180,7 +230,8 @@ impl Schedules {
                     format!("schedule {name} missed {many}, and made up for all of them by one run")
                 }
                 None => format!(
-                    "schedule {name} missed {many}: no broker was there, or it could not start them; they are left out"
+                    "schedule {name} missed {many}: no broker was there, the fleet was frozen, or it could not start \
+                     them; they are left out"
                 ),
             };
             events.emit("schedule.missed", name.as_str(), text).await;
@@ -192,7 +243,7 @@ impl Schedules {
 fn passes(error: &Problem) -> bool {
     matches!(
         error.kind,
-        Kind::Unavailable | Kind::RateLimited | Kind::NoRoom
+        Kind::Unavailable | Kind::RateLimited | Kind::NoRoom | Kind::Frozen
     )
 }
 

@@ -247,12 +247,80 @@ async fn a_broker_that_was_killed_before_it_wrote_a_start_down_starts_it_once() 
     broker.stop().await;
 }
 
+/// While the fleet is frozen a schedule makes no run, says so once, and is no
+/// alarm; then it does what its `missed` says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_whose_time_comes_during_a_freeze_says_so_once() {
+    let (server, tmp, broker) = begin().await;
+    let state = tmp.path().join("state");
+    let why = json!({ "why": "the switch" });
+    let (status, said) = broker.call("POST", "/v1/freeze", Some(why)).await;
+    assert_eq!(status, 200, "{said}");
+    broker.stop().await;
+    let yesterday = Timestamp::now() - jiff::SignedDuration::from_hours(24);
+    let bucket = bucket(&server).await;
+    for (name, missed) in [("made-up", "run"), ("left-out", "skip")] {
+        let schedule = stored("0 * * * *", missed, yesterday);
+        bucket.create(name, &schedule).await.unwrap();
+    }
+    let broker = TestBroker::start(&server, &state).await;
+    let told = async |broker: &TestBroker| {
+        wait_for("both say that they are frozen", async || {
+            let told = events(broker, "schedule.frozen").await;
+            (told.len() == 2).then_some(told)
+        })
+        .await
+    };
+    let first = told(&broker).await;
+    for (name, then) in [
+        ("made-up", "one run makes up"),
+        ("left-out", "what it misses is left out"),
+    ] {
+        let of = |t: &&String| t.contains(&format!("schedule {name} ")) && t.contains(then);
+        let text = first.iter().find(of);
+        let text = text.unwrap_or_else(|| panic!("{first:?}"));
+        assert!(text.contains("frozen by admin: the switch"), "{text}");
+    }
+    // Another broker looks again, and does not say it again.
+    broker.crash().await;
+    let broker = TestBroker::start(&server, &state).await;
+    let (status, _) = put(&broker, "later", command("0 0 29 2 *")).await;
+    assert_eq!(
+        status, 200,
+        "it has looked at them when it notices this one"
+    );
+    assert_eq!(told(&broker).await, first);
+    assert!(runs(&broker).await.is_empty());
+    let (status, _) = broker.call("POST", "/v1/thaw", Some(json!({}))).await;
+    assert_eq!(status, 200);
+    let all = wait_for("the one that makes up for it runs", async || {
+        let all = runs(&broker).await;
+        (!all.is_empty()).then_some(all)
+    })
+    .await;
+    assert_eq!(all.len(), 1, "{all:?}");
+    assert_eq!(all[0]["principal"], "schedule:made-up");
+    let missed = wait_for("what was missed is said", async || {
+        let missed = events(&broker, "schedule.missed").await;
+        (missed.len() == 2).then_some(missed)
+    })
+    .await;
+    assert!(
+        missed.iter().any(|t| t.contains("the fleet was frozen")),
+        "{missed:?}"
+    );
+    let alarms = events(&broker, "alarm.schedule-failed").await;
+    assert!(alarms.is_empty(), "{alarms:?}");
+    broker.stop().await;
+}
+
 /// Runs, schedules and nothing else, with a clock that the test holds.
 struct Desk {
     submit: Submit,
     schedules: Schedules,
     bucket: Kv<StoredSchedule>,
     cancel: tokio_util::sync::CancellationToken,
+    in_force: crate::authz::cedar::InForce,
 }
 
 impl Desk {
@@ -306,11 +374,13 @@ impl Desk {
             lease.clone(),
             events.clone(),
         );
+        let stock = crate::authz::cedar::Document::stock();
+        let in_force = crate::authz::cedar::InForce::new(stock, inventory.clone());
         let submit = Submit {
             inventory,
             nodes,
             releases: releases.await.unwrap(),
-            guard: crate::authz::Guard::new(Arc::new(crate::authz::FixedRoles)),
+            guard: crate::authz::Guard::new(Arc::new(in_force.clone())),
             lease: lease.clone(),
             programs: Arc::new(Box::pin(library).await.unwrap()),
         };
@@ -323,6 +393,7 @@ impl Desk {
             schedules,
             bucket,
             cancel,
+            in_force,
         }
     }
 
@@ -388,6 +459,41 @@ async fn a_clock_that_jumps_an_hour_to_and_fro_starts_nothing_twice() {
         desk.look(&format!("2026-11-21T10:{minute}:05Z")).await;
     }
     assert_eq!(desk.runs(), all);
+    desk.cancel.cancel();
+    desk.submit.nodes.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_policy_counts_for_the_next_run_of_a_schedule() {
+    use crate::authz::cedar::{Document, STOCK, check};
+    let server = TestServer::start().await;
+    let mut desk = Box::pin(Desk::start(&server)).await;
+    let begun = "2026-11-21T10:00:30Z".parse().unwrap();
+    let schedule = stored("*/10 * * * *", "skip", begun);
+    desk.bucket.create("tick", &schedule).await.unwrap();
+    desk.reload().await;
+    desk.look("2026-11-21T10:10:01Z").await;
+    assert_eq!(desk.runs().len(), 1);
+    let files = muster_protocol::api::PolicyFiles {
+        policies: format!(
+            "{STOCK}\n@id(\"not now\")\nforbid (principal == Principal::\"schedule:tick\", \
+             action == Action::\"run\", resource);"
+        ),
+        principals: "[principals.\"schedule:tick\"]\nkind = \"schedule\"\n".to_owned(),
+    };
+    desk.in_force.replace(check(&files).unwrap().document);
+    desk.look("2026-11-21T10:20:01Z").await;
+    assert_eq!(desk.runs().len(), 1);
+    let name = "tick".parse().unwrap();
+    let last = desk.schedules.get(&name, 1).unwrap().last.unwrap();
+    let problem = last.problem.unwrap();
+    assert!(
+        problem.contains("schedule:tick (schedule) may not run") && problem.contains("not now"),
+        "{problem}"
+    );
+    desk.in_force.replace(Document::stock());
+    desk.look("2026-11-21T10:30:01Z").await;
+    assert_eq!(desk.runs().len(), 2);
     desk.cancel.cancel();
     desk.submit.nodes.stopped().await;
 }

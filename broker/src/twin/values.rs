@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use super::db::Message;
 use super::{BUNDLES, CLUSTER, INVITES, NODES, POLICY, SCENARIOS, SCHEDULES, TOKENS, past};
 use crate::enroll::StoredInvite;
+use crate::freeze::{self, FreezeValue};
 use crate::inventory::{AccountValue, StoredNode};
 use crate::library::History;
 use crate::policy::StoredPolicy;
@@ -128,6 +129,15 @@ pub(super) fn decide(
             Some(now) if now >= epoch_of(lost)? => Ok(None),
             _ => Ok(Some(whole())),
         },
+        (CLUSTER, freeze::KEY) => {
+            let Some(now) = there else { return Ok(newest) };
+            if lost.gone {
+                return Ok(None);
+            }
+            let (now, lost) = (read::<FreezeValue>(now)?, read::<FreezeValue>(lost)?);
+            let counts = freeze::reconciled(now.clone(), lost);
+            put((counts != now).then_some(&counts))
+        }
         (CLUSTER, past::KEY) => {
             let lost = read::<past::StoredPast>(lost)?;
             match there.map(read::<past::StoredPast>).transpose()? {

@@ -255,3 +255,51 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_frozen_node_begins_nothing_but_what_was_promised() {
+    let mut world = world(Faults::default(), "");
+    let of = |world: &World, revision, frozen| Freeze {
+        cluster: world.cluster,
+        revision,
+        frozen,
+        why: "the switch".into(),
+        by: "ana".parse().expect("a name"),
+        at: world.now,
+    };
+    let freeze = |world: &mut World, freeze: &Freeze| {
+        let freeze = freeze.sign(&world.broker);
+        let request = world.request(RunId::random(), Ask::Freeze { freeze });
+        world.hear(&request)
+    };
+    assert_eq!(world.node.freeze_mark(), FreezeMark::default());
+    let stop = of(&world, 5, true);
+    assert_eq!(freeze(&mut world, &stop), [Act::Taken(5)]);
+    assert_eq!(world.node.freeze_mark().revision, 5);
+    let run = RunId::random();
+    let declined = world.request(run, call());
+    assert_eq!(world.hear(&declined), [Act::Report(declined.id())]);
+    let report = world.node.report(declined.id()).expect("an outcome");
+    assert_eq!(report.result.outcome, Outcome::Declined);
+    assert_eq!(
+        report.result.reason.as_deref(),
+        Some("frozen by ana: the switch")
+    );
+    let promised = Request {
+        promised: true,
+        ..world.request(RunId::random(), call())
+    };
+    assert!(matches!(world.hear(&promised)[..], [Act::Begun(..)]));
+    // Neither a stranger nor an old message thaws.
+    let stranger = PrivateKey::generate();
+    let forged = of(&world, 6, false).sign(&stranger);
+    let mut acts = Vec::new();
+    world.node.take_freeze(&forged, &mut acts);
+    let old = of(&world, 4, false);
+    acts.extend(freeze(&mut world, &old));
+    assert_eq!(acts, []);
+    let over = of(&world, 6, false);
+    assert_eq!(freeze(&mut world, &over), [Act::Taken(6)]);
+    let again = world.request(RunId::random(), call());
+    assert!(matches!(world.hear(&again)[..], [Act::Begun(..)]));
+}

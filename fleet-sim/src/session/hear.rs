@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::Message;
 use muster_agent::pace::{jitter, spread};
 use muster_protocol::envelope::{Incoming, KEY_HEADER, SIGNATURE_HEADER};
+use muster_protocol::freeze::FreezeTaken;
 use muster_protocol::ids::RequestId;
 use muster_protocol::subject::NodeSays;
 use muster_protocol::units::Timestamp;
@@ -105,6 +106,11 @@ impl Session<'_> {
             Act::Greet => {
                 let at = Instant::now() + spread(GREET_WITHIN);
                 self.timers.put(at, Due::Hello);
+            }
+            Act::Taken(revision) => {
+                let instance = self.life.instance;
+                let taken = FreezeTaken { instance, revision };
+                self.say(NodeSays::Freeze, &taken).await;
             }
             Act::Keys(list) => self.life.fleet.keep_keys(&self.life.node.member, &list),
             Act::Hold => {}
@@ -247,14 +253,19 @@ impl Session<'_> {
                 recall,
                 wants_keys,
                 follow_after,
+                freeze,
                 ..
             } => {
+                let mut acts = Vec::new();
                 if let Some(keys) = keys {
-                    let mut acts = Vec::new();
                     self.life.node.take_keys(&keys, &mut acts);
-                    for act in acts {
-                        self.follow(act).await;
-                    }
+                }
+                // Before anything is begun on this connection.
+                if let Some(freeze) = freeze {
+                    self.life.node.take_freeze(&freeze, &mut acts);
+                }
+                for act in acts {
+                    self.follow(act).await;
                 }
                 if wants_keys {
                     self.give_keys(None).await;

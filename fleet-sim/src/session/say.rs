@@ -62,7 +62,7 @@ impl Session<'_> {
             journal: Some(node.mark()),
             // It runs no scenarios.
             seal: None,
-            freeze: None,
+            freeze: Some(node.freeze_mark()),
         };
         let asked = self.ask::<_, Welcome>(NodeSays::Hello, &hello, WELCOME_WITHIN);
         self.asks

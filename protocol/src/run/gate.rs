@@ -39,7 +39,7 @@ pub struct Gates {
 
 impl Gate {
     /// What is waited for, in a word: `confirmation`, `approvals`, `answer`,
-    /// `moment`, `window`, `lock` or `thaw`. `why` says what keeps a run from its
+    /// `moment`, `window`, `lock` or `frozen`. `why` says what keeps a run from its
     /// turn, where the gate itself does not.
     #[must_use]
     pub fn word(&self, why: Option<&str>) -> &'static str {
@@ -48,7 +48,7 @@ impl Gate {
             Self::Approvals { .. } => "approvals",
             Self::Answer { .. } => "answer",
             Self::Moment { .. } => "moment",
-            Self::Frozen { .. } => "thaw",
+            Self::Frozen { .. } => "frozen",
             Self::Turn {
                 locks,
                 windows,

@@ -94,6 +94,8 @@ fn a_freeze_stops_a_run_between_its_batches_and_a_thaw_lets_it_go_on() {
     assert!(begun < NODES, "it was too quick to be frozen: {begun}");
     frozen(&up.muster(&["run", "role=web", "--", "true"]).exits(4));
     assert_eq!(shown(&up, &run)["waits"]["for"], "frozen");
+    let listed = up.muster(&["runs", "list"]).exits(0);
+    assert!(listed.out.contains("waiting (frozen)"), "{listed:?}");
     up.muster(&["freeze", "--why", "again"]).exits(2);
 
     kill_and_wait(&up, "broker");
@@ -105,12 +107,17 @@ fn a_freeze_stops_a_run_between_its_batches_and_a_thaw_lets_it_go_on() {
         (state(&up)["taken"] == 20).then_some(())
     })
     .expect("they are");
-    up.muster(&["ping", "role=web"]).exits(0);
+    // Those that the broker takes for connected may be about to connect again.
+    wait_for("all of them answer", || {
+        (up.muster(&["ping", "role=web"]).code == 0).then_some(())
+    })
+    .expect("they do");
     frozen(
         &up.muster(&["run", "role=web", "--yes", "--", "true"])
             .exits(4),
     );
-    let status = up.muster(&["status"]).exits(0);
+    // Something that people have to know of: as for everything that is wrong.
+    let status = up.muster(&["status"]).exits(1);
     assert!(
         status
             .out
@@ -123,6 +130,8 @@ fn a_freeze_stops_a_run_between_its_batches_and_a_thaw_lets_it_go_on() {
     let shown = ended(&up, &run);
     assert_eq!(outcomes(&shown, "succeeded"), NODES, "{shown}");
     assert_eq!(counted(&effects), NODES);
+    let listed = up.muster(&["runs", "list"]).exits(0);
+    assert!(!listed.out.contains("frozen"), "{listed:?}");
     up.muster(&["thaw"]).exits(2);
     Audit::of(&up).holds();
 }

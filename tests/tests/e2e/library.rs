@@ -9,21 +9,6 @@ use muster_tests::{Said, Up, lines, signal, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-trait Shows {
-    /// Fails unless it is said, wherever.
-    fn shows(self, parts: &[&str]) -> Self;
-}
-
-impl Shows for Said {
-    fn shows(self, parts: &[&str]) -> Self {
-        for part in parts {
-            let said = self.out.contains(part) || self.err.contains(part);
-            assert!(said, "`{part}` is not said in {self:#?}");
-        }
-        self
-    }
-}
-
 const NODES: [&str; 2] = ["web-01:role=web", "web-02:role=web"];
 
 fn write(root: &Path, path: &str, text: &str) -> String {

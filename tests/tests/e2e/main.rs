@@ -14,6 +14,7 @@ mod local;
 mod on_nodes;
 mod once;
 mod path;
+mod policy;
 mod reboot;
 mod retention;
 mod rolling;

@@ -8,6 +8,7 @@ use cedar_policy::{
 };
 use muster_protocol::api::{PolicyFiles, Role};
 use muster_protocol::envelope::Door;
+use muster_protocol::names::PrincipalName;
 use muster_scenarios::fault::{Fault, nearest};
 
 use super::faults::{fault, of_cedar};
@@ -52,6 +53,19 @@ pub struct Document {
     pub principals: Principals,
     /// By the name that Cedar has for them here.
     pub(super) policies: BTreeMap<CedarId, One>,
+    /// Principals that policies name themselves.
+    spoken_of: BTreeSet<String>,
+}
+
+/// All that policies can tell of whoever asks: two for whom this is equal are
+/// judged alike, if they ask alike.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Alike {
+    role: &'static str,
+    kind: Option<&'static str>,
+    groups: BTreeSet<String>,
+    /// Where a policy speaks of exactly this one.
+    name: Option<PrincipalName>,
 }
 
 /// A document, and what is odd in it.
@@ -88,6 +102,17 @@ impl Document {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.policies.is_empty()
+    }
+
+    /// What policies can tell of that principal with a token of that role.
+    pub(crate) fn alike(&self, principal: &PrincipalName, role: Role) -> Alike {
+        let spoken_of = self.spoken_of.contains(principal.as_str());
+        Alike {
+            role: role.as_str(),
+            kind: self.principals.kind(principal).map(|kind| kind.as_str()),
+            groups: self.principals.groups_of(principal).cloned().collect(),
+            name: spoken_of.then(|| principal.clone()),
+        }
     }
 
     /// The policies that may say something of that action of that principal,
@@ -179,12 +204,18 @@ pub fn check(files: &PolicyFiles) -> Result<Checked, Vec<Fault>> {
         faults,
         taken: BTreeMap::new(),
     };
-    let mut all = BTreeMap::new();
+    let (mut all, mut spoken_of) = (BTreeMap::new(), BTreeSet::new());
     for (nth, policy) in policies.into_iter().enumerate() {
         let one = read.one(policy, nth + 1);
         if known {
             read.literals(policy, &principals);
         }
+        let literals = policy.entity_literals().into_iter();
+        spoken_of.extend(
+            literals
+                .filter(|uid| uid.type_name().basename() == "Principal")
+                .map(|uid| AsRef::<str>::as_ref(uid.id()).to_owned()),
+        );
         all.insert(policy.id().clone(), one);
     }
     let mut faults = read.faults;
@@ -199,6 +230,7 @@ pub fn check(files: &PolicyFiles) -> Result<Checked, Vec<Fault>> {
             files: files.clone(),
             principals,
             policies: all,
+            spoken_of,
         },
         warnings,
     })

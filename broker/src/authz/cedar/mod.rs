@@ -20,6 +20,7 @@ use std::sync::LazyLock;
 
 use cedar_policy::Schema;
 
+pub(crate) use self::document::Alike;
 pub use self::document::{Checked, Document, MAX_FILES, check};
 pub use self::force::InForce;
 pub use self::judge::{Judged, JudgedClass};

@@ -514,3 +514,29 @@ fn what_the_documentation_shows_can_be_put() {
     let checked = checked.unwrap_or_else(|faults| panic!("{faults:?}"));
     assert!(checked.warnings.is_empty(), "{:?}", checked.warnings);
 }
+
+/// Whoever policies cannot tell apart is judged alike.
+#[test]
+fn those_whom_policies_cannot_tell_apart_are_alike() {
+    let files = PolicyFiles {
+        policies: format!(
+            "{STOCK}\n@id(\"ana\") permit (principal == Principal::\"ana\", action == Action::\"freeze\", resource);"
+        ),
+        principals: "[groups.seniors]\n[groups.others]\n\
+                     [principals.ana]\nkind = \"person\"\ngroups = [\"seniors\"]\n\
+                     [principals.bea]\nkind = \"person\"\ngroups = [\"seniors\"]\n\
+                     [principals.cleo]\nkind = \"person\"\ngroups = [\"seniors\"]\n\
+                     [principals.dan]\nkind = \"person\"\ngroups = [\"others\"]\n\
+                     [principals.bot]\nkind = \"bot\"\ngroups = [\"seniors\"]\n"
+            .to_owned(),
+    };
+    let document = check(&files).expect("fine").document;
+    let of = |name: &str, role| document.alike(&name.parse().expect("a name"), role);
+    let member = |name: &str| of(name, Role::Member);
+    assert_eq!(member("bea"), member("cleo"));
+    assert_eq!(member("x-1"), member("x-2"));
+    for other in ["ana", "dan", "bot", "x-1"] {
+        assert_ne!(member("bea"), member(other), "{other}");
+    }
+    assert_ne!(member("bea"), of("bea", Role::Reader));
+}
