@@ -206,7 +206,7 @@ async fn put(
         let done = state.library.put(put).await;
         done.map(|done| stored(&done))
     };
-    let stored = once(&again, &caller, "scenarios", &headers, &request, work).await?;
+    let stored = Box::pin(once(&again, &caller, "scenarios", &headers, &request, work)).await?;
     Ok(ApiJson(stored))
 }
 
@@ -364,14 +364,14 @@ async fn rollback(
         let done = state.library.rollback(rollback).await;
         done.map(|done| stored(&done))
     };
-    let stored = once(
+    let stored = Box::pin(once(
         &again,
         &caller,
         "scenario-rollback",
         &headers,
         &request,
         work,
-    )
+    ))
     .await?;
     Ok(ApiJson(stored))
 }
