@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
-cache=${MUSTER_FUZZ_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/muster-fuzz}
+cache=$(realpath -m "${MUSTER_FUZZ_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/muster-fuzz}")
 # Asked, not looked for: it is of no use after an upgrade of Python, or when
 # the directory was moved.
 if ! "$cache/venv/bin/schemathesis" --version >/dev/null 2>&1; then
@@ -89,6 +89,8 @@ last='^/v1/(policy|principals|freeze|thaw|keys)'
 fuzz() {
     local time=$1
     shift
+    # What it leaves behind goes with everything else.
+    cd "$work"
     "$cache/venv/bin/schemathesis" run "$url/openapi.json" \
         --header "Authorization: Bearer $token" \
         --checks all --exclude-checks positive_data_acceptance,ensure_resource_availability \
