@@ -86,17 +86,19 @@ last='^/v1/(policy|principals|freeze|thaw|keys)'
 # - ensure_resource_availability, that what was made is there: with an
 #   Idempotency-Key that was used before, the answer is that of the first time,
 #   also when what was made then is gone again.
-fuzz() {
+fuzz() (
     local time=$1
     shift
     # What it leaves behind goes with everything else.
+    cd "$work"
+    # There, as it keeps what it has found where it is started.
     cd "$work"
     "$cache/venv/bin/schemathesis" run "$url/openapi.json" \
         --header "Authorization: Bearer $token" \
         --checks all --exclude-checks positive_data_acceptance,ensure_resource_availability \
         --max-time "$time" --request-timeout 100 \
         --workers 1 --no-color --continue-on-failure "$@"
-}
+)
 
 fuzz $((seconds * 4 / 5)) --exclude-path-regex "$streams|$last" "$@"
 # It is still there, and well.

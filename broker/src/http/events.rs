@@ -222,10 +222,9 @@ async fn put(
         put::check(event)?;
     }
     state.active()?;
-    let request: Vec<Value> = events
-        .iter()
-        .map(|event| serde_json::to_value(event).map_err(|e| ApiError::internal(&e)))
-        .collect::<Result<_, _>>()?;
+    // As it was sent: an event that does not say its time has another one each
+    // time it is read.
+    let request: Value = serde_json::from_slice(&body).map_err(|e| ApiError::internal(&e))?;
     let (principal, stream) = (caller.principal.clone(), state.events.clone());
     let work = async move {
         // All at once: the store takes them together.
