@@ -89,9 +89,8 @@ last='^/v1/(policy|principals|freeze|thaw|keys)'
 fuzz() (
     local time=$1
     shift
-    # What it leaves behind goes with everything else.
-    cd "$work"
-    # There, as it keeps what it has found where it is started.
+    # It keeps what it has found where it is started: there it goes with
+    # everything else.
     cd "$work"
     "$cache/venv/bin/schemathesis" run "$url/openapi.json" \
         --header "Authorization: Bearer $token" \
