@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use muster_protocol::api::{ClusterEvent, Confirm, Role, RunRequest, TriggerTested, TriggerView};
+use muster_protocol::api::{
+    ClusterEvent, Confirm, OWN_SOURCE, Role, RunRequest, TriggerTested, TriggerView,
+};
 use muster_protocol::envelope::{Door, Mode};
 use muster_protocol::ids::RunId;
 use muster_protocol::names::{HookName, PrincipalName, ScenarioName, TriggerName};
@@ -345,6 +347,18 @@ fn wanted(value: Value) -> Result<Vec<Wanted>, String> {
 }
 
 impl Trigger {
+    /// Whether an event tells of a run that this trigger has begun: it makes
+    /// no other one of that, or there would be no end to it.
+    #[must_use]
+    pub fn is_own(&self, event: &ClusterEvent) -> bool {
+        let says =
+            |field: &str, what: &str| event.fields.get(field).and_then(Value::as_str) == Some(what);
+        event.source == OWN_SOURCE
+            && says("door", "hook")
+            && says("principal", self.principal.as_str())
+            && says("scenario", self.scenario.as_str())
+    }
+
     /// Holds what is written against everything that can be known of it
     /// without an event.
     ///

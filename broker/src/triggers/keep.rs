@@ -236,6 +236,10 @@ impl Triggers {
             if trigger.when.unfit(event, value).is_some() {
                 continue;
             }
+            if trigger.is_own(event) {
+                tracing::debug!(trigger = %name, event = event.id, "it tells of this trigger's own run");
+                continue;
+            }
             let age = elapsed(event.at, Timestamp::now());
             if event.seq <= again_to && trigger.in_time(age).is_err() {
                 // What came of it was told in its time.

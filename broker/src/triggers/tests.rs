@@ -184,3 +184,30 @@ fn the_same_event_makes_the_same_run() {
     };
     assert_ne!(run_id(&name(), &event()), run_id(&name(), &other));
 }
+
+#[test]
+fn the_end_of_its_own_run_begins_no_other_one() {
+    let trigger = trigger("when = { kind = \"run.ended\" }\nscenario = \"deploy\"");
+    let ended = |door: &str, principal: &str, scenario: &str| {
+        let data = json!({ "door": door, "principal": principal, "scenario": scenario });
+        let Value::Object(fields) = data else {
+            unreachable!()
+        };
+        ClusterEvent {
+            fields,
+            ..ClusterEvent::own("r1".into(), "run.ended", "4f1e", "text".into())
+        }
+    };
+    assert!(trigger.is_own(&ended("hook", "trigger:deploy", "deploy")));
+    for other in [
+        ended("cli", "ana", "deploy"),
+        ended("hook", "trigger:build", "deploy"),
+        ended("hook", "trigger:deploy", "build"),
+        ClusterEvent {
+            source: "/elsewhere".into(),
+            ..ended("hook", "trigger:deploy", "deploy")
+        },
+    ] {
+        assert!(!trigger.is_own(&other), "{other:?}");
+    }
+}

@@ -44,9 +44,10 @@ impl Court<'_> {
     }
 }
 
-/// The runs that the lines of a record allow, and when the store had taken
-/// that: by the clock that stamps journals too. `None` when it says itself
-/// that some of it was lost.
+/// The runs that the lines of a record allow, and since when: by the broker's
+/// clock, or by the store's, which stamps journals too, whichever is earlier
+/// (the one may be wrong, and the other is that of an import where a backup
+/// was put back). `None` when it says itself that some of it was lost.
 ///
 /// # Errors
 /// When the record is not whole.
@@ -67,7 +68,7 @@ pub(super) fn allowed(lines: &[(Timestamp, String)]) -> Result<Option<BTreeMap<R
         if let (Verdict::Allowed, "run", Some(run)) =
             (entry.verdict, entry.action.as_str(), entry.about.run)
         {
-            allowed.entry(run).or_insert(*stored);
+            allowed.entry(run).or_insert(entry.at.min(*stored));
         }
     }
     let report = verifier.finish();
