@@ -78,6 +78,9 @@ pub fn init_log(format: LogFormat) {
     let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // It would be told on standard error, too, and that panics where the
+        // disk of both is full.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     let _ = match format {
         LogFormat::Human => log.with_ansi(false).try_init(),

@@ -218,6 +218,7 @@ fn log(format: LogFormat) -> Result<(), Failure> {
         .map_err(|e| Failure::new(2, &format!("{FILTER_VARIABLE} is not a log filter: {e}")))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     let _ = match format {
         LogFormat::Human => builder.with_ansi(false).with_target(false).try_init(),

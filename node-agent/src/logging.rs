@@ -38,7 +38,11 @@ pub fn init(format: LogFormat) -> Result<(), String> {
     let filter: Targets = text.parse().map_err(|e| {
         format!("{FILTER_VARIABLE} is not a log filter: {e}; write it like `info` or `muster_agent=debug,info`")
     })?;
-    let layer = fmt::layer().with_writer(std::io::stderr);
+    // A line that cannot be written would be told of on standard error, too,
+    // and that panics where the disk of both is full.
+    let layer = fmt::layer()
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     let layer = match format {
         LogFormat::Human => {
             let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());

@@ -12,10 +12,11 @@ use super::proxy::Cable;
 use super::tap::Word;
 
 /// What only says that a broker is there, and when nodes were heard.
-const IDLE: [&str; 3] = [
+const IDLE: [&str; 4] = [
     "$KV.muster_cluster.lease",
     "$KV.muster_cluster.seen",
     "$KV.muster_cluster.agents",
+    "$KV.muster_places.triggers",
 ];
 
 #[test]
