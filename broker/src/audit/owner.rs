@@ -141,6 +141,8 @@ pub(super) struct Owner {
     parts: Parts,
     /// Unknown after an append of which it is not known what came of it.
     place: Option<Place>,
+    /// Where the record certainly goes to, whatever the store says later.
+    reached: Tail,
     /// How many records the last checkpoint counts.
     covered: u64,
     /// When the first entry was written that no checkpoint covers.
@@ -160,6 +162,7 @@ impl Owner {
     ) -> Result<Self, AuditError> {
         let known = known::furthest(&parts.state, &parts.config)?.map(Tail::from);
         let owner = Self {
+            reached: place.tail,
             covered: place.tail.count,
             place: Some(place),
             uncovered: Some(Instant::now()),
@@ -277,6 +280,13 @@ impl Owner {
                 "the last entries of the audit could not be written within {} s",
                 LAST_WORDS.as_secs()
             ),
+        }
+        // Also where no checkpoint could be written: a store that goes back
+        // behind this is found out.
+        if self.reached.count > 0
+            && let Err(error) = known::store(&self.parts.state, self.reached)
+        {
+            tracing::debug!(%error, "how far the record goes could not be noted");
         }
     }
 
@@ -408,6 +418,7 @@ impl Owner {
         self.place = None;
         let appended = append(&self.parts.js, STREAM, &message).await?;
         muster_checkpoint::at("broker.audit.after", || tail.count.to_string()).await;
+        self.reached = tail;
         self.place = Some(Place {
             sequence: appended.sequence,
             tail,
