@@ -17,6 +17,7 @@
 mod audit;
 mod backup;
 mod brokers;
+mod chat;
 mod client;
 mod endpoint;
 mod error;
@@ -35,6 +36,7 @@ mod watch;
 
 pub use audit::AuditQuery;
 pub use backup::Pieces;
+pub use chat::{ChatFeed, ChatNews};
 pub use client::{Client, MAX_BODY};
 pub use endpoint::Endpoint;
 pub use error::ClientError;

@@ -56,12 +56,15 @@
 //! | `GET /v1/schedules/{name}?next=` | → [`ScheduleView`] |
 //! | `PUT /v1/schedules/{name}` | [`PutSchedule`] → [`ScheduleView`] |
 //! | `DELETE /v1/schedules/{name}` | → 204 |
+//! | `POST /v1/chat/lines` | [`ChatLine`] → [`ChatAnswer`] |
+//! | `GET /v1/chat/feed?network=` | → SSE of [`Utterance`] |
 //! | `GET /healthz`, `/readyz`, `/openapi.json` (open) | |
 //!
 //! Wherever a route takes `{run}`, a prefix of at least four characters that
 //! stands for one run will do.
 
 mod brokers;
+mod chat;
 mod cluster;
 mod event;
 mod frame;
@@ -88,6 +91,10 @@ use crate::keys::Fingerprint;
 use crate::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName};
 use crate::run::is_zero;
 pub use brokers::{BrokerPlace, BrokerView, StandbyKit};
+pub use chat::{
+    ChatAccount, ChatAnswer, ChatLine, ChatPerson, ChatPlace, MAX_CHAT_LINE, Say, Speaker, Tone,
+    Urgency, Utterance, Vouched,
+};
 pub use event::{
     CloudEvent, ClusterEvent, EventStored, EventsStored, NotAnEvent, OWN_SOURCE, SPEC_VERSION,
 };
@@ -441,16 +448,20 @@ pub enum Role {
     NodeEnroller,
     /// Nothing by itself: what the cluster's policies permit.
     Member,
+    /// Only tell what was heard in one chat network, and hear what is to be
+    /// said there: for a bot.
+    Witness,
 }
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Admin,
         Self::Operator,
         Self::Reader,
         Self::NodeEnroller,
         Self::Member,
+        Self::Witness,
     ];
 
     /// The word, as in JSON.
@@ -462,6 +473,7 @@ impl Role {
             Self::Reader => "reader",
             Self::NodeEnroller => "node-enroller",
             Self::Member => "member",
+            Self::Witness => "witness",
         }
     }
 }

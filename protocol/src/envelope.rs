@@ -104,6 +104,8 @@ pub enum Door {
     Schedule,
     /// A webhook, by a trigger.
     Hook,
+    /// A chat network, by a bot that has heard it there.
+    Irc,
     /// The node's own shell: it ran there without the broker, and was
     /// reported later.
     Local,
@@ -111,12 +113,13 @@ pub enum Door {
 
 impl Door {
     /// All doors.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Cli,
         Self::Http,
         Self::Broker,
         Self::Schedule,
         Self::Hook,
+        Self::Irc,
         Self::Local,
     ];
 
@@ -129,6 +132,7 @@ impl Door {
             Self::Broker => "broker",
             Self::Schedule => "schedule",
             Self::Hook => "hook",
+            Self::Irc => "irc",
             Self::Local => "local",
         }
     }

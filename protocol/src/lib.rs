@@ -9,6 +9,7 @@
 
 pub mod api;
 pub mod audit;
+pub mod chat;
 pub mod envelope;
 pub mod freeze;
 pub mod ids;

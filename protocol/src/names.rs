@@ -175,6 +175,11 @@ name! {
     RouteName, "route name", "-_", false, MAX_NAME, &[]
 }
 name! {
+    /// The name that the operators give to a chat network, such as `ops`.
+    /// Whoever listens there asks as `irc:<name>`, which is a name, too.
+    NetworkName, "network name", "-_.", false, 24, &[]
+}
+name! {
     /// Who asks: a person, a CI system, a schedule; `ana` or `ci/webapp`.
     PrincipalName, "principal name", "-_.@/:", true, MAX_NAME, &[]
 }

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::chat::{ChannelName, Proof};
 use crate::ids::RunId;
-use crate::names::ScheduleName;
+use crate::names::{NetworkName, ScheduleName};
 use crate::units::Timestamp;
 
 /// Where exactly a request came from: for policies, and for the record.
@@ -29,6 +30,21 @@ pub enum Origin {
         trigger: String,
         /// The event that the delivery became.
         event: String,
+    },
+    /// Somebody wrote it in a chat network.
+    Chat {
+        /// The network.
+        network: NetworkName,
+        /// The services account that the network's server vouches for.
+        account: Option<String>,
+        /// What they are called there now: shown, never judged.
+        nick: String,
+        /// The channel; absent where it was written to the bot alone.
+        channel: Option<ChannelName>,
+        /// Which line it was.
+        line: String,
+        /// What shows that it is really they.
+        proof: Proof,
     },
     /// The `main` of a run asks.
     Run {

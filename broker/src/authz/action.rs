@@ -95,6 +95,9 @@ pub enum Action {
     PutEvents,
     /// Read webhooks, triggers and routes, and try what they would do.
     ReadHooks,
+    /// Tell what was heard in a chat network, and hear what is to be said
+    /// there.
+    Witness,
     /// Learn who one is.
     WhoAmI,
 }
@@ -140,6 +143,7 @@ impl Action {
             Self::ReadEvents,
             Self::PutEvents,
             Self::ReadHooks,
+            Self::Witness,
             Self::WhoAmI,
         ]
     }
@@ -180,6 +184,7 @@ impl Action {
             Self::ReadEvents => "read events",
             Self::PutEvents => "put events in",
             Self::ReadHooks => "read webhooks, triggers and routes",
+            Self::Witness => "tell what was said in a chat network",
             Self::WhoAmI => "ask who it is",
         }
     }
@@ -219,6 +224,7 @@ impl Action {
             Self::ReadEvents => "read-events",
             Self::PutEvents => "put-events",
             Self::ReadHooks => "read-hooks",
+            Self::Witness => "witness",
             Self::WhoAmI => "who-am-i",
         }
     }
@@ -258,7 +264,8 @@ impl Action {
             | Self::Backup
             | Self::ManageReleases
             | Self::AddBroker
-            | Self::ManagePolicies => Group::Manage,
+            | Self::ManagePolicies
+            | Self::Witness => Group::Manage,
         }
     }
 }

@@ -27,6 +27,7 @@ impl FixedRoles {
             Role::Reader => action.group() == Group::Read,
             Role::NodeEnroller => matches!(action, A::Invite),
             Role::Member => false,
+            Role::Witness => matches!(action, A::Witness),
         }
     }
 }

@@ -141,6 +141,24 @@ pub(super) fn asked(caller: &Caller, Moment(at): Moment) -> Vec<(String, Value)>
             ("delivery", text(delivery.as_str())),
             ("trigger", text(trigger.as_str())),
         ]),
+        Origin::Chat {
+            network,
+            account,
+            channel,
+            proof,
+            ..
+        } => {
+            pairs.extend([
+                ("network", text(network.as_str())),
+                ("proof", text(proof.as_str())),
+            ]);
+            if let Some(account) = account {
+                pairs.push(("account", text(account.as_str())));
+            }
+            if let Some(channel) = channel {
+                pairs.push(("channel", text(channel.as_str())));
+            }
+        }
     }
     pairs
         .into_iter()

@@ -1,0 +1,11 @@
+//! The bot of an IRC network: a witness. It tells the broker what was written
+//! and who the server says it was, and says what the broker wants said. It
+//! decides nothing, holds no NATS credential, and knows no scenario.
+
+use std::process::ExitCode;
+
+/// Runs the bot.
+#[must_use]
+pub fn main() -> ExitCode {
+    ExitCode::FAILURE
+}
