@@ -119,9 +119,12 @@ pub fn folded<'a>(names: impl IntoIterator<Item = &'a str>, columns: usize) -> S
     let mut out = String::new();
     for (i, piece) in pieces.iter().enumerate() {
         let text = piece.to_string();
-        if i > 0 && super::width(&out) + super::width(&text) + 2 > columns {
+        if i > 0 && out.chars().count() + text.chars().count() + 2 > columns {
             let left: usize = pieces[i..].iter().map(Piece::len).sum();
-            out.push_str(&format!(", and {} more", super::thousands(left as u64)));
+            out.push_str(&format!(
+                ", and {} more",
+                crate::text::thousands(left as u64)
+            ));
             return out;
         }
         if i > 0 {
