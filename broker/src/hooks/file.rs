@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use muster_protocol::api::{HookKind, Secret};
+use muster_protocol::chat::alias::Aliases;
+use muster_protocol::chat::command;
 use muster_protocol::names::{HookName, RouteName, TriggerName};
 use muster_protocol::units::{Size, Span};
 use serde::Deserialize;
@@ -58,6 +60,8 @@ pub struct Declared {
     pub triggers: BTreeMap<TriggerName, Trigger>,
     /// The routes.
     pub routes: BTreeMap<RouteName, Route>,
+    /// Short names for what is typed in chats.
+    pub aliases: Aliases,
 }
 
 impl Default for Declared {
@@ -67,6 +71,7 @@ impl Default for Declared {
             hooks: BTreeMap::new(),
             triggers: BTreeMap::new(),
             routes: BTreeMap::new(),
+            aliases: Aliases::default(),
         }
     }
 }
@@ -265,9 +270,15 @@ fn parse(text: &str, secrets: &mut Secrets<'_>, mistakes: &mut Vec<String>) -> D
     declared.routes = sections.read("routes", &mut table, |_: &RouteName, raw: RawRoute| {
         Route::checked(raw, secrets)
     });
+    if let Some(value) = table.remove("aliases") {
+        match aliases(value) {
+            Ok(aliases) => declared.aliases = aliases,
+            Err(wrong) => mistakes.extend(wrong.into_iter().map(|m| format!("aliases: {m}"))),
+        }
+    }
     for name in table.keys() {
         mistakes.push(format!(
-            "`{name}` is unknown; there are `max_body`, `hooks`, `triggers` and `routes`"
+            "`{name}` is unknown; there are `max_body`, `hooks`, `triggers`, `routes` and `aliases`"
         ));
     }
     for (name, trigger) in &declared.triggers {
@@ -278,6 +289,14 @@ fn parse(text: &str, secrets: &mut Secrets<'_>, mistakes: &mut Vec<String>) -> D
         }
     }
     declared
+}
+
+fn aliases(value: Value) -> Result<Aliases, Vec<String>> {
+    let named: BTreeMap<String, String> = value.try_into().map_err(|_| {
+        vec!["each is a line such as deploy = \"run deploy version=$1\"".to_owned()]
+    })?;
+    let taken = |word: &str| command::find(word).is_some();
+    Aliases::new(&named, taken).map_err(|wrong| wrong.iter().map(ToString::to_string).collect())
 }
 
 struct Sections<'a> {

@@ -16,6 +16,8 @@ use crate::audit::{self, Audit, AuditError};
 use crate::authority::{Authority, AuthorityError};
 use crate::authz::Guard;
 use crate::bus::{self, Deps, Nodes, StartError};
+use crate::chat::desk::Desk;
+use crate::chat::totp::Totps;
 use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
@@ -330,6 +332,7 @@ impl Session {
             hooks: Hooks::new(parts.hooks.clone(), events.clone()),
             triggers: triggers.clone(),
             routes: routes.clone(),
+            desk: Desk::new(Totps::new(stores.totp.clone(), lease.clone(), &parts.root)),
             freezer,
             past,
             guard,
