@@ -13,6 +13,7 @@ use serde::Deserialize;
 use toml::Value;
 
 use super::rate::Rate;
+use crate::chat::settings::{RawChat, Settings};
 use crate::routes::{RawRoute, Route};
 use crate::triggers::{RawTrigger, Trigger};
 
@@ -58,6 +59,8 @@ pub struct Declared {
     pub triggers: BTreeMap<TriggerName, Trigger>,
     /// The routes.
     pub routes: BTreeMap<RouteName, Route>,
+    /// What is set about chat.
+    pub chat: Settings,
 }
 
 impl Default for Declared {
@@ -67,6 +70,7 @@ impl Default for Declared {
             hooks: BTreeMap::new(),
             triggers: BTreeMap::new(),
             routes: BTreeMap::new(),
+            chat: Settings::default(),
         }
     }
 }
@@ -255,6 +259,16 @@ fn parse(text: &str, secrets: &mut Secrets<'_>, mistakes: &mut Vec<String>) -> D
             _ => mistakes.push("max_body: a size such as `5MiB`, at most 25MiB".to_owned()),
         }
     }
+    if let Some(value) = table.remove("chat") {
+        let checked = value
+            .try_into::<RawChat>()
+            .map_err(|error| vec![error.message().to_owned()])
+            .and_then(Settings::checked);
+        match checked {
+            Ok(settings) => declared.chat = settings,
+            Err(wrong) => mistakes.extend(wrong.into_iter().map(|m| format!("chat: {m}"))),
+        }
+    }
     let mut sections = Sections { mistakes };
     declared.hooks = sections.read("hooks", &mut table, |name, raw: RawHook| {
         hook(name, raw, secrets)
@@ -267,7 +281,7 @@ fn parse(text: &str, secrets: &mut Secrets<'_>, mistakes: &mut Vec<String>) -> D
     });
     for name in table.keys() {
         mistakes.push(format!(
-            "`{name}` is unknown; there are `max_body`, `hooks`, `triggers` and `routes`"
+            "`{name}` is unknown; there are `max_body`, `chat`, `hooks`, `triggers` and `routes`"
         ));
     }
     for (name, trigger) in &declared.triggers {

@@ -6,6 +6,7 @@ mod audit;
 mod auth;
 mod backup;
 mod brokers;
+mod chat_feed;
 mod document;
 mod events;
 mod freeze;
@@ -50,6 +51,7 @@ use crate::audit::{Audit, as_request};
 use crate::authority::Authority;
 use crate::authz::{Action, Authorized, Caller, Guard};
 use crate::bus::Nodes;
+use crate::chat::Chat;
 use crate::config::Config;
 use crate::enroll::Enrolment;
 use crate::events::Events;
@@ -105,6 +107,8 @@ pub struct AppState {
     pub triggers: Triggers,
     /// Events that are sent on.
     pub routes: Routes,
+    /// What is to be said in chat networks.
+    pub chat: Chat,
     /// Whether anything is begun on the nodes.
     pub freezer: Freezer,
     /// What the store has lost, as far as is known.
@@ -198,6 +202,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(audit::routes())
         .merge(backup::routes())
         .merge(brokers::routes())
+        .merge(chat_feed::routes())
         .merge(events::routes())
         .merge(hooks::routes())
         .merge(freeze::routes())
