@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
+use async_nats::jetstream::Context;
 use tokio_util::sync::CancellationToken;
 
+use super::alarms::Alarms;
+use super::alarms::table::Table;
+use super::builds::results::Results;
 use super::outbox::Outbox;
 use super::outputs::Ran;
 use super::spoken::{Spoken, SpokenError};
@@ -12,6 +16,10 @@ use crate::events::place::Places;
 use crate::hooks::Held;
 use crate::lease::Lease;
 use crate::routes::Routes;
+use crate::store::kv::{BucketConfig, Kv, KvError, ensure_bucket};
+
+/// What is remembered, beside what is to be said.
+const BUCKET: &str = "muster_chat";
 
 /// Why chat cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -19,13 +27,38 @@ pub enum ChatError {
     /// What is to be said.
     #[error(transparent)]
     Spoken(#[from] SpokenError),
+    /// What is remembered.
+    #[error("what is remembered for chat cannot be read: {0}")]
+    Store(#[from] KvError),
+}
+
+/// What is remembered: one bucket, with values of several kinds.
+#[derive(Clone, Debug)]
+pub struct Stores {
+    pub(super) alarms: Kv<Table>,
+    pub(super) results: Kv<Results>,
+}
+
+impl Stores {
+    /// Makes the bucket where there is none.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub async fn ensure(js: &Context) -> Result<Self, KvError> {
+        Ok(Self {
+            alarms: ensure_bucket(js, BucketConfig::new(BUCKET)).await?,
+            results: ensure_bucket(js, BucketConfig::new(BUCKET)).await?,
+        })
+    }
 }
 
 /// What it is made of.
 #[derive(Debug)]
 pub struct Parts {
     /// The store.
-    pub js: async_nats::jetstream::Context,
+    pub js: Context,
+    /// What is remembered.
+    pub stores: Stores,
     /// Whether this broker may write.
     pub lease: Lease,
     /// What happens.
@@ -47,6 +80,9 @@ pub struct Chat(pub(super) Arc<Inner>);
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) spoken: Spoken,
+    pub(super) alarms: Alarms,
+    pub(super) stores: Stores,
+    pub(super) lease: Lease,
     pub(super) events: Events,
     pub(super) places: Places,
     pub(super) held: Held,
@@ -61,6 +97,7 @@ impl Chat {
     pub async fn open(parts: Parts) -> Result<Self, ChatError> {
         let Parts {
             js,
+            stores,
             lease,
             events,
             places,
@@ -68,9 +105,19 @@ impl Chat {
             held,
             routes,
         } = parts;
-        let spoken = Spoken::open(js, lease, &places, numbering).await?;
+        let alarms = Alarms::open(
+            stores.alarms.clone(),
+            lease.clone(),
+            events.clone(),
+            numbering.clone(),
+        )
+        .await?;
+        let spoken = Spoken::open(js, lease.clone(), &places, numbering).await?;
         Ok(Self(Arc::new(Inner {
             spoken,
+            alarms,
+            stores,
+            lease,
             events,
             places,
             held,
@@ -82,6 +129,12 @@ impl Chat {
     #[must_use]
     pub fn spoken(&self) -> &Spoken {
         &self.0.spoken
+    }
+
+    /// The alarms.
+    #[must_use]
+    pub fn alarms(&self) -> &Alarms {
+        &self.0.alarms
     }
 
     /// Says what is to be said of every event, until `cancel`.

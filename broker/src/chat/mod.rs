@@ -4,6 +4,8 @@
 //! [`outbox`] follows the events and puts what is to be said of them
 //! ([`sentences`], pure) into one stream ([`spoken`]).
 
+pub mod alarms;
+pub mod builds;
 pub mod handle;
 mod outbox;
 pub mod outputs;

@@ -8,10 +8,12 @@ use std::time::Duration;
 use muster_protocol::api::{ChatPlace, ClusterEvent, Say, Urgency, Utterance};
 use tokio::time::sleep;
 
+use super::alarms::table::Came;
+use super::builds::results::Results;
 use super::handle::Chat;
 use super::outputs::Ran;
 use super::result;
-use super::sentences::{self, runs};
+use super::sentences::{self, Known, runs};
 use super::settings::Settings;
 use super::spoken::id_of;
 use crate::events::follower::{Anew, Follower, How};
@@ -23,12 +25,15 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// So many utterances are looked through for those that the broker before may
 /// have put in without writing down that it did.
 const LOOK_BACK: u64 = 2_000;
+/// The key of how builds ended.
+const RESULTS: &str = "results";
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Outbox {
     chat: Chat,
     ran: Arc<dyn Ran>,
+    results: Results,
     follower: Follower,
     /// What there was when this began; empty once nothing of before comes any
     /// more.
@@ -60,9 +65,19 @@ impl Outbox {
         } else {
             HashSet::new()
         };
+        let results = loop {
+            match inner.stores.results.get(RESULTS).await {
+                Ok(entry) => break entry.map(|entry| entry.value).unwrap_or_default(),
+                Err(error) => {
+                    tracing::warn!(%error, "how builds ended cannot be read; trying again");
+                    sleep(AGAIN).await;
+                }
+            }
+        };
         Self {
             chat,
             ran,
+            results,
             follower,
             before,
         }
@@ -84,16 +99,25 @@ impl Outbox {
         }
     }
 
-    /// Says what is to be said of an event; whether there was anything.
+    /// Says what is to be said of an event; whether anything came of it.
     async fn take(&mut self, event: &ClusterEvent) -> bool {
-        let declared = self.chat.0.held.get();
-        let asked = runs::asked_at(event);
+        let chat = self.chat.clone();
+        let declared = chat.0.held.get();
+        let settings = &declared.chat;
+        let came = chat.0.alarms.take(event, settings.repeat).await;
+        let is_alarm = came != Came::Nothing;
+        let mut results = self.results.clone();
+        let known = Known {
+            alarm: Some(came),
+            build: results.apply(event, chat.0.spoken.numbering()),
+        };
+        let asked = told_at(event);
         let mut any = false;
-        if let Some(place) = &asked
-            && let Some(say) = self.answer(event, &declared.chat).await
+        if let Some(place) = runs::asked_at(event)
+            && let Some(say) = self.answer(event, settings).await
         {
             any = true;
-            self.put(event, place.clone(), say, "asked").await;
+            self.put(event, place, say, "asked").await;
         }
         for (name, route) in &declared.routes {
             let To::Channels(channels) = &route.to else {
@@ -102,7 +126,8 @@ impl Outbox {
             if !route.takes(event) {
                 continue;
             }
-            let Some(say) = sentences::of(event, &declared.chat) else {
+            let exactly = route.wanted.names(&event.kind);
+            let Some(say) = sentences::of(event, &known, settings, exactly) else {
                 continue;
             };
             for channel in channels {
@@ -116,10 +141,42 @@ impl Outbox {
                 }
                 any = true;
                 self.put(event, place, say.clone(), "route").await;
-                self.chat.0.routes.said(name);
+                chat.0.routes.said(name);
             }
         }
-        any
+        // What is remembered changes behind what is said: whoever dies in
+        // between says the same again, which is known by its id.
+        if is_alarm {
+            self.keep_alarms(event, settings).await;
+        }
+        if results != self.results {
+            self.results = results;
+            self.keep_results().await;
+            any = true;
+        }
+        any || is_alarm
+    }
+
+    async fn keep_alarms(&self, event: &ClusterEvent, settings: &Settings) {
+        while let Err(error) = self.chat.0.alarms.keep(event, settings.repeat).await {
+            tracing::warn!(%error, "what is known of alarms cannot be stored yet");
+            sleep(AGAIN).await;
+        }
+    }
+
+    async fn keep_results(&self) {
+        let chat = &self.chat.0;
+        loop {
+            if chat.lease.epoch().is_some() {
+                match chat.stores.results.put(RESULTS, &self.results).await {
+                    Ok(_) => return,
+                    Err(error) => {
+                        tracing::warn!(%error, "how builds ended cannot be stored yet");
+                    }
+                }
+            }
+            sleep(AGAIN).await;
+        }
     }
 
     /// What whoever asked for a run in chat is told of it.
@@ -136,7 +193,7 @@ impl Outbox {
     /// What the run came to.
     async fn ended(&self, event: &ClusterEvent, settings: &Settings) -> Say {
         let plain = || {
-            let said = sentences::of(event, settings);
+            let said = sentences::of(event, &Known::default(), settings, false);
             said.unwrap_or_else(|| sentences::plain(event))
         };
         let run = event.fields.get("run").and_then(|run| run.as_str());
@@ -194,4 +251,12 @@ impl Outbox {
             }
         }
     }
+}
+
+/// Where an event is known already, because somebody there did what it tells
+/// of.
+fn told_at(event: &ClusterEvent) -> Option<ChatPlace> {
+    let own = event.source == muster_protocol::api::OWN_SOURCE;
+    let place = event.fields.get("chat").filter(|_| own)?;
+    serde_json::from_value(place.clone()).ok()
 }

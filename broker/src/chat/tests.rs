@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Chat;
-use super::handle::Parts;
+use super::handle::{Parts, Stores};
 use super::outputs::Ran;
 use super::result::Outputs;
 use super::spoken::STREAM;
@@ -93,6 +93,7 @@ impl World {
         );
         let parts = Parts {
             js: self.js.clone(),
+            stores: Stores::ensure(&self.js).await.unwrap(),
             lease,
             events: events.clone(),
             places: self.places.clone(),

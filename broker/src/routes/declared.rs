@@ -214,6 +214,12 @@ impl Wanted {
                 || serde_json::to_value(event).is_ok_and(|event| self.fields.fit(&event)))
     }
 
+    /// Whether a kind is named as it is, without a `*`.
+    #[must_use]
+    pub fn names(&self, kind: &str) -> bool {
+        self.kinds.iter().any(|glob| glob.as_str() == kind)
+    }
+
     fn is_of_repository(&self, event: &ClusterEvent) -> bool {
         let name = event
             .fields

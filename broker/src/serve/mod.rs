@@ -136,6 +136,7 @@ pub(crate) struct Stores {
     pub(crate) once: Kv<crate::once::StoredOnce>,
     pub(crate) places: Kv<crate::triggers::Place>,
     pub(crate) freeze: Kv<crate::freeze::FreezeValue>,
+    pub(crate) chat: crate::chat::handle::Stores,
 }
 
 /// [`Buckets`], to be cloned for each session.
@@ -190,6 +191,7 @@ impl Stores {
             // After the store went back, its places mean nothing.
             places: bucket(js, "muster_places").await?,
             freeze: bucket(js, "muster_cluster").await?.witnessed(told()),
+            chat: crate::chat::handle::Stores::ensure(js).await?,
             retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })
     }

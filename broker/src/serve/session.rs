@@ -324,6 +324,7 @@ impl Session {
         let routes = Routes::new(held.clone(), log.clone(), places.clone(), numbering.clone());
         let chat = chat::Parts {
             js: link.js.clone(),
+            stores: stores.chat.clone(),
             lease: lease.clone(),
             events: log,
             places,

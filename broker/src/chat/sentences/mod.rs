@@ -1,13 +1,18 @@
 //! What is said of an event: pure. Everything that comes from outside is made
 //! printable here, and has a bound.
 
+mod alarms;
+pub mod builds;
 mod git;
+mod nodes;
 pub mod runs;
 
 use muster_protocol::api::{ClusterEvent, Say, Tone, Urgency};
 use muster_protocol::text::printable;
 use serde_json::Value;
 
+use super::alarms::table::Came;
+use super::builds::results::Ended;
 use super::settings::Settings;
 
 /// Longest line that is made of an event's own text, in characters.
@@ -15,14 +20,36 @@ const MAX_TEXT: usize = 400;
 /// Longest word or name in a line.
 const MAX_WORD: usize = 100;
 
-/// What is said of an event; `None` when there is nothing to say.
+/// What is known of an event beside what it says itself.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// What it comes to among the alarms.
+    pub alarm: Option<Came>,
+    /// How the build ended, beside the one before it.
+    pub build: Option<Ended>,
+}
+
+/// What is said of an event in a channel that it is routed to; `None` when
+/// there is nothing to say. `exactly`: the route names this very kind.
 #[must_use]
-pub fn of(event: &ClusterEvent, settings: &Settings) -> Option<Say> {
+pub fn of(event: &ClusterEvent, known: &Known, settings: &Settings, exactly: bool) -> Option<Say> {
+    if known.alarm == Some(Came::Quiet) {
+        return None;
+    }
+    let told = match &known.alarm {
+        Some(Came::Told(told)) => Some(told),
+        _ => None,
+    };
     match event.kind.as_str() {
         "git.push" => Some(git::push(event)),
         "git.tag" => Some(git::tag(event)),
         "git.deleted" => Some(git::deleted(event)),
         "git.change" => git::change(event),
+        "build.queued" | "build.started" => exactly.then(|| builds::begun(event)),
+        "build.finished" => builds::finished(event, known.build, false),
+        "node.down" | "node.up" => Some(nodes::of(event, told)),
+        "alarm.firing" | "alarm.resolved" => Some(alarms::group(event, told)),
+        kind if kind.starts_with("alarm.") => Some(alarms::own(event, told)),
         _ if runs::is_of_run(event) => Some(runs::of(event, settings)),
         _ => Some(plain(event)),
     }
