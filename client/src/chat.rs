@@ -15,6 +15,8 @@ use crate::stream::{Ended, From, Pause, Reconnecting};
 
 /// The name of the event that says that places are numbered anew.
 const RENUMBERED: &str = "renumbered";
+/// The name of the event that says from which place on it is told.
+const HERE: &str = "here";
 /// A line can start a dry run, and is answered when that has ended.
 const FOR_A_DRY_RUN: Duration = Duration::from_secs(80);
 
@@ -108,6 +110,12 @@ impl ChatFeed {
             .id
             .filter(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_graphic()))
             .ok_or("an event without its place")?;
+        if event.name.as_deref() == Some(HERE) {
+            // Whoever is cut off before anything is said comes back to it.
+            self.resume = Some(place);
+            self.stream.heard();
+            return Ok(());
+        }
         let next = if event.name.as_deref() == Some(RENUMBERED) {
             let place = place.clone();
             ChatNews::Renumbered { place }

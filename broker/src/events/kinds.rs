@@ -20,6 +20,14 @@ pub const KINDS: &[(&str, &str)] = &[
         "a monitoring system raises alarms, as one group, each with its fingerprint",
     ),
     ("alarm.resolved", "alarms of a monitoring system are over"),
+    (
+        "alarm.acked",
+        "somebody looks after an alarm: it is not repeated in chat",
+    ),
+    (
+        "alarm.silenced",
+        "somebody silenced alarms in chat, or ended that",
+    ),
     ("hook.received", "a generic webhook was called"),
     (
         "hook.ping",

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use toml::Value;
 
 use super::rate::Rate;
+use crate::chat::settings::{RawChat, Settings};
 use crate::routes::{RawRoute, Route};
 use crate::triggers::{RawTrigger, Trigger};
 
@@ -62,6 +63,8 @@ pub struct Declared {
     pub routes: BTreeMap<RouteName, Route>,
     /// Short names for what is typed in chats.
     pub aliases: Aliases,
+    /// What is set about chat.
+    pub chat: Settings,
 }
 
 impl Default for Declared {
@@ -72,6 +75,7 @@ impl Default for Declared {
             triggers: BTreeMap::new(),
             routes: BTreeMap::new(),
             aliases: Aliases::default(),
+            chat: Settings::default(),
         }
     }
 }
@@ -260,6 +264,16 @@ fn parse(text: &str, secrets: &mut Secrets<'_>, mistakes: &mut Vec<String>) -> D
             _ => mistakes.push("max_body: a size such as `5MiB`, at most 25MiB".to_owned()),
         }
     }
+    if let Some(value) = table.remove("chat") {
+        let checked = value
+            .try_into::<RawChat>()
+            .map_err(|error| vec![error.message().to_owned()])
+            .and_then(Settings::checked);
+        match checked {
+            Ok(settings) => declared.chat = settings,
+            Err(wrong) => mistakes.extend(wrong.into_iter().map(|m| format!("chat: {m}"))),
+        }
+    }
     let mut sections = Sections { mistakes };
     declared.hooks = sections.read("hooks", &mut table, |name, raw: RawHook| {
         hook(name, raw, secrets)
@@ -278,7 +292,7 @@ fn parse(text: &str, secrets: &mut Secrets<'_>, mistakes: &mut Vec<String>) -> D
     }
     for name in table.keys() {
         mistakes.push(format!(
-            "`{name}` is unknown; there are `max_body`, `hooks`, `triggers`, `routes` and `aliases`"
+            "`{name}` is unknown; there are `max_body`, `chat`, `aliases`, `hooks`, `triggers` and `routes`"
         ));
     }
     for (name, trigger) in &declared.triggers {

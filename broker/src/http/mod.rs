@@ -7,6 +7,7 @@ mod auth;
 mod backup;
 mod brokers;
 mod chat;
+mod chat_feed;
 mod document;
 mod events;
 mod freeze;
@@ -51,6 +52,7 @@ use crate::audit::{Audit, as_request};
 use crate::authority::Authority;
 use crate::authz::{Action, Authorized, Caller, Guard};
 use crate::bus::Nodes;
+use crate::chat::Chat;
 use crate::config::Config;
 use crate::enroll::Enrolment;
 use crate::events::Events;
@@ -110,6 +112,8 @@ pub struct AppState {
     pub routes: Routes,
     /// What is said in chats.
     pub desk: crate::chat::desk::Desk,
+    /// What is to be said in chat networks.
+    pub chat: Chat,
     /// Whether anything is begun on the nodes.
     pub freezer: Freezer,
     /// What the store has lost, as far as is known.
@@ -204,6 +208,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(backup::routes())
         .merge(brokers::routes())
         .merge(chat::routes())
+        .merge(chat_feed::routes())
         .merge(events::routes())
         .merge(hooks::routes())
         .merge(freeze::routes())

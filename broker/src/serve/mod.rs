@@ -137,6 +137,7 @@ pub(crate) struct Stores {
     pub(crate) places: Kv<crate::triggers::Place>,
     pub(crate) freeze: Kv<crate::freeze::FreezeValue>,
     pub(crate) totp: Kv<crate::chat::totp::StoredTotp>,
+    pub(crate) chat: crate::chat::handle::Stores,
 }
 
 /// [`Buckets`], to be cloned for each session.
@@ -194,6 +195,7 @@ impl Stores {
             // After the store went back, a code of the last minute counts once
             // more at most.
             totp: bucket(js, "muster_totp").await?,
+            chat: crate::chat::handle::Stores::ensure(js).await?,
             retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })
     }

@@ -78,6 +78,7 @@ pub(super) fn asker(state: &AppState, witness: &Caller, line: &ChatLine) -> Call
             network: line.network.clone(),
             account: speaker.account.as_ref().map(|account| account.name.clone()),
             nick: speaker.nick.clone(),
+            sight: speaker.sight.clone(),
             channel: line.channel.clone(),
             line: line.id.clone(),
             proof,
