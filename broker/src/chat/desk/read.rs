@@ -16,6 +16,8 @@ use muster_protocol::units::{Timestamp, elapsed};
 use super::say::count;
 use super::{Answer, Line, no, say, scenario_names};
 use crate::authz::Action;
+use crate::chat::outputs::Ran as _;
+use crate::chat::result;
 use crate::http::ApiError;
 use crate::ping::PingError;
 use crate::resolve::{Options, ResolveError, matching, parse, resolve};
@@ -184,12 +186,22 @@ impl Line<'_> {
                 None => return Ok(vec![say::plain("you have run nothing lately".to_owned())]),
             },
         };
+        if engine.has_ended(run)
+            && let Some((view, outputs)) = engine.came_to(run).await
+        {
+            let short = view.brief.short.clone();
+            let link = self.state.chat.run_link(&run.to_string(), &short);
+            let mut said = result::ended(&view, &outputs, Some(link));
+            said.lines.insert(0, brief(&view.brief));
+            said.about = Some(short);
+            return Ok(vec![said]);
+        }
         let view = engine.show(run).await?;
         let short = view.brief.short.clone();
         let mut lines = vec![brief(&view.brief)];
         lines.extend(outcomes(&view));
         let mut said = say::several(lines);
-        said.link = Some(format!("muster runs show {short}"));
+        said.link = Some(self.state.chat.run_link(&run.to_string(), &short));
         Ok(vec![said])
     }
 
@@ -271,7 +283,8 @@ impl Line<'_> {
             "answer" => may(&Action::AnswerRun),
             "freeze" | "thaw" => may(&Action::Freeze),
             "alarms" => may(&Action::ReadEvents),
-            "ack" | "silence" | "build" => may(&Action::PutEvents),
+            "ack" | "silence" => may(&Action::ManageAlarms),
+            "build" => may(&Action::StartBuilds),
             // Whether one may run something depends on what and where.
             _ => reads,
         });

@@ -3,10 +3,9 @@
 use data_encoding::HEXLOWER;
 use muster_protocol::api::{ChatLine, Role, Say, Vouched};
 use muster_protocol::chat::Proof;
-use muster_protocol::chat::command::{Command, Said};
+use muster_protocol::chat::command::Said;
 use muster_protocol::envelope::Door;
 use muster_protocol::names::{NetworkName, PrincipalName};
-use muster_protocol::text::printable;
 use muster_protocol::units::Timestamp;
 use sha2::{Digest as _, Sha256};
 
@@ -138,49 +137,8 @@ pub(super) fn understood(state: &AppState, caller: &Caller, said: &Said) -> Say 
     if let Some(alias) = &said.alias {
         lines.push(format!("by the alias {alias}"));
     }
-    lines.extend(described(&said.command));
+    lines.extend(said.command.spelled());
     say::several(lines)
-}
-
-/// A command, spelled out.
-pub(super) fn described(command: &Command) -> Vec<String> {
-    let params = |params: &std::collections::BTreeMap<String, String>| {
-        let params = params.iter().map(|(name, value)| {
-            let value = muster_protocol::chat::quoted(&printable(value, 200));
-            format!("  {} = {value}", printable(name, 60))
-        });
-        params.collect::<Vec<_>>()
-    };
-    match command {
-        Command::Run(run) => {
-            let mut lines = vec![format!("run {}", printable(&run.name, 80))];
-            lines.extend(params(&run.params));
-            if let Some(on) = &run.on {
-                lines.push(format!("  on {}", printable(on, 300)));
-            }
-            lines
-        }
-        Command::OnNodes(on) => {
-            let argv: Vec<String> = on
-                .argv
-                .iter()
-                .map(|word| muster_protocol::chat::quoted(&printable(word, 200)))
-                .collect();
-            vec![
-                format!("run the command {}", argv.join(" ")),
-                format!("  on {}", printable(&on.predicate, 300)),
-            ]
-        }
-        Command::Build {
-            name,
-            params: given,
-        } => {
-            let mut lines = vec![format!("build {}", printable(name, 80))];
-            lines.extend(params(given));
-            lines
-        }
-        other => vec![printable(&format!("{other:?}"), 400)],
-    }
 }
 
 impl Line<'_> {
