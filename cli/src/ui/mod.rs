@@ -10,8 +10,8 @@ pub mod table;
 mod term;
 pub mod time;
 
-pub use muster_protocol::fold;
 pub use muster_protocol::text::thousands;
+
 pub use term::{Paint, Term};
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
