@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use muster_protocol::api::{HookKind, Secret};
-use muster_protocol::names::{HookName, RouteName, TriggerName};
+use muster_protocol::names::{BuildName, HookName, RouteName, TriggerName};
 use muster_protocol::units::{Size, Span};
 use serde::Deserialize;
 use toml::Value;
 
 use super::rate::Rate;
+use crate::chat::builds::declared::{Build, RawBuild};
 use crate::chat::settings::{RawChat, Settings};
 use crate::routes::{RawRoute, Route};
 use crate::triggers::{RawTrigger, Trigger};
@@ -59,6 +60,8 @@ pub struct Declared {
     pub triggers: BTreeMap<TriggerName, Trigger>,
     /// The routes.
     pub routes: BTreeMap<RouteName, Route>,
+    /// Builds that can be asked for in chat.
+    pub builds: BTreeMap<BuildName, Build>,
     /// What is set about chat.
     pub chat: Settings,
 }
@@ -70,6 +73,7 @@ impl Default for Declared {
             hooks: BTreeMap::new(),
             triggers: BTreeMap::new(),
             routes: BTreeMap::new(),
+            builds: BTreeMap::new(),
             chat: Settings::default(),
         }
     }
@@ -279,9 +283,12 @@ fn parse(text: &str, secrets: &mut Secrets<'_>, mistakes: &mut Vec<String>) -> D
     declared.routes = sections.read("routes", &mut table, |_: &RouteName, raw: RawRoute| {
         Route::checked(raw, secrets)
     });
+    declared.builds = sections.read("builds", &mut table, |_: &BuildName, raw: RawBuild| {
+        Build::checked(raw, secrets)
+    });
     for name in table.keys() {
         mistakes.push(format!(
-            "`{name}` is unknown; there are `max_body`, `chat`, `hooks`, `triggers` and `routes`"
+            "`{name}` is unknown; there are `max_body`, `builds`, `chat`, `hooks`, `triggers` and `routes`"
         ));
     }
     for (name, trigger) in &declared.triggers {

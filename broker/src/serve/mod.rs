@@ -191,7 +191,7 @@ impl Stores {
             // After the store went back, its places mean nothing.
             places: bucket(js, "muster_places").await?,
             freeze: bucket(js, "muster_cluster").await?.witnessed(told()),
-            chat: crate::chat::handle::Stores::ensure(js).await?,
+            chat: Box::pin(crate::chat::handle::Stores::ensure(js)).await?,
             retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })
     }
