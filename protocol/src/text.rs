@@ -56,6 +56,20 @@ fn push_safe(out: &mut String, c: char) {
     }
 }
 
+/// `10,000`.
+#[must_use]
+pub fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
 /// Bytes that a program printed, as text: valid UTF-8 stays, every other byte
 /// becomes `\xNN`. Control characters are kept; whoever shows the text escapes
 /// them with [`printable_line`].
@@ -67,20 +81,6 @@ pub fn lossy(bytes: &[u8]) -> String {
         for byte in chunk.invalid() {
             let _ = write!(out, "\\x{byte:02x}");
         }
-    }
-    out
-}
-
-/// `10,000`.
-#[must_use]
-pub fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
     }
     out
 }

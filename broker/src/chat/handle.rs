@@ -147,6 +147,12 @@ impl Chat {
         &self.0.spoken
     }
 
+    /// Where a run is to be seen: a URL, or what to type.
+    #[must_use]
+    pub fn run_link(&self, run: &str, short: &str) -> String {
+        self.0.held.get().chat.link_of(run, short)
+    }
+
     /// The alarms.
     #[must_use]
     pub fn alarms(&self) -> &Alarms {

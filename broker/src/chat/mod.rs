@@ -1,12 +1,15 @@
-//! Chat: what is to be said in networks without that somebody has just asked,
-//! and what came of it. The networks themselves are the bots' business.
+//! Chat, from the broker's side: what was heard in a network is judged and
+//! done here ([`desk`]), and what is to be said is put into words, without a
+//! word of any network's protocol.
 //!
 //! [`outbox`] follows the events and puts what is to be said of them
 //! ([`sentences`], pure) into one stream ([`spoken`]).
 
 pub mod alarms;
 pub mod builds;
+pub mod desk;
 pub mod handle;
+pub mod links;
 mod outbox;
 pub mod outputs;
 pub mod place;
@@ -16,5 +19,6 @@ pub mod settings;
 pub mod spoken;
 #[cfg(test)]
 mod tests;
+pub mod totp;
 
 pub use self::handle::Chat;

@@ -80,6 +80,10 @@ pub const KINDS: &[(&str, &str)] = &[
     ("invite.withdrawn", "somebody withdrew an invite"),
     ("token.created", "somebody made an API token"),
     ("token.revoked", "somebody revoked an API token"),
+    (
+        "principal.device",
+        "somebody has added or removed a device for one-time codes in chats",
+    ),
     ("key.rotated", "the broker has a new signing key"),
     ("key.revoked", "a signing key was revoked"),
     ("scenario.stored", "somebody stored a scenario"),

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use muster_protocol::api::{HookKind, Secret};
+use muster_protocol::chat::alias::Aliases;
+use muster_protocol::chat::command;
 use muster_protocol::names::{BuildName, HookName, RouteName, TriggerName};
 use muster_protocol::units::{Size, Span};
 use serde::Deserialize;
@@ -62,6 +64,8 @@ pub struct Declared {
     pub routes: BTreeMap<RouteName, Route>,
     /// Builds that can be asked for in chat.
     pub builds: BTreeMap<BuildName, Build>,
+    /// Short names for what is typed in chats.
+    pub aliases: Aliases,
     /// What is set about chat.
     pub chat: Settings,
 }
@@ -74,6 +78,7 @@ impl Default for Declared {
             triggers: BTreeMap::new(),
             routes: BTreeMap::new(),
             builds: BTreeMap::new(),
+            aliases: Aliases::default(),
             chat: Settings::default(),
         }
     }
@@ -286,9 +291,15 @@ fn parse(text: &str, secrets: &mut Secrets<'_>, mistakes: &mut Vec<String>) -> D
     declared.builds = sections.read("builds", &mut table, |_: &BuildName, raw: RawBuild| {
         Build::checked(raw, secrets)
     });
+    if let Some(value) = table.remove("aliases") {
+        match aliases(value) {
+            Ok(aliases) => declared.aliases = aliases,
+            Err(wrong) => mistakes.extend(wrong.into_iter().map(|m| format!("aliases: {m}"))),
+        }
+    }
     for name in table.keys() {
         mistakes.push(format!(
-            "`{name}` is unknown; there are `max_body`, `builds`, `chat`, `hooks`, `triggers` and `routes`"
+            "`{name}` is unknown; there are `max_body`, `builds`, `chat`, `aliases`, `hooks`, `triggers` and `routes`"
         ));
     }
     for (name, trigger) in &declared.triggers {
@@ -299,6 +310,14 @@ fn parse(text: &str, secrets: &mut Secrets<'_>, mistakes: &mut Vec<String>) -> D
         }
     }
     declared
+}
+
+fn aliases(value: Value) -> Result<Aliases, Vec<String>> {
+    let named: BTreeMap<String, String> = value.try_into().map_err(|_| {
+        vec!["each is a line such as deploy = \"run deploy version=$1\"".to_owned()]
+    })?;
+    let taken = |word: &str| command::find(word).is_some();
+    Aliases::new(&named, taken).map_err(|wrong| wrong.iter().map(ToString::to_string).collect())
 }
 
 struct Sections<'a> {

@@ -6,6 +6,7 @@ mod audit;
 mod auth;
 mod backup;
 mod brokers;
+mod chat;
 mod chat_feed;
 mod document;
 mod events;
@@ -72,10 +73,12 @@ use crate::triggers::Triggers;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
 pub use self::document::document;
+pub(crate) use self::freeze::view as freeze_view;
 pub use self::front::Front;
 pub use self::limit::{Limiter, PrincipalLimiter};
 pub use self::page::{Paging, page};
 pub use self::problem::{ApiError, ApiJson, ApiPath, ApiQuery};
+pub(crate) use self::runs::wish;
 
 /// Largest body of a request, in bytes.
 pub const MAX_BODY: usize = 1024 * 1024;
@@ -107,6 +110,8 @@ pub struct AppState {
     pub triggers: Triggers,
     /// Events that are sent on.
     pub routes: Routes,
+    /// What is said in chats.
+    pub desk: crate::chat::desk::Desk,
     /// What is to be said in chat networks.
     pub chat: Chat,
     /// Whether anything is begun on the nodes.
@@ -202,6 +207,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(audit::routes())
         .merge(backup::routes())
         .merge(brokers::routes())
+        .merge(chat::routes())
         .merge(chat_feed::routes())
         .merge(events::routes())
         .merge(hooks::routes())

@@ -17,7 +17,9 @@ use crate::authority::{Authority, AuthorityError};
 use crate::authz::Guard;
 use crate::bus::{self, Deps, Nodes, StartError};
 use crate::chat::Chat;
+use crate::chat::desk::Desk;
 use crate::chat::handle::{self as chat, ChatError};
+use crate::chat::totp::Totps;
 use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
@@ -347,6 +349,7 @@ impl Session {
             hooks: Hooks::new(parts.hooks.clone(), events.clone()),
             triggers: triggers.clone(),
             routes: routes.clone(),
+            desk: Desk::new(Totps::new(stores.totp.clone(), lease.clone(), &parts.root)),
             chat: chat.clone(),
             freezer,
             past,
