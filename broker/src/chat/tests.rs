@@ -279,7 +279,7 @@ async fn what_is_remembered_outlives_the_broker() {
     };
     let build = |id: &str, result: &str| {
         let fields = json!({ "repository": "acme/web", "name": "web", "number": id, "branch": "main", "result": result });
-        about("build.finished", id, "acme/web", fields)
+        about("build.finished", &format!("b{id}"), "acme/web", fields)
     };
     let term = world.term().await;
     for event in [

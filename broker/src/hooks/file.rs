@@ -62,10 +62,10 @@ pub struct Declared {
     pub triggers: BTreeMap<TriggerName, Trigger>,
     /// The routes.
     pub routes: BTreeMap<RouteName, Route>,
-    /// Short names for what is typed in chats.
-    pub aliases: Aliases,
     /// Builds that can be asked for in chat.
     pub builds: BTreeMap<BuildName, Build>,
+    /// Short names for what is typed in chats.
+    pub aliases: Aliases,
     /// What is set about chat.
     pub chat: Settings,
 }
@@ -77,8 +77,8 @@ impl Default for Declared {
             hooks: BTreeMap::new(),
             triggers: BTreeMap::new(),
             routes: BTreeMap::new(),
-            aliases: Aliases::default(),
             builds: BTreeMap::new(),
+            aliases: Aliases::default(),
             chat: Settings::default(),
         }
     }
@@ -299,7 +299,7 @@ fn parse(text: &str, secrets: &mut Secrets<'_>, mistakes: &mut Vec<String>) -> D
     }
     for name in table.keys() {
         mistakes.push(format!(
-            "`{name}` is unknown; there are `max_body`, `aliases`, `builds`, `chat`, `hooks`, `triggers` and `routes`"
+            "`{name}` is unknown; there are `max_body`, `builds`, `chat`, `aliases`, `hooks`, `triggers` and `routes`"
         ));
     }
     for (name, trigger) in &declared.triggers {
