@@ -14,6 +14,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustix::process::{Pid, Signal, kill_process};
 
+use sha2::{Digest as _, Sha256};
+
 pub use person::Person;
 
 use crate::{free_port, wait_for};
@@ -283,6 +285,30 @@ impl IrcNetwork {
         )?;
         person.waits("an account", |line| line.contains("is now registered"))?;
         person.quit()
+    }
+
+    /// A new certificate that logs in to that account without a password: the
+    /// names of its file and of the file of its key, in that directory.
+    ///
+    /// # Errors
+    /// When services refuse it.
+    pub fn certificate(
+        &self,
+        dir: &Path,
+        account: &str,
+        password: &str,
+    ) -> Result<(PathBuf, PathBuf)> {
+        let key = KeyPair::generate()?;
+        let cert = CertificateParams::new([account.to_owned()])?.self_signed(&key)?;
+        let files = (dir.join("client.pem"), dir.join("client-key.pem"));
+        std::fs::write(&files.0, cert.pem())?;
+        std::fs::write(&files.1, key.serialize_pem())?;
+        let print = data_encoding::HEXLOWER.encode(&Sha256::digest(cert.der()));
+        let mut person = self.person_as("certificates", account, password)?;
+        person.say("NickServ", &format!("CERT ADD {print}"))?;
+        person.hears(&["Added fingerprint"])?;
+        person.quit()?;
+        Ok(files)
     }
 
     /// Somebody who is not logged in.

@@ -167,6 +167,49 @@ async fn it_joins_nothing_before_it_is_logged_in() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_logs_in_too() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let Some(network) = network(dir.path(), "a login by certificate")? else {
+        return Ok(());
+    };
+    let mut ana = network.person("ana")?;
+    ana.join("#ops")?;
+    let (port, _) = network.tls().context("it has TLS")?;
+    let (cert, key) = network.certificate(dir.path(), "muster", "bot-pass")?;
+    let toml = |account: &str| {
+        format!(
+            r##"
+                server = "127.0.0.1:{port}"
+                nick = "muster"
+                channels = ["#ops"]
+                tls_ca_file = "ca.pem"
+                client_cert_file = "{}"
+                client_key_file = "{}"
+                sasl = {{ mechanism = "external"{account} }}
+            "##,
+            cert.display(),
+            key.display()
+        )
+    };
+    for account in ["", ", account = \"muster\""] {
+        let mut bot = Bot::start(dir.path(), &toml(account))?;
+        bot.joined().await?;
+        ana.hears(&[":muster!", " JOIN "])?;
+        ana.send("WHOIS muster")?;
+        ana.hears(&[" 330 ", "muster muster"])?;
+        drop(bot);
+        ana.hears(&[":muster!", " QUIT "])?;
+    }
+    // One that services do not know.
+    network.certificate(&dir.path().join("data"), "eve", "eve-pass")?;
+    let other = toml(", account = \"muster\"").replace("/client", "/data/client");
+    let mut bot = Bot::start(dir.path(), &other)?;
+    let why = bot.gone().await?;
+    assert!(why.contains("904") && why.contains("fingerprint"), "{why}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_it_says_comes_back() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let Some(network) = network(dir.path(), "echo")? else {
