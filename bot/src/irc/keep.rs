@@ -221,9 +221,13 @@ impl Keeper {
                 why = broken(&mut wire.writing) => vec![Out::Fail(why)],
                 _ = ticks.tick() => {
                     let mut out = live.tick(now());
+                    if untold.len() >= UNTOLD {
+                        // Nothing is read now: that is not the server's silence.
+                        last_heard = Instant::now();
+                        asked = None;
+                    }
                     match asked {
-                        // What has come and was not read yet is an answer.
-                        Some(since) if since.elapsed() >= timing.answer && untold.len() < UNTOLD => {
+                        Some(since) if since.elapsed() >= timing.answer => {
                             out.push(Out::Fail("the server does not answer any more".into()));
                         }
                         None if last_heard.elapsed() >= timing.silence => {
