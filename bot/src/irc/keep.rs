@@ -141,13 +141,7 @@ impl Keeper {
                 Err(_) => return Err("the server does not answer".to_owned()),
             };
             let wire = Wire::new(stream);
-            match tokio::time::timeout_at(deadline, register(wire, Arc::clone(&settings))).await {
-                Ok(done) => done,
-                Err(_) => Err(format!(
-                    "the server did not finish registration within {} s",
-                    attempt.as_secs()
-                )),
-            }
+            register(wire, Arc::clone(&settings), deadline).await
         };
         tokio::pin!(opening);
         let (wire, registered) = loop {
@@ -275,6 +269,7 @@ fn now() -> Now {
 async fn register(
     mut wire: Wire,
     settings: Arc<NetworkSettings>,
+    deadline: tokio::time::Instant,
 ) -> Result<(Wire, Box<Registered>), String> {
     let (mut register, mut steps) = Register::begin(settings);
     loop {
@@ -291,6 +286,7 @@ async fn register(
         let line = tokio::select! {
             line = wire.lines.next() => line.map_err(|e| e.to_string())?,
             why = broken(&mut wire.writing) => return Err(why),
+            () = sleep_until(deadline) => return Err(register.too_slow().to_owned()),
         };
         steps = match line.parse::<Message>() {
             Ok(message) => register.step(&message),
