@@ -2,6 +2,8 @@
 //! and who the server says it was, and says what the broker wants said. It
 //! decides nothing, holds no NATS credential, and knows no scenario.
 
+pub mod irc;
+
 use std::process::ExitCode;
 
 /// Runs the bot.
