@@ -2,7 +2,10 @@
 //! and who the server says it was, and says what the broker wants said. It
 //! decides nothing, holds no NATS credential, and knows no scenario.
 
+pub mod clean;
 pub mod irc;
+pub mod queue;
+pub mod split;
 
 use std::process::ExitCode;
 

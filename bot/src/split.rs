@@ -164,7 +164,8 @@ mod tests {
         ) {
             let pieces = split(&text, first, rest);
             for (n, piece) in pieces.iter().enumerate() {
-                prop_assert!(piece.len() <= if n == 0 { first } else { rest });
+                let room = if n == 0 { first } else { rest };
+                prop_assert!(piece.len() <= room);
                 prop_assert!(pieces.len() == 1 || !piece.is_empty());
             }
             let without = |t: &str| t.replace(' ', "");

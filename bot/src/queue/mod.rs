@@ -22,12 +22,6 @@ pub use self::bucket::Bucket;
 
 /// After so many more urgent lines one goes to whoever waits longest.
 const OVERTAKEN: u32 = 8;
-const URGENCIES: [Urgency; 4] = [
-    Urgency::Alarm,
-    Urgency::Reply,
-    Urgency::Progress,
-    Urgency::News,
-];
 
 /// To whom something is said.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -153,12 +147,73 @@ struct Lane<T> {
 }
 
 impl<T> Lane<T> {
+    fn new(served: u64) -> Self {
+        Self {
+            current: None,
+            waiting: [const { VecDeque::new() }; 4],
+            served,
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.current.is_none() && self.waiting.iter().all(VecDeque::is_empty)
     }
 
     fn all(&self) -> impl Iterator<Item = &Waiting<T>> {
         self.current.iter().chain(self.waiting.iter().flatten())
+    }
+
+    /// What would be said next there, and where it is: `None` for what is
+    /// begun already, else queue and position.
+    fn head(&self, told: &Told, now: Instant, order: Order) -> Option<Head<'_, T>> {
+        if let Some(waiting) = &self.current {
+            return Some(Head { at: None, waiting });
+        }
+        let heads = self.waiting.iter().enumerate().filter_map(|(queue, all)| {
+            let ready = |w: &Waiting<T>| told.ready(&w.item, now) <= now;
+            let place = all.iter().position(ready)?;
+            Some(((queue, place), &all[place]))
+        });
+        let (at, waiting) = match order {
+            Order::Urgent => heads.min_by_key(|((queue, _), _)| *queue),
+            Order::Longest => heads.min_by_key(|(_, w)| w.since),
+        }?;
+        Some(Head {
+            at: Some(at),
+            waiting,
+        })
+    }
+}
+
+struct Head<'a, T> {
+    at: Option<(usize, usize)>,
+    waiting: &'a Waiting<T>,
+}
+
+/// When progress was last told, of which run and where.
+#[derive(Debug)]
+struct Told {
+    every: Duration,
+    at: BTreeMap<(To, String), Instant>,
+}
+
+impl Told {
+    fn ready<T>(&self, item: &Item<T>, now: Instant) -> Instant {
+        match (item.urgency, &item.about) {
+            (Urgency::Progress, Some(about)) => {
+                let last = self.at.get(&(item.to.clone(), about.clone()));
+                last.map_or(now, |at| (*at + self.every).max(now))
+            }
+            _ => now,
+        }
+    }
+
+    fn told<T>(&mut self, next: &Next<T>, now: Instant) {
+        if let (Urgency::Progress, Some(about)) = (next.urgency, &next.about) {
+            let every = self.every;
+            self.at.retain(|_, at| *at + every > now);
+            self.at.insert((next.to.clone(), about.clone()), now);
+        }
     }
 }
 
@@ -176,11 +231,9 @@ pub struct Pace {
 /// What waits to be said in a network.
 #[derive(Debug)]
 pub struct Queue<T> {
-    pace: Pace,
     bucket: Bucket,
     lanes: BTreeMap<To, Lane<T>>,
-    /// When progress was last told of a run.
-    told: BTreeMap<(To, String), Instant>,
+    told: Told,
     next_id: u64,
     turn: u64,
     overtaken: u32,
@@ -193,10 +246,12 @@ impl<T: Clone> Queue<T> {
     #[must_use]
     pub fn new(pace: Pace) -> Self {
         Self {
-            pace,
             bucket: Bucket::new(pace.burst, pace.every),
             lanes: BTreeMap::new(),
-            told: BTreeMap::new(),
+            told: Told {
+                every: pace.progress,
+                at: BTreeMap::new(),
+            },
             next_id: 0,
             turn: 0,
             overtaken: 0,
@@ -252,12 +307,7 @@ impl<T: Clone> Queue<T> {
         let id = self.next_id;
         self.next_id += 1;
         let (turn, to) = (self.turn, item.to.clone());
-        let lane = self.lanes.entry(to).or_insert_with(|| Lane {
-            current: None,
-            waiting: Default::default(),
-            // A new lane is served before those that have just been.
-            served: turn,
-        });
+        let lane = self.lanes.entry(to).or_insert_with(|| Lane::new(turn));
         let new = Waiting {
             id,
             since: now,
@@ -297,11 +347,7 @@ impl<T: Clone> Queue<T> {
     /// that order: it is next in its lane. Units of one item are one item again.
     pub fn put_back(&mut self, lost: Vec<Next<T>>, now: Instant) {
         for next in lost.into_iter().rev() {
-            let lane = self.lanes.entry(next.to.clone()).or_insert_with(|| Lane {
-                current: None,
-                waiting: Default::default(),
-                served: 0,
-            });
+            let lane = self.lanes.entry(next.to.clone()).or_insert_with(|| Lane::new(0));
             self.bytes += next.unit.bytes();
             let queue = &mut lane.waiting[index(next.urgency)];
             if let Some(current) = lane.current.as_mut().filter(|w| w.id == next.item) {
@@ -329,19 +375,21 @@ impl<T: Clone> Queue<T> {
     /// What may be said now, of targets that are `open`. It is out of the
     /// queue, and its tokens are out of the bucket.
     pub fn next(&mut self, now: Instant, open: impl Fn(&To) -> bool) -> Option<Next<T>> {
-        let (to, overtaking) = self.choose(now, &open)?;
+        let (to, at, order) = self.choose(now, &open)?;
         let lane = self.lanes.get_mut(&to)?;
-        if lane.current.is_none() {
-            let at = first(lane, &self.told, self.pace.progress, now, &to, overtaking)?;
-            let begun = lane.waiting[at].pop_front_ready(&self.told, self.pace.progress, now);
-            lane.current = begun;
+        let cost = match at {
+            None => lane.current.as_ref(),
+            Some((queue, place)) => lane.waiting[queue].get(place),
         }
-        let current = lane.current.as_mut()?;
-        let cost = current.item.units.front()?.cost();
+        .and_then(|w| w.item.units.front())?
+        .cost();
         if !self.bucket.take(cost, now) {
-            // It stays begun: nothing else is said there before it.
             return None;
         }
+        if let Some((queue, place)) = at {
+            lane.current = lane.waiting[queue].remove(place);
+        }
+        let current = lane.current.as_mut()?;
         let unit = current.item.units.pop_front()?;
         self.bytes -= unit.bytes();
         let item = &current.item;
@@ -363,18 +411,9 @@ impl<T: Clone> Queue<T> {
         if lane.is_empty() {
             self.lanes.remove(&to);
         }
-        if let (Urgency::Progress, Some(about)) = (next.urgency, &next.about) {
-            self.told.insert((to, about.clone()), now);
-            let every = self.pace.progress;
-            self.told.retain(|_, at| *at + every > now);
-        }
-        self.overtaken = if overtaking == Order::Longest {
-            0
-        } else if self.is_overtaken(next.urgency, &open) {
-            self.overtaken + 1
-        } else {
-            0
-        };
+        self.told.told(&next, now);
+        let overtakes = order == Order::Urgent && self.is_overtaken(next.urgency, &open);
+        self.overtaken = if overtakes { self.overtaken + 1 } else { 0 };
         Some(next)
     }
 
@@ -382,18 +421,19 @@ impl<T: Clone> Queue<T> {
     /// nothing waits for a target that is open.
     #[must_use]
     pub fn due(&self, now: Instant, open: impl Fn(&To) -> bool) -> Option<Instant> {
+        if let Some((to, at, _)) = self.choose(now, &open) {
+            let lane = self.lanes.get(&to)?;
+            let waiting = match at {
+                None => lane.current.as_ref()?,
+                Some((queue, place)) => lane.waiting[queue].get(place)?,
+            };
+            let cost = waiting.item.units.front()?.cost();
+            return Some(self.bucket.ready(cost, now));
+        }
+        // Nothing but progress that was told a moment ago.
         let lanes = self.lanes.iter().filter(|(to, _)| open(to));
-        let ready = lanes.flat_map(|(_, lane)| {
-            let current = lane.current.iter().map(|w| (now, w));
-            let waiting = lane.waiting.iter().flatten();
-            let waiting = waiting.map(|w| (self.ready(w, now), w));
-            // What was begun is first, whatever else there is.
-            let begun = lane.current.is_some();
-            current.chain(waiting.filter(move |_| !begun))
-        });
-        ready
-            .filter_map(|(at, w)| Some(self.bucket.ready(w.item.units.front()?.cost(), at).max(at)))
-            .min()
+        let all = lanes.flat_map(|(_, lane)| lane.all());
+        all.map(|w| self.told.ready(&w.item, now)).min()
     }
 
     /// Takes out what has waited longer than `patience` for a target that is
@@ -406,51 +446,43 @@ impl<T: Clone> Queue<T> {
         patience: Duration,
         open: impl Fn(&To) -> bool,
     ) -> Vec<Item<T>> {
-        let mut gone = Vec::new();
-        let late = |w: &mut Waiting<T>| now.saturating_duration_since(w.since.max(since)) > patience;
-        for (_, lane) in self.lanes.iter_mut().filter(|(to, _)| !open(to)) {
-            gone.extend(lane.current.take_if(late).map(|w| w.item));
-            for queue in &mut lane.waiting {
-                while let Some(w) = queue.pop_front_if(late) {
-                    gone.push(w.item);
-                }
-            }
-        }
-        self.forget(&gone);
-        gone
+        let late =
+            |w: &Waiting<T>| now.saturating_duration_since(w.since.max(since)) > patience;
+        self.take_out(|to, w| !open(to) && late(w))
     }
 
     /// Takes out everything that `keep` does not want, and says what that was.
     pub fn retain(&mut self, keep: impl Fn(&Item<T>) -> bool) -> Vec<Item<T>> {
+        self.take_out(|_, w| !keep(&w.item))
+    }
+
+    fn take_out(&mut self, which: impl Fn(&To, &Waiting<T>) -> bool) -> Vec<Item<T>> {
         let mut gone = Vec::new();
-        for lane in self.lanes.values_mut() {
-            gone.extend(lane.current.take_if(|w| !keep(&w.item)).map(|w| w.item));
+        for (to, lane) in &mut self.lanes {
+            gone.extend(lane.current.take_if(|w| which(to, w)).map(|w| w.item));
             for queue in &mut lane.waiting {
                 for w in std::mem::take(queue) {
-                    if keep(&w.item) {
-                        queue.push_back(w);
-                    } else {
+                    if which(to, &w) {
                         gone.push(w.item);
+                    } else {
+                        queue.push_back(w);
                     }
                 }
             }
         }
-        self.forget(&gone);
-        gone
-    }
-
-    fn forget(&mut self, gone: &[Item<T>]) {
         self.items -= gone.len();
         self.bytes -= gone.iter().map(bytes).sum::<usize>();
         self.lanes.retain(|_, lane| !lane.is_empty());
+        gone
     }
 
-    fn ready(&self, w: &Waiting<T>, now: Instant) -> Instant {
-        ready(&w.item, &self.told, self.pace.progress, now)
-    }
-
-    /// Which lane is next, and by which rule.
-    fn choose(&self, now: Instant, open: &impl Fn(&To) -> bool) -> Option<(To, Order)> {
+    /// Which lane is next, what of it, and by which rule.
+    #[allow(clippy::type_complexity)]
+    fn choose(
+        &self,
+        now: Instant,
+        open: &impl Fn(&To) -> bool,
+    ) -> Option<(To, Option<(usize, usize)>, Order)> {
         let order = if self.overtaken >= OVERTAKEN {
             Order::Longest
         } else {
@@ -458,23 +490,19 @@ impl<T: Clone> Queue<T> {
         };
         let lanes = self.lanes.iter().filter(|(to, _)| open(to));
         let lanes = lanes.filter_map(|(to, lane)| {
-            let can = |w: &&Waiting<T>| self.ready(w, now) <= now;
-            let able = lane.current.is_some() || lane.waiting.iter().flatten().any(|w| can(&w));
-            if !able {
-                return None;
-            }
-            let current = lane.current.iter();
-            let all = || current.clone().chain(lane.waiting.iter().flatten().filter(can));
+            let head = lane.head(&self.told, now, order)?;
             // What is begun is hurried by what waits behind it.
-            let urgency = all().map(|w| w.item.urgency).min()?;
-            let since = all().map(|w| w.since).min()?;
-            Some((to, urgency, since, lane.served))
+            let behind = lane.waiting.iter().flatten().map(|w| w.item.urgency);
+            let behind = behind.min().filter(|_| head.at.is_none());
+            let own = head.waiting.item.urgency;
+            let urgency = behind.map_or(own, |u| u.min(own));
+            Some((to, head.at, urgency, head.waiting.since, lane.served))
         });
         let best = match order {
-            Order::Urgent => lanes.min_by_key(|(_, urgency, _, served)| (*urgency, *served)),
-            Order::Longest => lanes.min_by_key(|(_, _, since, served)| (*since, *served)),
+            Order::Urgent => lanes.min_by_key(|(_, _, urgency, _, served)| (*urgency, *served)),
+            Order::Longest => lanes.min_by_key(|(_, _, _, since, served)| (*since, *served)),
         };
-        best.map(|(to, ..)| (to.clone(), order))
+        best.map(|(to, at, ..)| (to.clone(), at, order))
     }
 
     /// Whether something less urgent than that still waits.
@@ -504,58 +532,6 @@ fn index(urgency: Urgency) -> usize {
 
 fn bytes<T>(item: &Item<T>) -> usize {
     item.units.iter().map(Unit::bytes).sum()
-}
-
-type Told = BTreeMap<(To, String), Instant>;
-
-fn ready<T>(item: &Item<T>, told: &Told, every: Duration, now: Instant) -> Instant {
-    match (item.urgency, &item.about) {
-        (Urgency::Progress, Some(about)) => {
-            let last = told.get(&(item.to.clone(), about.clone()));
-            last.map_or(now, |at| (*at + every).max(now))
-        }
-        _ => now,
-    }
-}
-
-trait PopReady<T> {
-    fn pop_front_ready(&mut self, told: &Told, every: Duration, now: Instant)
-    -> Option<Waiting<T>>;
-}
-
-impl<T> PopReady<T> for VecDeque<Waiting<T>> {
-    fn pop_front_ready(
-        &mut self,
-        told: &Told,
-        every: Duration,
-        now: Instant,
-    ) -> Option<Waiting<T>> {
-        let at = self
-            .iter()
-            .position(|w| ready(&w.item, told, every, now) <= now)?;
-        self.remove(at)
-    }
-}
-
-/// From which of a lane's queues the next item is taken.
-fn first<T>(
-    lane: &Lane<T>,
-    told: &Told,
-    every: Duration,
-    now: Instant,
-    _to: &To,
-    order: Order,
-) -> Option<usize> {
-    let able = |at: &usize| {
-        let mut queue = lane.waiting[*at].iter();
-        queue.find(|w| ready(&w.item, told, every, now) <= now)
-    };
-    let all = (0..URGENCIES.len()).filter_map(|at| Some((at, able(&at)?)));
-    match order {
-        Order::Urgent => all.min_by_key(|(at, _)| *at),
-        Order::Longest => all.min_by_key(|(_, w)| w.since),
-    }
-    .map(|(at, _)| at)
 }
 
 #[cfg(test)]
