@@ -4,7 +4,9 @@
 
 pub mod clean;
 pub mod irc;
+pub mod more;
 pub mod queue;
+pub mod render;
 pub mod split;
 
 use std::process::ExitCode;
