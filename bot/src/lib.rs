@@ -5,6 +5,10 @@
 pub mod clean;
 pub mod irc;
 pub mod more;
+pub mod cursor;
+pub mod flight;
+pub mod intake;
+pub mod ledger;
 pub mod queue;
 pub mod render;
 pub mod split;
