@@ -5,6 +5,7 @@
 pub mod clean;
 pub mod irc;
 pub mod more;
+pub mod config;
 pub mod cursor;
 pub mod flight;
 pub mod intake;
