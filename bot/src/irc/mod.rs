@@ -4,9 +4,17 @@
 //! [`connect`] gives two channels and a handle. One task owns the connection,
 //! registers, logs in, joins, and connects again for ever by itself.
 
+mod addressed;
+mod features;
 mod keep;
+mod lines;
+mod live;
 mod message;
+mod register;
+mod sasl;
+mod sent;
 mod settings;
+mod stream;
 mod users;
 
 use std::time::Duration;

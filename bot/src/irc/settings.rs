@@ -554,12 +554,14 @@ impl Reader<'_> {
             && !nick.starts_with(|c: char| c.is_ascii_digit() || c == '-')
             && nick
                 .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_[]\\`^{|}".contains(&b));
+                .all(|b| b.is_ascii_alphanumeric() || b"-_[]\\`^{|}".contains(&b))
+            // Servers put the name where these words mean something else.
+            && nick.parse::<irc::proto::CapSubCommand>().is_err();
         if good {
             Ok(())
         } else {
-            let why = "a name has 1 to 30 letters, digits and `-_[]\\`^{|}`, and does not begin \
-                       with a digit";
+            let why = "a name has 1 to 30 letters, digits and `-_[]\\`^{|}`, does not begin with \
+                       a digit, and is no word of the protocol";
             Err(self.value(setting, nick, why))
         }
     }
@@ -619,6 +621,9 @@ impl Reader<'_> {
         Ok(Identity { chain, key })
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 #[cfg(test)]
 mod tests;
