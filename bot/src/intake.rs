@@ -100,7 +100,7 @@ impl Intake {
 
     /// Takes out the lines that have waited too long.
     pub fn late(&mut self, now: Instant) -> Vec<Line> {
-        self.take_out(|since| now.saturating_duration_since(since) > PATIENCE)
+        self.take_out(|since| now.saturating_duration_since(since) >= PATIENCE)
     }
 
     /// Takes out everything.
@@ -191,7 +191,7 @@ mod tests {
         }
         assert!(intake.push(line("bruno", "x"), now).is_err());
         let (ana, _) = intake.start().expect("a line");
-        assert!(intake.late(now + PATIENCE).is_empty());
+        assert!(intake.late(now + PATIENCE / 2).is_empty());
         assert_eq!(intake.late(now + PATIENCE + PATIENCE).len(), MOST - 1);
         intake.done(&ana);
         assert!(intake.start().is_none() && intake.due().is_none());

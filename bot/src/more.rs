@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::queue::To;
+use muster_protocol::chat::ChannelName;
 
 /// How long it is kept.
 const KEPT: Duration = Duration::from_secs(600);
@@ -32,7 +32,8 @@ impl Rest {
 
 #[derive(Debug)]
 struct Kept {
-    place: To,
+    /// Absent for what was said to one person alone.
+    place: Option<ChannelName>,
     /// Whoever asked for it; absent for what was said to all in a channel.
     asker: Option<String>,
     at: Instant,
@@ -50,7 +51,7 @@ pub struct More {
 impl More {
     /// Keeps what was left of something. For one asker in one place only the
     /// newest of each run is kept.
-    pub fn keep(&mut self, place: To, asker: Option<String>, rest: Rest, now: Instant) {
+    pub fn keep(&mut self, place: Option<ChannelName>, asker: Option<String>, rest: Rest, now: Instant) {
         self.forget(|k| k.place == place && k.asker == asker && k.rest.about == rest.about);
         if rest.lines.is_empty() {
             return;
@@ -74,14 +75,14 @@ impl More {
     /// is named: their own before what was said to all.
     pub fn take(
         &mut self,
-        place: &To,
+        place: Option<&ChannelName>,
         asker: &str,
         about: Option<&str>,
         now: Instant,
     ) -> Option<Rest> {
         self.forget(|k| now.saturating_duration_since(k.at) > KEPT);
         let fits = |k: &Kept, own: bool| {
-            k.place == *place
+            k.place.as_ref() == place
                 && k.asker.as_deref() == own.then_some(asker)
                 && about.is_none_or(|about| k.rest.about.as_deref() == Some(about))
         };
@@ -108,8 +109,8 @@ impl More {
 mod tests {
     use super::*;
 
-    fn to(name: &str) -> To {
-        To::Channel(name.parse().expect("a channel"))
+    fn to(name: &str) -> Option<ChannelName> {
+        Some(name.parse().expect("a channel"))
     }
 
     fn rest(about: &str, line: &str) -> Rest {
@@ -132,7 +133,7 @@ mod tests {
         more.keep(to("#ops"), ana(), rest("2", "ana"), now);
         more.keep(to("#ops"), ana(), rest("3", "newer"), now);
         let mut take = |place: &str, asker: &str, about| {
-            let rest = more.take(&to(place), asker, about, now);
+            let rest = more.take(to(place).as_ref(), asker, about, now);
             rest.map(|rest| rest.lines.concat())
         };
         assert_eq!(take("#dev", "ana", None), None);
@@ -148,12 +149,12 @@ mod tests {
         let start = Instant::now();
         let mut more = More::default();
         more.keep(to("#ops"), ana(), rest("1", "x"), start);
-        assert_eq!(more.take(&to("#ops"), "ana", None, start + KEPT + KEPT), None);
+        assert_eq!(more.take(to("#ops").as_ref(), "ana", None, start + KEPT + KEPT), None);
         for n in 0..10 * MOST {
             more.keep(to("#ops"), ana(), rest(&n.to_string(), &"x".repeat(20_000)), start);
         }
         assert!(more.kept.len() <= MOST && more.bytes <= MOST_BYTES);
-        while more.take(&to("#ops"), "ana", None, start).is_some() {}
+        while more.take(to("#ops").as_ref(), "ana", None, start).is_some() {}
         assert_eq!(more.bytes, 0);
     }
 }
