@@ -87,7 +87,7 @@ pub(super) async fn keep(
 
 /// The pause after so many failures: it doubles, and no two bots come back at
 /// the same moment. Never shorter than the least.
-fn pause(settings: &NetworkSettings, failures: u32) -> Duration {
+pub(super) fn pause(settings: &NetworkSettings, failures: u32) -> Duration {
     let timing = &settings.timing;
     let full = doubled(
         timing.pause_least.saturating_mul(2),

@@ -59,7 +59,8 @@ impl<R: AsyncRead + Unpin> Lines<R> {
                 }
             }
             self.searched = self.buffer.len();
-            if self.buffer.len() > MAX_LINE {
+            // Its end may have come in half.
+            if self.buffer.len() > MAX_LINE + 1 {
                 return Err(LineError::TooLong);
             }
             self.buffer.reserve(4_096);

@@ -245,3 +245,6 @@ pub fn connect(settings: NetworkSettings, stop: CancellationToken) -> Connection
     tokio::spawn(keep::keep(settings, users.clone(), to_send, hear, stop));
     Connection { send, heard, users }
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,6 +39,9 @@ pub(super) enum RegisterError {
         why: String,
         hint: &'static str,
     },
+    /// Services speak something else.
+    #[error("services asked for something that SASL {mechanism} does not have")]
+    OddSasl { mechanism: &'static str },
     /// It let the bot in without that it logged in.
     #[error("the server ended registration before the bot was logged in")]
     NotLoggedIn,
@@ -316,28 +319,27 @@ impl Register {
         // Neither mechanism is asked anything but to begin.
         if login.asked || text.trim_start_matches(':') != "+" {
             out.push(send("AUTHENTICATE", &["*"]));
-            let why = "services asked something that this mechanism does not have";
-            return Err(self.sasl_error(0, why.to_owned()));
+            let mechanism = self.mechanism();
+            return Err(RegisterError::OddSasl { mechanism });
         }
         login.asked = true;
         out.extend(login.answer.drain(..).map(Step::Send));
         Ok(())
     }
 
+    fn mechanism(&self) -> &'static str {
+        self.settings.sasl.as_ref().map_or("", Sasl::mechanism)
+    }
+
     fn sasl_error(&self, code: u16, why: String) -> RegisterError {
-        let (mechanism, hint) = match &self.settings.sasl {
-            Some(sasl @ Sasl::Plain { .. }) => (
-                sasl.mechanism(),
-                "look at `account` and at the password in `password_file`",
-            ),
-            Some(sasl @ Sasl::External { .. }) => (
-                sasl.mechanism(),
-                "tell services the fingerprint of the certificate in `client_cert_file`",
-            ),
-            None => ("", ""),
+        let hint = match &self.settings.sasl {
+            Some(Sasl::External { .. }) => {
+                "tell services the fingerprint of the certificate in `client_cert_file`"
+            }
+            _ => "look at `account` and at the password in `password_file`",
         };
         RegisterError::Sasl {
-            mechanism,
+            mechanism: self.mechanism(),
             code,
             why,
             hint,
@@ -389,15 +391,13 @@ impl Register {
                 self.logged_in(out);
                 Ok(())
             }
-            902 | 904 | 905 | 906 | 908 if self.is_logging_in() => {
-                let why = match (code, args) {
-                    (908, [_, mechanisms, ..]) => {
-                        format!("only {} can be used", printable(mechanisms, 100))
-                    }
-                    _ => why(),
-                };
-                Err(self.sasl_error(code, why))
-            }
+            902 | 904 | 905 | 906 | 908 if self.is_logging_in() => Err(match (code, args) {
+                (908, [_, mechanisms, ..]) => RegisterError::NoMechanism {
+                    wanted: self.mechanism(),
+                    offered: printable(mechanisms, 100),
+                },
+                _ => self.sasl_error(code, why()),
+            }),
             // Already logged in: only if the server said as whom.
             907 => match &self.stage {
                 Stage::LoggingIn(login) if login.told => {

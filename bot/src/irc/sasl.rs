@@ -56,7 +56,7 @@ mod tests {
         );
         let more = plain(297);
         assert_eq!((more.len(), more[1].as_str()), (2, "AUTHENTICATE cA=="));
-        assert_eq!(plain(295).len(), 1);
+        assert_eq!(plain(293).len(), 1);
         let external = Sasl::External { account: None };
         assert_eq!(answer(&external)[0].expose(), "AUTHENTICATE +");
         let named = Sasl::External {

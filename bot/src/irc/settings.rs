@@ -149,7 +149,7 @@ impl FromStr for Pin {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let hex = text
             .strip_prefix("sha256:")
-            .ok_or("begins with `sha256:`")?;
+            .ok_or("it begins with `sha256:`")?;
         // As openssl prints it, too.
         let hex = hex.replace(':', "").to_ascii_lowercase();
         data_encoding::HEXLOWER
@@ -157,7 +157,7 @@ impl FromStr for Pin {
             .ok()
             .and_then(|bytes| bytes.try_into().ok())
             .map(Self)
-            .ok_or("has 64 hexadecimal digits behind `sha256:`")
+            .ok_or("it has 64 hexadecimal digits behind `sha256:`")
     }
 }
 
@@ -621,9 +621,6 @@ impl Reader<'_> {
         Ok(Identity { chain, key })
     }
 }
-
-#[cfg(test)]
-mod tests;
 
 #[cfg(test)]
 mod tests;

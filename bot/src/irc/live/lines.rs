@@ -42,6 +42,10 @@ impl Live {
             };
             self.users.lock().speaker(who, tagged)
         };
+        // A person is always shown with their host.
+        if who.from().is_none() {
+            return;
+        }
         // Whatever comes in a batch is a text of several lines, or was said
         // before.
         if has_tag(message, "batch") {

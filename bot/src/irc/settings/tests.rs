@@ -7,7 +7,12 @@ fn file(text: &str) -> NetworkFile {
 
 fn read(text: &str) -> Result<NetworkSettings, String> {
     let dir = tempfile::tempdir().unwrap();
-    for (name, content) in [("pw", "hunter2\n"), ("empty", ""), ("key", "k1\r\n"), ("bad", "a b")] {
+    for (name, content) in [
+        ("pw", "hunter2\n"),
+        ("empty", ""),
+        ("key", "k1\r\n"),
+        ("bad", "a b"),
+    ] {
         std::fs::write(dir.path().join(name), content).unwrap();
     }
     let made = rcgen::generate_simple_self_signed(["irc.example".to_owned()]).unwrap();
@@ -15,17 +20,26 @@ fn read(text: &str) -> Result<NetworkSettings, String> {
     std::fs::write(dir.path().join("certkey"), made.signing_key.serialize_pem()).unwrap();
     file(text)
         .read("ops".parse().unwrap(), dir.path())
-        .map_err(|e| e.to_string().replace(&dir.path().display().to_string(), "DIR"))
+        .map_err(|e| {
+            e.to_string()
+                .replace(&dir.path().display().to_string(), "DIR")
+        })
 }
 
 #[test]
 fn what_is_not_said_has_good_values() {
     let read = read("channels = [\"#Ops\", { name = \"#s\", key_file = \"key\" }]").unwrap();
     assert_eq!((read.host.as_str(), read.port), ("irc.example", 6697));
-    assert_eq!((read.username.as_str(), read.prefix.as_str()), ("muster", "!"));
+    assert_eq!(
+        (read.username.as_str(), read.prefix.as_str()),
+        ("muster", "!")
+    );
     let tls = read.tls.unwrap();
     assert!(tls.pin.is_none() && tls.roots.is_none() && tls.identity.is_none());
-    assert_eq!(tls.server_name, ServerName::try_from("irc.example").unwrap());
+    assert_eq!(
+        tls.server_name,
+        ServerName::try_from("irc.example").unwrap()
+    );
     assert_eq!(read.channels[0].name.as_str(), "#ops");
     assert_eq!(read.channels[1].key.as_ref().unwrap().expose(), "k1");
 }
