@@ -160,13 +160,20 @@ mod tests {
             clean("\u{202e}evil\u{202c} \u{2066}x\u{2069}\u{200e}\u{200f}\u{61c}"),
             "evil x"
         );
-        assert_eq!(clean("we\u{200b}b\u{ad}-\u{2060}01\u{feff}\u{e0041}"), "web-01");
-        assert_eq!(clean("\u{1b}[1;31mred\u{1b}[0m \u{1b}[2J\u{1b}]0;t\x07"), "red ␛[2J␛]0;t␇");
+        assert_eq!(
+            clean("we\u{200b}b\u{ad}-\u{2060}01\u{feff}\u{e0041}"),
+            "web-01"
+        );
+        assert_eq!(
+            clean("\u{1b}[1;31mred\u{1b}[0m \u{1b}[2J\u{1b}]0;t\x07"),
+            "red ␛[2J␛]0;t␇"
+        );
     }
 
     #[test]
     fn scripts_and_faces_stay() {
-        for text in ["café", "Grüße", "日本語", "नमस्ते", "😀", "✓ 22 → 23", "é"] {
+        for text in ["café", "Grüße", "日本語", "नमस्ते", "😀", "✓ 22 → 23", "é"]
+        {
             assert_eq!(clean(text), text);
         }
         let tower = format!("a{}b", "\u{301}".repeat(50));

@@ -123,7 +123,9 @@ pub async fn run(config: Config, state: &StateDir, stop: CancellationToken) {
                 // A task of its own: a fault in it is its own.
                 match tokio::spawn(task).await {
                     Ok(Ok(())) => return,
-                    Ok(Err(error)) => tracing::error!(network = %name, %error, "begun again in 5 s"),
+                    Ok(Err(error)) => {
+                        tracing::error!(network = %name, %error, "begun again in 5 s")
+                    }
                     Err(error) => tracing::error!(network = %name, %error, "begun again in 5 s"),
                 }
                 tokio::select! {

@@ -354,7 +354,8 @@ token_file = "ops.token"
         std::fs::set_permissions(&token, std::fs::Permissions::from_mode(mode)).expect("mode");
         let path = dir.path().join("bot.toml");
         std::fs::write(&path, text).expect("written");
-        Config::load(&path).map_err(|e| e.to_string().replace(&*dir.path().to_string_lossy(), "DIR"))
+        Config::load(&path)
+            .map_err(|e| e.to_string().replace(&*dir.path().to_string_lossy(), "DIR"))
     }
 
     #[test]
@@ -362,7 +363,10 @@ token_file = "ops.token"
         let config = load(GOOD, 0o600).expect("good");
         assert_eq!(config.state, Path::new("/var/lib/muster-bot"));
         let ops = &config.networks[0];
-        assert_eq!((ops.pace.burst, ops.pace.every), (4, Duration::from_secs(1)));
+        assert_eq!(
+            (ops.pace.burst, ops.pace.every),
+            (4, Duration::from_secs(1))
+        );
         assert_eq!(ops.pace.progress, Duration::from_secs(5));
         assert!(ops.style.colours && ops.style.symbols);
         assert_eq!((ops.style.max_lines, ops.style.prefix.as_str()), (6, "!"));
@@ -376,7 +380,10 @@ token_file = "ops.token"
         let config = load(&text, 0o640).expect("good");
         assert!(config.state.ends_with("state") && config.state.is_absolute());
         let ops = &config.networks[0];
-        assert_eq!((ops.pace.burst, ops.pace.every), (9, Duration::from_secs(2)));
+        assert_eq!(
+            (ops.pace.burst, ops.pace.every),
+            (9, Duration::from_secs(2))
+        );
         assert!(!ops.style.colours && !ops.style.symbols);
         assert_eq!((ops.style.max_lines, ops.style.prefix.as_str()), (3, ","));
     }

@@ -165,7 +165,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("a/b");
         let state = StateDir::open(&path).expect("the state");
-        assert!(matches!(StateDir::open(&path), Err(StateError::Taken { .. })));
+        assert!(matches!(
+            StateDir::open(&path),
+            Err(StateError::Taken { .. })
+        ));
         let cursor = state.cursor(&"ops".parse().expect("a name"));
         assert_eq!(cursor.load().expect("no file"), None);
         let saved = Saved {

@@ -166,7 +166,9 @@ mod tests {
         let now = Instant::now();
         let mut intake = Intake::default();
         for n in 0..3 {
-            intake.push(line("ana", &format!("a{n}")), now).expect("room");
+            intake
+                .push(line("ana", &format!("a{n}")), now)
+                .expect("room");
         }
         intake.push(line("bruno", "b0"), now).expect("room");
         let (ana, first) = intake.start().expect("a line");

@@ -190,12 +190,24 @@ mod tests {
         assert_eq!(saved.begun, ["3".to_owned()].into());
         ledger.done(&[seqs[2]]);
         let saved = ledger.changed().expect("said");
-        assert_eq!((saved.confirmed, saved.done), (None, ["3".to_owned()].into()));
+        assert_eq!(
+            (saved.confirmed, saved.done),
+            (None, ["3".to_owned()].into())
+        );
         ledger.done(&[seqs[0]]);
-        assert_eq!(ledger.changed().expect("said").confirmed.as_deref(), Some("1"));
+        assert_eq!(
+            ledger.changed().expect("said").confirmed.as_deref(),
+            Some("1")
+        );
         ledger.done(&[seqs[1]]);
         let saved = ledger.changed().expect("said");
-        assert_eq!(saved, Saved { confirmed: Some("3".into()), ..Saved::default() });
+        assert_eq!(
+            saved,
+            Saved {
+                confirmed: Some("3".into()),
+                ..Saved::default()
+            }
+        );
         assert_eq!(ledger.resume().as_deref(), Some("3"));
     }
 

@@ -51,7 +51,13 @@ pub struct More {
 impl More {
     /// Keeps what was left of something. For one asker in one place only the
     /// newest of each run is kept.
-    pub fn keep(&mut self, place: Option<ChannelName>, asker: Option<String>, rest: Rest, now: Instant) {
+    pub fn keep(
+        &mut self,
+        place: Option<ChannelName>,
+        asker: Option<String>,
+        rest: Rest,
+        now: Instant,
+    ) {
         self.forget(|k| k.place == place && k.asker == asker && k.rest.about == rest.about);
         if rest.lines.is_empty() {
             return;
@@ -149,9 +155,17 @@ mod tests {
         let start = Instant::now();
         let mut more = More::default();
         more.keep(to("#ops"), ana(), rest("1", "x"), start);
-        assert_eq!(more.take(to("#ops").as_ref(), "ana", None, start + KEPT + KEPT), None);
+        assert_eq!(
+            more.take(to("#ops").as_ref(), "ana", None, start + KEPT + KEPT),
+            None
+        );
         for n in 0..10 * MOST {
-            more.keep(to("#ops"), ana(), rest(&n.to_string(), &"x".repeat(20_000)), start);
+            more.keep(
+                to("#ops"),
+                ana(),
+                rest(&n.to_string(), &"x".repeat(20_000)),
+                start,
+            );
         }
         assert!(more.kept.len() <= MOST && more.bytes <= MOST_BYTES);
         while more.take(to("#ops").as_ref(), "ana", None, start).is_some() {}

@@ -1,7 +1,7 @@
 //! One network: the task that owns it. It hands to [`Voice`] what it hears, in
 //! order, and does what that says.
 
-use std::future::{Future, pending};
+use std::future::pending;
 use std::time::{Duration, Instant};
 
 use muster_client::{ChatFeed, ChatNews, Client, ClientError};
@@ -257,12 +257,10 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-fn until_due(due: Option<Instant>) -> impl Future<Output = ()> {
-    async move {
-        match due {
-            Some(due) => sleep_until(due.into()).await,
-            None => pending().await,
-        }
+async fn until_due(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due.into()).await,
+        None => pending().await,
     }
 }
 

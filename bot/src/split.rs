@@ -121,7 +121,10 @@ mod tests {
         let text = "one two three four";
         assert_eq!(split(text, 18, 18), [text]);
         assert_eq!(split(text, 17, 17), ["one two three", "four"]);
-        assert_eq!(split("aaaaaaaaaaaaaaaa bb", 16, 16), ["aaaaaaaaaaaaaaaa", "bb"]);
+        assert_eq!(
+            split("aaaaaaaaaaaaaaaa bb", 16, 16),
+            ["aaaaaaaaaaaaaaaa", "bb"]
+        );
         // A link that fits on a line of its own is not cut.
         let link = "https://m.example/runs/8k2d";
         let text = format!("see {link}");

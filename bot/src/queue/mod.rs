@@ -347,7 +347,10 @@ impl<T: Clone> Queue<T> {
     /// that order: it is next in its lane. Units of one item are one item again.
     pub fn put_back(&mut self, lost: Vec<Next<T>>, now: Instant) {
         for next in lost.into_iter().rev() {
-            let lane = self.lanes.entry(next.to.clone()).or_insert_with(|| Lane::new(0));
+            let lane = self
+                .lanes
+                .entry(next.to.clone())
+                .or_insert_with(|| Lane::new(0));
             self.bytes += next.unit.bytes();
             let queue = &mut lane.waiting[index(next.urgency)];
             if let Some(current) = lane.current.as_mut().filter(|w| w.id == next.item) {
@@ -446,8 +449,7 @@ impl<T: Clone> Queue<T> {
         patience: Duration,
         open: impl Fn(&To) -> bool,
     ) -> Vec<Item<T>> {
-        let late =
-            |w: &Waiting<T>| now.saturating_duration_since(w.since.max(since)) > patience;
+        let late = |w: &Waiting<T>| now.saturating_duration_since(w.since.max(since)) > patience;
         self.take_out(|to, w| !open(to) && late(w))
     }
 

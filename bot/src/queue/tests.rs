@@ -87,21 +87,40 @@ fn targets_take_turns() {
     queue.push(item("#c", Urgency::Reply, &["c0"]), start);
     let said = drain(&mut queue, start);
     assert_eq!(words(&said), ["a0", "b0", "c0", "a1", "b1", "a2"]);
-    assert_eq!(said.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [0, 0, 0, 0, 1, 2]);
+    assert_eq!(
+        said.iter().map(|(at, _)| *at).collect::<Vec<_>>(),
+        [0, 0, 0, 0, 1, 2]
+    );
 }
 
 #[test]
 fn only_the_newest_progress_of_a_run_is_told_and_not_too_often() {
     let start = Instant::now();
     let mut queue = Queue::new(pace());
-    assert!(queue.push(about("8k2d", Urgency::Progress, "1/9", 1), start).is_empty());
-    assert_eq!(queue.push(about("8k2d", Urgency::Progress, "2/9", 2), start), [1]);
+    assert!(
+        queue
+            .push(about("8k2d", Urgency::Progress, "1/9", 1), start)
+            .is_empty()
+    );
+    assert_eq!(
+        queue.push(about("8k2d", Urgency::Progress, "2/9", 2), start),
+        [1]
+    );
     queue.push(about("9zzz", Urgency::Progress, "1/3", 3), start);
-    assert_eq!(text(&queue.next(start, |_| true).expect("a line").unit), "2/9");
-    assert_eq!(text(&queue.next(start, |_| true).expect("a line").unit), "1/3");
+    assert_eq!(
+        text(&queue.next(start, |_| true).expect("a line").unit),
+        "2/9"
+    );
+    assert_eq!(
+        text(&queue.next(start, |_| true).expect("a line").unit),
+        "1/3"
+    );
     queue.push(about("8k2d", Urgency::Progress, "3/9", 4), start + SECOND);
     assert!(queue.next(start + 4 * SECOND, |_| true).is_none());
-    assert_eq!(queue.due(start + SECOND, |_| true), Some(start + 5 * SECOND));
+    assert_eq!(
+        queue.due(start + SECOND, |_| true),
+        Some(start + 5 * SECOND)
+    );
     // Its end is newer.
     let gone = queue.push(about("8k2d", Urgency::Reply, "done", 5), start + 2 * SECOND);
     assert_eq!(gone, [4]);
@@ -118,7 +137,10 @@ fn an_answer_about_a_run_does_not_swallow_its_progress() {
         ..about("8k2d", Urgency::Reply, "you may not cancel it", 2)
     };
     assert!(queue.push(answer, start).is_empty());
-    assert_eq!(words(&drain(&mut queue, start)), ["you may not cancel it", "1/9"]);
+    assert_eq!(
+        words(&drain(&mut queue, start)),
+        ["you may not cancel it", "1/9"]
+    );
 }
 
 #[test]
@@ -132,8 +154,17 @@ fn closed_targets_wait_and_are_given_up() {
     assert_eq!(queue.due(start, open), None);
     // Before the connection was there no time counts.
     let since = start + 60 * SECOND;
-    assert!(queue.give_up(start + 69 * SECOND, since, 10 * SECOND, open).is_empty());
-    assert_eq!(queue.give_up(start + 71 * SECOND, since, 10 * SECOND, open).len(), 1);
+    assert!(
+        queue
+            .give_up(start + 69 * SECOND, since, 10 * SECOND, open)
+            .is_empty()
+    );
+    assert_eq!(
+        queue
+            .give_up(start + 71 * SECOND, since, 10 * SECOND, open)
+            .len(),
+        1
+    );
     assert!(queue.is_empty());
 }
 
@@ -178,11 +209,20 @@ fn a_block_is_sent_at_once_and_paid_for() {
     let mut queue = Queue::new(pace());
     let block = Unit::Block(vec!["x".into(), "y".into(), "z".into()]);
     let units = VecDeque::from([block]);
-    queue.push(Item { units, ..item("#a", Urgency::Reply, &[]) }, start);
+    queue.push(
+        Item {
+            units,
+            ..item("#a", Urgency::Reply, &[])
+        },
+        start,
+    );
     queue.push(item("#b", Urgency::Reply, &["1", "2"]), start);
     let said = drain(&mut queue, start);
     assert_eq!(words(&said), ["x|y|z", "1", "2"]);
-    assert_eq!(said.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [0, 0, 1]);
+    assert_eq!(
+        said.iter().map(|(at, _)| *at).collect::<Vec<_>>(),
+        [0, 0, 1]
+    );
 }
 
 fn urgency() -> impl Strategy<Value = Urgency> {

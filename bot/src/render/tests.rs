@@ -38,7 +38,11 @@ fn seen(rendered: &Rendered) -> String {
     let lines: Vec<String> = lines.map(|l| l.escape_debug().to_string()).collect();
     let mut text = lines.join("\n").replace("\\'", "'").replace("\\\"", "\"");
     if !rendered.rest.is_empty() || rendered.lost > 0 {
-        text.push_str(&format!("\n[{} kept, {} not]", rendered.rest.len(), rendered.lost));
+        text.push_str(&format!(
+            "\n[{} kept, {} not]",
+            rendered.rest.len(),
+            rendered.lost
+        ));
     }
     text
 }
@@ -48,7 +52,10 @@ const LINK: Option<&str> = Some("https://muster.example/runs/8k2d");
 #[test]
 fn a_plan_names_the_asker_and_the_run() {
     let plan = "deploy 1.4.1→1.4.2 on 12 of web's 24 (gva2), 4 batches by rack, restarts webapp.  !yes · !diff · !no  (5 min)";
-    let frame = Frame { nick: Some("ana"), ..frame() };
+    let frame = Frame {
+        nick: Some("ana"),
+        ..frame()
+    };
     let says = [say(Tone::Plain, "8k2d", &[plan], None)];
     assert_snapshot!(seen(&render(&says, &style(), &frame)));
 }
@@ -57,14 +64,25 @@ fn a_plan_names_the_asker_and_the_run() {
 fn tones_are_a_sign_and_a_colour_and_can_be_switched_off() {
     let says = [
         say(Tone::Good, "8k2d", &["12 of 12 upgraded"], LINK),
-        say(Tone::Bad, "8k2d", &["stopped after batch 3: web-15 failed"], None),
+        say(
+            Tone::Bad,
+            "8k2d",
+            &["stopped after batch 3: web-15 failed"],
+            None,
+        ),
         say(Tone::Warn, "", &["gva2: 37 nodes down within 10 s"], None),
         say(Tone::Plain, "8k2d", &["6/12, all well"], None),
     ];
     assert_snapshot!(seen(&render(&says, &style(), &frame())));
-    let colours = Style { colours: true, ..style() };
+    let colours = Style {
+        colours: true,
+        ..style()
+    };
     assert_snapshot!(seen(&render(&says, &colours, &frame())));
-    let plain = Style { symbols: false, ..style() };
+    let plain = Style {
+        symbols: false,
+        ..style()
+    };
     assert_snapshot!(seen(&render(&says, &plain, &frame())));
 }
 
@@ -89,10 +107,16 @@ fn what_is_too_much_is_kept_and_said_to_be_there() {
     let lines: Vec<String> = (1..=20).map(|n| format!("web-{n:02}  ok")).collect();
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     let says = [say(Tone::Plain, "8k2d", &lines, LINK)];
-    let nick = Frame { nick: Some("ana"), ..frame() };
+    let nick = Frame {
+        nick: Some("ana"),
+        ..frame()
+    };
     let first = render(&says, &style(), &nick);
     assert_snapshot!(seen(&first));
-    let private = Frame { prefixed: false, ..frame() };
+    let private = Frame {
+        prefixed: false,
+        ..frame()
+    };
     let second = render_more(first.rest, first.lost, &style(), &private);
     assert_snapshot!(seen(&second));
     let third = render_more(second.rest, second.lost, &style(), &private);
@@ -105,20 +129,36 @@ fn what_is_too_much_is_kept_and_said_to_be_there() {
 fn without_end_is_not_kept_without_end() {
     let lines = vec!["x".repeat(300); 5_000];
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-    let rendered = render(&[say(Tone::Plain, "8k2d", &lines, LINK)], &style(), &frame());
+    let rendered = render(
+        &[say(Tone::Plain, "8k2d", &lines, LINK)],
+        &style(),
+        &frame(),
+    );
     assert!(rendered.rest.len() <= MOST_KEPT + 1);
     assert!(rendered.lost > 4_000);
-    assert!(rendered.lines.last().is_some_and(|l| l.ends_with("runs/8k2d")));
+    assert!(
+        rendered
+            .lines
+            .last()
+            .is_some_and(|l| l.ends_with("runs/8k2d"))
+    );
     let mut left = rendered;
     while !left.rest.is_empty() {
         left = render_more(left.rest, left.lost, &style(), &frame());
     }
-    assert!(left.lines.last().is_some_and(|l| l.contains("too many")), "{left:?}");
+    assert!(
+        left.lines.last().is_some_and(|l| l.contains("too many")),
+        "{left:?}"
+    );
 }
 
 #[test]
 fn a_repeat_is_marked() {
-    let frame = Frame { again: true, nick: Some("ana"), ..frame() };
+    let frame = Frame {
+        again: true,
+        nick: Some("ana"),
+        ..frame()
+    };
     let says = [say(Tone::Good, "8k2d", &["done", "1 unchanged"], None)];
     assert_snapshot!(seen(&render(&says, &style(), &frame)));
     assert_eq!(again("8k2d done"), "(again) 8k2d done");
@@ -126,7 +166,12 @@ fn a_repeat_is_marked() {
 }
 
 fn tone() -> impl Strategy<Value = Tone> {
-    prop_oneof![Just(Tone::Plain), Just(Tone::Good), Just(Tone::Warn), Just(Tone::Bad)]
+    prop_oneof![
+        Just(Tone::Plain),
+        Just(Tone::Good),
+        Just(Tone::Warn),
+        Just(Tone::Bad)
+    ]
 }
 
 proptest! {

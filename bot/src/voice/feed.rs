@@ -4,9 +4,7 @@ use std::time::Instant;
 
 use muster_protocol::api::{ChatPerson, Urgency, Utterance};
 
-use super::{
-    Link, MOST_BYTES, MOST_CLOSED, MOST_NEWS, MOST_NEWS_THERE, Put, Tag, Voice, What,
-};
+use super::{Link, MOST_BYTES, MOST_CLOSED, MOST_NEWS, MOST_NEWS_THERE, Put, Tag, Voice, What};
 use crate::ledger::{self, Seq, Take};
 use crate::queue::To;
 
