@@ -135,7 +135,7 @@ impl Live {
             }
             command => match (numeric(command), Source::of(message)) {
                 (Some((code, args)), _) => self.numeric(message, code, args, now, &mut out),
-                (None, Some(who)) => self.from_somebody(message, &who, now, &mut out),
+                (None, Some(who)) => self.somebody(message, &who, now, &mut out),
                 // Of a server: nothing that a server says by itself counts.
                 (None, None) => self.labeled_answer(message, &mut out),
             },
@@ -189,7 +189,7 @@ impl Live {
         }
     }
 
-    fn from_somebody(&mut self, message: &Message, who: &Source<'_>, now: Now, out: &mut Vec<Out>) {
+    fn somebody(&mut self, message: &Message, who: &Source<'_>, now: Now, out: &mut Vec<Out>) {
         let own = self.is_own(who.nick);
         match &message.command {
             Command::PRIVMSG(target, text) if own => self.echo(message, target, text, out),

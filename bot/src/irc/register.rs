@@ -380,7 +380,7 @@ impl Register {
             }
             // Taken, wrong, or not for us now.
             432 | 433 | 436 | 437 => self.other_nick(code, why(), out),
-            464 | 465 | 466 => Err(RegisterError::Refused { code, why: why() }),
+            464..=466 => Err(RegisterError::Refused { code, why: why() }),
             900 => {
                 if let Stage::LoggingIn(login) = &mut self.stage {
                     login.told = true;

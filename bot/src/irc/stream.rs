@@ -39,7 +39,7 @@ pub(super) enum OpenError {
     Tls {
         host: String,
         port: u16,
-        why: io::Error,
+        why: String,
         hint: &'static str,
     },
     /// TLS cannot be set up.
@@ -67,7 +67,8 @@ pub(super) async fn open(settings: &NetworkSettings) -> Result<Box<dyn Stream>, 
         host: settings.host.clone(),
         port: settings.port,
         hint: hint(&why),
-        why,
+        // As rustls calls what our own check says.
+        why: why.to_string().replace("unexpected error: ", ""),
     })?;
     Ok(Box::new(stream))
 }
