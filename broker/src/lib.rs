@@ -10,6 +10,7 @@ pub mod authority;
 pub mod authz;
 pub mod backup;
 pub mod bus;
+pub mod chat;
 mod clock;
 pub mod config;
 pub mod embedded;

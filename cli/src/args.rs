@@ -100,6 +100,10 @@ pub(crate) enum Command {
     Trigger(verbs::trigger::TriggerArgs),
     /// Routes: which events are sent where
     Route(verbs::route::RouteArgs),
+    /// Say who you are in a chat
+    Irc(verbs::irc::IrcArgs),
+    /// Try how a line in a chat is understood
+    Bot(verbs::bot::BotArgs),
     /// Who asked for what, and whether anybody has changed the record of it
     Audit(verbs::audit::AuditArgs),
     /// Stop everything new on all nodes

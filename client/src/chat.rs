@@ -3,9 +3,13 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use muster_protocol::api::{ChatAnswer, ChatLine, Utterance};
+use muster_protocol::api::{
+    ChatAnswer, ChatDevice, ChatDeviceRequest, ChatLine, ChatLink, Utterance,
+};
 use muster_protocol::names::NetworkName;
 use reqwest::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::client::{Ask, Client, garbage};
 use crate::error::ClientError;
@@ -15,6 +19,8 @@ use crate::stream::{Ended, From, Pause, Reconnecting};
 
 /// The name of the event that says that places are numbered anew.
 const RENUMBERED: &str = "renumbered";
+/// The name of the event that says from which place on it is told.
+const HERE: &str = "here";
 /// A line can start a dry run, and is answered when that has ended.
 const FOR_A_DRY_RUN: Duration = Duration::from_secs(80);
 
@@ -108,6 +114,12 @@ impl ChatFeed {
             .id
             .filter(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_graphic()))
             .ok_or("an event without its place")?;
+        if event.name.as_deref() == Some(HERE) {
+            // Whoever is cut off before anything is said comes back to it.
+            self.resume = Some(place);
+            self.stream.heard();
+            return Ok(());
+        }
         let next = if event.name.as_deref() == Some(RENUMBERED) {
             let place = place.clone();
             ChatNews::Renumbered { place }
@@ -140,6 +152,50 @@ impl Client {
             body: Some(line),
             extra_time: FOR_A_DRY_RUN,
             key: Some(key),
+        })
+        .await
+    }
+
+    /// `POST /v1/chat/links`: a one-time code for the caller.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn chat_link(&self) -> Result<ChatLink, ClientError> {
+        self.of_chat::<(), _>(Method::POST, "links", None).await
+    }
+
+    /// `POST /v1/chat/device`: a device for one-time codes, for the caller.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn add_chat_device(
+        &self,
+        request: &ChatDeviceRequest,
+    ) -> Result<ChatDevice, ClientError> {
+        self.of_chat(Method::POST, "device", Some(request)).await
+    }
+
+    /// `DELETE /v1/chat/device`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn remove_chat_device(&self) -> Result<(), ClientError> {
+        self.delete(&["v1", "chat", "device"]).await
+    }
+
+    async fn of_chat<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        what: &str,
+        body: Option<&B>,
+    ) -> Result<T, ClientError> {
+        self.ask(Ask {
+            method,
+            path: &["v1", "chat", what],
+            query: &[],
+            body,
+            extra_time: Duration::ZERO,
+            key: None,
         })
         .await
     }

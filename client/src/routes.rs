@@ -97,7 +97,7 @@ impl Client {
         .await
     }
 
-    async fn delete(&self, path: &[&str]) -> Answer<()> {
+    pub(crate) async fn delete(&self, path: &[&str]) -> Answer<()> {
         let ask = Ask {
             method: Method::DELETE,
             path,

@@ -58,6 +58,9 @@
 //! | `DELETE /v1/schedules/{name}` | → 204 |
 //! | `POST /v1/chat/lines` | [`ChatLine`] → [`ChatAnswer`] |
 //! | `GET /v1/chat/feed?network=` | → SSE of [`Utterance`] |
+//! | `POST /v1/chat/links` | → [`ChatLink`] |
+//! | `POST /v1/chat/device` | [`ChatDeviceRequest`] → [`ChatDevice`] |
+//! | `DELETE /v1/chat/device` | → 204 |
 //! | `GET /healthz`, `/readyz`, `/openapi.json` (open) | |
 //!
 //! Wherever a route takes `{run}`, a prefix of at least four characters that
@@ -92,8 +95,8 @@ use crate::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName};
 use crate::run::is_zero;
 pub use brokers::{BrokerPlace, BrokerView, StandbyKit};
 pub use chat::{
-    ChatAccount, ChatAnswer, ChatLine, ChatPerson, ChatPlace, MAX_CHAT_LINE, Say, Speaker, Tone,
-    Urgency, Utterance, Vouched,
+    ChatAccount, ChatAnswer, ChatDevice, ChatDeviceRequest, ChatLine, ChatLink, ChatPerson,
+    ChatPlace, MAX_CHAT_LINE, Say, Speaker, Tone, Urgency, Utterance, Vouched,
 };
 pub use event::{
     CloudEvent, ClusterEvent, EventStored, EventsStored, NotAnEvent, OWN_SOURCE, SPEC_VERSION,

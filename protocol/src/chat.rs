@@ -1,5 +1,9 @@
-//! Words about chat networks that no protocol of theirs is needed for: where
-//! something was written, and what shows who wrote it.
+//! Chat without any network's protocol: where something was written, what
+//! shows who wrote it, and the grammar of what can be written.
+
+pub mod alias;
+pub mod command;
+pub mod words;
 
 use std::fmt;
 use std::str::FromStr;
@@ -121,6 +125,16 @@ impl Proof {
             Self::Code => "code",
         }
     }
+}
+
+/// A text as one word of the grammar.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:,%@+".contains(c);
+    if !text.is_empty() && !text.starts_with("--") && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::api::{ChatPerson, ChatPlace};
 use crate::chat::{ChannelName, Proof};
 use crate::ids::RunId;
 use crate::names::{NetworkName, ScheduleName};
@@ -41,6 +42,10 @@ pub enum Origin {
         nick: String,
         /// The channel; absent where it was written to the bot alone.
         channel: Option<ChannelName>,
+        /// In which unbroken time of being seen: for an answer to somebody
+        /// without an account.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sight: Option<String>,
         /// Which line it was.
         line: String,
         /// What shows that it is really they.
@@ -62,6 +67,31 @@ impl Origin {
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         *self == Self::Unknown
+    }
+
+    /// Where somebody who asked in a chat network is answered.
+    #[must_use]
+    pub fn chat_place(&self) -> Option<ChatPlace> {
+        let Self::Chat {
+            network,
+            account,
+            nick,
+            channel,
+            sight,
+            ..
+        } = self
+        else {
+            return None;
+        };
+        Some(ChatPlace {
+            network: network.clone(),
+            channel: channel.clone(),
+            person: Some(ChatPerson {
+                nick: nick.clone(),
+                account: account.clone(),
+                sight: sight.clone(),
+            }),
+        })
     }
 
     /// Where it began: of what the `main` of a run asks, where that run came

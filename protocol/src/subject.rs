@@ -9,6 +9,7 @@
 //! | `m1.run.<run>.j`, `m1.run.<run>.o` | broker | the run's journal, and its nodes' output |
 //! | `m1.event` | broker | what happened in the cluster |
 //! | `m1.audit` | broker | the record of who did what |
+//! | `m1.chat.<network>` | broker | what is to be said in a chat network |
 //! | `m1.release.<sha256>.meta`, `m1.release.<sha256>.part.<n>` | broker | an agent release, and the bytes of it |
 //!
 //! The subject is routing only. What a node obeys is the signed set.
@@ -16,6 +17,7 @@
 use std::fmt;
 
 use crate::ids::{RunId, Serial};
+use crate::names::NetworkName;
 use crate::release::ReleaseId;
 
 /// Requests to every node.
@@ -32,6 +34,15 @@ pub const EVENT: &str = "m1.event";
 pub const AUDIT: &str = "m1.audit";
 /// Where brokers say to each other that they are there.
 pub const BROKERS: &str = "m1.broker";
+
+/// What is to be said in every chat network.
+pub const CHAT_ALL: &str = "m1.chat.*";
+
+/// What is to be said in a chat network.
+#[must_use]
+pub fn chat(network: &NetworkName) -> String {
+    format!("m1.chat.{}", token(network.as_str()))
+}
 
 /// Text as one token of a subject: `A-Z a-z 0-9 _ -` stay, every other byte
 /// becomes `=` and two hex digits, so that no text can add a token or a

@@ -1,5 +1,6 @@
 //! Text from outside, made safe to show.
 
+use std::cmp::Reverse;
 use std::fmt::Write as _;
 
 /// Characters that change how a terminal or a chat client shows what follows:
@@ -55,6 +56,20 @@ fn push_safe(out: &mut String, c: char) {
     }
 }
 
+/// `10,000`.
+#[must_use]
+pub fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
 /// Bytes that a program printed, as text: valid UTF-8 stays, every other byte
 /// becomes `\xNN`. Control characters are kept; whoever shows the text escapes
 /// them with [`printable_line`].
@@ -68,6 +83,24 @@ pub fn lossy(bytes: &[u8]) -> String {
         }
     }
     out
+}
+
+/// The known word that is most like this one, if any is like it at all.
+#[must_use]
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance * 3 <= word.len().max(candidate.len()))
+        // `restart` is rather `restarted` than `restore`.
+        .min_by_key(|(distance, candidate)| {
+            let alike = word.chars().zip(candidate.chars());
+            (
+                *distance,
+                Reverse(alike.take_while(|(a, b)| a == b).count()),
+            )
+        })
+        .map(|(_, candidate)| candidate)
 }
 
 #[cfg(test)]

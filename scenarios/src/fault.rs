@@ -1,10 +1,10 @@
 //! What is wrong in a scenario, and where, in the form in which people read
 //! compilers.
 
-use std::cmp::Reverse;
 use std::fmt;
 
 use muster_protocol::note::At;
+pub use muster_protocol::text::nearest;
 use muster_protocol::text::printable;
 use serde::{Deserialize, Serialize};
 
@@ -143,24 +143,6 @@ impl fmt::Display for Fault {
             None => Ok(()),
         }
     }
-}
-
-/// The known word that is most like this one, if any is like it at all.
-#[must_use]
-pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
-        .filter(|(distance, candidate)| *distance * 3 <= word.len().max(candidate.len()))
-        // `restart` is rather `restarted` than `restore`.
-        .min_by_key(|(distance, candidate)| {
-            let alike = word.chars().zip(candidate.chars());
-            (
-                *distance,
-                Reverse(alike.take_while(|(a, b)| a == b).count()),
-            )
-        })
-        .map(|(_, candidate)| candidate)
 }
 
 #[cfg(test)]

@@ -95,6 +95,10 @@ pub enum Action {
     PutEvents,
     /// Read webhooks, triggers and routes, and try what they would do.
     ReadHooks,
+    /// Look after alarms, and silence them.
+    ManageAlarms,
+    /// Start builds.
+    StartBuilds,
     /// Tell what was heard in a chat network, and hear what is to be said
     /// there.
     Witness,
@@ -143,6 +147,8 @@ impl Action {
             Self::ReadEvents,
             Self::PutEvents,
             Self::ReadHooks,
+            Self::ManageAlarms,
+            Self::StartBuilds,
             Self::Witness,
             Self::WhoAmI,
         ]
@@ -184,6 +190,8 @@ impl Action {
             Self::ReadEvents => "read events",
             Self::PutEvents => "put events in",
             Self::ReadHooks => "read webhooks, triggers and routes",
+            Self::ManageAlarms => "look after alarms",
+            Self::StartBuilds => "start builds",
             Self::Witness => "tell what was said in a chat network",
             Self::WhoAmI => "ask who it is",
         }
@@ -224,6 +232,8 @@ impl Action {
             Self::ReadEvents => "read-events",
             Self::PutEvents => "put-events",
             Self::ReadHooks => "read-hooks",
+            Self::ManageAlarms => "manage-alarms",
+            Self::StartBuilds => "start-builds",
             Self::Witness => "witness",
             Self::WhoAmI => "who-am-i",
         }
@@ -257,7 +267,9 @@ impl Action {
             | Self::StoreScenarios
             | Self::ManageSchedules
             | Self::Freeze
-            | Self::PutEvents => Group::Change,
+            | Self::PutEvents
+            | Self::ManageAlarms
+            | Self::StartBuilds => Group::Change,
             Self::RemoveNodes
             | Self::ManageTokens
             | Self::ManageKeys

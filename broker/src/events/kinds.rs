@@ -20,6 +20,14 @@ pub const KINDS: &[(&str, &str)] = &[
         "a monitoring system raises alarms, as one group, each with its fingerprint",
     ),
     ("alarm.resolved", "alarms of a monitoring system are over"),
+    (
+        "alarm.acked",
+        "somebody looks after an alarm: it is not repeated in chat",
+    ),
+    (
+        "alarm.silenced",
+        "somebody silenced alarms in chat, or ended that",
+    ),
     ("hook.received", "a generic webhook was called"),
     (
         "hook.ping",
@@ -72,6 +80,10 @@ pub const KINDS: &[(&str, &str)] = &[
     ("invite.withdrawn", "somebody withdrew an invite"),
     ("token.created", "somebody made an API token"),
     ("token.revoked", "somebody revoked an API token"),
+    (
+        "principal.device",
+        "somebody has added or removed a device for one-time codes in chats",
+    ),
     ("key.rotated", "the broker has a new signing key"),
     ("key.revoked", "a signing key was revoked"),
     ("scenario.stored", "somebody stored a scenario"),

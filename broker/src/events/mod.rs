@@ -6,9 +6,12 @@
 
 pub mod facts;
 pub mod feed;
+pub mod fields;
+pub mod follower;
 pub mod glob;
 pub mod kinds;
 mod known;
+pub mod place;
 pub mod put;
 #[cfg(test)]
 mod tests;

@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use muster_protocol::api::{HookKind, Secret};
+use muster_protocol::chat::alias::Aliases;
+use muster_protocol::chat::command;
 use muster_protocol::names::{HookName, RouteName, TriggerName};
 use muster_protocol::units::{Size, Span};
 use serde::Deserialize;
 use toml::Value;
 
 use super::rate::Rate;
+use crate::chat::settings::{RawChat, Settings};
 use crate::routes::{RawRoute, Route};
 use crate::triggers::{RawTrigger, Trigger};
 
@@ -58,6 +61,10 @@ pub struct Declared {
     pub triggers: BTreeMap<TriggerName, Trigger>,
     /// The routes.
     pub routes: BTreeMap<RouteName, Route>,
+    /// Short names for what is typed in chats.
+    pub aliases: Aliases,
+    /// What is set about chat.
+    pub chat: Settings,
 }
 
 impl Default for Declared {
@@ -67,6 +74,8 @@ impl Default for Declared {
             hooks: BTreeMap::new(),
             triggers: BTreeMap::new(),
             routes: BTreeMap::new(),
+            aliases: Aliases::default(),
+            chat: Settings::default(),
         }
     }
 }
@@ -255,6 +264,16 @@ fn parse(text: &str, secrets: &mut Secrets<'_>, mistakes: &mut Vec<String>) -> D
             _ => mistakes.push("max_body: a size such as `5MiB`, at most 25MiB".to_owned()),
         }
     }
+    if let Some(value) = table.remove("chat") {
+        let checked = value
+            .try_into::<RawChat>()
+            .map_err(|error| vec![error.message().to_owned()])
+            .and_then(Settings::checked);
+        match checked {
+            Ok(settings) => declared.chat = settings,
+            Err(wrong) => mistakes.extend(wrong.into_iter().map(|m| format!("chat: {m}"))),
+        }
+    }
     let mut sections = Sections { mistakes };
     declared.hooks = sections.read("hooks", &mut table, |name, raw: RawHook| {
         hook(name, raw, secrets)
@@ -265,9 +284,15 @@ fn parse(text: &str, secrets: &mut Secrets<'_>, mistakes: &mut Vec<String>) -> D
     declared.routes = sections.read("routes", &mut table, |_: &RouteName, raw: RawRoute| {
         Route::checked(raw, secrets)
     });
+    if let Some(value) = table.remove("aliases") {
+        match aliases(value) {
+            Ok(aliases) => declared.aliases = aliases,
+            Err(wrong) => mistakes.extend(wrong.into_iter().map(|m| format!("aliases: {m}"))),
+        }
+    }
     for name in table.keys() {
         mistakes.push(format!(
-            "`{name}` is unknown; there are `max_body`, `hooks`, `triggers` and `routes`"
+            "`{name}` is unknown; there are `max_body`, `chat`, `aliases`, `hooks`, `triggers` and `routes`"
         ));
     }
     for (name, trigger) in &declared.triggers {
@@ -278,6 +303,14 @@ fn parse(text: &str, secrets: &mut Secrets<'_>, mistakes: &mut Vec<String>) -> D
         }
     }
     declared
+}
+
+fn aliases(value: Value) -> Result<Aliases, Vec<String>> {
+    let named: BTreeMap<String, String> = value.try_into().map_err(|_| {
+        vec!["each is a line such as deploy = \"run deploy version=$1\"".to_owned()]
+    })?;
+    let taken = |word: &str| command::find(word).is_some();
+    Aliases::new(&named, taken).map_err(|wrong| wrong.iter().map(ToString::to_string).collect())
 }
 
 struct Sections<'a> {

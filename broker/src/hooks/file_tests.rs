@@ -164,3 +164,49 @@ fn what_is_no_toml_is_said_with_its_place() {
     let missing = load(Path::new("/nonexistent/hooks.toml")).0.unwrap_err();
     assert!(missing.to_string().contains("/nonexistent/hooks.toml"));
 }
+
+#[test]
+fn a_route_leads_to_a_webhook_or_to_channels() {
+    let route = |text: &str| mistakes(&format!("[routes.r]\nkinds = [\"git.*\"]\n{text}\n"), 0o600);
+    for good in [
+        "channel = \"ops/#dev\"",
+        "channels = [\"ops/#dev\", \"home/&x\"]",
+        "channel = \"ops/#dev\"\nrepository = \"web*\"\nwhere = { branch = [\"main\", \"release-*\"], data.forced = true }",
+        "url = \"https://x.example.org/a\"\nrepository = [\"web*\", \"acme/api\"]",
+    ] {
+        assert_eq!(route(good), [""; 0], "{good}");
+    }
+    for (bad, why) in [
+        ("", "it needs a `url` or a `url_file`, or a `channel`"),
+        ("channel = \"#dev\"", "it does not say which network"),
+        ("channel = \"ops/dev\"", "it begins with `#`"),
+        ("channels = []", "1 to 64 channels"),
+        (
+            "channel = \"ops/#a\"\nchannels = [\"ops/#b\"]",
+            "only one of them",
+        ),
+        (
+            "channel = \"ops/#a\"\nurl = \"https://x/\"",
+            "nothing of what is for a `url`",
+        ),
+        (
+            "channel = \"ops/#a\"\nformat = \"cloudevents\"",
+            "nothing of what is for a `url`",
+        ),
+        (
+            "channel = \"ops/#a\"\nrepository = 3",
+            "`repository`: it is a text",
+        ),
+        (
+            "channel = \"ops/#a\"\nwhere = { \"a b\" = 1 }",
+            "`where`: `a b`",
+        ),
+        (
+            "channel = \"ops/#a\"\nwhere = { a = [] }",
+            "the list is empty",
+        ),
+    ] {
+        let found = route(bad);
+        assert!(found.concat().contains(why), "{bad}: {found:?}");
+    }
+}

@@ -105,6 +105,12 @@ impl State {
 }
 
 impl Hooks {
+    /// The short names of what is typed in chats.
+    #[must_use]
+    pub fn aliases(&self) -> muster_protocol::chat::alias::Aliases {
+        self.0.held.get().aliases.clone()
+    }
+
     /// Those that are declared; what they tell goes into those events.
     #[must_use]
     pub fn new(held: Held, events: Events) -> Self {

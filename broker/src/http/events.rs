@@ -388,7 +388,7 @@ async fn follow(
         renumbered: renumbered.then_some(after),
         numbering,
         shutdown: state.shutdown.clone(),
-        lapses: state.lapses.clone(),
+        lapses: state.lapses(),
         _room: room,
     };
     // Read only as fast as the watcher takes it: one that takes nothing costs

@@ -33,7 +33,7 @@ impl From<FreezerError> for ApiError {
 }
 
 /// What is in force, and who goes by it.
-pub(super) fn view(state: &AppState) -> FreezeView {
+pub(crate) fn view(state: &AppState) -> FreezeView {
     let freeze = state.freezer.now();
     let presences = state.control.presences();
     let snapshot = state.inventory.snapshot();

@@ -6,6 +6,8 @@ mod audit;
 mod auth;
 mod backup;
 mod brokers;
+mod chat;
+mod chat_feed;
 mod document;
 mod events;
 mod freeze;
@@ -50,6 +52,7 @@ use crate::audit::{Audit, as_request};
 use crate::authority::Authority;
 use crate::authz::{Action, Authorized, Caller, Guard};
 use crate::bus::Nodes;
+use crate::chat::Chat;
 use crate::config::Config;
 use crate::enroll::Enrolment;
 use crate::events::Events;
@@ -70,10 +73,12 @@ use crate::triggers::Triggers;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
 pub use self::document::document;
+pub(crate) use self::freeze::view as freeze_view;
 pub use self::front::Front;
 pub use self::limit::{Limiter, PrincipalLimiter};
 pub use self::page::{Paging, page};
 pub use self::problem::{ApiError, ApiJson, ApiPath, ApiQuery};
+pub(crate) use self::runs::wish;
 
 /// Largest body of a request, in bytes.
 pub const MAX_BODY: usize = 1024 * 1024;
@@ -105,6 +110,10 @@ pub struct AppState {
     pub triggers: Triggers,
     /// Events that are sent on.
     pub routes: Routes,
+    /// What is said in chats.
+    pub desk: crate::chat::desk::Desk,
+    /// What is to be said in chat networks.
+    pub chat: Chat,
     /// Whether anything is begun on the nodes.
     pub freezer: Freezer,
     /// What the store has lost, as far as is known.
@@ -198,6 +207,8 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(audit::routes())
         .merge(backup::routes())
         .merge(brokers::routes())
+        .merge(chat::routes())
+        .merge(chat_feed::routes())
         .merge(events::routes())
         .merge(hooks::routes())
         .merge(freeze::routes())

@@ -357,7 +357,9 @@ async fn confirm(
     caller: Caller,
     ApiPath(run): ApiPath<String>,
 ) -> Result<ApiJson<RunView>, ApiError> {
-    wish(&state, &caller, &run, Wish::Confirm).await
+    wish(&state, &caller, &run, Wish::Confirm)
+        .await
+        .map(ApiJson)
 }
 
 /// Approve a run
@@ -383,7 +385,9 @@ async fn approve(
     caller: Caller,
     ApiPath(run): ApiPath<String>,
 ) -> Result<ApiJson<RunView>, ApiError> {
-    wish(&state, &caller, &run, Wish::Approve).await
+    wish(&state, &caller, &run, Wish::Approve)
+        .await
+        .map(ApiJson)
 }
 
 /// Pause a run
@@ -408,7 +412,7 @@ async fn pause(
     caller: Caller,
     ApiPath(run): ApiPath<String>,
 ) -> Result<ApiJson<RunView>, ApiError> {
-    wish(&state, &caller, &run, Wish::Pause).await
+    wish(&state, &caller, &run, Wish::Pause).await.map(ApiJson)
 }
 
 /// Resume a run
@@ -430,17 +434,17 @@ async fn resume(
     caller: Caller,
     ApiPath(run): ApiPath<String>,
 ) -> Result<ApiJson<RunView>, ApiError> {
-    wish(&state, &caller, &run, Wish::Resume).await
+    wish(&state, &caller, &run, Wish::Resume).await.map(ApiJson)
 }
 
 /// Does what somebody wants of a run. Who lets it begin has to be one who may
 /// run it.
-async fn wish(
+pub(crate) async fn wish(
     state: &AppState,
     caller: &Caller,
     run: &str,
     wish: Wish,
-) -> Result<ApiJson<RunView>, ApiError> {
+) -> Result<RunView, ApiError> {
     let engine = &state.nodes.engine;
     state.admit(caller, Action::ReadRuns).await?;
     let run = engine.lookup(run)?;
@@ -452,7 +456,7 @@ async fn wish(
         }
     };
     let run = state.authorize(caller, action, run).await?;
-    Ok(ApiJson(engine.wish(run, wish).await?))
+    Ok(engine.wish(run, wish).await?)
 }
 
 /// What is answered to whoever asked for a run.

@@ -318,7 +318,7 @@ impl Presence {
             for event in news {
                 self.0
                     .events
-                    .emit(event.kind, &event.subject, event.text)
+                    .tell(event.kind, &event.subject, event.text, event.fields)
                     .await;
             }
             if Instant::now() >= store_at {

@@ -188,18 +188,26 @@ fn a_burst_is_one_event_and_a_reconnect_none() {
     clock.pass(Duration::from_secs(1));
     hello(&mut clock, 5);
     let mut news = Vec::new();
-    for _ in 0..10 {
+    for _ in 0..18 {
         news.extend(reporter.look(&clock.table, &snapshot, clock.now));
         clock.pass(Duration::from_secs(1));
     }
     let texts: Vec<&str> = news.iter().map(|n| n.text.as_str()).collect();
     assert_eq!(
         texts,
-        ["5 nodes down within 2 s: web-0, web-1, web-2, web-3, web-4"]
+        ["5 nodes down within 10 s: web-0, web-1, web-2, web-3, web-4"]
+    );
+    assert_eq!(
+        serde_json::Value::Object(news[0].fields.clone()),
+        serde_json::json!({
+            "count": 5, "within": 10, "names": ["web-0", "web-1", "web-2", "web-3", "web-4"],
+            "roles": { "web": 5 }, "labels": { "zone": { "gva2": 5 } },
+            "common": { "zone": "gva2" }
+        })
     );
     hello(&mut clock, 0);
     news.clear();
-    for _ in 0..8 {
+    for _ in 0..16 {
         news.extend(reporter.look(&clock.table, &snapshot, clock.now));
         clock.pass(Duration::from_secs(1));
     }
@@ -219,8 +227,11 @@ fn record(serial: u32, name: &str) -> NodeRecord {
         assignment: muster_protocol::wire::Assignment {
             revision: 1,
             name: name.parse().expect("a name"),
-            roles: Vec::new(),
-            labels: std::collections::BTreeMap::new(),
+            roles: vec!["web".parse().expect("a role")],
+            labels: std::collections::BTreeMap::from([(
+                "zone".parse().expect("a key"),
+                "gva2".parse().expect("a value"),
+            )]),
         },
         infrastructure: false,
         enrolled: Timestamp::now(),

@@ -7,5 +7,5 @@ mod send;
 #[cfg(test)]
 mod tests;
 
-pub use self::declared::{Format, RawRoute, Route};
+pub use self::declared::{Format, Outgoing, RawRoute, Route, To, Wanted};
 pub use self::send::Routes;

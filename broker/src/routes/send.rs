@@ -10,21 +10,17 @@ use muster_protocol::text::printable;
 use muster_protocol::units::Timestamp;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use serde_json::{Map, json};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::declared::Route;
-use crate::events::feed::Cursor;
+use super::declared::{Outgoing, Route, To};
+use crate::events::follower::{Anew, Follower, How};
+use crate::events::place::Places;
 use crate::events::{Events, Once};
 use crate::hooks::Held;
 use crate::hooks::verify::standard_signature;
-use crate::triggers::{Place, Places};
 
-/// How often the place is stored while nothing is sent.
-const STORE_EVERY: Duration = Duration::from_secs(1);
-/// Pause before something inside the cluster is tried again.
-const AGAIN: Duration = Duration::from_millis(500);
 /// Pauses between tries: the first, each twice the one before, and the
 /// longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -86,9 +82,9 @@ impl Routes {
             let state = state.get(name).cloned().unwrap_or_default();
             RouteView {
                 name: name.clone(),
-                kinds: route.kinds.iter().map(ToString::to_string).collect(),
+                kinds: route.wanted.kinds.iter().map(ToString::to_string).collect(),
                 to: route.to(),
-                format: route.format.as_str().to_owned(),
+                format: route.format().to_owned(),
                 position: state.position,
                 sent: state.sent,
                 given_up: state.given_up,
@@ -101,6 +97,20 @@ impl Routes {
     fn note(&self, name: &RouteName, change: impl FnOnce(&mut State)) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(state.entry(name.clone()).or_default());
+    }
+
+    /// Something was said in a channel because of a route.
+    pub fn said(&self, name: &RouteName) {
+        self.note(name, |state| state.sent += 1);
+    }
+
+    /// Everything up to that event was said that is to be said in channels.
+    pub fn said_up_to(&self, position: u64) {
+        for (name, route) in &self.0.held.get().routes {
+            if matches!(route.to, To::Channels(_)) {
+                self.note(name, |state| state.position = position);
+            }
+        }
     }
 
     /// Sends until `cancel`; routes that are declared anew begin, those that
@@ -120,14 +130,17 @@ impl Routes {
                 stays
             });
             for (name, route) in &declared.routes {
+                // What is said in channels, the outbox says.
+                let To::Webhook(to) = &route.to else { continue };
                 if at_work.contains_key(name) {
                     continue;
                 }
                 let stop = cancel.child_token();
                 at_work.insert(name.clone(), (route.clone(), stop.clone()));
                 let (routes, name, route) = (self.clone(), name.clone(), route.clone());
+                let to = to.clone();
                 tasks.spawn(async move {
-                    stop.run_until_cancelled(Box::pin(routes.work(&name, &route)))
+                    stop.run_until_cancelled(Box::pin(routes.work(&name, &route, &to)))
                         .await;
                 });
             }
@@ -144,58 +157,8 @@ impl Routes {
         format!("route.{name}")
     }
 
-    async fn begin(&self, name: &RouteName) -> (Place, Cursor) {
-        let inner = &self.0;
-        loop {
-            let read = (
-                inner.places.get(&Self::key(name)).await,
-                inner.events.last().await,
-                inner.events.first().await,
-            );
-            let (Ok(place), Ok(last), Ok(first)) = read else {
-                tracing::warn!(route = %name, "the place of a route cannot be read; trying again");
-                sleep(AGAIN).await;
-                continue;
-            };
-            let mut begin = place.clone().unwrap_or_default();
-            // A new route begins with what happens from now on. So does one
-            // whose events are numbered anew: what was put back was sent.
-            let known = place.is_some_and(|p| p.numbering == inner.numbering && p.seq <= last);
-            if !known {
-                begin.seq = last;
-            } else if begin.seq + 1 < first {
-                let lost = first - 1 - begin.seq;
-                let text =
-                    format!("{lost} events went for want of room before route {name} sent them");
-                inner
-                    .events
-                    .emit("alarm.events-lost", name.as_str(), text)
-                    .await;
-                begin.seq = first - 1;
-            }
-            begin.numbering.clone_from(&inner.numbering);
-            self.store(name, &begin).await;
-            let cursor = Cursor::new(&inner.events, begin.seq);
-            return (begin, cursor);
-        }
-    }
-
-    async fn store(&self, name: &RouteName, place: &Place) {
-        loop {
-            match self.0.places.set(&Self::key(name), place).await {
-                Ok(true) => break,
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::warn!(route = %name, %error, "the place of a route cannot be stored yet");
-                }
-            }
-            sleep(AGAIN).await;
-        }
-        self.note(name, |state| state.position = place.seq);
-    }
-
-    async fn work(&self, name: &RouteName, route: &Route) {
-        let client = match client(route) {
+    async fn work(&self, name: &RouteName, route: &Route, to: &Outgoing) {
+        let client = match client(to) {
             Ok(client) => client,
             Err(error) => {
                 let text = format!("route {name} cannot send: {error}");
@@ -207,40 +170,25 @@ impl Routes {
                 return;
             }
         };
-        let (mut place, mut cursor) = self.begin(name).await;
-        let (mut stored, mut dirty) = (Instant::now(), false);
+        let how = How {
+            key: Self::key(name),
+            name: name.to_string(),
+            does: format!("route {name} sent them"),
+            anew: Anew::Now,
+        };
+        let inner = &self.0;
+        let follower = Follower::begin(&inner.events, &inner.places, &inner.numbering, how);
+        let mut follower = follower.await;
         loop {
-            let wait = if dirty {
-                STORE_EVERY.saturating_sub(stored.elapsed())
-            } else {
-                Duration::from_secs(3_600)
-            };
-            let events = match timeout(wait, cursor.next()).await {
-                Ok(Ok(events)) => events,
-                Ok(Err(error)) => {
-                    tracing::warn!(route = %name, %error, "a route cannot read events now");
-                    sleep(AGAIN).await;
-                    continue;
-                }
-                Err(_) => {
-                    self.store(name, &place).await;
-                    (stored, dirty) = (Instant::now(), false);
-                    continue;
-                }
-            };
-            for event in events.iter().filter(|event| route.takes(event)) {
+            self.note(name, |state| state.position = follower.place().seq);
+            for event in follower.next().await.iter().filter(|e| route.takes(e)) {
                 // What it says of itself would go round and round.
                 if event.kind == "alarm.route-failed" && event.subject == name.as_str() {
                     continue;
                 }
-                self.deliver(name, route, &client, event).await;
-                place.seq = event.seq;
-                self.store(name, &place).await;
-                (stored, dirty) = (Instant::now(), false);
-            }
-            if place.seq != cursor.position() {
-                place.seq = cursor.position();
-                dirty = true;
+                self.deliver(name, to, &client, event).await;
+                follower.done(event.seq).await;
+                self.note(name, |state| state.position = event.seq);
             }
         }
     }
@@ -249,7 +197,7 @@ impl Routes {
     async fn deliver(
         &self,
         name: &RouteName,
-        route: &Route,
+        route: &Outgoing,
         client: &reqwest::Client,
         event: &ClusterEvent,
     ) {
@@ -304,7 +252,7 @@ impl Routes {
     }
 }
 
-fn client(route: &Route) -> Result<reqwest::Client, String> {
+fn client(route: &Outgoing) -> Result<reqwest::Client, String> {
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("muster/", env!("CARGO_PKG_VERSION")))
         .timeout(route.timeout)
@@ -322,7 +270,7 @@ fn client(route: &Route) -> Result<reqwest::Client, String> {
 
 async fn attempt(
     client: &reqwest::Client,
-    route: &Route,
+    route: &Outgoing,
     event: &ClusterEvent,
 ) -> Result<(), Failure> {
     let wrong = |why: String| Failure {

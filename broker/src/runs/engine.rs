@@ -290,12 +290,14 @@ impl Engine {
         let shared = &self.0;
         let caller = run.caller();
         let (role, origin) = (caller.role, caller.origin.clone());
+        let chat = origin.chat_place().map(Box::new);
         let FrozenRun {
-            spec,
+            mut spec,
             targets,
             secrets,
             ..
         } = run.into_inner().whole(role, origin);
+        spec.chat = chat.filter(|_| spec.part_of.is_none());
         let id = spec.id;
         let (epoch, _) = shared.active().ok_or(CreateError::NotReady)?;
         if let Some(freeze) = shared.frozen(&spec) {

@@ -359,6 +359,7 @@ impl Checked {
             rebuilt: None,
             main: None,
             part_of: None,
+            chat: None,
             created: now,
         };
         FrozenRun::step(spec, targets)
@@ -388,6 +389,7 @@ pub fn retry(
         local: None,
         rebuilt: None,
         part_of: None,
+        chat: None,
         created: now,
         gates: Gates {
             confirm_by: None,

@@ -404,6 +404,7 @@ impl Ready {
             rebuilt: None,
             main: None,
             part_of: None,
+            chat: None,
             created: now,
         };
         FrozenRun {

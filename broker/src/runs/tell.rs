@@ -7,7 +7,7 @@ use std::time::Instant;
 use async_nats::jetstream::Context;
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
-use muster_protocol::envelope::Mode;
+use muster_protocol::envelope::{Door, Mode};
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::note::{EVENT_PREFIX, MAX_EVENT, MAX_KIND, Note, Read, Reader};
 use muster_protocol::run::{NodeResult, Outcome, RunEvent, RunSpec, Stream, Summary};
@@ -16,7 +16,7 @@ use muster_protocol::text::printable;
 use muster_scenarios::{command, upgrade};
 use serde_json::{Map, Value};
 
-use super::frames::StoredOutput;
+use super::frames::{StoredOutput, batches};
 use super::journal::STREAM;
 use super::task::Task;
 use crate::events::Once;
@@ -121,7 +121,12 @@ fn is_shown(spec: &RunSpec) -> bool {
 /// Whether it is told how far a run is: that of a command is for whoever typed
 /// it.
 fn is_followed(spec: &RunSpec) -> bool {
-    is_shown(spec) && spec.bundle != command::bundle()
+    is_shown(spec) && (spec.bundle != command::bundle() || is_answered(spec))
+}
+
+/// Whether somebody waits in a chat network to be told of it.
+fn is_answered(spec: &RunSpec) -> bool {
+    spec.door == Door::Irc || spec.chat.is_some()
 }
 
 impl Task {
@@ -138,6 +143,10 @@ impl Task {
         ]);
         if let Some(version) = spec.version {
             fields.insert("version".to_owned(), version.into());
+        }
+        fields.insert("title".to_owned(), printable(&spec.title, 200).into());
+        if let Some(chat) = &spec.chat {
+            fields.insert("chat".to_owned(), serde_json::json!(chat));
         }
         fields
     }
@@ -176,8 +185,11 @@ impl Task {
             self.state.spec.principal,
             self.state.order.len()
         );
-        self.tell_life("run.begun", "begun", text, self.life())
-            .await;
+        let mut fields = self.life();
+        fields.insert("batches".to_owned(), batches(&self.state).into());
+        // Else whoever asked for it was told that it begins.
+        fields.insert("waited".to_owned(), (!self.waits_told.is_empty()).into());
+        self.tell_life("run.begun", "begun", text, fields).await;
     }
 
     /// Tells of each tenth of the nodes that is done; `new` of them just now.

@@ -87,6 +87,9 @@ fn said(spec: &RunSpec, short: &str, gate: &Gate, why: Option<&str>) -> Option<S
         ("command".to_owned(), json!(command)),
     ]);
     fields.extend(more);
+    if let Some(chat) = &spec.chat {
+        fields.insert("chat".to_owned(), json!(chat));
+    }
     Some(Said {
         text: format!("run {short} ({title}) {text}; {command}"),
         fields,

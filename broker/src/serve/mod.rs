@@ -136,6 +136,8 @@ pub(crate) struct Stores {
     pub(crate) once: Kv<crate::once::StoredOnce>,
     pub(crate) places: Kv<crate::triggers::Place>,
     pub(crate) freeze: Kv<crate::freeze::FreezeValue>,
+    pub(crate) totp: Kv<crate::chat::totp::StoredTotp>,
+    pub(crate) chat: crate::chat::handle::Stores,
 }
 
 /// [`Buckets`], to be cloned for each session.
@@ -190,6 +192,10 @@ impl Stores {
             // After the store went back, its places mean nothing.
             places: bucket(js, "muster_places").await?,
             freeze: bucket(js, "muster_cluster").await?.witnessed(told()),
+            // After the store went back, a code of the last minute counts once
+            // more at most.
+            totp: bucket(js, "muster_totp").await?,
+            chat: crate::chat::handle::Stores::ensure(js).await?,
             retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })
     }

@@ -16,6 +16,10 @@ use crate::audit::{self, Audit, AuditError};
 use crate::authority::{Authority, AuthorityError};
 use crate::authz::Guard;
 use crate::bus::{self, Deps, Nodes, StartError};
+use crate::chat::Chat;
+use crate::chat::desk::Desk;
+use crate::chat::handle::{self as chat, ChatError};
+use crate::chat::totp::Totps;
 use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
@@ -98,6 +102,9 @@ pub enum SessionError {
     /// The record of requests.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// What is said in chat networks.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
 }
 
 impl SessionError {
@@ -118,7 +125,8 @@ impl SessionError {
             | Self::Releases(_)
             | Self::Library(_)
             | Self::Schedules(_)
-            | Self::Audit(_) => false,
+            | Self::Audit(_)
+            | Self::Chat(_) => false,
         }
     }
 }
@@ -315,7 +323,18 @@ impl Session {
         let (held, log, places, numbering) = outside.clone();
         let triggers = Triggers::new(held, log, places, numbering);
         let (held, log, places, numbering) = outside;
-        let routes = Routes::new(held, log, places, numbering);
+        let routes = Routes::new(held.clone(), log.clone(), places.clone(), numbering.clone());
+        let chat = chat::Parts {
+            js: link.js.clone(),
+            stores: stores.chat.clone(),
+            lease: lease.clone(),
+            events: log,
+            places,
+            numbering,
+            held,
+            routes: routes.clone(),
+        };
+        let chat = Box::pin(Chat::open(chat)).await?;
         let lapses = watch::Sender::new(0);
         let state = AppState {
             retention,
@@ -330,6 +349,8 @@ impl Session {
             hooks: Hooks::new(parts.hooks.clone(), events.clone()),
             triggers: triggers.clone(),
             routes: routes.clone(),
+            desk: Desk::new(Totps::new(stores.totp.clone(), lease.clone(), &parts.root)),
+            chat: chat.clone(),
             freezer,
             past,
             guard,
@@ -364,6 +385,7 @@ impl Session {
         tasks.spawn(parts.hooks.clone().follow(events, cancel.clone()));
         tasks.spawn(triggers.keep(submit.clone(), cancel.clone()));
         tasks.spawn(routes.keep(cancel.clone()));
+        tasks.spawn(chat.keep(Arc::new(nodes.engine.clone()), cancel.clone()));
         tasks.spawn(schedules.keep(submit, cancel.clone()));
         tasks.spawn(tidy_library(library, nodes.engine.clone(), cancel.clone()));
         tasks.spawn(inventory.tend(cancel.clone()));

@@ -70,6 +70,7 @@ impl Submit {
         let (id, expires) = plans.keep(&caller.principal, hash, frozen, Timestamp::now(), life);
         Plan {
             id,
+            run: spec.id,
             title: spec.title,
             predicate: spec.predicate,
             nodes,

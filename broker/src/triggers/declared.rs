@@ -18,6 +18,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use crate::authz::Caller;
+use crate::events::fields::{Fields, MOST, either, flatten, globs, json};
 use crate::events::glob::Glob;
 use crate::hooks::path::Path;
 use crate::hooks::rate::Rate;
@@ -30,8 +31,6 @@ const MOST_RUNS: u32 = 1_000;
 const WITHIN: Span = Span::from_secs(3_600);
 /// Largest value that is taken out of an event, as JSON.
 const MAX_VALUE: usize = 64 * 1024;
-/// Most conditions and parameters.
-const MOST: usize = 64;
 /// What triggers themselves tell: never anything for a trigger.
 const OWN_KINDS: [&str; 2] = ["trigger.started", "alarm.trigger-refused"];
 
@@ -62,38 +61,9 @@ pub struct When {
     kinds: Vec<Glob>,
     hook: Option<HookName>,
     principal: Option<Glob>,
-    fields: Vec<(Path, Vec<Wanted>)>,
+    fields: Fields,
     /// As it was written.
     shown: Map<String, Value>,
-}
-
-/// What a field must be.
-#[derive(Clone, Debug)]
-enum Wanted {
-    Text(Glob),
-    Is(Value),
-}
-
-impl std::fmt::Display for Wanted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Text(glob) => write!(f, "\"{glob}\""),
-            Self::Is(value) => write!(f, "{value}"),
-        }
-    }
-}
-
-impl Wanted {
-    fn fits(&self, value: &Value) -> bool {
-        match (self, value) {
-            // One of a list is enough.
-            (_, Value::Array(items)) => items.iter().any(|item| self.fits(item)),
-            (Self::Text(glob), Value::String(text)) => glob.fits(text),
-            (Self::Text(glob), Value::Number(number)) => glob.fits(&number.to_string()),
-            (Self::Text(_), _) => false,
-            (Self::Is(wanted), value) => wanted == value,
-        }
-    }
 }
 
 /// Where a parameter comes from.
@@ -156,48 +126,6 @@ pub enum Unfit {
     },
 }
 
-fn json(value: toml::Value) -> Value {
-    match value {
-        toml::Value::String(text) => Value::String(text),
-        toml::Value::Integer(number) => number.into(),
-        toml::Value::Float(number) => number.into(),
-        toml::Value::Boolean(yes) => yes.into(),
-        toml::Value::Datetime(at) => at.to_string().into(),
-        toml::Value::Array(items) => items.into_iter().map(json).collect(),
-        toml::Value::Table(table) => Value::Object(
-            table
-                .into_iter()
-                .map(|(name, value)| (name, json(value)))
-                .collect(),
-        ),
-    }
-}
-
-/// `data.ref = "x"` without quotes is a table in a table.
-fn flatten(table: Map<String, Value>, before: &str, flat: &mut Map<String, Value>) {
-    for (name, value) in table {
-        let name = format!("{before}{name}");
-        match value {
-            Value::Object(inner) => flatten(inner, &format!("{name}."), flat),
-            value => drop(flat.insert(name, value)),
-        }
-    }
-}
-
-fn globs(value: Value) -> Result<Vec<Glob>, String> {
-    let texts = match value {
-        Value::Array(items) => items,
-        one => vec![one],
-    };
-    texts
-        .into_iter()
-        .map(|text| match text {
-            Value::String(text) => text.parse().map_err(|e| format!("{e}")),
-            _ => Err("it is a text, or a list of texts".to_owned()),
-        })
-        .collect()
-}
-
 impl When {
     fn checked(table: toml::Table) -> Result<Self, Vec<String>> {
         let mut flat = Map::new();
@@ -209,7 +137,7 @@ impl When {
             kinds: Vec::new(),
             hook: None,
             principal: None,
-            fields: Vec::new(),
+            fields: Fields::default(),
             shown: flat.clone(),
         };
         if flat.len() > MOST {
@@ -229,10 +157,7 @@ impl When {
                     .map(|glob| when.principal = Some(glob))
                     .map_err(|e| format!("{e}")),
                 ("hook" | "principal", _) => Err("it is a text".to_owned()),
-                (field, value) => Path::field(field)
-                    .map_err(|e| e.to_string())
-                    .and_then(|path| Ok((path, wanted(value)?)))
-                    .map(|field| when.fields.push(field)),
+                (field, value) => Fields::field(field, value).map(|field| when.fields.push(field)),
             };
             if let Err(error) = said {
                 wrong.push(format!("`when`: `{}`: {error}", printable(&name, 80)));
@@ -292,57 +217,17 @@ impl When {
     /// event as JSON.
     #[must_use]
     pub fn unfit(&self, event: &ClusterEvent, value: &Value) -> Option<String> {
-        self.misfit(event).or_else(|| self.misfits(value).next())
+        self.misfit(event)
+            .or_else(|| self.fields.misfits(value).next())
     }
 
     /// As [`When::unfit`], with every field that is not what is wanted.
     #[must_use]
     pub fn unfit_whole(&self, event: &ClusterEvent, value: &Value) -> Option<String> {
         self.misfit(event).or_else(|| {
-            let all: Vec<String> = self.misfits(value).collect();
+            let all: Vec<String> = self.fields.misfits(value).collect();
             (!all.is_empty()).then(|| all.join("; "))
         })
-    }
-
-    fn misfits<'a>(&'a self, value: &'a Value) -> impl Iterator<Item = String> + 'a {
-        self.fields.iter().filter_map(|(path, wanted)| {
-            let found = path.find(value);
-            let fits = found.is_some_and(|found| wanted.iter().any(|w| w.fits(found)));
-            (!fits).then(|| match found {
-                Some(found) => format!(
-                    "its {path} is {}, not {}",
-                    printable(&found.to_string(), 120),
-                    either(wanted)
-                ),
-                None => format!("it has no {path}"),
-            })
-        })
-    }
-}
-
-/// `a, b or c`.
-fn either(choices: &[impl std::fmt::Display]) -> String {
-    let texts: Vec<String> = choices.iter().map(ToString::to_string).collect();
-    match texts.as_slice() {
-        [rest @ .., last] if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
-        _ => texts.concat(),
-    }
-}
-
-fn wanted(value: Value) -> Result<Vec<Wanted>, String> {
-    let one = |value: Value| match value {
-        Value::String(text) if text.is_empty() => Ok(Wanted::Is(Value::String(text))),
-        Value::String(text) => text
-            .parse()
-            .map(Wanted::Text)
-            .map_err(|e: crate::events::glob::GlobError| e.to_string()),
-        value @ (Value::Bool(_) | Value::Number(_)) => Ok(Wanted::Is(value)),
-        _ => Err("it is a text, a number, true or false, or a list of them".to_owned()),
-    };
-    match value {
-        Value::Array(items) if items.is_empty() => Err("the list is empty".to_owned()),
-        Value::Array(items) => items.into_iter().map(one).collect(),
-        value => Ok(vec![one(value)?]),
     }
 }
 

@@ -10,20 +10,18 @@ use muster_protocol::names::TriggerName;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::units::{Timestamp, elapsed};
 use serde_json::{Map, Value, json};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::declared::{Trigger, run_id};
-use super::place::{Place, Places};
-use crate::events::feed::Cursor;
+use crate::events::follower::{Anew, Follower, How};
+use crate::events::place::{Place, Places};
 use crate::events::{Events, Once};
 use crate::hooks::Held;
 use crate::submit::{Asked, Submit, Submitted};
 
 /// The name of the place.
 const PLACE: &str = "triggers";
-/// How often the place is stored while nothing fits.
-const STORE_EVERY: Duration = Duration::from_secs(1);
 /// Pause before something is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long a run is tried that cannot be made now.
@@ -103,117 +101,28 @@ impl Triggers {
     pub async fn keep(self, submit: Submit, cancel: CancellationToken) {
         let work = async {
             submit.nodes.engine.wait_ready().await;
-            let (mut place, mut cursor, again_to) = self.begin().await;
-            let mut stored = Instant::now();
-            let mut dirty = false;
+            let how = How {
+                key: PLACE.to_owned(),
+                name: "triggers".to_owned(),
+                does: "triggers saw them".to_owned(),
+                // Which events were looked at is not known. Each makes the
+                // run that it made, and old ones make none.
+                anew: Anew::First,
+            };
+            let inner = &self.0;
+            let follower = Follower::begin(&inner.events, &inner.places, &inner.numbering, how);
+            let mut follower = follower.await;
+            let again_to = follower.again_to();
             loop {
-                let until_stored = if dirty {
-                    STORE_EVERY.saturating_sub(stored.elapsed())
-                } else {
-                    Duration::from_secs(3_600)
-                };
-                let events = match timeout(until_stored, cursor.next()).await {
-                    Ok(Ok(events)) => events,
-                    Ok(Err(error)) => {
-                        tracing::warn!(%error, "triggers cannot read events now");
-                        sleep(AGAIN).await;
-                        continue;
+                for event in &follower.next().await {
+                    let place = follower.place_mut();
+                    if self.look(&submit, event, place, again_to).await {
+                        follower.done(event.seq).await;
                     }
-                    Err(_) => {
-                        self.store(&place).await;
-                        (stored, dirty) = (Instant::now(), false);
-                        continue;
-                    }
-                };
-                for event in &events {
-                    if self.look(&submit, event, &mut place, again_to).await {
-                        place.seq = event.seq;
-                        self.store(&place).await;
-                        (stored, dirty) = (Instant::now(), false);
-                    }
-                }
-                if place.seq != cursor.position() {
-                    place.seq = cursor.position();
-                    dirty = true;
                 }
             }
         };
         cancel.run_until_cancelled(Box::pin(work)).await;
-    }
-
-    /// Where the one before left off; at the end when there was none.
-    /// The last position is that up to which events may have been looked at
-    /// before.
-    async fn begin(&self) -> (Place, Cursor, u64) {
-        let inner = &self.0;
-        loop {
-            let (place, last) = match (inner.places.get(PLACE).await, inner.events.last().await) {
-                (Ok(place), Ok(last)) => (place, last),
-                (Err(error), _) => {
-                    tracing::warn!(%error, "the place of the triggers cannot be read; trying again");
-                    sleep(AGAIN).await;
-                    continue;
-                }
-                (_, Err(error)) => {
-                    tracing::warn!(%error, "the events cannot be read; trying again");
-                    sleep(AGAIN).await;
-                    continue;
-                }
-            };
-            let mut begin = place.clone().unwrap_or_default();
-            let mut again_to = 0;
-            match place {
-                None => begin.seq = last,
-                // Numbered anew: which events were looked at is not known. Each
-                // makes the run that it made, and old ones make none.
-                Some(place) if place.numbering != inner.numbering || place.seq > last => {
-                    begin.seq = 0;
-                    again_to = last;
-                }
-                Some(_) => {}
-            }
-            begin.numbering.clone_from(&inner.numbering);
-            let mut cursor = Cursor::new(&inner.events, begin.seq);
-            match inner.events.first().await {
-                Ok(first) if begin.seq > 0 && begin.seq + 1 < first => {
-                    let text = format!(
-                        "{} events went for want of room before triggers saw them",
-                        first - 1 - begin.seq
-                    );
-                    inner
-                        .events
-                        .emit("alarm.events-lost", "triggers", text)
-                        .await;
-                    begin.seq = first - 1;
-                    cursor.go_to(begin.seq);
-                }
-                Ok(_) => {}
-                Err(error) => tracing::debug!(%error, "the first event is not known"),
-            }
-            if begin.seq < last {
-                tracing::info!(
-                    from = begin.seq,
-                    to = last,
-                    "triggers look at what came meanwhile"
-                );
-            }
-            self.store(&begin).await;
-            return (begin, cursor, again_to);
-        }
-    }
-
-    async fn store(&self, place: &Place) {
-        loop {
-            match self.0.places.set(PLACE, place).await {
-                Ok(true) => return,
-                // Another broker goes on from what is stored.
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "the place of the triggers cannot be stored yet");
-                }
-            }
-            sleep(AGAIN).await;
-        }
     }
 
     /// Looks at one event; whether a trigger was for it.

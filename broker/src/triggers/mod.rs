@@ -7,10 +7,10 @@
 
 mod declared;
 mod keep;
-mod place;
+
 #[cfg(test)]
 mod tests;
 
 pub use self::declared::{RawTrigger, Trigger, Unfit, When};
 pub use self::keep::Triggers;
-pub use self::place::{Place, Places};
+pub use crate::events::place::{Place, Places};

@@ -1,7 +1,6 @@
 //! What people read: pure functions from data to text, and the terminal.
 
 pub mod book;
-pub mod fold;
 pub mod live;
 pub mod output;
 pub mod plan;
@@ -10,6 +9,8 @@ pub mod steps;
 pub mod table;
 mod term;
 pub mod time;
+
+pub use muster_protocol::text::thousands;
 
 pub use term::{Paint, Term};
 
@@ -57,20 +58,6 @@ pub fn count(n: usize, what: &str) -> String {
     } else {
         format!("{} {what}s", thousands(n as u64))
     }
-}
-
-/// `10,000`.
-#[must_use]
-pub fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
 }
 
 #[cfg(test)]

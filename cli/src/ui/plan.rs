@@ -5,8 +5,8 @@ use muster_protocol::names::NodeName;
 use muster_protocol::text::printable;
 
 use super::count;
-use super::fold::folded;
 use super::report::left_out;
+use muster_protocol::fold::folded;
 
 /// Values of a label that are told apart; more of them say nothing.
 const MOST_VALUES: usize = 8;
@@ -150,6 +150,7 @@ mod tests {
         let zones = BTreeMap::from([("gva2".to_owned(), 12), ("dk2".to_owned(), 12)]);
         let racks = (1..=24).map(|n| (format!("r{n}"), 1)).collect();
         let plan = Plan {
+            run: muster_protocol::ids::RunId::from_bytes([7; 16]),
             id: muster_protocol::ids::PlanId::from_bytes([1; 16]),
             title: "systemctl restart webapp".into(),
             predicate: "role=web".into(),

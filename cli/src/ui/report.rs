@@ -9,10 +9,10 @@ use muster_protocol::text::printable_line;
 use muster_protocol::units::Timestamp;
 
 use super::book::{Book, Entry};
-use super::fold::{fold, folded};
 use super::output::Line;
 use super::time::{moment, took};
 use super::{Paint, count, pad, thousands, width};
+use muster_protocol::fold::{fold, folded};
 
 /// How much of it, and how.
 #[derive(Clone, Copy, Debug)]

@@ -389,7 +389,8 @@ impl Runner {
             };
             if Instant::now() >= until {
                 let part = part(&self.layout, first.name.as_str(), String::new());
-                let names = crate::ui::fold::folded(missing.iter().map(|n| n.name.as_str()), 80);
+                let names =
+                    muster_protocol::fold::folded(missing.iter().map(|n| n.name.as_str()), 80);
                 let mut detail: Vec<String> = views
                     .get(&first.name)
                     .into_iter()

@@ -18,10 +18,11 @@ use crate::Context;
 use crate::failure::{Failure, USAGE};
 use crate::ui::table::Table;
 use crate::ui::time::ago;
-use crate::ui::{Paint, count, fold::folded};
+use crate::ui::{Paint, count};
 use crate::up::agents::executable;
 use crate::verbs::now;
 use crate::verbs::run::{FollowArgs, not_zero, start};
+use muster_protocol::fold::folded;
 
 /// Scenario that replaces agents.
 const SCENARIO: &str = "agent-upgrade";

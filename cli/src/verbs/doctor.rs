@@ -15,11 +15,11 @@ use tokio::time::timeout;
 use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
 use crate::find::Found;
-use crate::ui::fold::folded;
 use crate::ui::time::{ago, took};
 use crate::ui::{Paint, count};
 use crate::up::{agents, server};
 use crate::verbs::{condition, now};
+use muster_protocol::fold::folded;
 
 /// Arguments of `muster doctor`.
 #[derive(Args, Debug)]

@@ -3,12 +3,14 @@
 pub mod agent;
 pub mod audit;
 pub mod backup;
+pub mod bot;
 pub mod broker;
 pub mod doctor;
 pub mod events;
 pub mod freeze;
 pub mod generate;
 pub mod hook;
+pub mod irc;
 pub mod keys;
 pub mod matching;
 pub mod node;
@@ -62,6 +64,8 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Hook(args) => hook::run(context, &args).await,
         Command::Trigger(args) => trigger::run(context, &args).await,
         Command::Route(args) => route::run(context, &args).await,
+        Command::Irc(args) => irc::run(context, args).await,
+        Command::Bot(args) => bot::run(context, &args),
         Command::Audit(args) => audit::run(context, args).await,
         Command::Freeze(args) => freeze::freeze(context, &args).await,
         Command::Thaw(args) => freeze::thaw(context, &args).await,

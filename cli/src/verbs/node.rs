@@ -393,7 +393,7 @@ async fn invites(context: &Context, client: &Client, json: bool) -> Result<(), F
 
 async fn remove(context: &Context, client: &Client, args: &RemoveArgs) -> Result<(), Failure> {
     let names: Vec<&str> = args.names.iter().map(NodeName::as_str).collect();
-    let list = crate::ui::fold::folded(names.iter().copied(), 120);
+    let list = muster_protocol::fold::folded(names.iter().copied(), 120);
     confirm(
         context,
         args.yes,

@@ -14,9 +14,10 @@ use serde_json::json;
 use crate::Context;
 use crate::failure::{CANCELLED, Failure, NOT_ALL};
 use crate::ui::book::Book;
+use crate::ui::count;
 use crate::ui::plan::question;
-use crate::ui::{count, fold::folded};
 use crate::verbs::watch::{Look, watch};
+use muster_protocol::fold::folded;
 
 const AFTER: &str = "\
 While it runs, Ctrl-C says that the run goes on; a second Ctrl-C cancels it, Enter leaves it
@@ -334,6 +335,7 @@ mod tests {
             .map(|n| format!("web-{n:02}").parse().expect("name"))
             .collect();
         let plan = Plan {
+            run: muster_protocol::ids::RunId::from_bytes([7; 16]),
             id: muster_protocol::ids::PlanId::from_bytes([1; 16]),
             title: "true".into(),
             predicate: "role=web".into(),

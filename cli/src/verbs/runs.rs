@@ -13,17 +13,18 @@ use muster_protocol::wire::MAX_WHY;
 
 use crate::Context;
 use crate::failure::Failure;
+use crate::ui::Paint;
 use crate::ui::book::Book;
 use crate::ui::report::{Onward, Style, body, counts, foot, head};
 use crate::ui::steps::tree;
 use crate::ui::table::{Cell, Table, Tone};
 use crate::ui::time::{ago, moment};
-use crate::ui::{Paint, fold::folded};
 use crate::verbs::now;
 use crate::verbs::output::{OutputArgs, output};
 use crate::verbs::run::Dedupe;
 use crate::verbs::run::{FollowArgs, confirmed, follow};
 use crate::verbs::watch::{Look, watch};
+use muster_protocol::fold::folded;
 
 /// Arguments of `muster runs`.
 #[derive(Args, Debug)]

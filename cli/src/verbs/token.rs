@@ -37,7 +37,7 @@ pub struct CreateArgs {
     /// Whose it is: a person or a program
     #[arg(long = "for", value_name = "NAME")]
     pub principal: PrincipalName,
-    /// What it may do: admin, operator, reader, node-enroller or member (what policies permit)
+    /// What it may do: admin, operator, reader, node-enroller, member (what policies permit) or witness (for a bot)
     #[arg(long, value_name = "ROLE", value_parser = role)]
     pub role: Role,
     /// How long it lives [default: 90d]
@@ -68,7 +68,9 @@ pub(super) fn role(text: &str) -> Result<Role, String> {
     Role::ALL
         .into_iter()
         .find(|r| r.as_str() == text)
-        .ok_or_else(|| "there are: admin, operator, reader, node-enroller, member".to_owned())
+        .ok_or_else(|| {
+            "there are: admin, operator, reader, node-enroller, member, witness".to_owned()
+        })
 }
 
 /// Does it.

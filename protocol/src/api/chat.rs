@@ -183,3 +183,39 @@ pub struct Utterance {
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
 }
+
+/// A one-time code that links whoever writes it to the one who asked for it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChatLink {
+    /// To be written to the bot alone: `link CODE`.
+    pub code: String,
+    /// Until when it works.
+    #[schema(value_type = String, format = DateTime)]
+    pub until: Timestamp,
+}
+
+/// Asks for a device for one-time codes.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChatDeviceRequest {
+    /// In place of the one before.
+    pub replace: bool,
+}
+
+/// A device for one-time codes (TOTP, RFC 6238): the only time that it is
+/// seen.
+#[derive(Clone, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChatDevice {
+    /// The secret in base 32.
+    pub secret: String,
+    /// The same as a URL, as devices read it.
+    pub url: String,
+}
+
+impl std::fmt::Debug for ChatDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ChatDevice([redacted])")
+    }
+}

@@ -191,6 +191,8 @@ pub struct PlanSet {
 pub struct Plan {
     /// Pass it back in [`Confirm::Plan`].
     pub id: PlanId,
+    /// The run that it becomes.
+    pub run: RunId,
     /// One line for people.
     pub title: String,
     /// The predicate in canonical form.

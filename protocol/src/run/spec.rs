@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Gates, Main, NodeResult, PartOf, is_zero};
+use crate::api::ChatPlace;
 use crate::envelope::{BundleHash, Door, Mode};
 use crate::ids::{RunId, Serial};
 use crate::keys::KeyId;
@@ -185,6 +186,10 @@ pub struct RunSpec {
     /// The run that this one is a part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part_of: Option<PartOf>,
+    /// Of a run that somebody asked for in a chat network: where they are
+    /// told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<Box<ChatPlace>>,
     /// When it was created.
     pub created: Timestamp,
 }

@@ -7,6 +7,7 @@ use cedar_policy::{
     PrincipalConstraint, ValidationMode, Validator,
 };
 use muster_protocol::api::{PolicyFiles, Role};
+use muster_protocol::chat::Proof;
 use muster_protocol::envelope::Door;
 use muster_protocol::names::PrincipalName;
 use muster_scenarios::fault::{Fault, nearest};
@@ -26,7 +27,7 @@ const MAX_ID: usize = 100;
 /// Doors through which somebody can approve.
 const DOORS: [Door; 2] = [Door::Cli, Door::Http];
 /// The annotations that mean something.
-const ANNOTATIONS: [&str; 4] = ["id", "about", "approvals", "approve_through"];
+const ANNOTATIONS: [&str; 5] = ["id", "about", "approvals", "approve_through", "proof"];
 
 /// One policy.
 #[derive(Clone, Debug)]
@@ -38,6 +39,9 @@ pub(super) struct One {
     pub(super) approvals: u32,
     /// Through which doors.
     pub(super) doors: Option<BTreeSet<Door>>,
+    /// How sure it must be who writes in a chat; what is usual for the action
+    /// where absent.
+    pub(super) proof: Option<Proof>,
     /// Whether what it says may differ from one class of nodes to another.
     pub(super) by_class: bool,
 }
@@ -278,7 +282,7 @@ impl Reader<'_> {
             self.from = start + source.len();
         }
         let forbids = policy.effect() == Effect::Forbid;
-        let (mut approvals, mut doors) = (0, None);
+        let (mut approvals, mut doors, mut proof) = (0, None, None);
         let annotations: Vec<(String, String)> = policy
             .annotations()
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
@@ -305,7 +309,24 @@ impl Reader<'_> {
                     format!("`@{key}` is for runs, and this policy is not about `Action::\"run\"`");
                 self.wrong(at, message, None);
             }
+            if key == "proof" && forbids {
+                let message =
+                    "`@proof` is for `permit`: a `forbid` can look at `context.proof`".to_owned();
+                self.wrong(at, message, None);
+            }
             match key.as_str() {
+                "proof" => match Proof::ALL.into_iter().find(|p| p.as_str() == value) {
+                    Some(found) => proof = Some(found),
+                    None => self.wrong(
+                        at,
+                        "`@proof` says how sure it must be who writes in a chat, as in @proof(\"code\")"
+                            .to_owned(),
+                        Some(format!(
+                            "there are, the weakest first: {}",
+                            Proof::ALL.map(Proof::as_str).join(", ")
+                        )),
+                    ),
+                },
                 "approvals" => match value.parse() {
                     Ok(number @ 1..=MAX_APPROVALS) => approvals = number,
                     _ => self.wrong(
@@ -348,6 +369,7 @@ impl Reader<'_> {
             forbids,
             approvals,
             doors,
+            proof,
             by_class: is_by_class(policy),
             policy: policy.clone(),
         }

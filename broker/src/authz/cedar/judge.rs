@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use cedar_policy::{Authorizer, Entities, EntityUid, PolicySet, Request};
+use muster_protocol::chat::Proof;
 use muster_protocol::envelope::Door;
 use muster_protocol::ids::Serial;
 use muster_protocol::names::{LabelKey, LabelValue, RoleName};
 
 use super::document::{Document, One};
 use super::request::{self, Moment, Type, Unaskable, uid};
-use crate::authz::{Action, Caller, Decision, Denied, Grant, PolicyId, RunAsk};
+use crate::authz::{Action, Caller, Decision, Denied, Grant, Group, Origin, PolicyId, RunAsk};
 use crate::inventory::Snapshot;
 
 /// What a document says, and why.
@@ -41,8 +42,36 @@ pub struct JudgedClass {
     pub forbids: Vec<PolicyId>,
     /// What could not be evaluated, and why.
     pub errors: Vec<(PolicyId, String)>,
+    /// What would permit it, were it surer who asks: how sure it has to be.
+    weak: Option<Proof>,
     /// What is asked for in return.
     asks: Asks,
+}
+
+/// How sure it is who writes in a chat, and how sure it usually has to be for
+/// what is asked there.
+#[derive(Clone, Copy, Debug)]
+struct Sure {
+    is: Proof,
+    usual: Proof,
+}
+
+impl Sure {
+    /// Nothing for whoever comes through another door.
+    fn of(caller: &Caller, action: &Action) -> Option<Self> {
+        let (Origin::Chat { proof, .. }, _) = caller.origin.beginning() else {
+            return None;
+        };
+        Some(Self {
+            is: *proof,
+            // What changes something needs the server's word, or that of the
+            // person's own device, on that very line.
+            usual: match action.group() {
+                Group::Read => Proof::None,
+                Group::Run | Group::Change | Group::Manage => Proof::Tag,
+            },
+        })
+    }
 }
 
 /// What a permit asks for in return.
@@ -99,7 +128,21 @@ impl<'a> Said<'a> {
         both
     }
 
-    fn class(mut self, set: Option<&str>, class: &Class<'_>, own: u32) -> JudgedClass {
+    fn class(
+        mut self,
+        set: Option<&str>,
+        class: &Class<'_>,
+        own: u32,
+        sure: Option<Sure>,
+    ) -> JudgedClass {
+        // What needs more to be sure of permits nothing.
+        let mut weak = None;
+        if let Some(sure) = sure {
+            let needs = |one: &One| one.proof.unwrap_or(sure.usual);
+            let least = self.permits.iter().map(|one| needs(one)).min();
+            self.permits.retain(|one| needs(one) <= sure.is);
+            weak = least.filter(|_| self.permits.is_empty());
+        }
         // What was meant to forbid and cannot be evaluated forbids.
         let broken = self.errors.iter().filter(|(one, _)| one.forbids);
         let broken: Vec<&One> = broken.map(|(one, _)| *one).collect();
@@ -125,6 +168,7 @@ impl<'a> Said<'a> {
                 .into_iter()
                 .map(|(one, why)| (one.id.clone(), why))
                 .collect(),
+            weak,
             asks,
         }
     }
@@ -233,7 +277,7 @@ impl Document {
         let asked = request::request(&me, first(&actions), this, context)?;
         let said = self.ask(&asked, &same, &entities);
         let said = said.and(self.ask(&asked, &by_class, &entities));
-        let class = said.class(None, &NONE, 0);
+        let class = said.class(None, &NONE, 0, Sure::of(caller, action));
         let decision = if class.allowed {
             Decision::Allow(Grant {
                 by: class.permits.clone(),
@@ -257,6 +301,7 @@ impl Document {
     ) -> Result<Judged, Unaskable> {
         let (me, parents, mut entities) = request::principal(self, caller)?;
         let actions = request::action(action);
+        let sure = Sure::of(caller, action);
         let [same, by_class] = self.concerning(&me, &parents, &actions);
         let (described, own) = request::run(run)?;
         entities.extend(own);
@@ -318,7 +363,7 @@ impl Document {
                     let (uid, context) = (uid.clone(), context.clone());
                     let asked = request::request(&me, first(&actions), uid, context)?;
                     let said = common.and(self.ask(&asked, &by_class, &entities));
-                    Ok(said.class(Some(&set.name), class, run.gates.approvals))
+                    Ok(said.class(Some(&set.name), class, run.gates.approvals, sure))
                 });
                 each.collect::<Result<Vec<_>, Unaskable>>()
             });
@@ -435,6 +480,19 @@ fn side_by_side<T: Sync, R: Send>(
     })
 }
 
+/// What somebody has to do who may, and who it is not sure to be.
+fn unsure(needs: Proof) -> &'static str {
+    match needs {
+        Proof::None | Proof::Link => {
+            "it is not known who you are: log in to services, or link yourself"
+        }
+        Proof::Tracked | Proof::Tag => {
+            "it is not sure that it is you: log in to services, or add --code and the code of your device"
+        }
+        Proof::Code => "it needs the code of your device: add --code and the six digits",
+    }
+}
+
 const NOBODY: &str = "no policy permits it";
 
 fn first(actions: &[EntityUid]) -> &EntityUid {
@@ -466,6 +524,7 @@ fn why(class: &JudgedClass) -> String {
         .iter()
         .find(|(id, _)| class.forbids.contains(id));
     match (class.forbids.as_slice(), broken) {
+        ([], _) if class.weak.is_some() => unsure(class.weak.unwrap_or_default()).to_owned(),
         ([], _) => match class.errors.first() {
             None => NOBODY.to_owned(),
             Some((id, error)) => format!("{NOBODY}, and `{id}` could not be evaluated: {error}"),

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use muster_protocol::api::PrincipalKind;
-use muster_protocol::names::PrincipalName;
+use muster_protocol::api::{PrincipalKind, Role};
+use muster_protocol::names::{NetworkName, PrincipalName};
+use muster_protocol::text::printable;
 use muster_scenarios::fault::{Fault, nearest};
 use serde::Deserialize;
 use toml::Spanned;
@@ -22,6 +23,8 @@ const MAX_GROUP: usize = 64;
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Principals {
     named: BTreeMap<PrincipalName, Named>,
+    /// Whose a services account of a chat network is, in small letters.
+    accounts: BTreeMap<(NetworkName, String), PrincipalName>,
     groups: BTreeSet<String>,
 }
 
@@ -29,7 +32,13 @@ pub struct Principals {
 struct Named {
     kind: PrincipalKind,
     groups: BTreeSet<String>,
+    role: Role,
 }
+
+/// Longest account, in bytes.
+const MAX_ACCOUNT: usize = 64;
+/// Most accounts of a principal.
+const MAX_ACCOUNTS: usize = 20;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -54,9 +63,33 @@ struct Entry {
     kind: PrincipalKind,
     #[serde(default)]
     groups: Vec<Spanned<String>>,
+    /// Its services accounts in chat networks, as `network:account`.
+    #[serde(default)]
+    irc: Vec<Spanned<String>>,
+    /// What it may do where it comes without a token of its own: from a chat.
+    #[serde(default)]
+    role: Option<Role>,
     /// For people who read the file.
     #[serde(default, rename = "about")]
     _about: Option<String>,
+}
+
+/// `ops:ana`.
+fn account(text: &str) -> Result<(NetworkName, String), String> {
+    let wrong =
+        |why: String| format!("an account is written network:account, as in ops:ana; {why}");
+    let (network, account) = text
+        .split_once(':')
+        .ok_or_else(|| wrong("there is no `:`".to_owned()))?;
+    let network = network.parse().map_err(|e| wrong(format!("{e}")))?;
+    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, ':' | ',' | '!' | '@' | '*');
+    if account.is_empty() || account.len() > MAX_ACCOUNT || !account.chars().all(plain) {
+        return Err(wrong(format!(
+            "`{}` is no name of an account",
+            printable(account, 80)
+        )));
+    }
+    Ok((network, account.to_ascii_lowercase()))
 }
 
 impl Principals {
@@ -88,6 +121,7 @@ impl Principals {
             groups.insert(text_of.clone());
         }
         let mut named = BTreeMap::new();
+        let mut accounts: BTreeMap<(NetworkName, String), PrincipalName> = BTreeMap::new();
         for (name, entry) in file.principals {
             if entry.groups.len() > MAX_GROUPS {
                 let message = format!("a principal is in at most {MAX_GROUPS} groups");
@@ -107,8 +141,25 @@ impl Principals {
             let groups = entry.groups.into_iter().map(Spanned::into_inner).collect();
             match name.get_ref().parse::<PrincipalName>() {
                 Ok(principal) => {
-                    let kind = entry.kind;
-                    named.insert(principal, Named { kind, groups });
+                    if entry.irc.len() > MAX_ACCOUNTS {
+                        let message = format!("a principal has at most {MAX_ACCOUNTS} accounts");
+                        faults.push(fault(PRINCIPALS_FILE, text, at(name.span()), message));
+                    }
+                    for written in &entry.irc {
+                        let message = match account(written.get_ref()) {
+                            Err(message) => message,
+                            Ok(account) => match accounts.insert(account, principal.clone()) {
+                                Some(other) if other != principal => {
+                                    format!("this is an account of `{other}` already")
+                                }
+                                _ => continue,
+                            },
+                        };
+                        let span = at(written.span());
+                        faults.push(fault(PRINCIPALS_FILE, text, span, message));
+                    }
+                    let (kind, role) = (entry.kind, entry.role.unwrap_or(Role::Member));
+                    named.insert(principal, Named { kind, groups, role });
                 }
                 Err(error) => {
                     let span = at(name.span());
@@ -117,7 +168,11 @@ impl Principals {
             }
         }
         if faults.is_empty() {
-            Ok(Self { named, groups })
+            Ok(Self {
+                named,
+                accounts,
+                groups,
+            })
         } else {
             Err(faults)
         }
@@ -127,6 +182,22 @@ impl Principals {
     #[must_use]
     pub fn kind(&self, name: &PrincipalName) -> Option<PrincipalKind> {
         self.named.get(name).map(|named| named.kind)
+    }
+
+    /// Whose a services account of a chat network is; nobody's where nothing
+    /// says so. Networks do not tell capital and small letters apart.
+    #[must_use]
+    pub fn by_account(&self, network: &NetworkName, account: &str) -> Option<&PrincipalName> {
+        let key = (network.clone(), account.to_ascii_lowercase());
+        self.accounts.get(&key)
+    }
+
+    /// The role of a principal that comes without a token of its own.
+    #[must_use]
+    pub fn role(&self, name: &PrincipalName) -> Role {
+        self.named
+            .get(name)
+            .map_or(Role::Member, |named| named.role)
     }
 
     /// The groups that a principal is in.

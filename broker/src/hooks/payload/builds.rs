@@ -87,6 +87,7 @@ impl Build {
             .as_deref()
             .map(|branch| format!(" of {branch}"))
             .unwrap_or_default();
+        set(&mut data, "note", self.note.as_deref().map(first_line));
         let note = self
             .note
             .map(|note| format!(": {}", first_line(&note)))

@@ -314,6 +314,8 @@ impl Engine {
             rebuilt: None,
             main: None,
             part_of: Some(part_of),
+            // What is told of it is told of the whole.
+            chat: None,
             created: Timestamp::now(),
             ..spec.clone()
         };

@@ -51,6 +51,7 @@ fn spec() -> RunSpec {
             origin: crate::origin::Origin::Unknown,
         })),
         part_of: None,
+        chat: None,
         created: Timestamp::UNIX_EPOCH,
     }
 }

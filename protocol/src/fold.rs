@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::text::thousands;
+
 /// Fewest neighbours that make a range: two names are as short as `a … b`.
 const SHORTEST: usize = 3;
 
@@ -23,6 +25,7 @@ pub enum Piece {
 }
 
 impl Piece {
+    /// How many names it stands for.
     fn len(&self) -> usize {
         match self {
             Self::One(_) => 1,
@@ -56,6 +59,7 @@ type Numbers<'a> = BTreeMap<(u64, usize), &'a str>;
 
 /// Folds names into ranges without losing or adding one. The pieces are in
 /// the order of their first names; doubles are dropped.
+#[must_use]
 pub fn fold<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<Piece> {
     let mut pieces = Vec::new();
     // By the text before the digits and the text after them.
@@ -112,16 +116,22 @@ fn first(piece: &Piece) -> &str {
     }
 }
 
+/// Names are plain: each of their characters takes a column.
+fn width(text: &str) -> usize {
+    text.chars().count()
+}
+
 /// The folded names as text of at most about `columns` columns; what does not
 /// fit is counted: `web-01 … web-24, db-1, and 3 more`.
+#[must_use]
 pub fn folded<'a>(names: impl IntoIterator<Item = &'a str>, columns: usize) -> String {
     let pieces = fold(names);
     let mut out = String::new();
     for (i, piece) in pieces.iter().enumerate() {
         let text = piece.to_string();
-        if i > 0 && super::width(&out) + super::width(&text) + 2 > columns {
+        if i > 0 && width(&out) + width(&text) + 2 > columns {
             let left: usize = pieces[i..].iter().map(Piece::len).sum();
-            out.push_str(&format!(", and {} more", super::thousands(left as u64)));
+            out.push_str(&format!(", and {} more", thousands(left as u64)));
             return out;
         }
         if i > 0 {
