@@ -273,7 +273,7 @@ impl Reader<'_> {
         )?;
         let token_file = voice.token_file.ok_or_else(|| {
             let why = format!(
-                "name the file with this network's token; `muster token create --role witness irc:{name}` makes one"
+                "name the file with this network's token; `muster token create irc:{name} --role witness` makes one"
             );
             self.value(setting("token_file"), why)
         })?;
@@ -386,6 +386,37 @@ token_file = "ops.token"
         );
         assert!(!ops.style.colours && !ops.style.symbols);
         assert_eq!((ops.style.max_lines, ops.style.prefix.as_str()), (3, ","));
+    }
+
+    /// What the example says is there is there.
+    #[test]
+    fn the_example_is_understood() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/muster-bot.toml");
+        let text = std::fs::read_to_string(path).expect("the example");
+        toml::from_str::<ConfigFile>(&text).expect("good as it is");
+        let all: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.contains("\"external\""))
+            .map(|line| match line.strip_prefix('#') {
+                Some(setting) if !setting.starts_with(' ') => setting,
+                _ => line,
+            })
+            .collect();
+        let file: ConfigFile = toml::from_str(&all.join("\n")).expect("good with everything");
+        let ops = file.networks.values().next().expect("a network");
+        let voice: VoiceFile = ops.rest.clone().try_into().expect("known settings");
+        assert!(ops.sasl.is_some() && voice.token_file.is_some());
+        // What is said to be the default is it.
+        let default = VoiceFile::default();
+        assert_eq!(file.state, default_state());
+        assert_eq!(
+            (voice.max_lines, voice.progress_every, voice.burst),
+            (default.max_lines, default.progress_every, default.burst)
+        );
+        assert_eq!(
+            (voice.rate, voice.colours, voice.symbols),
+            (default.rate, default.colours, default.symbols)
+        );
     }
 
     #[test]

@@ -127,6 +127,15 @@ impl Ledger {
         self.advance();
     }
 
+    /// It is followed from here on. At the first start that is where a later
+    /// one goes on; else it is what is known already.
+    pub fn here(&mut self, place: String) {
+        if self.confirmed.is_none() && self.open.is_empty() {
+            self.confirmed = Some(place);
+            self.changed = true;
+        }
+    }
+
     /// Places are numbered anew: those that came mean nothing any more.
     pub fn renumbered(&mut self, place: String) {
         self.open.clear();
@@ -227,9 +236,23 @@ mod tests {
         assert!(matches!(ledger.take("3".into()), Take::Again(_)));
         assert_eq!(ledger.take("4".into()), Take::Known);
         assert_eq!(ledger.open(), 3);
+        ledger.here("9".into());
+        assert_eq!(ledger.resume().as_deref(), Some("4"));
         ledger.renumbered("x".into());
         assert_eq!(ledger.open(), 0);
         assert_eq!(ledger.resume().as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn the_first_start_is_remembered_before_anything_is_said() {
+        let mut ledger = Ledger::default();
+        ledger.here("7".into());
+        assert_eq!(
+            ledger.changed().expect("new").confirmed.as_deref(),
+            Some("7")
+        );
+        ledger.here("9".into());
+        assert_eq!(ledger.changed(), None);
     }
 
     #[derive(Clone, Debug)]

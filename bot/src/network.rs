@@ -4,13 +4,15 @@
 use std::future::pending;
 use std::time::{Duration, Instant};
 
-use muster_client::{ChatFeed, ChatNews, Client, ClientError};
+use muster_client::{ChatNews, Client, ClientError};
 use muster_protocol::api::ChatAnswer;
 use muster_protocol::names::NetworkName;
+use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Network;
 use crate::cursor::{Cursor, StateError};
@@ -73,14 +75,14 @@ pub async fn run(
         several_brokers: network.endpoint.urls().len() > 1,
     };
     let voice = Voice::new(settings, saved, Box::new(move |who| users.nick_of(who)));
-    let feed = client.chat_feed(&name, voice.resume(), None);
+    let feed = Feed::follow(&client, &name, &voice);
     let owner = Owner {
         name,
         client,
         cursor,
         connection,
         voice,
-        feed: Feed::Open(Box::new(feed)),
+        feed,
         saving: None,
         asking: JoinSet::new(),
         full_until: None,
@@ -88,11 +90,48 @@ pub async fn run(
     owner.run(stop, hang_up).await
 }
 
-/// The feed of what is to be said.
+type News = Result<ChatNews, ClientError>;
+
+/// What is to be said, as a task of its own hears it: to be interrupted by
+/// every line of the network would keep it from ever being connected.
 enum Feed {
-    Open(Box<ChatFeed>),
+    /// It is followed. One piece of news waits at most: the broker keeps the
+    /// others.
+    Open {
+        news: mpsc::Receiver<News>,
+        _task: AbortOnDropHandle<()>,
+    },
     /// The broker refused it; it is asked for again then.
     Refused(Instant),
+}
+
+impl Feed {
+    fn follow(client: &Client, network: &NetworkName, voice: &Voice) -> Self {
+        let mut feed = client.chat_feed(network, voice.resume(), None);
+        let (tell, news) = mpsc::channel(1);
+        let task = tokio::spawn(async move {
+            while let Some(next) = feed.next().await {
+                if tell.send(next).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self::Open {
+            news,
+            _task: AbortOnDropHandle::new(task),
+        }
+    }
+
+    /// What comes next; `None` when it is to be followed anew.
+    async fn next(&mut self) -> Option<News> {
+        match self {
+            Self::Open { news, .. } => news.recv().await,
+            Self::Refused(at) => {
+                sleep_until((*at).into()).await;
+                None
+            }
+        }
+    }
 }
 
 type Answered = (Asker, Result<ChatAnswer, ClientError>);
@@ -149,7 +188,7 @@ impl Owner {
                     self.saving = None;
                     self.voice.saved(saved);
                 }
-                news = next_news(&mut self.feed), if self.voice.wants_news() => self.news(news),
+                news = self.feed.next(), if self.voice.wants_news() => self.news(news),
                 () = until_due(due) => {
                     if self.full_until.is_some_and(|at| at <= now()) {
                         self.full_until = None;
@@ -217,11 +256,12 @@ impl Owner {
         }
     }
 
-    fn news(&mut self, news: Option<Result<ChatNews, ClientError>>) {
+    fn news(&mut self, news: Option<News>) {
         match news {
             Some(Ok(ChatNews::Utterance { place, utterance })) => {
                 self.voice.utterance(place, &utterance, now());
             }
+            Some(Ok(ChatNews::Here { place })) => self.voice.here(place),
             Some(Ok(ChatNews::Renumbered { place })) => self.voice.renumbered(place),
             Some(Ok(ChatNews::Reconnecting { why, attempt })) => {
                 // One of many says it.
@@ -233,10 +273,7 @@ impl Owner {
                 tracing::error!(network = %self.name, %error, "the broker does not tell what is to be said");
                 self.feed = Feed::Refused(now() + REFUSED);
             }
-            None => {
-                let feed = self.client.chat_feed(&self.name, self.voice.resume(), None);
-                self.feed = Feed::Open(Box::new(feed));
-            }
+            None => self.feed = Feed::follow(&self.client, &self.name, &self.voice),
         }
     }
 
@@ -268,16 +305,5 @@ async fn wait(saving: &mut Option<JoinHandle<bool>>) -> bool {
     match saving {
         Some(saving) => saving.await.unwrap_or(false),
         None => pending().await,
-    }
-}
-
-/// What comes next; `None` when the feed is to be asked for again.
-async fn next_news(feed: &mut Feed) -> Option<Result<ChatNews, ClientError>> {
-    match feed {
-        Feed::Open(feed) => feed.next().await,
-        Feed::Refused(at) => {
-            sleep(at.saturating_duration_since(now())).await;
-            None
-        }
     }
 }

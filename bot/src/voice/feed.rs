@@ -71,6 +71,11 @@ impl Voice {
         );
     }
 
+    /// It is followed from there on.
+    pub fn here(&mut self, place: String) {
+        self.ledger.here(place);
+    }
+
     /// The store went back in time.
     pub fn renumbered(&mut self, place: String) {
         tracing::warn!(

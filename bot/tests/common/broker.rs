@@ -25,7 +25,7 @@ struct State {
 }
 
 /// A broker.
-pub struct Broker {
+pub(crate) struct Broker {
     address: SocketAddr,
     state: Arc<State>,
     news: watch::Sender<usize>,
@@ -33,7 +33,7 @@ pub struct Broker {
 }
 
 impl Broker {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let state = Arc::new(State::default());
@@ -47,18 +47,18 @@ impl Broker {
         }
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Takes no connection any more, and ends those that there are.
-    pub fn away(&self) {
+    pub(crate) fn away(&self) {
         self.accepting.lock().expect("not poisoned").abort();
         self.news.send_replace(usize::MAX);
     }
 
     /// It is there again.
-    pub async fn back(&self) {
+    pub(crate) async fn back(&self) {
         let listener = TcpListener::bind(self.address).await.expect("the port");
         self.news.send_replace(0);
         let accepting = accept(listener, self.state.clone(), self.news.subscribe());
@@ -66,25 +66,25 @@ impl Broker {
     }
 
     /// How lines are answered; else with what was written.
-    pub fn answers(&self, answer: impl Fn(&ChatLine) -> String + Send + Sync + 'static) {
+    pub(crate) fn answers(&self, answer: impl Fn(&ChatLine) -> String + Send + Sync + 'static) {
         *self.state.answer.lock().expect("not poisoned") = Some(Box::new(answer));
     }
 
     /// What was told, with the names of the requests.
-    pub fn lines(&self) -> Vec<(ChatLine, String)> {
+    pub(crate) fn lines(&self) -> Vec<(ChatLine, String)> {
         self.state.lines.lock().expect("not poisoned").clone()
     }
 
-    pub fn tokens(&self) -> Vec<String> {
+    pub(crate) fn tokens(&self) -> Vec<String> {
         self.state.tokens.lock().expect("not poisoned").clone()
     }
 
-    pub fn followed(&self) -> Vec<Option<String>> {
+    pub(crate) fn followed(&self) -> Vec<Option<String>> {
         self.state.followed.lock().expect("not poisoned").clone()
     }
 
     /// Something is to be said.
-    pub fn tell(&self, urgency: &str, channel: &str, lines: &[&str]) {
+    pub(crate) fn tell(&self, urgency: &str, channel: &str, lines: &[&str]) {
         let mut feed = self.state.feed.lock().expect("not poisoned");
         let place = format!("p{}", feed.len() + 1);
         let utterance = json!({
@@ -221,11 +221,18 @@ async fn follow(
             None => feed.len(),
         }
     };
-    state.followed.lock().expect("not poisoned").push(after);
+    let here = after.clone().unwrap_or(format!("p{at}"));
     let stream = stream.get_mut();
     stream
-        .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n: here\n\n")
+        .write_all(
+            format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n\
+                 event: here\nid: {here}\ndata: {{}}\n\n"
+            )
+            .as_bytes(),
+        )
         .await?;
+    state.followed.lock().expect("not poisoned").push(after);
     loop {
         if *news.borrow_and_update() == usize::MAX {
             return Ok(());

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 /// What comes of the bot's lines.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Echo {
+pub(crate) enum Echo {
     /// They come back.
     Yes,
     /// The server cannot do that.
@@ -30,13 +30,13 @@ struct State {
 }
 
 /// A server.
-pub struct Ircd {
+pub(crate) struct Ircd {
     address: SocketAddr,
     state: Arc<State>,
 }
 
 impl Ircd {
-    pub async fn start(echo: Echo) -> Self {
+    pub(crate) async fn start(echo: Echo) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let channels = (0..50).map(|n| match n {
@@ -60,12 +60,12 @@ impl Ircd {
         Self { address, state }
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// As in a configuration.
-    pub fn channels(&self) -> String {
+    pub(crate) fn channels(&self) -> String {
         let quoted: Vec<String> = self
             .state
             .channels
@@ -75,27 +75,27 @@ impl Ircd {
         quoted.join(", ")
     }
 
-    pub fn names(&self) -> &[String] {
+    pub(crate) fn names(&self) -> &[String] {
         &self.state.channels
     }
 
-    pub fn echo(&self, echo: Echo) {
+    pub(crate) fn echo(&self, echo: Echo) {
         *self.state.echo.lock().expect("not poisoned") = echo;
     }
 
     /// How often a bot has joined all of its channels.
-    pub fn joined(&self) -> usize {
+    pub(crate) fn joined(&self) -> usize {
         self.state.joined.load(Ordering::SeqCst)
     }
 
     /// Somebody writes something.
-    pub fn write(&self, nick: &str, target: &str, text: &str) {
+    pub(crate) fn write(&self, nick: &str, target: &str, text: &str) {
         self.raw(format!(
             "@account={nick} :{nick}!{nick}@host.example PRIVMSG {target} :{text}"
         ));
     }
 
-    pub fn raw(&self, line: String) {
+    pub(crate) fn raw(&self, line: String) {
         let to_bot = self.state.to_bot.lock().expect("not poisoned");
         to_bot
             .as_ref()
@@ -105,12 +105,12 @@ impl Ircd {
     }
 
     /// All that the bot wrote.
-    pub fn wrote(&self) -> Vec<String> {
+    pub(crate) fn wrote(&self) -> Vec<String> {
         self.state.wrote.lock().expect("not poisoned").clone()
     }
 
     /// What the bot said there.
-    pub fn said(&self, target: &str) -> Vec<String> {
+    pub(crate) fn said(&self, target: &str) -> Vec<String> {
         let begin = format!("PRIVMSG {target} :");
         let wrote = self.wrote();
         let said = wrote.iter().filter_map(|line| line.strip_prefix(&begin));
@@ -181,6 +181,7 @@ async fn talk(
                 say(format!(":s 001 muster :Welcome {ME}"));
                 say(":s 376 muster :End".to_owned());
             }
+            "QUIT" => return,
             "PING" => say(format!(":s PONG s {rest}")),
             "JOIN" => {
                 let names = rest.split(' ').next().unwrap_or_default();

@@ -16,14 +16,14 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-pub use broker::Broker;
-pub use ircd::{Echo, Ircd};
+pub(crate) use broker::Broker;
+pub(crate) use ircd::{Echo, Ircd};
 
 /// Longer than anything here takes.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until something is so.
-pub async fn until(what: &str, is: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, is: impl Fn() -> bool) {
     let waited = timeout(PATIENCE, async {
         while !is() {
             sleep(Duration::from_millis(5)).await;
@@ -33,20 +33,20 @@ pub async fn until(what: &str, is: impl Fn() -> bool) {
 }
 
 /// A bot's files, and what it speaks to.
-pub struct World {
-    pub ircd: Ircd,
-    pub broker: Broker,
+pub(crate) struct World {
+    pub(crate) ircd: Ircd,
+    pub(crate) broker: Broker,
     dir: TempDir,
 }
 
 /// A bot that runs.
-pub struct Bot {
+pub(crate) struct Bot {
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl World {
-    pub async fn new(echo: Echo) -> Self {
+    pub(crate) async fn new(echo: Echo) -> Self {
         // The client wants one, also for plain HTTP.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self {
@@ -57,7 +57,7 @@ impl World {
     }
 
     /// The configuration, with more settings of the network.
-    pub fn config(&self, more: &str) -> Config {
+    pub(crate) fn config(&self, more: &str) -> Config {
         let dir = self.dir.path();
         let token = dir.join("ops.token");
         std::fs::write(&token, "mt1_x_y\n").expect("written");
@@ -82,12 +82,12 @@ impl World {
         config
     }
 
-    pub fn state(&self) -> &Path {
+    pub(crate) fn state(&self) -> &Path {
         self.dir.path()
     }
 
     /// A bot, which is there when this returns.
-    pub async fn bot(&self, more: &str) -> Bot {
+    pub(crate) async fn bot(&self, more: &str) -> Bot {
         let joined = self.ircd.joined();
         let config = self.config(more);
         let stop = CancellationToken::new();
@@ -101,7 +101,7 @@ impl World {
     }
 
     /// A network alone, as a task that can be cut off at any moment.
-    pub async fn bare(&self, more: &str) -> JoinHandle<()> {
+    pub(crate) async fn bare(&self, more: &str) -> JoinHandle<()> {
         let joined = self.ircd.joined();
         let config = self.config(more);
         let ops = config.networks[0].clone();
@@ -118,7 +118,7 @@ impl World {
 
 impl Bot {
     /// As SIGTERM does.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.cancel();
         timeout(PATIENCE, self.task)
             .await
