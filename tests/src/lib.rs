@@ -3,6 +3,7 @@
 
 pub mod hold;
 pub mod invariants;
+pub mod irc;
 pub mod proxy;
 pub mod release;
 pub mod stops;

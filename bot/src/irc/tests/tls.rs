@@ -75,6 +75,7 @@ async fn connects(made: &Made, tls: TlsSettings) -> Result<String, String> {
                 return Err(bot.gone().await);
             }
             stream.write_all(b"ERROR :enough\r\n").await.unwrap();
+            drop(stream);
             assert!(bot.gone().await.contains("enough"));
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         }
