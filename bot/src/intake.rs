@@ -50,6 +50,8 @@ pub struct Intake {
     busy: BTreeSet<Asker>,
     lines: usize,
     bytes: usize,
+    /// No line that waits came before.
+    first: Option<Instant>,
 }
 
 impl Intake {
@@ -62,6 +64,9 @@ impl Intake {
             return Err(Box::new(line));
         }
         let asker = Asker::of(&line);
+        if self.lines == 0 {
+            self.first = Some(now);
+        }
         self.lines += 1;
         self.bytes += line.text.len();
         let lines = self.waiting.entry(asker.clone()).or_default();
@@ -100,6 +105,9 @@ impl Intake {
 
     /// Takes out the lines that have waited too long.
     pub fn late(&mut self, now: Instant) -> Vec<Line> {
+        if self.due().is_none_or(|due| now < due) {
+            return Vec::new();
+        }
         self.take_out(|since| now.saturating_duration_since(since) >= PATIENCE)
     }
 
@@ -108,11 +116,12 @@ impl Intake {
         self.take_out(|_| true)
     }
 
-    /// When the first of them has waited too long.
+    /// When it is to be looked whether one of them has waited too long.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
-        let first = self.waiting.values().filter_map(VecDeque::front);
-        first.map(|(since, _)| *since + PATIENCE).min()
+        self.first
+            .filter(|_| self.lines > 0)
+            .map(|first| first + PATIENCE)
     }
 
     /// How many are with the broker.
@@ -131,6 +140,8 @@ impl Intake {
         self.waiting.retain(|_, lines| !lines.is_empty());
         let waiting = &self.waiting;
         self.turns.retain(|asker| waiting.contains_key(asker));
+        let first = self.waiting.values().filter_map(VecDeque::front);
+        self.first = first.map(|(since, _)| *since).min();
         self.lines -= gone.len();
         self.bytes -= gone.iter().map(|l| l.text.len()).sum::<usize>();
         gone
@@ -224,12 +235,13 @@ mod tests {
                     intake.done(&under_way.remove(0));
                 }
             }
-            while !under_way.is_empty() {
-                intake.done(&under_way.remove(0));
+            loop {
                 while let Some((asker, line)) = intake.start() {
                     seen.push((asker.clone(), line.text.parse().expect("a number")));
                     under_way.push(asker);
                 }
+                let Some(asker) = under_way.pop() else { break };
+                intake.done(&asker);
             }
             prop_assert_eq!(seen.len(), steps.len());
             for (asker, _) in &seen {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use muster_client::{ChatNews, Client, ClientError};
 use muster_protocol::api::ChatAnswer;
 use muster_protocol::names::NetworkName;
+use muster_protocol::units::Timestamp;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::{JoinHandle, JoinSet};
@@ -259,7 +260,8 @@ impl Owner {
     fn news(&mut self, news: Option<News>) {
         match news {
             Some(Ok(ChatNews::Utterance { place, utterance })) => {
-                self.voice.utterance(place, &utterance, now());
+                self.voice
+                    .utterance(place, &utterance, now(), Timestamp::now());
             }
             Some(Ok(ChatNews::Here { place })) => self.voice.here(place),
             Some(Ok(ChatNews::Renumbered { place })) => self.voice.renumbered(place),

@@ -10,6 +10,8 @@
 //! A tone is a sign and a colour of the id, and nothing else: it can be read
 //! without either. Everything from outside is cleaned here, and only here.
 
+use std::time::Duration;
+
 use muster_protocol::api::{Say, Tone};
 
 use crate::clean::{clean, guard};
@@ -45,6 +47,8 @@ pub struct Frame<'a> {
     pub nick: Option<&'a str>,
     /// It may have been said before.
     pub again: bool,
+    /// It came about so long ago, which is to be said.
+    pub ago: Option<Duration>,
     /// Bytes of a line.
     pub budget: usize,
     /// Commands have the prefix there: not where the bot alone reads.
@@ -127,7 +131,8 @@ fn lines(says: &[Say], style: &Style, frame: &Frame<'_>, links: bool) -> Rendere
     let most = style.max_lines + MOST_KEPT;
     for (n, say) in says.iter().enumerate() {
         let nick = frame.nick.filter(|_| n == 0);
-        let head = head(say, style, nick, frame.again && n == 0);
+        let ago = frame.ago.filter(|_| n == 0);
+        let head = head(say, style, nick, frame.again && n == 0, ago);
         let first = say.lines.first().map_or("", String::as_str);
         let mut text = format!("{head}{}", clean(first));
         if let Some(link) = say.link.as_deref().filter(|_| links) {
@@ -176,7 +181,13 @@ fn push(out: &mut Rendered, text: &str, guarded: bool, budget: usize, most: usiz
 }
 
 /// What is in front of the first line.
-fn head(say: &Say, style: &Style, nick: Option<&str>, again: bool) -> String {
+fn head(
+    say: &Say,
+    style: &Style,
+    nick: Option<&str>,
+    again: bool,
+    ago: Option<Duration>,
+) -> String {
     let mut head = String::new();
     if let Some(nick) = nick {
         head.push_str(&clean(nick));
@@ -184,6 +195,14 @@ fn head(say: &Say, style: &Style, nick: Option<&str>, again: bool) -> String {
     }
     if again {
         head.push_str(AGAIN);
+    }
+    if let Some(ago) = ago {
+        let minutes = ago.as_secs() / 60;
+        head.push_str(&match minutes {
+            0..100 => format!("({minutes} min ago) "),
+            100..2_880 => format!("({} h ago) ", minutes / 60),
+            _ => format!("({} d ago) ", minutes / 1_440),
+        });
     }
     let (sign, colour) = match say.tone {
         Tone::Plain => (None, None),

@@ -378,6 +378,9 @@ impl<T: Clone> Queue<T> {
     /// What may be said now, of targets that are `open`. It is out of the
     /// queue, and its tokens are out of the bucket.
     pub fn next(&mut self, now: Instant, open: impl Fn(&To) -> bool) -> Option<Next<T>> {
+        if self.lanes.is_empty() || self.bucket.ready(1, now) > now {
+            return None;
+        }
         let (to, at, order) = self.choose(now, &open)?;
         let lane = self.lanes.get_mut(&to)?;
         let cost = match at {
@@ -490,29 +493,32 @@ impl<T: Clone> Queue<T> {
         } else {
             Order::Urgent
         };
-        let lanes = self.lanes.iter().filter(|(to, _)| open(to));
-        let lanes = lanes.filter_map(|(to, lane)| {
-            let head = lane.head(&self.told, now, order)?;
-            // What is begun is hurried by what waits behind it.
-            let behind = lane.waiting.iter().flatten().map(|w| w.item.urgency);
-            let behind = behind.min().filter(|_| head.at.is_none());
-            let own = head.waiting.item.urgency;
-            let urgency = behind.map_or(own, |u| u.min(own));
-            Some((to, head.at, urgency, head.waiting.since, lane.served))
-        });
-        let best = match order {
-            Order::Urgent => lanes.min_by_key(|(_, _, urgency, _, served)| (*urgency, *served)),
-            Order::Longest => lanes.min_by_key(|(_, _, _, since, served)| (*since, *served)),
-        };
+        let mut heads: Vec<_> = self
+            .lanes
+            .iter()
+            .filter_map(|(to, lane)| {
+                let head = lane.head(&self.told, now, order)?;
+                // What is begun is hurried by what waits behind it.
+                let behind = lane.waiting.iter().flatten().map(|w| w.item.urgency);
+                let behind = behind.min().filter(|_| head.at.is_none());
+                let own = head.waiting.item.urgency;
+                let urgency = behind.map_or(own, |u| u.min(own));
+                Some((to, head.at, urgency, head.waiting.since, lane.served))
+            })
+            .collect();
+        match order {
+            Order::Urgent => heads.sort_by_key(|(_, _, urgency, _, served)| (*urgency, *served)),
+            Order::Longest => heads.sort_by_key(|(_, _, _, since, served)| (*since, *served)),
+        }
+        // Asking who is there costs more than all of the rest.
+        let best = heads.into_iter().find(|(to, ..)| open(to));
         best.map(|(to, at, ..)| (to.clone(), at, order))
     }
 
     /// Whether something less urgent than that still waits.
     fn is_overtaken(&self, by: Urgency, open: &impl Fn(&To) -> bool) -> bool {
-        let lanes = self.lanes.iter().filter(|(to, _)| open(to));
-        lanes
-            .flat_map(|(_, lane)| lane.all())
-            .any(|w| w.item.urgency > by)
+        let mut lanes = self.lanes.iter();
+        lanes.any(|(to, lane)| lane.all().any(|w| w.item.urgency > by) && open(to))
     }
 }
 

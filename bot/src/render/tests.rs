@@ -17,6 +17,7 @@ fn frame() -> Frame<'static> {
     Frame {
         nick: None,
         again: false,
+        ago: None,
         budget: 120,
         prefixed: true,
     }
@@ -163,6 +164,21 @@ fn a_repeat_is_marked() {
     assert_snapshot!(seen(&render(&says, &style(), &frame)));
     assert_eq!(again("8k2d done"), "(again) 8k2d done");
     assert_eq!(again("(again) 8k2d done"), "(again) 8k2d done");
+}
+
+#[test]
+fn what_is_old_says_so() {
+    let says = [say(Tone::Bad, "8k2d", &["failed"], None)];
+    let ago = |seconds| {
+        let frame = Frame {
+            ago: Some(Duration::from_secs(seconds)),
+            ..frame()
+        };
+        render(&says, &style(), &frame).lines.concat()
+    };
+    assert_eq!(ago(400), "(6 min ago) ✗ 8k2d failed");
+    assert_eq!(ago(2 * 3_600), "(2 h ago) ✗ 8k2d failed");
+    assert_eq!(ago(3 * 86_400), "(3 d ago) ✗ 8k2d failed");
 }
 
 fn tone() -> impl Strategy<Value = Tone> {

@@ -3,8 +3,11 @@
 use std::time::Instant;
 
 use muster_protocol::api::{ChatPerson, Urgency, Utterance};
+use muster_protocol::units::{Timestamp, elapsed};
 
-use super::{Link, MOST_BYTES, MOST_CLOSED, MOST_NEWS, MOST_NEWS_THERE, Put, Tag, Voice, What};
+use super::{
+    Link, MOST_BYTES, MOST_CLOSED, MOST_NEWS, MOST_NEWS_THERE, OLD, Put, Tag, Voice, What,
+};
 use crate::ledger::{self, Seq, Take};
 use crate::queue::To;
 
@@ -16,8 +19,15 @@ impl Voice {
         !self.stopping && self.ledger.open() < ledger::MOST && self.queue.bytes() < MOST_BYTES
     }
 
-    /// Something is to be said.
-    pub fn utterance(&mut self, place: String, utterance: &Utterance, now: Instant) {
+    /// Something is to be said. `time` is what the clock says: what came about
+    /// long ago, while nobody was there to say it, is said to be old.
+    pub fn utterance(
+        &mut self,
+        place: String,
+        utterance: &Utterance,
+        now: Instant,
+        time: Timestamp,
+    ) {
         let (seq, again) = match self.ledger.take(place) {
             Take::Known => return,
             Take::Fresh(seq) => (seq, false),
@@ -64,6 +74,7 @@ impl Voice {
                 about: utterance.say.about.clone(),
                 what: What::Says(std::slice::from_ref(&utterance.say)),
                 again,
+                ago: Some(elapsed(utterance.at, time)).filter(|ago| *ago >= OLD),
                 asker,
                 tag: Tag::Feed([seq].into()),
             },

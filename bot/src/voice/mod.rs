@@ -29,6 +29,8 @@ use crate::{render, split};
 pub const PATIENCE: Duration = Duration::from_secs(600);
 /// How often it is looked what has waited too long.
 const SWEEP: Duration = Duration::from_secs(30);
+/// What came about longer ago than this says when it is said.
+const OLD: Duration = Duration::from_secs(300);
 /// Most bytes that wait to be said before no more lines are taken.
 const MOST_BYTES: usize = 4 << 20;
 /// Most items that wait to be said before no more lines are taken.
@@ -336,6 +338,7 @@ impl Voice {
         let frame = Frame {
             nick: put.nick,
             again: put.again,
+            ago: put.ago,
             budget: self.budget(target),
             prefixed: matches!(put.to, To::Channel(_)),
         };
@@ -414,6 +417,7 @@ impl Voice {
                     about: None,
                     what: What::Says(std::slice::from_ref(&ripe.say)),
                     again: false,
+                    ago: None,
                     asker: None,
                     tag,
                 },
@@ -488,7 +492,15 @@ fn nick(nick_of: &NickOf, who: &Who) -> Option<String> {
         // Nothing is seen of them: they have just written, under this name.
         return Some(who.nick.clone());
     }
-    nick_of(&who.into())
+    nick_of(&who.into()).or_else(|| {
+        // Logged out since, but the same connection all the time.
+        let account = None;
+        who.sight.as_ref()?;
+        nick_of(&ChatPerson {
+            account,
+            ..who.into()
+        })
+    })
 }
 
 /// Something to be put into the queue.
@@ -499,6 +511,7 @@ struct Put<'a> {
     about: Option<String>,
     what: What<'a>,
     again: bool,
+    ago: Option<Duration>,
     asker: Option<String>,
     tag: Tag,
 }

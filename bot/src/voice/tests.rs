@@ -156,7 +156,12 @@ impl World {
 
     fn news(&mut self, place: &str, urgency: Urgency, about: Option<&str>, text: &str) {
         let utterance = utterance(urgency, about, text, Some("#ops"), None);
-        self.voice.utterance(place.to_owned(), &utterance, self.now);
+        self.voice.utterance(
+            place.to_owned(),
+            &utterance,
+            self.now,
+            Timestamp::UNIX_EPOCH,
+        );
         self.pump();
     }
 
@@ -586,7 +591,9 @@ fn a_connection_that_went_is_said_again_and_marked() {
 fn a_channel_that_is_not_there_does_not_stop_the_others() {
     let mut world = World::up(true);
     let closed = utterance(Urgency::Alarm, None, "closed", Some("#closed"), None);
-    world.voice.utterance("1".to_owned(), &closed, world.now);
+    world
+        .voice
+        .utterance("1".to_owned(), &closed, world.now, Timestamp::UNIX_EPOCH);
     world.news("2", Urgency::News, None, "open");
     assert_eq!(world.said(), ["open"]);
     world.echo_all();
@@ -596,7 +603,9 @@ fn a_channel_that_is_not_there_does_not_stop_the_others() {
     assert_eq!(world.disk.confirmed.as_deref(), Some("2"));
     // A flood for it is not kept.
     for n in 0..2 * MOST_CLOSED {
-        world.voice.utterance(format!("x{n}"), &closed, world.now);
+        world
+            .voice
+            .utterance(format!("x{n}"), &closed, world.now, Timestamp::UNIX_EPOCH);
     }
     assert!(world.voice.queue.len() <= MOST_CLOSED);
     // Joined in time, it is said.
@@ -651,9 +660,12 @@ fn progress_is_rare_and_its_asker_is_named_at_the_end() {
         .insert("ana".into(), "ana_away".into());
     let tell = |world: &mut World, place: u32, urgency, text: &str| {
         let utterance = utterance(urgency, Some("8k2d"), text, Some("#ops"), Some(ana()));
-        world
-            .voice
-            .utterance(place.to_string(), &utterance, world.now);
+        world.voice.utterance(
+            place.to_string(),
+            &utterance,
+            world.now,
+            Timestamp::UNIX_EPOCH,
+        );
     };
     for n in 1..=120 {
         tell(&mut world, n, Urgency::Progress, &format!("{n}/120"));
@@ -679,9 +691,12 @@ fn a_person_who_left_is_named_in_the_channel_and_not_told_alone() {
     let mut world = World::up(true);
     let tell = |world: &mut World, place: &str, at| {
         let utterance = utterance(Urgency::Reply, Some("8k2d"), place, at, Some(ana()));
-        world
-            .voice
-            .utterance(place.to_owned(), &utterance, world.now);
+        world.voice.utterance(
+            place.to_owned(),
+            &utterance,
+            world.now,
+            Timestamp::UNIX_EPOCH,
+        );
         world.pump();
     };
     tell(&mut world, "1", Some("#ops"));
@@ -702,15 +717,30 @@ fn a_person_who_left_is_named_in_the_channel_and_not_told_alone() {
 }
 
 #[test]
+fn what_came_about_while_nobody_was_there_says_when() {
+    let mut world = World::up(true);
+    let two_hours = Timestamp::from_second(7_200).expect("a time");
+    let old = utterance(Urgency::Alarm, Some("8k2d"), "failed", Some("#ops"), None);
+    world
+        .voice
+        .utterance("1".to_owned(), &old, world.now, two_hours);
+    world.pump();
+    assert_eq!(world.said(), ["(2 h ago) 8k2d failed"]);
+}
+
+#[test]
 fn places_numbered_anew_and_places_of_others_block_nothing() {
     let mut world = World::up(true);
     let mut other = utterance(Urgency::Alarm, None, "x", Some("#ops"), None);
     other.place.network = "another".parse().expect("a name");
-    world.voice.utterance("1".to_owned(), &other, world.now);
+    world
+        .voice
+        .utterance("1".to_owned(), &other, world.now, Timestamp::UNIX_EPOCH);
     world.voice.utterance(
         "2".to_owned(),
         &utterance(Urgency::Alarm, None, "x", None, None),
         world.now,
+        Timestamp::UNIX_EPOCH,
     );
     world.pump();
     assert!(world.sent.is_empty());

@@ -31,7 +31,10 @@ const MOST_NICKS: usize = 5;
 pub(super) fn say(urgency: Urgency, text: String) -> Say {
     Say {
         urgency,
-        tone: Tone::Warn,
+        tone: match text.as_str() {
+            NO_MORE | SLOW => Tone::Plain,
+            _ => Tone::Warn,
+        },
         about: None,
         lines: vec![text],
         link: None,

@@ -91,7 +91,7 @@ impl Broker {
             "id": place,
             "place": { "network": "ops", "channel": channel },
             "say": { "urgency": urgency, "lines": lines },
-            "at": "2026-01-01T12:00:00Z",
+            "at": muster_protocol::units::Timestamp::now(),
         });
         feed.push((place, utterance.to_string()));
         self.news.send_modify(|n| *n = n.wrapping_add(1));
