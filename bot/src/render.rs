@@ -79,9 +79,22 @@ pub fn render(says: &[Say], style: &Style, frame: &Frame<'_>) -> Rendered {
     cut(all.lines, all.lost, link, style, frame)
 }
 
-/// The next lines of what was left.
+/// The next lines of what was left. The first one names run and asker again,
+/// and can be longer than the budget by that.
 #[must_use]
-pub fn render_more(rest: Vec<String>, lost: usize, style: &Style, frame: &Frame<'_>) -> Rendered {
+pub fn render_more(
+    mut rest: Vec<String>,
+    lost: usize,
+    about: Option<&str>,
+    style: &Style,
+    frame: &Frame<'_>,
+) -> Rendered {
+    if let Some(first) = rest.first_mut() {
+        let head = front(about, Tone::Plain, style, frame.nick, false, None);
+        if !head.is_empty() {
+            *first = format!("{head}{}", first.trim_start());
+        }
+    }
     if rest.len() <= style.max_lines && lost == 0 {
         let lines = rest;
         return Rendered {
@@ -132,7 +145,8 @@ fn lines(says: &[Say], style: &Style, frame: &Frame<'_>, links: bool) -> Rendere
     for (n, say) in says.iter().enumerate() {
         let nick = frame.nick.filter(|_| n == 0);
         let ago = frame.ago.filter(|_| n == 0);
-        let head = head(say, style, nick, frame.again && n == 0, ago);
+        let again = frame.again && n == 0;
+        let head = front(say.about.as_deref(), say.tone, style, nick, again, ago);
         let first = say.lines.first().map_or("", String::as_str);
         let mut text = format!("{head}{}", clean(first));
         if let Some(link) = say.link.as_deref().filter(|_| links) {
@@ -181,8 +195,9 @@ fn push(out: &mut Rendered, text: &str, guarded: bool, budget: usize, most: usiz
 }
 
 /// What is in front of the first line.
-fn head(
-    say: &Say,
+fn front(
+    about: Option<&str>,
+    tone: Tone,
     style: &Style,
     nick: Option<&str>,
     again: bool,
@@ -204,7 +219,7 @@ fn head(
             _ => format!("({} d ago) ", minutes / 1_440),
         });
     }
-    let (sign, colour) = match say.tone {
+    let (sign, colour) = match tone {
         Tone::Plain => (None, None),
         Tone::Good => (Some('✓'), Some("03")),
         Tone::Warn => (Some('▲'), Some("07")),
@@ -218,7 +233,7 @@ fn head(
             None => head.push_str(&format!("{sign} ")),
         }
     }
-    if let Some(about) = say.about.as_deref() {
+    if let Some(about) = about {
         let about = clean(about);
         match (style.colours, colour) {
             (true, Some(colour)) => head.push_str(&format!("\x02\x03{colour}{about}\x0f ")),

@@ -222,3 +222,36 @@ async fn the_network_ends_and_what_was_in_doubt_is_marked() {
     );
     bot.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_fails_does_not_end_the_others() {
+    let world = World::new(Echo::Yes).await;
+    // What is known of it cannot be read, and nobody is there anyway.
+    std::fs::create_dir_all(world.state().join("state/feed-bad.json")).expect("a directory");
+    let bad = "[networks.bad]\nserver = \"127.0.0.1:1\"\ntls = false\nnick = \"muster\"\n\
+               token_file = \"ops.token\"\n\
+               [networks.far]\nserver = \"127.0.0.1:1\"\ntls = false\nnick = \"muster\"\n\
+               token_file = \"ops.token\"\n";
+    let bot = world.bot(&format!("{FAST}{bad}")).await;
+    world.ircd.write("ana", "#ops", "!ping");
+    until("it answers", || world.ircd.said("#ops").len() == 1).await;
+    bot.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rest_is_said_when_it_is_wanted() {
+    let world = World::new(Echo::Yes).await;
+    let bot = world.bot(FAST).await;
+    until("it follows", || !world.broker.followed().is_empty()).await;
+    let lines: Vec<String> = (1..=9).map(|n| format!("web-{n} is down")).collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    world.broker.tell("alarm", "#ops", &lines);
+    until("it is said", || world.ircd.said("#ops").len() == 6).await;
+    assert_eq!(world.ircd.said("#ops")[5], "… 4 more lines: !more");
+    world.ircd.write("ana", "#ops", "!more");
+    until("the rest is said", || world.ircd.said("#ops").len() == 10).await;
+    assert_eq!(world.ircd.said("#ops")[6], "ana: web-6 is down");
+    assert_eq!(world.ircd.said("#ops")[9], "web-9 is down");
+    assert!(world.broker.lines().is_empty());
+    bot.stop().await;
+}

@@ -118,11 +118,11 @@ fn what_is_too_much_is_kept_and_said_to_be_there() {
         prefixed: false,
         ..frame()
     };
-    let second = render_more(first.rest, first.lost, &style(), &private);
+    let second = render_more(first.rest, first.lost, None, &style(), &private);
     assert_snapshot!(seen(&second));
-    let third = render_more(second.rest, second.lost, &style(), &private);
+    let third = render_more(second.rest, second.lost, None, &style(), &private);
     assert_eq!(third.rest.len(), 5);
-    let last = render_more(third.rest, third.lost, &style(), &private);
+    let last = render_more(third.rest, third.lost, None, &style(), &private);
     assert_snapshot!(seen(&last));
 }
 
@@ -145,7 +145,7 @@ fn without_end_is_not_kept_without_end() {
     );
     let mut left = rendered;
     while !left.rest.is_empty() {
-        left = render_more(left.rest, left.lost, &style(), &frame());
+        left = render_more(left.rest, left.lost, None, &style(), &frame());
     }
     assert!(
         left.lines.last().is_some_and(|l| l.contains("too many")),

@@ -344,7 +344,10 @@ impl Voice {
         };
         let rendered = match put.what {
             What::Says(says) => render::render(says, &self.style, &frame),
-            What::Rest(rest) => render::render_more(rest.lines, rest.lost, &self.style, &frame),
+            What::Rest(rest) => {
+                let about = rest.about.as_deref();
+                render::render_more(rest.lines, rest.lost, about, &self.style, &frame)
+            }
         };
         let channel = match &put.to {
             To::Channel(channel) => Some(channel.clone()),

@@ -321,7 +321,7 @@ fn the_rest_is_for_who_asked() {
         world.said(),
         [
             "bruno: there is nothing more that you have not seen",
-            "  web-6",
+            "ana: 8k2d web-6",
             "  web-7",
             "  web-8",
             "  web-9"
