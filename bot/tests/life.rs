@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Echo, World, until};
+use common::{Echo, Program, World, until};
 
 /// Fast enough that no test waits for it.
 const FAST: &str = "rate = 1000\nburst = 100\n";
@@ -254,4 +254,46 @@ async fn the_rest_is_said_when_it_is_wanted() {
     assert_eq!(world.ircd.said("#ops")[9], "web-9 is down");
     assert!(world.broker.lines().is_empty());
     bot.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_program_killed_in_the_middle_loses_nothing() {
+    let world = World::new(Echo::Yes).await;
+    let bot = world.program(FAST).await;
+    let file = world.state().join("state/feed-ops.json");
+    let place = |place: &str| {
+        let place = format!("\"confirmed\":\"{place}\"");
+        std::fs::read_to_string(&file).is_ok_and(|text| text.contains(&place))
+    };
+    // From its first start on it is known where it goes on.
+    until("the first place is on disk", || place("p0")).await;
+    bot.kill();
+    world.broker.tell("news", "#ops", &["push 1"]);
+    let bot = world.program(FAST).await;
+    until("the first is said", || place("p1")).await;
+    world.ircd.echo(Echo::Mute);
+    world
+        .broker
+        .tell("news", "#ops", &["push 2", "  its subject"]);
+    until("the second is written", || {
+        world.ircd.said("#ops").len() == 3
+    })
+    .await;
+    bot.kill();
+    world.ircd.echo(Echo::Yes);
+    world.broker.tell("alarm", "#ops", &["alarm 3"]);
+    let bot = world.program(FAST).await;
+    until("all is said", || place("p3")).await;
+    let mut said = world.ircd.said("#ops");
+    assert_eq!(said[..3], ["push 1", "push 2", "  its subject"]);
+    let mut again = said.split_off(3);
+    again.sort();
+    assert_eq!(again, ["  its subject", "(again) push 2", "alarm 3"]);
+    // Another one keeps away from its state.
+    let other = Program::start(&world.file(FAST));
+    assert_eq!(other.ends().await.code(), Some(2));
+    assert_eq!(bot.stop().await.code(), Some(0));
+    assert!(world.ircd.wrote().iter().any(|l| l.starts_with("QUIT")));
+    let broken = Program::start(&world.file("nonsense = 1\n"));
+    assert_eq!(broken.ends().await.code(), Some(2));
 }

@@ -5,7 +5,8 @@ mod broker;
 mod ircd;
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use muster_bot::config::Config;
@@ -56,8 +57,29 @@ impl World {
         }
     }
 
+    /// The program itself, which is there when this returns. It waits longer
+    /// than [`World::bot`] before it connects again.
+    pub(crate) async fn program(&self, more: &str) -> Program {
+        let joined = self.ircd.joined();
+        let config = self.file(more);
+        let program = Program::start(&config);
+        until("the bot joins", || self.ircd.joined() > joined).await;
+        program
+    }
+
     /// The configuration, with more settings of the network.
-    pub(crate) fn config(&self, more: &str) -> Config {
+    fn config(&self, more: &str) -> Config {
+        let path = self.file(more);
+        let mut config = Config::load(&path).expect("good");
+        for network in &mut config.networks {
+            network.irc.timing.pause_least = Duration::from_millis(20);
+            network.irc.timing.pause_most = Duration::from_millis(40);
+        }
+        config
+    }
+
+    /// The file of the configuration.
+    pub(crate) fn file(&self, more: &str) -> PathBuf {
         let dir = self.dir.path();
         let token = dir.join("ops.token");
         std::fs::write(&token, "mt1_x_y\n").expect("written");
@@ -74,12 +96,7 @@ impl World {
         );
         let path = dir.join("bot.toml");
         std::fs::write(&path, text).expect("written");
-        let mut config = Config::load(&path).expect("good");
-        for network in &mut config.networks {
-            network.irc.timing.pause_least = Duration::from_millis(20);
-            network.irc.timing.pause_most = Duration::from_millis(40);
-        }
-        config
+        path
     }
 
     pub(crate) fn state(&self) -> &Path {
@@ -124,5 +141,52 @@ impl Bot {
             .await
             .expect("it ends")
             .expect("it ends well");
+    }
+}
+
+/// The program, as a process of its own; killed when it is forgotten.
+pub(crate) struct Program(Child);
+
+impl Program {
+    pub(crate) fn start(config: &Path) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_muster-bot"))
+            .arg("--config")
+            .arg(config)
+            .stderr(Stdio::null())
+            .spawn();
+        Self(child.expect("it starts"))
+    }
+
+    /// As `kill -9` does.
+    pub(crate) fn kill(mut self) {
+        self.0.kill().expect("killed");
+        self.0.wait().expect("gone");
+    }
+
+    /// As `kill` does.
+    pub(crate) async fn stop(self) -> ExitStatus {
+        let pid = self.0.id().to_string();
+        let sent = Command::new("kill").arg(&pid).status();
+        assert!(sent.expect("kill is there").success());
+        self.ends().await
+    }
+
+    pub(crate) async fn ends(mut self) -> ExitStatus {
+        let waited = timeout(PATIENCE, async {
+            loop {
+                if let Some(status) = self.0.try_wait().expect("a child") {
+                    return status;
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        });
+        waited.await.expect("it ends")
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
