@@ -72,5 +72,5 @@ docs: ## Build the documentation of the code, with warnings denied
 .PHONY: install
 install: ## Build for release and install below PREFIX (default /usr/local)
 	@scripts/setup.sh build
-	@$(CARGO) build --release --locked --bins -p muster-cli -p muster-agent
+	@$(CARGO) build --release --locked --bins -p muster-cli -p muster-agent -p muster-bot
 	@CARGO_PROFILE=release PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install.sh

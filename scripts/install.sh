@@ -16,15 +16,15 @@ bins=$(scripts/bin-dir.sh "${CARGO_PROFILE:-release}")
 
 # What tests use to stop a program at a place must not be in what people run
 # (see the crate muster-checkpoint; packages are built by name, with `-p`).
-for program in muster muster-agent; do
+for program in muster muster-agent muster-bot; do
     if grep -q MUSTER_CHECKPOINTS "$bins/$program"; then
-        echo "error: $bins/$program was built for tests; build it with \`cargo build --release --bins -p muster-cli -p muster-agent\`" >&2
+        echo "error: $bins/$program was built for tests; build it with \`cargo build --release --bins -p muster-cli -p muster-agent -p muster-bot\`" >&2
         exit 1
     fi
 done
 
 install -d "$root/bin" "$root/lib/systemd/system" "$root/lib/sysusers.d" "$root/share/doc/muster"
-install -m 0755 "$bins/muster" "$bins/muster-agent" "$root/bin/"
+install -m 0755 "$bins/muster" "$bins/muster-agent" "$bins/muster-bot" "$root/bin/"
 install -m 0644 packaging/sysusers.d/muster.conf "$root/lib/sysusers.d/"
 install -m 0644 LICENSE "$root/share/doc/muster/"
 for unit in packaging/systemd/*.service; do
@@ -33,4 +33,4 @@ for unit in packaging/systemd/*.service; do
     sed "s|/usr/local/|${PREFIX//|/}/|g" "$unit" >"$root/lib/systemd/system/$name"
     chmod 0644 "$root/lib/systemd/system/$name"
 done
-echo "installed muster and muster-agent into $root/bin, their units into $root/lib/systemd/system"
+echo "installed muster, muster-agent and muster-bot into $root/bin, their units into $root/lib/systemd/system"

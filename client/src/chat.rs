@@ -34,6 +34,12 @@ pub enum ChatNews {
         /// What and where.
         utterance: Box<Utterance>,
     },
+    /// What was to be said up to here is known: by the place that was named,
+    /// or because it is followed from now on.
+    Here {
+        /// Go on from here.
+        place: String,
+    },
     /// The store went back in time, and places are numbered anew: what was to
     /// be said in between is lost. What follows is new.
     Renumbered {
@@ -114,23 +120,16 @@ impl ChatFeed {
             .id
             .filter(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_graphic()))
             .ok_or("an event without its place")?;
-        if event.name.as_deref() == Some(HERE) {
-            // Whoever is cut off before anything is said comes back to it.
-            self.resume = Some(place);
-            self.stream.heard();
-            return Ok(());
-        }
-        let next = if event.name.as_deref() == Some(RENUMBERED) {
-            let place = place.clone();
-            ChatNews::Renumbered { place }
-        } else {
-            let utterance = serde_json::from_str(&event.data).map_err(|e| e.to_string())?;
-            ChatNews::Utterance {
-                place: place.clone(),
-                utterance,
+        // Whoever is cut off before anything is said comes back to it.
+        self.resume = Some(place.clone());
+        let next = match event.name.as_deref() {
+            Some(HERE) => ChatNews::Here { place },
+            Some(RENUMBERED) => ChatNews::Renumbered { place },
+            _ => {
+                let utterance = serde_json::from_str(&event.data).map_err(|e| e.to_string())?;
+                ChatNews::Utterance { place, utterance }
             }
         };
-        self.resume = Some(place);
         self.stream.heard();
         self.ready.push_back(next);
         Ok(())

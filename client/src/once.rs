@@ -36,6 +36,14 @@ impl Key {
         Self(InstanceId::random().to_string())
     }
 
+    /// The key of something that has a name of its own: 1 to 200 visible ASCII
+    /// characters. Whoever names two things alike asks for one of them.
+    #[must_use]
+    pub fn named(text: &str) -> Option<Self> {
+        let good = (1..=200).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+        good.then(|| Self(text.to_owned()))
+    }
+
     /// As it is sent.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -129,6 +137,14 @@ mod tests {
     use muster_protocol::problem::Problem;
 
     use super::*;
+
+    #[test]
+    fn a_name_that_is_no_header_is_no_key() {
+        assert_eq!(Key::named("chat-1").expect("a key").as_str(), "chat-1");
+        for bad in ["", "a b", "a\r\nb", "é", &"x".repeat(201)] {
+            assert_eq!(Key::named(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn what_was_surely_not_done_is_not_repeated() {
