@@ -175,6 +175,10 @@ name! {
     RouteName, "route name", "-_", false, MAX_NAME, &[]
 }
 name! {
+    /// The name of a build that can be asked for in chat, such as `web`.
+    BuildName, "build name", "-_", false, MAX_NAME, &[]
+}
+name! {
     /// The name that the operators give to a chat network, such as `ops`.
     /// Whoever listens there asks as `irc:<name>`, which is a name, too.
     NetworkName, "network name", "-_.", false, 24, &[]

@@ -258,7 +258,7 @@ impl IrcNetwork {
         Ok(())
     }
 
-    /// Ends the services. They write down what accounts there are before they
+    /// Ends the services, and waits until nobody can log in. They write down what accounts there are before they
     /// go.
     ///
     /// # Errors
@@ -270,7 +270,13 @@ impl IrcNetwork {
         let pid = i32::try_from(services.child.id())?;
         let pid = Pid::from_raw(pid).context("a process")?;
         kill_process(pid, Signal::TERM)?;
-        wait_for("services to end", || services.is_over().then_some(()))
+        wait_for("services to end", || services.is_over().then_some(()))?;
+        let port = self.port;
+        // The server learns of it a moment later.
+        wait_for("the server to see that", || {
+            let offers = Person::offers(port).ok()?;
+            (!offers.contains("sasl=")).then_some(())
+        })
     }
 
     /// Registers an account with services, by somebody of that name.

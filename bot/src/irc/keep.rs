@@ -141,13 +141,7 @@ impl Keeper {
                 Err(_) => return Err("the server does not answer".to_owned()),
             };
             let wire = Wire::new(stream);
-            match tokio::time::timeout_at(deadline, register(wire, Arc::clone(&settings))).await {
-                Ok(done) => done,
-                Err(_) => Err(format!(
-                    "the server did not finish registration within {} s",
-                    attempt.as_secs()
-                )),
-            }
+            register(wire, Arc::clone(&settings), deadline).await
         };
         tokio::pin!(opening);
         let (wire, registered) = loop {
@@ -221,9 +215,13 @@ impl Keeper {
                 why = broken(&mut wire.writing) => vec![Out::Fail(why)],
                 _ = ticks.tick() => {
                     let mut out = live.tick(now());
+                    if untold.len() >= UNTOLD {
+                        // Nothing is read now: that is not the server's silence.
+                        last_heard = Instant::now();
+                        asked = None;
+                    }
                     match asked {
-                        // What has come and was not read yet is an answer.
-                        Some(since) if since.elapsed() >= timing.answer && untold.len() < UNTOLD => {
+                        Some(since) if since.elapsed() >= timing.answer => {
                             out.push(Out::Fail("the server does not answer any more".into()));
                         }
                         None if last_heard.elapsed() >= timing.silence => {
@@ -271,6 +269,7 @@ fn now() -> Now {
 async fn register(
     mut wire: Wire,
     settings: Arc<NetworkSettings>,
+    deadline: tokio::time::Instant,
 ) -> Result<(Wire, Box<Registered>), String> {
     let (mut register, mut steps) = Register::begin(settings);
     loop {
@@ -287,6 +286,7 @@ async fn register(
         let line = tokio::select! {
             line = wire.lines.next() => line.map_err(|e| e.to_string())?,
             why = broken(&mut wire.writing) => return Err(why),
+            () = sleep_until(deadline) => return Err(register.too_slow().to_owned()),
         };
         steps = match line.parse::<Message>() {
             Ok(message) => register.step(&message),

@@ -26,7 +26,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use settings::{
-    ChannelSettings, NetworkFile, NetworkSettings, Pin, Sasl, SettingsError, Timing, TlsSettings,
+    ChannelFile, ChannelSettings, Identity, KeyedChannel, NetworkFile, NetworkSettings, Pin, Sasl,
+    SaslFile, SettingsError, Timing, TlsSettings,
 };
 pub use users::Users;
 

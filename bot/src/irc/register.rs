@@ -197,6 +197,21 @@ impl Register {
         out
     }
 
+    /// What to say when it takes too long.
+    pub(super) fn too_slow(&self) -> &'static str {
+        match self.stage {
+            Stage::Listing(_) | Stage::Asking(_) => {
+                "the server does not answer: is this an IRC server?"
+            }
+            Stage::LoggingIn(_) => {
+                "services do not answer the login: ask the network's operators whether they are up"
+            }
+            Stage::Awaiting(_) | Stage::Welcomed(..) | Stage::Over => {
+                "the server does not finish registration"
+            }
+        }
+    }
+
     fn cap(
         &mut self,
         sub: CapSubCommand,

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::alarms::Alarms;
 use super::alarms::table::Table;
 use super::builds::results::Results;
+use super::builds::{Asked, Builds};
 use super::outbox::Outbox;
 use super::outputs::Ran;
 use super::spoken::{Spoken, SpokenError};
@@ -37,6 +38,7 @@ pub enum ChatError {
 pub struct Stores {
     pub(super) alarms: Kv<Table>,
     pub(super) results: Kv<Results>,
+    pub(super) builds: Kv<Asked>,
 }
 
 impl Stores {
@@ -46,10 +48,20 @@ impl Stores {
     /// [`KvError`].
     pub async fn ensure(js: &Context) -> Result<Self, KvError> {
         Ok(Self {
-            alarms: ensure_bucket(js, BucketConfig::new(BUCKET)).await?,
-            results: ensure_bucket(js, BucketConfig::new(BUCKET)).await?,
+            alarms: bucket(js).await?,
+            results: bucket(js).await?,
+            builds: bucket(js).await?,
         })
     }
+}
+
+/// Boxed: it is opened deep in the start of a broker, where a future of its
+/// size would not fit the stack of a test.
+async fn bucket<T>(js: &Context) -> Result<Kv<T>, KvError>
+where
+    T: serde::Serialize + serde::de::DeserializeOwned,
+{
+    Box::pin(ensure_bucket(js, BucketConfig::new(BUCKET))).await
 }
 
 /// What it is made of.
@@ -81,6 +93,7 @@ pub struct Chat(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     pub(super) spoken: Spoken,
     pub(super) alarms: Alarms,
+    pub(super) builds: Builds,
     pub(super) stores: Stores,
     pub(super) lease: Lease,
     pub(super) events: Events,
@@ -110,12 +123,15 @@ impl Chat {
             lease.clone(),
             events.clone(),
             numbering.clone(),
-        )
-        .await?;
-        let spoken = Spoken::open(js, lease.clone(), &places, numbering).await?;
+        );
+        let alarms = Box::pin(alarms).await?;
+        let builds = Builds::open(stores.builds.clone(), lease.clone(), held.clone());
+        let builds = Box::pin(builds).await?;
+        let spoken = Box::pin(Spoken::open(js, lease.clone(), &places, numbering)).await?;
         Ok(Self(Arc::new(Inner {
             spoken,
             alarms,
+            builds,
             stores,
             lease,
             events,
@@ -141,6 +157,12 @@ impl Chat {
     #[must_use]
     pub fn alarms(&self) -> &Alarms {
         &self.0.alarms
+    }
+
+    /// Builds that can be asked for.
+    #[must_use]
+    pub fn builds(&self) -> &Builds {
+        &self.0.builds
     }
 
     /// Says what is to be said of every event, until `cancel`.

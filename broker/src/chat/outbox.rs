@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_protocol::api::{ChatPlace, ClusterEvent, Say, Urgency, Utterance};
+use muster_protocol::units::Timestamp;
 use tokio::time::sleep;
 
 use super::alarms::table::Came;
@@ -85,6 +86,12 @@ impl Outbox {
 
     /// Works for ever.
     pub(super) async fn work(mut self) {
+        for heard in self.chat.0.builds.orphans().await {
+            let id = id_of(&["build", &heard.id, "unknown"]);
+            self.put_as(id, heard.place, heard.say, Timestamp::now())
+                .await;
+            self.chat.0.builds.orphan_was_told(&heard.id).await;
+        }
         loop {
             let place = self.follower.place().seq;
             self.chat.0.routes.said_up_to(place);
@@ -106,11 +113,16 @@ impl Outbox {
         let settings = &declared.chat;
         let came = chat.0.alarms.take(event, settings.repeat).await;
         let is_alarm = came != Came::Nothing;
-        let mut results = self.results.clone();
-        let known = Known {
+        let mut known = Known {
             alarm: Some(came),
-            build: results.apply(event, chat.0.spoken.numbering()),
+            build: None,
         };
+        let mut results = None;
+        if event.kind == "build.finished" {
+            let mut after = self.results.clone();
+            known.build = after.apply(event, chat.0.spoken.numbering());
+            results = Some(after).filter(|after| *after != self.results);
+        }
         let asked = told_at(event);
         let mut any = false;
         if let Some(place) = runs::asked_at(event)
@@ -118,6 +130,11 @@ impl Outbox {
         {
             any = true;
             self.put(event, place, say, "asked").await;
+        }
+        for heard in chat.0.builds.take(event).await {
+            any = true;
+            self.put(event, heard.place, heard.say, &heard.id).await;
+            chat.0.builds.end(&heard.id).await;
         }
         for (name, route) in &declared.routes {
             let To::Channels(channels) = &route.to else {
@@ -149,7 +166,7 @@ impl Outbox {
         if is_alarm {
             self.keep_alarms(event, settings).await;
         }
-        if results != self.results {
+        if let Some(results) = results {
             self.results = results;
             self.keep_results().await;
             any = true;
@@ -227,21 +244,20 @@ impl Outbox {
             if channel.is_empty() { person } else { "" },
             why,
         ];
-        let id = id_of(&parts);
+        self.put_as(id_of(&parts), place, say, event.at).await;
+    }
+
+    /// The same, under that id.
+    async fn put_as(&self, id: String, place: ChatPlace, say: Say, at: Timestamp) {
         if self.before.contains(&id) {
             return;
         }
-        let utterance = Utterance {
-            id,
-            place,
-            say,
-            at: event.at,
-        };
+        let utterance = Utterance { id, place, say, at };
         loop {
             match self.chat.0.spoken.put(utterance.clone()).await {
                 Ok(()) => return,
                 Err(error @ StreamError::TooLarge { .. }) => {
-                    tracing::error!(%error, event = event.id, "something is not said in chat");
+                    tracing::error!(%error, id = utterance.id, "something is not said in chat");
                     return;
                 }
                 Err(error) => {

@@ -104,7 +104,8 @@ fn groups<'a>(nodes: &'a [RunNode], outputs: &'a Outputs) -> Vec<Group<'a>> {
 }
 
 fn why(node: &RunNode, outcome: Outcome) -> Option<String> {
-    let reason = node.reason.as_deref().filter(|r| *r != outcome.as_str());
+    let says_no_more = [outcome.as_str(), word(outcome)];
+    let reason = node.reason.as_deref().filter(|r| !says_no_more.contains(r));
     let mut parts: Vec<String> = reason
         .and_then(|reason| reason.lines().find(|line| !line.trim().is_empty()))
         .map(|line| printable(line.trim(), MAX_TEXT))
@@ -216,7 +217,9 @@ fn failures(steps: &[&StepView]) -> Vec<String> {
 pub fn ended(view: &RunView, outputs: &Outputs, link: Option<String>) -> Say {
     let (brief, short) = (&view.brief, &view.brief.short);
     let title = printable(&brief.title, MAX_TITLE);
-    let took = brief.finished.filter(|_| view.gates.is_open()).map(|end| {
+    // What it waited for is no time that it took.
+    let ran = view.gates.is_open() && !brief.summary.is_empty();
+    let took = brief.finished.filter(|_| ran).map(|end| {
         let ms = elapsed(brief.created, end).as_millis();
         match ms {
             0..=9_999 => format!(" in {}.{} s", ms / 1_000, ms % 1_000 / 100),
@@ -241,7 +244,17 @@ pub fn ended(view: &RunView, outputs: &Outputs, link: Option<String>) -> Say {
     } else {
         let groups = groups(&view.results, outputs);
         let total = view.results.len();
-        for (n, group) in groups.iter().enumerate() {
+        // The rule, then the exceptions; but much that went well does not
+        // stand before what did not.
+        let is_long = |group: &Group<'_>| {
+            group.outcome == Outcome::Succeeded
+                && group.printed.is_some_and(|printed| printed.count > 1)
+        };
+        let (long, short): (Vec<_>, Vec<_>) = groups
+            .iter()
+            .enumerate()
+            .partition(|(_, group)| is_long(group));
+        for (n, group) in short.into_iter().chain(long) {
             // That all of them succeeded was said, when they said nothing.
             if group.outcome == Outcome::Succeeded && group.printed.is_none() && !group.taken_back {
                 continue;
@@ -272,3 +285,7 @@ pub fn ended(view: &RunView, outputs: &Outputs, link: Option<String>) -> Say {
         link,
     }
 }
+
+#[cfg(test)]
+#[path = "result_tests.rs"]
+mod tests;

@@ -108,6 +108,7 @@ impl World {
         })
         .await;
         Term {
+            chat,
             events,
             routes,
             cancel,
@@ -129,6 +130,7 @@ impl World {
 }
 
 struct Term {
+    chat: Chat,
     events: Events,
     routes: Routes,
     cancel: CancellationToken,
@@ -247,6 +249,148 @@ async fn a_broker_that_ends_anywhere_loses_nothing_and_says_nothing_twice() {
         .collect();
     let all: Vec<String> = (0..put).map(|n| format!("event {n}")).collect();
     assert_eq!(lines, all);
+}
+
+fn about(kind: &str, id: &str, subject: &str, fields: serde_json::Value) -> ClusterEvent {
+    ClusterEvent {
+        source: "/muster/hooks/x".to_owned(),
+        fields: fields.as_object().unwrap().clone(),
+        ..ClusterEvent::own(id.to_owned(), kind, subject, String::new())
+    }
+}
+
+/// The first lines of what is said in a channel.
+async fn lines_in(world: &World, channel: &str) -> Vec<String> {
+    let said = world.said().await;
+    said.into_iter()
+        .filter(|(_, u)| u.place.channel.as_ref().unwrap().as_str() == channel)
+        .map(|(_, u)| u.say.lines[0].clone())
+        .collect()
+}
+
+#[tokio::test]
+async fn what_is_remembered_outlives_the_broker() {
+    let hooks = "[routes.a]\nkinds = [\"alarm.*\"]\nchannel = \"ops/#ops\"\n\
+                 [routes.b]\nkinds = [\"build.*\"]\nchannel = \"ops/#dev\"\n";
+    let world = World::new(hooks).await;
+    let disk = |kind: &str, id: &str| {
+        let alarms = json!([{ "fingerprint": "f1", "name": "DiskFull", "instance": "web-1" }]);
+        about(kind, id, "DiskFull", json!({ "alarms": alarms }))
+    };
+    let build = |id: &str, result: &str| {
+        let fields = json!({ "repository": "acme/web", "name": "web", "number": id, "branch": "main", "result": result });
+        about("build.finished", &format!("b{id}"), "acme/web", fields)
+    };
+    let term = world.term().await;
+    for event in [
+        disk("alarm.firing", "1"),
+        disk("alarm.firing", "2"),
+        build("1", "success"),
+        build("2", "failure"),
+        build("3", "cancelled"),
+    ] {
+        term.events.put(event).await.unwrap();
+    }
+    let done = async |term: &Term| {
+        let last = term.events.last().await.unwrap();
+        wait_for("all of it is looked at", async || {
+            let place = world.places.get("chat").await.unwrap().unwrap();
+            (place.seq >= last).then_some(())
+        })
+        .await;
+    };
+    done(&term).await;
+    let by = super::alarms::By {
+        principal: "ana".parse().unwrap(),
+        place: Some(
+            "ops/#ops"
+                .parse::<super::place::ChannelAt>()
+                .unwrap()
+                .place(),
+        ),
+    };
+    term.chat.alarms().ack(1, &by).await.unwrap();
+    done(&term).await;
+    term.cancel.cancel();
+    // As if nothing of it had been written down as done.
+    let mut place = world.places.get("chat").await.unwrap().unwrap();
+    place.seq = 0;
+    world.places.set("chat", &place).await.unwrap();
+    let term = world.term().await;
+    for event in [
+        disk("alarm.resolved", "3"),
+        disk("alarm.resolved", "4"),
+        build("4", "success"),
+        build("5", "success"),
+        build("6", "failure"),
+    ] {
+        term.events.put(event).await.unwrap();
+    }
+    done(&term).await;
+    let ops = lines_in(&world, "#ops").await;
+    assert_eq!(ops[0], "DiskFull on web-1  !ack 1");
+    assert!(
+        ops[1].starts_with("DiskFull on web-1: resolved after"),
+        "{ops:?}"
+    );
+    // Whoever acknowledged it did so there.
+    assert_eq!(ops.len(), 2, "{ops:?}");
+    assert_eq!(
+        lines_in(&world, "#dev").await,
+        [
+            "web build 2 of main failed (was fine)",
+            "web build 4 of main is fine again (was failing)",
+            "web build 6 of main failed (was fine)"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn who_asked_for_a_run_is_told_where_they_asked_and_others_by_their_routes() {
+    let hooks = "[routes.a]\nkinds = [\"run.*\"]\nchannels = [\"ops/#ops\", \"ops/#dev\"]\n";
+    let world = World::new(hooks).await;
+    let term = world.term().await;
+    let chat = json!({ "network": "ops", "channel": "#dev", "person": { "nick": "ana", "account": "ana" } });
+    let fields = json!({
+        "run": "0123456789abcdefghjkmnpqrs", "title": "deploy", "principal": "ana", "door": "irc",
+        "nodes": 12, "chat": chat, "waited": true, "batches": 4
+    });
+    let fields = fields.as_object().unwrap();
+    let text = "deploy: succeeded, 12 succeeded".to_owned();
+    for kind in ["run.begun", "run.ended"] {
+        term.events
+            .tell(kind, "8k2d", text.clone(), fields.clone())
+            .await;
+    }
+    // Nobody else says where somebody is told something.
+    let forged = about(
+        "run.ended",
+        "x",
+        "8k2d",
+        json!({ "chat": chat, "state": "failed" }),
+    );
+    term.events.put(forged).await.unwrap();
+    wait_for("all of it is said", async || {
+        (world.said().await.len() >= 6).then_some(())
+    })
+    .await;
+    let said = world.said().await;
+    let to_ana: Vec<&str> = said
+        .iter()
+        .filter(|(_, u)| u.place.person.is_some())
+        .map(|(_, u)| u.say.lines[0].as_str())
+        .collect();
+    assert_eq!(
+        to_ana,
+        [
+            "8k2d started: 12 nodes, 4 batches",
+            "8k2d deploy: succeeded, 12 succeeded"
+        ]
+    );
+    let ops = lines_in(&world, "#ops").await;
+    assert_eq!(ops[0], "8k2d deploy started by ana (irc): 12 nodes");
+    assert_eq!(ops.len(), 3, "{ops:?}");
+    assert_eq!(lines_in(&world, "#dev").await.len(), 3);
 }
 
 /// A request for the feed; the stream of the answer.

@@ -9,12 +9,13 @@ use std::time::{Duration, SystemTime};
 use muster_protocol::api::{HookKind, Secret};
 use muster_protocol::chat::alias::Aliases;
 use muster_protocol::chat::command;
-use muster_protocol::names::{HookName, RouteName, TriggerName};
+use muster_protocol::names::{BuildName, HookName, RouteName, TriggerName};
 use muster_protocol::units::{Size, Span};
 use serde::Deserialize;
 use toml::Value;
 
 use super::rate::Rate;
+use crate::chat::builds::declared::{Build, RawBuild};
 use crate::chat::settings::{RawChat, Settings};
 use crate::routes::{RawRoute, Route};
 use crate::triggers::{RawTrigger, Trigger};
@@ -61,6 +62,8 @@ pub struct Declared {
     pub triggers: BTreeMap<TriggerName, Trigger>,
     /// The routes.
     pub routes: BTreeMap<RouteName, Route>,
+    /// Builds that can be asked for in chat.
+    pub builds: BTreeMap<BuildName, Build>,
     /// Short names for what is typed in chats.
     pub aliases: Aliases,
     /// What is set about chat.
@@ -74,6 +77,7 @@ impl Default for Declared {
             hooks: BTreeMap::new(),
             triggers: BTreeMap::new(),
             routes: BTreeMap::new(),
+            builds: BTreeMap::new(),
             aliases: Aliases::default(),
             chat: Settings::default(),
         }
@@ -284,6 +288,9 @@ fn parse(text: &str, secrets: &mut Secrets<'_>, mistakes: &mut Vec<String>) -> D
     declared.routes = sections.read("routes", &mut table, |_: &RouteName, raw: RawRoute| {
         Route::checked(raw, secrets)
     });
+    declared.builds = sections.read("builds", &mut table, |_: &BuildName, raw: RawBuild| {
+        Build::checked(raw, secrets)
+    });
     if let Some(value) = table.remove("aliases") {
         match aliases(value) {
             Ok(aliases) => declared.aliases = aliases,
@@ -292,7 +299,7 @@ fn parse(text: &str, secrets: &mut Secrets<'_>, mistakes: &mut Vec<String>) -> D
     }
     for name in table.keys() {
         mistakes.push(format!(
-            "`{name}` is unknown; there are `max_body`, `chat`, `aliases`, `hooks`, `triggers` and `routes`"
+            "`{name}` is unknown; there are `max_body`, `builds`, `chat`, `aliases`, `hooks`, `triggers` and `routes`"
         ));
     }
     for (name, trigger) in &declared.triggers {

@@ -11,6 +11,7 @@ use muster_protocol::units::Span;
 use reqwest::Url;
 use serde::Deserialize;
 
+use super::template::{MAX_TEMPLATE, Template};
 use crate::chat::place::ChannelAt;
 use crate::events::fields::{self, Fields, MOST};
 use crate::events::glob::Glob;
@@ -22,14 +23,6 @@ const GIVE_UP: Duration = Duration::from_secs(86_400);
 const MOST_GIVE_UP: Duration = Duration::from_secs(7 * 86_400);
 /// How long the other side may take for an answer when nothing is said.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest template, in bytes.
-const MAX_TEMPLATE: u64 = 64 * 1024;
-/// Work that a template may do for one event.
-const FUEL: u64 = 200_000;
-/// Largest body that a template may make, in bytes.
-const MAX_BODY: usize = 1 << 20;
-/// Name of the template.
-const TEMPLATE: &str = "template";
 
 /// A route as it is written.
 #[derive(Deserialize)]
@@ -77,8 +70,8 @@ pub enum Format {
     CloudEvents,
     /// What a template makes of it.
     Template {
-        /// The template, under its name.
-        environment: Box<minijinja::Environment<'static>>,
+        /// The template.
+        template: Template,
         /// As what it is sent.
         content_type: String,
     },
@@ -111,20 +104,11 @@ impl Format {
                 serde_json::to_vec(event).map_err(|e| e.to_string())?,
             )),
             Self::Template {
-                environment,
+                template,
                 content_type,
             } => {
-                let template = environment
-                    .get_template(TEMPLATE)
-                    .map_err(|e| e.to_string())?;
                 let event = serde_json::to_value(event).map_err(|e| e.to_string())?;
-                let body = template
-                    .render(event)
-                    .map_err(|e| format!("the template cannot be filled in: {e}"))?;
-                if body.len() > MAX_BODY {
-                    return Err("what the template makes is too large".to_owned());
-                }
-                Ok((content_type.clone(), body.into_bytes()))
+                Ok((content_type.clone(), template.fill(&event)?))
             }
         }
     }
@@ -384,7 +368,12 @@ fn outgoing(raw: RawRoute, secrets: &mut Secrets<'_>) -> Result<Outgoing, Vec<St
     }
     let format = template.and_then(|template| match (raw.format.as_deref(), template) {
         (None | Some("cloudevents"), None) => Ok(Format::CloudEvents),
-        (None | Some("template"), Some(text)) => compile(text, content),
+        (None | Some("template"), Some(text)) => {
+            Template::compile(text).map(|template| Format::Template {
+                template,
+                content_type: content,
+            })
+        }
         (Some("template"), None) => {
             Err("format `template` needs a `template` or a `template_file`".to_owned())
         }
@@ -434,33 +423,15 @@ fn outgoing(raw: RawRoute, secrets: &mut Secrets<'_>) -> Result<Outgoing, Vec<St
     }
 }
 
-fn parse_url(text: &str) -> Result<Url, String> {
+/// A URL that something can be sent to.
+///
+/// # Errors
+/// What is wrong with it, without the URL itself.
+pub fn parse_url(text: &str) -> Result<Url, String> {
     // Never the URL itself in the message: it can be a secret.
     let url = Url::parse(text.trim()).map_err(|e| format!("the URL cannot be read: {e}"))?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
         return Err("the URL must begin with https:// or http://".to_owned());
     }
     Ok(url)
-}
-
-fn compile(text: String, content_type: String) -> Result<Format, String> {
-    if text.len() as u64 > MAX_TEMPLATE {
-        return Err(format!("`template` has more than {MAX_TEMPLATE} bytes"));
-    }
-    let mut environment = minijinja::Environment::new();
-    environment.set_fuel(Some(FUEL));
-    environment.set_undefined_behavior(minijinja::UndefinedBehavior::Lenient);
-    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.add_filter("json", |value: minijinja::Value| {
-        serde_json::to_string(&value).map_err(|error| {
-            minijinja::Error::new(minijinja::ErrorKind::BadSerialization, error.to_string())
-        })
-    });
-    environment
-        .add_template_owned(TEMPLATE, text)
-        .map_err(|e| format!("`template`: {e}"))?;
-    Ok(Format::Template {
-        environment: Box::new(environment),
-        content_type,
-    })
 }

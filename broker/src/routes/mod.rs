@@ -4,8 +4,9 @@
 
 mod declared;
 mod send;
+pub mod template;
 #[cfg(test)]
 mod tests;
 
-pub use self::declared::{Format, Outgoing, RawRoute, Route, To, Wanted};
+pub use self::declared::{Format, Outgoing, RawRoute, Route, To, Wanted, parse_url};
 pub use self::send::Routes;

@@ -1,5 +1,6 @@
 //! Runs over a real server with scripted nodes.
 
+mod chat;
 mod lost;
 mod main;
 mod more;

@@ -195,7 +195,7 @@ impl Stores {
             // After the store went back, a code of the last minute counts once
             // more at most.
             totp: bucket(js, "muster_totp").await?,
-            chat: crate::chat::handle::Stores::ensure(js).await?,
+            chat: Box::pin(crate::chat::handle::Stores::ensure(js)).await?,
             retention: bucket(js, "muster_cluster").await?.witnessed(told()),
         })
     }

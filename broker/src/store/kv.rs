@@ -173,8 +173,8 @@ where
     })?;
     Ok(Kv {
         js: js.clone(),
-        stream,
-        store,
+        stream: Arc::new(stream),
+        store: Arc::new(store),
         bucket: config.name,
         witness: None,
         value: PhantomData,
@@ -184,8 +184,10 @@ where
 /// A bucket of values of one type, kept as JSON. Cheap to clone.
 pub struct Kv<T> {
     js: Context,
-    stream: JsStream,
-    store: Store,
+    // A handle holds the whole configuration: twenty of them by value would
+    // not fit the stack on which a broker opens its buckets.
+    stream: Arc<JsStream>,
+    store: Arc<Store>,
     bucket: String,
     witness: Option<Arc<dyn Witness>>,
     value: PhantomData<fn() -> T>,

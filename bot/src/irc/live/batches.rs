@@ -7,13 +7,13 @@ use irc::proto::{BatchSubCommand, Message};
 use super::{Heard, Live, Out};
 use crate::irc::message::{Source, tag};
 
-/// Most batches that are open at once; of more, what is in them counts as
-/// played back.
+/// Most batches that are open at once; more are not told apart.
 const MAX_BATCHES: usize = 64;
 
 #[derive(Debug)]
 enum Batch {
-    /// What happened before: nothing in it counts.
+    /// What happened before: nothing in it counts. Lines in any other batch are
+    /// not for the bot either, but that somebody left counts wherever it is.
     Past,
     /// Several lines of ours as one; what was sent as.
     Ours { token: Option<u64> },
@@ -28,10 +28,9 @@ enum Batch {
 pub(super) struct Batches(HashMap<String, Batch>);
 
 impl Batches {
-    /// Whether what is in that batch happened before. A batch that is not
-    /// known is not trusted.
+    /// Whether what is in that batch happened before.
     pub(super) fn is_past(&self, reference: Option<&str>) -> bool {
-        reference.is_some_and(|r| matches!(self.0.get(r), None | Some(Batch::Past)))
+        reference.is_some_and(|r| matches!(self.0.get(r), Some(Batch::Past)))
     }
 
     /// The token of the line that the batch is an answer to; only once.
@@ -81,7 +80,6 @@ impl Live {
         let label = tag(message, "label").and_then(super::lines::token);
         let own = Source::of(message).is_some_and(|who| self.is_own(who.nick));
         let batch = match kind {
-            Some(BatchSubCommand::NETSPLIT | BatchSubCommand::NETJOIN) => Batch::Now,
             Some(BatchSubCommand::CUSTOM(kind)) => match kind.to_ascii_lowercase().as_str() {
                 "labeled-response" => label.map_or(Batch::Now, |token| Batch::Answer { token }),
                 "draft/multiline" if own => {
@@ -94,9 +92,11 @@ impl Live {
                     };
                     Batch::Ours { token }
                 }
-                _ => Batch::Past,
+                kind if kind.contains("history") || kind.contains("playback") => Batch::Past,
+                _ => Batch::Now,
             },
-            None => Batch::Past,
+            // Netsplits and what comes after them.
+            _ => Batch::Now,
         };
         self.batches.0.insert(name.to_owned(), batch);
     }

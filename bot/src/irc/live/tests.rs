@@ -309,10 +309,12 @@ fn what_was_written_before_is_not_for_now() {
             s.heard("@batch=r;account=ana :ana!ua@ha PRIVMSG #ops :!x"),
             None
         );
-        // Nor did anything else in it happen now.
-        s.server("@batch=r :ana!ua@ha NICK bob");
         s.server(":s BATCH -r");
     }
+    // Nor did anything else in it happen now.
+    s.server(":s BATCH +r chathistory #ops");
+    s.server("@batch=r :ana!ua@ha NICK bob");
+    s.server(":s BATCH -r");
     assert_eq!(
         s.heard("@batch=unknown;account=ana :ana!ua@ha PRIVMSG #ops :!x"),
         None

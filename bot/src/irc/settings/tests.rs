@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use super::*;
 
 fn file(text: &str) -> NetworkFile {
@@ -88,6 +90,7 @@ fn what_is_wrong_is_said_with_what_to_do() {
         "alt_nicks = [\"1st\"]",
         "alt_nicks = [\"list\"]",
         "channels = [\"#a\", \"#A\"]",
+        "channels = [\"ops\"]",
         "channels = [{ name = \"#a\", key_file = \"bad\" }]",
         "channels = [{ name = \"#a\", key_file = \"missing\" }]",
         "server_password_file = \"empty\"",

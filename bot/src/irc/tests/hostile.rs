@@ -153,11 +153,19 @@ async fn a_server_that_never_greets_is_left() {
     let server = Server::start().await;
     let mut settings = server.settings();
     settings.timing.attempt = Duration::from_millis(200);
+    settings.sasl = Some(Sasl::External { account: None });
     let mut bot = Bot::start(settings);
     let peer = server.accept().await;
     let why = bot.gone().await;
-    assert!(why.contains("did not finish registration"), "{why}");
+    assert!(why.contains("is this an IRC server?"), "{why}");
     drop(peer);
+    // One whose services vanished in the middle of the login.
+    let mut peer = server.accept().await;
+    peer.until("CAP REQ :sasl", "CAP LS", ":s CAP * LS :sasl")
+        .await;
+    peer.say(":s CAP * ACK :sasl\r\n").await;
+    let why = bot.gone().await;
+    assert!(why.contains("services do not answer"), "{why}");
 }
 
 #[tokio::test]

@@ -266,14 +266,14 @@ impl Alarms {
     /// to be said is said: whoever dies in between finds all as it was, and
     /// says the same.
     pub(super) async fn take(&self, event: &ClusterEvent, repeat: Duration) -> Came {
+        // Most events are about none, and the table may be large.
+        if !table::is_about_alarms(event) {
+            return Came::Nothing;
+        }
         let mut table = self.0.held.lock().await.table.clone();
         if table.has(event, &self.0.numbering) {
             // What is in it was said before it was kept.
-            return if table::is_about_alarms(event) {
-                Came::Quiet
-            } else {
-                Came::Nothing
-            };
+            return Came::Quiet;
         }
         table.apply(event, &self.0.numbering, repeat, Timestamp::now())
     }

@@ -13,6 +13,7 @@ use super::{Answer, Line, no, say};
 use crate::authz::Action;
 use crate::chat::alarms::table::{Alarm, State};
 use crate::chat::alarms::{AlarmsError, By, What};
+use crate::chat::builds::{BuildError, Request};
 use crate::http::{ApiError, freeze_view, wish};
 
 impl Line<'_> {
@@ -158,8 +159,19 @@ impl Line<'_> {
         }])
     }
 
-    pub(super) async fn build(&self, _name: &str, _params: &BTreeMap<String, String>) -> Answer {
-        Ok(Vec::new())
+    pub(super) async fn build(&self, name: &str, params: &BTreeMap<String, String>) -> Answer {
+        self.allowed(Action::StartBuilds).await?;
+        let wrong = |error: &dyn std::fmt::Display| no(Kind::InvalidRequest, error.to_string());
+        let name = name.parse().map_err(|error| wrong(&error))?;
+        let request = Request {
+            name,
+            params: params.clone(),
+            by: self.caller.principal.clone(),
+            place: self.place.clone(),
+            line: self.run.to_string(),
+        };
+        (self.wait)();
+        Ok(vec![self.state.chat.builds().start(request).await?])
     }
 }
 
@@ -187,6 +199,17 @@ fn left(from: Timestamp, to: Timestamp) -> Span {
     } else {
         seconds
     })
+}
+
+impl From<BuildError> for ApiError {
+    fn from(error: BuildError) -> Self {
+        let kind = match &error {
+            BuildError::Unknown { .. } => Kind::NotFound,
+            BuildError::Params { .. } => Kind::InvalidRequest,
+            _ => Kind::Unavailable,
+        };
+        no(kind, error.to_string())
+    }
 }
 
 impl From<AlarmsError> for ApiError {

@@ -10,9 +10,6 @@ mod run;
 mod say;
 mod who;
 
-#[cfg(test)]
-mod tests;
-
 use std::sync::Arc;
 use std::time::Duration;
 

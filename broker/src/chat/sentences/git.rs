@@ -47,7 +47,8 @@ pub(super) fn push(event: &ClusterEvent) -> Say {
     let mut lines = vec![format!("{repository}: {who} {what}")];
     let subjects = commits.iter().take(NAMED).map(|commit| {
         let message = commit["message"].as_str().unwrap_or_default();
-        let first = message.lines().next().unwrap_or_default().trim();
+        let mut lines = message.lines().map(str::trim);
+        let first = lines.find(|line| !line.is_empty()).unwrap_or_default();
         format!("  {}", printable(first, MAX_SUBJECT))
     });
     lines.extend(subjects);

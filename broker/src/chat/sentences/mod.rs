@@ -99,3 +99,6 @@ fn count(event: &ClusterEvent, name: &str) -> Option<u64> {
 fn short(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ use crate::nats::testing::TestServer;
 use crate::runs::tests::node::{Node, Script};
 use crate::testing::{TestBroker, TestNode, config_for, state_for, wait_for};
 
+mod chat;
 mod policy;
 mod stored;
 mod waiting;

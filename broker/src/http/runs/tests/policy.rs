@@ -25,7 +25,7 @@ impl World {
         assert_eq!(status, 200, "{stored}");
     }
 
-    async fn bearer(&self, name: &str, role: &str) -> String {
+    pub(super) async fn bearer(&self, name: &str, role: &str) -> String {
         let body = json!({ "for": name, "role": role });
         let (_, made) = self.post("/v1/tokens", body).await;
         made["token"].as_str().unwrap().to_owned()
