@@ -202,7 +202,6 @@ fn too_much_news_is_counted_and_its_places_are_kept() {
         "{said:?}"
     );
     assert_eq!(world.disk.confirmed.as_deref(), Some("0500"));
-    assert_eq!(world.voice.ledger.open(), 0);
 }
 
 #[test]
