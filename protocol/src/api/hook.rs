@@ -154,9 +154,10 @@ pub struct RouteView {
     pub name: RouteName,
     /// Which kinds of events.
     pub kinds: Vec<String>,
-    /// Scheme and host: the rest of the URL may be a secret.
+    /// Scheme and host: the rest of the URL may be a secret. Of one to
+    /// channels of chat networks: `ops/#dev`.
     pub to: String,
-    /// `cloudevents` or `template`.
+    /// `cloudevents`, `template`, or `chat`.
     pub format: String,
     /// The position up to which everything is sent, or given up.
     pub position: u64,
