@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_protocol::api::{Plan, PlanSet, RunRequest};
+use muster_protocol::api::{Confirm, Plan, PlanSet, RunRequest};
 use muster_protocol::envelope::Mode;
 use muster_protocol::ids::RunId;
 use muster_protocol::names::{LabelKey, NodeName};
@@ -12,7 +12,7 @@ use muster_protocol::run::{Outcome, Target};
 use muster_protocol::units::Timestamp;
 use muster_scenarios::manifest::Shape;
 
-use super::{Refused, Submit, create, engine, hash_of, refused};
+use super::{Begin, Refused, Submit, Submitted, create, engine, hash_of, refused, stored};
 use crate::authz::Caller;
 use crate::plans::{Rehearsal, RequestHash};
 use crate::runs::{FrozenRun, Program, gates};
@@ -115,6 +115,33 @@ impl Submit {
             run: frozen,
         };
         self.nodes.plans.rehearse(run, rehearsal);
+    }
+
+    /// The plan of a stored scenario as it is asked for, without a dry run: for
+    /// a door at which everything is shown before it is run.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn plan_stored(
+        &self,
+        caller: &Caller,
+        request: &RunRequest,
+        asked: RunId,
+    ) -> Result<Submitted, Refused> {
+        let (_, ready) = self.ready(request).await?;
+        let snapshot = self.inventory.snapshot();
+        let by = (&caller.principal, caller.door);
+        let frozen = ready
+            .freeze(&snapshot, asked, by, Timestamp::now())
+            .map_err(|error| stored(&error))?;
+        let begin = Begin {
+            frozen,
+            taken: None,
+            hash: hash_of(request),
+            asks: true,
+            asked,
+        };
+        self.begin(caller, &Confirm::Ask, begin).await
     }
 
     /// The plan of what a dry run has shown: exactly its nodes, each of which

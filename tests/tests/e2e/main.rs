@@ -4,6 +4,7 @@
 mod audit;
 mod backup;
 mod bad_input;
+mod chat;
 mod enrolment;
 mod faults;
 mod freeze;

@@ -47,9 +47,14 @@ fn dry_id(run: RunId) -> RunId {
 
 impl Line<'_> {
     pub(super) async fn run(&self, command: &RunCommand) -> Answer {
-        let request = self.request(command).await?;
+        let (request, can_try) = self.request(command).await?;
         if command.yes {
             return self.begin(request).await;
+        }
+        if !can_try && !command.dry_run {
+            let submit = &self.state.submit;
+            let submitted = submit.plan_stored(&self.caller, &request, self.run).await?;
+            return Ok(self.submitted(submitted, request).await);
         }
         let dry = RunRequest {
             mode: Mode::Check,
@@ -178,8 +183,9 @@ impl Line<'_> {
         say::about(say::plain(line), &short)
     }
 
-    /// The request for a stored scenario.
-    async fn request(&self, command: &RunCommand) -> Result<RunRequest, ApiError> {
+    /// The request for a stored scenario, and whether it can be tried without
+    /// changing anything.
+    async fn request(&self, command: &RunCommand) -> Result<(RunRequest, bool), ApiError> {
         let unknown = || {
             let names = scenario_names(self.state);
             let near = nearest(&command.name, names.iter().map(String::as_str));
@@ -215,7 +221,7 @@ impl Line<'_> {
             .iter()
             .map(|(name, value)| (name.clone(), Value::String(value.clone())))
             .collect::<Map<String, Value>>();
-        Ok(RunRequest {
+        let request = RunRequest {
             predicate: command.on.clone(),
             version: command.version,
             params: Value::Object(params),
@@ -226,7 +232,8 @@ impl Line<'_> {
             allow_unknown: command.allow_unknown,
             confirm: Confirm::Yes,
             ..RunRequest::of(name)
-        })
+        };
+        Ok((request, program.manifest.allow_check))
     }
 
     pub(super) async fn on_nodes(&self, on: &OnNodes) -> Answer {
@@ -248,11 +255,15 @@ impl Line<'_> {
             .submit
             .run(&self.caller, request.clone(), asked)
             .await?;
+        Ok(self.submitted(submitted, request).await)
+    }
+
+    async fn submitted(&self, submitted: Submitted, request: RunRequest) -> Vec<Say> {
         match submitted {
-            Submitted::Run(run) => Ok(self.begun(&run).await),
+            Submitted::Run(run) => self.begun(&run).await,
             Submitted::Confirm(plan) => {
                 self.keep(&plan, Confirms::Run(Box::new(request)), Vec::new());
-                Ok(vec![self.plan_line(&plan, None)])
+                vec![self.plan_line(&plan, None)]
             }
         }
     }
