@@ -11,7 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 /// Most places that are not dealt with: no more are taken.
-pub const MOST: usize = 2_048;
+const MOST: usize = 2_048;
+/// Most places behind the first that is not dealt with: one channel that the
+/// bot is not let into must not stop what is said in the others.
+const MOST_BEHIND: usize = 8_192;
 
 /// Stands for a place in the order in which places came.
 pub type Seq = u64;
@@ -53,6 +56,8 @@ struct Open {
 pub struct Ledger {
     confirmed: Option<String>,
     open: BTreeMap<Seq, Open>,
+    /// How many of them are not dealt with.
+    waiting: usize,
     next: Seq,
     /// Of the last start, not seen again yet.
     before: Saved,
@@ -79,10 +84,10 @@ impl Ledger {
         }
     }
 
-    /// How many places are not dealt with.
+    /// Whether one more place can be taken.
     #[must_use]
-    pub fn open(&self) -> usize {
-        self.open.len()
+    pub fn has_room(&self) -> bool {
+        self.waiting < MOST && self.open.len() < MOST_BEHIND
     }
 
     /// A place came.
@@ -91,6 +96,7 @@ impl Ledger {
         self.next += 1;
         let done = self.before.done.remove(&place);
         let begun = self.before.begun.remove(&place);
+        self.waiting += usize::from(!done);
         self.open.insert(seq, Open { place, begun, done });
         if done {
             self.advance();
@@ -119,8 +125,9 @@ impl Ledger {
     /// These were said, or never will be.
     pub fn done(&mut self, seqs: &[Seq]) {
         for seq in seqs {
-            if let Some(open) = self.open.get_mut(seq) {
+            if let Some(open) = self.open.get_mut(seq).filter(|open| !open.done) {
                 open.done = true;
+                self.waiting -= 1;
                 self.changed = true;
             }
         }
@@ -139,6 +146,7 @@ impl Ledger {
     /// Places are numbered anew: those that came mean nothing any more.
     pub fn renumbered(&mut self, place: String) {
         self.open.clear();
+        self.waiting = 0;
         self.before = Saved::default();
         self.confirmed = Some(place);
         self.changed = true;
@@ -235,12 +243,31 @@ mod tests {
         assert_eq!(ledger.changed(), Some(saved));
         assert!(matches!(ledger.take("3".into()), Take::Again(_)));
         assert_eq!(ledger.take("4".into()), Take::Known);
-        assert_eq!(ledger.open(), 3);
+        assert_eq!((ledger.open.len(), ledger.waiting), (3, 2));
         ledger.here("9".into());
         assert_eq!(ledger.resume().as_deref(), Some("4"));
         ledger.renumbered("x".into());
-        assert_eq!(ledger.open(), 0);
+        assert_eq!((ledger.open.len(), ledger.waiting), (0, 0));
         assert_eq!(ledger.resume().as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn one_place_that_waits_for_long_does_not_stop_the_others() {
+        let mut ledger = Ledger::default();
+        ledger.take("0".into());
+        for n in 1..MOST_BEHIND {
+            assert!(ledger.has_room(), "{n}");
+            let seq = fresh(ledger.take(n.to_string()));
+            ledger.done(&[seq]);
+        }
+        assert!(!ledger.has_room());
+        ledger.done(&[0]);
+        assert!(ledger.has_room() && ledger.open.is_empty());
+        for n in 0..MOST {
+            assert!(ledger.has_room());
+            ledger.take(format!("x{n}"));
+        }
+        assert!(!ledger.has_room());
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! there: lines that belong together stay together.
 //!
 //! An alarm goes before everything, but not for ever: after
-//! [`OVERTAKEN`] lines that went before something less urgent, what has waited
+//! eight lines that went before something less urgent, what has waited
 //! longest is next.
 
 mod bucket;

@@ -8,7 +8,7 @@ use muster_protocol::units::{Timestamp, elapsed};
 use super::{
     Link, MOST_BYTES, MOST_CLOSED, MOST_NEWS, MOST_NEWS_THERE, OLD, Put, Tag, Voice, What,
 };
-use crate::ledger::{self, Seq, Take};
+use crate::ledger::{Seq, Take};
 use crate::queue::To;
 
 impl Voice {
@@ -16,7 +16,7 @@ impl Voice {
     /// stay where they are: nothing is lost.
     #[must_use]
     pub fn wants_news(&self) -> bool {
-        !self.stopping && self.ledger.open() < ledger::MOST && self.queue.bytes() < MOST_BYTES
+        !self.stopping && self.ledger.has_room() && self.queue.bytes() < MOST_BYTES
     }
 
     /// Something is to be said. `time` is what the clock says: what came about

@@ -14,7 +14,7 @@ fn network(dir: &Path, what: &str) -> Result<Option<IrcNetwork>> {
         return Ok(None);
     };
     for (name, password) in [
-        ("muster", "bot-pass"),
+        ("robot", "bot-pass"),
         ("ana", "ana-pass"),
         ("eve", "eve-pass"),
     ] {
@@ -33,7 +33,7 @@ fn bot(network: &IrcNetwork, dir: &Path) -> Result<Bot> {
             nick = "muster"
             channels = ["#ops"]
             tls_ca_file = "ca.pem"
-            sasl = {{ mechanism = "plain", account = "muster", password_file = "pw" }}
+            sasl = {{ mechanism = "plain", account = "robot", password_file = "pw" }}
         "##
     );
     Bot::start(dir, &toml)
@@ -161,6 +161,7 @@ async fn it_joins_nothing_before_it_is_logged_in() -> Result<()> {
     let all = watcher.heard_by_now()?;
     assert!(!all.iter().any(|l| l.contains(" JOIN ")), "{all:#?}");
     network.start_services()?;
+    network.account("robot", "bot-pass")?;
     bot.joined().await?;
     watcher.hears(&[" JOIN ", "#ops"])?;
     Ok(())
@@ -175,7 +176,7 @@ async fn a_certificate_logs_in_too() -> Result<()> {
     let mut ana = network.person("ana")?;
     ana.join("#ops")?;
     let (port, _) = network.tls().context("it has TLS")?;
-    let (cert, key) = network.certificate(dir.path(), "muster", "bot-pass")?;
+    let (cert, key) = network.certificate(dir.path(), "robot", "bot-pass")?;
     let toml = |account: &str| {
         format!(
             r##"
@@ -191,18 +192,18 @@ async fn a_certificate_logs_in_too() -> Result<()> {
             key.display()
         )
     };
-    for account in ["", ", account = \"muster\""] {
+    for account in ["", ", account = \"robot\""] {
         let mut bot = Bot::start(dir.path(), &toml(account))?;
         bot.joined().await?;
         ana.hears(&[":muster!", " JOIN "])?;
         ana.send("WHOIS muster")?;
-        ana.hears(&[" 330 ", "muster muster"])?;
+        ana.hears(&[" 330 ", "muster robot"])?;
         drop(bot);
         ana.hears(&[":muster!", " QUIT "])?;
     }
     // One that services do not know.
     network.certificate(&dir.path().join("data"), "eve", "eve-pass")?;
-    let other = toml(", account = \"muster\"").replace("/client", "/data/client");
+    let other = toml(", account = \"robot\"").replace("/client", "/data/client");
     let mut bot = Bot::start(dir.path(), &other)?;
     let why = bot.gone().await?;
     assert!(why.contains("904") && why.contains("fingerprint"), "{why}");
