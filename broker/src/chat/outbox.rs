@@ -201,7 +201,7 @@ impl Outbox {
         match event.kind.as_str() {
             "run.begun" => runs::begun(event),
             "run.progress" => Some(runs::progress(event)),
-            "run.waits" => Some(runs::waits(event, settings)),
+            "run.waits" => runs::waits_since(event, settings),
             "run.ended" => Some(self.ended(event, settings).await),
             _ => None,
         }

@@ -109,9 +109,14 @@ impl Task {
             return;
         }
         let short = self.short();
-        let Some(Said { text, fields }) = said(&self.state.spec, &short, gate, why) else {
+        let Some(Said { text, mut fields }) = said(&self.state.spec, &short, gate, why) else {
             return;
         };
+        if self.state.spec.chat.is_some() {
+            // Whoever asked for it was answered with that.
+            let first = self.waits_told.is_empty() && call.is_none();
+            fields.insert("first".to_owned(), json!(first));
+        }
         let event = Once {
             id: format!("{}.waits.{what}", self.run),
             kind: WAITS.to_owned(),

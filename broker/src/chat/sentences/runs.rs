@@ -145,6 +145,13 @@ pub fn waits(event: &ClusterEvent, settings: &Settings) -> Say {
     said
 }
 
+/// The same to whoever asked for the run, unless they were answered with it.
+#[must_use]
+pub fn waits_since(event: &ClusterEvent, settings: &Settings) -> Option<Say> {
+    let first = event.fields.get("first") == Some(&Value::Bool(true));
+    (!first).then(|| waits(event, settings))
+}
+
 /// That a run which had to wait has begun, to whoever asked for it; one that
 /// began at once was the answer itself.
 #[must_use]

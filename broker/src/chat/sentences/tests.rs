@@ -252,6 +252,11 @@ fn runs_from_elsewhere_and_ones_that_were_asked_for() {
         .map(said)
         .collect();
     all.push(shown(super::runs::begun(&begun)));
+    let mut first = waits.clone();
+    first.fields.insert("first".into(), json!(true));
+    for waits in [&waits, &first] {
+        all.push(shown(super::runs::waits_since(waits, &Settings::default())));
+    }
     let at_once = event("run.begun", "8k2d", "", life(json!({ "waited": false })));
     all.push(shown(super::runs::begun(&at_once)));
     assert_snapshot!(all.join("\n\n"));
