@@ -368,7 +368,7 @@ repository = "acme/webapp"
     let build = |result: &str, number: u32| {
         json!({
             "repository": "acme/webapp", "name": "webapp", "branch": "main", "result": result,
-            "number": number, "url": "https://ci.example/1",
+            "number": number.to_string(), "url": "https://ci.example/1",
         })
     };
     ops.event("build.finished", "b1", &build("failure", 811))?;
