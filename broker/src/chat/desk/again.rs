@@ -63,7 +63,7 @@ impl Heard {
         F: Future<Output = Result<Vec<Say>, ApiError>>,
     {
         let cell = self.cell(&key, now);
-        let says = cell.get_or_try_init(|| work()).await?;
+        let says = cell.get_or_try_init(work).await?;
         Ok(says.clone())
     }
 }

@@ -129,7 +129,8 @@ pub async fn hear(
     };
     let key = (line.network.clone(), line.id.clone());
     let text = format!("{}: {}", said.command.verb(), line.line);
-    let work = as_request("IRC", &text, desk.answer(&said));
+    // Boxed: what it can come to is many things.
+    let work = Box::pin(as_request("IRC", &text, desk.answer(&said)));
     let says = state
         .desk
         .heard
