@@ -6,5 +6,5 @@ set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 "${CARGO:-cargo}" build --quiet --release --locked --bins \
-    --package muster-cli --package muster-agent --package muster-fleet-sim
+    --package muster-cli --package muster-agent --package muster-bot --package muster-fleet-sim
 exec "$(scripts/bin-dir.sh release)/muster-fleet-sim" bench "$@"

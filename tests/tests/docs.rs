@@ -82,7 +82,7 @@ fn commands() -> Vec<(String, Vec<String>)> {
             }
             if words
                 .first()
-                .is_some_and(|w| w == "muster" || w == "muster-agent")
+                .is_some_and(|w| w == "muster" || w == "muster-agent" || w == "muster-bot")
             {
                 all.push((format!("{}:{}", path.display(), number + 1), words));
             }
@@ -389,5 +389,21 @@ fn every_setting_is_in_operations() {
         for key in keys {
             assert!(text.contains(&format!("| `{key}` |")), "{file}: {key}");
         }
+    }
+}
+
+#[test]
+fn every_command_of_the_chat_is_in_its_page() {
+    let text = read(&root().join("docs/chat.md"));
+    for verb in muster_protocol::chat::command::VERBS {
+        let name = format!("`!{}", verb.name);
+        assert!(text.contains(&name), "docs/chat.md has no {name}");
+    }
+    for key in keys(&read(&root().join("packaging/muster-bot.toml"))) {
+        let word = key.rsplit('.').next().unwrap_or(&key);
+        assert!(
+            text.contains(&format!("`{word}`")) || text.contains(&format!(".{word}`")),
+            "docs/chat.md has no {key}"
+        );
     }
 }

@@ -59,7 +59,10 @@ fn who_may_do_what() {
     read events                        admin operator reader
     put events in                      admin operator
     read webhooks, triggers and routes admin operator reader
-    ask who it is                      admin operator reader node-enroller member
+    look after alarms                  admin operator
+    start builds                       admin operator
+    tell what was said in a chat network admin witness
+    ask who it is                      admin operator reader node-enroller member witness
     ");
 }
 

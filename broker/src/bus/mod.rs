@@ -140,6 +140,15 @@ pub struct Signed {
 }
 
 impl Signed {
+    /// Says so, for whoever looks how long something takes.
+    fn is_sent(&self) {
+        if matches!(self.purpose, Purpose::Call) {
+            tracing::debug!(run = %self.run, "a request is on its way to a run's nodes");
+        }
+    }
+}
+
+impl Signed {
     /// The same with secret parameters beside it, which the request names.
     #[must_use]
     pub(crate) fn with_secrets(mut self, sealed: &SecretBox) -> Self {
@@ -261,7 +270,9 @@ impl Bus {
             .client
             .publish_with_headers(subject, signed.headers.clone(), signed.bytes.clone())
             .await
-            .map_err(|e| SendError::Closed(e.to_string()))
+            .map_err(|e| SendError::Closed(e.to_string()))?;
+        signed.is_sent();
+        Ok(())
     }
 
     /// Sends to one node on its own subject; when nobody hears it, the server
@@ -282,7 +293,9 @@ impl Bus {
             .client
             .publish_with_reply_and_headers(subject::node_subject(node), reply, headers, bytes)
             .await
-            .map_err(|e| SendError::Closed(e.to_string()))
+            .map_err(|e| SendError::Closed(e.to_string()))?;
+        signed.is_sent();
+        Ok(())
     }
 
     /// Sends along a route.

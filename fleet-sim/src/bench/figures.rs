@@ -91,6 +91,8 @@ pub enum Unit {
     Mib,
     /// Hundredths of one core.
     PercentOfACore,
+    /// How many.
+    Count,
 }
 
 impl Unit {
@@ -103,6 +105,7 @@ impl Unit {
             Self::Kib => format!("{value:.1} KiB"),
             Self::Mib => format!("{value:.1} MiB"),
             Self::PercentOfACore => format!("{value:.3} %"),
+            Self::Count => format!("{value:.0}"),
         }
     }
 }

@@ -8,6 +8,7 @@
 //! that did not end well: each command must succeed, and the simulated nodes
 //! must have counted every effect exactly once.
 
+mod chat;
 pub mod figures;
 mod hooks;
 mod http;
@@ -87,6 +88,8 @@ pub enum Part {
     Webhooks,
     /// Watchers of a run, and the record of requests
     Watchers,
+    /// Lines in channels, and the bot
+    Chat,
 }
 
 /// Why there is no table.

@@ -153,7 +153,7 @@ impl Work {
         }
         let (programs, dir) = (&self.plan.programs, &self.plan.dir);
         let largest = self.plan.sizes.last().copied().unwrap_or(LARGE);
-        for part in [Part::Lists, Part::Webhooks, Part::Watchers] {
+        for part in [Part::Lists, Part::Webhooks, Part::Watchers, Part::Chat] {
             if !self.wants(part) {
                 continue;
             }
@@ -166,6 +166,10 @@ impl Work {
                     "webhooks",
                     super::hooks::row(programs, dir, &self.started, self.plan.quick)
                         .map(|row| vec![row]),
+                ),
+                Part::Chat => (
+                    "chat",
+                    super::chat::rows(programs, dir, &self.started, self.plan.quick),
                 ),
                 _ => (
                     "watchers",

@@ -129,13 +129,13 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Those in a directory; `muster`, `muster-agent` and `muster-fleet-sim`
-    /// must be there.
+    /// Those in a directory; `muster`, `muster-agent`, `muster-bot` and
+    /// `muster-fleet-sim` must be there.
     ///
     /// # Errors
     /// [`BenchError::Program`].
     pub fn find(dir: PathBuf, nats_server: String) -> Result<Self, BenchError> {
-        for name in ["muster", "muster-agent", "muster-fleet-sim"] {
+        for name in ["muster", "muster-agent", "muster-bot", "muster-fleet-sim"] {
             let path = dir.join(name);
             if !path.is_file() {
                 return Err(BenchError::Program(path));
@@ -254,6 +254,17 @@ pub struct World {
     token: String,
 }
 
+/// A bot, ended when dropped.
+pub struct Bot(Part);
+
+impl Bot {
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.pid()
+    }
+}
+
 /// What `muster up --json` says when it is ready.
 #[derive(Deserialize)]
 struct Ready {
@@ -284,6 +295,20 @@ impl World {
         Self::start_with(programs, below, agents, None, started)
     }
 
+    /// The same, whose broker logs what that filter says.
+    ///
+    /// # Errors
+    /// [`BenchError`]; what was started is ended.
+    pub fn start_logging(
+        programs: &Programs,
+        below: &Path,
+        agents: &[String],
+        filter: &str,
+        started: &Started,
+    ) -> Result<Self, BenchError> {
+        Self::start_as(programs, below, agents, (None, Some(filter)), started)
+    }
+
     /// The same with a file of webhooks.
     ///
     /// # Errors
@@ -293,6 +318,16 @@ impl World {
         below: &Path,
         agents: &[String],
         hooks: Option<&Path>,
+        started: &Started,
+    ) -> Result<Self, BenchError> {
+        Self::start_as(programs, below, agents, (hooks, None), started)
+    }
+
+    fn start_as(
+        programs: &Programs,
+        below: &Path,
+        agents: &[String],
+        (hooks, filter): (Option<&Path>, Option<&str>),
         started: &Started,
     ) -> Result<Self, BenchError> {
         let dir = tempfile::Builder::new()
@@ -309,6 +344,9 @@ impl World {
         }
         if let Some(hooks) = hooks {
             command.arg("--hooks").arg(hooks);
+        }
+        if let Some(filter) = filter {
+            command.env("MUSTER_LOG", filter);
         }
         let mut up = Part::start("up", command, dir.path(), started)?;
         let line = up.line()?;
@@ -327,6 +365,23 @@ impl World {
             token_file: ready.token_file,
             token: token.trim().to_owned(),
         })
+    }
+
+    /// The log of its broker.
+    #[must_use]
+    pub fn broker_log(&self) -> PathBuf {
+        self.dir.path().join("state/log/broker.log")
+    }
+
+    /// Starts a bot with that configuration.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub fn bot(&self, config: &Path) -> Result<Bot, BenchError> {
+        let mut command = self.programs.command("muster-bot", self.dir.path());
+        command.arg("--config").arg(config);
+        let part = Part::start("bot", command, self.dir.path(), &self.started)?;
+        Ok(Bot(part))
     }
 
     /// Where its broker listens, without a scheme.
