@@ -78,15 +78,21 @@ missing_packages() {
 # scripts/test.sh says which.
 wanted_packages() {
     has puppet || echo puppet-agent
+    has inspircd || echo inspircd
+    has atheme-services || echo atheme-services
+    has ngircd || echo ngircd
     has dnf || echo dnf
     if ! { has rpm && has rpmbuild; }; then echo rpm; fi
     has createrepo_c || echo createrepo-c
 }
 
 install_packages() {
-    local sudo=() had_nats=yes had_puppet=yes
+    local sudo=() had_nats=yes had_puppet=yes chat=() server
     has nats-server || had_nats=no
     has puppet || had_puppet=no
+    for server in inspircd atheme-services ngircd; do
+        has "$server" || chat+=("$server")
+    done
     if [ "$(id -u)" -ne 0 ]; then
         has sudo || fail "these packages are missing, and there is no sudo to install them: $*" \
             "  as root: apt-get install $*"
@@ -107,6 +113,12 @@ install_packages() {
         echo "switching off the nats-server service that the package started: muster runs its own" >&2
         "${sudo[@]}" systemctl disable --now --quiet nats-server.service >&2 || true
     fi
+    # Servers of chat networks that would listen on this machine.
+    for server in "${chat[@]}"; do
+        if has "$server" && has systemctl && [ -d /run/systemd/system ]; then
+            "${sudo[@]}" systemctl disable --now --quiet "$server.service" >&2 || true
+        fi
+    done
     # Puppet's would look for a master.
     if [ "$had_puppet" = no ] && has puppet && has systemctl && [ -d /run/systemd/system ]; then
         "${sudo[@]}" systemctl disable --now --quiet puppet.service >&2 || true

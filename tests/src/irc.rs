@@ -6,6 +6,7 @@ mod person;
 
 use std::fs::File;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -301,6 +302,7 @@ impl IrcNetwork {
         let files = (dir.join("client.pem"), dir.join("client-key.pem"));
         std::fs::write(&files.0, cert.pem())?;
         std::fs::write(&files.1, key.serialize_pem())?;
+        std::fs::set_permissions(&files.1, std::fs::Permissions::from_mode(0o600))?;
         let print = data_encoding::HEXLOWER.encode(&Sha256::digest(cert.der()));
         let mut person = self.person_as("certificates", account, password)?;
         person.say("NickServ", &format!("CERT ADD {print}"))?;

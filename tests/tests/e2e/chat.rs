@@ -402,3 +402,107 @@ repository = "acme/webapp"
     );
     Ok(())
 }
+
+/// What a device with that secret shows now.
+fn code(secret: &str) -> Result<String> {
+    let secret = totp_rs::Secret::try_from_base32(secret)
+        .ok()
+        .context("a secret in base 32")?;
+    let device = totp_rs::Builder::new().with_secret(secret).build()?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    Ok(device.generate(now.as_secs()).to_string())
+}
+
+#[test]
+fn a_network_without_accounts_takes_links_and_codes() -> Result<()> {
+    let irc = tempfile::tempdir()?;
+    let Some(network) = IrcNetwork::ngircd(irc.path(), "links and codes")? else {
+        return Ok(());
+    };
+    let up = Up::start(&["web-01:role=web"])?;
+    let made = up.muster(&["token", "create", "--for", "irc:plain", "--role", "witness"]);
+    private(&irc.path().join("token"), made.exits(0).out.trim())?;
+    let made = up.muster(&["token", "create", "--for", "ana", "--role", "operator"]);
+    let ana = made.exits(0).out.trim().to_owned();
+    private(
+        &irc.path().join("bot.toml"),
+        &format!(
+            "state = \"{}/bot\"\n[broker]\nurl = \"{}\"\n[networks.plain]\n\
+             server = \"127.0.0.1:{}\"\ntls = false\nnick = \"muster\"\nchannels = [\"#ops\"]\n\
+             token_file = \"token\"\ncolours = false\nsymbols = false\nburst = 20\nrate = 50\n",
+            irc.path().display(),
+            up.url(),
+            network.port()
+        ),
+    )?;
+    let mut command = Command::new(bin("muster-bot"));
+    command.arg("--config").arg(irc.path().join("bot.toml"));
+    let _bot = Bot(command.stdin(Stdio::null()).spawn()?);
+    let mut person = network.person("ghost")?;
+    person.join("#ops")?;
+    wait_for("the bot is there", || {
+        person.say("#ops", "!who").ok()?;
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let heard = person.heard_by_now().ok()?;
+        heard
+            .iter()
+            .any(|line| line.contains("I do not know you"))
+            .then_some(())
+    })?;
+    person.say("#ops", "!nodes")?;
+    person.hears(&["#ops", "irc-nobody (member) may not read nodes"])?;
+
+    let link = up.muster_as(&ana, &["irc", "link", "--json"]).exits(0);
+    let link: Value = serde_json::from_str(link.out.trim())?;
+    let text = link["code"].as_str().context("a code")?;
+    person.say("muster", &format!("link {text}"))?;
+    person.hears(&["ghost", "you are ana here"])?;
+    person.say("#ops", "!nodes")?;
+    person.hears(&["#ops", "1 node, up 1: web-01"])?;
+    person.say("#ops", "!cmd web-01 -- echo moved")?;
+    person.hears(&["#ops", "it is not sure that it is you"])?;
+
+    let device = up.muster_as(&ana, &["irc", "totp", "--json"]).exits(0);
+    let device: Value = serde_json::from_str(device.out.trim())?;
+    let code = code(device["secret"].as_str().context("a secret")?)?;
+    person.say("#ops", &format!("!cmd web-01 --code {code} -- echo moved"))?;
+    person.hears(&["#ops", "moved"])?;
+    person.say("#ops", &format!("!cmd web-01 --code {code} -- echo moved"))?;
+    person.hears(&["#ops", "used already"])?;
+
+    // Whoever comes after that nick is somebody else.
+    person.quit()?;
+    let mut next = network.person("ghost")?;
+    next.join("#ops")?;
+    next.say("#ops", "!nodes")?;
+    next.hears(&["#ops", "irc-nobody (member) may not read nodes"])?;
+    let runs = up.muster(&["runs", "--json"]).exits(0).list();
+    assert_eq!(runs.len(), 1);
+    assert_eq!(runs[0]["principal"], "ana");
+    Ok(())
+}
+
+#[test]
+fn how_a_line_is_understood_is_said_without_a_server() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let hooks = dir.path().join("hooks.toml");
+    private(&hooks, "[aliases]\ndeploy = \"run deploy version=$1\"\n")?;
+    let say = |text: &str| {
+        let mut command = Command::new(bin("muster"));
+        command
+            .args(["bot", "say", text, "--as", "ana", "--dry-run", "--hooks"])
+            .arg(&hooks);
+        finish(command)
+    };
+    let said = say("!deploy '1.4.2 --on role=db' --on zone=gva2").exits(0);
+    assert_eq!(
+        said.out,
+        "as the account ana of irc\nby the alias deploy\nrun deploy\n  version = \"1.4.2 --on role=db\"\n  --on \"zone=gva2\"\n"
+    );
+    say("!deploy")
+        .exits(2)
+        .says(&["deploy needs version: deploy VERSION"]);
+    say("!rnu x").exits(2).says(&["did you mean `run`?"]);
+    say("!run “x”").exits(2).says(&["typographic quote"]);
+    Ok(())
+}

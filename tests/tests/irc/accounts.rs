@@ -1,5 +1,6 @@
 //! InspIRCd with Atheme: accounts.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -7,6 +8,12 @@ use muster_bot::irc::{Heard, Send, Target};
 use muster_tests::irc::IrcNetwork;
 
 use super::{Bot, ops, tagged};
+
+fn private(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(())
+}
 
 /// A network with the accounts of the bot, ana and eve.
 fn network(dir: &Path, what: &str) -> Result<Option<IrcNetwork>> {
@@ -20,7 +27,7 @@ fn network(dir: &Path, what: &str) -> Result<Option<IrcNetwork>> {
     ] {
         network.account(name, password)?;
     }
-    std::fs::write(dir.join("pw"), "bot-pass\n")?;
+    private(&dir.join("pw"), "bot-pass\n")?;
     Ok(Some(network))
 }
 
@@ -143,7 +150,7 @@ async fn it_joins_nothing_before_it_is_logged_in() -> Result<()> {
     };
     let mut watcher = network.person("watcher")?;
     watcher.join("#ops")?;
-    std::fs::write(dir.path().join("pw"), "wrong\n")?;
+    private(&dir.path().join("pw"), "wrong\n")?;
     let mut wrong = bot(&network, dir.path())?;
     let why = wrong.gone().await?;
     assert!(
@@ -153,7 +160,7 @@ async fn it_joins_nothing_before_it_is_logged_in() -> Result<()> {
     drop(wrong);
 
     // Without services nobody can log in; when they are back, it does.
-    std::fs::write(dir.path().join("pw"), "bot-pass\n")?;
+    private(&dir.path().join("pw"), "bot-pass\n")?;
     network.stop_services()?;
     let mut bot = bot(&network, dir.path())?;
     let why = bot.gone().await?;

@@ -1,6 +1,7 @@
 //! The file as the operators write it, and how it becomes settings.
 
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use muster_protocol::api::Secret;
@@ -383,8 +384,20 @@ impl Reader<'_> {
         Ok(bytes)
     }
 
+    /// Nobody but its owner and group may read what is in it.
+    fn private(&self, setting: &'static str, path: &Path) -> Result<(), SettingsError> {
+        let about = std::fs::metadata(self.dir.join(path))
+            .map_err(|e| self.file(setting, path, e.to_string()))?;
+        if about.permissions().mode() & 0o007 == 0 {
+            return Ok(());
+        }
+        let why = "everybody can read or write it: chmod o-rwx it";
+        Err(self.file(setting, path, why.to_owned()))
+    }
+
     fn secret(&self, setting: &'static str, path: &Path) -> Result<Secret, SettingsError> {
         let fail = |why: &str| self.file(setting, path, why.to_owned());
+        self.private(setting, path)?;
         let text = String::from_utf8(self.bytes(setting, path)?);
         let text = text.map_err(|_| fail("it is not UTF-8"))?;
         let text = text.trim_end_matches(['\r', '\n']);
@@ -414,6 +427,7 @@ impl Reader<'_> {
     fn identity(&self, cert: &Path, key: &Path) -> Result<Identity, SettingsError> {
         const CERT: &str = "client_cert_file";
         const KEY: &str = "client_key_file";
+        self.private(KEY, key)?;
         let chain = CertificateDer::pem_slice_iter(&self.bytes(CERT, cert)?)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| self.file(CERT, cert, e.to_string()))?;

@@ -1,3 +1,4 @@
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use super::*;
@@ -5,6 +6,21 @@ use super::*;
 fn file(text: &str) -> NetworkFile {
     let base = "server = \"irc.example\"\nnick = \"muster\"\n";
     toml::from_str(&format!("{base}{text}")).unwrap()
+}
+
+fn private(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[test]
+fn what_everybody_can_read_is_no_secret() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("pw"), "x").unwrap();
+    let open = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(dir.path().join("pw"), open).unwrap();
+    let settings = file("server_password_file = \"pw\"").read("ops".parse().unwrap(), dir.path());
+    assert!(settings.unwrap_err().to_string().contains("chmod o-rwx it"));
 }
 
 fn read(text: &str) -> Result<NetworkSettings, String> {
@@ -15,11 +31,14 @@ fn read(text: &str) -> Result<NetworkSettings, String> {
         ("key", "k1\r\n"),
         ("bad", "a b"),
     ] {
-        std::fs::write(dir.path().join(name), content).unwrap();
+        private(&dir.path().join(name), content);
     }
     let made = rcgen::generate_simple_self_signed(["irc.example".to_owned()]).unwrap();
     std::fs::write(dir.path().join("cert"), made.cert.pem()).unwrap();
-    std::fs::write(dir.path().join("certkey"), made.signing_key.serialize_pem()).unwrap();
+    private(
+        &dir.path().join("certkey"),
+        &made.signing_key.serialize_pem(),
+    );
     file(text)
         .read("ops".parse().unwrap(), dir.path())
         .map_err(|e| {
@@ -120,7 +139,7 @@ fn a_password_may_go_unencrypted_only_where_nobody_listens() {
     let text = "tls = false\nsasl = { mechanism = \"plain\", account = \"m\", \
                 password_file = \"pw\" }";
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("pw"), "x").unwrap();
+    private(&dir.path().join("pw"), "x");
     for (server, good) in [
         ("127.0.0.1", true),
         ("[::1]:6667", true),

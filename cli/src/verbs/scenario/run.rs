@@ -447,7 +447,8 @@ mod tests {
     #[test]
     fn a_plan_says_how_it_is_run() {
         let plan: Plan = serde_json::from_value(json!({
-            "id": muster_protocol::ids::PlanId::from_bytes([7; 16]), "title": "x", "predicate": "*",
+            "id": muster_protocol::ids::PlanId::from_bytes([7; 16]), "run": muster_protocol::ids::RunId::from_bytes([7; 16]),
+            "title": "x", "predicate": "*",
             "nodes": ["a", "b"], "labels": {}, "expires": "2026-11-21T06:00:00Z",
         }))
         .expect("a plan");
@@ -462,7 +463,8 @@ mod tests {
     #[test]
     fn a_plan_of_a_main_counts_nodes_and_not_steps() {
         let plan: Plan = serde_json::from_value(json!({
-            "id": muster_protocol::ids::PlanId::from_bytes([7; 16]), "title": "x", "predicate": "*",
+            "id": muster_protocol::ids::PlanId::from_bytes([7; 16]), "run": muster_protocol::ids::RunId::from_bytes([7; 16]),
+            "title": "x", "predicate": "*",
             "nodes": ["a", "b", "c"], "labels": {}, "expires": "2026-11-21T06:00:00Z",
         }))
         .expect("a plan");

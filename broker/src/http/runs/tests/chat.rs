@@ -428,3 +428,64 @@ async fn what_only_looks_is_short_and_says_what_it_means() {
     assert_eq!(chat.executed(), 0);
     chat.world.broker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn above_a_threshold_another_door_can_be_asked_for() {
+    let more = r#"
+@id("large from a terminal")
+forbid (principal, action == Action::"run", resource)
+when { context.door == "irc" && context.whole > 1 };
+"#;
+    let chat = Chat::new(&["web-1", "web-2"], 5, more).await;
+    let said = chat.said(ANA, "cmd role=web -- true").await;
+    assert!(
+        said.contains("`large from a terminal` forbids it"),
+        "{said}"
+    );
+    assert_eq!(chat.runs().await.len(), 0);
+    chat.said(ANA, "cmd web-1 -- true").await;
+    assert_eq!(chat.runs().await.len(), 1);
+    chat.world.broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_approval_is_of_somebody_else_who_may_run_it() {
+    let chat = Chat::new(&["web-1"], 5, "").await;
+    let policies = r#"
+permit (principal in Role::"admin", action, resource);
+permit (principal in Role::"witness", action == Action::"witness", resource);
+permit (principal in Role::"operator", action in [Action::"read", Action::"change"], resource);
+@approvals("1")
+permit (principal in Role::"operator", action == Action::"run", resource);
+"#;
+    let files = json!({ "policies": policies, "principals": PRINCIPALS });
+    let body = json!({ "files": files });
+    let (status, stored) = chat
+        .world
+        .broker
+        .call("PUT", "/v1/policy", Some(body))
+        .await;
+    assert_eq!(status, 200, "{stored}");
+    let said = chat.said(ANA, "cmd web-1 -- true").await;
+    assert!(
+        said.contains("waits for 1 approval of others: !approve"),
+        "{said}"
+    );
+    let id = said.split(' ').next().unwrap().to_owned();
+    let own = chat.said(ANA, &format!("approve {id}")).await;
+    assert!(!own.contains("approved"), "{own}");
+    let nobody = chat.said(ANA.nobody(), &format!("approve {id}")).await;
+    assert!(nobody.contains("may not"), "{nobody}");
+    assert_eq!(chat.executed(), 0);
+    let bruno = Who {
+        nick: "bruno",
+        sight: "s-b",
+        ..ANA.account("bruno", "tag")
+    };
+    let said = chat.said(bruno, &format!("approve {id}")).await;
+    assert!(said.contains("approved: true of ana goes on"), "{said}");
+    let runs = chat.runs().await;
+    chat.world.ended(&runs[0]).await;
+    assert_eq!(chat.executed(), 1);
+    chat.world.broker.stop().await;
+}
