@@ -12,11 +12,12 @@ use super::proxy::Cable;
 use super::tap::Word;
 
 /// What only says that a broker is there, and when nodes were heard.
-const IDLE: [&str; 4] = [
+const IDLE: [&str; 5] = [
     "$KV.muster_cluster.lease",
     "$KV.muster_cluster.seen",
     "$KV.muster_cluster.agents",
     "$KV.muster_places.triggers",
+    "$KV.muster_places.chat",
 ];
 
 #[test]
