@@ -78,7 +78,7 @@ impl More {
     }
 
     /// Takes out the newest that is for whoever asks there, of that run if one
-    /// is named: their own before what was said to all.
+    /// is named: their own, or what was said to all.
     pub fn take(
         &mut self,
         place: Option<&ChannelName>,
@@ -87,14 +87,12 @@ impl More {
         now: Instant,
     ) -> Option<Rest> {
         self.forget(|k| now.saturating_duration_since(k.at) > KEPT);
-        let fits = |k: &Kept, own: bool| {
+        let fits = |k: &Kept| {
             k.place.as_ref() == place
-                && k.asker.as_deref() == own.then_some(asker)
+                && k.asker.as_deref().is_none_or(|own| own == asker)
                 && about.is_none_or(|about| k.rest.about.as_deref() == Some(about))
         };
-        let at = [true, false]
-            .into_iter()
-            .find_map(|own| self.kept.iter().rposition(|k| fits(k, own)))?;
+        let at = self.kept.iter().rposition(fits)?;
         let kept = self.kept.remove(at)?;
         self.bytes -= kept.rest.bytes();
         Some(kept.rest)

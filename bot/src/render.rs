@@ -148,6 +148,14 @@ fn lines(says: &[Say], style: &Style, frame: &Frame<'_>, links: bool) -> Rendere
         let again = frame.again && n == 0;
         let head = front(say.about.as_deref(), say.tone, style, nick, again, ago);
         let first = say.lines.first().map_or("", String::as_str);
+        // A sentence may name the run itself.
+        let named = say
+            .about
+            .as_deref()
+            .and_then(|about| first.strip_prefix(about));
+        let first = named
+            .and_then(|rest| rest.strip_prefix(' '))
+            .unwrap_or(first);
         let mut text = format!("{head}{}", clean(first));
         if let Some(link) = say.link.as_deref().filter(|_| links) {
             if !text.is_empty() && !text.ends_with(' ') {

@@ -390,6 +390,10 @@ impl Submit {
             asks,
             asked,
         } = begin;
+        if taken.is_some() {
+            // It comes about now, not when it was shown.
+            frozen.spec.created = Timestamp::now();
+        }
         let settings = &self.nodes.settings;
         runs::confirm_later(&mut frozen, confirm, settings.confirm_within);
         let authorized = self.allowed_run(caller, frozen).await?;

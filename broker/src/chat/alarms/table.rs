@@ -195,7 +195,13 @@ fn says(event: &ClusterEvent) -> Option<Says> {
                 })
                 .collect();
             Some(if kind == "alarm.firing" {
-                let name = printable(&event.subject, MAX_WORD);
+                // Whoever puts one in by hand may name it in its data alone.
+                let own = event.fields.get("name").and_then(Value::as_str);
+                let name = match event.subject.as_str() {
+                    "" => own.unwrap_or("an alarm"),
+                    subject => subject,
+                };
+                let name = printable(name, MAX_WORD);
                 Says::Fires { key, name, members }
             } else {
                 Says::Over {

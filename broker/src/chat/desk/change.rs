@@ -1,12 +1,14 @@
 //! What changes how things go: runs that wait, the freeze, alarms, builds.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use muster_protocol::api::{RunView, Say, Tone};
 use muster_protocol::problem::Kind;
 use muster_protocol::run::{Gate, Wish};
 use muster_protocol::text::printable;
 use muster_protocol::units::{Span, Timestamp, elapsed};
+use tokio::time::{Instant, sleep};
 
 use super::say::count;
 use super::{Answer, Line, no, say};
@@ -15,6 +17,11 @@ use crate::chat::alarms::table::{Alarm, State};
 use crate::chat::alarms::{AlarmsError, By, What};
 use crate::chat::builds::{BuildError, Request};
 use crate::http::{ApiError, freeze_view, wish};
+
+/// How long connected nodes are waited for when they are to go by a freeze.
+const SETTLES: Duration = Duration::from_secs(3);
+/// How often they are looked at.
+const LOOK: Duration = Duration::from_millis(50);
 
 impl Line<'_> {
     pub(super) async fn approve(&self, run: &str) -> Answer {
@@ -61,7 +68,13 @@ impl Line<'_> {
         state.active()?;
         self.allowed(Action::Freeze).await?;
         state.freezer.freeze(&self.caller.principal, why).await?;
-        let view = freeze_view(state);
+        (self.wait)();
+        let until = Instant::now() + SETTLES;
+        let mut view = freeze_view(state);
+        while view.missing > 0 && Instant::now() < until {
+            sleep(LOOK).await;
+            view = freeze_view(state);
+        }
         let line = format!(
             "frozen: nothing new begins anywhere; {} there go by it{}. !thaw ends it",
             count(view.taken as usize, "node"),

@@ -29,8 +29,13 @@ const NAMES: usize = 200;
 /// Runs that are looked through for somebody's last one.
 const LOOKED_THROUGH: usize = 500;
 
+/// Where nothing would have been run anyway.
 fn refused(error: &ResolveError) -> ApiError {
-    ApiError(Box::new(error.problem()))
+    let mut problem = error.problem();
+    if let Some(title) = problem.title.strip_suffix("; nothing was run") {
+        problem.title = title.to_owned();
+    }
+    ApiError(Box::new(problem))
 }
 
 fn names<'a>(all: impl IntoIterator<Item = &'a str>) -> String {
@@ -192,7 +197,6 @@ impl Line<'_> {
             let short = view.brief.short.clone();
             let link = self.state.chat.run_link(&run.to_string(), &short);
             let mut said = result::ended(&view, &outputs, Some(link));
-            said.lines.insert(0, brief(&view.brief));
             said.about = Some(short);
             return Ok(vec![said]);
         }

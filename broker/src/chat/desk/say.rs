@@ -54,7 +54,11 @@ pub(super) fn problem(problem: &Problem) -> Say {
         lines.extend(detail.lines().map(|line| printable(line, MAX_LINE)));
     }
     // What is said of a command line helps nobody here.
-    let hint = problem.hint.as_deref().filter(|hint| {
+    let hint = problem
+        .hint
+        .as_deref()
+        .map(|hint| hint.split("  (--").next().unwrap_or(hint));
+    let hint = hint.filter(|hint| {
         !hint.contains("muster ") && !hint.contains("--") && problem.kind != Kind::Denied
     });
     if let Some(hint) = hint {
