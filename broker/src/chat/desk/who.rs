@@ -62,8 +62,8 @@ pub(super) fn asker(state: &AppState, witness: &Caller, line: &ChatLine) -> Call
             }
         }
         None => match linked() {
-            // Who made the code may have lost the role since; what they are
-            // now is what principals.toml says.
+            // The role of the token with which the code was made: for as long
+            // as the link lasts, and for reading, unless a code comes with it.
             Some(linked) => (linked.principal, linked.role, Proof::Link),
             None => (nobody(), Role::Member, Proof::None),
         },
