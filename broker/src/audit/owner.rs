@@ -400,6 +400,11 @@ impl Owner {
             Some(place) => Ok(place),
             None => {
                 let place = Place::find(&self.parts.js).await?;
+                // The store has gone back, and this session has not ended yet:
+                // what was written behind that end could not be put back.
+                if place.tail.count < self.reached.count {
+                    return Err(AuditError::NotActive);
+                }
                 Ok(*self.place.insert(place))
             }
         }
