@@ -27,6 +27,8 @@ const MOST_BYTES: usize = 256 * 1024;
 const MOST_ABOUT: usize = 96 * 1024;
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// How long a session may take to end when its store has gone back.
+const ABOUT_TO_END: Duration = Duration::from_secs(1);
 /// A checkpoint follows so long after the first entry that it covers.
 const CHECKPOINT_WITHIN: Duration = Duration::from_secs(60);
 /// How long the end of a session waits for its last entries and checkpoint.
@@ -143,6 +145,8 @@ pub(super) struct Owner {
     place: Option<Place>,
     /// Where the record certainly goes to, whatever the store says later.
     reached: Tail,
+    /// Cancelled when this session ends.
+    ends: CancellationToken,
     /// How many records the last checkpoint counts.
     covered: u64,
     /// When the first entry was written that no checkpoint covers.
@@ -163,6 +167,7 @@ impl Owner {
         let known = known::furthest(&parts.state, &parts.config)?.map(Tail::from);
         let owner = Self {
             reached: place.tail,
+            ends: CancellationToken::new(),
             covered: place.tail.count,
             place: Some(place),
             uncovered: Some(Instant::now()),
@@ -239,6 +244,7 @@ impl Owner {
         audit: Audit,
         cancel: CancellationToken,
     ) {
+        self.ends = cancel.clone();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::new();
@@ -399,11 +405,16 @@ impl Owner {
         match self.place {
             Some(place) => Ok(place),
             None => {
-                let place = Place::find(&self.parts.js).await?;
-                // The store has gone back, and this session has not ended yet:
-                // what was written behind that end could not be put back.
+                let mut place = Place::find(&self.parts.js).await?;
+                // Where the store has gone back, this session is about to end:
+                // behind what is written now, what is lost could not be put
+                // back.
                 if place.tail.count < self.reached.count {
-                    return Err(AuditError::NotActive);
+                    let waited = self.ends.run_until_cancelled(sleep(ABOUT_TO_END)).await;
+                    if waited.is_none() || self.parts.lease.epoch().is_none() {
+                        return Err(AuditError::NotActive);
+                    }
+                    place = Place::find(&self.parts.js).await?;
                 }
                 Ok(*self.place.insert(place))
             }
