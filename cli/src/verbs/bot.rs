@@ -25,7 +25,7 @@ enum BotCommand {
     /// How a line in a chat would be understood; nothing is done
     #[command(after_help = "\
 Needs no server. Aliases are those of --hooks; what the names of scenarios and nodes mean, and
-whether the account may do it, only a broker can say: write it to the bot with --dry-run.
+whether the account may do it, only a broker can say.
 
 Examples:
   muster bot say '!deploy 1.4.2 --on zone=gva2' --as ana --dry-run --hooks hooks.toml
