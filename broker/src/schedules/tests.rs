@@ -180,6 +180,13 @@ async fn bucket(server: &TestServer) -> Kv<StoredSchedule> {
         .unwrap()
 }
 
+/// Every hour, half an hour from this minute: whenever the test runs, the last
+/// start is well past and the next one is far.
+fn hourly() -> String {
+    let now = Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
+    format!("{} * * * *", (now.minute() + 30) % 60)
+}
+
 fn stored(cron: &str, missed: &str, done: Timestamp) -> StoredSchedule {
     serde_json::from_value(json!({
         "request": { "predicate": "role=web", "params": { "argv": ["true"] }, "confirm": "yes" },
@@ -197,8 +204,8 @@ async fn a_broker_that_was_killed_before_it_wrote_a_start_down_starts_it_once() 
     let bucket = bucket(&server).await;
     let yesterday = Timestamp::now() - jiff::SignedDuration::from_hours(24);
     let (made_up, left_out) = (
-        stored("0 * * * *", "run", yesterday),
-        stored("0 * * * *", "skip", yesterday),
+        stored(&hourly(), "run", yesterday),
+        stored(&hourly(), "skip", yesterday),
     );
     bucket.create("made-up", &made_up).await.unwrap();
     bucket.create("left-out", &left_out).await.unwrap();
@@ -260,7 +267,7 @@ async fn a_schedule_whose_time_comes_during_a_freeze_says_so_once() {
     let yesterday = Timestamp::now() - jiff::SignedDuration::from_hours(24);
     let bucket = bucket(&server).await;
     for (name, missed) in [("made-up", "run"), ("left-out", "skip")] {
-        let schedule = stored("0 * * * *", missed, yesterday);
+        let schedule = stored(&hourly(), missed, yesterday);
         bucket.create(name, &schedule).await.unwrap();
     }
     let broker = TestBroker::start(&server, &state).await;
@@ -511,7 +518,7 @@ async fn a_scenario_that_changed_so_that_it_does_not_fit_is_an_alarm_and_no_run(
     assert_eq!(status, 200, "{said}");
     broker.stop().await;
     let yesterday = Timestamp::now() - jiff::SignedDuration::from_hours(24);
-    let mut schedule = stored("0 * * * *", "run", yesterday);
+    let mut schedule = stored(&hourly(), "run", yesterday);
     schedule.request = serde_json::from_value(json!({
         "scenario": "say", "predicate": "role=web", "params": { "two": "x" }, "confirm": "yes",
     }))
@@ -567,7 +574,7 @@ async fn a_scenario_that_a_schedule_began_runs_others_as_that_schedule() {
     }
     broker.stop().await;
     let yesterday = Timestamp::now() - jiff::SignedDuration::from_hours(24);
-    let mut schedule = stored("0 * * * *", "run", yesterday);
+    let mut schedule = stored(&hourly(), "run", yesterday);
     schedule.request =
         serde_json::from_value(json!({ "scenario": "whole", "confirm": "yes" })).unwrap();
     let bucket = bucket(&server).await;
