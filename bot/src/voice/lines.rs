@@ -47,7 +47,6 @@ impl Voice {
             heard: line.heard,
             server_time: line.server_time,
             line: line.text.clone(),
-            dry_run: false,
         };
         let Some(key) = key(&chat) else {
             // A digest is no header: it cannot be.

@@ -75,9 +75,6 @@ pub struct ChatLine {
     /// The command, without the sign or name that it began with: exactly as
     /// it was written otherwise.
     pub line: String,
-    /// Only say how it is understood; nothing is done.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub dry_run: bool,
 }
 
 /// What something said is like: which may wait for which.

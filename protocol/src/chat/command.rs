@@ -54,7 +54,7 @@ pub const VERBS: &[Verb] = &[
     verb(
         "retry",
         "RUN [failed|all]",
-        "plan a run again, on nodes that failed",
+        "run it again, where it did not succeed",
     ),
     verb("build", "NAME [k=v ...]", "start a build"),
     verb("ack", "ALARM", "say that you look after an alarm"),

@@ -16,6 +16,8 @@ use crate::irc::users::Tagged;
 
 /// A line that was written longer ago than this is not for now.
 const PAST: Duration = Duration::from_secs(60);
+/// The tags by which servers mark what a bot wrote.
+const BOT_TAGS: [&str; 3] = ["bot", "draft/bot", "inspircd.org/bot"];
 /// Longest id of a line that is taken from the server, in bytes.
 const MAX_ID: usize = 200;
 
@@ -44,6 +46,10 @@ impl Live {
         };
         // A person is always shown with their host.
         if who.from().is_none() {
+            return;
+        }
+        // Two bots that answer each other never end.
+        if BOT_TAGS.iter().any(|name| has_tag(message, name)) {
             return;
         }
         // Whatever comes in a batch is a text of several lines, or was said

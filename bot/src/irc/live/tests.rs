@@ -330,6 +330,19 @@ fn what_was_written_before_is_not_for_now() {
 }
 
 #[test]
+fn what_another_bot_writes_is_not_for_this_one() {
+    let mut s = Script::joined(ALL);
+    for tag in ["bot", "draft/bot", "inspircd.org/bot"] {
+        let line = format!("@account=ana;{tag} :ana!ua@ha PRIVMSG #ops :!x");
+        assert_eq!(s.heard(&line), None, "{tag}");
+    }
+    assert!(
+        s.heard("@account=ana :ana!ua@ha PRIVMSG #ops :!x")
+            .is_some()
+    );
+}
+
+#[test]
 fn lines_are_passed_on_as_they_were_written() {
     let mut s = Script::joined(ALL);
     let line = s

@@ -108,9 +108,6 @@ pub async fn hear(
         Ok(said) => said,
         Err(error) => return Ok(answer(vec![say::bad(mistake(&error))])),
     };
-    if line.dry_run {
-        return Ok(answer(vec![who::understood(state, &asked, &said)]));
-    }
     let caller = match &said.code {
         None => asked,
         Some(code) => match who::with_code(state, asked, code).await {
@@ -247,9 +244,6 @@ fn link_code(line: &ChatLine) -> Option<&str> {
 fn link(state: &AppState, line: &ChatLine, code: &str) -> Say {
     let now = Timestamp::now();
     let sight = line.speaker.sight.as_deref();
-    if line.dry_run {
-        return say::plain("links you to whoever made that code".to_owned());
-    }
     match state.desk.links.link(&line.network, sight, code, now) {
         Ok(linked) => {
             tracing::info!(

@@ -3,7 +3,6 @@
 use data_encoding::HEXLOWER;
 use muster_protocol::api::{ChatLine, Role, Say, Vouched};
 use muster_protocol::chat::Proof;
-use muster_protocol::chat::command::Said;
 use muster_protocol::envelope::Door;
 use muster_protocol::names::{NetworkName, PrincipalName};
 use muster_protocol::units::Timestamp;
@@ -121,24 +120,6 @@ fn known_by(caller: &Caller) -> &'static str {
         Proof::Tag => "the network vouches for every line of yours",
         Proof::Code => "the code of your device says so",
     }
-}
-
-/// How a line is understood: nothing is done.
-pub(super) fn understood(state: &AppState, caller: &Caller, said: &Said) -> Say {
-    let document = state.policies.document();
-    let kind = document.principals.kind(&caller.principal);
-    let kind = kind.map_or("nobody that principals.toml names", |kind| kind.as_str());
-    let mut lines = vec![format!(
-        "as {} ({kind}, {}): {}",
-        caller.principal,
-        caller.role,
-        known_by(caller)
-    )];
-    if let Some(alias) = &said.alias {
-        lines.push(format!("by the alias {alias}"));
-    }
-    lines.extend(said.command.spelled());
-    say::several(lines)
 }
 
 impl Line<'_> {

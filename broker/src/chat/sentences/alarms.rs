@@ -58,10 +58,12 @@ pub(super) fn group(event: &ClusterEvent, told: Option<&Told>) -> Say {
         ([], _) => plain(event).lines,
         ([alarm], _) => {
             let (what, summary) = one(alarm, &name);
-            let on = if what == name || what.is_empty() {
-                name
-            } else {
-                format!("{name} on {what}")
+            let on = match (name.as_str(), what.as_str()) {
+                ("", "") => "an alarm".to_owned(),
+                ("", _) => what,
+                (_, "") => name,
+                _ if what == name => name,
+                _ => format!("{name} on {what}"),
             };
             let how = match (over, summary.as_str()) {
                 (true, _) => ": resolved".to_owned(),
@@ -72,7 +74,8 @@ pub(super) fn group(event: &ClusterEvent, told: Option<&Told>) -> Say {
         }
         (alarms, _) => {
             let word = if over { "resolved" } else { "firing" };
-            let mut lines = vec![format!("{name}: {} {word}", alarms.len())];
+            let title = if name.is_empty() { "alarms" } else { &name };
+            let mut lines = vec![format!("{title}: {} {word}", alarms.len())];
             for alarm in alarms.iter().take(NAMED) {
                 let (what, summary) = one(alarm, &name);
                 lines.push(match (summary.as_str(), over) {
