@@ -1,7 +1,7 @@
 //! Who wrote a line, as far as somebody vouches for it.
 
 use data_encoding::HEXLOWER;
-use muster_protocol::api::{ChatLine, Role, Say, Vouched};
+use muster_protocol::api::{ChatLine, Role, Vouched};
 use muster_protocol::chat::Proof;
 use muster_protocol::envelope::Door;
 use muster_protocol::names::{NetworkName, PrincipalName};
