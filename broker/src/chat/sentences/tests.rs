@@ -307,3 +307,19 @@ fn alarms_in_all_their_states() {
     ];
     assert_snapshot!(all.join("\n\n"));
 }
+
+/// As `muster` or a script of somebody's own puts them in.
+#[test]
+fn alarms_that_are_about_nothing_named_are_sentences_all_the_same() {
+    let alarm = |alarms: Value| event("alarm.firing", "", "", json!({ "alarms": alarms }));
+    let first = |event: &ClusterEvent| {
+        let say = of(event, &Known::default(), &Settings::default(), false);
+        say.expect("a sentence").lines.remove(0)
+    };
+    let one = alarm(json!([{ "name": "DiskFull", "instance": "db-01", "summary": "98 %" }]));
+    let nothing = alarm(json!([{}]));
+    let two = alarm(json!([{ "name": "DiskFull" }, { "name": "Load" }]));
+    assert_eq!(first(&one), "DiskFull on db-01: 98 %");
+    assert_eq!(first(&nothing), "an alarm");
+    assert_eq!(first(&two), "alarms: 2 firing");
+}
