@@ -61,6 +61,24 @@
 //! | `POST /v1/chat/links` | → [`ChatLink`] |
 //! | `POST /v1/chat/device` | [`ChatDeviceRequest`] → [`ChatDevice`] |
 //! | `DELETE /v1/chat/device` | → 204 |
+//! | `GET /v1/vms?match=&deleted=&cursor=&limit=` | → [`Page`]`<`[`VmView`]`>` |
+//! | `POST /v1/vms` | [`CreateVms`] → [`VmsCreated`] |
+//! | `GET /v1/vms/{name}` | → [`VmView`] |
+//! | `DELETE /v1/vms/{name}?purge=` | → [`VmChanged`] |
+//! | `POST /v1/vms/{name}/actions` | [`VmAction`] → [`VmChanged`] |
+//! | `GET /v1/images` | → [`Page`]`<`[`ImageView`]`>` |
+//! | `PUT /v1/images/{name}` | [`PutImage`] → [`ImageUpload`] |
+//! | `PUT /v1/images/{name}/parts/{part}` | bytes → 204 |
+//! | `POST /v1/images/{name}/commit` | → [`ImageView`] |
+//! | `DELETE /v1/images/{name}` | → 204 |
+//! | `GET /v1/networks` | → [`Page`]`<`[`NetworkView`]`>` |
+//! | `GET /v1/networks/{name}` | → [`NetworkView`] |
+//! | `PUT /v1/networks/{name}` | [`PutNetwork`] → [`NetworkView`] |
+//! | `DELETE /v1/networks/{name}` | → 204 |
+//! | `GET /v1/hypervisors` | → [`Page`]`<`[`HypervisorView`]`>` |
+//! | `PATCH /v1/hypervisors/{node}` | [`HypervisorChange`] → [`HypervisorView`] |
+//! | `POST /v1/agent/image` (by node key) | [`crate::wire::ImageRequest`] → bytes |
+//! | `POST /v1/agent/seed` (by node key) | [`crate::wire::SeedRequest`] → [`crate::vm::SeedText`] |
 //! | `GET /healthz`, `/readyz`, `/openapi.json` (open) | |
 //!
 //! Wherever a route takes `{run}`, a prefix of at least four characters that
@@ -73,6 +91,8 @@ mod event;
 mod frame;
 mod freeze;
 mod hook;
+mod image;
+mod network;
 mod policy;
 mod release;
 mod run;
@@ -80,6 +100,7 @@ mod scenario;
 mod schedule;
 mod secret;
 mod steps;
+mod vm;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -89,6 +110,13 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 pub use self::cluster::{KeyView, Keys, Removed, Space};
+pub use self::image::{IMAGE_PART, ImageUpload, ImageView, PutImage};
+pub use self::network::{NetworkView, PutNetwork};
+pub(crate) use self::secret::exposed;
+pub use self::vm::{
+    CreateVms, DriftView, HypervisorChange, HypervisorView, Looked, Strategy, VmAction, VmChanged,
+    VmPlan, VmStatus, VmView, VmsCreated,
+};
 use crate::ids::{ClusterId, Serial};
 use crate::keys::Fingerprint;
 use crate::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName};

@@ -28,6 +28,7 @@ pub mod subject;
 pub mod text;
 mod text_form;
 pub mod units;
+pub mod vm;
 pub mod wire;
 
 /// Version of the protocol between broker and agents. Both sides say theirs

@@ -188,6 +188,43 @@ name! {
     PrincipalName, "principal name", "-_.@/:", true, MAX_NAME, &[]
 }
 name! {
+    /// What people call a virtual machine: a host name, so that its node can
+    /// have the same name. Dots allowed.
+    VmName, "machine name", ".-", false, MAX_NAME, WORDS
+}
+name! {
+    /// The name of a disk image, such as `debian-12`.
+    ImageName, "image name", "-_.", false, MAX_NAME, &[]
+}
+name! {
+    /// The name of a network that machines are in, such as `public`.
+    LanName, "network name", "-_.", false, MAX_NAME, &[]
+}
+name! {
+    /// A bridge of a hypervisor, such as `br0`: the name of a Linux device.
+    BridgeName, "bridge name", "-_.", true, 15, &[]
+}
+name! {
+    /// The tap of a machine on its hypervisor: the name of a Linux device.
+    TapName, "tap name", "-_.", true, 15, &[]
+}
+name! {
+    /// A storage pool of a hypervisor, such as `default`.
+    PoolName, "pool name", "-_.", true, MAX_NAME, &[]
+}
+name! {
+    /// The name of a snapshot of a machine.
+    SnapshotName, "snapshot name", "-_.", false, MAX_NAME, &[]
+}
+name! {
+    /// Who a machine belongs to, such as `acme`: what it uses is theirs.
+    AccountName, "account name", "-_.@", false, MAX_NAME, &[]
+}
+name! {
+    /// The name of a group of rules for the interfaces of machines.
+    GroupName, "group name", "-_.", false, MAX_NAME, &[]
+}
+name! {
     /// A function of a scenario.
     FunctionName, "function name", "_", true, MAX_NAME, &[]
 }

@@ -164,12 +164,14 @@ pub enum NodeSays {
     Bundle,
     /// [`crate::freeze::FreezeTaken`].
     Freeze,
+    /// [`crate::vm::HypervisorReport`]: what a hypervisor has.
+    Machines,
     /// [`crate::wire::Bye`].
     Bye,
 }
 
 impl NodeSays {
-    const ALL: [(Self, &'static str); 13] = [
+    const ALL: [(Self, &'static str); 14] = [
         (Self::Hello, "hello"),
         (Self::Beat, "beat"),
         (Self::Facts, "facts"),
@@ -182,6 +184,7 @@ impl NodeSays {
         (Self::Keys, "keys"),
         (Self::Bundle, "bundle"),
         (Self::Freeze, "freeze"),
+        (Self::Machines, "machines"),
         (Self::Bye, "bye"),
     ];
 

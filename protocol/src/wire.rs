@@ -255,6 +255,40 @@ pub struct ReleaseRequest {
     pub from: u64,
 }
 
+/// `POST /v1/agent/image`: a hypervisor asks for the bytes of a disk image,
+/// from `from` on.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageRequest {
+    /// The node's serial.
+    pub serial: Serial,
+    /// A challenge from `POST /v1/agent/challenge`.
+    pub challenge: String,
+    /// By the identity key, over [`proof_text`].
+    pub proof: Signature,
+    /// Which.
+    pub image: crate::vm::Sha256,
+    /// The first byte that is wanted.
+    #[serde(default)]
+    pub from: u64,
+}
+
+/// `POST /v1/agent/seed`: a hypervisor asks for the seed of a machine that it
+/// is to make, a [`crate::vm::SeedText`]. The invite in it is a new one each
+/// time, and the one before works no more.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SeedRequest {
+    /// The node's serial.
+    pub serial: Serial,
+    /// A challenge from `POST /v1/agent/challenge`.
+    pub challenge: String,
+    /// By the identity key, over [`proof_text`].
+    pub proof: Signature,
+    /// Which machine.
+    pub machine: crate::vm::VmId,
+}
+
 /// How far a node's own journal is.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]

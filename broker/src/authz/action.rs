@@ -102,6 +102,14 @@ pub enum Action {
     /// Tell what was heard in a chat network, and hear what is to be said
     /// there.
     Witness,
+    /// Read machines, their images, networks and hypervisors.
+    ReadMachines,
+    /// Make, change and destroy machines.
+    ManageMachines,
+    /// Add and remove disk images.
+    ManageImages,
+    /// Change networks and hypervisors.
+    ManageNetworks,
     /// Learn who one is.
     WhoAmI,
 }
@@ -150,6 +158,10 @@ impl Action {
             Self::ManageAlarms,
             Self::StartBuilds,
             Self::Witness,
+            Self::ReadMachines,
+            Self::ManageMachines,
+            Self::ManageImages,
+            Self::ManageNetworks,
             Self::WhoAmI,
         ]
     }
@@ -193,6 +205,10 @@ impl Action {
             Self::ManageAlarms => "look after alarms",
             Self::StartBuilds => "start builds",
             Self::Witness => "tell what was said in a chat network",
+            Self::ReadMachines => "read machines",
+            Self::ManageMachines => "make, change or destroy machines",
+            Self::ManageImages => "add or remove disk images",
+            Self::ManageNetworks => "change networks or hypervisors",
             Self::WhoAmI => "ask who it is",
         }
     }
@@ -235,6 +251,10 @@ impl Action {
             Self::ManageAlarms => "manage-alarms",
             Self::StartBuilds => "start-builds",
             Self::Witness => "witness",
+            Self::ReadMachines => "read-machines",
+            Self::ManageMachines => "manage-machines",
+            Self::ManageImages => "manage-images",
+            Self::ManageNetworks => "manage-networks",
             Self::WhoAmI => "who-am-i",
         }
     }
@@ -255,6 +275,7 @@ impl Action {
             | Self::ReadStatus
             | Self::ReadEvents
             | Self::ReadHooks
+            | Self::ReadMachines
             | Self::WhoAmI => Group::Read,
             Self::CreateRun(_) => Group::Run,
             Self::Ping
@@ -269,7 +290,8 @@ impl Action {
             | Self::Freeze
             | Self::PutEvents
             | Self::ManageAlarms
-            | Self::StartBuilds => Group::Change,
+            | Self::StartBuilds
+            | Self::ManageMachines => Group::Change,
             Self::RemoveNodes
             | Self::ManageTokens
             | Self::ManageKeys
@@ -277,6 +299,8 @@ impl Action {
             | Self::ManageReleases
             | Self::AddBroker
             | Self::ManagePolicies
+            | Self::ManageImages
+            | Self::ManageNetworks
             | Self::Witness => Group::Manage,
         }
     }

@@ -62,6 +62,10 @@ fn who_may_do_what() {
     look after alarms                  admin operator
     start builds                       admin operator
     tell what was said in a chat network admin witness
+    read machines                      admin operator reader
+    make, change or destroy machines   admin operator
+    add or remove disk images          admin
+    change networks or hypervisors     admin
     ask who it is                      admin operator reader node-enroller member witness
     ");
 }

@@ -185,6 +185,8 @@ impl Ears {
             Said::Local(report) => self.engine.local(record, report, reply),
             Said::Bundle(request) => self.bundles.serve(&self.bus, serial, request, reply),
             Said::Freeze(taken) => self.freezer.taken(serial, taken.revision),
+            // Kept by whoever places machines; see `crate::vm`.
+            Said::Machines(_) => {}
             Said::Bye(bye) => self.presence.bye(serial, bye.instance),
         }
     }

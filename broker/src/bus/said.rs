@@ -8,6 +8,7 @@ use muster_protocol::ids::Serial;
 use muster_protocol::keys::SignedText;
 use muster_protocol::subject::NodeSays;
 use muster_protocol::text::printable;
+use muster_protocol::vm::HypervisorReport;
 use muster_protocol::wire::{
     Accepted, Beat, BundleRequest, Bye, Facts, Hello, LocalReport, MAX_CHUNK, MAX_FACTS,
     MAX_MESSAGE, OUTPUT_HEADER, OutcomeReport, OutputHead, Pong,
@@ -36,6 +37,7 @@ pub(super) enum Said {
     Keys(SignedText),
     Bundle(BundleRequest),
     Freeze(FreezeTaken),
+    Machines(Box<HypervisorReport>),
     Bye(Bye),
 }
 
@@ -63,7 +65,11 @@ pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said
         NodeSays::Facts => MAX_FACTS + 4096,
         NodeSays::Output => MAX_CHUNK,
         NodeSays::Proof => MAX_PAYLOAD,
-        NodeSays::Outcome | NodeSays::Hello | NodeSays::Local | NodeSays::Keys => MAX_MESSAGE,
+        NodeSays::Outcome
+        | NodeSays::Hello
+        | NodeSays::Local
+        | NodeSays::Keys
+        | NodeSays::Machines => MAX_MESSAGE,
         NodeSays::Beat
         | NodeSays::Pong
         | NodeSays::Accepted
@@ -116,6 +122,7 @@ pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said
         NodeSays::Keys => Said::Keys(json(kind, bytes)?),
         NodeSays::Bundle => Said::Bundle(json(kind, bytes)?),
         NodeSays::Freeze => Said::Freeze(json(kind, bytes)?),
+        NodeSays::Machines => Said::Machines(json(kind, bytes)?),
         NodeSays::Bye => Said::Bye(json(kind, bytes)?),
     })
 }
@@ -162,7 +169,7 @@ mod tests {
         fn no_bytes_make_it_panic(payload in prop::collection::vec(any::<u8>(), 0..200)) {
             for kind in [NodeSays::Hello, NodeSays::Beat, NodeSays::Facts, NodeSays::Pong, NodeSays::Accepted,
                 NodeSays::Output, NodeSays::Outcome, NodeSays::Local, NodeSays::Proof, NodeSays::Keys,
-                NodeSays::Bundle, NodeSays::Bye]
+                NodeSays::Bundle, NodeSays::Machines, NodeSays::Bye]
             {
                 if let Err(Nonsense(why)) = read(kind, &message(&payload)) {
                     let safe = !why.contains('\x1b') && why.len() < 1_000;

@@ -263,6 +263,7 @@ impl Effects {
             },
             // Whoever can write down that it goes on has it; see `restart`.
             Effect::Reboot => return Err(not_granted("reboot")),
+            Effect::Vm(_) => return Err(not_granted("vm")),
         })
     }
 }

@@ -371,6 +371,7 @@ fn answer(
             return Some(serde_json::to_vec(&KeysAnswer::Taken).unwrap());
         }
         NodeSays::Bundle => heard.bundles.push(read(bytes)),
+        NodeSays::Machines => {}
         NodeSays::Bye => heard.byes += 1,
     }
     None

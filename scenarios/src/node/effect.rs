@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 pub use muster_protocol::note::Change;
 use muster_protocol::units::Span;
+use muster_protocol::vm::VmCall;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -49,6 +50,8 @@ pub enum Effect {
     Http(HttpCall),
     /// Puppet.
     Puppet(PuppetRun),
+    /// A hypervisor's machines.
+    Vm(VmCall),
     /// Wait.
     Sleep {
         /// So long.
@@ -312,6 +315,19 @@ pub enum PuppetRun {
     Agent,
 }
 
+/// `vm create web-03`, `vm stop 0c7e1a52-…`.
+fn machine(call: &VmCall) -> String {
+    let what = call.name();
+    match call {
+        VmCall::Image { image } => format!("vm {what} {}", image.name),
+        VmCall::Create { machine } => format!("vm {what} {}", machine.name),
+        _ => match call.id() {
+            Some(id) => format!("vm {what} {id}"),
+            None => format!("vm {what}"),
+        },
+    }
+}
+
 impl Effect {
     /// The capability that a node must grant.
     #[must_use]
@@ -328,6 +344,7 @@ impl Effect {
             Self::Http(_) => Some("http"),
             Self::Puppet(_) => Some("puppet"),
             Self::Reboot => Some("reboot"),
+            Self::Vm(_) => Some("vm"),
             Self::Emit { .. } | Self::Log { .. } | Self::Sleep { .. } => None,
         }
     }
@@ -348,6 +365,7 @@ impl Effect {
             Self::Puppet(PuppetRun::Apply { .. }) => "puppet apply".to_owned(),
             Self::Puppet(PuppetRun::Agent) => "puppet agent".to_owned(),
             Self::Reboot => "reboot".to_owned(),
+            Self::Vm(call) => machine(call),
             Self::Emit { kind, .. } => format!("emit {kind}"),
             Self::Log { .. } => "log".to_owned(),
             Self::Sleep { span } => format!("sleep {span}"),
@@ -395,6 +413,7 @@ impl Effect {
             Self::Run(_)
             | Self::Puppet(_)
             | Self::Reboot
+            | Self::Vm(_)
             | Self::Emit { .. }
             | Self::Log { .. }
             | Self::Sleep { .. } => return self.subject(),

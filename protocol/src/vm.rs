@@ -1,0 +1,21 @@
+//! Virtual machines: what one is, what a hypervisor says of those it has, and
+//! what is wanted of it.
+//!
+//! What is wanted of a machine ([`Machine`]) and what a hypervisor sees of it
+//! ([`Guest`]) are two types on purpose: nobody can mistake a wish for what is
+//! so.
+
+mod call;
+mod ids;
+mod report;
+mod spec;
+
+pub use self::call::VmCall;
+pub use self::ids::{Mac, Sha256, VmId, VmIdError};
+pub use self::report::{
+    Capacity, Guest, GuestState, HypervisorReport, MAX_GUESTS, Owner, Virtualisation,
+};
+pub use self::spec::{
+    Disk, Enrol, ImageFormat, ImageRef, Machine, MachineError, Nic, Readiness, SeedText, Size, SizeError,
+    MAX_CPUS, MAX_DISK, MAX_MEMORY, MAX_NICS, MIN_MEMORY,
+};
