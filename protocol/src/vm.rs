@@ -16,6 +16,6 @@ pub use self::report::{
     Capacity, Guest, GuestState, HypervisorReport, MAX_GUESTS, Owner, Virtualisation,
 };
 pub use self::spec::{
-    Disk, Enrol, ImageFormat, ImageRef, Machine, MachineError, Nic, Readiness, SeedText, Size, SizeError,
-    MAX_CPUS, MAX_DISK, MAX_MEMORY, MAX_NICS, MIN_MEMORY,
+    Disk, Enrol, ImageFormat, ImageRef, MAX_CPUS, MAX_DISK, MAX_MEMORY, MAX_NICS, MIN_MEMORY,
+    Machine, MachineError, Nic, Readiness, SeedText, Size, SizeError,
 };

@@ -245,13 +245,17 @@ impl Machine {
     }
 }
 
-/// What a machine finds at its first start: the three texts of cloud-init's
-/// NoCloud, and for muster's own machines the invite, as the file
-/// `muster-invite` beside them. It is taken out once it has been used.
+/// What a machine finds at its first start, on a disk labelled `CIDATA`: the
+/// texts of cloud-init's NoCloud, and for muster's own machines what enrols
+/// them, as the file `muster.env` beside them. That is taken out once it has
+/// been used.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SeedText {
-    /// `user-data`. Operators may have written secrets into it.
+    /// `vendor-data`: what muster wants of the machine.
+    pub vendor_data: String,
+    /// `user-data`: what whoever asked for the machine wants of it. There may
+    /// be secrets in it.
     #[serde(with = "crate::api::exposed")]
     #[schema(value_type = String)]
     pub user_data: Secret,
@@ -264,8 +268,9 @@ pub struct SeedText {
     pub enrol: Option<Enrol>,
 }
 
-/// What an agent needs to enrol: a shell can read it as well, each value is
-/// in quotes that none of them contains.
+/// What an agent needs to enrol. In `muster.env` it is two lines that a shell
+/// can read: `MUSTER_BROKERS='URL URL'` and `MUSTER_TOKEN='…'`; no value
+/// contains a quote.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Enrol {
@@ -288,9 +293,21 @@ mod tests {
         }
         assert_eq!(Size(0).to_string(), "0B");
         assert_eq!(Size((1 << 30) + (1 << 29)).to_string(), "1.5GiB");
-        for bad in ["", "2", "2GB", "GiB", "-1GiB", "1.5GiB", "99999999999TiB", "2 GiB"] {
+        for bad in [
+            "",
+            "2",
+            "2GB",
+            "GiB",
+            "-1GiB",
+            "1.5GiB",
+            "99999999999TiB",
+            "2 GiB",
+        ] {
             assert!(bad.parse::<Size>().is_err(), "{bad}");
         }
-        assert_eq!(serde_json::to_string(&Size(1 << 20)).ok(), Some("1048576".into()));
+        assert_eq!(
+            serde_json::to_string(&Size(1 << 20)).ok(),
+            Some("1048576".into())
+        );
     }
 }
