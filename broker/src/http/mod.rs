@@ -14,6 +14,7 @@ mod freeze;
 mod front;
 mod gate;
 mod hooks;
+mod hypervisors;
 mod invites;
 mod keys;
 mod limit;
@@ -35,6 +36,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod vms;
 
 use std::sync::Arc;
 
@@ -70,6 +72,7 @@ use crate::schedules::Schedules;
 use crate::submit::Submit;
 use crate::tokens::Tokens;
 use crate::triggers::Triggers;
+use crate::vm::Machines;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
 pub use self::document::document;
@@ -138,6 +141,8 @@ pub struct AppState {
     pub library: Library,
     /// Runs that begin when their time comes.
     pub schedules: Schedules,
+    /// Virtual machines.
+    pub machines: Machines,
     /// How much those without a token may ask.
     pub limiter: Arc<Limiter>,
     /// How much a principal may ask.
@@ -212,6 +217,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(events::routes())
         .merge(hooks::routes())
         .merge(freeze::routes())
+        .merge(hypervisors::routes())
         .merge(invites::routes())
         .merge(keys::routes())
         .merge(matching::routes())
@@ -226,6 +232,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(sse::routes())
         .merge(status::routes())
         .merge(tokens::routes())
+        .merge(vms::routes())
 }
 
 /// The API as a service.

@@ -132,6 +132,8 @@ pub(crate) struct Stores {
     pub(crate) bundles: Kv<crate::library::StoredPart>,
     pub(crate) schedules: Kv<crate::schedules::StoredSchedule>,
     pub(crate) policies: Kv<crate::policy::StoredPolicy>,
+    pub(crate) machines: Kv<crate::vm::StoredVm>,
+    pub(crate) cordons: Kv<crate::vm::StoredCordons>,
     pub(crate) journals: Kv<crate::presence::StoredJournals>,
     pub(crate) once: Kv<crate::once::StoredOnce>,
     pub(crate) places: Kv<crate::triggers::Place>,
@@ -187,6 +189,8 @@ impl Stores {
             bundles: bucket(js, "muster_bundles").await?.witnessed(told()),
             schedules: bucket(js, "muster_schedules").await?.witnessed(told()),
             policies: bucket(js, "muster_policy").await?.witnessed(told()),
+            machines: bucket(js, "muster_vms").await?.witnessed(told()),
+            cordons: bucket(js, "muster_cluster").await?.witnessed(told()),
             journals: bucket(js, "muster_cluster").await?,
             once: Box::pin(once_bucket(js)).await?,
             // After the store went back, its places mean nothing.

@@ -46,6 +46,9 @@ use crate::tls::{TlsError, broker_ca};
 use crate::tokens::{Tokens, TokensError};
 use crate::triggers::{Places, Triggers};
 use crate::twin::{Past, Twin};
+use crate::vm::adapters::Door;
+use crate::vm::keep::{RecordError, Records};
+use crate::vm::{self, Cordons, Machines, Observed};
 
 /// How often invites that ended are forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(3_600);
@@ -96,6 +99,9 @@ pub enum SessionError {
     /// The schedules.
     #[error(transparent)]
     Schedules(#[from] SchedulesError),
+    /// The machines.
+    #[error(transparent)]
+    Machines(#[from] RecordError),
     /// Who may do what.
     #[error(transparent)]
     Policies(#[from] PolicyError),
@@ -125,6 +131,7 @@ impl SessionError {
             | Self::Releases(_)
             | Self::Library(_)
             | Self::Schedules(_)
+            | Self::Machines(_)
             | Self::Audit(_)
             | Self::Chat(_) => false,
         }
@@ -257,6 +264,7 @@ impl Session {
         )
         .await
         .map_err(InventoryError::from)?;
+        let observed = Observed::default();
         let nodes = Nodes::start(Deps {
             client: link.client.clone(),
             js: link.js.clone(),
@@ -269,6 +277,7 @@ impl Session {
             connections: Some((link.system.clone(), parts.keys.account_key())),
             library: Some(library.clone()),
             freezer: freezer.clone(),
+            observed: observed.clone(),
             settings: bus::Settings {
                 runs: runs_settings(&parts.config),
                 confirm_above: parts.config.confirm_above,
@@ -313,6 +322,28 @@ impl Session {
             submit: submit.clone(),
             library: library.clone(),
         }));
+        let cluster = authority.list().cluster;
+        let records = Records::load(stores.machines.clone(), lease.clone(), cluster).await?;
+        let cordons = Cordons::load(stores.cordons.clone(), lease.clone()).await?;
+        let door = Door {
+            enrolment: enrolment.clone(),
+            inventory: inventory.clone(),
+            control: Arc::clone(&nodes.control),
+        };
+        let machines = Machines::new(vm::Parts {
+            records,
+            observed,
+            cordons,
+            inventory: inventory.clone(),
+            control: Arc::clone(&nodes.control),
+            reserves: Arc::new(vm::ports::Nowhere),
+            pictures: Arc::new(vm::ports::Nowhere),
+            works: Arc::new(submit.clone()),
+            doorman: Arc::new(door),
+            events: events.clone(),
+            settings: parts.config.vm.clone(),
+            keep_for: vm::KEEP_FOR,
+        });
         let places = Places::new(stores.places.clone(), lease.clone());
         let outside = (
             parts.hooks.clone(),
@@ -363,6 +394,7 @@ impl Session {
             releases,
             library: library.clone(),
             schedules: schedules.clone(),
+            machines: machines.clone(),
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
             principals: Arc::new(PrincipalLimiter::new(
                 parts.config.limits.requests_per_second,
@@ -387,6 +419,8 @@ impl Session {
         tasks.spawn(routes.keep(cancel.clone()));
         tasks.spawn(chat.keep(Arc::new(nodes.engine.clone()), cancel.clone()));
         tasks.spawn(schedules.keep(submit, cancel.clone()));
+        tasks.spawn(machines.clone().keep(cancel.clone()));
+        tasks.spawn(machines.reconcile(cancel.clone()));
         tasks.spawn(tidy_library(library, nodes.engine.clone(), cancel.clone()));
         tasks.spawn(inventory.tend(cancel.clone()));
         let remembering = peers.clone();

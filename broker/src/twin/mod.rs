@@ -108,12 +108,13 @@ const SCENARIOS: &str = "KV_muster_scenarios";
 const BUNDLES: &str = "KV_muster_bundles";
 const SCHEDULES: &str = "KV_muster_schedules";
 const POLICY: &str = "KV_muster_policy";
+const MACHINES: &str = "KV_muster_vms";
 const RUNS: &str = crate::runs::STREAM;
 const EVENTS: &str = crate::events::STREAM;
 const AUDIT: &str = crate::audit::STREAM;
 
 /// Everything that is followed.
-const ALL: [Followed; 12] = [
+const ALL: [Followed; 13] = [
     bucket(NODES, "$KV.muster_nodes.>"),
     bucket(FACTS, "$KV.muster_facts.>"),
     bucket(INVITES, "$KV.muster_invites.>"),
@@ -123,6 +124,7 @@ const ALL: [Followed; 12] = [
     bucket(BUNDLES, "$KV.muster_bundles.>"),
     bucket(SCHEDULES, "$KV.muster_schedules.>"),
     bucket(POLICY, "$KV.muster_policy.>"),
+    bucket(MACHINES, "$KV.muster_vms.>"),
     log(RUNS, subject::JOURNAL_ALL),
     log(EVENTS, subject::EVENT),
     log(AUDIT, subject::AUDIT),
