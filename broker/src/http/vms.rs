@@ -203,7 +203,14 @@ async fn show(
     ApiPath(name): ApiPath<String>,
 ) -> Result<ApiJson<VmView>, ApiError> {
     state.authorize(&caller, Action::ReadMachines, ()).await?;
-    Ok(ApiJson(state.machines.show(&vm_name(&name)?)?))
+    let name = vm_name(&name)?;
+    let machines = state.machines.clone();
+    finish(async move {
+        machines.look_after(&name).await;
+        machines.show(&name)
+    })
+    .await
+    .map(ApiJson)
 }
 
 /// How it is destroyed.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream};
 use muster_protocol::api::VmAction;
 use muster_protocol::ids::RunId;
+use muster_protocol::names::VmName;
 use muster_protocol::run::RunPhase;
 use muster_protocol::text::printable;
 use muster_protocol::units::{Timestamp, after};
@@ -81,6 +82,20 @@ impl Machines {
             })
             .await;
         busy
+    }
+
+    /// Looks after one machine now, unless somebody does: whoever looks at it
+    /// sees what has come of its run.
+    pub async fn look_after(&self, name: &VmName) {
+        let Some(_turn) = self.turn_now(name) else {
+            return;
+        };
+        let held = self.parts().records.get(name);
+        if let Some(held) = held.filter(|held| held.vm.is_restless())
+            && let Err(error) = self.step(&held, Timestamp::now()).await
+        {
+            tracing::debug!(vm = %name, %error, "a machine cannot be looked after now");
+        }
     }
 
     /// Does what is next in the life of a machine, if anything is. Whoever
