@@ -15,11 +15,13 @@ mod front;
 mod gate;
 mod hooks;
 mod hypervisors;
+mod images;
 mod invites;
 mod keys;
 mod limit;
 mod matching;
 mod metrics;
+mod networks;
 mod nodes;
 mod once;
 mod page;
@@ -73,6 +75,8 @@ use crate::submit::Submit;
 use crate::tokens::Tokens;
 use crate::triggers::Triggers;
 use crate::vm::Machines;
+use crate::vm::images::Images;
+use crate::vm::networks::Networks;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
 pub use self::document::document;
@@ -143,6 +147,10 @@ pub struct AppState {
     pub schedules: Schedules,
     /// Virtual machines.
     pub machines: Machines,
+    /// Disk images.
+    pub images: Images,
+    /// Networks that machines are in, and who has which address.
+    pub networks: Networks,
     /// How much those without a token may ask.
     pub limiter: Arc<Limiter>,
     /// How much a principal may ask.
@@ -218,10 +226,12 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(hooks::routes())
         .merge(freeze::routes())
         .merge(hypervisors::routes())
+        .merge(images::routes())
         .merge(invites::routes())
         .merge(keys::routes())
         .merge(matching::routes())
         .merge(metrics::routes())
+        .merge(networks::routes())
         .merge(nodes::routes())
         .merge(ping::routes())
         .merge(policy::routes())

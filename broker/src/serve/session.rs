@@ -49,6 +49,8 @@ use crate::twin::{Past, Twin};
 use crate::vm::adapters::Door;
 use crate::vm::keep::{RecordError, Records};
 use crate::vm::{self, Cordons, Machines, Observed};
+use crate::vm::images::{Images, ImagesError};
+use crate::vm::networks::{Networks, NetworksError};
 
 /// How often invites that ended are forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(3_600);
@@ -102,6 +104,12 @@ pub enum SessionError {
     /// The machines.
     #[error(transparent)]
     Machines(#[from] RecordError),
+    /// Disk images.
+    #[error(transparent)]
+    Images(#[from] ImagesError),
+    /// Networks and addresses.
+    #[error(transparent)]
+    Networks(#[from] NetworksError),
     /// Who may do what.
     #[error(transparent)]
     Policies(#[from] PolicyError),
@@ -132,6 +140,8 @@ impl SessionError {
             | Self::Library(_)
             | Self::Schedules(_)
             | Self::Machines(_)
+            | Self::Images(_)
+            | Self::Networks(_)
             | Self::Audit(_)
             | Self::Chat(_) => false,
         }
@@ -237,6 +247,20 @@ impl Session {
         .await?;
         let schedules =
             Schedules::load(stores.schedules.clone(), lease.clone(), events.clone()).await?;
+        let images = Box::pin(Images::open(
+            parts.config.images(),
+            stores.images.clone(),
+            lease.clone(),
+            events.clone(),
+        ))
+        .await?;
+        let networks = Box::pin(Networks::load(
+            stores.networks.clone(),
+            stores.addresses.clone(),
+            lease.clone(),
+            events.clone(),
+        ))
+        .await?;
         let connect = Connect {
             nats_urls: parts.config.agent_urls().to_vec(),
             nats_ca: nats_ca(&parts.config, &parts.ca)?,
@@ -336,8 +360,8 @@ impl Session {
             cordons,
             inventory: inventory.clone(),
             control: Arc::clone(&nodes.control),
-            reserves: Arc::new(vm::ports::Nowhere),
-            pictures: Arc::new(vm::ports::Nowhere),
+            reserves: Arc::new(networks.clone()),
+            pictures: Arc::new(images.clone()),
             works: Arc::new(submit.clone()),
             doorman: Arc::new(door),
             events: events.clone(),
@@ -395,6 +419,8 @@ impl Session {
             library: library.clone(),
             schedules: schedules.clone(),
             machines: machines.clone(),
+            images: images.clone(),
+            networks,
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
             principals: Arc::new(PrincipalLimiter::new(
                 parts.config.limits.requests_per_second,
@@ -422,6 +448,7 @@ impl Session {
         tasks.spawn(machines.clone().keep(cancel.clone()));
         tasks.spawn(machines.reconcile(cancel.clone()));
         tasks.spawn(tidy_library(library, nodes.engine.clone(), cancel.clone()));
+        tasks.spawn(images.keep(cancel.clone()));
         tasks.spawn(inventory.tend(cancel.clone()));
         let remembering = peers.clone();
         tasks.spawn(remembering.remember(stores.brokers.clone(), cancel.clone()));

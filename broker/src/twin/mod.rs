@@ -109,12 +109,15 @@ const BUNDLES: &str = "KV_muster_bundles";
 const SCHEDULES: &str = "KV_muster_schedules";
 const POLICY: &str = "KV_muster_policy";
 const MACHINES: &str = "KV_muster_vms";
+const NETWORKS: &str = "KV_muster_networks";
+const ADDRESSES: &str = "KV_muster_addresses";
+const IMAGES: &str = "KV_muster_images";
 const RUNS: &str = crate::runs::STREAM;
 const EVENTS: &str = crate::events::STREAM;
 const AUDIT: &str = crate::audit::STREAM;
 
 /// Everything that is followed.
-const ALL: [Followed; 13] = [
+const ALL: [Followed; 16] = [
     bucket(NODES, "$KV.muster_nodes.>"),
     bucket(FACTS, "$KV.muster_facts.>"),
     bucket(INVITES, "$KV.muster_invites.>"),
@@ -125,6 +128,9 @@ const ALL: [Followed; 13] = [
     bucket(SCHEDULES, "$KV.muster_schedules.>"),
     bucket(POLICY, "$KV.muster_policy.>"),
     bucket(MACHINES, "$KV.muster_vms.>"),
+    bucket(NETWORKS, "$KV.muster_networks.>"),
+    bucket(ADDRESSES, "$KV.muster_addresses.>"),
+    bucket(IMAGES, "$KV.muster_images.>"),
     log(RUNS, subject::JOURNAL_ALL),
     log(EVENTS, subject::EVENT),
     log(AUDIT, subject::AUDIT),

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use muster_protocol::api::{InviteToken, RunRequest, RunView};
 use muster_protocol::ids::{RunId, Serial};
-use muster_protocol::names::PrincipalName;
+use muster_protocol::names::{ImageName, LanName, PrincipalName, VmName};
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::Outcome;
 use muster_protocol::units::Timestamp;
+use muster_protocol::vm::{ImageRef, VmId};
 
-use super::ports::{Doorman, ForMachine, Look, Works, refused};
+use super::images::Images;
+use super::networks::Networks;
+use super::ports::{Addresses, Doorman, ForMachine, Look, Pictures, Reserves, Works, refused};
 use crate::authz::Caller;
 use crate::enroll::{EnrollError, Enrolment};
 use crate::http::ApiError;
@@ -135,5 +138,44 @@ impl Doorman for Door {
 
     fn brokers(&self) -> Vec<String> {
         self.enrolment.brokers()
+    }
+}
+
+impl Reserves for Networks {
+    fn knows(&self, lan: &LanName) -> bool {
+        self.get(lan).is_ok()
+    }
+
+    fn reserve<'a>(
+        &'a self,
+        lan: &'a LanName,
+        machine: VmId,
+        name: &'a VmName,
+    ) -> BoxFuture<'a, Result<Addresses, Refused>> {
+        Box::pin(async move {
+            let found = Self::reserve(self, lan, machine, name).await;
+            let found = found.map_err(|error| ApiError::from(error).into_problem())?;
+            Ok(Addresses {
+                bridge: found.bridge,
+                addresses: found.addresses.into_iter().zip(found.prefixes).collect(),
+                gateways: found.gateways,
+                dns: found.dns,
+                mtu: found.mtu,
+            })
+        })
+    }
+
+    fn release(&self, machine: VmId) -> BoxFuture<'_, Result<(), Refused>> {
+        Box::pin(async move {
+            let freed = Self::release(self, machine).await;
+            freed.map_err(|error| ApiError::from(error).into_problem())?;
+            Ok(())
+        })
+    }
+}
+
+impl Pictures for Images {
+    fn get(&self, name: &ImageName) -> Option<ImageRef> {
+        Self::get(self, name)
     }
 }

@@ -1,11 +1,14 @@
 //! Hypervisors, as people see them.
 
+use std::collections::HashMap;
+
 use muster_protocol::api::{HypervisorChange, HypervisorView};
 use muster_protocol::names::NodeName;
-use muster_protocol::vm::Size;
+use muster_protocol::vm::{Sha256, Size};
 
 use super::create::{given, is_ours, strangers};
 use super::error::VmError;
+use super::images::Uses;
 use super::machines::Machines;
 use super::observed::is_hypervisor;
 use super::records::{Life, Takes};
@@ -37,6 +40,25 @@ impl Machines {
             .collect();
         all.sort_by(|a, b| a.node.cmp(&b.node));
         all
+    }
+
+    /// Who has which image's bytes.
+    #[must_use]
+    pub fn image_uses(&self) -> HashMap<Sha256, Uses> {
+        let mut uses: HashMap<Sha256, Uses> = HashMap::new();
+        for held in self.parts().records.all() {
+            if !matches!(held.vm.life, Life::Gone { .. }) {
+                uses.entry(held.vm.wish.image.sha256).or_default().machines += 1;
+            }
+        }
+        let snapshot = self.parts().inventory.snapshot();
+        for node in snapshot.iter().filter(|node| is_hypervisor(node)) {
+            let heard = self.parts().observed.of(node.serial);
+            for image in heard.iter().flat_map(|heard| &heard.report.images) {
+                uses.entry(*image).or_default().on += 1;
+            }
+        }
+        uses
     }
 
     fn hypervisor(&self, node: &NodeRecord, given: Takes, machines: u32) -> HypervisorView {

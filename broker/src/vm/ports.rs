@@ -132,34 +132,3 @@ pub trait Doorman: Send + Sync {
 pub(super) fn refused(problem: Problem) -> Refused {
     Box::new(problem)
 }
-
-/// No network and no image.
-#[derive(Clone, Copy, Debug)]
-pub struct Nowhere;
-
-impl Reserves for Nowhere {
-    fn knows(&self, _lan: &LanName) -> bool {
-        false
-    }
-
-    fn reserve<'a>(
-        &'a self,
-        lan: &'a LanName,
-        _machine: VmId,
-        _name: &'a VmName,
-    ) -> BoxFuture<'a, Result<Addresses, Refused>> {
-        let title = format!("there is no network {lan}");
-        let none = Problem::new(muster_protocol::problem::Kind::NotFound, title);
-        Box::pin(std::future::ready(Err(refused(none))))
-    }
-
-    fn release(&self, _machine: VmId) -> BoxFuture<'_, Result<(), Refused>> {
-        Box::pin(std::future::ready(Ok(())))
-    }
-}
-
-impl Pictures for Nowhere {
-    fn get(&self, _name: &ImageName) -> Option<ImageRef> {
-        None
-    }
-}

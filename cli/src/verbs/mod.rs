@@ -11,9 +11,11 @@ pub mod freeze;
 pub mod generate;
 pub mod hook;
 pub mod hypervisor;
+pub mod image;
 pub mod irc;
 pub mod keys;
 pub mod matching;
+pub mod network;
 pub mod node;
 pub mod nodes;
 pub mod output;
@@ -60,6 +62,8 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Vm(args) => Box::pin(vm::run(context, args)).await,
         Command::Hypervisor(args) => hypervisor::run(context, &args).await,
         Command::Node(args) => node::run(context, args).await,
+        Command::Image(args) => Box::pin(image::run(context, args)).await,
+        Command::Network(args) => network::run(context, args).await,
         Command::Agent(args) => agent::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,
         Command::Policy(args) => Box::pin(policy::run(context, args)).await,
