@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use super::{FoldError, NodePhase, NodeResult, Outcome, RunEvent, RunPhase, RunState, Summary};
 use crate::api::Role;
 use crate::ids::{RunId, Serial};
-use crate::names::{FunctionName, PrincipalName, ScenarioName};
+use crate::names::{FunctionName, NodeName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
 use crate::origin::Origin;
 use crate::units::Timestamp;
@@ -114,6 +114,13 @@ pub enum Wanted {
     Until {
         /// Which.
         at: Timestamp,
+    },
+    /// That a node is heard.
+    Contact {
+        /// Which.
+        node: NodeName,
+        /// At the latest then.
+        until: Timestamp,
     },
     /// What a person says.
     Answer {
@@ -248,7 +255,10 @@ impl CallState {
                 .map(|(number, step)| (step.run, part(number)))
                 .collect(),
             Wanted::Scenario { run, .. } => vec![(*run, part(0))],
-            Wanted::Until { .. } | Wanted::Answer { .. } | Wanted::Nothing => Vec::new(),
+            Wanted::Until { .. }
+            | Wanted::Contact { .. }
+            | Wanted::Answer { .. }
+            | Wanted::Nothing => Vec::new(),
         }
     }
 }
