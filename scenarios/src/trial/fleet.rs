@@ -164,7 +164,9 @@ impl Fleet {
 
     /// Whether a node of that name is connected.
     pub(super) fn is_there(&self, name: &str) -> bool {
-        self.nodes.iter().any(|node| !node.down && node.name.as_str() == name)
+        self.nodes
+            .iter()
+            .any(|node| !node.down && node.name.as_str() == name)
     }
 
     pub(super) fn label(&self, serial: Serial, key: &LabelKey) -> Option<&str> {
