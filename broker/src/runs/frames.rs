@@ -273,7 +273,7 @@ fn main_frames(state: &RunState, event: &RunEvent) -> Vec<Frame> {
                 until: *at,
                 node: None,
             }],
-            Wanted::Contact { node, until } => vec![Frame::Sleeps {
+            Wanted::Contact { node, until, .. } => vec![Frame::Sleeps {
                 run,
                 call: *number,
                 until: *until,

@@ -19,7 +19,7 @@ use crate::ids::{RunId, Serial};
 use crate::names::{FunctionName, NodeName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
 use crate::origin::Origin;
-use crate::units::Timestamp;
+use crate::units::{Span, Timestamp};
 
 /// Log lines that the folded state keeps; the journal has all.
 pub(super) const LOGS_KEPT: usize = 500;
@@ -121,6 +121,8 @@ pub enum Wanted {
         node: NodeName,
         /// At the latest then.
         until: Timestamp,
+        /// How long that was when it began.
+        within: Span,
     },
     /// What a person says.
     Answer {

@@ -255,7 +255,7 @@ impl RunState {
                     until: *at,
                     node: None,
                 }),
-                Wanted::Contact { node, until } => Some(Gate::Moment {
+                Wanted::Contact { node, until, .. } => Some(Gate::Moment {
                     until: *until,
                     node: Some(node.clone()),
                 }),

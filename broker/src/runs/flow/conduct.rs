@@ -554,6 +554,7 @@ impl Task {
             HostCall::Contact { node, within } => Wanted::Contact {
                 node: node.clone(),
                 until: after(Timestamp::now(), within.get()),
+                within: *within,
             },
             HostCall::Ask { question, answers } => Wanted::Answer {
                 question: question.clone(),

@@ -12,7 +12,7 @@ use muster_protocol::run::{
     CallState, Gate, MainEnd, NodeResult, PartOf, RunPhase, RunState, StepCall, StepEnd, Wanted,
     Wish,
 };
-use muster_protocol::units::{Span, Timestamp, elapsed};
+use muster_protocol::units::{Timestamp, elapsed};
 use muster_scenarios::durable::{HostCall, Reply, Step, StepReply};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -80,18 +80,21 @@ impl Task {
                 self.conductor().wake = Some(Instant::now() + left.min(LOOK));
                 Ok(false)
             }
-            (Wanted::Contact { node, until }, None) => {
+            (
+                Wanted::Contact {
+                    node,
+                    until,
+                    within,
+                },
+                None,
+            ) => {
                 if self.heard(node) {
                     let reply = Reply::Value(Value::Null);
                     self.answered(open.number, reply, Vec::new(), None).await?;
                     return Ok(true);
                 }
-                let now = Timestamp::now();
-                let left = elapsed(now, *until);
+                let left = elapsed(Timestamp::now(), *until);
                 if left.is_zero() {
-                    let within = Span::from_millis(
-                        u64::try_from(elapsed(open.began, *until).as_millis()).unwrap_or(u64::MAX),
-                    );
                     let reply = Reply::Error(format!("{node} was not heard within {within}"));
                     self.answered(open.number, reply, Vec::new(), None).await?;
                     return Ok(true);
