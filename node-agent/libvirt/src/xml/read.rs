@@ -24,6 +24,10 @@ const MAX_TEXT: usize = 256 << 10;
 /// What stands in the definition of a domain.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Definition {
+    /// Its UUID; none when that cannot be read.
+    pub uuid: Option<VmId>,
+    /// Its name; none when that cannot be read.
+    pub name: Option<String>,
     /// Whose it is.
     pub owner: Owner,
     /// What muster wanted of it; none when it is foreign.
@@ -39,6 +43,8 @@ pub struct Definition {
 impl Definition {
     fn unread() -> Self {
         Self {
+            uuid: None,
+            name: None,
             owner: Owner::Foreign,
             machine: None,
             cpus: 0,
@@ -54,12 +60,11 @@ impl Definition {
 #[must_use]
 pub fn read_domain(xml: &str) -> Definition {
     let mut found = Definition::unread();
-    let (mut uuid, mut name) = (None, None);
     let mut claims: Vec<(Option<String>, String)> = Vec::new();
     let mut disk = (None, None);
     let whole = walk(xml, |node| match node.path {
-        ["domain", "uuid"] => uuid = uuid.take().or(Some(node.text)),
-        ["domain", "name"] => name = name.take().or(Some(node.text)),
+        ["domain", "uuid"] => found.uuid = node.text.trim().parse().ok(),
+        ["domain", "name"] => found.name = Some(node.text),
         ["domain", "vcpu"] => found.cpus = node.text.trim().parse().unwrap_or(0),
         ["domain", "memory"] => found.memory = memory(&node),
         ["domain", "metadata", "muster:machine"] => {
@@ -81,12 +86,12 @@ pub fn read_domain(xml: &str) -> Definition {
     let [(Some(cluster), json)] = claims.as_slice() else {
         return found;
     };
-    let uuid: Option<VmId> = uuid.and_then(|text| text.trim().parse().ok());
     let machine = serde_json::from_str::<Machine>(json).ok();
     let (Ok(cluster), Some(machine)) = (cluster.parse::<ClusterId>(), machine) else {
         return found;
     };
-    if Some(machine.id) == uuid && name.as_deref() == Some(machine.name.as_str()) {
+    let name = found.name.as_deref();
+    if Some(machine.id) == found.uuid && name == Some(machine.name.as_str()) {
         found.owner = Owner::Muster { cluster };
         found.machine = Some(Box::new(machine));
     }
