@@ -85,6 +85,10 @@ impl Host {
 
     pub(crate) fn shutdown(&self, uuid: VmId) -> Result<(), Failed> {
         let (domain, _) = self.own(uuid)?;
+        if !domain.is_active()? {
+            let message = "the domain does not run";
+            return Err(Failed::new(FailureKind::State, message));
+        }
         Ok(domain.shutdown().map(drop)?)
     }
 

@@ -15,6 +15,9 @@ use crate::host::Host;
 impl Host {
     pub(crate) fn pool(&self, name: &PoolName) -> Result<message::Pool, Failed> {
         let pool = self.active(name)?;
+        // What is free is what was free when it last looked. It cannot look
+        // while it writes a volume; then that has to do.
+        let _ = pool.refresh(0);
         let info = pool.get_info()?;
         Ok(message::Pool {
             capacity: Size(info.capacity),
@@ -34,8 +37,11 @@ impl Host {
         name: &str,
     ) -> Result<Option<message::Volume>, Failed> {
         let pool = self.active(pool)?;
-        let volume = find(&pool, name)?;
-        volume.as_ref().map(look).transpose()
+        match find(&pool, name)? {
+            // Its file may have gone away behind the pool's back.
+            Some(volume) => there(look(&volume)),
+            None => Ok(None),
+        }
     }
 
     pub(crate) fn volumes(&self, pool: &PoolName) -> Result<Vec<message::Volume>, Failed> {
