@@ -140,8 +140,11 @@ impl Host {
         let runs = domain.is_active()?;
         let flags = if runs {
             virt_sys::VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING
-        } else {
+        } else if xml::read_snapshot_is_of_disk(&snapshot.get_xml_desc(0)?) {
             0
+        } else {
+            // It comes with its memory: it must not do anything with it.
+            virt_sys::VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED
         };
         snapshot.revert(flags)?;
         if !runs && domain.is_active()? {

@@ -4,7 +4,10 @@
 mod read;
 mod write;
 
-pub use read::{Capabilities, Definition, MAX_XML, read_capabilities, read_domain, read_pool_path};
+pub use read::{
+    Capabilities, Definition, MAX_XML, read_capabilities, read_domain, read_pool_path,
+    read_snapshot_is_of_disk,
+};
 pub use write::{Paths, domain, snapshot, volume};
 
 /// The namespace of what muster writes into the metadata of its domains.

@@ -187,6 +187,18 @@ pub fn read_pool_path(xml: &str) -> Option<String> {
     path
 }
 
+/// Whether a snapshot is of a machine that did not run: of its disk alone.
+#[must_use]
+pub fn read_snapshot_is_of_disk(xml: &str) -> bool {
+    let mut state = None;
+    let whole = walk(xml, |node| {
+        if let ["domainsnapshot", "state"] = node.path {
+            state = state.take().or(Some(node.text));
+        }
+    });
+    whole.is_some() && matches!(state.as_deref(), Some("shutoff" | "crashed"))
+}
+
 /// An element at its end.
 struct Node<'a> {
     /// Where: `?` for what is in another namespace, `muster:` before what is

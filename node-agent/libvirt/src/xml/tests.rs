@@ -2,7 +2,10 @@ use muster_protocol::ids::ClusterId;
 use muster_protocol::vm::{ImageFormat, Machine, Owner, Size, Virtualisation, VmId};
 use proptest::prelude::*;
 
-use super::{Paths, domain, read_capabilities, read_domain, read_pool_path, snapshot, volume};
+use super::{
+    Paths, domain, read_capabilities, read_domain, read_pool_path, read_snapshot_is_of_disk,
+    snapshot, volume,
+};
 
 fn cluster() -> ClusterId {
     ClusterId::from_bytes([7; 16])
@@ -348,6 +351,23 @@ fn the_directory_of_a_pool() {
     assert_eq!(read_pool_path(xml).as_deref(), Some("/a & b"));
     assert_eq!(read_pool_path("<pool><path>/a</path></pool>"), None);
     assert_eq!(read_pool_path("<pool><target><path>/a</path>"), None);
+}
+
+#[test]
+fn whether_a_snapshot_has_memory() {
+    let with = |state: &str| {
+        read_snapshot_is_of_disk(&format!(
+            "<domainsnapshot><state>{state}</state><domain><state>x</state></domain></domainsnapshot>"
+        ))
+    };
+    assert!(with("shutoff"));
+    assert!(with("crashed"));
+    assert!(!with("running"));
+    assert!(!with("paused"));
+    assert!(!read_snapshot_is_of_disk(
+        "<domainsnapshot><state>shutoff</state>"
+    ));
+    assert!(!read_snapshot_is_of_disk("<domainsnapshot/>"));
 }
 
 proptest! {

@@ -22,8 +22,16 @@ mount --bind "$1/run" /run/libvirt
 mount --bind "$1/cache" /var/cache/libvirt
 mount --bind "$1/log" /var/log/libvirt
 mount -t tmpfs -o size=1m small "$1/small"
-# In software: whether there is a /dev/kvm that works is not what is tested.
-if [ -e /dev/kvm ]; then mount --bind /dev/null /dev/kvm; fi
+# In software: without /dev/kvm, whether there is one that works or not.
+mount -t tmpfs dev "$1/dev"
+mkdir "$1/dev/net" "$1/dev/pts" "$1/dev/shm"
+for node in null zero full random urandom tty net/tun; do
+    touch "$1/dev/$node"
+    mount --bind "/dev/$node" "$1/dev/$node"
+done
+mount --bind /dev/pts "$1/dev/pts"
+ln -s pts/ptmx "$1/dev/ptmx"
+mount --rbind "$1/dev" /dev
 ip link set lo up
 ip link add br-test type bridge
 virtlogd -p /run/libvirt/virtlogd.pid 2>"$1/virtlogd.err" &
@@ -48,7 +56,9 @@ impl Daemon {
             return None;
         }
         let files = tempfile::tempdir().expect("a directory");
-        for name in ["etc/qemu", "lib", "run", "cache", "log", "small", "pool"] {
+        for name in [
+            "etc/qemu", "lib", "run", "cache", "log", "dev", "small", "pool",
+        ] {
             std::fs::create_dir_all(files.path().join(name)).expect("a directory");
         }
         let write = |name: &str, text: &str| {

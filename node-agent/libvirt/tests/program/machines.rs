@@ -24,9 +24,13 @@ pub(crate) fn machine(name: &str, pool: &str) -> Machine {
 }
 
 pub(crate) fn definition(machine: &Machine, disk: &str, log: &str) -> String {
+    with_seed(machine, disk, log, None)
+}
+
+pub(crate) fn with_seed(machine: &Machine, disk: &str, log: &str, seed: Option<&str>) -> String {
     let paths = Paths {
         disk: disk.into(),
-        seed: None,
+        seed: seed.map(str::to_owned),
         console_log: log.into(),
         emulator: None,
     };

@@ -8,7 +8,7 @@ use muster_protocol::vm::{GuestState, ImageFormat, Machine, Owner, Size, Virtual
 
 use crate::client::Program;
 use crate::daemon::Daemon;
-use crate::machines::{cluster, definition, machine};
+use crate::machines::{cluster, definition, machine, with_seed};
 
 fn pool(name: &str) -> PoolName {
     name.parse().expect("a name")
@@ -22,10 +22,18 @@ fn made(daemon: &Daemon, program: &mut Program, machine: &Machine) -> Volume {
     let Reply::Volume(Some(volume)) = program.get(Call::CreateVolume { pool, xml }) else {
         panic!("no volume");
     };
-    let log = daemon.path("log").join(format!("{}.log", machine.id));
-    let xml = definition(machine, &volume.path, log.to_str().expect("text"));
+    let xml = defined(daemon, machine, &volume);
     program.done(Call::Define { xml });
     volume
+}
+
+/// The definition of a machine with a seed.
+fn defined(daemon: &Daemon, machine: &Machine, disk: &Volume) -> String {
+    let seed = daemon.path("pool/seed.img");
+    std::fs::write(&seed, vec![0; 1 << 20]).expect("a file");
+    let log = daemon.path("log/console.log");
+    let (seed, log) = (seed.to_str(), log.to_str().expect("text"));
+    with_seed(machine, &disk.path, log, seed)
 }
 
 #[test]
@@ -304,8 +312,7 @@ fn snapshots_of_a_disk() {
     program.done(Call::Kill { uuid });
     write("4");
     wanted.memory = Size(96 << 20);
-    let log = daemon.path("log/web-03.log");
-    let xml = definition(&wanted, &disk.path, log.to_str().expect("text"));
+    let xml = defined(&daemon, &wanted, &disk);
     program.done(Call::Define { xml });
     program.done(restore("running"));
     assert_eq!(program.domain(uuid).state, GuestState::Stopped);
