@@ -1,6 +1,8 @@
 //! The program, held against libvirt: its test driver for breadth, and a real
 //! libvirtd with directories and a network of its own for the rest.
 
+use std::io::Write as _;
+
 #[cfg(feature = "libvirt")]
 mod client;
 #[cfg(feature = "libvirt")]
@@ -14,7 +16,7 @@ mod simulated;
 
 /// Says that something was not tested; a failure where it must be.
 fn skip(why: &str) {
-    eprintln!("SKIPPED: {why}");
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
     let required = std::env::var("MUSTER_TESTS_REQUIRE").unwrap_or_default();
     assert!(!required.contains("libvirt"), "required here: {why}");
 }
