@@ -35,6 +35,8 @@ mkdir -p "$work/parts/modules/lib/modules"
 mv "$work/root/boot/vmlinuz-$release" "$work/parts/vmlinuz"
 mv "$work/root/lib/modules/$release" "$work/parts/modules/lib/modules/"
 mv "$work/root/usr/sbin/qemu-ga" "$work/parts/qemu-ga"
+# What each module needs; a package that is installed makes this by itself.
+busybox depmod -b "$work/parts/modules" "$release"
 printf '%s\n' "$release" >"$work/parts/release"
 # Whole, or not there. Another of these may have been faster.
 mv -T "$work/parts" "$parts" 2>/dev/null || [ -d "$parts" ]

@@ -7,6 +7,7 @@ pub mod irc;
 pub mod proxy;
 pub mod release;
 pub mod stops;
+pub mod vm;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;

@@ -1,0 +1,73 @@
+//! The guest of the tests: it boots from its own disk, takes its seed, can be
+//! reached, and ends when it is asked to.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result};
+use muster_tests::vm::guest::{Guest, Plan, who_is};
+use muster_tests::vm::{Hypervisor, Image, World, capability};
+use muster_tests::wait_for;
+use rustix::process::Signal;
+
+#[test]
+fn a_guest_boots_takes_its_seed_and_leaves_nothing() -> Result<()> {
+    if !capability("guest") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let image = Image::made()?;
+    let world = World::enter()?;
+    let hypervisor = Hypervisor::start(&world, dir.path(), 2)?;
+    let before = hypervisor.inventory()?;
+
+    let address: IpAddr = "10.77.1.25".parse()?;
+    let plan = Plan {
+        name: "web-25".into(),
+        mac: "52:54:00:77:01:19".into(),
+        addresses: vec![format!("{address}/16"), "fd77::1:25/64".into()],
+        files: vec![("user-data".into(), "#cloud-config\n{}\n".into())],
+    };
+    let guest = Guest::start(&hypervisor, &image, plan)?;
+    guest.says("web-25 is up")?;
+    guest.says("user-data")?;
+
+    // From the hypervisor, and over its cable from here.
+    for to in ["10.77.1.25", "fd77::1:25"] {
+        let said = hypervisor.run(&["ping", "-c", "1", "-W", "5", to]);
+        assert_eq!(said.code, 0, "{to}: {said:?}\n{}", guest.console());
+    }
+    let (name, first) = who_is(address).context("over TCP")?;
+    assert_eq!(name, "web-25");
+    assert_eq!(who_is("fd77::1:25".parse()?)?.1, first);
+    let host = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    assert_ne!(first, host.trim());
+
+    // The QEMU guest agent is in it.
+    let ping = r#"{"execute":"guest-ping"}"#;
+    let agent = ["qemu-agent-command", guest.name(), ping];
+    wait_for("the QEMU guest agent", || {
+        (hypervisor.virsh(&agent).code == 0).then_some(())
+    })?;
+
+    // It outlives the libvirtd that started it.
+    let qemu = hypervisor.qemu_of("web-25").context("a QEMU")?;
+    hypervisor.stop_libvirt(Signal::KILL)?;
+    hypervisor.start_libvirt()?;
+    assert_eq!(guest.state()?, "running");
+    assert_eq!(hypervisor.qemu_of("web-25"), Some(qemu));
+
+    // It ends when its power button is pressed, and comes back as another
+    // start of the same.
+    hypervisor.virsh_done(&["shutdown", "--mode", "acpi", guest.name()])?;
+    guest.becomes("shut off")?;
+    hypervisor.virsh_done(&["start", guest.name()])?;
+    let again = wait_for("the second start", || who_is(address).ok())?;
+    assert_eq!(again.0, "web-25");
+    assert_ne!(again.1, first);
+
+    guest.remove()?;
+    assert_eq!(hypervisor.inventory()?, before);
+    assert_eq!(hypervisor.end()?.processes(), []);
+    assert_eq!(world.end()?.processes(), []);
+    Ok(())
+}
