@@ -42,6 +42,7 @@ hostname "$(cat "$1/name")"
 ip link set lo up
 ip link add br0 type bridge
 ip addr add "$(cat "$1/address")/16" dev br0
+ip addr add "fd77::$(hostname | tr -d hv)/64" dev br0 nodad
 ip link set br0 up
 "#;
 

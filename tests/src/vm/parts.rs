@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -52,9 +53,9 @@ impl Parts {
         let release = there(parts.join("release"))?;
         let release = std::fs::read_to_string(&release)?;
         let busybox = program("busybox").context("busybox is not installed")?;
-        let bytes = std::fs::read(&busybox)?;
+        // `ldd` has nothing to say of what needs none.
         ensure!(
-            !bytes.windows(11).any(|w| w == b"ld-linux-x8"),
+            !Command::new("ldd").arg(&busybox).output()?.status.success(),
             "{} needs libraries: install busybox-static",
             busybox.display()
         );
