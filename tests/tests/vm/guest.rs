@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result};
 use muster_tests::vm::guest::{Guest, Plan, who_is};
 use muster_tests::vm::{Hypervisor, Image, World, capability};
-use muster_tests::wait_for;
+use muster_tests::{Up, wait_for};
 use rustix::process::Signal;
 
 #[test]
@@ -69,5 +69,64 @@ fn a_guest_boots_takes_its_seed_and_leaves_nothing() -> Result<()> {
     assert_eq!(hypervisor.inventory()?, before);
     assert_eq!(hypervisor.end()?.processes(), []);
     assert_eq!(world.end()?.processes(), []);
+    Ok(())
+}
+
+#[test]
+fn a_guest_enrols_itself_takes_orders_and_remembers_who_it_is() -> Result<()> {
+    if !capability("guest") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let image = Image::made()?;
+    let world = World::enter()?;
+    let mut up = Up::not_yet(&[])?;
+    up.listen_on(world.address())?;
+    up.launch()?;
+    let hypervisor = Hypervisor::start(&world, dir.path(), 2)?;
+
+    let invite = ["node", "invite", "--name", "web-03", "--role", "web"];
+    let invite = up.muster(&[&invite[..], &["--json"]].concat()).exits(0);
+    let invite = invite.json_lines().remove(0);
+    let token = invite["invites"][0]["token"].as_str().context("a token")?;
+    let address: IpAddr = "10.77.1.3".parse()?;
+    let enrol = format!("MUSTER_BROKERS='{}'\nMUSTER_TOKEN='{token}'\n", up.url());
+    let plan = Plan {
+        name: "web-03".into(),
+        mac: "52:54:00:77:01:03".into(),
+        addresses: vec![format!("{address}/16")],
+        files: vec![("muster.env".into(), enrol)],
+    };
+    let guest = Guest::start(&hypervisor, &image, plan)?;
+    let there = || {
+        let nodes = up.muster(&["nodes", "--json"]).list();
+        let node = nodes.into_iter().find(|node| node["name"] == "web-03")?;
+        (node["state"] == "up").then_some(node)
+    };
+    let node = wait_for("web-03 to be up", there).with_context(|| guest.console())?;
+    assert_eq!(node["roles"], serde_json::json!(["web"]), "{node}");
+
+    let boot_id = || {
+        let cat = ["cat", "/proc/sys/kernel/random/boot_id"];
+        let said = up.muster(&[&["run", "role=web", "--json", "--"][..], &cat].concat());
+        // While it is down, it is unreachable, or nobody knows.
+        let out = (said.code == 0).then(|| said.output("stdout"))?;
+        out.get("web-03").map(|id| id.trim().to_owned())
+    };
+    let first = boot_id().context("an outcome of web-03")?;
+    assert_eq!(who_is(address)?.1, first);
+
+    // Another start of the guest is the same node.
+    hypervisor.virsh_done(&["reboot", "--mode", "acpi", guest.name()])?;
+    let second = wait_for("web-03 to take orders again", || {
+        boot_id().filter(|id| *id != first)
+    })
+    .with_context(|| guest.console())?;
+    assert_eq!(who_is(address)?.1, second);
+    assert_eq!(guest.console().matches("enrolled as web-03").count(), 1);
+
+    guest.remove()?;
+    up.stop(Signal::TERM)?;
+    assert_eq!(hypervisor.end()?.processes(), []);
     Ok(())
 }
