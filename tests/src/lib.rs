@@ -64,13 +64,25 @@ pub fn free_port() -> Result<u16> {
 ///
 /// # Errors
 /// When the bound is reached, naming what was waited for.
-pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
+pub fn wait_for<T>(what: &str, ask: impl FnMut() -> Option<T>) -> Result<T> {
+    wait_within(PATIENCE, what, ask)
+}
+
+/// The same with a bound of its own.
+///
+/// # Errors
+/// When the bound is reached, naming what was waited for.
+pub fn wait_within<T>(
+    bound: Duration,
+    what: &str,
+    mut ask: impl FnMut() -> Option<T>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         if let Some(found) = ask() {
             return Ok(found);
         }
-        ensure!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        ensure!(start.elapsed() < bound, "waited {bound:?} for {what}");
         std::thread::sleep(Duration::from_millis(30));
     }
 }

@@ -1,6 +1,7 @@
 //! Virtual machines for the tests: a disk that boots, hypervisors in
 //! namespaces of their own, and a network between them and the test.
 
+pub mod agent;
 pub mod capability;
 pub mod guest;
 pub mod hypervisor;

@@ -12,7 +12,19 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::hypervisor::Hypervisor;
 use super::image::Image;
-use crate::wait_for;
+use crate::wait_within;
+
+/// Longest time for what a guest does: it runs in software, on a machine that
+/// may have other things to do.
+pub const GUEST_PATIENCE: Duration = Duration::from_secs(180);
+
+/// Asks until the answer is `Some`, for something that a guest does.
+///
+/// # Errors
+/// When the bound is reached, naming what was waited for.
+pub fn wait_for_guest<T>(what: &str, ask: impl FnMut() -> Option<T>) -> Result<T> {
+    wait_within(GUEST_PATIENCE, what, ask)
+}
 
 /// What a guest is to be.
 #[derive(Clone, Debug)]
@@ -70,7 +82,7 @@ impl<'a> Guest<'a> {
     /// # Errors
     /// When it does not in time; the console is in the error.
     pub fn says(&self, text: &str) -> Result<()> {
-        wait_for(text, || self.console().contains(text).then_some(()))
+        wait_for_guest(text, || self.console().contains(text).then_some(()))
             .with_context(|| self.console())
     }
 
@@ -88,7 +100,7 @@ impl<'a> Guest<'a> {
     /// # Errors
     /// When it does not come in time; the console is in the error.
     pub fn becomes(&self, state: &str) -> Result<()> {
-        wait_for(&format!("{} to be {state}", self.name()), || {
+        wait_for_guest(&format!("{} to be {state}", self.name()), || {
             self.state().is_ok_and(|is| is == state).then_some(())
         })
         .with_context(|| self.console())
@@ -149,7 +161,10 @@ impl<'a> Guest<'a> {
             ensure!(said.code == 0, "{program}: {}", said.err);
             Ok(())
         };
-        mtools("mformat", &["-v", "CIDATA", "-T", "2048", "-h", "4", "-s", "16", "::"])?;
+        mtools(
+            "mformat",
+            &["-v", "CIDATA", "-T", "2048", "-h", "4", "-s", "16", "::"],
+        )?;
         for (name, text) in files {
             let file = dir.path().join(&name);
             fs::write(&file, text)?;

@@ -304,11 +304,9 @@ pub struct Inside {
 impl Inside {
     fn new(mut child: Child, log: PathBuf) -> Result<Self> {
         // The child is `nsenter`, which waits for the program.
-        let pid = wait_for("a program in a hypervisor", || {
-            match child.try_wait() {
-                Ok(None) => only_child(child.id()).ok().map(Some),
-                _ => Some(None),
-            }
+        let pid = wait_for("a program in a hypervisor", || match child.try_wait() {
+            Ok(None) => only_child(child.id()).ok().map(Some),
+            _ => Some(None),
         })?;
         let shown = || fs::read_to_string(&log).unwrap_or_default();
         let pid = pid.with_context(|| format!("it ended at once: {}", shown()))?;

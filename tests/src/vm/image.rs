@@ -110,7 +110,12 @@ impl Image {
 /// A hash over everything that the image is made of.
 fn key(parts: &Parts, agent: &Path) -> Result<String> {
     let mut hash = Sha256::new();
-    for text in [include_str!("image.rs"), include_str!("parts.rs"), BOOT, FIRST] {
+    for text in [
+        include_str!("image.rs"),
+        include_str!("parts.rs"),
+        BOOT,
+        FIRST,
+    ] {
         hash.update(Sha256::digest(text));
     }
     for (name, text) in FILES {
@@ -161,7 +166,10 @@ fn run(command: &mut Command) -> Result<()> {
 
 fn executable(file: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
     fs::write(file, bytes)?;
-    Ok(fs::set_permissions(file, fs::Permissions::from_mode(0o755))?)
+    Ok(fs::set_permissions(
+        file,
+        fs::Permissions::from_mode(0o755),
+    )?)
 }
 
 /// The image, in that empty directory.
@@ -210,7 +218,16 @@ fn first_files(parts: &Parts, work: &Path) -> Result<PathBuf> {
 fn root_files(parts: &Parts, agent: &Path, work: &Path) -> Result<PathBuf> {
     let root = work.join("root");
     for name in [
-        "bin", "dev", "etc/acpi/PWRF", "proc", "root", "run", "srv", "sys", "tmp", "var/lib",
+        "bin",
+        "dev",
+        "etc/acpi/PWRF",
+        "proc",
+        "root",
+        "run",
+        "srv",
+        "sys",
+        "tmp",
+        "var/lib",
     ] {
         fs::create_dir_all(root.join(name))?;
     }

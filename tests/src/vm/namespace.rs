@@ -110,7 +110,12 @@ impl Namespace {
     pub fn done(&self, argv: &[&str]) -> Result<String> {
         let said = self.run(argv);
         if said.code != 0 {
-            bail!("{argv:?} ended with {}: {}{}", said.code, said.err, said.out);
+            bail!(
+                "{argv:?} ended with {}: {}{}",
+                said.code,
+                said.err,
+                said.out
+            );
         }
         Ok(said.out)
     }

@@ -75,8 +75,7 @@ impl Parts {
     /// When one is not known.
     pub fn modules(&self, wanted: &[&str]) -> Result<Vec<PathBuf>> {
         let file = self.modules.join("modules.dep");
-        let text =
-            std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
         let needs: BTreeMap<&str, Vec<&str>> = text
             .lines()
             .filter_map(|line| line.split_once(':'))

@@ -4,9 +4,10 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
-use muster_tests::vm::guest::{Guest, Plan, who_is};
+use muster_tests::Up;
+use muster_tests::vm::agent::invite;
+use muster_tests::vm::guest::{Guest, Plan, wait_for_guest, who_is};
 use muster_tests::vm::{Hypervisor, Image, World, capability};
-use muster_tests::{Up, wait_for};
 use rustix::process::Signal;
 
 #[test]
@@ -45,7 +46,7 @@ fn a_guest_boots_takes_its_seed_and_leaves_nothing() -> Result<()> {
     // The QEMU guest agent is in it.
     let ping = r#"{"execute":"guest-ping"}"#;
     let agent = ["qemu-agent-command", guest.name(), ping];
-    wait_for("the QEMU guest agent", || {
+    wait_for_guest("the QEMU guest agent", || {
         (hypervisor.virsh(&agent).code == 0).then_some(())
     })?;
 
@@ -61,7 +62,7 @@ fn a_guest_boots_takes_its_seed_and_leaves_nothing() -> Result<()> {
     hypervisor.virsh_done(&["shutdown", "--mode", "acpi", guest.name()])?;
     guest.becomes("shut off")?;
     hypervisor.virsh_done(&["start", guest.name()])?;
-    let again = wait_for("the second start", || who_is(address).ok())?;
+    let again = wait_for_guest("the second start", || who_is(address).ok())?;
     assert_eq!(again.0, "web-25");
     assert_ne!(again.1, first);
 
@@ -85,10 +86,10 @@ fn a_guest_enrols_itself_takes_orders_and_remembers_who_it_is() -> Result<()> {
     up.launch()?;
     let hypervisor = Hypervisor::start(&world, dir.path(), 2)?;
 
-    let invite = ["node", "invite", "--name", "web-03", "--role", "web"];
-    let invite = up.muster(&[&invite[..], &["--json"]].concat()).exits(0);
-    let invite = invite.json_lines().remove(0);
-    let token = invite["invites"][0]["token"].as_str().context("a token")?;
+    // Its agent is a node; so will be what runs on it.
+    hypervisor.enrol(&up, &["zone=gva2"])?;
+    let agent = hypervisor.run_agent("", &[])?;
+    let token = invite(&up, "web-03", &["--role", "web"])?;
     let address: IpAddr = "10.77.1.3".parse()?;
     let enrol = format!("MUSTER_BROKERS='{}'\nMUSTER_TOKEN='{token}'\n", up.url());
     let plan = Plan {
@@ -98,13 +99,15 @@ fn a_guest_enrols_itself_takes_orders_and_remembers_who_it_is() -> Result<()> {
         files: vec![("muster.env".into(), enrol)],
     };
     let guest = Guest::start(&hypervisor, &image, plan)?;
-    let there = || {
+    let there = |name: &str| {
         let nodes = up.muster(&["nodes", "--json"]).list();
-        let node = nodes.into_iter().find(|node| node["name"] == "web-03")?;
-        (node["state"] == "up").then_some(node)
+        let node = nodes.into_iter().find(|node| node["name"] == name)?;
+        (node["state"] == "up").then(|| node["roles"].to_string())
     };
-    let node = wait_for("web-03 to be up", there).with_context(|| guest.console())?;
-    assert_eq!(node["roles"], serde_json::json!(["web"]), "{node}");
+    let roles = wait_for_guest("hv2 to be up", || there("hv2")).with_context(|| agent.log())?;
+    assert_eq!(roles, r#"["hypervisor"]"#);
+    let roles = wait_for_guest("web-03 to be up", || there("web-03"));
+    assert_eq!(roles.with_context(|| guest.console())?, r#"["web"]"#);
 
     let boot_id = || {
         let cat = ["cat", "/proc/sys/kernel/random/boot_id"];
@@ -118,7 +121,7 @@ fn a_guest_enrols_itself_takes_orders_and_remembers_who_it_is() -> Result<()> {
 
     // Another start of the guest is the same node.
     hypervisor.virsh_done(&["reboot", "--mode", "acpi", guest.name()])?;
-    let second = wait_for("web-03 to take orders again", || {
+    let second = wait_for_guest("web-03 to take orders again", || {
         boot_id().filter(|id| *id != first)
     })
     .with_context(|| guest.console())?;
@@ -126,6 +129,7 @@ fn a_guest_enrols_itself_takes_orders_and_remembers_who_it_is() -> Result<()> {
     assert_eq!(guest.console().matches("enrolled as web-03").count(), 1);
 
     guest.remove()?;
+    assert_eq!(agent.stop(Signal::TERM)?, 0);
     up.stop(Signal::TERM)?;
     assert_eq!(hypervisor.end()?.processes(), []);
     Ok(())
