@@ -22,19 +22,23 @@ pub const SKIPPED: &str = "MUSTER_TESTS_SKIPPED";
 /// When it is missing and required by [`REQUIRE`].
 #[must_use]
 pub fn capability(name: &str) -> bool {
-    let why = match name {
-        "libvirt" => libvirt(),
-        "guest" => libvirt().or_else(guest),
-        _ => Some(format!("nothing is called `{name}`")),
+    let lacks = match name {
+        "libvirt" => libvirt().map(|why| ("libvirt", why)),
+        "guest" => libvirt()
+            .map(|why| ("libvirt", why))
+            .or_else(|| guest().map(|why| ("guest", why))),
+        _ => Some((name, format!("nothing is called `{name}`"))),
     };
-    let Some(why) = why else {
+    let Some((lacking, why)) = lacks else {
         return true;
     };
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
     let required = std::env::var(REQUIRE).unwrap_or_default();
     assert!(
-        !required.split(',').any(|each| each.trim() == name),
+        !required
+            .split(',')
+            .any(|each| [name, lacking].contains(&each.trim())),
         "{test} needs `{name}`, which is required here ({REQUIRE}={required}), and {why}"
     );
     let line = format!("{test}: needs `{name}`, and {why}\n");

@@ -1,10 +1,13 @@
 //! The network between the test, its broker and its hypervisors: a network
 //! namespace with a bridge.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::namespace::{Left, Namespace};
 use crate::Said;
@@ -25,7 +28,9 @@ mount -t sysfs sys /sys
 /// `fd77::/64`: `.0.N` is hypervisor N, `.1.0` and above are guests.
 #[derive(Debug)]
 pub struct World {
-    inside: Namespace,
+    inside: Option<Namespace>,
+    /// The network that the thread came from.
+    before: File,
 }
 
 impl World {
@@ -35,9 +40,17 @@ impl World {
     /// # Errors
     /// When it cannot be made.
     pub fn enter() -> Result<Self> {
+        let before = File::open("/proc/thread-self/ns/net")?;
         let inside = Namespace::new(SETUP, Path::new("/"))?;
         inside.enter_network()?;
-        Ok(Self { inside })
+        Ok(Self {
+            inside: Some(inside),
+            before,
+        })
+    }
+
+    fn inside(&self) -> &Namespace {
+        self.inside.as_ref().expect("it is there until it is ended")
     }
 
     /// The address to listen on, for hypervisors and guests to reach.
@@ -49,7 +62,7 @@ impl World {
     /// Runs a command in its network.
     #[must_use]
     pub fn run(&self, argv: &[&str]) -> Said {
-        self.inside.run(argv)
+        self.inside().run(argv)
     }
 
     /// The same for one that must do well; what it printed.
@@ -57,7 +70,7 @@ impl World {
     /// # Errors
     /// When it does not.
     pub fn done(&self, argv: &[&str]) -> Result<String> {
-        self.inside.done(argv)
+        self.inside().done(argv)
     }
 
     /// Lays a cable to a namespace, where it is called `uplink`; here it is
@@ -66,7 +79,7 @@ impl World {
         let pid = to.pid().to_string();
         // Not within this world's processes, where the number means another.
         let mut ip = std::process::Command::new("nsenter");
-        ip.args(["--target", &self.inside.pid().to_string(), "--net", "--"])
+        ip.args(["--target", &self.inside().pid().to_string(), "--net", "--"])
             .args(["ip", "link", "add", "name", name, "type", "veth"])
             .args(["peer", "name", "uplink", "netns", &pid]);
         let said = crate::finish(ip);
@@ -84,11 +97,29 @@ impl World {
         self.done(&["ip", "link", "set", name, state]).map(|_| ())
     }
 
-    /// Ends it; what is to be asked afterwards.
+    /// Ends it; what is to be asked afterwards. The thread that calls is back
+    /// where it came from.
     ///
     /// # Errors
     /// When it does not end.
-    pub fn end(self) -> Result<Left> {
-        self.inside.end()
+    pub fn end(mut self) -> Result<Left> {
+        let inside = self
+            .inside
+            .take()
+            .context("it is there until it is ended")?;
+        self.leave()?;
+        inside.end()
+    }
+
+    fn leave(&self) -> Result<()> {
+        let network = Some(LinkNameSpaceType::Network);
+        Ok(move_into_link_name_space(self.before.as_fd(), network)?)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // The thread may run another test after this one.
+        let _ = self.leave();
     }
 }

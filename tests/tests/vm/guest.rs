@@ -9,6 +9,7 @@ use muster_tests::vm::agent::invite;
 use muster_tests::vm::guest::{Guest, Plan, wait_for_guest, who_is};
 use muster_tests::vm::{Hypervisor, Image, World, capability};
 use rustix::process::Signal;
+use serde_json::Value;
 
 #[test]
 fn a_guest_boots_takes_its_seed_and_leaves_nothing() -> Result<()> {
@@ -49,6 +50,23 @@ fn a_guest_boots_takes_its_seed_and_leaves_nothing() -> Result<()> {
     wait_for_guest("the QEMU guest agent", || {
         (hypervisor.virsh(&agent).code == 0).then_some(())
     })?;
+
+    let cat = r#"{"execute":"guest-exec","arguments":{"path":"/bin/cat","capture-output":true,
+        "arg":["/proc/sys/kernel/random/boot_id"]}}"#;
+    let said = hypervisor.virsh_done(&["qemu-agent-command", guest.name(), cat])?;
+    let said: Value = serde_json::from_str(&said)?;
+    let status = serde_json::json!({
+        "execute": "guest-exec-status",
+        "arguments": {"pid": said["return"]["pid"]},
+    })
+    .to_string();
+    let out = wait_for_guest("the end of a program in the guest", || {
+        let said = hypervisor.virsh(&["qemu-agent-command", guest.name(), &status]);
+        let said: Value = serde_json::from_str(&said.out).ok()?;
+        let out = said["return"]["out-data"].as_str()?;
+        data_encoding::BASE64.decode(out.as_bytes()).ok()
+    })?;
+    assert_eq!(String::from_utf8(out)?.trim(), first);
 
     // It outlives the libvirtd that started it.
     let qemu = hypervisor.qemu_of("web-25").context("a QEMU")?;
