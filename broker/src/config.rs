@@ -116,6 +116,11 @@ pub struct Config {
     /// The file with webhooks, triggers and routes; none when it is not said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hooks_file: Option<PathBuf>,
+    /// The directory with the bytes of disk images that were uploaded;
+    /// `images` in the state directory when it is not said. Several brokers
+    /// may share one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<PathBuf>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Who may read `/metrics`.
@@ -227,6 +232,7 @@ impl Default for Config {
             credentials_life: Span::from_secs(7 * 86_400),
             open_requests_per_second: 100,
             hooks_file: None,
+            images: None,
             log_format: LogFormat::Human,
             metrics: MetricsDoor::default(),
             tls: TlsConfig::default(),
@@ -278,6 +284,13 @@ impl Config {
             field: "state",
             why: e.to_string(),
         })
+    }
+
+    /// The directory with the bytes of disk images.
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        let own = || self.state.join("images");
+        self.images.clone().unwrap_or_else(own)
     }
 
     /// Where agents find NATS.

@@ -53,6 +53,7 @@ pub mod tls;
 pub mod tokens;
 pub mod triggers;
 pub mod twin;
+pub mod vm;
 
 pub use self::config::Config;
 pub use self::embedded::{Embedded, EmbeddedError, EmbeddedOptions, nats_config, prepare_embedded};

@@ -84,6 +84,10 @@ pub(crate) enum Command {
     Schedule(verbs::schedule::ScheduleArgs),
     /// Invite, label and remove nodes
     Node(verbs::node::NodeArgs),
+    /// Disk images that machines are made of
+    Image(verbs::image::ImageArgs),
+    /// Networks that machines are in, and their addresses
+    Network(verbs::network::NetworkArgs),
     /// Upgrade the agents themselves, and say which version runs where
     Agent(verbs::agent::AgentArgs),
     /// Create, list and revoke API tokens
@@ -258,6 +262,36 @@ mod tests {
             &["agent", "versions", "role=web", "--json"],
             &["agent", "releases", "--json"],
             &["agent", "forget", "0123456789ab"],
+            &[
+                "image",
+                "add",
+                "d",
+                "f.qcow2",
+                "--format",
+                "qcow2",
+                "--replace",
+            ],
+            &["image", "list", "--json"],
+            &["image", "remove", "d"],
+            &[
+                "network",
+                "add",
+                "n",
+                "--bridge",
+                "br0",
+                "--pool",
+                "192.0.2.0/24",
+                "--gateway",
+                "192.0.2.1",
+                "--dns",
+                "9.9.9.9",
+                "--reserve",
+                "192.0.2.9",
+                "--mtu",
+                "9000",
+            ],
+            &["network", "show", "n", "--json"],
+            &["network", "remove", "n"],
             &["backup", "f", "--json"],
             &["restore", "f", "--state", "d"],
         ] {
@@ -307,6 +341,30 @@ mod tests {
             &["agent", "upgrade"],
             &["agent", "upgrade", "*", "--batch", "0"],
             &["backup"],
+            &["image", "add", "d"],
+            &["image", "add", "../d", "f"],
+            &["image", "add", "d", "f", "--sha256", "e3b0"],
+            &["network", "add", "n", "--bridge", "br0"],
+            &[
+                "network",
+                "add",
+                "n",
+                "--bridge",
+                "br0; reboot",
+                "--pool",
+                "192.0.2.0/24",
+            ],
+            &[
+                "network",
+                "add",
+                "n",
+                "--bridge",
+                "br0",
+                "--pool",
+                "x",
+                "--gateway",
+                "router",
+            ],
             &["restore", "f"],
         ] {
             assert!(parse(words).is_err(), "{words:?}");

@@ -23,6 +23,8 @@ mod endpoint;
 mod error;
 mod freeze;
 mod happenings;
+mod images;
+mod networks;
 mod once;
 mod policy;
 mod reference;

@@ -7,11 +7,13 @@
 
 mod call;
 mod ids;
+mod qcow2;
 mod report;
 mod spec;
 
 pub use self::call::VmCall;
 pub use self::ids::{Mac, Sha256, VmId, VmIdError};
+pub use self::qcow2::{IMAGE_HEAD, ImageFault, looks_like, virtual_size};
 pub use self::report::{
     Capacity, Guest, GuestState, HypervisorReport, MAX_GUESTS, Owner, Virtualisation,
 };

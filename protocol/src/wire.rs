@@ -273,6 +273,15 @@ pub struct ImageRequest {
     pub from: u64,
 }
 
+/// An answer to [`ImageRequest`], as JSON: the bytes are not in the cluster.
+/// Whoever asked fetches them there, without anything that says who it is.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageAt {
+    /// `https://…` or `http://…`.
+    pub url: String,
+}
+
 /// `POST /v1/agent/seed`: a hypervisor asks for the seed of a machine that it
 /// is to make, a [`crate::vm::SeedText`]. The invite in it is a new one each
 /// time, and the one before works no more.

@@ -2,10 +2,10 @@
 
 use std::any::Any;
 
-use muster_protocol::api::TokenRequest;
+use muster_protocol::api::{PutImage, PutNetwork, TokenRequest};
 use muster_protocol::audit::{About, Entry, SetAbout, Verdict, Who};
 use muster_protocol::ids::RunId;
-use muster_protocol::names::{NodeName, ScheduleName};
+use muster_protocol::names::{ImageName, LanName, NodeName, ScheduleName};
 use muster_protocol::text::printable;
 use serde_json::{Value, json};
 
@@ -105,6 +105,16 @@ fn add_subject(about: &mut About, subject: &dyn Any) {
         more("role", json!(request.role));
     } else if let Some(name) = subject.downcast_ref::<ScheduleName>() {
         more("schedule", json!(name));
+    } else if let Some(name) = subject.downcast_ref::<LanName>() {
+        more("network", json!(name));
+    } else if let Some((name, put)) = subject.downcast_ref::<(LanName, PutNetwork)>() {
+        more("network", json!(name));
+        more("pools", json!(put.pools));
+    } else if let Some(name) = subject.downcast_ref::<ImageName>() {
+        more("image", json!(name));
+    } else if let Some((name, put)) = subject.downcast_ref::<(ImageName, PutImage)>() {
+        more("image", json!(name));
+        more("sha256", json!(put.sha256));
     }
 }
 

@@ -45,6 +45,9 @@ async fn delete_streams(server: &TestServer) {
         "KV_muster_bundles",
         "KV_muster_schedules",
         "KV_muster_policy",
+        "KV_muster_networks",
+        "KV_muster_addresses",
+        "KV_muster_images",
     ] {
         js.delete_stream(name).await.unwrap();
     }

@@ -558,6 +558,16 @@ impl Enrolment {
             .map(drop)
     }
 
+    /// Whether it is an enrolled node that asks for an image.
+    ///
+    /// # Errors
+    /// [`EnrollError`].
+    pub async fn prove_hypervisor(&self, request: &wire::ImageRequest) -> Result<(), EnrollError> {
+        self.proven(request.serial, &request.challenge, &request.proof)
+            .await
+            .map(drop)
+    }
+
     /// The node of that serial, when it is the one that asks.
     async fn proven(
         &self,

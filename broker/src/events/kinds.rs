@@ -97,6 +97,13 @@ pub const KINDS: &[(&str, &str)] = &[
     ),
     ("release.stored", "an agent release was uploaded"),
     ("release.removed", "an agent release was removed"),
+    ("image.added", "somebody added a disk image"),
+    ("image.removed", "somebody removed a disk image"),
+    (
+        "network.changed",
+        "somebody made or changed a network of machines",
+    ),
+    ("network.removed", "somebody removed a network of machines"),
     ("trigger.started", "a trigger has started a run"),
     (
         "hooks.changed",

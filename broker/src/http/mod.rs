@@ -14,11 +14,13 @@ mod freeze;
 mod front;
 mod gate;
 mod hooks;
+mod images;
 mod invites;
 mod keys;
 mod limit;
 mod matching;
 mod metrics;
+mod networks;
 mod nodes;
 mod once;
 mod page;
@@ -70,6 +72,8 @@ use crate::schedules::Schedules;
 use crate::submit::Submit;
 use crate::tokens::Tokens;
 use crate::triggers::Triggers;
+use crate::vm::images::Images;
+use crate::vm::networks::Networks;
 
 pub use self::auth::{OpenDoor, RemoteAddr};
 pub use self::document::document;
@@ -138,6 +142,10 @@ pub struct AppState {
     pub library: Library,
     /// Runs that begin when their time comes.
     pub schedules: Schedules,
+    /// Disk images.
+    pub images: Images,
+    /// Networks that machines are in, and who has which address.
+    pub networks: Networks,
     /// How much those without a token may ask.
     pub limiter: Arc<Limiter>,
     /// How much a principal may ask.
@@ -212,10 +220,12 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(events::routes())
         .merge(hooks::routes())
         .merge(freeze::routes())
+        .merge(images::routes())
         .merge(invites::routes())
         .merge(keys::routes())
         .merge(matching::routes())
         .merge(metrics::routes())
+        .merge(networks::routes())
         .merge(nodes::routes())
         .merge(ping::routes())
         .merge(policy::routes())

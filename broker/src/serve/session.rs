@@ -46,6 +46,8 @@ use crate::tls::{TlsError, broker_ca};
 use crate::tokens::{Tokens, TokensError};
 use crate::triggers::{Places, Triggers};
 use crate::twin::{Past, Twin};
+use crate::vm::images::{Images, ImagesError};
+use crate::vm::networks::{Networks, NetworksError};
 
 /// How often invites that ended are forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(3_600);
@@ -96,6 +98,12 @@ pub enum SessionError {
     /// The schedules.
     #[error(transparent)]
     Schedules(#[from] SchedulesError),
+    /// Disk images.
+    #[error(transparent)]
+    Images(#[from] ImagesError),
+    /// Networks and addresses.
+    #[error(transparent)]
+    Networks(#[from] NetworksError),
     /// Who may do what.
     #[error(transparent)]
     Policies(#[from] PolicyError),
@@ -125,6 +133,8 @@ impl SessionError {
             | Self::Releases(_)
             | Self::Library(_)
             | Self::Schedules(_)
+            | Self::Images(_)
+            | Self::Networks(_)
             | Self::Audit(_)
             | Self::Chat(_) => false,
         }
@@ -230,6 +240,20 @@ impl Session {
         .await?;
         let schedules =
             Schedules::load(stores.schedules.clone(), lease.clone(), events.clone()).await?;
+        let images = Box::pin(Images::open(
+            parts.config.images(),
+            stores.images.clone(),
+            lease.clone(),
+            events.clone(),
+        ))
+        .await?;
+        let networks = Box::pin(Networks::load(
+            stores.networks.clone(),
+            stores.addresses.clone(),
+            lease.clone(),
+            events.clone(),
+        ))
+        .await?;
         let connect = Connect {
             nats_urls: parts.config.agent_urls().to_vec(),
             nats_ca: nats_ca(&parts.config, &parts.ca)?,
@@ -363,6 +387,8 @@ impl Session {
             releases,
             library: library.clone(),
             schedules: schedules.clone(),
+            images: images.clone(),
+            networks,
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
             principals: Arc::new(PrincipalLimiter::new(
                 parts.config.limits.requests_per_second,
@@ -388,6 +414,7 @@ impl Session {
         tasks.spawn(chat.keep(Arc::new(nodes.engine.clone()), cancel.clone()));
         tasks.spawn(schedules.keep(submit, cancel.clone()));
         tasks.spawn(tidy_library(library, nodes.engine.clone(), cancel.clone()));
+        tasks.spawn(images.keep(cancel.clone()));
         tasks.spawn(inventory.tend(cancel.clone()));
         let remembering = peers.clone();
         tasks.spawn(remembering.remember(stores.brokers.clone(), cancel.clone()));

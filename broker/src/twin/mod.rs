@@ -108,12 +108,15 @@ const SCENARIOS: &str = "KV_muster_scenarios";
 const BUNDLES: &str = "KV_muster_bundles";
 const SCHEDULES: &str = "KV_muster_schedules";
 const POLICY: &str = "KV_muster_policy";
+const NETWORKS: &str = "KV_muster_networks";
+const ADDRESSES: &str = "KV_muster_addresses";
+const IMAGES: &str = "KV_muster_images";
 const RUNS: &str = crate::runs::STREAM;
 const EVENTS: &str = crate::events::STREAM;
 const AUDIT: &str = crate::audit::STREAM;
 
 /// Everything that is followed.
-const ALL: [Followed; 12] = [
+const ALL: [Followed; 15] = [
     bucket(NODES, "$KV.muster_nodes.>"),
     bucket(FACTS, "$KV.muster_facts.>"),
     bucket(INVITES, "$KV.muster_invites.>"),
@@ -123,6 +126,9 @@ const ALL: [Followed; 12] = [
     bucket(BUNDLES, "$KV.muster_bundles.>"),
     bucket(SCHEDULES, "$KV.muster_schedules.>"),
     bucket(POLICY, "$KV.muster_policy.>"),
+    bucket(NETWORKS, "$KV.muster_networks.>"),
+    bucket(ADDRESSES, "$KV.muster_addresses.>"),
+    bucket(IMAGES, "$KV.muster_images.>"),
     log(RUNS, subject::JOURNAL_ALL),
     log(EVENTS, subject::EVENT),
     log(AUDIT, subject::AUDIT),

@@ -10,9 +10,11 @@ pub mod events;
 pub mod freeze;
 pub mod generate;
 pub mod hook;
+pub mod image;
 pub mod irc;
 pub mod keys;
 pub mod matching;
+pub mod network;
 pub mod node;
 pub mod nodes;
 pub mod output;
@@ -56,6 +58,8 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Scenario(args) => scenario::run(context, &args).await,
         Command::Schedule(args) => schedule::run(context, args).await,
         Command::Node(args) => node::run(context, args).await,
+        Command::Image(args) => Box::pin(image::run(context, args)).await,
+        Command::Network(args) => network::run(context, args).await,
         Command::Agent(args) => agent::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,
         Command::Policy(args) => Box::pin(policy::run(context, args)).await,

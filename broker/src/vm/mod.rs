@@ -1,0 +1,4 @@
+//! Virtual machines, as the broker keeps them.
+
+pub mod images;
+pub mod networks;

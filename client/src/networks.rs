@@ -1,0 +1,82 @@
+//! Networks that machines are in.
+
+use std::time::Duration;
+
+use muster_protocol::api::{NetworkView, Page, PutNetwork};
+use muster_protocol::names::LanName;
+use reqwest::Method;
+
+use crate::client::{Ask, Client};
+use crate::error::ClientError;
+
+impl Client {
+    /// `GET /v1/networks`.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every method here.
+    pub async fn networks(&self) -> Result<Vec<NetworkView>, ClientError> {
+        let page: Page<NetworkView> = self
+            .ask::<(), _>(Ask {
+                method: Method::GET,
+                path: &["v1", "networks"],
+                query: &[],
+                body: None,
+                extra_time: Duration::ZERO,
+                key: None,
+            })
+            .await?;
+        Ok(page.items)
+    }
+
+    /// `GET /v1/networks/{name}`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn network(&self, name: &LanName) -> Result<NetworkView, ClientError> {
+        self.ask::<(), _>(Ask {
+            method: Method::GET,
+            path: &["v1", "networks", name.as_str()],
+            query: &[],
+            body: None,
+            extra_time: Duration::ZERO,
+            key: None,
+        })
+        .await
+    }
+
+    /// `PUT /v1/networks/{name}`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn put_network(
+        &self,
+        name: &LanName,
+        network: &PutNetwork,
+    ) -> Result<NetworkView, ClientError> {
+        self.ask(Ask {
+            method: Method::PUT,
+            path: &["v1", "networks", name.as_str()],
+            query: &[],
+            body: Some(network),
+            extra_time: Duration::ZERO,
+            key: None,
+        })
+        .await
+    }
+
+    /// `DELETE /v1/networks/{name}`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn remove_network(&self, name: &LanName) -> Result<(), ClientError> {
+        self.tell::<()>(Ask {
+            method: Method::DELETE,
+            path: &["v1", "networks", name.as_str()],
+            query: &[],
+            body: None,
+            extra_time: Duration::ZERO,
+            key: None,
+        })
+        .await
+    }
+}
