@@ -17,7 +17,7 @@ const MAX_NOTE: u64 = 256 << 10;
 /// What a disk without a domain is.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "state", deny_unknown_fields)]
-pub enum Note {
+pub(super) enum Note {
     /// It is being made, and was never started: it can be made anew.
     Making {
         /// Of which machine.
@@ -32,7 +32,7 @@ pub enum Note {
 
 /// Where things are.
 #[derive(Clone, Debug)]
-pub struct Files {
+pub(super) struct Files {
     /// The pool's directory.
     pub(super) pool: PathBuf,
     /// Where consoles are written down.

@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use muster_protocol::vm::qcow2::{IMAGE_HEAD, ImageFault, virtual_size};
-use muster_protocol::vm::{ImageRef, Sha256, Size};
+use muster_protocol::vm::{IMAGE_HEAD, ImageFault, ImageRef, Sha256, Size, virtual_size};
 use sha2::{Digest as _, Sha256 as Hash};
 
 use super::files::{Files, sync_dir};

@@ -298,7 +298,7 @@ impl Machines {
             VmCall::GuestPing { id } => inner.guest_ping(*id).await,
         };
         // Also when it failed: part of it may be done.
-        if mode == Mode::Apply && call.changes() {
+        if mode == Mode::Apply && alters(call) {
             self.0.changes.send_modify(|count| *count += 1);
         }
         performed
@@ -314,6 +314,19 @@ impl Machines {
         };
         lock.lock_owned().await
     }
+}
+
+/// Whether a report says something else after it.
+fn alters(call: &VmCall) -> bool {
+    !matches!(
+        call,
+        VmCall::GuestExec { .. }
+            | VmCall::GuestPing { .. }
+            | VmCall::ConsoleLog { .. }
+            | VmCall::Info { .. }
+            | VmCall::List
+            | VmCall::Unseed { .. }
+    )
 }
 
 /// What a call came to that only changes something.

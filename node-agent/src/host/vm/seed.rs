@@ -12,7 +12,7 @@ use muster_protocol::vm::{Enrol, SeedText};
 use zeroize::Zeroizing;
 
 /// How an agent enrols itself; taken out once it has.
-pub const ENROL: &str = "muster.env";
+pub(super) const ENROL: &str = "muster.env";
 /// The other files, in the order in which they are written. The secret one is
 /// last, so that the others stay where they are when it goes: the guest may
 /// have them open.
@@ -125,7 +125,7 @@ fn disk(seed: &SeedText) -> Result<Zeroizing<Vec<u8>>, SeedError> {
 ///
 /// # Errors
 /// [`SeedError`].
-pub fn write(path: &Path, seed: &SeedText) -> Result<(), SeedError> {
+pub(super) fn write(path: &Path, seed: &SeedText) -> Result<(), SeedError> {
     let disk = disk(seed)?;
     super::files::replace(path, &disk, 0o600)
         .map_err(|source| SeedError::File { path: path.to_owned(), source })
@@ -175,7 +175,7 @@ fn open(path: &Path, write: bool) -> io::Result<Option<File>> {
 ///
 /// # Errors
 /// [`SeedError`].
-pub fn is_secret(path: &Path) -> Result<bool, SeedError> {
+pub(super) fn is_secret(path: &Path) -> Result<bool, SeedError> {
     let fail = |source| SeedError::File { path: path.to_owned(), source };
     let Some(mut file) = open(path, false).map_err(fail)? else {
         return Ok(false);
@@ -190,7 +190,7 @@ pub fn is_secret(path: &Path) -> Result<bool, SeedError> {
 ///
 /// # Errors
 /// [`SeedError`].
-pub fn strip(path: &Path) -> Result<bool, SeedError> {
+pub(super) fn strip(path: &Path) -> Result<bool, SeedError> {
     let fail = |source| SeedError::File { path: path.to_owned(), source };
     let Some(mut file) = open(path, true).map_err(fail)? else {
         return Ok(false);
@@ -241,7 +241,7 @@ mod tests {
     fn the_secret_goes_in_place_and_leaves_nothing_behind() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("seed.img");
-        let long = "#!/bin/sh\n# ".to_owned() + &"x".repeat(100_000);
+        let long = format!("#!/bin/sh\n# {}", "x".repeat(100_000));
         write(&path, &text(&long)).expect("written");
         let before = std::fs::metadata(&path).expect("there");
         assert_eq!(before.permissions().mode() & 0o777, 0o600);

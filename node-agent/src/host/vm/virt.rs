@@ -66,7 +66,7 @@ impl VirtError {
 
 /// What a call is called, for people.
 #[must_use]
-pub fn name(call: &Call) -> &'static str {
+pub(super) fn name(call: &Call) -> &'static str {
     match call {
         Call::Host => "host",
         Call::Domains => "domains",
