@@ -239,6 +239,11 @@ pub const MAIN: &[Entry] = &[
     ),
     property(Side::Main, "succeeded", "The nodes on which it did."),
     property(Side::Main, "values", "What the function returned, by node."),
+    function(
+        Side::Main,
+        "contact(node, within)",
+        "Waits until a node of that name is connected; fails when it is not by then.",
+    ),
     function(Side::Both, "sleep(duration)", "Waits."),
     function(Side::Both, "log(text)", "Adds a line to the run's log."),
     function(Side::Both, "emit(kind, fields?)", "Emits an event."),

@@ -163,6 +163,13 @@ impl Fleet {
         self.nodes.iter().find(|node| node.serial == serial)
     }
 
+    /// Whether a node of that name is connected.
+    pub(super) fn is_there(&self, name: &str) -> bool {
+        self.nodes
+            .iter()
+            .any(|node| !node.down && node.name.as_str() == name)
+    }
+
     pub(super) fn label(&self, serial: Serial, key: &LabelKey) -> Option<&str> {
         let labels = &self.node(serial)?.labels;
         labels.get(key.as_str()).map(String::as_str)
