@@ -23,7 +23,7 @@ help: ## Show this list
 .PHONY: demo
 demo: ## Five agents, one command on exactly the nodes that a predicate names
 	@scripts/setup.sh build
-	@$(CARGO) build --quiet --workspace --bins
+	@$(CARGO) build --quiet --workspace --bins $$(scripts/features.sh 2>/dev/null)
 	@MUSTER_BIN_DIR="$$(scripts/bin-dir.sh)" scripts/demo.sh
 
 .PHONY: test
@@ -56,7 +56,7 @@ fmt: ## Format the code
 lint: ## Check format, clippy and systemd units, with warnings denied
 	@scripts/setup.sh build rustfmt clippy
 	@$(CARGO) fmt --all --check
-	@$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@$(CARGO) clippy --workspace --all-targets $$(scripts/features.sh) -- -D warnings
 	@scripts/check-units.sh
 
 .PHONY: deny
@@ -67,10 +67,10 @@ deny: ## Check licences, advisories and sources of dependencies
 .PHONY: docs
 docs: ## Build the documentation of the code, with warnings denied
 	@scripts/setup.sh build
-	@RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
+	@RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps $$(scripts/features.sh 2>/dev/null)
 
 .PHONY: install
 install: ## Build for release and install below PREFIX (default /usr/local)
 	@scripts/setup.sh build
-	@$(CARGO) build --release --locked --bins -p muster-cli -p muster-agent -p muster-bot
+	@$(CARGO) build --release --locked --bins -p muster-cli -p muster-agent -p muster-bot $$(scripts/features.sh --package)
 	@CARGO_PROFILE=release PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install.sh

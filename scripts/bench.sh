@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
+read -ra features < <(scripts/features.sh --package 2>/dev/null) || true
 "${CARGO:-cargo}" build --quiet --release --locked --bins \
-    --package muster-cli --package muster-agent --package muster-bot --package muster-fleet-sim
+    --package muster-cli --package muster-agent --package muster-bot --package muster-fleet-sim "${features[@]}"
 exec "$(scripts/bin-dir.sh release)/muster-fleet-sim" bench "$@"

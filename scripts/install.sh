@@ -25,6 +25,15 @@ done
 
 install -d "$root/bin" "$root/lib/systemd/system" "$root/lib/sysusers.d" "$root/share/doc/muster"
 install -m 0755 "$bins/muster" "$bins/muster-agent" "$bins/muster-bot" "$root/bin/"
+installed="muster, muster-agent and muster-bot"
+# For hypervisors; the agent looks for it beside itself. It is there where it
+# was built with libvirt.
+if [ -n "$(scripts/features.sh 2>/dev/null)" ] && [ -x "$bins/muster-libvirt" ]; then
+    install -m 0755 "$bins/muster-libvirt" "$root/bin/"
+    installed="muster, muster-agent, muster-libvirt and muster-bot"
+else
+    echo "without muster-libvirt, which a hypervisor's agent needs: it is built where libvirt's headers are (Debian: libvirt-dev)"
+fi
 install -m 0644 packaging/sysusers.d/muster.conf "$root/lib/sysusers.d/"
 install -m 0644 LICENSE "$root/share/doc/muster/"
 for unit in packaging/systemd/*.service; do
@@ -33,4 +42,4 @@ for unit in packaging/systemd/*.service; do
     sed "s|/usr/local/|${PREFIX//|/}/|g" "$unit" >"$root/lib/systemd/system/$name"
     chmod 0644 "$root/lib/systemd/system/$name"
 done
-echo "installed muster, muster-agent and muster-bot into $root/bin, their units into $root/lib/systemd/system"
+echo "installed $installed into $root/bin, their units into $root/lib/systemd/system"

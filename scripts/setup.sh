@@ -5,7 +5,8 @@
 #
 #   setup.sh rust  [COMPONENT...]   cargo only (and components like clippy)
 #   setup.sh build [COMPONENT...]   and a C compiler and nats-server
-#   setup.sh test  [COMPONENT...]   and what the end-to-end tests call
+#   setup.sh test  [COMPONENT...]   and what the end-to-end tests call, virtual
+#                                   machines among it
 #
 # Ends with 2 when something is missing that it cannot install.
 set -euo pipefail
@@ -86,12 +87,65 @@ wanted_packages() {
     has createrepo_c || echo createrepo-c
 }
 
+# The same for virtual machines: a libvirt and a QEMU of the tests' own, and
+# what a guest's disk is made with.
+machine_packages() {
+    has libvirtd || echo libvirt-daemon-system
+    [ -e /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so ] || echo libvirt-daemon-driver-qemu
+    has virsh || echo libvirt-clients
+    pkg-config --exists libvirt libvirt-qemu 2>/dev/null || printf '%s\n' libvirt-dev pkg-config
+    has dnsmasq || echo dnsmasq-base
+    has qemu-system-x86_64 || echo qemu-system-x86
+    has qemu-img || echo qemu-utils
+    has ping || echo iputils-ping
+    has haproxy || echo haproxy
+    # A link to busybox may be of a busybox that needs libraries.
+    dpkg -s busybox-static >/dev/null 2>&1 || echo busybox-static
+    has syslinux || echo syslinux
+    [ -e /usr/lib/syslinux/mbr/mbr.bin ] || echo syslinux-common
+    has mcopy || echo mtools
+    has mkfs.ext4 || echo e2fsprogs
+}
+
+# Servers that a package would start, and that muster or its tests start by
+# themselves where they need them.
+SERVERS=(nats-server inspircd atheme-services ngircd puppet haproxy libvirtd virtlogd virtlockd)
+
+# No server of a package that was just installed goes on running or starts
+# with the machine: they would listen, some of them to everybody.
+quiet() {
+    local server unit
+    for server in "$@"; do
+        has "$server" || continue
+        if has systemctl && [ -d /run/systemd/system ]; then
+            for unit in "$server"{,-ro,-admin}.socket "$server.service"; do
+                "${sudo[@]}" systemctl disable --now --quiet "$unit" >/dev/null 2>&1 || true
+            done
+        elif [ -x "/etc/init.d/$server" ]; then
+            "${sudo[@]}" "/etc/init.d/$server" stop >/dev/null 2>&1 || true
+        fi
+    done
+}
+
+# What else apt-get must be told where these did not go in: a machine may have
+# a newer qemu-utils (of Debian's backports), beside which there is no room for
+# the QEMU of its release. Empty when that is not the obstacle.
+obstacle() {
+    local version have
+    [[ " $* " == *" qemu-system-x86 "* ]] || return 0
+    have=$(dpkg-query -W -f '${Version}' qemu-utils 2>/dev/null) || return 0
+    version=$(apt-cache policy qemu-system-x86 | sed -n 's/^ *Candidate: //p')
+    if [ -n "$version" ] && [ "$version" != "$have" ] &&
+        apt-get -q -y -s --no-remove install --no-install-recommends --allow-downgrades \
+            "$@" "qemu-utils=$version" >/dev/null 2>&1; then
+        printf '%s\n' --allow-downgrades "qemu-utils=$version"
+    fi
+}
+
 install_packages() {
-    local sudo=() had_nats=yes had_puppet=yes chat=() server
-    has nats-server || had_nats=no
-    has puppet || had_puppet=no
-    for server in inspircd atheme-services ngircd; do
-        has "$server" || chat+=("$server")
+    local sudo=() new=() server more
+    for server in "${SERVERS[@]}"; do
+        has "$server" || new+=("$server")
     done
     if [ "$(id -u)" -ne 0 ]; then
         has sudo || fail "these packages are missing, and there is no sudo to install them: $*" \
@@ -101,28 +155,18 @@ install_packages() {
         [ -t 0 ] || sudo=(sudo -n)
     fi
     echo "installing: $*" >&2
-    local apt=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y)
+    # What the machine has is left alone.
+    local apt=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-remove)
     "${apt[@]}" update >&2 || fail "apt-get update failed" \
         "  install these by hand, then try again: $*"
-    "${apt[@]}" install --no-install-recommends "$@" >&2 || fail \
-        "apt-get could not install: $*" \
-        "  install them by hand, then try again"
-    # The package starts a server of its own on port 4222, open to everybody.
-    # muster starts the servers that it needs by itself.
-    if [ "$had_nats" = no ] && has systemctl && [ -d /run/systemd/system ]; then
-        echo "switching off the nats-server service that the package started: muster runs its own" >&2
-        "${sudo[@]}" systemctl disable --now --quiet nats-server.service >&2 || true
+    if ! "${apt[@]}" install --no-install-recommends "$@" >&2; then
+        mapfile -t more < <(obstacle "$@")
+        [ "${#more[@]}" -gt 0 ] && "${apt[@]}" install --no-install-recommends \
+            "$@" "${more[@]}" >&2 || fail \
+            "apt-get could not install: $*" \
+            "  install them by hand, then try again"
     fi
-    # Servers of chat networks that would listen on this machine.
-    for server in "${chat[@]}"; do
-        if has "$server" && has systemctl && [ -d /run/systemd/system ]; then
-            "${sudo[@]}" systemctl disable --now --quiet "$server.service" >&2 || true
-        fi
-    done
-    # Puppet's would look for a master.
-    if [ "$had_puppet" = no ] && has puppet && has systemctl && [ -d /run/systemd/system ]; then
-        "${sudo[@]}" systemctl disable --now --quiet puppet.service >&2 || true
-    fi
+    quiet "${new[@]}"
 }
 
 check_build() {
@@ -140,9 +184,11 @@ check_build() {
     has cc || fail "there is still no C compiler (cc) on the PATH"
 }
 
+# check_wanted LIST: what one of the functions above names. One list that
+# cannot be installed leaves the others alone.
 check_wanted() {
     local wanted
-    mapfile -t wanted < <(wanted_packages)
+    mapfile -t wanted < <("$1")
     [ "${#wanted[@]}" -gt 0 ] && has apt-get || return 0
     (install_packages "${wanted[@]}") || echo "going on without: ${wanted[*]}" >&2
 }
@@ -154,7 +200,11 @@ case $what in
     build | test)
         check_rust "$@"
         check_build
-        if [ "$what" = test ]; then check_wanted; fi
+        if [ "$what" = test ]; then
+            check_wanted wanted_packages
+            check_wanted machine_packages
+            if has apt-get; then scripts/guest-parts.sh || true; fi
+        fi
         ;;
     *) fail "usage: setup.sh [rust|build|test] [COMPONENT...]" ;;
 esac

@@ -17,6 +17,7 @@ use crate::facts::Gatherer;
 use crate::freeze::Frost;
 use crate::host::environment::Environment;
 use crate::host::program::own_id;
+use crate::host::vm::{Brokers, How, Machines, Program, Setting, Watcher};
 use crate::identity::Identity;
 use crate::journal::{Journal, JournalError};
 use crate::keeper::Keeper;
@@ -97,6 +98,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
     };
     let (voice, bus) = Bus::new();
     builtins.ask(bus.clone());
+    let watcher = config
+        .capabilities
+        .vm
+        .then(|| hypervisor(&config, &identity, &builtins));
     let reporter = Reporter::new();
     let keeper = Keeper::new();
     let (facts_now, facts) = watch::channel(Arc::new(Gatherer::first(&journal, &identity).await));
@@ -171,6 +176,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
         }
         .keep(bus.clone(), helpers.clone()),
     );
+    if let Some(watcher) = watcher {
+        tasks.spawn(watcher.run(bus.clone(), helpers.clone()));
+    }
     let (depart, mut departures) = mpsc::channel(1);
     let worker = tokio::spawn(
         Worker {
@@ -265,6 +273,29 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
         Ending::Become(_) => link.abort(),
     }
     Ok(ending)
+}
+
+/// The machines of this node, for scenarios and for the broker.
+fn hypervisor(config: &Config, identity: &Identity, builtins: &Builtins) -> Watcher {
+    let program = |idle| {
+        Arc::new(Program::new(How {
+            program: config.vm.program.clone(),
+            uri: config.vm.uri.clone(),
+            timeout: config.vm.call_timeout.get(),
+            idle,
+        }))
+    };
+    let brokers = Brokers::new(identity.clone(), config.brokers.clone());
+    let setting = Setting {
+        cluster: identity.now().stored.credentials.cluster,
+        pool: config.vm.pool.clone(),
+        kind: config.vm.kind(),
+        console: config.vm.console_dir.clone(),
+    };
+    // Each has one of its own: what takes long holds nobody else up.
+    let machines = Machines::new(program(true), program(true), Arc::new(brokers), setting);
+    builtins.keep(machines.clone());
+    Watcher::new(program(false), machines)
 }
 
 async fn prune(

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
+use muster_protocol::names::PoolName;
 use muster_protocol::units::Span;
+use muster_protocol::vm::Virtualisation;
 use serde::{Deserialize, Serialize};
 
 /// Where the configuration is looked for when neither `--config` nor
@@ -13,6 +16,9 @@ pub const DEFAULT_PATH: &str = "/etc/muster/agent.toml";
 pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Where the state is kept unless something else is said.
 pub const DEFAULT_STATE: &str = "/var/lib/muster-agent";
+
+static DEFAULT_POOL: LazyLock<PoolName> =
+    LazyLock::new(|| "default".parse().expect("a constant name"));
 
 /// Everything that can be configured. `muster-agent run --check-config`
 /// prints what is in effect.
@@ -42,6 +48,8 @@ pub struct Config {
     pub command: Commands,
     /// How long outcomes and output are kept.
     pub journal: Retention,
+    /// Virtual machines, where `capabilities.vm` is granted.
+    pub vm: Vm,
 }
 
 /// What this node grants. Anything else is declined, by name.
@@ -69,6 +77,8 @@ pub struct Capabilities {
     pub puppet: bool,
     /// Restarting the machine, by scenarios.
     pub reboot: bool,
+    /// Virtual machines by libvirt, by scenarios: this node is a hypervisor.
+    pub vm: bool,
 }
 
 /// Bounds that no request can lift.
@@ -117,6 +127,63 @@ pub struct Retention {
     pub max_outcomes: u32,
 }
 
+/// How machines run on a hypervisor.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmType {
+    /// As libvirt says that it works.
+    Auto,
+    /// By the processor.
+    Kvm,
+    /// In software.
+    Qemu,
+}
+
+/// A hypervisor's libvirt.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Vm {
+    /// Which libvirt.
+    pub uri: String,
+    /// The storage pool for the disks of machines, of the type `dir`.
+    pub pool: PoolName,
+    /// How machines run.
+    pub r#type: VmType,
+    /// The program that asks libvirt; without, `muster-libvirt` beside the
+    /// agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub program: Option<PathBuf>,
+    /// How long libvirt may take for one call.
+    pub call_timeout: Span,
+    /// Where the consoles of machines are written down.
+    pub console_dir: PathBuf,
+}
+
+impl Vm {
+    /// How machines run, where that is said.
+    #[must_use]
+    pub fn kind(&self) -> Option<Virtualisation> {
+        match self.r#type {
+            VmType::Auto => None,
+            VmType::Kvm => Some(Virtualisation::Kvm),
+            VmType::Qemu => Some(Virtualisation::Qemu),
+        }
+    }
+}
+
+impl Default for Vm {
+    fn default() -> Self {
+        Self {
+            uri: "qemu:///system".to_owned(),
+            pool: DEFAULT_POOL.clone(),
+            r#type: VmType::Auto,
+            program: None,
+            call_timeout: Span::from_secs(30),
+            console_dir: "/var/log/muster/console".into(),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -130,6 +197,7 @@ impl Default for Config {
             limits: Limits::default(),
             command: Commands::default(),
             journal: Retention::default(),
+            vm: Vm::default(),
         }
     }
 }
@@ -147,6 +215,8 @@ impl Default for Capabilities {
             http: true,
             puppet: true,
             reboot: true,
+            // Most nodes are no hypervisors.
+            vm: false,
         }
     }
 }
@@ -287,6 +357,18 @@ impl Config {
                 );
             }
         }
+        if self.vm.call_timeout.get().as_secs() < 1 {
+            return fail(
+                "vm.call_timeout",
+                "is below 1s: libvirt could not answer anything",
+            );
+        }
+        if !self.vm.console_dir.is_absolute() {
+            return fail("vm.console_dir", "is not an absolute path");
+        }
+        if self.vm.program.as_ref().is_some_and(|p| !p.is_absolute()) {
+            return fail("vm.program", "is not an absolute path");
+        }
         for url in &self.brokers {
             crate::http::BaseUrl::parse(url).map_err(|e| ConfigError::Value {
                 key: "brokers",
@@ -337,6 +419,9 @@ mod tests {
             ("command.environment = { \"A=B\" = \"c\" }", "A=B"),
             ("command.environment = { MUSTER_RUN = \"c\" }", "MUSTER_"),
             ("brokers = [\"http://example.org\"]", "brokers"),
+            ("vm.call_timeout = \"10ms\"", "vm.call_timeout"),
+            ("vm.console_dir = \"console\"", "vm.console_dir"),
+            ("vm.program = \"muster-libvirt\"", "vm.program"),
         ] {
             let config = Config::parse(text).expect("is TOML");
             let error = config.check().expect_err(text).to_string();

@@ -28,6 +28,7 @@ use crate::host::cgroup::Cgroups;
 use crate::host::environment::{Environment, marks};
 use crate::host::process::{self, End, Sink, Spec, Why};
 use crate::host::tree::Ended;
+use crate::host::vm::Machines;
 use crate::scenario::{BundleStore, Fetcher, Past, Restarts, Scenarios};
 use crate::upgrade::{Job, Unfit, Upgrades};
 
@@ -181,6 +182,11 @@ impl Builtins {
     /// From now on the broker is asked for scenarios that are not here.
     pub fn ask(&self, bus: Bus) {
         self.fetcher.ask(bus);
+    }
+
+    /// From now on scenarios have the machines of this hypervisor.
+    pub fn keep(&self, machines: Machines) {
+        self.scenarios.keep(machines);
     }
 
     /// Commands.

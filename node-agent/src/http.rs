@@ -8,8 +8,10 @@ use std::time::Duration;
 use muster_protocol::api::Challenge;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::text::printable;
+use muster_protocol::vm::SeedText;
 use muster_protocol::wire::{
-    CredentialsAnswer, CredentialsRequest, EnrollRequest, ReleaseRequest, Trust,
+    CredentialsAnswer, CredentialsRequest, EnrollRequest, ImageRequest, ReleaseRequest,
+    SeedRequest, Trust,
 };
 use reqwest::Certificate;
 use serde::Serialize;
@@ -23,6 +25,10 @@ const AWAKE_WITHIN: Duration = Duration::from_secs(2);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// A release of any size, over any line that can be worked with.
 const WHOLE_RELEASE: Duration = Duration::from_secs(3_600);
+/// The same of a disk image.
+const WHOLE_IMAGE: Duration = Duration::from_secs(24 * 3_600);
+/// Where an image may be elsewhere, after so many turns.
+const MAX_TURNS: usize = 5;
 
 /// The address of a broker: `https`, or `http` to this machine itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -172,6 +178,47 @@ pub async fn awake_first(urls: &[String], verify: impl Fn(&BaseUrl) -> Verify) -
     order
 }
 
+/// What a broker answers when it is asked for an image.
+#[derive(Debug)]
+pub enum ImageAnswer {
+    /// The bytes.
+    Bytes(reqwest::Response),
+    /// They are there.
+    Elsewhere(String),
+}
+
+/// Where an image is.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Elsewhere {
+    url: String,
+}
+
+/// The next piece of what somebody sends; `None` at its end.
+///
+/// # Errors
+/// [`HttpError::Unreachable`].
+pub async fn piece(answer: &mut reqwest::Response) -> Result<Option<bytes::Bytes>, HttpError> {
+    let lost = |answer: &reqwest::Response, why: &str| HttpError::Unreachable {
+        url: shown(answer.url()),
+        why: printable(why, 300),
+    };
+    match tokio::time::timeout(ANSWER_WITHIN, answer.chunk()).await {
+        Ok(Ok(piece)) => Ok(piece),
+        Ok(Err(e)) => Err(lost(answer, &chain(&e.without_url()))),
+        Err(_) => Err(lost(answer, "nothing came for a while")),
+    }
+}
+
+/// A URL for people, without what may be a password in it.
+fn shown(url: &reqwest::Url) -> String {
+    let mut url = url.clone();
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.set_query(None);
+    printable(url.as_str(), 200)
+}
+
 /// A client for one broker.
 pub struct Client {
     base: BaseUrl,
@@ -284,18 +331,83 @@ impl Client {
         Err(self.refused(status, &body))
     }
 
-    /// The next piece of a release; `None` at its end.
+    /// Asks for the bytes of a disk image.
     ///
     /// # Errors
-    /// [`HttpError::Unreachable`].
-    pub async fn piece(
-        &self,
-        answer: &mut reqwest::Response,
-    ) -> Result<Option<bytes::Bytes>, HttpError> {
-        match tokio::time::timeout(ANSWER_WITHIN, answer.chunk()).await {
-            Ok(piece) => piece.map_err(|e| self.unreachable(chain(&e.without_url()))),
-            Err(_) => Err(self.unreachable("nothing came for a while".into())),
+    /// [`HttpError`].
+    pub async fn image(&self, request: &ImageRequest) -> Result<ImageAnswer, HttpError> {
+        let mut answer = self
+            .http
+            .post(self.url("v1/agent/image")?)
+            .json(request)
+            .timeout(WHOLE_IMAGE)
+            .send()
+            .await
+            .map_err(|e| self.unreachable(chain(&e.without_url())))?;
+        let status = answer.status();
+        let kind = answer.headers().get(reqwest::header::CONTENT_TYPE);
+        let json = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+        if status.is_success() && !json {
+            return Ok(ImageAnswer::Bytes(answer));
         }
+        let body = self.body(&mut answer).await?;
+        if !status.is_success() {
+            return Err(self.refused(status, &body));
+        }
+        match serde_json::from_slice::<Elsewhere>(&body) {
+            Ok(Elsewhere { url }) => Ok(ImageAnswer::Elsewhere(url)),
+            Err(_) => Err(HttpError::Strange {
+                url: self.base.to_string(),
+                status: status.as_u16(),
+            }),
+        }
+    }
+
+    /// The bytes at any URL from one on, and which is the first that comes.
+    /// Who sends them is believed in nothing: their hash decides.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub async fn elsewhere(url: &str, from: u64) -> Result<(reqwest::Response, u64), HttpError> {
+        let strange = |why: &str| HttpError::Unreachable {
+            url: printable(url, 200),
+            why: why.to_owned(),
+        };
+        let url = reqwest::Url::parse(url).map_err(|e| strange(&e.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(strange("an image comes by http or https"));
+        }
+        let lost = |why: String| HttpError::Unreachable {
+            url: shown(&url),
+            why: printable(&why, 300),
+        };
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_WITHIN)
+            .redirect(reqwest::redirect::Policy::limited(MAX_TURNS))
+            .user_agent(concat!("muster-agent/", env!("CARGO_PKG_VERSION")));
+        if url.scheme() == "http" {
+            builder = builder.tls_certs_only([]);
+        }
+        let http = builder.build().map_err(|e| lost(chain(&e)))?;
+        let mut request = http.get(url.clone()).timeout(WHOLE_IMAGE);
+        if from > 0 {
+            request = request.header(reqwest::header::RANGE, format!("bytes={from}-"));
+        }
+        let sent = request.send().await;
+        let answer = sent.map_err(|e| lost(chain(&e.without_url())))?;
+        match answer.status().as_u16() {
+            200 => Ok((answer, 0)),
+            206 if begins_at(&answer, from) => Ok((answer, from)),
+            status => Err(HttpError::Strange { url: shown(&url), status }),
+        }
+    }
+
+    /// Asks for the seed of a machine.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub async fn seed(&self, request: &SeedRequest) -> Result<SeedText, HttpError> {
+        self.post("v1/agent/seed", request).await
     }
 
     fn url(&self, path: &str) -> Result<reqwest::Url, HttpError> {
@@ -363,6 +475,13 @@ impl Client {
             why: printable(&why, 300),
         }
     }
+}
+
+/// Whether an answer begins with that byte.
+fn begins_at(answer: &reqwest::Response, from: u64) -> bool {
+    let range = answer.headers().get(reqwest::header::CONTENT_RANGE);
+    let range = range.and_then(|range| range.to_str().ok());
+    range.is_some_and(|range| range.starts_with(&format!("bytes {from}-")))
 }
 
 /// An error with its causes on one line.

@@ -16,7 +16,7 @@ static MARKER: [u8; MARKER_BYTES] = marker(&[
     env!("CARGO_PKG_VERSION"),
     "\",\"protocol\":",
     digit(PROTOCOL_VERSION),
-    ",\"capabilities\":[\"command\",\"shell\",\"upgrade\",\"file\",\"package\",\"service\",\"user\",\"http\",\"puppet\",\"reboot\"],\"build\":{\"os\":\"",
+    ",\"capabilities\":[\"command\",\"shell\",\"upgrade\",\"file\",\"package\",\"service\",\"user\",\"http\",\"puppet\",\"reboot\",\"vm\"],\"build\":{\"os\":\"",
     std::env::consts::OS,
     "\",\"arch\":\"",
     std::env::consts::ARCH,
@@ -67,7 +67,9 @@ mod tests {
             (state::FORMAT, journal::FORMAT)
         );
         // With everything granted, it can do what the marker says.
-        let (builtins, _) = Builtins::new(&Config::default());
+        let mut config = Config::default();
+        config.capabilities.vm = true;
+        let (builtins, _) = Builtins::new(&config);
         assert_eq!(builtins.capabilities(), about().capabilities);
     }
 }

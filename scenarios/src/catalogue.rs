@@ -239,6 +239,11 @@ pub const MAIN: &[Entry] = &[
     ),
     property(Side::Main, "succeeded", "The nodes on which it did."),
     property(Side::Main, "values", "What the function returned, by node."),
+    function(
+        Side::Main,
+        "contact(node, within)",
+        "Waits until a node of that name is connected; fails when it is not by then.",
+    ),
     function(Side::Both, "sleep(duration)", "Waits."),
     function(Side::Both, "log(text)", "Adds a line to the run's log."),
     function(Side::Both, "emit(kind, fields?)", "Emits an event."),
@@ -287,6 +292,81 @@ pub const NODE: &[Entry] = &[
         "Applies a Puppet manifest.",
     ),
     function(Side::Node, "puppet_agent()", "Runs the Puppet agent."),
+    function(
+        Side::Node,
+        "vm::image(image)",
+        "The disk image, a map as a machine has it, is on this hypervisor, whole and checked.",
+    ),
+    function(
+        Side::Node,
+        "vm::create(machine)",
+        "The machine, a map as the broker makes it, is on this hypervisor and runs.",
+    ),
+    function(
+        Side::Node,
+        "vm::start(id)",
+        "The machine of this UUID runs.",
+    ),
+    function(
+        Side::Node,
+        "vm::stop(id, options?)",
+        "It does not run: it is asked first, then forced.",
+    ),
+    function(
+        Side::Node,
+        "vm::reboot(id, options?)",
+        "It is started anew: it is asked first, then forced.",
+    ),
+    function(
+        Side::Node,
+        "vm::destroy(id, options?)",
+        "It is not there; its disk is kept unless it is to be purged.",
+    ),
+    function(
+        Side::Node,
+        "vm::resize(id, options)",
+        "It has so many processors, so much memory, so large a disk; the disk only grows, the rest holds from its next start.",
+    ),
+    function(
+        Side::Node,
+        "vm::snapshot(id, name)",
+        "There is a snapshot of its disk of that name.",
+    ),
+    function(
+        Side::Node,
+        "vm::restore(id, name)",
+        "Its disk is as in that snapshot.",
+    ),
+    function(
+        Side::Node,
+        "vm::unseed(id)",
+        "Its seed holds no invite any more.",
+    ),
+    function(
+        Side::Node,
+        "vm::list()",
+        "All domains of this hypervisor, each `#{ id, name, state, cpus, memory, autostart, owner }`.",
+    ),
+    function(
+        Side::Node,
+        "vm::info(id)",
+        "The same of one machine, with `disk`, `disk_used`, `snapshots`.",
+    ),
+    function(
+        Side::Node,
+        "vm::console_log(id, options?)",
+        "The last lines that it wrote to its console, as one text.",
+    ),
+    function(
+        Side::Node,
+        "vm::guest_exec(id, words, options?)",
+        "Runs a program in it, by the QEMU guest agent; gives `#{ exit, signal, stdout, stderr, truncated }`.",
+    ),
+    function(
+        Side::Node,
+        "vm::guest_ping(id)",
+        "Whether the QEMU guest agent in it answers.",
+    ),
     method(
         Side::Node,
         "content(text, options?)",
@@ -510,6 +590,70 @@ pub const TOLD: &[(&str, &str)] = &[
     ("puppet_apply(\"include ntp\")", "puppet apply"),
     ("puppet_agent()", "puppet agent"),
     ("reboot()", "reboot"),
+    (
+        "vm::image(IMAGE)",
+        "vm image debian-12",
+    ),
+    (
+        "vm::create(MACHINE)",
+        "vm create web-03",
+    ),
+    (
+        "vm::start(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\")",
+        "vm start 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102",
+    ),
+    (
+        "vm::stop(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\")",
+        "vm stop 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102",
+    ),
+    (
+        "vm::reboot(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\")",
+        "vm reboot 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102",
+    ),
+    (
+        "vm::destroy(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\")",
+        "vm destroy 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102",
+    ),
+    (
+        "vm::destroy(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\", #{ purge: true })",
+        "vm destroy 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102 purge",
+    ),
+    (
+        "vm::resize(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\", #{ cpus: 4, disk: \"20GiB\" })",
+        "vm resize 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102 cpus 4 disk 20GiB",
+    ),
+    (
+        "vm::snapshot(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\", \"before\")",
+        "vm snapshot 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102 before",
+    ),
+    (
+        "vm::restore(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\", \"before\")",
+        "vm restore 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102 before",
+    ),
+    (
+        "vm::unseed(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\")",
+        "vm unseed 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102",
+    ),
+    (
+        "vm::list()",
+        "vm list",
+    ),
+    (
+        "vm::info(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\")",
+        "vm info 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102",
+    ),
+    (
+        "vm::console_log(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\")",
+        "vm console_log 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102",
+    ),
+    (
+        "vm::guest_exec(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\", [\"/bin/true\"])",
+        "vm guest_exec 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102 /bin/true",
+    ),
+    (
+        "vm::guest_ping(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\")",
+        "vm guest_ping 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102",
+    ),
 ];
 
 /// The entry of this name and form that may be called on a side.
@@ -578,7 +722,13 @@ mod tests {
             let mut all = BTreeMap::new();
             let found = engine.collect_fn_metadata(
                 None,
-                |info| Some((info.metadata.name.to_string(), info.metadata.num_params)),
+                |info| {
+                    let name = match info.namespace.as_str() {
+                        "" => info.metadata.name.to_string(),
+                        module => format!("{module}::{}", info.metadata.name),
+                    };
+                    Some((name, info.metadata.num_params))
+                },
                 true,
             );
             for key in found {

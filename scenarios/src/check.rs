@@ -1,6 +1,7 @@
 //! What can be said of a scenario without running it: every mistake at once,
 //! each with its place.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use muster_protocol::predicate::Predicate;
@@ -73,9 +74,10 @@ fn check_here(file: &str, text: &str, files: Option<&Files>) -> Result<Manifest,
 type Files = BTreeMap<BundlePath, Vec<u8>>;
 
 /// One call in a script.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Call<'a> {
-    pub(crate) name: &'a str,
+    /// With what stands in front of it: `vm::create`.
+    pub(crate) name: Cow<'a, str>,
     form: Form,
     pub(crate) args: &'a [Expr],
     at: Position,
@@ -157,7 +159,7 @@ impl<'a> Checker<'a> {
             let side = runs.get(name).copied().unwrap_or_default();
             walk(self.ast, function, &mut |node| {
                 if let Some(call) = call(node) {
-                    self.call(call, name, side);
+                    self.call(&call, name, side);
                 }
                 if matches!(name, MAIN | RUN)
                     && let Some(params) = function.params.first()
@@ -180,9 +182,9 @@ impl<'a> Checker<'a> {
         for definition in self.ast.iter_fn_def() {
             walk(self.ast, definition, &mut |node| {
                 let Some(call) = call(node) else { return };
-                if self.own.contains_key(call.name) {
+                if self.own.contains_key(&*call.name) {
                     let called = calls.entry(definition.name.to_string()).or_default();
-                    called.insert(call.name.to_owned());
+                    called.insert(call.name.to_string());
                 }
                 if let Some((function, _)) = named(&call) {
                     on_nodes.insert(function.to_owned());
@@ -228,16 +230,16 @@ impl<'a> Checker<'a> {
             .collect()
     }
 
-    fn call(&mut self, call: Call<'_>, inside: &str, runs: Runs) {
-        if let Some((function, at)) = named(&call) {
-            self.named_function(&call, function, at);
+    fn call(&mut self, call: &Call<'_>, inside: &str, runs: Runs) {
+        if let Some((function, at)) = named(call) {
+            self.named_function(call, function, at);
         } else if call.name == "undo" && call.form == Form::Method {
             let fault = self
                 .fault(call.at, "`undo` takes the name of a function, written out")
                 .hint("it must be known before the step begins: .undo(\"restore\")");
             self.faults.push(fault);
         }
-        match (call.name, call.args.first()) {
+        match (&*call.name, call.args.first()) {
             ("nodes", Some(Expr::StringConstant(set, at))) if call.form == Form::Function => {
                 self.node_set(set, *at);
             }
@@ -250,7 +252,7 @@ impl<'a> Checker<'a> {
             }
             _ => {}
         }
-        self.exists(&call, inside, runs);
+        self.exists(call, inside, runs);
     }
 
     /// Whether the function is there, takes so many arguments, and may be
@@ -259,18 +261,18 @@ impl<'a> Checker<'a> {
         // A method's own value is a parameter of what it calls.
         let given = call.args.len();
         let count = given + usize::from(call.form == Form::Method);
-        if let Some(counts) = self.own.get(call.name) {
+        if let Some(counts) = self.own.get(&*call.name) {
             // `value.own()` binds `this`, and counts no parameter for it.
             if counts.contains(&count) || counts.contains(&given) {
                 return;
             }
             let takes: Vec<String> = counts.iter().map(ToString::to_string).collect();
-            let message = arguments(call.name, &takes.join(" or "), given);
+            let message = arguments(&call.name, &takes.join(" or "), given);
             let fault = self.fault(call.at, message);
             self.faults.push(fault);
             return;
         }
-        let entries: Vec<&Entry> = catalogue::find(call.name, call.form)
+        let entries: Vec<&Entry> = catalogue::find(&call.name, call.form)
             .filter(|entry| entry.side != Side::Top)
             .collect();
         if entries.is_empty() {
@@ -280,7 +282,7 @@ impl<'a> Checker<'a> {
         // The language may have it, too, for values of its own.
         let languages = self
             .language
-            .get(call.name)
+            .get(&*call.name)
             .is_some_and(|counts| counts.contains(&count));
         let allowed = entries.iter().any(|entry| match entry.side {
             Side::Top => false,
@@ -324,17 +326,17 @@ impl<'a> Checker<'a> {
             } else {
                 format!("{least} to {most}")
             };
-            let message = arguments(call.name, &takes, given);
+            let message = arguments(&call.name, &takes, given);
             let fault = self.fault(call.at, message);
             self.faults.push(fault);
         }
     }
 
     fn language_function(&mut self, call: &Call<'_>, count: usize) {
-        if WOVEN_IN.contains(&call.name) {
+        if WOVEN_IN.contains(&&*call.name) {
             return;
         }
-        match self.language.get(call.name) {
+        match self.language.get(&*call.name) {
             Some(counts) if counts.contains(&count) => {}
             Some(_) => {
                 let given = call.args.len();
@@ -353,7 +355,7 @@ impl<'a> Checker<'a> {
                     .filter(|entry| entry.form == call.form && entry.side != Side::Top)
                     .map(|entry| entry.name)
                     .chain(self.own.keys().map(String::as_str));
-                let near = nearest(call.name, known).map(str::to_owned);
+                let near = nearest(&call.name, known).map(str::to_owned);
                 self.faults.push(match near {
                     Some(near) => fault.hint(format!("did you mean `{near}`?")),
                     None => fault,
@@ -364,7 +366,7 @@ impl<'a> Checker<'a> {
 
     /// The function that `on` names is there and takes the parameters' map.
     fn named_function(&mut self, call: &Call<'_>, function: &str, at: Position) {
-        let verb = call.name;
+        let verb = &call.name;
         let fault = match self.own.get(function) {
             Some(counts) if counts.contains(&1) => return,
             Some(_) => self
@@ -504,7 +506,11 @@ fn first(expr: &Expr) -> &Expr {
 pub(crate) fn call<'a>(node: &ASTNode<'a>) -> Option<Call<'a>> {
     fn plain<'a>(call: &'a FnCallExpr, form: Form, at: Position) -> Option<Call<'a>> {
         (call.op_token.is_none()).then(|| Call {
-            name: &call.name,
+            name: if call.namespace.is_empty() {
+                Cow::Borrowed(call.name.as_str())
+            } else {
+                Cow::Owned(format!("{}::{}", call.namespace, call.name))
+            },
             form,
             args: &call.args,
             at,
@@ -520,7 +526,7 @@ pub(crate) fn call<'a>(node: &ASTNode<'a>) -> Option<Call<'a>> {
 
 /// The function of the script that a call names, if it is written out.
 fn named<'a>(call: &Call<'a>) -> Option<(&'a str, Position)> {
-    let index = match (call.form, call.name) {
+    let index = match (call.form, &*call.name) {
         (Form::Function, name) => NAMING.iter().find(|(naming, _)| *naming == name)?.1,
         (Form::Method, "undo") => 0,
         _ => return None,

@@ -15,7 +15,7 @@ use rhai::packages::{
     BasicArrayPackage, BasicBlobPackage, BasicMapPackage, BasicMathPackage, BitFieldPackage,
     CorePackage, LogicPackage, MoreStringPackage, Package as _,
 };
-use rhai::{AST, Dynamic, Engine, EvalAltResult, OptimizationLevel, Token};
+use rhai::{AST, Dynamic, Engine, EvalAltResult, Module, OptimizationLevel, Token};
 
 use crate::fault::{Fault, Place};
 use crate::text;
@@ -121,6 +121,9 @@ const MAX_VARIABLES: usize = 512;
 /// Words that Rhai keeps for a later day, and that are names here.
 const FREED: [&str; 2] = ["package", "default"];
 
+/// In front of every word about machines: `vm::create`.
+pub(crate) const VM: &str = "vm";
+
 /// An engine that has the language and nothing of muster yet.
 #[must_use]
 pub fn engine(limits: Limits) -> Engine {
@@ -165,6 +168,8 @@ pub fn engine(limits: Limits) -> Engine {
         let stopped = STOPPED.with_borrow(|stopped| stopped.as_ref().is_some_and(|s| s()));
         stopped.then_some(Dynamic::UNIT)
     });
+    // Known wherever a script is read; what is in it is for nodes only.
+    engine.register_static_module(VM, Module::new().into());
     text::register(&mut engine, limits);
     // Rhai's own would hold its thread, and nothing could end it.
     engine.register_fn("sleep", |_: i64| no_number());

@@ -217,6 +217,30 @@ fn options_are_those_of_the_code() {
             format!("http(\"http://x\", {wrong}).get()"),
         ),
         (
+            "vm::stop(id, #{…})",
+            format!("vm::stop(\"x\", {wrong})"),
+        ),
+        (
+            "vm::reboot(id, #{…})",
+            format!("vm::reboot(\"x\", {wrong})"),
+        ),
+        (
+            "vm::destroy(id, #{…})",
+            format!("vm::destroy(\"x\", {wrong})"),
+        ),
+        (
+            "vm::resize(id, #{…})",
+            format!("vm::resize(\"x\", {wrong})"),
+        ),
+        (
+            "vm::console_log(id, #{…})",
+            format!("vm::console_log(\"x\", {wrong})"),
+        ),
+        (
+            "vm::guest_exec(id, words, #{…})",
+            format!("vm::guest_exec(\"x\", [\"x\"], {wrong})"),
+        ),
+        (
             "http.until(status, #{…})",
             format!("http(\"http://x\").until(200, {wrong})"),
         ),
@@ -248,7 +272,15 @@ fn options_are_those_of_the_code() {
 
 #[test]
 fn what_nodes_are_told_is_what_the_page_says() {
+    // The page has no room for them.
+    let image = "#{ name: \"debian-12\", sha256: \"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\", \
+         size: 512, format: \"raw\", virtual_size: 512 }";
+    let machine = format!(
+        "#{{ id: \"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\", name: \"web-03\", cpus: 2, memory: 1073741824, \
+         image: {image}, disk: #{{ size: 1073741824, pool: \"default\" }}, nics: [], autostart: true, ready: \"boot\" }}"
+    );
     for (call, title) in catalogue::TOLD {
+        let call = call.replace("MACHINE", &machine).replace("IMAGE", image);
         let text = format!(
             "scenario(\"x\");\nfn run(p) {{ {call}; }}\nfn test_it() {{ fake(\"n\"); assert_eq(play().did(\"n\"), [`{title}`]); }}"
         );

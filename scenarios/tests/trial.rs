@@ -358,3 +358,25 @@ fn test_it() {
         panic!("{fault}");
     }
 }
+
+#[test]
+fn a_node_that_is_waited_for_is_there_or_is_not() {
+    let text = r#"
+scenario("Waits");
+param("name");
+target("role=web");
+fn main(p) { contact(p.name, "5m"); "met" }
+fn test_there() { fake("web-1", #{ roles: ["web"] }); fake("new-1"); assert_eq(play(#{ name: "new-1" }).value, "met"); }
+fn test_not() {
+    fake("web-1", #{ roles: ["web"] });
+    let r = play(#{ name: "new-1" });
+    assert(r.error.contains("new-1 was not heard within 5m"), r.error);
+}
+"#;
+    let bundle = Bundle::new(text.to_owned(), BTreeMap::new()).expect("a bundle");
+    let manifest = check_bundle("x.rhai", &bundle).expect("it is sound");
+    let trial = Trial::new("x.rhai", &bundle, manifest).expect("it can be read");
+    for test in trial.tests() {
+        trial.run(test).unwrap_or_else(|fault| panic!("{fault}"));
+    }
+}

@@ -7,11 +7,12 @@ pub mod irc;
 pub mod proxy;
 pub mod release;
 pub mod stops;
+pub mod vm;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -63,13 +64,25 @@ pub fn free_port() -> Result<u16> {
 ///
 /// # Errors
 /// When the bound is reached, naming what was waited for.
-pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
+pub fn wait_for<T>(what: &str, ask: impl FnMut() -> Option<T>) -> Result<T> {
+    wait_within(PATIENCE, what, ask)
+}
+
+/// The same with a bound of its own.
+///
+/// # Errors
+/// When the bound is reached, naming what was waited for.
+pub fn wait_within<T>(
+    bound: Duration,
+    what: &str,
+    mut ask: impl FnMut() -> Option<T>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         if let Some(found) = ask() {
             return Ok(found);
         }
-        ensure!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        ensure!(start.elapsed() < bound, "waited {bound:?} for {what}");
         std::thread::sleep(Duration::from_millis(30));
     }
 }
@@ -209,6 +222,9 @@ pub struct Up {
     pub dir: tempfile::TempDir,
     /// The HTTP port.
     pub port: u16,
+    /// Where it listens, and the port of NATS for what is beyond loopback.
+    host: IpAddr,
+    nats_port: Option<u16>,
     nodes: Vec<String>,
     child: Option<Child>,
     told: Mutex<BTreeSet<invariants::Told>>,
@@ -237,11 +253,24 @@ impl Up {
         Ok(Self {
             dir,
             port: free_port()?,
+            host: Ipv4Addr::LOCALHOST.into(),
+            nats_port: None,
             nodes,
             child: None,
             told: Mutex::default(),
             checkpoints: None,
         })
+    }
+
+    /// Has it listen on that address, for other machines to reach, once it is
+    /// started: with TLS, by the cluster's own authority.
+    ///
+    /// # Errors
+    /// When there is no port.
+    pub fn listen_on(&mut self, host: IpAddr) -> Result<()> {
+        self.host = host;
+        self.nats_port = Some(free_port()?);
+        Ok(())
     }
 
     /// Lets the test hold the programs at their checkpoints, once they are
@@ -280,7 +309,12 @@ impl Up {
     /// The broker's address.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        let scheme = if self.host.is_loopback() {
+            "http"
+        } else {
+            "https"
+        };
+        format!("{scheme}://{}", SocketAddr::new(self.host, self.port))
     }
 
     /// The admin token.
@@ -302,7 +336,12 @@ impl Up {
         command.arg("up").arg("--state").arg(self.state());
         command
             .arg("--listen")
-            .arg(format!("127.0.0.1:{}", self.port));
+            .arg(SocketAddr::new(self.host, self.port).to_string());
+        if let Some(port) = self.nats_port {
+            command
+                .arg("--nats-listen")
+                .arg(SocketAddr::new(self.host, port).to_string());
+        }
         for node in &self.nodes {
             command.arg("--node").arg(node);
         }
@@ -390,6 +429,9 @@ impl Up {
     pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
         let mut command = self.bare("muster");
         command.env("MUSTER_URL", self.url());
+        if !self.host.is_loopback() {
+            command.env("MUSTER_CA_FILE", self.state().join("keys/ca.pem"));
+        }
         if let Ok(token) = self.token() {
             command.env("MUSTER_TOKEN", token);
         }

@@ -271,6 +271,13 @@ fn main_frames(state: &RunState, event: &RunEvent) -> Vec<Frame> {
                 run,
                 call: *number,
                 until: *at,
+                node: None,
+            }],
+            Wanted::Contact { node, until, .. } => vec![Frame::Sleeps {
+                run,
+                call: *number,
+                until: *until,
+                node: Some(node.clone()),
             }],
             Wanted::Answer { question, answers } => vec![Frame::Asks {
                 run,

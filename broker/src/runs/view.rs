@@ -118,6 +118,7 @@ pub(super) fn main_view(
                 view.steps = vec![scenario(*run, name.to_string(), view.error.clone())];
             }
             Wanted::Until { at } => view.until = Some(*at),
+            Wanted::Contact { until, .. } => view.until = Some(*until),
             Wanted::Answer { question, answers } => {
                 view.question = Some(question.clone());
                 view.answers.clone_from(answers);

@@ -13,6 +13,7 @@ use muster_protocol::units::Timestamp;
 
 use super::count;
 use super::output::{Assembly, Line};
+use super::steps::sleeps;
 use super::time::moment;
 
 /// Most bytes of output that are held to be shown in groups. Beyond it output
@@ -237,7 +238,12 @@ impl Book {
                 self.undone |= *undo;
                 self.steps.retain(|open| open.run != *step);
             }
-            Frame::Sleeps { until, .. } => self.waits = Some(Gate::Moment { until: *until }),
+            Frame::Sleeps { until, node, .. } => {
+                self.waits = Some(Gate::Moment {
+                    until: *until,
+                    node: node.clone(),
+                });
+            }
             Frame::Asks {
                 question, answers, ..
             } => {
@@ -299,7 +305,7 @@ impl Book {
             Gate::Frozen { by, why, .. } => {
                 format!("waits: frozen by {by}: {}", printable(why, 200))
             }
-            Gate::Moment { until } => format!("waits until {}", moment(*until)),
+            Gate::Moment { until, node } => sleeps(*until, node.as_ref()),
             Gate::Turn {
                 locks,
                 windows,

@@ -2,9 +2,10 @@
 //! tree afterwards. What scripts, nodes and people have said is escaped.
 
 use muster_protocol::api::{CallView, Frame, MainView, RunNode, StepView};
+use muster_protocol::names::NodeName;
 use muster_protocol::run::{Outcome, RunPhase, Summary};
 use muster_protocol::text::{printable, printable_line};
-use muster_protocol::units::elapsed;
+use muster_protocol::units::{Timestamp, elapsed};
 
 use super::report::{counts, painted};
 use super::time::{moment, took};
@@ -14,6 +15,16 @@ use super::{Paint, count};
 const MOST: usize = 400;
 /// Nodes that are named under a step.
 const NAMED: usize = 10;
+
+/// What a `main` waits for that waits for a moment, or for a node.
+#[must_use]
+pub fn sleeps(until: Timestamp, node: Option<&NodeName>) -> String {
+    let until = moment(until);
+    match node {
+        Some(node) => format!("waits for {node} to be heard, until {until}"),
+        None => format!("waits until {until}"),
+    }
+}
 
 /// A line for what has happened, if it is worth one.
 #[must_use]
@@ -48,7 +59,7 @@ pub fn line(frame: &Frame, short: &str, paint: Paint) -> Option<String> {
             }
             text
         }
-        Frame::Sleeps { until, .. } => paint.dim(&format!("waits until {}", moment(*until))),
+        Frame::Sleeps { until, node, .. } => paint.dim(&sleeps(*until, node.as_ref())),
         Frame::Asks {
             question, answers, ..
         } => asks(question, answers, short, paint),

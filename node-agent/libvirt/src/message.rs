@@ -4,6 +4,9 @@
 //! One call at a time: the next one is read when the last was answered.
 //! Events come in between. A program that does not answer in time is killed,
 //! and another one is asked by UUID what became of it.
+//!
+//! A call that would change a domain which is not muster's fails, whoever
+//! asks: what is muster's stands in the domain's definition.
 
 use muster_protocol::names::{PoolName, SnapshotName};
 use muster_protocol::vm::{GuestState, Machine, Owner, Size, Virtualisation, VmId};
@@ -52,12 +55,13 @@ pub enum Call {
         /// Which.
         uuid: VmId,
     },
-    /// Starts a domain. Well when it runs.
+    /// Starts a domain, or lets one go on that is held. Well when it runs.
     Start {
         /// Which.
         uuid: VmId,
     },
-    /// Asks a domain to end by itself.
+    /// Asks a domain to end by itself; [`FailureKind::State`] when it does
+    /// not run.
     Shutdown {
         /// Which.
         uuid: VmId,
@@ -74,7 +78,8 @@ pub enum Call {
         /// Whether.
         on: bool,
     },
-    /// A storage pool; started when it is not: [`Reply::Pool`].
+    /// A storage pool, looked at now; started when it is not:
+    /// [`Reply::Pool`].
     Pool {
         /// Which.
         pool: PoolName,
@@ -127,14 +132,16 @@ pub enum Call {
         /// Which.
         uuid: VmId,
     },
-    /// Makes a snapshot of a domain's disk.
+    /// Makes a snapshot of a domain's disk; [`FailureKind::Exists`] when
+    /// there is one of that name.
     Snapshot {
         /// Which.
         uuid: VmId,
         /// The snapshot.
         name: SnapshotName,
     },
-    /// Sets a domain's disk back to a snapshot.
+    /// Sets a domain's disk back to a snapshot. One that ran runs afterwards,
+    /// one that did not does not, and its definition stays what it was.
     Restore {
         /// Which.
         uuid: VmId,

@@ -16,6 +16,7 @@ pub mod spawn;
 pub mod tools;
 pub mod tree;
 pub mod user;
+pub mod vm;
 pub mod web;
 
 /// The machine's boot id, from this file; empty where it is not told.

@@ -297,6 +297,11 @@ impl Tools {
         let _ = self.shared.said.blocking_send(said);
     }
 
+    /// The same, for whoever must not block.
+    pub async fn tell(&self, said: Said) {
+        let _ = self.shared.said.send(said).await;
+    }
+
     /// Waits for something else than a program, unless the step is to end.
     ///
     /// # Errors

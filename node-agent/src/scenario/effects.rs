@@ -14,6 +14,7 @@ use crate::config::Capabilities;
 use crate::host::package::{self, Packages};
 use crate::host::tools::{Said, ToolError, Tools};
 use crate::host::web::Web;
+use crate::host::vm::{self, Machines};
 use crate::host::{command, file, puppet, service, user};
 
 /// Longest kind of an event.
@@ -33,7 +34,7 @@ impl Grants {
     }
 
     /// What can be granted, and whether it is.
-    fn all(self) -> [(&'static str, bool); 9] {
+    fn all(self) -> [(&'static str, bool); 10] {
         [
             ("command", self.0.command),
             ("shell", self.0.shell),
@@ -44,6 +45,7 @@ impl Grants {
             ("http", self.0.http),
             ("puppet", self.0.puppet),
             ("reboot", self.0.reboot),
+            ("vm", self.0.vm),
         ]
     }
 
@@ -74,6 +76,7 @@ pub(super) struct Effects {
     mode: Mode,
     facts: Arc<NodeFacts>,
     secrets: Secrets,
+    machines: Option<Machines>,
     counted: Mutex<Counted>,
 }
 
@@ -91,6 +94,7 @@ impl Effects {
         mode: Mode,
         facts: Arc<NodeFacts>,
         secrets: Secrets,
+        machines: Option<Machines>,
     ) -> Self {
         Self {
             tools,
@@ -100,6 +104,7 @@ impl Effects {
             mode,
             facts,
             secrets,
+            machines,
             counted: Mutex::new(Counted {
                 tally: Tally::default(),
                 events: 0,
@@ -263,9 +268,18 @@ impl Effects {
             },
             // Whoever can write down that it goes on has it; see `restart`.
             Effect::Reboot => return Err(not_granted("reboot")),
-            Effect::Vm(_) => return Err(not_granted("vm")),
+            Effect::Vm(call) => {
+                let machines = self.machines.as_ref().ok_or_else(no_machines)?;
+                vm::perform(tools, machines, call, mode)?
+            }
         })
     }
+}
+
+fn no_machines() -> HostError {
+    HostError::Failed(
+        "machines are looked after by the running agent: this cannot be run locally".to_owned(),
+    )
 }
 
 fn not_granted(capability: &str) -> HostError {

@@ -1,6 +1,6 @@
 //! The executor of scenarios: the second way through the one door.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -32,6 +32,7 @@ use crate::executor::{Executor, Refused, Step};
 use crate::host::cgroup::Cgroups;
 use crate::host::environment::{Environment, marks};
 use crate::host::tools::{Shared, Tools};
+use crate::host::vm::Machines;
 
 /// Scenarios that are kept compiled: those of the steps that run now, and a
 /// few that may come again soon.
@@ -52,6 +53,8 @@ pub struct Scenarios {
     environment: Environment,
     cgroups: Option<Cgroups>,
     kill_grace: Span,
+    /// Where this node is a hypervisor, and the agent runs.
+    machines: OnceLock<Machines>,
     /// The last used one is last.
     programs: Mutex<Vec<(BundleHash, Program)>>,
 }
@@ -107,8 +110,15 @@ impl Scenarios {
             environment: Environment::new(&config.command.environment),
             cgroups,
             kill_grace: config.command.kill_grace,
+            machines: OnceLock::new(),
             programs: Mutex::default(),
         }
+    }
+
+    /// From now on scenarios have these machines.
+    pub fn keep(&self, machines: Machines) {
+        // Once: an agent has one libvirt.
+        let _ = self.machines.set(machines);
     }
 
     /// Whether a call may be one of a scenario that this node has.
@@ -375,6 +385,7 @@ impl Scenarios {
             mode,
             Arc::clone(trying.facts),
             step.secrets.clone(),
+            self.machines.get().cloned(),
         );
         let effects = Arc::new(effects);
         // What is done and cannot be done again is remembered only where it

@@ -12,7 +12,7 @@ use muster_scenarios::upgrade::Upgrade;
 use tracing::warn;
 
 use crate::enroll::verification;
-use crate::http::{BaseUrl, Client, HttpError, awake_first};
+use crate::http::{BaseUrl, Client, HttpError, awake_first, piece};
 use crate::identity::Identity;
 use crate::pace::Backoff;
 
@@ -128,7 +128,7 @@ async fn fetch_from(
         from: *have,
     };
     let mut answer = client.release(&request).await?;
-    while let Some(piece) = client.piece(&mut answer).await? {
+    while let Some(piece) = piece(&mut answer).await? {
         if *have + piece.len() as u64 > upgrade.size {
             return Err(FetchError::TooLong(upgrade.size));
         }

@@ -222,6 +222,9 @@ pub enum Frame {
         /// Until when.
         #[schema(value_type = String, format = DateTime)]
         until: Timestamp,
+        /// It goes on as soon as this node is heard.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<NodeName>,
     },
     /// The run waits for an answer: `POST /v1/runs/{run}/answer`.
     Asks {

@@ -16,10 +16,10 @@ use utoipa::ToSchema;
 use super::{FoldError, NodePhase, NodeResult, Outcome, RunEvent, RunPhase, RunState, Summary};
 use crate::api::Role;
 use crate::ids::{RunId, Serial};
-use crate::names::{FunctionName, PrincipalName, ScenarioName};
+use crate::names::{FunctionName, NodeName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
 use crate::origin::Origin;
-use crate::units::Timestamp;
+use crate::units::{Span, Timestamp};
 
 /// Log lines that the folded state keeps; the journal has all.
 pub(super) const LOGS_KEPT: usize = 500;
@@ -114,6 +114,15 @@ pub enum Wanted {
     Until {
         /// Which.
         at: Timestamp,
+    },
+    /// That a node is heard.
+    Contact {
+        /// Which.
+        node: NodeName,
+        /// At the latest then.
+        until: Timestamp,
+        /// How long that was when it began.
+        within: Span,
     },
     /// What a person says.
     Answer {
@@ -248,7 +257,10 @@ impl CallState {
                 .map(|(number, step)| (step.run, part(number)))
                 .collect(),
             Wanted::Scenario { run, .. } => vec![(*run, part(0))],
-            Wanted::Until { .. } | Wanted::Answer { .. } | Wanted::Nothing => Vec::new(),
+            Wanted::Until { .. }
+            | Wanted::Contact { .. }
+            | Wanted::Answer { .. }
+            | Wanted::Nothing => Vec::new(),
         }
     }
 }

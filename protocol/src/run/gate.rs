@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{RunEvent, RunPhase, RunState, Wanted};
 use crate::envelope::Door;
-use crate::names::PrincipalName;
+use crate::names::{NodeName, PrincipalName};
 use crate::units::Timestamp;
 
 /// How the reason begins for which a run waits for its window.
@@ -107,6 +107,10 @@ pub enum Gate {
         /// Which.
         #[schema(value_type = String, format = DateTime)]
         until: Timestamp,
+        /// It goes on as soon as this node is heard; if it is not by then,
+        /// the script is told so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<NodeName>,
     },
     /// Its window has to be open and its locks free.
     Turn {
@@ -247,7 +251,14 @@ impl RunState {
                     question: question.clone(),
                     answers: answers.clone(),
                 }),
-                Wanted::Until { at } => Some(Gate::Moment { until: *at }),
+                Wanted::Until { at } => Some(Gate::Moment {
+                    until: *at,
+                    node: None,
+                }),
+                Wanted::Contact { node, until, .. } => Some(Gate::Moment {
+                    until: *until,
+                    node: Some(node.clone()),
+                }),
                 _ => None,
             }
         };

@@ -57,7 +57,7 @@ impl fmt::Display for Size {
             .iter()
             .find(|(_, bytes)| self.0 >= *bytes)
             .unwrap_or(&("B", 1));
-        let text = if self.0 % bytes == 0 {
+        let text = if self.0.is_multiple_of(*bytes) {
             format!("{}{unit}", self.0 / bytes)
         } else {
             // Tenths, so that no float rounds what is exact.
@@ -221,7 +221,7 @@ impl Machine {
     /// # Errors
     /// [`MachineError`]: the first thing that cannot be.
     pub fn check(&self) -> Result<(), MachineError> {
-        let mib = |size: Size| size.0 % (1 << 20) == 0;
+        let mib = |size: Size| size.0.is_multiple_of(1 << 20);
         if self.cpus == 0 || self.cpus > MAX_CPUS {
             return Err(MachineError::Cpus(self.cpus));
         }

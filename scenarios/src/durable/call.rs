@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use muster_protocol::names::{FunctionName, LabelKey, ScenarioName};
+use muster_protocol::names::{FunctionName, LabelKey, NodeName, ScenarioName};
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::units::{Amount, Span};
 use serde::{Deserialize, Serialize};
@@ -109,6 +109,13 @@ pub enum HostCall {
         /// So long, from when it is in the journal.
         span: Span,
     },
+    /// Wait until a node is heard.
+    Contact {
+        /// Which; it need not be enrolled yet.
+        node: NodeName,
+        /// So long at most, from when it is in the journal.
+        within: Span,
+    },
     /// The time.
     Now,
     /// A whole number from `from` to `to`, both included.
@@ -158,6 +165,7 @@ impl HostCall {
             Self::Where { .. } => "where",
             Self::Spread { .. } => "batches",
             Self::Sleep { .. } => "sleep",
+            Self::Contact { .. } => "contact",
             Self::Now => "now",
             Self::Random { .. } => "random",
             Self::Ask { .. } => "ask",

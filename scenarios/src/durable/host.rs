@@ -502,6 +502,14 @@ fn rest(engine: &mut Engine) {
             let span: Span = parsed(&c, "sleep", text)?;
             value(&c, HostCall::Sleep { span })
         })
+        .register_fn(
+            "contact",
+            |c: NativeCallContext<'_>, node: &str, within: &str| -> Said<Dynamic> {
+                let node = parsed(&c, "contact", node)?;
+                let within = parsed(&c, "contact", within)?;
+                value(&c, HostCall::Contact { node, within })
+            },
+        )
         .register_fn("now", |c: NativeCallContext<'_>| value(&c, HostCall::Now))
         .register_fn(
             "random",

@@ -328,6 +328,29 @@ fn machine(call: &VmCall) -> String {
     }
 }
 
+/// What is wanted of it beyond its name: `stop … grace 30s`.
+fn machine_wish(call: &VmCall) -> String {
+    match call {
+        VmCall::Destroy { purge: true, .. } => "purge".to_owned(),
+        VmCall::Snapshot { snapshot, .. } | VmCall::Restore { snapshot, .. } => {
+            snapshot.to_string()
+        }
+        VmCall::GuestExec { argv, .. } => argv.join(" "),
+        VmCall::Resize {
+            cpus, memory, disk, ..
+        } => {
+            let parts = [
+                cpus.map(|cpus| format!("cpus {cpus}")),
+                memory.map(|memory| format!("memory {memory}")),
+                disk.map(|disk| format!("disk {disk}")),
+            ];
+            let parts: Vec<String> = parts.into_iter().flatten().collect();
+            parts.join(" ")
+        }
+        _ => String::new(),
+    }
+}
+
 impl Effect {
     /// The capability that a node must grant.
     #[must_use]
@@ -410,10 +433,13 @@ impl Effect {
                 HttpWish::Post { .. } => "post".to_owned(),
                 HttpWish::Until { status, .. } => format!("until {status}"),
             },
+            Self::Vm(call) => match machine_wish(call) {
+                wish if wish.is_empty() => return self.subject(),
+                wish => wish,
+            },
             Self::Run(_)
             | Self::Puppet(_)
             | Self::Reboot
-            | Self::Vm(_)
             | Self::Emit { .. }
             | Self::Log { .. }
             | Self::Sleep { .. } => return self.subject(),

@@ -7,6 +7,7 @@
 
 mod effect;
 mod engine;
+mod machines;
 mod needs;
 pub(crate) mod resources;
 mod template;

@@ -13,7 +13,7 @@ pub type Capabilities = BTreeSet<&'static str>;
 
 /// Words of the language, and what they ask for. A test holds it against the
 /// catalogue.
-pub(super) const ASKING: [(&str, &str); 10] = [
+const ASKING: [(&str, &str); 10] = [
     ("command", "command"),
     ("shell", "shell"),
     ("file", "file"),
@@ -25,6 +25,15 @@ pub(super) const ASKING: [(&str, &str); 10] = [
     ("puppet_agent", "puppet"),
     ("reboot", "reboot"),
 ];
+
+/// What a word asks a node for.
+fn asked_by(word: &str) -> Option<&'static str> {
+    if word.starts_with("vm::") {
+        return Some("vm");
+    }
+    let found = ASKING.iter().find(|(asking, _)| *asking == word);
+    found.map(|(_, capability)| *capability)
+}
 
 /// What each function of a script can come to, through all functions that it
 /// calls. A function that is called by a name which is only known when it runs
@@ -44,8 +53,8 @@ pub(super) fn needs(ast: &AST) -> BTreeMap<String, Capabilities> {
                 called.insert(closure.fn_name().to_owned());
             }
             let Some(call) = call(node) else { return };
-            if own.contains(call.name) {
-                called.insert(call.name.to_owned());
+            if own.contains(&*call.name) {
+                called.insert(call.name.to_string());
             } else if call.name == "Fn" {
                 match call.args.first() {
                     Some(Expr::StringConstant(name, _)) => {
@@ -53,9 +62,8 @@ pub(super) fn needs(ast: &AST) -> BTreeMap<String, Capabilities> {
                     }
                     _ => called.extend(own.iter().map(|name| (*name).to_owned())),
                 }
-            } else if let Some((_, capability)) = ASKING.iter().find(|(word, _)| *word == call.name)
-            {
-                asked.insert(capability);
+            } else {
+                asked.extend(asked_by(&call.name));
             }
         });
     }
@@ -99,12 +107,17 @@ fn deeper(p) { deep(p); reboot(); }
 fn none(p) { log("x"); template("a", p); sleep("1s"); }
 fn by_name(p) { let f = Fn("none"); f.call(p); }
 fn by_any(p) { let f = Fn(p.name); f.call(p); }
+fn machine(p) { for one in vm::list() { vm::stop(one.id); } }
 "#;
         assert_eq!(of(script, "run"), ["file", "package", "reboot", "shell"]);
         assert_eq!(of(script, "deeper"), ["package", "reboot"]);
         assert_eq!(of(script, "none"), Vec::<&str>::new());
         assert_eq!(of(script, "by_name"), Vec::<&str>::new());
-        assert_eq!(of(script, "by_any"), ["file", "package", "reboot", "shell"]);
+        assert_eq!(
+            of(script, "by_any"),
+            ["file", "package", "reboot", "shell", "vm"]
+        );
+        assert_eq!(of(script, "machine"), ["vm"]);
         // A function of the script's own is its own, whatever it is called.
         assert_eq!(
             of("fn run(p) { user(p) } fn user(p) { 1 }", "run"),
@@ -120,7 +133,7 @@ fn by_any(p) { let f = Fn(p.name); f.call(p); }
             if entry.form != Form::Function || !matches!(entry.side, Side::Node | Side::Both) {
                 continue;
             }
-            let asks = ASKING.iter().any(|(word, _)| *word == entry.name);
+            let asks = asked_by(entry.name).is_some();
             assert!(asks != free.contains(&entry.name), "{}", entry.name);
         }
     }

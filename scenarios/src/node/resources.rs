@@ -64,7 +64,7 @@ impl<K: Clone> Resource<K> {
 }
 
 /// The options of a call: each is taken once, what is left is a mistake.
-struct Options<'a, 'c> {
+pub(super) struct Options<'a, 'c> {
     context: &'a Context<'c>,
     what: &'static str,
     map: Map,
@@ -72,7 +72,7 @@ struct Options<'a, 'c> {
 }
 
 impl<'a, 'c> Options<'a, 'c> {
-    fn new(context: &'a Context<'c>, what: &'static str, map: Map) -> Self {
+    pub(super) fn new(context: &'a Context<'c>, what: &'static str, map: Map) -> Self {
         Self {
             context,
             what,
@@ -81,7 +81,7 @@ impl<'a, 'c> Options<'a, 'c> {
         }
     }
 
-    fn take<T: DeserializeOwned>(&mut self, key: &'static str) -> Said<Option<T>> {
+    pub(super) fn take<T: DeserializeOwned>(&mut self, key: &'static str) -> Said<Option<T>> {
         self.known.push(key);
         let Some(value) = self.map.remove(key) else {
             return Ok(None);
@@ -104,7 +104,7 @@ impl<'a, 'c> Options<'a, 'c> {
         })
     }
 
-    fn end(self) -> Said<()> {
+    pub(super) fn end(self) -> Said<()> {
         let Some(key) = self.map.keys().next() else {
             return Ok(());
         };
@@ -157,6 +157,7 @@ pub(crate) fn register(engine: &mut Engine) {
     services(engine);
     users(engine);
     http(engine);
+    super::machines::register(engine);
     rest(engine);
 }
 
@@ -183,7 +184,14 @@ fn run(context: &Context<'_>, name: &'static str, what: RunWhat, options: Map) -
 }
 
 fn argv(context: &Context<'_>, words: Array) -> Said<RunWhat> {
-    let argv: Vec<String> = words
+    let argv = texts(context, words)?;
+    allowed(context, &argv)?;
+    Ok(RunWhat::Argv(argv))
+}
+
+/// The words of a command.
+pub(super) fn texts(context: &Context<'_>, words: Array) -> Said<Vec<String>> {
+    words
         .into_iter()
         .map(|word| {
             // A number is a fine argument.
@@ -193,13 +201,11 @@ fn argv(context: &Context<'_>, words: Array) -> Said<RunWhat> {
             }
         })
         .collect::<Result<_, _>>()
-        .map_err(|kind| wrong(context, format!("an argument is a text, not a {kind}")))?;
-    allowed(context, &argv)?;
-    Ok(RunWhat::Argv(argv))
+        .map_err(|kind| wrong(context, format!("an argument is a text, not a {kind}")))
 }
 
 /// The same rules as for a command that a person types.
-fn allowed(context: &Context<'_>, argv: &[String]) -> Said<()> {
+pub(super) fn allowed(context: &Context<'_>, argv: &[String]) -> Said<()> {
     let params = serde_json::json!({ "argv": argv });
     crate::command::Command::from_params(&params)
         .map(|_| ())

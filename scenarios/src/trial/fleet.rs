@@ -8,6 +8,7 @@ use muster_protocol::envelope::Mode;
 use muster_protocol::ids::Serial;
 use muster_protocol::names::{LabelKey, NodeName};
 use muster_protocol::predicate::{Attributes, fact_at};
+use muster_protocol::vm::VmCall;
 use regex::Regex;
 use rhai::Position;
 use serde_json::{Map, Value, json};
@@ -162,6 +163,13 @@ impl Fleet {
         self.nodes.iter().find(|node| node.serial == serial)
     }
 
+    /// Whether a node of that name is connected.
+    pub(super) fn is_there(&self, name: &str) -> bool {
+        self.nodes
+            .iter()
+            .any(|node| !node.down && node.name.as_str() == name)
+    }
+
     pub(super) fn label(&self, serial: Serial, key: &LabelKey) -> Option<&str> {
         let labels = &self.node(serial)?.labels;
         labels.get(key.as_str()).map(String::as_str)
@@ -188,6 +196,11 @@ impl Fleet {
             Effect::Package { .. } | Effect::User { .. } => "is".to_owned(),
             _ => String::new(),
         };
+        // A machine is one thing, whatever is said to it.
+        let (subject, slot) = match effect {
+            Effect::Vm(call) => machine(call),
+            _ => (subject, slot),
+        };
         let wish = json!(effect).to_string();
         let key = (serial, format!("{subject} {slot}"));
         if !slot.is_empty() && self.state.get(&key) == Some(&wish) {
@@ -208,11 +221,34 @@ impl Fleet {
             self.state
                 .retain(|(of, key), _| *of != serial || !key.starts_with(&begin));
         }
+        if let Effect::Vm(VmCall::Create { .. } | VmCall::Destroy { .. }) = effect {
+            let begin = format!("{subject} ");
+            self.state
+                .retain(|(of, key), _| *of != serial || !key.starts_with(&begin));
+        }
         if !slot.is_empty() {
             self.state.insert(key, wish);
         }
         Change::Changed { summary, diff }
     }
+}
+
+/// What a call about a machine is about, and what of it can be one thing at a
+/// time.
+fn machine(call: &VmCall) -> (String, String) {
+    let subject = match call {
+        VmCall::Image { image } => format!("image {}", image.sha256),
+        other => format!("vm {}", other.id().map(|id| id.to_string()).unwrap_or_default()),
+    };
+    let slot = match call {
+        VmCall::Image { .. } | VmCall::Create { .. } | VmCall::Destroy { .. } => "is",
+        VmCall::Start { .. } | VmCall::Stop { .. } => "runs",
+        VmCall::Resize { .. } => "size",
+        VmCall::Unseed { .. } => "seed",
+        VmCall::Snapshot { snapshot, .. } => return (subject, format!("snapshot {snapshot}")),
+        _ => "",
+    };
+    (subject, slot.to_owned())
 }
 
 /// The host of one fake node.
@@ -260,6 +296,35 @@ impl FakeHost {
             }
             _ => Ok(value),
         }
+    }
+}
+
+impl FakeHost {
+    /// What is known of a machine; none where it is about something that can
+    /// be so or not.
+    fn machine(call: &VmCall, rule: Option<&mut Rule>) -> Option<Value> {
+        let mut value = match call {
+            VmCall::List => json!({"machines": []}),
+            VmCall::Info { id } => json!({
+                "id": id, "name": "", "state": "running", "cpus": 1, "memory": 0, "autostart": true,
+                "owner": "muster", "disk": 0, "disk_used": 0, "snapshots": [],
+            }),
+            VmCall::ConsoleLog { .. } => json!({"text": ""}),
+            VmCall::GuestPing { .. } => json!({"answers": true}),
+            VmCall::GuestExec { .. } => {
+                json!({"exit": 0, "signal": null, "stdout": "", "stderr": "", "truncated": false})
+            }
+            _ => return None,
+        };
+        if let Some(rule) = rule {
+            rule.over(&mut value);
+        }
+        Some(match call {
+            VmCall::List => value["machines"].take(),
+            VmCall::ConsoleLog { .. } => value["text"].take(),
+            VmCall::GuestPing { .. } => value["answers"].take(),
+            _ => value,
+        })
     }
 }
 
@@ -341,6 +406,10 @@ impl Host for FakeHost {
                     value,
                 }
             }
+            Effect::Vm(call) if Self::machine(call, None).is_some() => Performed {
+                change: matches!(call, VmCall::GuestExec { .. }).then(|| changed(title)),
+                value: Self::machine(call, rule).unwrap_or_default(),
+            },
             other => Performed {
                 change: Some(fleet.be(self.serial, other, mode)),
                 value: Value::Null,

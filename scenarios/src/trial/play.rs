@@ -273,6 +273,15 @@ impl World {
                 self.now = after(self.now, span.get());
                 Reply::Value(Value::Null)
             }
+            HostCall::Contact { .. } if self.mode == Mode::Check => Reply::Value(Value::Null),
+            HostCall::Contact { node, within } => {
+                if self.fleet.lock().is_there(node.as_str()) {
+                    Reply::Value(Value::Null)
+                } else {
+                    self.now = after(self.now, within.get());
+                    Reply::Error(format!("{node} was not heard within {within}"))
+                }
+            }
             HostCall::Now => Reply::Value(self.now.to_string().into()),
             HostCall::Random { from, .. } => Reply::Value((*from).into()),
             HostCall::Ask { question, answers } => self.ask(question, answers),

@@ -551,6 +551,11 @@ impl Task {
             HostCall::Sleep { span } => Wanted::Until {
                 at: after(Timestamp::now(), span.get()),
             },
+            HostCall::Contact { node, within } => Wanted::Contact {
+                node: node.clone(),
+                until: after(Timestamp::now(), within.get()),
+                within: *within,
+            },
             HostCall::Ask { question, answers } => Wanted::Answer {
                 question: question.clone(),
                 answers: answers.clone(),

@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
+use muster_protocol::api::Presence as State;
 use muster_protocol::ids::{RunId, Serial};
+use muster_protocol::names::NodeName;
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{
     CallState, Gate, MainEnd, NodeResult, PartOf, RunPhase, RunState, StepCall, StepEnd, Wanted,
@@ -22,6 +25,9 @@ use super::reply;
 use super::stage::Another;
 use super::turn::World;
 use crate::events::Once;
+
+/// How soon a node is heard that a run waits for.
+const LISTEN: Duration = Duration::from_millis(200);
 
 impl Task {
     /// Does what the open call waits for, as far as that can be done now.
@@ -48,14 +54,14 @@ impl Task {
                 self.answered(open.number, reply, Vec::new(), None).await?;
                 Ok(true)
             }
-            (Wanted::Until { .. } | Wanted::Nothing, None)
+            (Wanted::Until { .. } | Wanted::Contact { .. } | Wanted::Nothing, None)
                 if self.state.phase == RunPhase::Paused =>
             {
                 Ok(false)
             }
             // The script is told, as when somebody cancels: what it has done
             // is taken back. Who has paused a run wants it kept as it is.
-            (Wanted::Until { .. } | Wanted::Answer { .. }, None)
+            (Wanted::Until { .. } | Wanted::Contact { .. } | Wanted::Answer { .. }, None)
                 if self.state.phase == RunPhase::Running && self.time_left().is_zero() =>
             {
                 let reply = Reply::Error(too_old());
@@ -74,6 +80,30 @@ impl Task {
                 self.conductor().wake = Some(Instant::now() + left.min(LOOK));
                 Ok(false)
             }
+            (
+                Wanted::Contact {
+                    node,
+                    until,
+                    within,
+                },
+                None,
+            ) => {
+                if self.heard(node) {
+                    let reply = Reply::Value(Value::Null);
+                    self.answered(open.number, reply, Vec::new(), None).await?;
+                    return Ok(true);
+                }
+                let left = elapsed(Timestamp::now(), *until);
+                if left.is_zero() {
+                    let reply = Reply::Error(format!("{node} was not heard within {within}"));
+                    self.answered(open.number, reply, Vec::new(), None).await?;
+                    return Ok(true);
+                }
+                self.rest();
+                let left = left.min(self.time_left());
+                self.conductor().wake = Some(Instant::now() + left.min(LISTEN));
+                Ok(false)
+            }
             (Wanted::Answer { question, answers }, None) => {
                 let gate = Gate::Answer {
                     question: question.clone(),
@@ -89,6 +119,14 @@ impl Task {
             }
             (Wanted::Nothing, None) => self.serve_at_once(&open).await,
         }
+    }
+
+    /// Whether a node of that name takes part now.
+    fn heard(&self, node: &NodeName) -> bool {
+        let shared = &self.engine.0;
+        let snapshot = shared.inventory.snapshot();
+        let serial = snapshot.by_name(node).map(|node| node.serial);
+        serial.is_some_and(|serial| shared.presence.view(serial).state == State::Up)
     }
 
     /// While it waits for long, a run keeps little in memory.

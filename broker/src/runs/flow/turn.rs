@@ -102,7 +102,11 @@ impl World {
             HostCall::Now => Reply::Value(Timestamp::now().to_string().into()),
             HostCall::Random { from, to } => Reply::Value(random(*from, *to).into()),
             HostCall::Log { .. } => Reply::Value(Value::Null),
-            HostCall::Emit { .. } | HostCall::Sleep { .. } if self.dry => Reply::Value(Value::Null),
+            HostCall::Emit { .. } | HostCall::Sleep { .. } | HostCall::Contact { .. }
+                if self.dry =>
+            {
+                Reply::Value(Value::Null)
+            }
             HostCall::Where { nodes, predicate } => match Predicate::parse(predicate) {
                 Ok(predicate) => Reply::Nodes(self.those(nodes, &predicate)),
                 Err(error) => Reply::Error(error.to_string()),
@@ -152,6 +156,9 @@ fn line(dry: bool, call: &HostCall) -> Option<String> {
             Some(printable(&text, MOST_LINE))
         }
         HostCall::Sleep { span } if dry => Some(format!("would sleep {span}")),
+        HostCall::Contact { node, within } if dry => {
+            Some(format!("would wait for {node} for up to {within}"))
+        }
         _ => None,
     }
 }

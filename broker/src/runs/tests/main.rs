@@ -5,6 +5,8 @@ mod dry;
 mod limits;
 mod waits;
 
+mod contact;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,0 +1,17 @@
+//! The XML of domains and volumes, written from typed values and read as
+//! something that anybody may have written.
+
+mod read;
+mod write;
+
+pub use read::{
+    Capabilities, Definition, MAX_XML, read_capabilities, read_domain, read_pool_path,
+    read_snapshot_is_of_disk,
+};
+pub use write::{Paths, domain, snapshot, volume};
+
+/// The namespace of what muster writes into the metadata of its domains.
+pub const NAMESPACE: &str = "https://muster.example/machine/1";
+
+#[cfg(test)]
+mod tests;

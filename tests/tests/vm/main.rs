@@ -1,0 +1,5 @@
+//! Virtual machines: real hypervisors, real guests in software emulation.
+//! What this machine lacks for them is said as skipped, unless it is required.
+
+mod guest;
+mod world;
