@@ -239,6 +239,21 @@ impl TestNode {
             .await
     }
 
+    /// Asks for the seed of a machine; the answer as it came.
+    pub(crate) async fn ask_seed(
+        &self,
+        broker: &TestBroker,
+        serial: u32,
+        machine: &str,
+    ) -> (u16, Value) {
+        let (_, challenge, proof) = self.proof(broker).await;
+        let body =
+            json!({ "serial": serial, "challenge": challenge, "proof": proof, "machine": machine });
+        broker
+            .send("POST", "/v1/agent/seed", None, Some(body))
+            .await
+    }
+
     /// Gets fresh credentials.
     pub(crate) async fn refresh(&self, broker: &TestBroker, serial: u32) -> Joined {
         let (status, answer) = self.try_refresh(broker, serial).await;

@@ -31,7 +31,10 @@ impl VmConfig {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         for (field, percent) in [
             ("vm.overcommit_cpu_percent", self.overcommit_cpu_percent),
-            ("vm.overcommit_memory_percent", self.overcommit_memory_percent),
+            (
+                "vm.overcommit_memory_percent",
+                self.overcommit_memory_percent,
+            ),
             ("vm.overcommit_disk_percent", self.overcommit_disk_percent),
         ] {
             if !(1..=10_000).contains(&percent) {

@@ -433,7 +433,7 @@ impl Enrolment {
     ///
     /// # Errors
     /// [`EnrollError`].
-    pub async fn prove_hypervisor(&self, request: &wire::SeedRequest) -> Result<(), EnrollError> {
+    pub async fn prove_maker(&self, request: &wire::SeedRequest) -> Result<(), EnrollError> {
         self.proven(request.serial, &request.challenge, &request.proof)
             .await
             .map(drop)

@@ -99,17 +99,20 @@ pub const KINDS: &[(&str, &str)] = &[
         "vm.created",
         "a machine is up, or back after it was destroyed",
     ),
-    ("vm.failed", "a machine could not be made or brought back: why"),
-    ("vm.deleted", "a machine was destroyed; its disk may be kept"),
+    (
+        "vm.failed",
+        "a machine could not be made or brought back: why",
+    ),
+    (
+        "vm.deleted",
+        "a machine was destroyed; its disk may be kept",
+    ),
     (
         "vm.drift",
         "a machine is seen otherwise than it is wanted, or a domain that muster does not know",
     ),
     ("vm.drift-ended", "a machine is as it is wanted again"),
-    (
-        "vm.cordon",
-        "somebody cordoned a hypervisor, or ended that",
-    ),
+    ("vm.cordon", "somebody cordoned a hypervisor, or ended that"),
     ("release.stored", "an agent release was uploaded"),
     ("release.removed", "an agent release was removed"),
     ("image.added", "somebody added a disk image"),

@@ -302,7 +302,7 @@ async fn seed(
     ApiJson(request): ApiJson<SeedRequest>,
 ) -> Result<ApiJson<SeedText>, ApiError> {
     state.active()?;
-    state.enrolment.prove_hypervisor(&request).await?;
+    state.enrolment.prove_maker(&request).await?;
     let text = finish(async move {
         let machines = &state.machines;
         machines.seed(request.serial, request.machine).await

@@ -47,10 +47,10 @@ use crate::tokens::{Tokens, TokensError};
 use crate::triggers::{Places, Triggers};
 use crate::twin::{Past, Twin};
 use crate::vm::adapters::Door;
-use crate::vm::keep::{RecordError, Records};
-use crate::vm::{self, Cordons, Machines, Observed};
 use crate::vm::images::{Images, ImagesError};
+use crate::vm::keep::{RecordError, Records};
 use crate::vm::networks::{Networks, NetworksError};
+use crate::vm::{self, Cordons, Machines, Observed};
 
 /// How often invites that ended are forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(3_600);

@@ -19,8 +19,8 @@ use super::merge::{Merged, merge};
 use super::tell::Report;
 use super::values::{Write, decide};
 use super::{
-    AUDIT, BUNDLES, CLUSTER, EVENTS, FACTS, INVITES, NODES, Past, RUNS, MACHINES, SCENARIOS, SCHEDULES,
-    TOKENS, Twin,
+    AUDIT, BUNDLES, CLUSTER, EVENTS, FACTS, INVITES, MACHINES, NODES, Past, RUNS, SCENARIOS,
+    SCHEDULES, TOKENS, Twin,
 };
 use crate::events::{Events, EventsError};
 use crate::inventory::{AccountValue, StoredNode};

@@ -32,7 +32,7 @@ pub struct Act {
 /// The longest time that anything may take in a machine.
 const LONGEST: Span = Span::from_secs(3_600);
 /// Most lines of a console.
-const MAX_LINES: u32 = 10_000;
+const MAX_LINES: u32 = 2_000;
 /// Most bytes of a program and its arguments.
 const MAX_ARGV: usize = 64 * 1024;
 
@@ -58,16 +58,16 @@ impl Machines {
         // The hypervisor was removed, and the machine went with it.
         let snapshot = self.parts().inventory.snapshot();
         if snapshot.get(held.vm.place.serial).is_none() {
-            let held = self.end(&held, "its hypervisor is no node any more").await?;
+            let held = self
+                .end(&held, "its hypervisor is no node any more")
+                .await?;
             let vm = self.view(&held.vm);
             return Ok(VmChanged { vm, run: None });
         }
         let order = Some(Order::of(&caller));
-        let next = held.vm.running(order, |run| Life::Destroying {
-            run,
-            end,
-            tries: 0,
-        });
+        let next = held
+            .vm
+            .running(order, |run| Life::Destroying { run, end, tries: 0 });
         self.order(&held, next, &caller).await
     }
 
@@ -203,9 +203,9 @@ fn check(vm: &StoredVm, what: &VmAction) -> Result<(), VmError> {
     let wrong = |text: String| Err(VmError::Wrong(text));
     match what {
         VmAction::Stop { grace } | VmAction::Reboot { grace } => match grace {
-            Some(grace) if *grace > LONGEST => {
-                wrong(format!("{grace} to stop is too long; give at most {LONGEST}"))
-            }
+            Some(grace) if *grace > LONGEST => wrong(format!(
+                "{grace} to stop is too long; give at most {LONGEST}"
+            )),
             _ => Ok(()),
         },
         VmAction::Resize { cpus, memory, disk } => {
@@ -222,15 +222,17 @@ fn check(vm: &StoredVm, what: &VmAction) -> Result<(), VmError> {
             Ok(resized.machine().check()?)
         }
         VmAction::ConsoleLog { lines } => match lines {
-            Some(lines) if *lines == 0 || *lines > MAX_LINES => {
-                wrong(format!("{lines} lines of a console are not possible; give 1 to {MAX_LINES}"))
-            }
+            Some(lines) if *lines == 0 || *lines > MAX_LINES => wrong(format!(
+                "{lines} lines of a console are not possible; give 1 to {MAX_LINES}"
+            )),
             _ => Ok(()),
         },
         VmAction::Exec { argv, timeout } => {
             let bytes: usize = argv.iter().map(String::len).sum();
             if argv.first().is_none_or(String::is_empty) || bytes > MAX_ARGV {
-                return wrong(format!("a program and its arguments have 1 to {MAX_ARGV} bytes"));
+                return wrong(format!(
+                    "a program and its arguments have 1 to {MAX_ARGV} bytes"
+                ));
             }
             match timeout {
                 Some(time) if time.get().is_zero() || *time > LONGEST => {

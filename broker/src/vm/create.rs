@@ -145,10 +145,14 @@ impl Machines {
             (None, false) => Readiness::Boot,
             // What enrols it is taken away once it is up.
             (Some(Readiness::Boot | Readiness::Ping | Readiness::GuestAgent), true) => {
-                return wrong("a machine with an agent is up when that has enrolled; leave --ready out, or give --no-agent");
+                return wrong(
+                    "a machine with an agent is up when that has enrolled; leave --ready out, or give --no-agent",
+                );
             }
             (Some(Readiness::Agent), false) => {
-                return wrong("without an agent none says that the machine is up; give --ready boot, ping or guest_agent");
+                return wrong(
+                    "without an agent none says that the machine is up; give --ready boot, ping or guest-agent",
+                );
             }
             (Some(Readiness::Ping), _) if networks.is_empty() => {
                 return wrong("a machine without a network answers no ping; give it a --network");
@@ -170,11 +174,15 @@ impl Machines {
             Some("name") => Some(Apart::Name),
             Some(key) => {
                 let key = key.parse::<LabelKey>();
-                Some(Apart::Label(key.map_err(|e| VmError::Wrong(e.to_string()))?))
+                Some(Apart::Label(
+                    key.map_err(|e| VmError::Wrong(e.to_string()))?,
+                ))
             }
         };
         if apart.is_some() && request.account.is_none() && roles.is_empty() {
-            return wrong("machines are kept apart from those of the same account or role; give --account or --role");
+            return wrong(
+                "machines are kept apart from those of the same account or role; give --account or --role",
+            );
         }
         let mib = 1 << 20;
         let whole = image.virtual_size.0.div_ceil(mib).saturating_mul(mib);
@@ -410,7 +418,8 @@ impl Machines {
             match asked {
                 Ok(()) => begun.push((one.held, one.placed)),
                 Err(error) => {
-                    self.give_back(std::slice::from_ref(&one), &error.title).await;
+                    self.give_back(std::slice::from_ref(&one), &error.title)
+                        .await;
                     refused = Some(error);
                 }
             }
@@ -454,7 +463,11 @@ impl Machines {
                     bridge: found.bridge,
                     mac: vm.id.mac(index),
                     tap: vm.id.tap(index),
-                    addresses: found.addresses.iter().map(|(address, _)| *address).collect(),
+                    addresses: found
+                        .addresses
+                        .iter()
+                        .map(|(address, _)| *address)
+                        .collect(),
                 },
                 prefixes: found.addresses.iter().map(|(_, prefix)| *prefix).collect(),
                 gateways: found.gateways,
@@ -586,19 +599,29 @@ fn neighbours(
 fn check_texts(keys: &[String], user_data: Option<&str>) -> Result<(), VmError> {
     let wrong = |text: String| Err(VmError::Wrong(text));
     if keys.len() > MAX_KEYS {
-        return wrong(format!("{} public keys are too many; at most {MAX_KEYS}", keys.len()));
+        return wrong(format!(
+            "{} public keys are too many; at most {MAX_KEYS}",
+            keys.len()
+        ));
     }
     for key in keys {
         let kind = key.split(' ').next().unwrap_or_default();
-        let known = ["ssh-", "ecdsa-", "sk-"].iter().any(|k| kind.starts_with(k));
+        let known = ["ssh-", "ecdsa-", "sk-"]
+            .iter()
+            .any(|k| kind.starts_with(k));
         let plain = key.len() <= MAX_KEY && !key.chars().any(char::is_control);
         if !known || !plain || key.split(' ').nth(1).is_none_or(str::is_empty) {
             let shown = muster_protocol::text::printable(key, 40);
-            return wrong(format!("`{shown}` is no public key for ssh; give a line of a file like id_ed25519.pub"));
+            return wrong(format!(
+                "`{shown}` is no public key for ssh; give a line of a file like id_ed25519.pub"
+            ));
         }
     }
     if let Some(text) = user_data.filter(|text| text.len() > MAX_USER_DATA) {
-        return wrong(format!("{} bytes of user-data are too many; at most {MAX_USER_DATA}", text.len()));
+        return wrong(format!(
+            "{} bytes of user-data are too many; at most {MAX_USER_DATA}",
+            text.len()
+        ));
     }
     Ok(())
 }

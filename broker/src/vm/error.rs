@@ -38,7 +38,9 @@ pub enum VmError {
     #[error("there is no network {0}; muster network list shows them")]
     NoNetwork(LanName),
     /// A node has the name.
-    #[error("a node is called {0} already, so the agent in a machine of that name could not enrol; choose another name, or remove that node")]
+    #[error(
+        "a node is called {0} already, so the agent in a machine of that name could not enrol; choose another name, or remove that node"
+    )]
     NodeThere(NodeName),
     /// The predicate for hypervisors.
     #[error(transparent)]
@@ -69,7 +71,9 @@ pub enum VmError {
         run: String,
     },
     /// It was destroyed.
-    #[error("{name} was destroyed; its disk is kept until {until}: muster vm undelete {name} brings it back")]
+    #[error(
+        "{name} was destroyed; its disk is kept until {until}: muster vm undelete {name} brings it back"
+    )]
     Kept {
         /// The machine.
         name: VmName,
@@ -77,7 +81,9 @@ pub enum VmError {
         until: Timestamp,
     },
     /// It cannot be said whether it is there.
-    #[error("it cannot be said whether {name} is there: {why}; muster looks again as soon as {node} is heard")]
+    #[error(
+        "it cannot be said whether {name} is there: {why}; muster looks again as soon as {node} is heard"
+    )]
     Doubtful {
         /// The machine.
         name: VmName,

@@ -118,6 +118,8 @@ impl Machines {
             }
         }
         let all = self.hypervisors();
-        all.into_iter().find(|view| view.node == name).ok_or_else(none)
+        all.into_iter()
+            .find(|view| view.node == name)
+            .ok_or_else(none)
     }
 }

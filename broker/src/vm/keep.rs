@@ -16,7 +16,9 @@ use crate::store::kv::{Kv, KvError};
 #[non_exhaustive]
 pub enum RecordError {
     /// Somebody has it.
-    #[error("there is a machine {name}: {by} had it made; choose another name, or destroy that one")]
+    #[error(
+        "there is a machine {name}: {by} had it made; choose another name, or destroy that one"
+    )]
     Taken {
         /// The name.
         name: VmName,
@@ -167,7 +169,10 @@ impl Records {
             Err(KvError::Conflict { .. }) => {
                 self.look_again(name).await;
                 let now = self.get(name);
-                Err(now.map_or_else(|| RecordError::Changed(name.clone()), |now| Self::taken(&now.vm)))
+                Err(now.map_or_else(
+                    || RecordError::Changed(name.clone()),
+                    |now| Self::taken(&now.vm),
+                ))
             }
             Err(error) => {
                 self.look_again(name).await;
@@ -183,12 +188,7 @@ impl Records {
     pub async fn change(&self, old: &Held, vm: StoredVm) -> Result<Held, RecordError> {
         self.active()?;
         let name = old.vm.name.clone();
-        match self
-            .0
-            .bucket
-            .update(name.as_str(), &vm, old.revision)
-            .await
-        {
+        match self.0.bucket.update(name.as_str(), &vm, old.revision).await {
             Ok(revision) => Ok(self.index_mut().put(vm, revision)),
             Err(error) => {
                 self.look_again(&name).await;
@@ -236,4 +236,3 @@ impl Records {
         self.0.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
-

@@ -26,7 +26,9 @@ pub enum NamesError {
     #[error("no machine was asked for; a count is at least 1")]
     None,
     /// In braces is neither a range nor a label.
-    #[error("`{{{0}}}` is neither a range like {{01..40}}, nor a label of the hypervisor, nor {{n}}")]
+    #[error(
+        "`{{{0}}}` is neither a range like {{01..40}}, nor a label of the hypervisor, nor {{n}}"
+    )]
     NotALabel(String),
     /// Names of the place of several machines need a number.
     #[error("`{0}` names one machine in each place; put {{n}} into it, for the lowest free number")]

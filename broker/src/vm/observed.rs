@@ -100,7 +100,11 @@ impl Observed {
     /// Forgets those that are no hypervisors any more.
     pub fn tidy(&self, snapshot: &Snapshot) {
         let mut heard = self.0.heard.write().unwrap_or_else(PoisonError::into_inner);
-        heard.retain(|serial, _| snapshot.get(*serial).is_some_and(|node| is_hypervisor(node)));
+        heard.retain(|serial, _| {
+            snapshot
+                .get(*serial)
+                .is_some_and(|node| is_hypervisor(node))
+        });
     }
 
     /// Changes with every report.

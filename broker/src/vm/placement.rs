@@ -133,7 +133,9 @@ fn fits(need: &Need, at: &Candidate<'_>, settings: &VmConfig) -> Result<Size, St
                 let Apart::Label(key) = apart else {
                     return Err("has no name".to_owned());
                 };
-                return Err(format!("has no label `{key}`, by which machines are kept apart"));
+                return Err(format!(
+                    "has no label `{key}`, by which machines are kept apart"
+                ));
             }
             Some(value) if taken.contains(value) => {
                 return Err(match apart {
@@ -158,7 +160,12 @@ fn fits(need: &Need, at: &Candidate<'_>, settings: &VmConfig) -> Result<Size, St
         format!("{free} of {room} {what} are free, {needed} are needed")
     };
     if then.memory > room.memory {
-        return Err(short("memory", room.memory, at.given.memory, need.takes.memory));
+        return Err(short(
+            "memory",
+            room.memory,
+            at.given.memory,
+            need.takes.memory,
+        ));
     }
     if then.disk > room.disk {
         return Err(short("disk", room.disk, at.given.disk, need.takes.disk));

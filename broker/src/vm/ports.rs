@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use futures_util::future::BoxFuture;
 use muster_protocol::api::{InviteToken, RunRequest};
 use muster_protocol::ids::{RunId, Serial};
-use muster_protocol::names::{BridgeName, ImageName, LabelKey, LabelValue, LanName, NodeName, PrincipalName, RoleName, VmName};
+use muster_protocol::names::{
+    BridgeName, ImageName, LabelKey, LabelValue, LanName, NodeName, PrincipalName, RoleName, VmName,
+};
 use muster_protocol::problem::Problem;
 use muster_protocol::run::RunPhase;
 use muster_protocol::units::Timestamp;

@@ -7,8 +7,7 @@ use muster_protocol::api::{Role, RunRequest, Secret, VmAction};
 use muster_protocol::envelope::Door;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::{
-    AccountName, LabelKey, LabelValue, LanName, NodeName, PoolName, PrincipalName, RoleName,
-    VmName,
+    AccountName, LabelKey, LabelValue, LanName, NodeName, PoolName, PrincipalName, RoleName, VmName,
 };
 use muster_protocol::units::{Span, Timestamp};
 use muster_protocol::vm::{Disk, ImageRef, Machine, Nic, Readiness, Size, VmId};
@@ -111,7 +110,10 @@ mod hidden {
     use muster_protocol::api::Secret;
     use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(text: &Option<Secret>, to: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        text: &Option<Secret>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         text.as_ref().map(Secret::expose).serialize(to)
     }
 
@@ -423,7 +425,10 @@ impl StoredVm {
         let id = self.id;
         let power = |what: &str, grace: Option<Span>| {
             let grace = grace.unwrap_or(GRACE);
-            ("vm-power", json!({ "id": id, "what": what, "grace": grace }))
+            (
+                "vm-power",
+                json!({ "id": id, "what": what, "grace": grace }),
+            )
         };
         Some(match what {
             VmAction::Start => power("start", None),

@@ -69,7 +69,10 @@ impl Machines {
         let doorman = &self.parts().doorman;
         let vm = &held.vm;
         let Some(name) = node_of(&vm.name) else {
-            return Err(VmError::Wrong(format!("`{}` is no name of a node", vm.name)));
+            return Err(VmError::Wrong(format!(
+                "`{}` is no name of a node",
+                vm.name
+            )));
         };
         let token = doorman.token();
         // Its id is known before it works: it can be voided whatever happens.

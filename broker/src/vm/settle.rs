@@ -63,9 +63,9 @@ impl Machines {
             .into_iter()
             .filter(|held| held.vm.is_restless())
             .collect();
-        let busy = restless.iter().any(|held| {
-            !matches!(held.vm.life, Life::Kept { .. } | Life::Doubtful { .. })
-        });
+        let busy = restless
+            .iter()
+            .any(|held| !matches!(held.vm.life, Life::Kept { .. } | Life::Doubtful { .. }));
         stream::iter(restless)
             .for_each_concurrent(AT_ONCE, |held| async move {
                 let name = &held.vm.name;

@@ -151,7 +151,10 @@ pub fn render(all: &[HypervisorView], paint: Paint, width: usize) -> String {
     for one in all {
         if let Some(problem) = &one.problem {
             let problem = muster_protocol::text::printable_line(problem);
-            out.push_str(&format!("{} {problem}\n", paint.odd(&format!("{}:", one.node))));
+            out.push_str(&format!(
+                "{} {problem}\n",
+                paint.odd(&format!("{}:", one.node))
+            ));
         }
     }
     out.push_str(&format!("{}\n", count(all.len(), "hypervisor")));

@@ -11,6 +11,7 @@ use crate::runs::tests::node::{Node, Script};
 use crate::testing::{TestBroker, TestNode, config_for, state_for, wait_for};
 
 mod chat;
+mod machines;
 mod policy;
 mod stored;
 mod waiting;

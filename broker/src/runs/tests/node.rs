@@ -100,6 +100,7 @@ struct Shared {
     release: Arc<Notify>,
     state: Mutex<State>,
     welcome: watch::Sender<Option<Welcome>>,
+    capabilities: Vec<String>,
 }
 
 #[derive(Default)]
@@ -160,6 +161,10 @@ impl Node {
         script: Script,
         subjects: Vec<String>,
     ) -> Self {
+        let mut capabilities = vec!["command".to_owned()];
+        if subjects.contains(&role_subject(crate::vm::HYPERVISOR)) {
+            capabilities.push("vm".to_owned());
+        }
         let mut heard = Vec::new();
         for subject in subjects {
             heard.push(client.subscribe(subject).await.expect("subscribed"));
@@ -177,6 +182,7 @@ impl Node {
             release: Arc::default(),
             state: Mutex::default(),
             welcome,
+            capabilities,
         });
         client.flush().await.expect("flushed");
         let this = Arc::clone(&shared);
@@ -264,7 +270,7 @@ impl Shared {
             revision: self.revision,
             key_epoch: self.keys.epoch,
             broker_epoch: 0,
-            capabilities: vec!["command".into()],
+            capabilities: self.capabilities.clone(),
             build: None,
             journal: None,
             seal: None,

@@ -101,7 +101,14 @@ async fn killed_everywhere(what: Deed, phase: RunPhase) -> usize {
         rest(&machines, &lab, phase).await;
         check(&machines, &lab, &format!("{what:?}, killed at call {at}"));
         // No run is there twice: of one record each has its own id.
-        let mut ids: Vec<_> = lab.world.runs.lock().unwrap().iter().map(|(id, ..)| *id).collect();
+        let mut ids: Vec<_> = lab
+            .world
+            .runs
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(id, ..)| *id)
+            .collect();
         let all = ids.len();
         ids.sort();
         ids.dedup();

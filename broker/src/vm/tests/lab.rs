@@ -241,7 +241,9 @@ impl Reserves for World {
             let mut all = self.addresses.lock().unwrap();
             let used: usize = all.values().map(BTreeSet::len).sum();
             let pool = self.pool.load(Ordering::SeqCst);
-            let own = all.get(&machine).is_some_and(|lans| lans.contains(lan.as_str()));
+            let own = all
+                .get(&machine)
+                .is_some_and(|lans| lans.contains(lan.as_str()));
             if !own && pool > 0 && used >= pool {
                 let none = Problem::new(Kind::Conflict, format!("the pool of {lan} is exhausted"));
                 return Err(Box::new(none));

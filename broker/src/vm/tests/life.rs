@@ -45,7 +45,10 @@ async fn a_machine_is_made_destroyed_kept_brought_back_and_purged() {
     machines.look(Timestamp::now()).await;
     lab.report_all(&machines);
     assert_eq!(machines.vm("web-01").run, Some(run));
-    assert_eq!(machines.show(&name("web-01")).unwrap().status, VmStatus::Running);
+    assert_eq!(
+        machines.show(&name("web-01")).unwrap().status,
+        VmStatus::Running
+    );
 
     let ended = machines.end_of("web-01", false).await.unwrap();
     lab.world.end(ended.run.unwrap(), RunPhase::Succeeded, "");
@@ -65,14 +68,23 @@ async fn a_machine_is_made_destroyed_kept_brought_back_and_purged() {
     let ended = machines.end_of("web-01", true).await.unwrap();
     lab.world.end(ended.run.unwrap(), RunPhase::Succeeded, "");
     machines.look(Timestamp::now()).await;
-    assert!(matches!(machines.vm("web-01").life, Life::Gone { failed: None, .. }));
+    assert!(matches!(
+        machines.vm("web-01").life,
+        Life::Gone { failed: None, .. }
+    ));
     assert!(lab.world.is_clean());
     // The next of that name is another machine.
     let next = machines.make(wish("web-01")).await.unwrap();
     assert_ne!(next.machines[0].vm.id, vm.id);
     assert_eq!(
         lab.world.asked(),
-        ["vm-create", "vm-destroy", "vm-undelete", "vm-destroy", "vm-create"]
+        [
+            "vm-create",
+            "vm-destroy",
+            "vm-undelete",
+            "vm-destroy",
+            "vm-create"
+        ]
     );
 }
 
@@ -120,7 +132,10 @@ async fn what_is_in_doubt_is_looked_at_again_when_its_hypervisor_is_heard() {
     lab.world.end(run, RunPhase::UndoFailed, "hv-1 is away");
     let now = Timestamp::now();
     machines.look(now).await;
-    assert_eq!(machines.show(&name("web-01")).unwrap().status, VmStatus::Doubtful);
+    assert_eq!(
+        machines.show(&name("web-01")).unwrap().status,
+        VmStatus::Doubtful
+    );
     let later = after(now, std::time::Duration::from_secs(600));
     // Nobody has said anything since.
     machines.look(later).await;
@@ -136,7 +151,11 @@ async fn what_is_in_doubt_is_looked_at_again_when_its_hypervisor_is_heard() {
     let second = machines.vm("web-01").run.unwrap();
     lab.world.end(second, RunPhase::Failed, "libvirt hangs");
     machines.look(later).await;
-    let Life::Doubtful { tries: 1, end: End::Failed { .. }, .. } = machines.vm("web-01").life.clone()
+    let Life::Doubtful {
+        tries: 1,
+        end: End::Failed { .. },
+        ..
+    } = machines.vm("web-01").life.clone()
     else {
         panic!("{:?}", machines.vm("web-01").life);
     };
@@ -148,7 +167,10 @@ async fn what_is_in_doubt_is_looked_at_again_when_its_hypervisor_is_heard() {
     lab.world.end(third, RunPhase::Succeeded, "");
     machines.look(later).await;
     let vm = machines.vm("web-01");
-    let Life::Gone { failed: Some(why), .. } = &vm.life else {
+    let Life::Gone {
+        failed: Some(why), ..
+    } = &vm.life
+    else {
         panic!("{:?}", vm.life);
     };
     assert_eq!(why, "hv-1 is away");
@@ -168,7 +190,14 @@ async fn of_two_that_want_a_name_one_has_it() {
     let (kind, text) = said(lost);
     assert!(kind == Kind::Conflict && text.contains("ana"), "{text}");
     assert_eq!(lab.world.asked(), ["vm-create"]);
-    let held: Vec<_> = lab.world.addresses.lock().unwrap().keys().copied().collect();
+    let held: Vec<_> = lab
+        .world
+        .addresses
+        .lock()
+        .unwrap()
+        .keys()
+        .copied()
+        .collect();
     assert_eq!(held, [won.machines[0].vm.id]);
     // And in one broker: many at once, each name once.
     let all = (0..20).map(|n| one.make(wish(&format!("db-{}", n / 2))));
@@ -210,7 +239,10 @@ async fn what_is_done_with_a_machine_is_one_thing_at_a_time() {
     let changed = machines.does("web-01", stop.clone()).await.unwrap();
     assert!(!changed.vm.should_run);
     let (kind, text) = said(machines.does("web-01", VmAction::Start).await.unwrap_err());
-    assert!(kind == Kind::Conflict && text.contains("being changed"), "{text}");
+    assert!(
+        kind == Kind::Conflict && text.contains("being changed"),
+        "{text}"
+    );
     lab.world.end(changed.run.unwrap(), RunPhase::Succeeded, "");
     // Whoever comes next sees the end without waiting for anything.
     let resize = |cpus, memory, disk| VmAction::Resize { cpus, memory, disk };
@@ -223,7 +255,13 @@ async fn what_is_done_with_a_machine_is_one_thing_at_a_time() {
         (resize(None, None, Some(Size(3 * GIB))), "only grows"),
         (resize(Some(0), None, None), "0 processors"),
         (resize(None, Some(Size(1 << 60)), None), "of memory"),
-        (VmAction::Exec { argv: vec![], timeout: None }, "a program"),
+        (
+            VmAction::Exec {
+                argv: vec![],
+                timeout: None,
+            },
+            "a program",
+        ),
         (VmAction::ConsoleLog { lines: Some(0) }, "0 lines"),
         (VmAction::Undelete, "nothing to bring back"),
     ] {
@@ -234,14 +272,20 @@ async fn what_is_done_with_a_machine_is_one_thing_at_a_time() {
     // Protected, and refused by whoever runs things: nothing has changed.
     machines.does("web-01", VmAction::Protect).await.unwrap();
     let (kind, text) = said(machines.end_of("web-01", true).await.unwrap_err());
-    assert!(kind == Kind::Conflict && text.contains("unprotect"), "{text}");
+    assert!(
+        kind == Kind::Conflict && text.contains("unprotect"),
+        "{text}"
+    );
     machines.does("web-01", VmAction::Unprotect).await.unwrap();
     *lab.world.refuses.lock().unwrap() = Some(Kind::Frozen);
     let before = machines.vm("web-01");
     let (kind, _) = said(machines.end_of("web-01", true).await.unwrap_err());
     assert_eq!(kind, Kind::Frozen);
     let now = machines.vm("web-01");
-    assert_eq!((&now.life, now.should_run), (&before.life, before.should_run));
+    assert_eq!(
+        (&now.life, now.should_run),
+        (&before.life, before.should_run)
+    );
     *lab.world.refuses.lock().unwrap() = None;
     let run = machines.end_of("web-01", true).await.unwrap().run;
     assert!(run.is_some() && run != before.run);
@@ -258,7 +302,10 @@ async fn a_machine_goes_with_its_hypervisor() {
         ..lab
     };
     let machines = bare.open().await;
-    assert_eq!(machines.show(&name("web-01")).unwrap().status, VmStatus::Unreachable);
+    assert_eq!(
+        machines.show(&name("web-01")).unwrap().status,
+        VmStatus::Unreachable
+    );
     assert_eq!(machines.end_of("web-01", false).await.unwrap().run, None);
     assert!(matches!(machines.vm("web-01").life, Life::Gone { .. }));
     assert!(bare.world.is_clean());

@@ -87,7 +87,12 @@ fn most_or_least_free_memory_and_of_two_alike_the_first_by_name() {
     ];
     let settings = VmConfig::default();
     let placed = |strategy| {
-        let placed = place(&need(takes(1, 1, 1), strategy), &candidates(&all), &settings).unwrap();
+        let placed = place(
+            &need(takes(1, 1, 1), strategy),
+            &candidates(&all),
+            &settings,
+        )
+        .unwrap();
         (placed.place.node.to_string(), placed.looked_at, placed.fit)
     };
     assert_eq!(placed(Strategy::Spread), ("hv-a".to_owned(), 3, 3));
@@ -110,17 +115,77 @@ fn each_that_is_looked_at_says_why_not() {
     };
     let base = || ok.clone();
     let all = [
-        named("away", Hv { connected: false, ..base() }),
-        named("unable", Hv { able: false, ..base() }),
-        named("cordoned", Hv { cordoned: true, ..base() }),
-        named("silent", Hv { heard: None, ..base() }),
-        named("broken", Hv { heard: heard(|r| r.problem = Some("libvirt hangs".into())), ..base() }),
-        named("unsure", Hv { heard: heard(|r| r.capacity = None), ..base() }),
-        named("bare", Hv { labels: BTreeMap::new(), ..base() }),
+        named(
+            "away",
+            Hv {
+                connected: false,
+                ..base()
+            },
+        ),
+        named(
+            "unable",
+            Hv {
+                able: false,
+                ..base()
+            },
+        ),
+        named(
+            "cordoned",
+            Hv {
+                cordoned: true,
+                ..base()
+            },
+        ),
+        named(
+            "silent",
+            Hv {
+                heard: None,
+                ..base()
+            },
+        ),
+        named(
+            "broken",
+            Hv {
+                heard: heard(|r| r.problem = Some("libvirt hangs".into())),
+                ..base()
+            },
+        ),
+        named(
+            "unsure",
+            Hv {
+                heard: heard(|r| r.capacity = None),
+                ..base()
+            },
+        ),
+        named(
+            "bare",
+            Hv {
+                labels: BTreeMap::new(),
+                ..base()
+            },
+        ),
         named("same", base()),
-        named("cpu", Hv { given: takes(31, 0, 0), ..base() }),
-        named("memory", Hv { given: takes(0, 15, 0), ..base() }),
-        named("disk", Hv { given: takes(0, 0, 95), ..base() }),
+        named(
+            "cpu",
+            Hv {
+                given: takes(31, 0, 0),
+                ..base()
+            },
+        ),
+        named(
+            "memory",
+            Hv {
+                given: takes(0, 15, 0),
+                ..base()
+            },
+        ),
+        named(
+            "disk",
+            Hv {
+                given: takes(0, 0, 95),
+                ..base()
+            },
+        ),
     ];
     // Those that have no room are in another rack.
     let mut all = all;
@@ -292,8 +357,9 @@ async fn what_cannot_be_is_said_and_nothing_is_reserved() {
     let lab = Lab::start().await;
     let machines = lab.open().await;
     let mut said = Vec::new();
-    for edit in [
-        |w: &mut muster_protocol::api::CreateVms| w.name = "<x/>".into(),
+    type Edit = fn(&mut muster_protocol::api::CreateVms);
+    let edits: &[Edit] = &[
+        |w| w.name = "<x/>".into(),
         |w| w.name = "../etc".into(),
         |w| w.name = "x".repeat(300),
         |w| w.name = "ä".into(),
@@ -321,7 +387,8 @@ async fn what_cannot_be_is_said_and_nothing_is_reserved() {
             w.apart = Some("rack".into());
         },
         |w| w.on = Some("role=(".into()),
-    ] {
+    ];
+    for edit in edits {
         let mut wish = wish("web-01");
         edit(&mut wish);
         let problem = machines.make(wish).await.unwrap_err().problem();

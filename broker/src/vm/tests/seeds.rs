@@ -20,9 +20,15 @@ async fn each_seed_has_one_invite_that_works_and_only_its_hypervisor_is_told() {
     let vm = machines.vm("web-01");
     let (at, id) = (vm.place.serial, vm.id);
     let no = |error: crate::vm::VmError| error.problem().kind;
-    assert_eq!(no(machines.seed(Serial(2), id).await.unwrap_err()), Kind::Denied);
+    assert_eq!(
+        no(machines.seed(Serial(2), id).await.unwrap_err()),
+        Kind::Denied
+    );
     let other = VmId::derive(&super::lab::cluster(), &super::lab::name("x"), 1);
-    assert_eq!(no(machines.seed(at, other).await.unwrap_err()), Kind::Denied);
+    assert_eq!(
+        no(machines.seed(at, other).await.unwrap_err()),
+        Kind::Denied
+    );
 
     let first = machines.seed(at, id).await.unwrap();
     let second = machines.seed(at, id).await.unwrap();
@@ -48,7 +54,10 @@ async fn each_seed_has_one_invite_that_works_and_only_its_hypervisor_is_told() {
     let third = machines.seed(at, id).await.unwrap();
     assert!(third.enrol.is_none());
     assert_eq!(machines.vm("web-01").node, Some(Serial(40)));
-    assert_eq!(third.user_data, Secret::new("#cloud-config\npassword: hunter2\n"));
+    assert_eq!(
+        third.user_data,
+        Secret::new("#cloud-config\npassword: hunter2\n")
+    );
 
     // Once it is up nobody is told anything, and what was secret is gone.
     lab.world

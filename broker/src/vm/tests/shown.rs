@@ -33,9 +33,18 @@ async fn what_is_otherwise_is_said_and_what_nobody_knows_is_not() {
         edit(&mut one);
         vec![one]
     };
-    assert_eq!(seen(&vm, with(|_| {}), true), (VmStatus::Running, Some(vec![])));
+    assert_eq!(
+        seen(&vm, with(|_| {}), true),
+        (VmStatus::Running, Some(vec![]))
+    );
     let (is, text) = seen(&vm, with(|g| g.state = GuestState::Stopped), true);
-    assert_eq!((is, text.unwrap()), (VmStatus::Stopped, vec!["is stopped, and should run".to_owned()]));
+    assert_eq!(
+        (is, text.unwrap()),
+        (
+            VmStatus::Stopped,
+            vec!["is stopped, and should run".to_owned()]
+        )
+    );
     let (is, _) = seen(&vm, with(|g| g.state = GuestState::Crashed), true);
     assert_eq!(is, VmStatus::Crashed);
     let (_, text) = seen(
@@ -51,21 +60,37 @@ async fn what_is_otherwise_is_said_and_what_nobody_knows_is_not() {
     has 1 processors, and should have 2
     ");
     let (is, text) = seen(&vm, vec![], true);
-    assert_eq!((is, text.unwrap()), (VmStatus::Missing, vec!["is not on hv-1, where it should be".to_owned()]));
+    assert_eq!(
+        (is, text.unwrap()),
+        (
+            VmStatus::Missing,
+            vec!["is not on hv-1, where it should be".to_owned()]
+        )
+    );
     // Never stopped: nobody knows.
     assert_eq!(seen(&vm, vec![], false), (VmStatus::Unreachable, None));
     let observed = Observed::default();
     let mut said = report(vec![]);
     said.problem = Some("libvirt hangs".into());
-    observed.hear_at(Serial(1), said, after(Timestamp::now(), std::time::Duration::from_secs(5)));
+    observed.hear_at(
+        Serial(1),
+        said,
+        after(Timestamp::now(), std::time::Duration::from_secs(5)),
+    );
     let heard = observed.of(Serial(1));
     let problem = Seen::of(&vm, true, heard.as_deref());
-    assert_eq!((status(&vm, problem), drift(&vm, problem)), (VmStatus::Unreachable, None));
+    assert_eq!(
+        (status(&vm, problem), drift(&vm, problem)),
+        (VmStatus::Unreachable, None)
+    );
     // A report from before it was made says nothing of it.
     observed.hear_at(Serial(1), report(vec![]), Timestamp::UNIX_EPOCH);
     let heard = observed.of(Serial(1));
     let old = Seen::of(&vm, true, heard.as_deref());
-    assert_eq!((status(&vm, old), drift(&vm, old)), (VmStatus::Running, None));
+    assert_eq!(
+        (status(&vm, old), drift(&vm, old)),
+        (VmStatus::Running, None)
+    );
     // One that should not run, and does.
     let mut stopped = StoredVm::clone(&vm);
     stopped.should_run = false;
@@ -80,7 +105,8 @@ async fn drift_is_told_once_and_so_is_its_end() {
     let vm = machines.up(&lab.world, wish("web-01")).await;
     let mut stopped = guest(&vm);
     stopped.state = GuestState::Stopped;
-    lab.observed.hear_at(Serial(1), report(vec![stopped]), Timestamp::now());
+    lab.observed
+        .hear_at(Serial(1), report(vec![stopped]), Timestamp::now());
     machines.compare().await;
     let told = machines.vm("web-01");
     assert_eq!(told.drift.keys().collect::<Vec<_>>(), ["state"]);
@@ -94,7 +120,10 @@ async fn drift_is_told_once_and_so_is_its_end() {
     lab.world.down.lock().unwrap().insert(Serial(1));
     machines.compare().await;
     assert_eq!(machines.held(&name("web-01")).unwrap().revision, revision);
-    assert_eq!(machines.show(&name("web-01")).unwrap().status, VmStatus::Unreachable);
+    assert_eq!(
+        machines.show(&name("web-01")).unwrap().status,
+        VmStatus::Unreachable
+    );
     lab.world.down.lock().unwrap().clear();
     lab.report_all(&machines);
     machines.compare().await;
@@ -103,7 +132,8 @@ async fn drift_is_told_once_and_so_is_its_end() {
     let mut told = HashSet::new();
     let mut other = guest(&vm);
     other.id = muster_protocol::vm::VmId::derive(&super::lab::cluster(), &name("x"), 1);
-    lab.observed.hear_at(Serial(2), report(vec![other.clone()]), Timestamp::now());
+    lab.observed
+        .hear_at(Serial(2), report(vec![other.clone()]), Timestamp::now());
     machines.find_unknown(&mut told).await;
     assert_eq!(told, HashSet::from([(Serial(2), other.id)]));
     assert_eq!(machines.hypervisors()[1].unknown, ["web-01"]);
@@ -116,7 +146,9 @@ fn what_a_hypervisor_says_is_cut_to_what_is_kept() {
     hostile.problem = Some("\u{1b}[2J".repeat(1_000));
     hostile.guests = (0..3_000u32)
         .map(|n| Guest {
-            id: format!("{n:08x}-0000-8000-8000-000000000000").parse().unwrap(),
+            id: format!("{n:08x}-0000-8000-8000-000000000000")
+                .parse()
+                .unwrap(),
             name: "\u{1b}]0;x".repeat(100),
             state: GuestState::Running,
             cpus: 1,

@@ -254,7 +254,9 @@ fn show(context: &Context, view: &RunView, json: bool) -> Result<u8, Failure> {
     let exit = value.get("exit").and_then(Value::as_i64);
     let code = exit.map_or(0, |exit| u8::try_from(exit).unwrap_or(NOT_ALL));
     if json {
-        context.term.json(&json!({ "run": view.brief.id, "value": value }))?;
+        context
+            .term
+            .json(&json!({ "run": view.brief.id, "value": value }))?;
         return Ok(code);
     }
     match value {

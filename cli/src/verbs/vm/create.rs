@@ -6,7 +6,9 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 use muster_client::{Client, Key};
 use muster_protocol::api::{CreateVms, Frame, Strategy, VmPlan, VmsCreated};
-use muster_protocol::names::{AccountName, GroupName, ImageName, LabelKey, LabelValue, LanName, RoleName};
+use muster_protocol::names::{
+    AccountName, GroupName, ImageName, LabelKey, LabelValue, LanName, RoleName,
+};
 use muster_protocol::run::{Outcome, RunPhase};
 use muster_protocol::text::printable;
 use muster_protocol::units::Span;
@@ -15,8 +17,8 @@ use muster_protocol::vm::{Readiness, Size};
 use super::wait::{failed, wait};
 use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
-use crate::ui::time::took;
 use crate::ui::count;
+use crate::ui::time::took;
 
 const AFTER: &str = "\
 The name can be a range (web-{01..05}), or be made of labels of the hypervisor that is chosen:
@@ -117,7 +119,6 @@ pub enum Way {
 
 /// When a machine counts as up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-#[value(rename_all = "snake_case")]
 pub enum When {
     /// Its agent has enrolled
     Agent,
@@ -206,7 +207,9 @@ pub(super) async fn run(context: &Context, args: CreateArgs) -> Result<u8, Failu
     if created.dry_run {
         for plan in &created.machines {
             let text = head(plan, request.strategy, true);
-            context.term.say(&format!("{} would be made:\n{text}", plan.vm.name))?;
+            context
+                .term
+                .say(&format!("{} would be made:\n{text}", plan.vm.name))?;
         }
         return Ok(0);
     }
@@ -239,10 +242,7 @@ fn head(plan: &VmPlan, strategy: Strategy, dry: bool) -> String {
         Strategy::Spread => "most free memory",
         Strategy::Pack => "least free memory",
     };
-    let chosen = format!(
-        "chosen of {} ({} fit; {most})",
-        plan.looked_at, plan.fit
-    );
+    let chosen = format!("chosen of {} ({} fit; {most})", plan.looked_at, plan.fit);
     line("hypervisor", vm.hypervisor.as_str(), &chosen);
     let there = if plan.image_there {
         "already there"

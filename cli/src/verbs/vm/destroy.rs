@@ -78,7 +78,9 @@ pub(super) async fn run(context: &Context, args: &DestroyArgs) -> Result<u8, Fai
         if args.json {
             context.term.json(&changed)?;
         } else {
-            context.term.line(&format!("{}  run {}", args.name, run.prefix(8)))?;
+            context
+                .term
+                .line(&format!("{}  run {}", args.name, run.prefix(8)))?;
         }
         return Ok(0);
     }

@@ -150,9 +150,16 @@ fn word(status: VmStatus) -> (&'static str, Tone) {
 
 /// The table, and under it what should be looked at.
 #[must_use]
-pub fn render(vms: &[VmView], paint: Paint, width: usize) -> String {
+pub(super) fn render(vms: &[VmView], paint: Paint, width: usize) -> String {
     let heads = &[
-        "NAME", "STATUS", "HYPERVISOR", "CPUS", "MEMORY", "ADDRESSES", "ACCOUNT", "ROLES",
+        "NAME",
+        "STATUS",
+        "HYPERVISOR",
+        "CPUS",
+        "MEMORY",
+        "ADDRESSES",
+        "ACCOUNT",
+        "ROLES",
     ];
     let mut table = Table::new(heads);
     let mut statuses = BTreeMap::<&str, usize>::new();
@@ -187,7 +194,11 @@ pub fn render(vms: &[VmView], paint: Paint, width: usize) -> String {
         .iter()
         .map(|(status, n)| format!("{n} {status}"))
         .collect();
-    out.push_str(&format!("{}: {}\n", count(vms.len(), "machine"), parts.join(", ")));
+    out.push_str(&format!(
+        "{}: {}\n",
+        count(vms.len(), "machine"),
+        parts.join(", ")
+    ));
     out
 }
 
@@ -218,9 +229,15 @@ fn card(vm: &VmView, paint: Paint, now: Timestamp) -> String {
     line("hypervisor", vm.hypervisor.to_string());
     line(
         "size",
-        format!("{} processors, {} of memory, {} of disk", vm.cpus, vm.memory, vm.disk),
+        format!(
+            "{} processors, {} of memory, {} of disk",
+            vm.cpus, vm.memory, vm.disk
+        ),
     );
-    line("image", format!("{} ({:.12})", vm.image, vm.image_sha256.to_string()));
+    line(
+        "image",
+        format!("{} ({:.12})", vm.image, vm.image_sha256.to_string()),
+    );
     for nic in &vm.nics {
         let addresses: Vec<String> = nic.addresses.iter().map(ToString::to_string).collect();
         let text = format!("{} {} {}", nic.network, nic.mac, addresses.join(", "));
@@ -228,7 +245,10 @@ fn card(vm: &VmView, paint: Paint, now: Timestamp) -> String {
     }
     line(
         "account",
-        vm.account.as_ref().map(ToString::to_string).unwrap_or_default(),
+        vm.account
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
     );
     let roles: Vec<&str> = vm.roles.iter().map(|role| role.as_str()).collect();
     line("roles", roles.join(", "));
@@ -239,8 +259,13 @@ fn card(vm: &VmView, paint: Paint, now: Timestamp) -> String {
         line("run", run.prefix(8).to_owned());
     }
     if let Some(deleted) = vm.deleted {
-        let kept = vm.kept_until.map(|until| format!(", its disk is kept until {}", moment(until)));
-        line("destroyed", format!("{}{}", moment(deleted), kept.unwrap_or_default()));
+        let kept = vm
+            .kept_until
+            .map(|until| format!(", its disk is kept until {}", moment(until)));
+        line(
+            "destroyed",
+            format!("{}{}", moment(deleted), kept.unwrap_or_default()),
+        );
     }
     for drift in &vm.drift {
         line("drift", drift.text.clone());
@@ -273,7 +298,11 @@ mod tests {
 
     #[test]
     fn the_list_says_what_is_otherwise() {
-        let mut vms = vec![vm("web-01", "running"), vm("web-02", "stopped"), vm("web-03", "deleted")];
+        let mut vms = vec![
+            vm("web-01", "running"),
+            vm("web-02", "stopped"),
+            vm("web-03", "deleted"),
+        ];
         vms[1].drift = vec![muster_protocol::api::DriftView {
             what: "state".into(),
             text: "is stopped, and should run\u{1b}[31m".into(),

@@ -31,7 +31,9 @@ pub(super) async fn wait(
             }
             Watch::Reconnecting { why, attempt } if attempt == 1 => {
                 let why = printable(&why, 200);
-                context.term.note(&format!("the broker is away ({why}); waiting"));
+                context
+                    .term
+                    .note(&format!("the broker is away ({why}); waiting"));
             }
             Watch::Reconnecting { .. } => {}
         }
@@ -56,8 +58,9 @@ pub(super) fn failed(view: &RunView, what: &str) -> Failure {
             lines.push(format!("{}: {}", node.node, printable(reason, 2_000)));
         }
     }
-    let mut failure = Failure::new(code, format!("{what}: its run {}", ended(state)))
-        .hint(format!("muster runs show {} has all of it", view.brief.short));
+    let mut failure = Failure::new(code, format!("{what}: its run {}", ended(state))).hint(
+        format!("muster runs show {} has all of it", view.brief.short),
+    );
     if !lines.is_empty() {
         failure = failure.detail(lines.join("\n"));
     }
