@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::audit::AuditConfig;
 use crate::retention::Limits;
 
+mod vm;
 mod web;
 
+pub use self::vm::VmConfig;
 pub use self::web::{LimitsConfig, MetricsDoor, TlsConfig};
 
 /// Why a configuration cannot be used.
@@ -137,6 +139,8 @@ pub struct Config {
     pub twin: TwinConfig,
     /// The record of who asked for what.
     pub audit: AuditConfig,
+    /// How much of hypervisors is given to machines.
+    pub vm: VmConfig,
 }
 
 /// What is kept, and for how long. Runs that have not ended are kept whatever
@@ -241,6 +245,7 @@ impl Default for Config {
             retention: RetentionConfig::default(),
             twin: TwinConfig::default(),
             audit: AuditConfig::default(),
+            vm: VmConfig::default(),
         }
     }
 }
@@ -393,6 +398,7 @@ impl Config {
         self.retention.check()?;
         self.tls.check()?;
         self.limits.check()?;
+        self.vm.check()?;
         self.audit
             .check()
             .map_err(|(field, why)| ConfigError::Value { field, why })?;

@@ -82,6 +82,10 @@ pub(crate) enum Command {
     Scenario(verbs::scenario::ScenarioArgs),
     /// Run scenarios when their time comes
     Schedule(verbs::schedule::ScheduleArgs),
+    /// Make, list, change and destroy virtual machines
+    Vm(verbs::vm::VmArgs),
+    /// List hypervisors, and keep new machines away from one
+    Hypervisor(verbs::hypervisor::HypervisorArgs),
     /// Invite, label and remove nodes
     Node(verbs::node::NodeArgs),
     /// Disk images that machines are made of

@@ -34,6 +34,7 @@ mod scenarios;
 mod schedules;
 mod sse;
 mod stream;
+mod vms;
 mod watch;
 
 pub use audit::AuditQuery;

@@ -110,7 +110,7 @@ impl Client {
     }
 
     /// Follows the pages of a list to its end.
-    async fn all<T: DeserializeOwned>(
+    pub(crate) async fn all<T: DeserializeOwned>(
         &self,
         path: &[&str],
         query: &[(&str, String)],

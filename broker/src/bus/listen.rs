@@ -32,6 +32,7 @@ use crate::ping::Pinger;
 use crate::presence::Presence;
 use crate::runs::Engine;
 use crate::runs::Message;
+use crate::vm::Observed;
 
 /// Facts that are being stored at a time.
 const FACTS_AT_ONCE: usize = 64;
@@ -50,6 +51,7 @@ pub(super) struct Ears {
     pub(super) pinger: Pinger,
     pub(super) porter: Porter,
     pub(super) freezer: Freezer,
+    pub(super) observed: Observed,
     pub(super) engine: Engine,
     pub(super) events: Events,
     pub(super) facts: Arc<FactsDesk>,
@@ -185,8 +187,7 @@ impl Ears {
             Said::Local(report) => self.engine.local(record, report, reply),
             Said::Bundle(request) => self.bundles.serve(&self.bus, serial, request, reply),
             Said::Freeze(taken) => self.freezer.taken(serial, taken.revision),
-            // Kept by whoever places machines; see `crate::vm`.
-            Said::Machines(_) => {}
+            Said::Machines(report) => self.observed.hear(&record, *report),
             Said::Bye(bye) => self.presence.bye(serial, bye.instance),
         }
     }

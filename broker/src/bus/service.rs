@@ -30,6 +30,7 @@ use crate::plans::Plans;
 use crate::presence::{Journals, Presence, follow_connections};
 use crate::runs::{self, Engine};
 use crate::twin::{Past, ReportAgain};
+use crate::vm::Observed;
 
 /// So much before the time from which on something may be missing is reported
 /// again, too.
@@ -89,6 +90,8 @@ pub struct Deps {
     pub library: Option<Library>,
     /// Whether anything is begun on the nodes.
     pub freezer: Freezer,
+    /// What hypervisors say of their machines.
+    pub observed: Observed,
     /// How.
     pub settings: Settings,
     /// Ends everything.
@@ -150,6 +153,7 @@ impl Nodes {
             connections,
             library,
             freezer,
+            observed,
             settings,
             cancel,
         } = deps;
@@ -192,6 +196,7 @@ impl Nodes {
             pinger: pinger.clone(),
             porter,
             freezer: freezer.clone(),
+            observed,
             engine: engine.clone(),
             events,
             facts: Arc::new(FactsDesk::new()),

@@ -37,6 +37,7 @@ use crate::nats::permissions::node_permissions;
 use crate::peers::Peers;
 use crate::secrets::SecretHash;
 use crate::store::kv::{Kv, KvError};
+use crate::vm::ports::ForMachine;
 
 pub use self::names::{MAX_COUNT, PatternError, expand};
 
@@ -373,6 +374,69 @@ impl Enrolment {
             }
         }
         Ok(())
+    }
+
+    /// The text of an invite that nobody has yet.
+    pub(crate) fn token(&self) -> InviteToken {
+        InviteToken::generate(self.0.authority.root().fingerprint())
+    }
+
+    /// Where brokers are.
+    pub(crate) fn brokers(&self) -> Vec<String> {
+        self.0.connect.peers.urls()
+    }
+
+    /// Lets the agent in a new machine in, by a token that its record names
+    /// already.
+    pub(crate) async fn invite_machine(
+        &self,
+        token: &InviteToken,
+        invite: ForMachine,
+    ) -> Result<(), EnrollError> {
+        self.active()?;
+        let stored = StoredInvite {
+            hash: SecretHash::of(&token.secret),
+            name: invite.name,
+            roles: invite.roles,
+            labels: invite.labels,
+            infrastructure: false,
+            by: invite.by,
+            expires: invite.expires,
+            replaces: None,
+            used: None,
+        };
+        self.0.bucket.create(&token.id, &stored).await?;
+        Ok(())
+    }
+
+    /// An invite lets nobody in any more; the node that it has let in.
+    pub(crate) async fn void(&self, id: &str) -> Result<Option<Serial>, EnrollError> {
+        // The second time it is used, for better or worse.
+        for _ in 0..3 {
+            self.active()?;
+            let Some(entry) = self.0.bucket.get(id).await? else {
+                return Ok(None);
+            };
+            if let Some(used) = &entry.value.used {
+                return Ok(Some(used.serial));
+            }
+            match self.0.bucket.delete(id, entry.revision).await {
+                Ok(_) => return Ok(None),
+                Err(KvError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(EnrollError::Used)
+    }
+
+    /// Whether it is an enrolled node that asks for the seed of a machine.
+    ///
+    /// # Errors
+    /// [`EnrollError`].
+    pub async fn prove_hypervisor(&self, request: &wire::SeedRequest) -> Result<(), EnrollError> {
+        self.proven(request.serial, &request.challenge, &request.proof)
+            .await
+            .map(drop)
     }
 
     /// What can be known of the cluster before trusting it.

@@ -95,6 +95,21 @@ pub const KINDS: &[(&str, &str)] = &[
         "schedule.frozen",
         "the time of a schedule has come while the fleet is frozen: it does not run",
     ),
+    (
+        "vm.created",
+        "a machine is up, or back after it was destroyed",
+    ),
+    ("vm.failed", "a machine could not be made or brought back: why"),
+    ("vm.deleted", "a machine was destroyed; its disk may be kept"),
+    (
+        "vm.drift",
+        "a machine is seen otherwise than it is wanted, or a domain that muster does not know",
+    ),
+    ("vm.drift-ended", "a machine is as it is wanted again"),
+    (
+        "vm.cordon",
+        "somebody cordoned a hypervisor, or ended that",
+    ),
     ("release.stored", "an agent release was uploaded"),
     ("release.removed", "an agent release was removed"),
     ("image.added", "somebody added a disk image"),
@@ -204,6 +219,10 @@ pub const KINDS: &[(&str, &str)] = &[
         "alarm.journal-conflict",
         "somebody else wrote the journal of a run",
     ),
+    (
+        "alarm.vm-doubtful",
+        "it cannot be said whether a machine is there; muster looks again",
+    ),
     ("alarm.store-went-back", "the store went back in time"),
 ];
 
@@ -228,6 +247,7 @@ const OWN: &[&str] = &[
     "schedule",
     "token",
     "trigger",
+    "vm",
     "webhook",
 ];
 /// Of the alarms these come from outside.

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse as _, Response};
 use muster_protocol::api::{IMAGE_PART, ImageUpload, ImageView, Page, PutImage};
 use muster_protocol::names::{ImageName, NameError};
 use muster_protocol::problem::{Kind, Problem};
+use muster_protocol::vm::Sha256;
 use muster_protocol::wire::{ImageAt, ImageRequest};
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa_axum::router::OpenApiRouter;
@@ -15,7 +16,7 @@ use utoipa_axum::routes;
 
 use super::{ApiError, ApiJson, ApiPath, AppState, OpenDoor, finish};
 use crate::authz::{Action, Caller};
-use crate::vm::images::{Source, Uses};
+use crate::vm::images::Source;
 
 /// Largest body: a part, and what tells that there is more.
 const LARGEST: usize = (IMAGE_PART as usize) + 1024;
@@ -48,8 +49,10 @@ async fn list(
     caller: Caller,
 ) -> Result<ApiJson<Page<ImageView>>, ApiError> {
     state.authorize(&caller, Action::ReadMachines, ()).await?;
+    let uses = state.machines.image_uses();
+    let of = |image: &Sha256| uses.get(image).copied().unwrap_or_default();
     Ok(ApiJson(Page {
-        items: state.images.list(|_| Uses::default()),
+        items: state.images.list(of),
         next: None,
     }))
 }

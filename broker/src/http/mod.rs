@@ -14,6 +14,7 @@ mod freeze;
 mod front;
 mod gate;
 mod hooks;
+mod hypervisors;
 mod images;
 mod invites;
 mod keys;
@@ -37,6 +38,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod vms;
 
 use std::sync::Arc;
 
@@ -72,6 +74,7 @@ use crate::schedules::Schedules;
 use crate::submit::Submit;
 use crate::tokens::Tokens;
 use crate::triggers::Triggers;
+use crate::vm::Machines;
 use crate::vm::images::Images;
 use crate::vm::networks::Networks;
 
@@ -142,6 +145,8 @@ pub struct AppState {
     pub library: Library,
     /// Runs that begin when their time comes.
     pub schedules: Schedules,
+    /// Virtual machines.
+    pub machines: Machines,
     /// Disk images.
     pub images: Images,
     /// Networks that machines are in, and who has which address.
@@ -220,6 +225,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(events::routes())
         .merge(hooks::routes())
         .merge(freeze::routes())
+        .merge(hypervisors::routes())
         .merge(images::routes())
         .merge(invites::routes())
         .merge(keys::routes())
@@ -236,6 +242,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(sse::routes())
         .merge(status::routes())
         .merge(tokens::routes())
+        .merge(vms::routes())
 }
 
 /// The API as a service.

@@ -204,7 +204,7 @@ async fn replace(
     Ok((StatusCode::CREATED, ApiJson(invite)))
 }
 
-fn node_name(text: &str) -> Result<NodeName, ApiError> {
+pub(super) fn node_name(text: &str) -> Result<NodeName, ApiError> {
     text.parse()
         .map_err(|e: muster_protocol::names::NameError| {
             ApiError::new(Kind::InvalidRequest, e.to_string())

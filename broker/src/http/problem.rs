@@ -33,6 +33,11 @@ impl ApiError {
         Self(Box::new(Problem::new(kind, title)))
     }
 
+    /// As a problem, for those who are no handlers.
+    pub(crate) fn into_problem(self) -> Box<Problem> {
+        self.0
+    }
+
     /// With where and why.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {

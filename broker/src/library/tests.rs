@@ -446,6 +446,7 @@ async fn hundreds_of_nodes_get_a_bundle_at_once_and_one_that_asks_too_much_waits
     let cancel = tokio_util::sync::CancellationToken::new();
     let inventory = crate::inventory::Inventory::in_memory(crate::runs::tests::webs(NODES));
     let nodes = crate::bus::Nodes::start(crate::bus::Deps {
+        observed: crate::vm::Observed::default(),
         freezer: crate::freeze::Freezer::never(&authority),
         client: client.clone(),
         js,

@@ -120,6 +120,7 @@ async fn start(
     let events = events.expect("there is room");
     tokio::spawn(events.clone().follow(cancel.clone()));
     let nodes = Nodes::start(Deps {
+        observed: crate::vm::Observed::default(),
         freezer: crate::freeze::Freezer::never(authority),
         js: store::context(client.clone()),
         client,

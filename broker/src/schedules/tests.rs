@@ -339,6 +339,7 @@ impl Desk {
         let js = crate::store::context(client.clone());
         let cancel = tokio_util::sync::CancellationToken::new();
         let nodes = crate::bus::Nodes::start(crate::bus::Deps {
+            observed: crate::vm::Observed::default(),
             freezer: crate::freeze::Freezer::never(&authority),
             js: js.clone(),
             client,

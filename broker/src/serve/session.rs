@@ -46,6 +46,9 @@ use crate::tls::{TlsError, broker_ca};
 use crate::tokens::{Tokens, TokensError};
 use crate::triggers::{Places, Triggers};
 use crate::twin::{Past, Twin};
+use crate::vm::adapters::Door;
+use crate::vm::keep::{RecordError, Records};
+use crate::vm::{self, Cordons, Machines, Observed};
 use crate::vm::images::{Images, ImagesError};
 use crate::vm::networks::{Networks, NetworksError};
 
@@ -98,6 +101,9 @@ pub enum SessionError {
     /// The schedules.
     #[error(transparent)]
     Schedules(#[from] SchedulesError),
+    /// The machines.
+    #[error(transparent)]
+    Machines(#[from] RecordError),
     /// Disk images.
     #[error(transparent)]
     Images(#[from] ImagesError),
@@ -133,6 +139,7 @@ impl SessionError {
             | Self::Releases(_)
             | Self::Library(_)
             | Self::Schedules(_)
+            | Self::Machines(_)
             | Self::Images(_)
             | Self::Networks(_)
             | Self::Audit(_)
@@ -281,6 +288,7 @@ impl Session {
         )
         .await
         .map_err(InventoryError::from)?;
+        let observed = Observed::default();
         let nodes = Nodes::start(Deps {
             client: link.client.clone(),
             js: link.js.clone(),
@@ -293,6 +301,7 @@ impl Session {
             connections: Some((link.system.clone(), parts.keys.account_key())),
             library: Some(library.clone()),
             freezer: freezer.clone(),
+            observed: observed.clone(),
             settings: bus::Settings {
                 runs: runs_settings(&parts.config),
                 confirm_above: parts.config.confirm_above,
@@ -337,6 +346,28 @@ impl Session {
             submit: submit.clone(),
             library: library.clone(),
         }));
+        let cluster = authority.list().cluster;
+        let records = Records::load(stores.machines.clone(), lease.clone(), cluster).await?;
+        let cordons = Cordons::load(stores.cordons.clone(), lease.clone()).await?;
+        let door = Door {
+            enrolment: enrolment.clone(),
+            inventory: inventory.clone(),
+            control: Arc::clone(&nodes.control),
+        };
+        let machines = Machines::new(vm::Parts {
+            records,
+            observed,
+            cordons,
+            inventory: inventory.clone(),
+            control: Arc::clone(&nodes.control),
+            reserves: Arc::new(networks.clone()),
+            pictures: Arc::new(images.clone()),
+            works: Arc::new(submit.clone()),
+            doorman: Arc::new(door),
+            events: events.clone(),
+            settings: parts.config.vm.clone(),
+            keep_for: vm::KEEP_FOR,
+        });
         let places = Places::new(stores.places.clone(), lease.clone());
         let outside = (
             parts.hooks.clone(),
@@ -387,6 +418,7 @@ impl Session {
             releases,
             library: library.clone(),
             schedules: schedules.clone(),
+            machines: machines.clone(),
             images: images.clone(),
             networks,
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
@@ -413,6 +445,8 @@ impl Session {
         tasks.spawn(routes.keep(cancel.clone()));
         tasks.spawn(chat.keep(Arc::new(nodes.engine.clone()), cancel.clone()));
         tasks.spawn(schedules.keep(submit, cancel.clone()));
+        tasks.spawn(machines.clone().keep(cancel.clone()));
+        tasks.spawn(machines.reconcile(cancel.clone()));
         tasks.spawn(tidy_library(library, nodes.engine.clone(), cancel.clone()));
         tasks.spawn(images.keep(cancel.clone()));
         tasks.spawn(inventory.tend(cancel.clone()));

@@ -108,6 +108,7 @@ const SCENARIOS: &str = "KV_muster_scenarios";
 const BUNDLES: &str = "KV_muster_bundles";
 const SCHEDULES: &str = "KV_muster_schedules";
 const POLICY: &str = "KV_muster_policy";
+const MACHINES: &str = "KV_muster_vms";
 const NETWORKS: &str = "KV_muster_networks";
 const ADDRESSES: &str = "KV_muster_addresses";
 const IMAGES: &str = "KV_muster_images";
@@ -116,7 +117,7 @@ const EVENTS: &str = crate::events::STREAM;
 const AUDIT: &str = crate::audit::STREAM;
 
 /// Everything that is followed.
-const ALL: [Followed; 15] = [
+const ALL: [Followed; 16] = [
     bucket(NODES, "$KV.muster_nodes.>"),
     bucket(FACTS, "$KV.muster_facts.>"),
     bucket(INVITES, "$KV.muster_invites.>"),
@@ -126,6 +127,7 @@ const ALL: [Followed; 15] = [
     bucket(BUNDLES, "$KV.muster_bundles.>"),
     bucket(SCHEDULES, "$KV.muster_schedules.>"),
     bucket(POLICY, "$KV.muster_policy.>"),
+    bucket(MACHINES, "$KV.muster_vms.>"),
     bucket(NETWORKS, "$KV.muster_networks.>"),
     bucket(ADDRESSES, "$KV.muster_addresses.>"),
     bucket(IMAGES, "$KV.muster_images.>"),

@@ -19,7 +19,7 @@ use super::merge::{Merged, merge};
 use super::tell::Report;
 use super::values::{Write, decide};
 use super::{
-    AUDIT, BUNDLES, CLUSTER, EVENTS, FACTS, INVITES, NODES, Past, RUNS, SCENARIOS, SCHEDULES,
+    AUDIT, BUNDLES, CLUSTER, EVENTS, FACTS, INVITES, NODES, Past, RUNS, MACHINES, SCENARIOS, SCHEDULES,
     TOKENS, Twin,
 };
 use crate::events::{Events, EventsError};
@@ -473,6 +473,7 @@ pub(super) fn kind(stream: &str) -> Option<Kind> {
         INVITES => Some(Kind::Invite),
         SCENARIOS => Some(Kind::Scenario),
         SCHEDULES => Some(Kind::Schedule),
+        MACHINES => Some(Kind::Machine),
         _ => None,
     }
 }
@@ -485,4 +486,5 @@ pub(super) enum Kind {
     Invite,
     Scenario,
     Schedule,
+    Machine,
 }

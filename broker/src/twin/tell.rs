@@ -165,6 +165,7 @@ impl Kind {
             Self::Invite => "change of an invite",
             Self::Scenario => "change of a scenario",
             Self::Schedule => "change of a schedule",
+            Self::Machine => "change of a machine",
         }
     }
 
@@ -175,6 +176,7 @@ impl Kind {
             Self::Invite => "changes of invites",
             Self::Scenario => "changes of scenarios",
             Self::Schedule => "changes of schedules",
+            Self::Machine => "changes of machines",
         }
     }
 }

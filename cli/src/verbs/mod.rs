@@ -10,6 +10,7 @@ pub mod events;
 pub mod freeze;
 pub mod generate;
 pub mod hook;
+pub mod hypervisor;
 pub mod image;
 pub mod irc;
 pub mod keys;
@@ -31,6 +32,7 @@ pub mod status;
 pub mod token;
 pub mod trigger;
 pub mod up;
+pub mod vm;
 pub mod watch;
 
 use std::collections::BTreeMap;
@@ -57,6 +59,8 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Runs(args) => runs::run(context, args).await,
         Command::Scenario(args) => scenario::run(context, &args).await,
         Command::Schedule(args) => schedule::run(context, args).await,
+        Command::Vm(args) => Box::pin(vm::run(context, args)).await,
+        Command::Hypervisor(args) => hypervisor::run(context, &args).await,
         Command::Node(args) => node::run(context, args).await,
         Command::Image(args) => Box::pin(image::run(context, args)).await,
         Command::Network(args) => network::run(context, args).await,

@@ -1,0 +1,57 @@
+//! `/v1/hypervisors`.
+
+use axum::extract::State;
+use muster_protocol::api::{HypervisorChange, HypervisorView, Page};
+use muster_protocol::names::NodeName;
+use muster_protocol::problem::Problem;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::nodes::node_name;
+use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, finish, page};
+use crate::authz::{Action, Caller};
+
+pub(super) fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(change))
+}
+
+/// Hypervisors by name, with what they have and what of it is given.
+#[utoipa::path(
+    get, path = "/v1/hypervisors", tag = "machines", params(Paging), security(("bearer" = [])),
+    responses((status = 200, body = Page<HypervisorView>)),
+    extensions(("x-authorisation" = json!("read machines")))
+)]
+async fn list(
+    State(state): State<AppState>,
+    caller: Caller,
+    ApiQuery(paging): ApiQuery<Paging>,
+) -> Result<ApiJson<Page<HypervisorView>>, ApiError> {
+    state.authorize(&caller, Action::ReadMachines, ()).await?;
+    let all = state.machines.hypervisors();
+    Ok(ApiJson(page(all, |one| one.node.to_string(), &paging)?))
+}
+
+/// Cordons a hypervisor: nothing new is put on it, and what is there stays.
+/// Disks are on the hypervisor itself, so no machine can be moved away.
+#[utoipa::path(
+    patch, path = "/v1/hypervisors/{node}", tag = "machines", params(("node" = NodeName, Path)),
+    request_body = HypervisorChange, security(("bearer" = [])),
+    responses((status = 200, body = HypervisorView), (status = 404, body = Problem)),
+    extensions(("x-authorisation" = json!("change networks or hypervisors")))
+)]
+async fn change(
+    State(state): State<AppState>,
+    caller: Caller,
+    ApiPath(node): ApiPath<String>,
+    ApiJson(change): ApiJson<HypervisorChange>,
+) -> Result<ApiJson<HypervisorView>, ApiError> {
+    let asked = (node_name(&node)?, change);
+    let asked = state
+        .authorize(&caller, Action::ManageNetworks, asked)
+        .await?;
+    state.active()?;
+    let done = finish(async move { state.machines.change_hypervisor(asked).await }).await?;
+    Ok(ApiJson(done))
+}

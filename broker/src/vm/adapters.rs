@@ -1,0 +1,181 @@
+//! The rest of the broker, as machines need it.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use muster_protocol::api::{InviteToken, RunRequest, RunView};
+use muster_protocol::ids::{RunId, Serial};
+use muster_protocol::names::{ImageName, LanName, PrincipalName, VmName};
+use muster_protocol::problem::{Kind, Problem};
+use muster_protocol::run::Outcome;
+use muster_protocol::units::Timestamp;
+use muster_protocol::vm::{ImageRef, VmId};
+
+use super::images::Images;
+use super::networks::Networks;
+use super::ports::{Addresses, Doorman, ForMachine, Look, Pictures, Reserves, Works, refused};
+use crate::authz::Caller;
+use crate::enroll::{EnrollError, Enrolment};
+use crate::http::ApiError;
+use crate::inventory::{Inventory, InventoryError, NodeControl};
+use crate::runs::EngineError;
+use crate::submit::{Asked, Refused, Submit, Submitted};
+
+impl Works for Submit {
+    fn submit<'a>(
+        &'a self,
+        caller: &'a Caller,
+        request: RunRequest,
+        run: RunId,
+    ) -> BoxFuture<'a, Result<(), Refused>> {
+        Box::pin(async move {
+            match self.run(caller, request, Asked::under(run)).await? {
+                Submitted::Run(_) => Ok(()),
+                Submitted::Confirm(_) => Err(refused(Problem::new(
+                    Kind::Internal,
+                    "the run waits for a confirmation that nobody can give",
+                ))),
+            }
+        })
+    }
+
+    fn look(&self, run: RunId) -> BoxFuture<'_, Look> {
+        Box::pin(async move {
+            let engine = &self.nodes.engine;
+            match engine.lookup(&run.to_string()) {
+                Ok(_) => {}
+                Err(EngineError::Lookup(_)) => return Look::Nothing,
+                Err(_) => return Look::NotNow,
+            }
+            if !engine.has_ended(run) {
+                return Look::Open;
+            }
+            match engine.show(run).await {
+                Ok(view) if view.brief.state.is_final() => Look::Ended {
+                    phase: view.brief.state,
+                    why: why(&view),
+                    at: view.brief.finished.unwrap_or_else(Timestamp::now),
+                },
+                Ok(_) => Look::Open,
+                Err(_) => Look::NotNow,
+            }
+        })
+    }
+}
+
+/// Why a run did not end well.
+fn why(view: &RunView) -> String {
+    if let Some(error) = view.main.as_ref().and_then(|main| main.error.as_ref()) {
+        return error.clone();
+    }
+    if let Some(lapsed) = &view.lapsed {
+        return lapsed.clone();
+    }
+    if let Some(by) = &view.cancelled_by {
+        return format!("{by} cancelled it");
+    }
+    let failed = |outcome: Option<Outcome>| outcome.is_some_and(|o| o != Outcome::Succeeded);
+    let bad = view.results.iter().find(|node| failed(node.outcome));
+    bad.map_or_else(String::new, |node| {
+        let outcome = node.outcome.map_or("", Outcome::as_str);
+        let reason = node.reason.as_deref().unwrap_or(outcome);
+        format!("{}: {reason}", node.node)
+    })
+}
+
+/// The one at the door.
+pub struct Door {
+    /// Invites.
+    pub enrolment: Enrolment,
+    /// The nodes.
+    pub inventory: Inventory,
+    /// The way to them.
+    pub control: Arc<dyn NodeControl>,
+}
+
+fn enrol(error: EnrollError) -> Refused {
+    ApiError::from(error).into_problem()
+}
+
+impl Doorman for Door {
+    fn token(&self) -> InviteToken {
+        self.enrolment.token()
+    }
+
+    fn invite<'a>(
+        &'a self,
+        token: &'a InviteToken,
+        invite: ForMachine,
+    ) -> BoxFuture<'a, Result<(), Refused>> {
+        Box::pin(async move {
+            let made = self.enrolment.invite_machine(token, invite).await;
+            made.map_err(enrol)
+        })
+    }
+
+    fn void<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Serial>, Refused>> {
+        Box::pin(async move { self.enrolment.void(id).await.map_err(enrol) })
+    }
+
+    fn remove<'a>(
+        &'a self,
+        node: Serial,
+        by: &'a PrincipalName,
+    ) -> BoxFuture<'a, Result<(), Refused>> {
+        Box::pin(async move {
+            let snapshot = self.inventory.snapshot();
+            let Some(record) = snapshot.get(node) else {
+                return Ok(());
+            };
+            let name = &record.assignment.name;
+            let control = &*self.control;
+            match self.inventory.remove(name, control, by.as_str()).await {
+                Ok(()) | Err(InventoryError::NoNode(_)) => Ok(()),
+                Err(error) => Err(ApiError::from(error).into_problem()),
+            }
+        })
+    }
+
+    fn brokers(&self) -> Vec<String> {
+        self.enrolment.brokers()
+    }
+}
+
+impl Reserves for Networks {
+    fn knows(&self, lan: &LanName) -> bool {
+        self.get(lan).is_ok()
+    }
+
+    fn reserve<'a>(
+        &'a self,
+        lan: &'a LanName,
+        machine: VmId,
+        name: &'a VmName,
+    ) -> BoxFuture<'a, Result<Addresses, Refused>> {
+        Box::pin(async move {
+            let found = Self::reserve(self, lan, machine, name).await;
+            let found = found.map_err(|error| ApiError::from(error).into_problem())?;
+            Ok(Addresses {
+                bridge: found.bridge,
+                addresses: found.addresses.into_iter().zip(found.prefixes).collect(),
+                gateways: found.gateways,
+                dns: found.dns,
+                mtu: found.mtu,
+            })
+        })
+    }
+
+    fn release(&self, machine: VmId) -> BoxFuture<'_, Result<(), Refused>> {
+        Box::pin(async move {
+            let freed = Self::release(self, machine).await;
+            freed.map_err(|error| ApiError::from(error).into_problem())?;
+            Ok(())
+        })
+    }
+}
+
+impl Pictures for Images {
+    fn get(&self, name: &ImageName) -> Option<ImageRef> {
+        Self::get(self, name)
+    }
+}

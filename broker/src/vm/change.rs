@@ -1,0 +1,260 @@
+//! What is done with machines that are there, and their end.
+
+use muster_protocol::api::{VmAction, VmChanged};
+use muster_protocol::names::VmName;
+use muster_protocol::units::{Span, Timestamp};
+use muster_protocol::vm::Size;
+
+use super::error::VmError;
+use super::keep::Held;
+use super::machines::Machines;
+use super::records::{End, Life, Order, StoredVm};
+use crate::authz::{Authorized, Caller};
+
+/// A machine to be destroyed.
+#[derive(Clone, Debug)]
+pub struct Destroy {
+    /// Its name.
+    pub name: VmName,
+    /// Whether its disk goes, too.
+    pub purge: bool,
+}
+
+/// Something to be done with a machine.
+#[derive(Clone, Debug)]
+pub struct Act {
+    /// Its name.
+    pub name: VmName,
+    /// What.
+    pub what: VmAction,
+}
+
+/// The longest time that anything may take in a machine.
+const LONGEST: Span = Span::from_secs(3_600);
+/// Most lines of a console.
+const MAX_LINES: u32 = 10_000;
+/// Most bytes of a program and its arguments.
+const MAX_ARGV: usize = 64 * 1024;
+
+impl Machines {
+    /// Destroys a machine. Without `purge` its disk is kept for a day.
+    ///
+    /// # Errors
+    /// [`VmError`]; nothing was done.
+    pub async fn destroy(&self, asked: Authorized<Destroy>) -> Result<VmChanged, VmError> {
+        let caller = asked.caller().clone();
+        let Destroy { name, purge } = asked.into_inner();
+        let _turn = self.turn(&name).await;
+        let held = self.settled(&name).await?;
+        if held.vm.protected {
+            return Err(VmError::Protected(name));
+        }
+        let end = if purge { End::Purge } else { End::Keep };
+        match &held.vm.life {
+            Life::Ready { .. } => {}
+            Life::Kept { .. } | Life::Doubtful { .. } if purge => {}
+            _ => return Err(cannot(&held.vm)),
+        }
+        // The hypervisor was removed, and the machine went with it.
+        let snapshot = self.parts().inventory.snapshot();
+        if snapshot.get(held.vm.place.serial).is_none() {
+            let held = self.end(&held, "its hypervisor is no node any more").await?;
+            let vm = self.view(&held.vm);
+            return Ok(VmChanged { vm, run: None });
+        }
+        let order = Some(Order::of(&caller));
+        let next = held.vm.running(order, |run| Life::Destroying {
+            run,
+            end,
+            tries: 0,
+        });
+        self.order(&held, next, &caller).await
+    }
+
+    /// Does something with a machine.
+    ///
+    /// # Errors
+    /// [`VmError`]; nothing was done.
+    pub async fn act(&self, asked: Authorized<Act>) -> Result<VmChanged, VmError> {
+        let caller = asked.caller().clone();
+        let Act { name, what } = asked.into_inner();
+        let _turn = self.turn(&name).await;
+        let held = self.settled(&name).await?;
+        let vm = &held.vm;
+        let order = Some(Order::of(&caller));
+        let next = match (&vm.life, what) {
+            (Life::Gone { .. }, _) => return Err(VmError::NoVm(name)),
+            (Life::Kept { since, until }, VmAction::Undelete) => {
+                let (since, until) = (*since, *until);
+                vm.running(order, |run| Life::Returning { run, since, until })
+            }
+            (Life::Ready { .. }, VmAction::Undelete) => return Err(VmError::NotKept(name)),
+            (_, what @ (VmAction::Protect | VmAction::Unprotect)) => {
+                let protected = what == VmAction::Protect;
+                if vm.protected == protected {
+                    let vm = self.view(vm);
+                    return Ok(VmChanged { vm, run: None });
+                }
+                let mut next = StoredVm::clone(vm);
+                next.protected = protected;
+                let held = self.parts().records.change(&held, next).await?;
+                let vm = self.view(&held.vm);
+                return Ok(VmChanged { vm, run: None });
+            }
+            (Life::Ready { since }, what) => {
+                check(vm, &what)?;
+                let since = *since;
+                let mut next = vm.running(order, |run| Life::Changing {
+                    run,
+                    what: what.clone(),
+                    since,
+                });
+                match what {
+                    VmAction::Start | VmAction::Reboot { .. } => next.should_run = true,
+                    VmAction::Stop { .. } => next.should_run = false,
+                    _ => {}
+                }
+                next
+            }
+            _ => return Err(cannot(vm)),
+        };
+        self.order(&held, next, &caller).await
+    }
+
+    /// Writes down what is to be done, then asks for it. When that is refused
+    /// it is as before.
+    async fn order(
+        &self,
+        held: &Held,
+        next: StoredVm,
+        caller: &Caller,
+    ) -> Result<VmChanged, VmError> {
+        let before = held.vm.clone();
+        let held = self.parts().records.change(held, next).await?;
+        muster_checkpoint::at("broker.vm.ordered", || held.vm.name.to_string()).await;
+        if let Err(error) = self.ask(&held.vm, caller).await {
+            // The number of its run is used up all the same.
+            let mut back = StoredVm::clone(&before);
+            back.runs = held.vm.runs;
+            if let Err(error) = self.parts().records.change(&held, back).await {
+                tracing::warn!(vm = %before.name, %error, "what was refused is written down as asked for");
+            }
+            return Err(error.into());
+        }
+        self.0.restless.notify_one();
+        Ok(VmChanged {
+            run: held.vm.run,
+            vm: self.view(&held.vm),
+        })
+    }
+
+    /// The machine after everything that has ended of it was looked after.
+    async fn settled(&self, name: &VmName) -> Result<Held, VmError> {
+        let held = self.held(name)?;
+        if held.vm.is_restless() {
+            self.step(&held, Timestamp::now()).await?;
+        }
+        self.held(name)
+    }
+
+    /// Nothing of a machine that was there is left.
+    pub(super) async fn end(&self, held: &Held, why: &str) -> Result<Held, VmError> {
+        self.clear(&held.vm).await?;
+        let held = self
+            .parts()
+            .records
+            .change(held, held.vm.gone(None))
+            .await?;
+        let text = format!("machine {} is gone: {why}", held.vm.name);
+        self.tell(&held.vm, "vm.deleted", "gone", text).await;
+        Ok(held)
+    }
+}
+
+/// Why nothing can be done with it now.
+fn cannot(vm: &StoredVm) -> VmError {
+    let name = vm.name.clone();
+    let busy = |doing, run: Option<muster_protocol::ids::RunId>| VmError::Busy {
+        name: vm.name.clone(),
+        doing,
+        run: run.map_or_else(|| "-".to_owned(), |run| run.prefix(8).to_owned()),
+    };
+    match &vm.life {
+        Life::Reserved => busy("being made", None),
+        Life::Creating { run } => busy("being made", Some(*run)),
+        Life::Changing { run, .. } => busy("being changed", Some(*run)),
+        Life::Destroying { run, .. } => busy("being destroyed", Some(*run)),
+        Life::Returning { run, .. } => busy("being brought back", Some(*run)),
+        Life::Kept { until, .. } => VmError::Kept {
+            name,
+            until: *until,
+        },
+        Life::Doubtful { why, .. } => VmError::Doubtful {
+            name,
+            node: vm.place.node.clone(),
+            why: why.clone(),
+        },
+        Life::Ready { .. } | Life::Gone { .. } => VmError::NoVm(name),
+    }
+}
+
+/// Whether that can be done with a machine.
+fn check(vm: &StoredVm, what: &VmAction) -> Result<(), VmError> {
+    let wrong = |text: String| Err(VmError::Wrong(text));
+    match what {
+        VmAction::Stop { grace } | VmAction::Reboot { grace } => match grace {
+            Some(grace) if *grace > LONGEST => {
+                wrong(format!("{grace} to stop is too long; give at most {LONGEST}"))
+            }
+            _ => Ok(()),
+        },
+        VmAction::Resize { cpus, memory, disk } => {
+            if cpus.is_none() && memory.is_none() && disk.is_none() {
+                return wrong("nothing is to change; give --cpus, --memory or --disk".to_owned());
+            }
+            if let Some(disk) = disk.filter(|disk| *disk < vm.wish.disk) {
+                return wrong(format!(
+                    "a disk only grows, and this one has {}; {disk} is less",
+                    vm.wish.disk
+                ));
+            }
+            let resized = vm.resized(*cpus, *memory, *disk);
+            Ok(resized.machine().check()?)
+        }
+        VmAction::ConsoleLog { lines } => match lines {
+            Some(lines) if *lines == 0 || *lines > MAX_LINES => {
+                wrong(format!("{lines} lines of a console are not possible; give 1 to {MAX_LINES}"))
+            }
+            _ => Ok(()),
+        },
+        VmAction::Exec { argv, timeout } => {
+            let bytes: usize = argv.iter().map(String::len).sum();
+            if argv.first().is_none_or(String::is_empty) || bytes > MAX_ARGV {
+                return wrong(format!("a program and its arguments have 1 to {MAX_ARGV} bytes"));
+            }
+            match timeout {
+                Some(time) if time.get().is_zero() || *time > LONGEST => {
+                    wrong(format!("{time} is not possible; give 1s to {LONGEST}"))
+                }
+                _ => Ok(()),
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+impl StoredVm {
+    /// The same, of that size.
+    pub(super) fn resized(
+        &self,
+        cpus: Option<u16>,
+        memory: Option<Size>,
+        disk: Option<Size>,
+    ) -> Self {
+        let mut next = self.clone();
+        next.wish.cpus = cpus.unwrap_or(next.wish.cpus);
+        next.wish.memory = memory.unwrap_or(next.wish.memory);
+        next.wish.disk = disk.unwrap_or(next.wish.disk);
+        next
+    }
+}

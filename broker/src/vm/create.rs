@@ -1,0 +1,612 @@
+//! New machines: everything is checked, then placed, then written down, then
+//! asked for.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use muster_protocol::api::{CreateVms, Secret, VmPlan, VmsCreated};
+use muster_protocol::ids::Serial;
+use muster_protocol::names::{LabelKey, NodeName, RoleName, VmName};
+use muster_protocol::problem::Kind;
+use muster_protocol::units::{Span, Timestamp};
+use muster_protocol::vm::{MAX_NICS, Nic, Readiness, Size};
+use tokio::sync::OwnedMutexGuard;
+
+use super::error::VmError;
+use super::keep::{Held, Records};
+use super::machines::Machines;
+use super::names::Names;
+use super::observed::{Heard, is_hypervisor};
+use super::placement::{Apart, Candidate, Need, Placed, place};
+use super::ports::Look;
+use super::records::{HeldNic, Life, Made, Order, StoredVm, Takes, Wish};
+use crate::authz::{Authorized, Caller};
+use crate::inventory::{MAX_LABELS, MAX_ROLES, NodeRecord, Snapshot};
+use crate::resolve::parse;
+use crate::submit::Refused;
+
+/// How long a machine may take to be up, when nobody says.
+const READY_WITHIN: Span = Span::from_secs(600);
+/// The longest.
+const LONGEST: Span = Span::from_secs(3_600);
+/// Most bytes of user-data.
+const MAX_USER_DATA: usize = 64 * 1024;
+/// Most public keys, and the longest one.
+const MAX_KEYS: usize = 100;
+const MAX_KEY: usize = 16 * 1024;
+/// Machines that are begun at a time.
+const AT_ONCE: usize = 16;
+
+/// What was asked for, held against everything that can be known of it.
+struct Wanted {
+    names: Names,
+    wish: Wish,
+    on: Option<String>,
+    strategy: muster_protocol::api::Strategy,
+    apart: Option<Apart>,
+    protect: bool,
+}
+
+/// A name with its place.
+struct Chosen {
+    name: VmName,
+    placed: Placed,
+}
+
+/// A machine that is written down, while nobody else does anything with it.
+struct Taken {
+    held: Held,
+    placed: Placed,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Machines {
+    /// Makes machines: all of them are begun, or none.
+    ///
+    /// # Errors
+    /// [`VmError`]: nothing of them is there, unless it says otherwise.
+    pub async fn create(&self, asked: Authorized<CreateVms>) -> Result<VmsCreated, VmError> {
+        let caller = asked.caller().clone();
+        let request = asked.into_inner();
+        let dry_run = request.dry_run;
+        let wanted = self.check(request)?;
+        if dry_run {
+            return self.plan(&wanted, &caller);
+        }
+        let taken = {
+            let _one = self.0.making.lock().await;
+            let chosen = self.choose(&wanted)?;
+            self.take(&wanted, chosen, &caller).await?
+        };
+        let begun = self.begin(taken, &caller).await;
+        self.0.restless.notify_one();
+        let machines = begun?
+            .into_iter()
+            .map(|(held, placed)| self.planned(&held.vm, &placed))
+            .collect();
+        Ok(VmsCreated {
+            machines,
+            dry_run: false,
+        })
+    }
+
+    fn planned(&self, vm: &StoredVm, placed: &Placed) -> VmPlan {
+        VmPlan {
+            vm: self.view(vm),
+            looked_at: placed.looked_at,
+            fit: placed.fit,
+            image_there: placed.image_there,
+        }
+    }
+
+    /// What would be made.
+    fn plan(&self, wanted: &Wanted, caller: &Caller) -> Result<VmsCreated, VmError> {
+        let chosen = self.choose(wanted)?;
+        let records = &self.parts().records;
+        let machines = chosen.into_iter().map(|Chosen { name, placed }| {
+            let nth = records.get(&name).map_or(0, |held| held.vm.nth) + 1;
+            let vm = wanted.draft(name.clone(), records.next_id(&name), nth, &placed, caller);
+            self.planned(&vm, &placed)
+        });
+        Ok(VmsCreated {
+            machines: machines.collect(),
+            dry_run: true,
+        })
+    }
+
+    /// Everything that does not depend on where it is put.
+    fn check(&self, request: CreateVms) -> Result<Wanted, VmError> {
+        let wrong = |text: &str| Err(VmError::Wrong(text.to_owned()));
+        let names = Names::parse(&request.name, request.count)?;
+        if let Some(group) = request.groups.into_iter().next() {
+            return Err(VmError::Groups(group));
+        }
+        let image = self.parts().pictures.get(&request.image);
+        let image = image.ok_or(VmError::NoImage(request.image))?;
+        let networks = request.networks;
+        if networks.len() > MAX_NICS {
+            return Err(muster_protocol::vm::MachineError::Nics(networks.len()).into());
+        }
+        let reserves = &self.parts().reserves;
+        if let Some(lan) = networks.iter().find(|lan| !reserves.knows(lan)) {
+            return Err(VmError::NoNetwork((*lan).clone()));
+        }
+        if networks.iter().collect::<HashSet<_>>().len() < networks.len() {
+            return wrong("a machine has one interface in a network; name each network once");
+        }
+        if request.roles.len() > MAX_ROLES || request.labels.len() > MAX_LABELS {
+            return Err(VmError::Wrong(format!(
+                "a machine has at most {MAX_ROLES} roles and {MAX_LABELS} labels"
+            )));
+        }
+        let ready = match (request.ready, request.agent) {
+            (None, true) => Readiness::Agent,
+            (None, false) => Readiness::Boot,
+            // What enrols it is taken away once it is up.
+            (Some(Readiness::Boot | Readiness::Ping | Readiness::GuestAgent), true) => {
+                return wrong("a machine with an agent is up when that has enrolled; leave --ready out, or give --no-agent");
+            }
+            (Some(Readiness::Agent), false) => {
+                return wrong("without an agent none says that the machine is up; give --ready boot, ping or guest_agent");
+            }
+            (Some(Readiness::Ping), _) if networks.is_empty() => {
+                return wrong("a machine without a network answers no ping; give it a --network");
+            }
+            (Some(ready), _) => ready,
+        };
+        let within = request.ready_within.unwrap_or(READY_WITHIN);
+        if within < Span::from_secs(10) || within > LONGEST {
+            return Err(VmError::Wrong(format!(
+                "{within} to be up is not possible; give 10s to {LONGEST}"
+            )));
+        }
+        check_texts(&request.ssh_keys, request.user_data.as_deref())?;
+        let mut roles = request.roles;
+        roles.sort();
+        roles.dedup();
+        let apart = match request.apart.as_deref() {
+            None => None,
+            Some("name") => Some(Apart::Name),
+            Some(key) => {
+                let key = key.parse::<LabelKey>();
+                Some(Apart::Label(key.map_err(|e| VmError::Wrong(e.to_string()))?))
+            }
+        };
+        if apart.is_some() && request.account.is_none() && roles.is_empty() {
+            return wrong("machines are kept apart from those of the same account or role; give --account or --role");
+        }
+        let mib = 1 << 20;
+        let whole = image.virtual_size.0.div_ceil(mib).saturating_mul(mib);
+        Ok(Wanted {
+            names,
+            wish: Wish {
+                cpus: request.cpus,
+                memory: request.memory,
+                disk: request.disk.unwrap_or(Size(whole)),
+                image,
+                networks,
+                account: request.account,
+                agent: request.agent,
+                ready,
+                ready_within: within,
+                roles,
+                labels: request.labels,
+                ssh_keys: request.ssh_keys,
+                user_data: request.user_data.map(Secret::new),
+                autostart: request.autostart,
+            },
+            on: request.on,
+            strategy: request.strategy,
+            apart,
+            protect: request.protect,
+        })
+    }
+
+    /// A place and a name for each. Nothing is reserved.
+    fn choose(&self, wanted: &Wanted) -> Result<Vec<Chosen>, VmError> {
+        let snapshot = self.parts().inventory.snapshot();
+        let on = wanted.on.as_deref();
+        let predicate = on.map(|on| parse(on, &snapshot, false)).transpose()?;
+        let nodes: Vec<&Arc<NodeRecord>> = snapshot
+            .iter()
+            .filter(|node| is_hypervisor(node))
+            .filter(|node| predicate.as_ref().is_none_or(|on| on.matches(&***node)))
+            .collect();
+        if nodes.is_empty() {
+            let on = predicate.map(|on| muster_protocol::text::printable(on.text(), 200));
+            return Err(VmError::NoHypervisors { on });
+        }
+        let records = self.parts().records.all();
+        let observed = &self.parts().observed;
+        let heard: Vec<Option<Arc<Heard>>> =
+            nodes.iter().map(|node| observed.of(node.serial)).collect();
+        let mut given = given(&records);
+        for (node, heard) in nodes.iter().zip(&heard) {
+            let strange = strangers(&self.parts().records, heard.as_deref());
+            let all = given.entry(node.serial).or_default();
+            *all = all.and(strange);
+        }
+        let mut candidates: Vec<Candidate<'_>> = nodes
+            .iter()
+            .zip(&heard)
+            .map(|(node, heard)| self.candidate(node, heard.as_deref(), &given))
+            .collect();
+        let mut need = Need {
+            takes: wanted.takes(),
+            strategy: wanted.strategy,
+            apart: wanted
+                .apart
+                .clone()
+                .map(|apart| (neighbours(&wanted.wish, &apart, &records, &snapshot), apart))
+                .map(|(taken, apart)| (apart, taken)),
+            labels: wanted.names.labels(),
+            image: wanted.wish.image.sha256,
+        };
+        let mut chosen: Vec<Chosen> = Vec::new();
+        let mut names: HashSet<VmName> = HashSet::new();
+        for at in 0..wanted.names.count() {
+            let placed = place(&need, &candidates, &self.parts().settings)?;
+            let serial = placed.place.serial;
+            if let Some(taken) = candidates.iter_mut().find(|at| at.serial == serial) {
+                taken.given = taken.given.and(need.takes);
+            }
+            if let (Some((_, values)), Some(value)) = (&mut need.apart, &placed.value) {
+                values.insert(value.clone());
+            }
+            let has = |name: &VmName| {
+                names.contains(name)
+                    || self.parts().records.is_taken(name)
+                    || node_of(name).is_some_and(|node| snapshot.by_name(&node).is_some())
+            };
+            let name = match &wanted.names {
+                Names::Listed(listed) => {
+                    let Some(name) = listed.get(at).cloned() else {
+                        break;
+                    };
+                    if wanted.wish.agent
+                        && let Some(node) = node_of(&name)
+                        && snapshot.by_name(&node).is_some()
+                        && !self.parts().records.is_taken(&name)
+                    {
+                        return Err(VmError::NodeThere(node));
+                    }
+                    name
+                }
+                Names::Placed { pattern, .. } => {
+                    let labels = snapshot.get(serial).map(|node| &node.assignment.labels);
+                    let none = BTreeMap::new();
+                    let name = pattern.at(labels.unwrap_or(&none), has);
+                    name.map_err(super::names::NamesError::from)?
+                }
+            };
+            names.insert(name.clone());
+            chosen.push(Chosen { name, placed });
+        }
+        Ok(chosen)
+    }
+
+    fn candidate<'a>(
+        &self,
+        node: &'a NodeRecord,
+        heard: Option<&'a Heard>,
+        given: &HashMap<Serial, Takes>,
+    ) -> Candidate<'a> {
+        let agent = self.parts().inventory.agent(node.serial);
+        Candidate {
+            serial: node.serial,
+            node: &node.assignment.name,
+            labels: &node.assignment.labels,
+            connected: node.is_active() && self.is_connected(node.serial),
+            able: agent.is_some_and(|agent| agent.capabilities.iter().any(|one| one == "vm")),
+            cordoned: self.parts().cordons.has(node.serial),
+            heard,
+            given: given.get(&node.serial).copied().unwrap_or_default(),
+        }
+    }
+
+    /// Writes down all of them, or none.
+    async fn take(
+        &self,
+        wanted: &Wanted,
+        chosen: Vec<Chosen>,
+        caller: &Caller,
+    ) -> Result<Vec<Taken>, VmError> {
+        let records = &self.parts().records;
+        // Before anything is written: all that can be known.
+        for Chosen { name, placed } in &chosen {
+            let draft = wanted.draft(name.clone(), records.next_id(name), 1, placed, caller);
+            draft.machine().check()?;
+            if let Some(other) = records.get(name).filter(|_| records.is_taken(name)) {
+                return Err(Records::taken(&other.vm).into());
+            }
+        }
+        let mut all: Vec<Taken> = Vec::new();
+        for Chosen { name, placed } in chosen {
+            let turn = self.turn(&name).await;
+            let made = records
+                .take(&name, |id, nth| {
+                    wanted.draft(name.clone(), id, nth, &placed, caller)
+                })
+                .await;
+            match made {
+                Ok(held) => all.push(Taken {
+                    held,
+                    placed,
+                    _turn: turn,
+                }),
+                Err(error) => {
+                    self.give_back(&all, "another one of the same request could not be made")
+                        .await;
+                    return Err(error.into());
+                }
+            }
+        }
+        muster_checkpoint::at("broker.vm.reserved", || all.len().to_string()).await;
+        Ok(all)
+    }
+
+    /// Addresses for all, then the run of each is written down, then it is
+    /// asked for.
+    async fn begin(
+        &self,
+        taken: Vec<Taken>,
+        caller: &Caller,
+    ) -> Result<Vec<(Held, Placed)>, VmError> {
+        let vms: Vec<Arc<StoredVm>> = taken.iter().map(|one| one.held.vm.clone()).collect();
+        let nics = stream::iter(vms)
+            .map(|vm| async move { self.addresses(&vm).await })
+            .buffered(AT_ONCE)
+            .try_collect::<Vec<_>>()
+            .await;
+        let nics = match nics {
+            Ok(nics) => nics,
+            Err(error) => {
+                self.give_back(&taken, &error.to_string()).await;
+                return Err(error);
+            }
+        };
+        muster_checkpoint::at("broker.vm.addressed", || taken.len().to_string()).await;
+        let mut intended: Vec<Taken> = Vec::new();
+        let mut rest = taken.into_iter().zip(nics);
+        while let Some((one, nics)) = rest.next() {
+            let mut vm = one.held.vm.running(None, |run| Life::Creating { run });
+            vm.nics = nics;
+            match self.parts().records.change(&one.held, vm).await {
+                Ok(held) => intended.push(Taken { held, ..one }),
+                Err(error) => {
+                    let mut others: Vec<Taken> = rest.map(|(one, _)| one).collect();
+                    others.extend(intended);
+                    self.give_back(&others, &error.to_string()).await;
+                    return Err(error.into());
+                }
+            }
+        }
+        muster_checkpoint::at("broker.vm.intended", || intended.len().to_string()).await;
+        // The first one says whether the others may be asked for.
+        let mut begun = Vec::new();
+        let mut rest = intended.into_iter();
+        if let Some(first) = rest.next() {
+            match self.ask(&first.held.vm, caller).await {
+                Ok(()) => begun.push((first.held, first.placed)),
+                Err(error) => {
+                    let mut all = vec![first];
+                    all.extend(rest);
+                    self.give_back(&all, &error.title).await;
+                    return Err(error.into());
+                }
+            }
+        }
+        let asked = stream::iter(rest)
+            .map(|one| async move {
+                let asked = self.ask(&one.held.vm, caller).await;
+                (one, asked)
+            })
+            .buffered(AT_ONCE)
+            .collect::<Vec<_>>()
+            .await;
+        let mut refused = None;
+        for (one, asked) in asked {
+            match asked {
+                Ok(()) => begun.push((one.held, one.placed)),
+                Err(error) => {
+                    self.give_back(std::slice::from_ref(&one), &error.title).await;
+                    refused = Some(error);
+                }
+            }
+        }
+        match refused {
+            None => Ok(begun),
+            Some(mut problem) => {
+                let names: Vec<String> = begun
+                    .iter()
+                    .map(|(held, _)| held.vm.name.to_string())
+                    .collect();
+                problem.detail = Some(format!("these are made all the same: {}", names.join(", ")));
+                Err(problem.into())
+            }
+        }
+    }
+
+    /// Asks for the run that its record names. Well also when it was asked
+    /// for before.
+    pub(super) async fn ask(&self, vm: &StoredVm, caller: &Caller) -> Result<(), Refused> {
+        let Some((run, request)) = vm.wanted() else {
+            return Ok(());
+        };
+        let works = &self.parts().works;
+        match works.submit(caller, request, run).await {
+            Ok(()) => Ok(()),
+            Err(error) => match works.look(run).await {
+                Look::Open | Look::Ended { .. } => Ok(()),
+                Look::Nothing | Look::NotNow => Err(error),
+            },
+        }
+    }
+
+    async fn addresses(&self, vm: &StoredVm) -> Result<Vec<HeldNic>, VmError> {
+        let mut nics = Vec::new();
+        for (index, lan) in (0u8..).zip(&vm.wish.networks) {
+            let found = self.parts().reserves.reserve(lan, vm.id, &vm.name).await?;
+            nics.push(HeldNic {
+                nic: Nic {
+                    network: lan.clone(),
+                    bridge: found.bridge,
+                    mac: vm.id.mac(index),
+                    tap: vm.id.tap(index),
+                    addresses: found.addresses.iter().map(|(address, _)| *address).collect(),
+                },
+                prefixes: found.addresses.iter().map(|(_, prefix)| *prefix).collect(),
+                gateways: found.gateways,
+                dns: found.dns,
+                mtu: found.mtu,
+            });
+        }
+        Ok(nics)
+    }
+
+    /// What cannot be given back now is looked after later: its record says
+    /// that nothing was asked for.
+    async fn give_back(&self, all: &[Taken], why: &str) {
+        for one in all {
+            if let Err(error) = self.take_back(&one.held, why).await {
+                tracing::warn!(vm = %one.held.vm.name, %error, "what was reserved for a machine is not free yet");
+            }
+        }
+    }
+}
+
+impl Wanted {
+    fn takes(&self) -> Takes {
+        Takes {
+            cpus: u64::from(self.wish.cpus),
+            memory: self.wish.memory,
+            disk: self.wish.disk,
+        }
+    }
+
+    fn draft(
+        &self,
+        name: VmName,
+        id: muster_protocol::vm::VmId,
+        nth: u64,
+        placed: &Placed,
+        caller: &Caller,
+    ) -> StoredVm {
+        StoredVm {
+            name,
+            nth,
+            id,
+            place: placed.place.clone(),
+            wish: self.wish.clone(),
+            nics: Vec::new(),
+            should_run: true,
+            protected: self.protect,
+            invites: Vec::new(),
+            node: None,
+            made: Made {
+                by: caller.principal.clone(),
+                at: Timestamp::now(),
+            },
+            order: Order::of(caller),
+            runs: 0,
+            run: None,
+            drift: BTreeMap::new(),
+            life: Life::Reserved,
+        }
+    }
+}
+
+/// The node that a machine of that name has.
+pub(super) fn node_of(name: &VmName) -> Option<NodeName> {
+    name.as_str().parse().ok()
+}
+
+/// What of each hypervisor is given to machines.
+pub(super) fn given(records: &[Held]) -> HashMap<Serial, Takes> {
+    let mut all: HashMap<Serial, Takes> = HashMap::new();
+    for Held { vm, .. } in records {
+        if let Some(takes) = vm.takes() {
+            let sum = all.entry(vm.place.serial).or_default();
+            *sum = sum.and(takes);
+        }
+    }
+    all
+}
+
+/// What domains take that are no machines of ours.
+pub(super) fn strangers(records: &Records, heard: Option<&Heard>) -> Takes {
+    let guests = heard.iter().flat_map(|heard| &heard.report.guests);
+    let strange = guests.filter(|guest| !is_ours(records, guest.id));
+    strange.fold(Takes::default(), |sum, guest| {
+        sum.and(Takes {
+            cpus: u64::from(guest.cpus),
+            memory: guest.memory,
+            disk: Size(0),
+        })
+    })
+}
+
+/// Whether there is a machine of that UUID.
+pub(super) fn is_ours(records: &Records, id: muster_protocol::vm::VmId) -> bool {
+    let held = records.by_id(id);
+    held.is_some_and(|held| !matches!(held.vm.life, Life::Gone { .. }))
+}
+
+/// Where machines are that one like this is kept apart from.
+fn neighbours(
+    wish: &Wish,
+    apart: &Apart,
+    records: &[Held],
+    snapshot: &Snapshot,
+) -> BTreeSet<String> {
+    let is_like = |other: &Wish| match &wish.account {
+        Some(account) => other.account.as_ref() == Some(account),
+        None => {
+            let shared = |role: &RoleName| other.roles.contains(role);
+            wish.roles.iter().any(shared)
+        }
+    };
+    let others = records
+        .iter()
+        .filter(|held| held.vm.takes().is_some() && is_like(&held.vm.wish));
+    others
+        .filter_map(|held| match apart {
+            Apart::Name => Some(held.vm.place.node.to_string()),
+            Apart::Label(key) => {
+                let node = snapshot.get(held.vm.place.serial)?;
+                let value = node.assignment.labels.get(key)?;
+                Some(value.to_string())
+            }
+        })
+        .collect()
+}
+
+/// Texts that go into the machine as they are.
+fn check_texts(keys: &[String], user_data: Option<&str>) -> Result<(), VmError> {
+    let wrong = |text: String| Err(VmError::Wrong(text));
+    if keys.len() > MAX_KEYS {
+        return wrong(format!("{} public keys are too many; at most {MAX_KEYS}", keys.len()));
+    }
+    for key in keys {
+        let kind = key.split(' ').next().unwrap_or_default();
+        let known = ["ssh-", "ecdsa-", "sk-"].iter().any(|k| kind.starts_with(k));
+        let plain = key.len() <= MAX_KEY && !key.chars().any(char::is_control);
+        if !known || !plain || key.split(' ').nth(1).is_none_or(str::is_empty) {
+            let shown = muster_protocol::text::printable(key, 40);
+            return wrong(format!("`{shown}` is no public key for ssh; give a line of a file like id_ed25519.pub"));
+        }
+    }
+    if let Some(text) = user_data.filter(|text| text.len() > MAX_USER_DATA) {
+        return wrong(format!("{} bytes of user-data are too many; at most {MAX_USER_DATA}", text.len()));
+    }
+    Ok(())
+}
+
+/// Whether waiting may cure it.
+pub(super) fn passes(error: &Refused) -> bool {
+    matches!(
+        error.kind,
+        Kind::Unavailable | Kind::RateLimited | Kind::NoRoom | Kind::Frozen
+    )
+}

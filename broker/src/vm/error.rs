@@ -1,0 +1,166 @@
+//! Why something about machines was not done.
+
+use muster_protocol::names::{GroupName, ImageName, LanName, NodeName, VmName};
+use muster_protocol::problem::{Kind, Problem};
+use muster_protocol::units::Timestamp;
+use muster_protocol::vm::MachineError;
+
+use super::keep::RecordError;
+use super::names::NamesError;
+use super::placement::NoPlace;
+use crate::resolve::ResolveError;
+use crate::store::kv::KvError;
+use crate::submit::Refused;
+
+/// Hypervisors that are named in one answer.
+const NAMED: usize = 200;
+
+/// Why something about machines was not done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmError {
+    /// Names.
+    #[error(transparent)]
+    Names(#[from] NamesError),
+    /// Sizes.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Something that contradicts itself, or is too much.
+    #[error("{0}")]
+    Wrong(String),
+    /// Groups.
+    #[error("security groups are not built yet, so `{0}` cannot be given; leave --group out")]
+    Groups(GroupName),
+    /// No such image.
+    #[error("there is no image {0}; muster image list shows them")]
+    NoImage(ImageName),
+    /// No such network.
+    #[error("there is no network {0}; muster network list shows them")]
+    NoNetwork(LanName),
+    /// A node has the name.
+    #[error("a node is called {0} already, so the agent in a machine of that name could not enrol; choose another name, or remove that node")]
+    NodeThere(NodeName),
+    /// The predicate for hypervisors.
+    #[error(transparent)]
+    On(#[from] ResolveError),
+    /// No hypervisor.
+    #[error(transparent)]
+    NoPlace(#[from] NoPlace),
+    /// No hypervisor is even looked at.
+    #[error("no node has the role hypervisor{}; give it: muster node role NODE +hypervisor", .on.as_ref().map(|on| format!(" and matches `{on}`")).unwrap_or_default())]
+    NoHypervisors {
+        /// The predicate.
+        on: Option<String>,
+    },
+    /// No such machine.
+    #[error("there is no machine {0}; muster vm list shows them")]
+    NoVm(VmName),
+    /// No such hypervisor.
+    #[error("{0} is no hypervisor; muster hypervisor list shows them")]
+    NoHypervisor(NodeName),
+    /// A run is under way.
+    #[error("{name} is {doing} by run {run}; wait for it, or cancel it: muster runs cancel {run}")]
+    Busy {
+        /// The machine.
+        name: VmName,
+        /// What is done with it.
+        doing: &'static str,
+        /// Which run, in short.
+        run: String,
+    },
+    /// It was destroyed.
+    #[error("{name} was destroyed; its disk is kept until {until}: muster vm undelete {name} brings it back")]
+    Kept {
+        /// The machine.
+        name: VmName,
+        /// Until when.
+        until: Timestamp,
+    },
+    /// It cannot be said whether it is there.
+    #[error("it cannot be said whether {name} is there: {why}; muster looks again as soon as {node} is heard")]
+    Doubtful {
+        /// The machine.
+        name: VmName,
+        /// Its hypervisor.
+        node: NodeName,
+        /// What came of the last run.
+        why: String,
+    },
+    /// It is there.
+    #[error("{0} is not destroyed; there is nothing to bring back")]
+    NotKept(VmName),
+    /// Protected.
+    #[error("{0} is protected and is not destroyed; muster vm unprotect {0} ends that")]
+    Protected(VmName),
+    /// Records.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The rest of the broker.
+    #[error("{}", .0.title)]
+    Refused(Refused),
+    /// NATS.
+    #[error("what is kept of hypervisors could not be read or written: {0}")]
+    Store(#[from] KvError),
+}
+
+impl From<Refused> for VmError {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+impl VmError {
+    /// As it is shown at the edge.
+    #[must_use]
+    pub fn problem(self) -> Problem {
+        let kind = match &self {
+            Self::Refused(_) => Kind::Internal,
+            Self::On(error) => return error.problem(),
+            Self::Names(_) | Self::Machine(_) | Self::Wrong(_) | Self::Groups(_) => {
+                Kind::InvalidRequest
+            }
+            Self::NoImage(_) | Self::NoNetwork(_) | Self::NoVm(_) | Self::NoHypervisor(_) => {
+                Kind::NotFound
+            }
+            Self::NoPlace(_) | Self::NoHypervisors { .. } => Kind::NoMatch,
+            Self::NodeThere(_)
+            | Self::Busy { .. }
+            | Self::Kept { .. }
+            | Self::Doubtful { .. }
+            | Self::NotKept(_)
+            | Self::Protected(_)
+            | Self::Record(RecordError::Taken { .. } | RecordError::Changed(_)) => Kind::Conflict,
+            Self::Record(RecordError::NotActive | RecordError::Store(_)) | Self::Store(_) => {
+                Kind::Unavailable
+            }
+        };
+        let text = self.to_string();
+        let mut problem = match text.split_once("; ") {
+            Some((title, hint)) => Problem::new(kind, title).hint(hint),
+            None => Problem::new(kind, text),
+        };
+        match self {
+            Self::Refused(refused) => return *refused,
+            Self::NoPlace(none) => {
+                let mut lines: Vec<String> = none
+                    .looked
+                    .iter()
+                    .take(NAMED)
+                    .map(|looked| format!("{}: {}", looked.node, looked.why))
+                    .collect();
+                if none.looked.len() > NAMED {
+                    lines.push(format!("and {} more", none.looked.len() - NAMED));
+                }
+                problem = problem.detail(lines.join("\n"));
+            }
+            _ => {}
+        }
+        problem
+    }
+}
+
+impl From<VmError> for crate::http::ApiError {
+    fn from(error: VmError) -> Self {
+        error.problem().into()
+    }
+}

@@ -1,0 +1,239 @@
+//! The records of machines: in a bucket, and in memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use muster_protocol::ids::ClusterId;
+use muster_protocol::names::VmName;
+use muster_protocol::vm::VmId;
+
+use super::records::{Life, StoredVm};
+use crate::lease::Lease;
+use crate::store::kv::{Kv, KvError};
+
+/// Why a record is not as it was to be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// Somebody has it.
+    #[error("there is a machine {name}: {by} had it made; choose another name, or destroy that one")]
+    Taken {
+        /// The name.
+        name: VmName,
+        /// Who.
+        by: String,
+    },
+    /// Somebody else wrote it.
+    #[error("the machine {0} has changed in this moment; look at it and ask again")]
+    Changed(VmName),
+    /// This broker may not write now.
+    #[error("this broker is not the active one now; try again in a few seconds")]
+    NotActive,
+    /// NATS.
+    #[error("the record of the machine could not be read or written: {0}")]
+    Store(#[from] KvError),
+}
+
+/// A record with the revision to name when it is replaced.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The machine.
+    pub vm: Arc<StoredVm>,
+    /// Its revision.
+    pub revision: u64,
+}
+
+/// All records. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Records(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    bucket: Kv<StoredVm>,
+    lease: Lease,
+    cluster: ClusterId,
+    index: RwLock<Index>,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    names: BTreeMap<VmName, Held>,
+    ids: HashMap<VmId, VmName>,
+}
+
+impl Index {
+    fn put(&mut self, vm: StoredVm, revision: u64) -> Held {
+        let held = Held {
+            vm: Arc::new(vm),
+            revision,
+        };
+        let name = held.vm.name.clone();
+        self.ids.insert(held.vm.id, name.clone());
+        if let Some(old) = self.names.insert(name, held.clone())
+            && old.vm.id != held.vm.id
+        {
+            self.ids.remove(&old.vm.id);
+        }
+        held
+    }
+
+    fn remove(&mut self, name: &VmName) {
+        if let Some(old) = self.names.remove(name) {
+            self.ids.remove(&old.vm.id);
+        }
+    }
+}
+
+impl Records {
+    /// Reads which there are.
+    ///
+    /// # Errors
+    /// [`RecordError::Store`].
+    pub async fn load(
+        bucket: Kv<StoredVm>,
+        lease: Lease,
+        cluster: ClusterId,
+    ) -> Result<Self, RecordError> {
+        let mut index = Index::default();
+        for entry in bucket.list().await?.entries {
+            if entry.key == entry.value.name.as_str() {
+                index.put(entry.value, entry.revision);
+            } else {
+                tracing::warn!(key = entry.key, "a machine that muster never writes");
+            }
+        }
+        Ok(Self(Arc::new(Inner {
+            bucket,
+            lease,
+            cluster,
+            index: RwLock::new(index),
+        })))
+    }
+
+    /// One of them, also one that is gone.
+    #[must_use]
+    pub fn get(&self, name: &VmName) -> Option<Held> {
+        self.index().names.get(name).cloned()
+    }
+
+    /// One of them by its UUID.
+    #[must_use]
+    pub fn by_id(&self, id: VmId) -> Option<Held> {
+        let index = self.index();
+        let name = index.ids.get(&id)?;
+        index.names.get(name).cloned()
+    }
+
+    /// All of them, by name, those that are gone too.
+    #[must_use]
+    pub fn all(&self) -> Vec<Held> {
+        self.index().names.values().cloned().collect()
+    }
+
+    /// Whether a name is in use.
+    #[must_use]
+    pub fn is_taken(&self, name: &VmName) -> bool {
+        let index = self.index();
+        let held = index.names.get(name);
+        held.is_some_and(|held| !matches!(held.vm.life, Life::Gone { .. }))
+    }
+
+    /// Takes a name that nobody has: `make` is told the machine's UUID and the
+    /// how many-th of that name it is.
+    ///
+    /// # Errors
+    /// [`RecordError::Taken`], and others; nothing was written.
+    pub async fn take(
+        &self,
+        name: &VmName,
+        make: impl FnOnce(VmId, u64) -> StoredVm,
+    ) -> Result<Held, RecordError> {
+        self.active()?;
+        let old = self.get(name);
+        if let Some(old) = &old
+            && !matches!(old.vm.life, Life::Gone { .. })
+        {
+            return Err(Self::taken(&old.vm));
+        }
+        let nth = old.as_ref().map_or(0, |old| old.vm.nth) + 1;
+        let vm = make(VmId::derive(&self.0.cluster, name, nth), nth);
+        let bucket = &self.0.bucket;
+        let written = match &old {
+            Some(old) => bucket.update(name.as_str(), &vm, old.revision).await,
+            None => bucket.create(name.as_str(), &vm).await,
+        };
+        match written {
+            Ok(revision) => Ok(self.index_mut().put(vm, revision)),
+            Err(KvError::Conflict { .. }) => {
+                self.look_again(name).await;
+                let now = self.get(name);
+                Err(now.map_or_else(|| RecordError::Changed(name.clone()), |now| Self::taken(&now.vm)))
+            }
+            Err(error) => {
+                self.look_again(name).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Writes the record of a machine anew, unless somebody else did.
+    ///
+    /// # Errors
+    /// [`RecordError::Changed`], and others.
+    pub async fn change(&self, old: &Held, vm: StoredVm) -> Result<Held, RecordError> {
+        self.active()?;
+        let name = old.vm.name.clone();
+        match self
+            .0
+            .bucket
+            .update(name.as_str(), &vm, old.revision)
+            .await
+        {
+            Ok(revision) => Ok(self.index_mut().put(vm, revision)),
+            Err(error) => {
+                self.look_again(&name).await;
+                Err(match error {
+                    KvError::Conflict { .. } => RecordError::Changed(name),
+                    error => error.into(),
+                })
+            }
+        }
+    }
+
+    /// The UUID that the next machine of a name has.
+    #[must_use]
+    pub fn next_id(&self, name: &VmName) -> VmId {
+        let nth = self.get(name).map_or(0, |old| old.vm.nth) + 1;
+        VmId::derive(&self.0.cluster, name, nth)
+    }
+
+    /// That somebody has the name.
+    #[must_use]
+    pub fn taken(vm: &StoredVm) -> RecordError {
+        RecordError::Taken {
+            name: vm.name.clone(),
+            by: vm.made.by.to_string(),
+        }
+    }
+
+    async fn look_again(&self, name: &VmName) {
+        match self.0.bucket.get(name.as_str()).await {
+            Ok(Some(entry)) => drop(self.index_mut().put(entry.value, entry.revision)),
+            Ok(None) => self.index_mut().remove(name),
+            Err(error) => tracing::warn!(vm = %name, %error, "a machine's record cannot be read"),
+        }
+    }
+
+    fn active(&self) -> Result<u64, RecordError> {
+        self.0.lease.epoch().ok_or(RecordError::NotActive)
+    }
+
+    fn index(&self) -> std::sync::RwLockReadGuard<'_, Index> {
+        self.0.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn index_mut(&self) -> std::sync::RwLockWriteGuard<'_, Index> {
+        self.0.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+

@@ -1,0 +1,239 @@
+//! Everything about machines, put together.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
+
+use muster_protocol::api::{Presence, VmView};
+use muster_protocol::ids::Serial;
+use muster_protocol::names::VmName;
+use muster_protocol::units::Timestamp;
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
+
+use super::cordons::Cordons;
+use super::drift::Seen;
+use super::error::VmError;
+use super::keep::{Held, Records};
+use super::observed::{Heard, Observed};
+use super::ports::{Doorman, Pictures, Reserves, Works};
+use super::records::{Life, StoredVm};
+use super::view::view;
+use crate::config::VmConfig;
+use crate::events::{Events, Once};
+use crate::inventory::{Inventory, NodeControl};
+
+/// How long the disk of a machine that was destroyed is kept.
+pub const KEEP_FOR: Duration = Duration::from_secs(86_400);
+
+/// What it takes.
+pub struct Parts {
+    /// The records.
+    pub records: Records,
+    /// What hypervisors say.
+    pub observed: Observed,
+    /// Where nothing new is put.
+    pub cordons: Cordons,
+    /// The nodes.
+    pub inventory: Inventory,
+    /// Whether they are there.
+    pub control: Arc<dyn NodeControl>,
+    /// Who gives addresses.
+    pub reserves: Arc<dyn Reserves>,
+    /// Who knows images.
+    pub pictures: Arc<dyn Pictures>,
+    /// Who runs things.
+    pub works: Arc<dyn Works>,
+    /// Who lets agents in.
+    pub doorman: Arc<dyn Doorman>,
+    /// What happens.
+    pub events: Events,
+    /// How much of a hypervisor is given.
+    pub settings: VmConfig,
+    /// How long disks are kept.
+    pub keep_for: Duration,
+}
+
+/// All machines. Cheap to clone.
+#[derive(Clone)]
+pub struct Machines(pub(super) Arc<Inner>);
+
+impl std::fmt::Debug for Machines {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machines").finish_non_exhaustive()
+    }
+}
+
+pub(super) struct Inner {
+    pub(super) parts: Parts,
+    /// Places and names are given one after the other.
+    pub(super) making: Mutex<()>,
+    turns: Turns,
+    /// There is something to look after.
+    pub(super) restless: Notify,
+}
+
+/// Whoever does something with a machine waits for whoever does so already.
+#[derive(Default)]
+struct Turns(std::sync::Mutex<HashMap<VmName, Weak<Mutex<()>>>>);
+
+/// Names of which nobody waits are forgotten when there are so many.
+const MANY_TURNS: usize = 1_024;
+
+impl Turns {
+    fn of(&self, name: &VmName) -> Arc<Mutex<()>> {
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turn) = turns.get(name).and_then(Weak::upgrade) {
+            return turn;
+        }
+        if turns.len() >= MANY_TURNS {
+            turns.retain(|_, turn| turn.strong_count() > 0);
+        }
+        let turn = Arc::new(Mutex::new(()));
+        turns.insert(name.clone(), Arc::downgrade(&turn));
+        turn
+    }
+}
+
+impl Machines {
+    /// From its parts.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(Inner {
+            parts,
+            making: Mutex::new(()),
+            turns: Turns::default(),
+            restless: Notify::new(),
+        }))
+    }
+
+    pub(super) fn parts(&self) -> &Parts {
+        &self.0.parts
+    }
+
+    /// Until nobody else does anything with the machine of that name.
+    pub(super) async fn turn(&self, name: &VmName) -> OwnedMutexGuard<()> {
+        self.0.turns.of(name).lock_owned().await
+    }
+
+    /// The same, if nobody does now.
+    pub(super) fn turn_now(&self, name: &VmName) -> Option<OwnedMutexGuard<()>> {
+        self.0.turns.of(name).try_lock_owned().ok()
+    }
+
+    /// The record of a machine, one that is gone too.
+    pub(super) fn held(&self, name: &VmName) -> Result<Held, VmError> {
+        let held = self.parts().records.get(name);
+        held.ok_or_else(|| VmError::NoVm(name.clone()))
+    }
+
+    /// Whether a hypervisor is heard.
+    pub(super) fn is_connected(&self, serial: Serial) -> bool {
+        let there = self.parts().inventory.snapshot().get(serial).is_some();
+        let state = || self.parts().control.presence(serial).state;
+        there && matches!(state(), Presence::Up | Presence::Late)
+    }
+
+    /// One machine.
+    ///
+    /// # Errors
+    /// [`VmError::NoVm`].
+    pub fn show(&self, name: &VmName) -> Result<VmView, VmError> {
+        Ok(self.view(&self.held(name)?.vm))
+    }
+
+    pub(super) fn view(&self, vm: &StoredVm) -> VmView {
+        let heard = self.parts().observed.of(vm.place.serial);
+        let connected = self.is_connected(vm.place.serial);
+        view(vm, Seen::of(vm, connected, heard.as_deref()))
+    }
+
+    /// Machines by name: those that are there, or those that are not.
+    #[must_use]
+    pub fn list(&self, deleted: bool) -> Vec<VmView> {
+        let mut hypervisors: HashMap<Serial, (bool, Option<Arc<Heard>>)> = HashMap::new();
+        let mut views = Vec::new();
+        for Held { vm, .. } in self.parts().records.all() {
+            let gone = matches!(vm.life, Life::Gone { .. } | Life::Kept { .. });
+            if gone != deleted {
+                continue;
+            }
+            let serial = vm.place.serial;
+            let (connected, heard) = hypervisors.entry(serial).or_insert_with(|| {
+                let heard = self.parts().observed.of(serial);
+                (self.is_connected(serial), heard)
+            });
+            views.push(view(&vm, Seen::of(&vm, *connected, heard.as_deref())));
+        }
+        views
+    }
+
+    /// Tells what happened to a machine, once.
+    pub(super) async fn tell(&self, vm: &StoredVm, kind: &str, mark: &str, text: String) {
+        let field = |name: &str, value: serde_json::Value| (name.to_owned(), value);
+        let mut fields = serde_json::Map::from_iter([
+            field("vm", serde_json::json!(vm.name)),
+            field("id", serde_json::json!(vm.id)),
+            field("hypervisor", serde_json::json!(vm.place.node)),
+        ]);
+        if let Some(account) = &vm.wish.account {
+            fields.extend([field("account", serde_json::json!(account))]);
+        }
+        if let Some(run) = &vm.run {
+            fields.extend([field("run", serde_json::json!(run))]);
+        }
+        let event = Once {
+            id: format!("vm.{}.{kind}.{mark}", vm.id),
+            kind: kind.to_owned(),
+            subject: vm.name.to_string(),
+            text,
+            fields,
+        };
+        self.parts().events.once(event).await;
+    }
+
+    /// Nothing that was made for a machine is left: nobody can enrol as it,
+    /// its node is removed, its addresses are free.
+    pub(super) async fn clear(&self, vm: &StoredVm) -> Result<(), VmError> {
+        let Parts {
+            doorman, reserves, ..
+        } = self.parts();
+        let mut nodes: Vec<Serial> = vm.node.into_iter().collect();
+        for invite in &vm.invites {
+            nodes.extend(doorman.void(invite).await?);
+        }
+        nodes.sort_unstable();
+        nodes.dedup();
+        for node in nodes {
+            doorman.remove(node, &vm.order.by).await?;
+        }
+        muster_checkpoint::at("broker.vm.cleared", || vm.name.to_string()).await;
+        reserves.release(vm.id).await?;
+        Ok(())
+    }
+
+    /// The machine never was: whatever was reserved for it is free.
+    pub(super) async fn take_back(&self, held: &Held, why: &str) -> Result<Held, VmError> {
+        self.clear(&held.vm).await?;
+        let gone = held.vm.gone(Some(why.to_owned()));
+        let held = self.parts().records.change(held, gone).await?;
+        let text = format!("machine {} was not made: {why}", held.vm.name);
+        self.tell(&held.vm, "vm.failed", "end", text).await;
+        Ok(held)
+    }
+}
+
+impl StoredVm {
+    /// The same, when nothing of it is there any more.
+    pub(super) fn gone(&self, failed: Option<String>) -> Self {
+        let mut gone = self.living(Life::Gone {
+            at: Timestamp::now(),
+            failed,
+        });
+        gone.should_run = false;
+        gone.protected = false;
+        gone.wish.user_data = None;
+        gone.drift.clear();
+        gone.invites.clear();
+        gone
+    }
+}

@@ -1,0 +1,142 @@
+//! What is seen, held against what is wanted: told, and nothing more.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use muster_protocol::ids::Serial;
+use muster_protocol::vm::VmId;
+use serde_json::json;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::create::is_ours;
+use super::drift::{Seen, drift};
+use super::error::VmError;
+use super::keep::Held;
+use super::machines::Machines;
+use super::observed::is_hypervisor;
+use super::records::StoredVm;
+use crate::events::Once;
+
+/// How often everything is looked at, also without a report.
+const LOOK: Duration = Duration::from_secs(60);
+
+impl Machines {
+    /// Tells what is otherwise than it is wanted, until `cancel`.
+    pub async fn reconcile(self, cancel: CancellationToken) {
+        let mut reports = self.parts().observed.changes();
+        let mut tick = interval(LOOK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut unknown = HashSet::new();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                _ = tick.tick() => {}
+                changed = reports.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
+            let snapshot = self.parts().inventory.snapshot();
+            self.parts().observed.tidy(&snapshot);
+            self.compare().await;
+            self.find_unknown(&mut unknown).await;
+        }
+    }
+
+    /// Each machine once.
+    pub(super) async fn compare(&self) {
+        for held in self.parts().records.all() {
+            let vm = &held.vm;
+            let heard = self.parts().observed.of(vm.place.serial);
+            let seen = Seen::of(vm, self.is_connected(vm.place.serial), heard.as_deref());
+            let Some(now) = drift(vm, seen) else {
+                continue;
+            };
+            let now: BTreeMap<String, String> =
+                now.into_iter().map(|one| (one.what, one.text)).collect();
+            if now == vm.drift {
+                continue;
+            }
+            // Whoever does something with it now changes what is wanted.
+            let Some(_turn) = self.turn_now(&vm.name) else {
+                continue;
+            };
+            if let Err(error) = self.drifts(&held, now).await {
+                tracing::debug!(vm = %vm.name, %error, "what a machine is otherwise is not written down yet");
+            }
+        }
+    }
+
+    /// Tells it, then writes down that it is told: rather twice than never,
+    /// and who reads events sees it once.
+    async fn drifts(&self, held: &Held, now: BTreeMap<String, String>) -> Result<(), VmError> {
+        let vm = &held.vm;
+        let mark = |what: &str| format!("{what}.{}", held.revision);
+        for (what, text) in &now {
+            if vm.drift.get(what) != Some(text) {
+                let text = format!("machine {} {text}", vm.name);
+                self.tell(vm, "vm.drift", &mark(what), text).await;
+            }
+        }
+        for what in vm.drift.keys().filter(|what| !now.contains_key(*what)) {
+            let text = format!("machine {} is as it should be: {}", vm.name, ended(what));
+            self.tell(vm, "vm.drift-ended", &mark(what), text).await;
+        }
+        let mut next = StoredVm::clone(vm);
+        next.drift = now;
+        self.parts().records.change(held, next).await?;
+        Ok(())
+    }
+
+    /// Domains of which muster knows nothing, each once.
+    pub(super) async fn find_unknown(&self, told: &mut HashSet<(Serial, VmId)>) {
+        let snapshot = self.parts().inventory.snapshot();
+        let records = &self.parts().records;
+        let mut there = HashSet::new();
+        for node in snapshot.iter().filter(|node| is_hypervisor(node)) {
+            let Some(heard) = self.parts().observed.of(node.serial) else {
+                continue;
+            };
+            for guest in &heard.report.guests {
+                if is_ours(records, guest.id) {
+                    continue;
+                }
+                let key = (node.serial, guest.id);
+                there.insert(key);
+                if told.contains(&key) {
+                    continue;
+                }
+                let name = &node.assignment.name;
+                let text = format!(
+                    "{name} has a domain that muster does not know: {} ({}); it is not touched",
+                    guest.name, guest.id
+                );
+                let event = Once {
+                    id: format!("vm.{}.unknown.{}", guest.id, node.serial),
+                    kind: "vm.drift".to_owned(),
+                    subject: name.to_string(),
+                    text,
+                    fields: serde_json::Map::from_iter([
+                        ("hypervisor".to_owned(), json!(name)),
+                        ("id".to_owned(), json!(guest.id)),
+                        ("domain".to_owned(), json!(guest.name)),
+                    ]),
+                };
+                self.parts().events.once(event).await;
+            }
+        }
+        *told = there;
+    }
+}
+
+fn ended(what: &str) -> &str {
+    match what {
+        "state" => "it runs or not, as it should",
+        "memory" => "its memory is what was asked for",
+        "cpus" => "its processors are what was asked for",
+        "missing" => "it is there",
+        other => other,
+    }
+}

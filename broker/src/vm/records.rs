@@ -1,0 +1,489 @@
+//! What is kept of a machine, and where in its life it is.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use muster_protocol::api::{Role, RunRequest, Secret, VmAction};
+use muster_protocol::envelope::Door;
+use muster_protocol::ids::{RunId, Serial};
+use muster_protocol::names::{
+    AccountName, LabelKey, LabelValue, LanName, NodeName, PoolName, PrincipalName, RoleName,
+    VmName,
+};
+use muster_protocol::units::{Span, Timestamp};
+use muster_protocol::vm::{Disk, ImageRef, Machine, Nic, Readiness, Size, VmId};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::authz::{Caller, Origin};
+
+/// A value of `muster_vms`; the key is the machine's name.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoredVm {
+    /// Its name, as in the key.
+    pub name: VmName,
+    /// How many machines had that name up to this one.
+    pub nth: u64,
+    /// Its UUID; follows from the two.
+    pub id: VmId,
+    /// Its hypervisor.
+    pub place: Place,
+    /// What is wanted of it.
+    pub wish: Wish,
+    /// Its interfaces; none before its addresses are reserved.
+    pub nics: Vec<HeldNic>,
+    /// Whether it should run.
+    pub should_run: bool,
+    /// Whether it cannot be destroyed.
+    pub protected: bool,
+    /// Invites that were made for it, or are about to be: all that may work.
+    pub invites: Vec<String>,
+    /// The node that enrolled from one of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<Serial>,
+    /// Who had it made, and when.
+    pub made: Made,
+    /// Who asked for the last thing: as whom its run is asked for again.
+    pub order: Order,
+    /// How many runs were asked for: the id of each follows from that.
+    pub runs: u64,
+    /// The newest run of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunId>,
+    /// What was told to be otherwise than it is wanted: what, and a sentence.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub drift: BTreeMap<String, String>,
+    /// Where in its life it is.
+    pub life: Life,
+}
+
+/// Where a machine is.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// The hypervisor: its key decides.
+    pub serial: Serial,
+    /// What it was called then.
+    pub node: NodeName,
+    /// The pool that its disk is in.
+    pub pool: PoolName,
+}
+
+/// What is wanted of a machine.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wish {
+    /// Processors.
+    pub cpus: u16,
+    /// Memory.
+    pub memory: Size,
+    /// Disk.
+    pub disk: Size,
+    /// What its disk begins with.
+    pub image: ImageRef,
+    /// Its networks, in order.
+    pub networks: Vec<LanName>,
+    /// Whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountName>,
+    /// Whether an agent in it enrols itself.
+    pub agent: bool,
+    /// When it counts as up.
+    pub ready: Readiness,
+    /// How long that may take.
+    pub ready_within: Span,
+    /// Roles of its node, sorted.
+    pub roles: Vec<RoleName>,
+    /// Its labels.
+    pub labels: BTreeMap<LabelKey, LabelValue>,
+    /// Public keys.
+    pub ssh_keys: Vec<String>,
+    /// cloud-init's user-data, as long as it is needed: until it is up.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "hidden")]
+    pub user_data: Option<Secret>,
+    /// Whether it starts with its hypervisor.
+    pub autostart: bool,
+}
+
+/// A text that may hold secrets, where it is kept.
+mod hidden {
+    use muster_protocol::api::Secret;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(text: &Option<Secret>, to: S) -> Result<S::Ok, S::Error> {
+        text.as_ref().map(Secret::expose).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Secret>, D::Error> {
+        Ok(Option::<String>::deserialize(from)?.map(Secret::new))
+    }
+}
+
+/// An interface, with what the machine has to know of its network.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldNic {
+    /// The interface.
+    pub nic: Nic,
+    /// Prefix lengths, one of each of its addresses.
+    pub prefixes: Vec<u8>,
+    /// Gateways.
+    pub gateways: Vec<IpAddr>,
+    /// Name servers.
+    pub dns: Vec<IpAddr>,
+    /// The largest packet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+}
+
+/// Who had a machine made, and when.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Made {
+    /// Who.
+    pub by: PrincipalName,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Who asked for something.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    /// Who.
+    pub by: PrincipalName,
+    /// What they might do then.
+    pub role: Role,
+    /// Through which door.
+    pub door: Door,
+}
+
+impl Order {
+    /// Of whoever asks now.
+    #[must_use]
+    pub fn of(caller: &Caller) -> Self {
+        Self {
+            by: caller.principal.clone(),
+            role: caller.role,
+            door: caller.door,
+        }
+    }
+
+    /// As whom it is asked for again.
+    #[must_use]
+    pub fn caller(&self) -> Caller {
+        Caller {
+            principal: self.by.clone(),
+            role: self.role,
+            token: "none: a machine".to_owned(),
+            door: self.door,
+            origin: Origin::Unknown,
+        }
+    }
+}
+
+/// Where in its life a machine is. What a run does is written down before the
+/// run is asked for.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "life", deny_unknown_fields)]
+pub enum Life {
+    /// Name and place are taken, and nothing else was done.
+    Reserved,
+    /// A run makes it.
+    Creating {
+        /// Which.
+        run: RunId,
+    },
+    /// It is there.
+    Ready {
+        /// Since when: what was seen before does not count.
+        since: Timestamp,
+    },
+    /// A run does something with it.
+    Changing {
+        /// Which.
+        run: RunId,
+        /// What.
+        what: VmAction,
+        /// Since when it is there.
+        since: Timestamp,
+    },
+    /// A run destroys it.
+    Destroying {
+        /// Which.
+        run: RunId,
+        /// How.
+        end: End,
+        /// How often that could not be said to have worked.
+        tries: u32,
+    },
+    /// It was destroyed, and its disk is kept.
+    Kept {
+        /// Since when.
+        since: Timestamp,
+        /// Until when.
+        until: Timestamp,
+    },
+    /// A run brings it back.
+    Returning {
+        /// Which.
+        run: RunId,
+        /// Since when its disk is kept.
+        since: Timestamp,
+        /// Until when.
+        until: Timestamp,
+    },
+    /// It could not be said whether it was destroyed: that is tried again once
+    /// its hypervisor says something.
+    Doubtful {
+        /// How it is to end.
+        end: End,
+        /// What came of the last run.
+        why: String,
+        /// When that ended: what was seen before says nothing.
+        since: Timestamp,
+        /// How often it was tried.
+        tries: u32,
+    },
+    /// It is not there, and nothing of it is.
+    Gone {
+        /// Since when.
+        at: Timestamp,
+        /// Why it never was.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failed: Option<String>,
+    },
+}
+
+/// How a machine ends.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "how", deny_unknown_fields)]
+pub enum End {
+    /// Its disk is kept for a while.
+    Keep,
+    /// Nothing of it stays.
+    Purge,
+    /// It could not be made, and nothing of it is to stay.
+    Failed {
+        /// Why not.
+        why: String,
+    },
+}
+
+impl End {
+    /// Whether its disk goes, too.
+    #[must_use]
+    pub fn purges(&self) -> bool {
+        !matches!(self, Self::Keep)
+    }
+}
+
+/// How long a stopped or restarted machine may take by itself, when nobody
+/// says.
+const GRACE: Span = Span::from_secs(60);
+/// How long a program in a machine may take, when nobody says.
+const EXEC_WITHIN: Span = Span::from_secs(60);
+/// Lines of a console, when nobody says.
+const LINES: u32 = 200;
+
+impl StoredVm {
+    /// The machine, as its hypervisor is to have it.
+    #[must_use]
+    pub fn machine(&self) -> Machine {
+        let Wish {
+            cpus,
+            memory,
+            disk,
+            image,
+            account,
+            ready,
+            autostart,
+            ..
+        } = &self.wish;
+        Machine {
+            id: self.id,
+            name: self.name.clone(),
+            cpus: *cpus,
+            memory: *memory,
+            image: image.clone(),
+            disk: Disk {
+                size: *disk,
+                pool: self.place.pool.clone(),
+            },
+            nics: self.nics.iter().map(|held| held.nic.clone()).collect(),
+            autostart: *autostart,
+            ready: *ready,
+            account: account.clone(),
+        }
+    }
+
+    /// The id of the next run of it, which is the same whoever asks for it.
+    #[must_use]
+    pub fn next_run(&self) -> RunId {
+        let mut hash = Sha256::new();
+        hash.update(b"muster machine run v1\0");
+        hash.update(self.id.as_bytes());
+        hash.update((self.runs + 1).to_be_bytes());
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hash.finalize()[..16]);
+        RunId::from_bytes(bytes)
+    }
+
+    /// The same, for which [`StoredVm::next_run`] is asked for.
+    #[must_use]
+    pub(super) fn running(&self, order: Option<Order>, life: impl FnOnce(RunId) -> Life) -> Self {
+        let run = self.next_run();
+        Self {
+            runs: self.runs + 1,
+            run: Some(run),
+            order: order.unwrap_or_else(|| self.order.clone()),
+            life: life(run),
+            ..self.clone()
+        }
+    }
+
+    /// The same, elsewhere in its life.
+    #[must_use]
+    pub(super) fn living(&self, life: Life) -> Self {
+        Self {
+            life,
+            ..self.clone()
+        }
+    }
+
+    /// What of its hypervisor it takes.
+    #[must_use]
+    pub fn takes(&self) -> Option<Takes> {
+        let disk = self.wish.disk;
+        match self.life {
+            Life::Gone { .. } => None,
+            Life::Kept { .. } => Some(Takes {
+                disk,
+                ..Takes::default()
+            }),
+            _ => Some(Takes {
+                cpus: u64::from(self.wish.cpus),
+                memory: self.wish.memory,
+                disk,
+            }),
+        }
+    }
+
+    /// Whether there is something to do, or to wait for.
+    #[must_use]
+    pub fn is_restless(&self) -> bool {
+        !matches!(self.life, Life::Ready { .. } | Life::Gone { .. })
+    }
+
+    /// The run that is, or is to be, under way, with what is asked for.
+    #[must_use]
+    pub fn wanted(&self) -> Option<(RunId, RunRequest)> {
+        let id = serde_json::json!(self.id);
+        let (run, scenario, params) = match &self.life {
+            Life::Creating { run } => {
+                let params = serde_json::json!({
+                    "machine": self.machine(),
+                    "within": self.wish.ready_within,
+                    "agent": self.wish.agent,
+                });
+                (run, "vm-create", params)
+            }
+            Life::Returning { run, .. } => {
+                let params = serde_json::json!({ "machine": self.machine() });
+                (run, "vm-undelete", params)
+            }
+            Life::Destroying { run, end, .. } => {
+                let params = serde_json::json!({ "id": id, "purge": end.purges() });
+                (run, "vm-destroy", params)
+            }
+            Life::Changing { run, what, .. } => {
+                let (scenario, params) = self.change(what)?;
+                (run, scenario, params)
+            }
+            Life::Reserved
+            | Life::Ready { .. }
+            | Life::Kept { .. }
+            | Life::Doubtful { .. }
+            | Life::Gone { .. } => return None,
+        };
+        let mut request = RunRequest::of(scenario.parse().ok()?);
+        request.predicate = Some(format!("name={}", self.place.node));
+        request.params = params;
+        // Whoever asked for the machine has said yes to what it takes.
+        request.confirm = muster_protocol::api::Confirm::Yes;
+        Some((*run, request))
+    }
+
+    /// The scenario that does it, with its parameters.
+    fn change(&self, what: &VmAction) -> Option<(&'static str, serde_json::Value)> {
+        use serde_json::json;
+        let id = self.id;
+        let power = |what: &str, grace: Option<Span>| {
+            let grace = grace.unwrap_or(GRACE);
+            ("vm-power", json!({ "id": id, "what": what, "grace": grace }))
+        };
+        Some(match what {
+            VmAction::Start => power("start", None),
+            VmAction::Stop { grace } => power("stop", *grace),
+            VmAction::Reboot { grace } => power("reboot", *grace),
+            VmAction::Resize { cpus, memory, disk } => {
+                let mut params = json!({ "id": id });
+                for (name, value) in [
+                    ("cpus", cpus.map(u64::from)),
+                    ("memory", memory.map(Size::bytes)),
+                    ("disk", disk.map(Size::bytes)),
+                ] {
+                    if let Some(value) = value {
+                        params[name] = json!(value);
+                    }
+                }
+                ("vm-resize", params)
+            }
+            VmAction::Snapshot { snapshot } => {
+                let params = json!({ "id": id, "snapshot": snapshot, "restore": false });
+                ("vm-snapshot", params)
+            }
+            VmAction::Restore { snapshot } => {
+                let params = json!({ "id": id, "snapshot": snapshot, "restore": true });
+                ("vm-snapshot", params)
+            }
+            VmAction::ConsoleLog { lines } => {
+                let lines = lines.unwrap_or(LINES);
+                ("vm-console", json!({ "id": id, "lines": lines }))
+            }
+            VmAction::Exec { argv, timeout } => {
+                let timeout = timeout.unwrap_or(EXEC_WITHIN);
+                let params = json!({ "id": id, "argv": argv, "timeout": timeout });
+                ("vm-exec", params)
+            }
+            VmAction::Protect | VmAction::Unprotect | VmAction::Undelete => return None,
+        })
+    }
+}
+
+/// What of a hypervisor machines take.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Takes {
+    /// Processors.
+    pub cpus: u64,
+    /// Memory.
+    pub memory: Size,
+    /// Disk.
+    pub disk: Size,
+}
+
+impl Takes {
+    /// Both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let sum = |a: Size, b: Size| Size(a.0.saturating_add(b.0));
+        Self {
+            cpus: self.cpus.saturating_add(other.cpus),
+            memory: sum(self.memory, other.memory),
+            disk: sum(self.disk, other.disk),
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! Hypervisors, addresses, runs and invites in memory; the records on a real
+//! server.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use muster_protocol::api::{
+    CreateVms, InviteToken, Presence, Role, RunRequest, VmAction, VmChanged, VmsCreated,
+};
+use muster_protocol::envelope::Door;
+use muster_protocol::ids::{ClusterId, RunId, Serial};
+use muster_protocol::keys::PrivateKey;
+use muster_protocol::names::{ImageName, LanName, PrincipalName, VmName};
+use muster_protocol::problem::{Kind, Problem};
+use muster_protocol::run::RunPhase;
+use muster_protocol::units::Timestamp;
+use muster_protocol::vm::{
+    Capacity, Guest, GuestState, HypervisorReport, ImageFormat, ImageRef, Owner, Sha256, Size,
+    Virtualisation, VmId,
+};
+use muster_protocol::wire::{AgentInfo, Assignment};
+use tokio::sync::Notify;
+
+use crate::authz::{Action, Authorized, Caller, FixedRoles, Origin, authorize};
+use crate::config::VmConfig;
+use crate::events::Events;
+use crate::inventory::{Inventory, NodeControl, NodeRecord, PresenceView, Standing};
+use crate::lease::Lease;
+use crate::nats::testing::TestServer;
+use crate::store::kv::{BucketConfig, ensure_bucket};
+use crate::submit::Refused;
+use crate::vm::cordons::Cordons;
+use crate::vm::keep::Records;
+use crate::vm::observed::Observed;
+use crate::vm::ports::{Addresses, Doorman, ForMachine, Look, Pictures, Reserves, Works};
+use crate::vm::records::{Life, StoredVm};
+use crate::vm::{Act, Destroy, Machines, Parts, VmError};
+
+pub(super) const GIB: u64 = 1 << 30;
+
+pub(super) fn cluster() -> ClusterId {
+    ClusterId::from_bytes([7; 16])
+}
+
+pub(super) fn name(text: &str) -> VmName {
+    text.parse().unwrap()
+}
+
+pub(super) fn ana() -> Caller {
+    Caller {
+        principal: "ana".parse().unwrap(),
+        role: Role::Operator,
+        token: "t".into(),
+        door: Door::Cli,
+        origin: Origin::Unknown,
+    }
+}
+
+pub(super) fn may<T: 'static>(subject: T) -> Authorized<T> {
+    authorize(&FixedRoles, &ana(), Action::ManageMachines, subject).unwrap()
+}
+
+pub(super) fn image() -> ImageRef {
+    ImageRef {
+        name: "debian-12".parse().unwrap(),
+        sha256: Sha256::of(b"debian"),
+        size: Size(GIB / 2),
+        format: ImageFormat::Qcow2,
+        virtual_size: Size(2 * GIB),
+    }
+}
+
+/// A node with that role, and labels like `zone=gva2`.
+pub(super) fn node(serial: u32, name: &str, labels: &[(&str, &str)]) -> NodeRecord {
+    NodeRecord {
+        serial: Serial(serial),
+        node_key: PrivateKey::from_seed(&[u8::try_from(serial).unwrap(); 32]).public(),
+        nats_key: format!("U{serial}"),
+        assignment: Assignment {
+            revision: 1,
+            name: name.parse().unwrap(),
+            roles: vec!["hypervisor".parse().unwrap()],
+            labels: labels
+                .iter()
+                .map(|(key, value)| (key.parse().unwrap(), value.parse().unwrap()))
+                .collect(),
+        },
+        infrastructure: false,
+        enrolled: Timestamp::UNIX_EPOCH,
+        jwt_iat: 0,
+        standing: Standing::Active,
+        facts: Arc::default(),
+        notes: Vec::new(),
+        last_seen: None,
+    }
+}
+
+pub(super) fn report(guests: Vec<Guest>) -> HypervisorReport {
+    HypervisorReport {
+        sequence: 1,
+        at: Timestamp::UNIX_EPOCH,
+        virtualisation: Some(Virtualisation::Memory),
+        capacity: Some(Capacity {
+            cpus: 8,
+            memory: Size(16 * GIB),
+            disk: Size(100 * GIB),
+            disk_free: Size(90 * GIB),
+        }),
+        pool: "default".parse().unwrap(),
+        guests,
+        images: vec![Sha256::of(b"debian")],
+        problem: None,
+    }
+}
+
+pub(super) fn guest(vm: &StoredVm) -> Guest {
+    Guest {
+        id: vm.id,
+        name: vm.name.to_string(),
+        state: GuestState::Running,
+        cpus: vm.wish.cpus,
+        memory: vm.wish.memory,
+        owner: Owner::Muster { cluster: cluster() },
+        since: None,
+    }
+}
+
+pub(super) fn wish(name: &str) -> CreateVms {
+    serde_json::from_value(serde_json::json!({
+        "name": name, "image": "debian-12", "cpus": 2, "memory": 2 * GIB,
+        "networks": ["public"], "roles": ["web"],
+    }))
+    .unwrap()
+}
+
+/// The so-many-th call of any port never returns: whoever waits for it is
+/// dropped, as a broker that is killed right there.
+#[derive(Debug, Default)]
+pub(super) struct Trap {
+    at: AtomicUsize,
+    calls: AtomicUsize,
+    sprung: AtomicBool,
+    pub(super) reached: Notify,
+}
+
+impl Trap {
+    /// Springs at the `at`-th call from now; never for 0.
+    pub(super) fn set(&self, at: usize) {
+        self.calls.store(0, Ordering::SeqCst);
+        self.sprung.store(false, Ordering::SeqCst);
+        self.at.store(at, Ordering::SeqCst);
+    }
+
+    async fn step(&self) {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
+        if call == self.at.load(Ordering::SeqCst) {
+            self.sprung.store(true, Ordering::SeqCst);
+            self.reached.notify_one();
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Everything outside: it outlives brokers.
+#[derive(Debug, Default)]
+pub(super) struct World {
+    pub(super) trap: Trap,
+    /// Addresses by machine.
+    pub(super) addresses: Mutex<BTreeMap<VmId, BTreeSet<String>>>,
+    /// Most addresses that there are; 0 for any number.
+    pub(super) pool: AtomicUsize,
+    /// Runs that were asked for, in order.
+    pub(super) runs: Mutex<Vec<(RunId, RunRequest, Look)>>,
+    /// Why nothing is run now.
+    pub(super) refuses: Mutex<Option<Kind>>,
+    /// Invites that work, with whom they have let in.
+    pub(super) invites: Mutex<HashMap<String, (ForMachine, Option<Serial>)>>,
+    /// Nodes that were removed.
+    pub(super) removed: Mutex<Vec<Serial>>,
+    /// Hypervisors that are not connected.
+    pub(super) down: Mutex<HashSet<Serial>>,
+}
+
+impl World {
+    /// Ends the newest run of that scenario.
+    pub(super) fn end(&self, run: RunId, phase: RunPhase, why: &str) {
+        let mut runs = self.runs.lock().unwrap();
+        let found = runs.iter_mut().find(|(id, ..)| *id == run).unwrap();
+        found.2 = Look::Ended {
+            phase,
+            why: why.to_owned(),
+            at: Timestamp::now(),
+        };
+    }
+
+    /// The scenarios of all runs that were asked for.
+    pub(super) fn asked(&self) -> Vec<String> {
+        let runs = self.runs.lock().unwrap();
+        runs.iter()
+            .map(|(_, request, _)| request.scenario.to_string())
+            .collect()
+    }
+
+    /// Ends all that are open.
+    pub(super) fn end_all(&self, phase: RunPhase) {
+        for (_, _, look) in self.runs.lock().unwrap().iter_mut() {
+            if *look == Look::Open {
+                *look = Look::Ended {
+                    phase,
+                    why: String::new(),
+                    at: Timestamp::now(),
+                };
+            }
+        }
+    }
+
+    /// Whether nothing of any machine is reserved.
+    pub(super) fn is_clean(&self) -> bool {
+        let free = self.addresses.lock().unwrap().is_empty();
+        let invites = self.invites.lock().unwrap();
+        free && invites.values().all(|(_, used)| used.is_some())
+    }
+}
+
+impl Reserves for World {
+    fn knows(&self, lan: &LanName) -> bool {
+        lan.as_str() != "nowhere"
+    }
+
+    fn reserve<'a>(
+        &'a self,
+        lan: &'a LanName,
+        machine: VmId,
+        _name: &'a VmName,
+    ) -> BoxFuture<'a, Result<Addresses, Refused>> {
+        Box::pin(async move {
+            self.trap.step().await;
+            let mut all = self.addresses.lock().unwrap();
+            let used: usize = all.values().map(BTreeSet::len).sum();
+            let pool = self.pool.load(Ordering::SeqCst);
+            let own = all.get(&machine).is_some_and(|lans| lans.contains(lan.as_str()));
+            if !own && pool > 0 && used >= pool {
+                let none = Problem::new(Kind::Conflict, format!("the pool of {lan} is exhausted"));
+                return Err(Box::new(none));
+            }
+            all.entry(machine).or_default().insert(lan.to_string());
+            // Its last byte tells machines apart; that they differ is the
+            // networks' own business.
+            let last = machine.as_bytes()[0];
+            Ok(Addresses {
+                bridge: "br0".parse().unwrap(),
+                addresses: vec![
+                    ([192, 0, 2, last].into(), 24),
+                    (format!("2001:db8::{last:x}").parse().unwrap(), 64),
+                ],
+                gateways: vec![[192, 0, 2, 1].into(), "2001:db8::1".parse().unwrap()],
+                dns: vec![[192, 0, 2, 53].into()],
+                mtu: None,
+            })
+        })
+    }
+
+    fn release(&self, machine: VmId) -> BoxFuture<'_, Result<(), Refused>> {
+        Box::pin(async move {
+            self.trap.step().await;
+            self.addresses.lock().unwrap().remove(&machine);
+            Ok(())
+        })
+    }
+}
+
+impl Pictures for World {
+    fn get(&self, name: &ImageName) -> Option<ImageRef> {
+        (name.as_str() == "debian-12").then(image)
+    }
+}
+
+impl Works for World {
+    fn submit<'a>(
+        &'a self,
+        _caller: &'a Caller,
+        request: RunRequest,
+        run: RunId,
+    ) -> BoxFuture<'a, Result<(), Refused>> {
+        Box::pin(async move {
+            self.trap.step().await;
+            if let Some(kind) = *self.refuses.lock().unwrap() {
+                return Err(Box::new(Problem::new(kind, "nothing is run now")));
+            }
+            let mut runs = self.runs.lock().unwrap();
+            match runs.iter().find(|(id, ..)| *id == run) {
+                Some((_, old, _)) => assert_eq!(old, &request, "one id, one request"),
+                None => runs.push((run, request, Look::Open)),
+            }
+            Ok(())
+        })
+    }
+
+    fn look(&self, run: RunId) -> BoxFuture<'_, Look> {
+        Box::pin(async move {
+            self.trap.step().await;
+            let runs = self.runs.lock().unwrap();
+            let found = runs.iter().find(|(id, ..)| *id == run);
+            found.map_or(Look::Nothing, |(_, _, look)| look.clone())
+        })
+    }
+}
+
+impl Doorman for World {
+    fn token(&self) -> InviteToken {
+        InviteToken::generate(PrivateKey::from_seed(&[9; 32]).public().fingerprint())
+    }
+
+    fn invite<'a>(
+        &'a self,
+        token: &'a InviteToken,
+        invite: ForMachine,
+    ) -> BoxFuture<'a, Result<(), Refused>> {
+        Box::pin(async move {
+            self.trap.step().await;
+            let mut invites = self.invites.lock().unwrap();
+            invites.insert(token.id.clone(), (invite, None));
+            Ok(())
+        })
+    }
+
+    fn void<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Serial>, Refused>> {
+        Box::pin(async move {
+            self.trap.step().await;
+            let mut invites = self.invites.lock().unwrap();
+            let used = invites.get(id).and_then(|(_, used)| *used);
+            if used.is_none() {
+                invites.remove(id);
+            }
+            Ok(used)
+        })
+    }
+
+    fn remove<'a>(
+        &'a self,
+        node: Serial,
+        _by: &'a PrincipalName,
+    ) -> BoxFuture<'a, Result<(), Refused>> {
+        Box::pin(async move {
+            self.trap.step().await;
+            self.removed.lock().unwrap().push(node);
+            Ok(())
+        })
+    }
+
+    fn brokers(&self) -> Vec<String> {
+        vec!["https://muster.example.org:7878".to_owned()]
+    }
+}
+
+impl NodeControl for World {
+    fn refresh(&self, _node: Serial, _revision: u64) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn push_keys(&self, _list: muster_protocol::keys::SignedText) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn wait_revision(&self, _: Serial, _: u64, _: Duration) -> BoxFuture<'_, bool> {
+        Box::pin(std::future::ready(false))
+    }
+
+    fn forget(&self, _node: Serial) {}
+
+    fn presence(&self, node: Serial) -> PresenceView {
+        let down = self.down.lock().unwrap().contains(&node);
+        PresenceView {
+            state: if down { Presence::Down } else { Presence::Up },
+            ..PresenceView::never()
+        }
+    }
+
+    fn presences(&self) -> HashMap<Serial, PresenceView> {
+        HashMap::new()
+    }
+}
+
+/// A broker's machines over one bucket.
+pub(super) struct Lab {
+    pub(super) server: TestServer,
+    pub(super) world: Arc<World>,
+    pub(super) inventory: Inventory,
+    pub(super) observed: Observed,
+    pub(super) keep_for: Duration,
+}
+
+impl Lab {
+    /// Three hypervisors in two racks.
+    pub(super) async fn start() -> Self {
+        Self::with(vec![
+            node(1, "hv-1", &[("zone", "gva2"), ("rack", "r01")]),
+            node(2, "hv-2", &[("zone", "gva2"), ("rack", "r01")]),
+            node(3, "hv-3", &[("zone", "gva2"), ("rack", "r02")]),
+        ])
+        .await
+    }
+
+    pub(super) async fn with(nodes: Vec<NodeRecord>) -> Self {
+        let serials: Vec<Serial> = nodes.iter().map(|node| node.serial).collect();
+        let inventory = Inventory::in_memory(nodes);
+        let observed = Observed::default();
+        for serial in serials {
+            let agent = AgentInfo {
+                version: "0.1.0".into(),
+                protocol: 1,
+                capabilities: vec!["vm".into()],
+                build: None,
+            };
+            inventory.note_agent(serial, agent);
+            observed.hear_at(serial, report(Vec::new()), Timestamp::now());
+        }
+        Self {
+            server: TestServer::start().await,
+            world: Arc::default(),
+            inventory,
+            observed,
+            keep_for: crate::vm::KEEP_FOR,
+        }
+    }
+
+    /// As a broker that begins.
+    pub(super) async fn open(&self) -> Machines {
+        self.open_on("muster_vms").await
+    }
+
+    pub(super) async fn open_on(&self, bucket: &str) -> Machines {
+        let js = crate::store::context(Box::pin(self.server.broker()).await);
+        let lease = Lease::fixed(1);
+        let vms = Box::pin(ensure_bucket(&js, BucketConfig::new(bucket))).await;
+        let cordons = Box::pin(ensure_bucket(&js, BucketConfig::new("muster_cluster"))).await;
+        let records = Records::load(vms.unwrap(), lease.clone(), cluster()).await;
+        Machines::new(Parts {
+            records: records.unwrap(),
+            observed: self.observed.clone(),
+            cordons: Cordons::load(cordons.unwrap(), lease).await.unwrap(),
+            inventory: self.inventory.clone(),
+            control: self.world.clone(),
+            reserves: self.world.clone(),
+            pictures: self.world.clone(),
+            works: self.world.clone(),
+            doorman: self.world.clone(),
+            events: Events::log_only(),
+            settings: VmConfig::default(),
+            keep_for: self.keep_for,
+        })
+    }
+
+    /// All hypervisors report what should be there.
+    pub(super) fn report_all(&self, machines: &Machines) {
+        let records = machines.parts().records.all();
+        for node in self.inventory.snapshot().iter() {
+            let here = records.iter().filter(|held| {
+                held.vm.place.serial == node.serial && matches!(held.vm.life, Life::Ready { .. })
+            });
+            let guests = here.map(|held| guest(&held.vm)).collect();
+            self.observed
+                .hear_at(node.serial, report(guests), Timestamp::now());
+        }
+    }
+}
+
+impl Machines {
+    pub(super) async fn make(&self, wish: CreateVms) -> Result<VmsCreated, VmError> {
+        self.create(may(wish)).await
+    }
+
+    pub(super) async fn end_of(&self, text: &str, purge: bool) -> Result<VmChanged, VmError> {
+        let name = name(text);
+        self.destroy(may(Destroy { name, purge })).await
+    }
+
+    pub(super) async fn does(&self, text: &str, what: VmAction) -> Result<VmChanged, VmError> {
+        let name = name(text);
+        self.act(may(Act { name, what })).await
+    }
+
+    pub(super) fn vm(&self, text: &str) -> Arc<StoredVm> {
+        self.held(&name(text)).unwrap().vm
+    }
+
+    /// Makes one that is up.
+    pub(super) async fn up(&self, world: &World, wish: CreateVms) -> Arc<StoredVm> {
+        let made = self.make(wish).await.unwrap();
+        for plan in &made.machines {
+            world.end(plan.vm.run.unwrap(), RunPhase::Succeeded, "");
+        }
+        self.look(Timestamp::now()).await;
+        self.vm(made.machines[0].vm.name.as_str())
+    }
+}

@@ -1,0 +1,374 @@
+//! `muster vm create`
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use muster_client::{Client, Key};
+use muster_protocol::api::{CreateVms, Frame, Strategy, VmPlan, VmsCreated};
+use muster_protocol::names::{AccountName, GroupName, ImageName, LabelKey, LabelValue, LanName, RoleName};
+use muster_protocol::run::{Outcome, RunPhase};
+use muster_protocol::text::printable;
+use muster_protocol::units::Span;
+use muster_protocol::vm::{Readiness, Size};
+
+use super::wait::{failed, wait};
+use crate::Context;
+use crate::failure::{Failure, NOT_ALL};
+use crate::ui::time::took;
+use crate::ui::count;
+
+const AFTER: &str = "\
+The name can be a range (web-{01..05}), or be made of labels of the hypervisor that is chosen:
+{zone}-{rack}-h{n} with the lowest free number.
+
+Examples:
+  muster vm create web-25 --image debian-12 --cpus 2 --memory 2GiB --network public --role web
+  muster vm create acme-db --image debian-12 --cpus 4 --memory 8GiB --network public --account acme --no-agent";
+
+/// Arguments of `muster vm create`.
+#[derive(Args, Debug)]
+#[command(after_help = AFTER)]
+pub struct CreateArgs {
+    /// Its name, a range of names, or a pattern of the place
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// What its disk begins with
+    #[arg(long, value_name = "IMAGE")]
+    pub image: ImageName,
+    /// Virtual processors
+    #[arg(long, value_name = "N")]
+    pub cpus: u16,
+    /// Memory, like 2GiB
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Size,
+    /// Disk, like 10GiB [default: as large as the image]
+    #[arg(long, value_name = "SIZE")]
+    pub disk: Option<Size>,
+    /// A network that it is in; may be repeated
+    #[arg(long = "network", value_name = "NETWORK")]
+    pub networks: Vec<LanName>,
+    /// Whose it is
+    #[arg(long, value_name = "ACCOUNT")]
+    pub account: Option<AccountName>,
+    /// No agent in it: a customer's machine
+    #[arg(long)]
+    pub no_agent: bool,
+    /// Only hypervisors that match
+    #[arg(long, value_name = "PREDICATE")]
+    pub on: Option<String>,
+    /// A role of its node; may be repeated
+    #[arg(long = "role", value_name = "ROLE")]
+    pub roles: Vec<RoleName>,
+    /// A label of it and of its node; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = crate::verbs::label)]
+    pub labels: Vec<(LabelKey, LabelValue)>,
+    /// A group of rules for its interfaces; may be repeated
+    #[arg(long = "group", value_name = "GROUP")]
+    pub groups: Vec<GroupName>,
+    /// A file of public keys for ssh, one a line; may be repeated
+    #[arg(long = "ssh-key", value_name = "FILE")]
+    pub ssh_keys: Vec<PathBuf>,
+    /// A file with user-data for cloud-init
+    #[arg(long, value_name = "FILE")]
+    pub user_data: Option<PathBuf>,
+    /// How many; the name has to be a pattern
+    #[arg(long, value_name = "N")]
+    pub count: Option<u32>,
+    /// No two of the same account (or role) where hypervisors have the same value of this label;
+    /// `name` for no two on one hypervisor
+    #[arg(long, value_name = "LABEL")]
+    pub apart: Option<String>,
+    /// Which of the hypervisors that fit: with the most, or the least free memory
+    #[arg(long, value_enum, default_value_t)]
+    pub strategy: Way,
+    /// It cannot be destroyed before somebody unprotects it
+    #[arg(long)]
+    pub protect: bool,
+    /// When it counts as up [default: agent; boot without one]
+    #[arg(long, value_name = "WHEN", value_enum)]
+    pub ready: Option<When>,
+    /// How long it may take to be up [default: 10m]
+    #[arg(long, value_name = "TIME")]
+    pub within: Option<Span>,
+    /// Do not start it with its hypervisor
+    #[arg(long)]
+    pub no_autostart: bool,
+    /// Say where it would be put, and make nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not wait until it is up
+    #[arg(long, conflicts_with = "dry_run")]
+    pub detach: bool,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which hypervisor is taken.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum Way {
+    /// That with the most free memory
+    #[default]
+    Spread,
+    /// That with the least free memory
+    Pack,
+}
+
+/// When a machine counts as up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum When {
+    /// Its agent has enrolled
+    Agent,
+    /// It was started
+    Boot,
+    /// Its first address answers
+    Ping,
+    /// The QEMU guest agent in it answers
+    GuestAgent,
+}
+
+impl From<When> for Readiness {
+    fn from(when: When) -> Self {
+        match when {
+            When::Agent => Self::Agent,
+            When::Boot => Self::Boot,
+            When::Ping => Self::Ping,
+            When::GuestAgent => Self::GuestAgent,
+        }
+    }
+}
+
+fn read(path: &std::path::Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path)
+        .map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display())))
+}
+
+impl CreateArgs {
+    /// As the API takes it.
+    fn request(&self) -> Result<CreateVms, Failure> {
+        let mut ssh_keys = Vec::new();
+        for path in &self.ssh_keys {
+            let text = read(path)?;
+            let lines = text.lines().map(str::trim);
+            let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+            let before = ssh_keys.len();
+            ssh_keys.extend(keys.map(str::to_owned));
+            if ssh_keys.len() == before {
+                return Err(Failure::usage(format!("{} holds no key", path.display())));
+            }
+        }
+        let user_data = self.user_data.as_deref().map(read).transpose()?;
+        Ok(CreateVms {
+            name: self.name.clone(),
+            count: self.count,
+            image: self.image.clone(),
+            cpus: self.cpus,
+            memory: self.memory,
+            disk: self.disk,
+            networks: self.networks.clone(),
+            account: self.account.clone(),
+            agent: !self.no_agent,
+            ready: self.ready.map(Into::into),
+            ready_within: self.within,
+            on: self.on.clone(),
+            strategy: match self.strategy {
+                Way::Spread => Strategy::Spread,
+                Way::Pack => Strategy::Pack,
+            },
+            apart: self.apart.clone(),
+            roles: self.roles.clone(),
+            labels: self.labels.iter().cloned().collect(),
+            groups: self.groups.clone(),
+            ssh_keys,
+            user_data,
+            autostart: !self.no_autostart,
+            protect: self.protect,
+            dry_run: self.dry_run,
+        })
+    }
+}
+
+/// Makes machines.
+///
+/// # Errors
+/// [`Failure`].
+pub(super) async fn run(context: &Context, args: CreateArgs) -> Result<u8, Failure> {
+    let request = args.request()?;
+    let client = context.client()?;
+    let since = Instant::now();
+    let created = client.create_vms(&request, &Key::random()).await?;
+    if args.json && (args.detach || created.dry_run) {
+        context.term.json(&created)?;
+        return Ok(0);
+    }
+    if created.dry_run {
+        for plan in &created.machines {
+            let text = head(plan, request.strategy, true);
+            context.term.say(&format!("{} would be made:\n{text}", plan.vm.name))?;
+        }
+        return Ok(0);
+    }
+    if args.detach {
+        for plan in &created.machines {
+            let run = plan.vm.run.map(|run| run.prefix(8).to_owned());
+            let run = run.unwrap_or_default();
+            context.term.line(&format!("{}  run {run}", plan.vm.name))?;
+        }
+        return Ok(0);
+    }
+    follow(context, &client, &args, created, (&request, since)).await
+}
+
+/// What was decided of a machine before anything is done.
+fn head(plan: &VmPlan, strategy: Strategy, dry: bool) -> String {
+    let vm = &plan.vm;
+    let mut out = String::new();
+    let mut line = |name: &str, what: &str, how: &str| {
+        out.push_str(format!("  {name:<11} {what:<35} {how}").trim_end());
+        out.push('\n');
+    };
+    let addresses: Vec<String> = vm.addresses.iter().map(ToString::to_string).collect();
+    if !addresses.is_empty() {
+        line("address", &addresses.join(", "), "reserved");
+    } else if dry {
+        line("address", "-", "reserved when it is made");
+    }
+    let most = match strategy {
+        Strategy::Spread => "most free memory",
+        Strategy::Pack => "least free memory",
+    };
+    let chosen = format!(
+        "chosen of {} ({} fit; {most})",
+        plan.looked_at, plan.fit
+    );
+    line("hypervisor", vm.hypervisor.as_str(), &chosen);
+    let there = if plan.image_there {
+        "already there"
+    } else {
+        "to be fetched"
+    };
+    line("image", vm.image.as_str(), there);
+    out
+}
+
+/// What a frame of the run says, as a line; none where it says nothing new.
+fn step(frame: &Frame, since: Instant) -> Option<String> {
+    let Frame::StepEnded {
+        name,
+        summary,
+        undo,
+        failures,
+        ..
+    } = frame
+    else {
+        return None;
+    };
+    let well = summary.keys().all(|outcome| *outcome == Outcome::Succeeded);
+    let time = took(since.elapsed());
+    let (what, how) = match (name.as_str(), undo, well) {
+        ("image", false, true) => ("image", "there"),
+        ("create", false, true) => ("domain", "started"),
+        ("unseed", false, true) => ("seed", "its invite is taken out"),
+        (_, true, true) => ("undo", "taken back"),
+        (_, true, false) => ("undo", "could not be taken back"),
+        (_, false, true) => return None,
+        (_, false, false) => {
+            let why = failures.first().and_then(|node| node.reason.as_deref());
+            let why = printable(why.unwrap_or("failed"), 200);
+            return Some(format!("  {:<11} {why}", printable(name, 11)));
+        }
+    };
+    Some(format!("  {what:<11} {how:<35} {time}"))
+}
+
+async fn follow(
+    context: &Context,
+    client: &Client,
+    args: &CreateArgs,
+    created: VmsCreated,
+    (request, since): (&CreateVms, Instant),
+) -> Result<u8, Failure> {
+    let many = created.machines.len() > 1;
+    let mut views = Vec::new();
+    let mut bad = Vec::new();
+    for plan in &created.machines {
+        let Some(run) = plan.vm.run else {
+            continue;
+        };
+        let name = &plan.vm.name;
+        if !args.json {
+            let short = run.prefix(4);
+            let text = head(plan, request.strategy, false);
+            let text = format!("run {short}  vm-create {name}\n{text}");
+            context.term.note(text.trim_end());
+        }
+        let quiet = args.json || many;
+        let view = wait(context, client, run, |frame| {
+            (!quiet).then(|| step(frame, since)).flatten()
+        })
+        .await?;
+        let vm = client.vm(name).await?;
+        if view.brief.state == RunPhase::Succeeded {
+            let at = vm.addresses.first();
+            let at = at.map(|at| format!(" at {at}")).unwrap_or_default();
+            let orders = if vm.agent { " and takes orders" } else { "" };
+            if !args.json {
+                context.term.line(&format!("{name} is up{at}{orders}"))?;
+            }
+        } else {
+            bad.push(failed(&view, &format!("{name} was not made")));
+        }
+        views.push(vm);
+    }
+    if args.json {
+        context.term.json(&views)?;
+    }
+    let failures = bad.len();
+    match bad.into_iter().next() {
+        None => Ok(0),
+        Some(first) if failures == 1 => Err(first),
+        Some(first) => {
+            let text = format!(
+                "{} of {} were not made",
+                failures,
+                count(created.machines.len(), "machine")
+            );
+            let detail = format!("{}\n{}", first.message, first.detail.unwrap_or_default());
+            Err(Failure::new(NOT_ALL, text)
+                .detail(detail.trim_end().to_owned())
+                .hint("muster vm list --deleted says why of each"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> VmPlan {
+        serde_json::from_value(serde_json::json!({
+            "vm": {
+                "name": "web-25", "id": "0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102", "status": "creating",
+                "should_run": true, "hypervisor": "gva2-r03-h12", "cpus": 2, "memory": 2147483648u64,
+                "disk": 10737418240u64, "image": "debian-12",
+                "image_sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+                "nics": [], "addresses": ["192.0.2.57", "2001:db8::57"], "roles": ["web"], "labels": {},
+                "groups": [], "agent": true, "ready": "agent", "autostart": true, "protected": false,
+                "by": "ana", "made": "2026-11-22T09:00:00Z",
+            },
+            "looked_at": 40, "fit": 31, "image_there": true,
+        }))
+        .expect("a plan")
+    }
+
+    #[test]
+    fn what_was_decided_is_said() {
+        insta::assert_snapshot!(head(&plan(), Strategy::Spread, false), @r"
+          address     192.0.2.57, 2001:db8::57            reserved
+          hypervisor  gva2-r03-h12                        chosen of 40 (31 fit; most free memory)
+          image       debian-12                           already there
+        ");
+    }
+}

@@ -1,0 +1,75 @@
+//! `muster vm`
+
+mod act;
+mod create;
+mod destroy;
+mod list;
+mod wait;
+
+use clap::{Args, Subcommand};
+
+use crate::Context;
+use crate::failure::Failure;
+
+/// Arguments of `muster vm`.
+#[derive(Args, Debug)]
+pub struct VmArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: VmVerb,
+}
+
+/// What can be done with virtual machines.
+#[derive(Debug, Subcommand)]
+pub enum VmVerb {
+    /// Make machines, and wait until they are up
+    Create(Box<create::CreateArgs>),
+    /// List machines, as they are wanted and as they are seen
+    List(list::ListArgs),
+    /// Everything known of a machine
+    Show(list::ShowArgs),
+    /// On which hypervisor a machine is
+    Where(list::ShowArgs),
+    /// What happened to a machine
+    Log(list::LogArgs),
+    /// Let it run
+    Start(act::OneArgs),
+    /// Do not let it run: asked first, then forced
+    Stop(act::GraceArgs),
+    /// Start it anew: asked first, then forced
+    Reboot(act::GraceArgs),
+    /// Give it more or less, from its next start at the latest; a disk only grows
+    Resize(act::ResizeArgs),
+    /// Keep its disk as it is now, under a name
+    Snapshot(act::SnapshotArgs),
+    /// Make its disk as it was in a snapshot
+    Restore(act::SnapshotArgs),
+    /// The end of what it wrote to its console
+    Console(act::ConsoleArgs),
+    /// Run a program in it, by the QEMU guest agent
+    Exec(act::ExecArgs),
+    /// It cannot be destroyed from now on
+    Protect(act::OneArgs),
+    /// It can be destroyed from now on
+    Unprotect(act::OneArgs),
+    /// Destroy it; its disk is kept for a day, unless it is purged
+    Destroy(destroy::DestroyArgs),
+    /// Bring it back, while its disk is kept
+    Undelete(act::OneArgs),
+}
+
+/// Does it.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn run(context: &Context, args: VmArgs) -> Result<u8, Failure> {
+    match args.verb {
+        VmVerb::Create(args) => create::run(context, *args).await,
+        VmVerb::List(args) => list::list(context, &args).await,
+        VmVerb::Show(args) => list::show(context, &args).await,
+        VmVerb::Where(args) => list::place(context, &args).await,
+        VmVerb::Log(args) => list::log(context, &args).await,
+        VmVerb::Destroy(args) => destroy::run(context, &args).await,
+        verb => act::run(context, verb).await,
+    }
+}

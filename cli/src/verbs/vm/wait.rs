@@ -1,0 +1,75 @@
+//! Waiting for what is done with a machine.
+
+use muster_client::{Client, Reference, Watch};
+use muster_protocol::api::{Frame, RunView};
+use muster_protocol::ids::RunId;
+use muster_protocol::run::RunPhase;
+use muster_protocol::text::printable;
+
+use crate::Context;
+use crate::failure::{CANCELLED, Failure, NOT_ALL};
+
+/// Waits until a run has ended, and says of each frame what `seen` makes of
+/// it. Also when nobody waits any more it goes on.
+///
+/// # Errors
+/// [`Failure`]: it goes on, but cannot be seen.
+pub(super) async fn wait(
+    context: &Context,
+    client: &Client,
+    run: RunId,
+    mut seen: impl FnMut(&Frame) -> Option<String>,
+) -> Result<RunView, Failure> {
+    let run = Reference::from(run);
+    let mut events = client.run_events(&run);
+    while let Some(event) = events.next().await {
+        match event? {
+            Watch::Frame(frame) => {
+                if let Some(line) = seen(&frame) {
+                    context.term.note(&line);
+                }
+            }
+            Watch::Reconnecting { why, attempt } if attempt == 1 => {
+                let why = printable(&why, 200);
+                context.term.note(&format!("the broker is away ({why}); waiting"));
+            }
+            Watch::Reconnecting { .. } => {}
+        }
+    }
+    Ok(client.run(&run).await?)
+}
+
+/// Why a run did not end well, with its exit code.
+pub(super) fn failed(view: &RunView, what: &str) -> Failure {
+    let state = view.brief.state;
+    let code = if state == RunPhase::Cancelled {
+        CANCELLED
+    } else {
+        NOT_ALL
+    };
+    let mut lines: Vec<String> = Vec::new();
+    if let Some(main) = &view.main {
+        lines.extend(main.error.clone());
+    }
+    for node in &view.results {
+        if let Some(reason) = &node.reason {
+            lines.push(format!("{}: {}", node.node, printable(reason, 2_000)));
+        }
+    }
+    let mut failure = Failure::new(code, format!("{what}: its run {}", ended(state)))
+        .hint(format!("muster runs show {} has all of it", view.brief.short));
+    if !lines.is_empty() {
+        failure = failure.detail(lines.join("\n"));
+    }
+    failure
+}
+
+fn ended(state: RunPhase) -> &'static str {
+    match state {
+        RunPhase::Cancelled => "was cancelled",
+        RunPhase::UndoFailed => "failed, and what it did could not be taken back",
+        RunPhase::Diverged => "diverged",
+        RunPhase::Failed => "failed",
+        _ => "has not ended",
+    }
+}

@@ -1,0 +1,138 @@
+//! Virtual machines, and the hypervisors that they are on.
+
+use std::time::Duration;
+
+use muster_protocol::api::{
+    CreateVms, HypervisorChange, HypervisorView, VmAction, VmChanged, VmView, VmsCreated,
+};
+use muster_protocol::names::{NodeName, VmName};
+use reqwest::Method;
+
+use crate::client::{Ask, Client};
+use crate::error::ClientError;
+use crate::once::Key;
+
+/// How long the broker may take beyond what every request may.
+const FOR_MANY: Duration = Duration::from_secs(60);
+
+impl Client {
+    /// `GET /v1/vms`, all pages: those that match, or those of them that were
+    /// destroyed.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every method here.
+    pub async fn vms(
+        &self,
+        predicate: Option<&str>,
+        deleted: bool,
+    ) -> Result<Vec<VmView>, ClientError> {
+        let mut query = Vec::new();
+        if let Some(predicate) = predicate {
+            query.push(("match", predicate.to_owned()));
+        }
+        if deleted {
+            query.push(("deleted", "true".to_owned()));
+        }
+        self.all(&["v1", "vms"], &query).await
+    }
+
+    /// `GET /v1/vms/{name}`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn vm(&self, name: &VmName) -> Result<VmView, ClientError> {
+        self.ask::<(), _>(Ask {
+            method: Method::GET,
+            path: &["v1", "vms", name.as_str()],
+            query: &[],
+            body: None,
+            extra_time: Duration::ZERO,
+            key: None,
+        })
+        .await
+    }
+
+    /// `POST /v1/vms`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn create_vms(
+        &self,
+        request: &CreateVms,
+        key: &Key,
+    ) -> Result<VmsCreated, ClientError> {
+        self.ask(Ask {
+            method: Method::POST,
+            path: &["v1", "vms"],
+            query: &[],
+            body: Some(request),
+            extra_time: FOR_MANY,
+            key: Some(key),
+        })
+        .await
+    }
+
+    /// `DELETE /v1/vms/{name}`: with `purge` its disk goes, too.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn destroy_vm(&self, name: &VmName, purge: bool) -> Result<VmChanged, ClientError> {
+        self.ask::<(), _>(Ask {
+            method: Method::DELETE,
+            path: &["v1", "vms", name.as_str()],
+            query: &[("purge", purge.to_string())],
+            body: None,
+            extra_time: Duration::ZERO,
+            key: None,
+        })
+        .await
+    }
+
+    /// `POST /v1/vms/{name}/actions`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn act_on_vm(
+        &self,
+        name: &VmName,
+        action: &VmAction,
+    ) -> Result<VmChanged, ClientError> {
+        self.ask(Ask {
+            method: Method::POST,
+            path: &["v1", "vms", name.as_str(), "actions"],
+            query: &[],
+            body: Some(action),
+            extra_time: Duration::ZERO,
+            key: None,
+        })
+        .await
+    }
+
+    /// `GET /v1/hypervisors`, all pages.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn hypervisors(&self) -> Result<Vec<HypervisorView>, ClientError> {
+        self.all(&["v1", "hypervisors"], &[]).await
+    }
+
+    /// `PATCH /v1/hypervisors/{node}`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn change_hypervisor(
+        &self,
+        node: &NodeName,
+        change: &HypervisorChange,
+    ) -> Result<HypervisorView, ClientError> {
+        self.ask(Ask {
+            method: Method::PATCH,
+            path: &["v1", "hypervisors", node.as_str()],
+            query: &[],
+            body: Some(change),
+            extra_time: Duration::ZERO,
+            key: None,
+        })
+        .await
+    }
+}
