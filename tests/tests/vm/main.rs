@@ -1,5 +1,6 @@
 //! Virtual machines: real hypervisors, real guests in software emulation.
 //! What this machine lacks for them is said as skipped, unless it is required.
 
+mod created;
 mod guest;
 mod world;
