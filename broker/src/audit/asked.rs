@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use muster_protocol::api::{PutImage, PutNetwork, TokenRequest};
+use muster_protocol::api::{CreateVms, HypervisorChange, PutImage, PutNetwork, TokenRequest};
 use muster_protocol::audit::{About, Entry, SetAbout, Verdict, Who};
 use muster_protocol::ids::RunId;
 use muster_protocol::names::{ImageName, LanName, NodeName, ScheduleName};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{Audit, AuditError};
 use crate::authz::{Action, Caller, Denied, Grant, Group, RunAsk};
 use crate::runs::FrozenRun;
+use crate::vm::{Act, Destroy};
 
 tokio::task_local! {
     /// Method and path of the request that this task serves.
@@ -105,6 +106,21 @@ fn add_subject(about: &mut About, subject: &dyn Any) {
         more("role", json!(request.role));
     } else if let Some(name) = subject.downcast_ref::<ScheduleName>() {
         more("schedule", json!(name));
+    } else if let Some((node, change)) = subject.downcast_ref::<(NodeName, HypervisorChange)>() {
+        about.node = Some(node.clone());
+        about
+            .more
+            .insert("cordoned".to_owned(), json!(change.cordoned));
+    } else if let Some(vms) = subject.downcast_ref::<CreateVms>() {
+        more("vm", json!(vms.name));
+        more("image", json!(vms.image));
+        more("account", json!(vms.account));
+    } else if let Some(destroy) = subject.downcast_ref::<Destroy>() {
+        more("vm", json!(destroy.name));
+        more("purge", json!(destroy.purge));
+    } else if let Some(act) = subject.downcast_ref::<Act>() {
+        more("vm", json!(act.name));
+        more("what", json!(act.what));
     } else if let Some(name) = subject.downcast_ref::<LanName>() {
         more("network", json!(name));
     } else if let Some((name, put)) = subject.downcast_ref::<(LanName, PutNetwork)>() {

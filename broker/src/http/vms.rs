@@ -1,6 +1,7 @@
 //! `/v1/vms`.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -20,7 +21,7 @@ use super::once::once;
 use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, OpenDoor, Paging, finish, page};
 use crate::authz::{Action, Caller};
 use crate::resolve::ResolveError;
-use crate::vm::{Act, Destroy};
+use crate::vm::{Act, Destroy, StoredVm};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
@@ -58,7 +59,7 @@ struct Filter {
 const OWN: [&str; 4] = ["account", "hypervisor", "image", "status"];
 
 /// A machine as a predicate sees it.
-struct Seen<'a>(&'a VmView);
+struct Seen<'a>(&'a StoredVm, VmStatus);
 
 impl Attributes for Seen<'_> {
     fn name(&self) -> &str {
@@ -66,18 +67,18 @@ impl Attributes for Seen<'_> {
     }
 
     fn any_role(&self, test: &mut dyn FnMut(&str) -> bool) -> bool {
-        self.0.roles.iter().any(|role| test(role.as_str()))
+        self.0.wish.roles.iter().any(|role| test(role.as_str()))
     }
 
     fn label(&self, key: &str) -> Option<&str> {
-        if let Some(value) = self.0.labels.get(key) {
+        if let Some(value) = self.0.wish.labels.get(key) {
             return Some(value.as_str());
         }
         match key {
-            "account" => self.0.account.as_ref().map(|account| account.as_str()),
-            "hypervisor" => Some(self.0.hypervisor.as_str()),
-            "image" => Some(self.0.image.as_str()),
-            "status" => Some(word(self.0.status)),
+            "account" => self.0.wish.account.as_ref().map(|account| account.as_str()),
+            "hypervisor" => Some(self.0.place.node.as_str()),
+            "image" => Some(self.0.wish.image.name.as_str()),
+            "status" => Some(word(self.1)),
             _ => None,
         }
     }
@@ -103,7 +104,7 @@ fn word(status: VmStatus) -> &'static str {
 }
 
 /// Reads a predicate and checks that the labels in it exist.
-fn parse(text: &str, vms: &[VmView]) -> Result<Predicate, ResolveError> {
+fn parse(text: &str, vms: &[(Arc<StoredVm>, VmStatus)]) -> Result<Predicate, ResolveError> {
     let cut = |text: &str| {
         let most = muster_protocol::predicate::MAX_LEN;
         text.chars().take(most).collect::<String>()
@@ -114,7 +115,7 @@ fn parse(text: &str, vms: &[VmView]) -> Result<Predicate, ResolveError> {
     })?;
     let labels: BTreeSet<&str> = vms
         .iter()
-        .flat_map(|vm| vm.labels.keys().map(|key| key.as_str()))
+        .flat_map(|(vm, _)| vm.wish.labels.keys().map(|key| key.as_str()))
         .chain(OWN)
         .collect();
     let candidates: Vec<String> = labels.iter().map(|key| (*key).to_owned()).collect();
@@ -146,13 +147,18 @@ async fn list(
     let mut vms = state.machines.list(filter.deleted);
     if let Some(text) = &filter.matching {
         let predicate = parse(text, &vms).map_err(|e| refused(&e))?;
-        vms.retain(|vm| predicate.matches(&Seen(vm)));
+        vms.retain(|(vm, is)| predicate.matches(&Seen(vm, *is)));
     }
     let paging = Paging {
         cursor: filter.cursor,
         limit: filter.limit,
     };
-    Ok(ApiJson(page(vms, |vm| vm.name.to_string(), &paging)?))
+    let part = page(vms, |(vm, _)| vm.name.to_string(), &paging)?;
+    let view = |(vm, _): &(Arc<StoredVm>, VmStatus)| state.machines.view(vm);
+    Ok(ApiJson(Page {
+        items: part.items.iter().map(view).collect(),
+        next: part.next,
+    }))
 }
 
 /// Makes machines: each is placed and written down, its addresses are

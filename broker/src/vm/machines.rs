@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
-use muster_protocol::api::{Presence, VmView};
+use muster_protocol::api::{Presence, VmStatus, VmView};
 use muster_protocol::ids::Serial;
 use muster_protocol::names::VmName;
 use muster_protocol::units::Timestamp;
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
 use super::cordons::Cordons;
-use super::drift::Seen;
+use super::drift::{Seen, status};
 use super::error::VmError;
 use super::keep::{Held, Records};
 use super::observed::{Heard, Observed};
@@ -141,17 +141,20 @@ impl Machines {
         Ok(self.view(&self.held(name)?.vm))
     }
 
-    pub(super) fn view(&self, vm: &StoredVm) -> VmView {
+    /// A machine, as people see it.
+    #[must_use]
+    pub fn view(&self, vm: &StoredVm) -> VmView {
         let heard = self.parts().observed.of(vm.place.serial);
         let connected = self.is_connected(vm.place.serial);
         view(vm, Seen::of(vm, connected, heard.as_deref()))
     }
 
-    /// Machines by name: those that are there, or those that are not.
+    /// Machines by name, with how each is: those that are there, or those that
+    /// are not.
     #[must_use]
-    pub fn list(&self, deleted: bool) -> Vec<VmView> {
+    pub fn list(&self, deleted: bool) -> Vec<(Arc<StoredVm>, VmStatus)> {
         let mut hypervisors: HashMap<Serial, (bool, Option<Arc<Heard>>)> = HashMap::new();
-        let mut views = Vec::new();
+        let mut all = Vec::new();
         for Held { vm, .. } in self.parts().records.all() {
             let gone = matches!(vm.life, Life::Gone { .. } | Life::Kept { .. });
             if gone != deleted {
@@ -162,9 +165,10 @@ impl Machines {
                 let heard = self.parts().observed.of(serial);
                 (self.is_connected(serial), heard)
             });
-            views.push(view(&vm, Seen::of(&vm, *connected, heard.as_deref())));
+            let is = status(&vm, Seen::of(&vm, *connected, heard.as_deref()));
+            all.push((vm, is));
         }
-        views
+        all
     }
 
     /// Tells what happened to a machine, once.

@@ -114,7 +114,9 @@ impl Machines {
             | Life::Changing { run, .. }
             | Life::Destroying { run, .. }
             | Life::Returning { run, .. } => self.follow(held, *run).await,
-            Life::Kept { until, .. } if *until <= now => self.try_again(held, End::Purge, 0).await,
+            Life::Kept { until, .. } if *until <= now && !vm.protected => {
+                self.try_again(held, End::Purge, 0).await
+            }
             Life::Kept { .. } => Ok(()),
             Life::Doubtful {
                 end, since, tries, ..

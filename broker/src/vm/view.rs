@@ -16,6 +16,11 @@ pub(super) fn view(vm: &StoredVm, seen: Seen<'_>) -> VmView {
         Life::Gone { at, .. } => (Some(*at), None),
         _ => (None, None),
     };
+    let why = match life {
+        Life::Gone { failed, .. } => failed.clone(),
+        Life::Doubtful { why, .. } => Some(why.clone()),
+        _ => None,
+    };
     let guest = seen.guest();
     let nics: Vec<_> = vm.nics.iter().map(|held| held.nic.clone()).collect();
     VmView {
@@ -47,5 +52,6 @@ pub(super) fn view(vm: &StoredVm, seen: Seen<'_>) -> VmView {
         run: vm.run,
         deleted,
         kept_until,
+        why,
     }
 }

@@ -245,6 +245,9 @@ pub struct VmView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub kept_until: Option<Timestamp>,
+    /// Why it never was, or why it cannot be said whether it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// What is to be done with a machine that is there.

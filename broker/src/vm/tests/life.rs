@@ -107,6 +107,8 @@ async fn what_could_not_be_made_leaves_nothing() {
         panic!("{:?}", vm.life);
     };
     assert_eq!(failed.as_deref(), Some("the disk is full"));
+    let shown = machines.show(&name("web-01")).unwrap();
+    assert_eq!(shown.why.as_deref(), Some("the disk is full"));
     assert!(lab.world.addresses.lock().unwrap().is_empty());
     assert_eq!(*lab.world.removed.lock().unwrap(), [Serial(77)]);
 
@@ -218,6 +220,11 @@ async fn a_disk_that_was_kept_goes_when_its_time_is_over() {
     machines.look(now).await;
     assert_eq!(lab.world.asked().len(), 2);
     let later = after(now, std::time::Duration::from_secs(3_700));
+    // Not while it is protected.
+    machines.does("web-01", VmAction::Protect).await.unwrap();
+    machines.look(later).await;
+    assert_eq!(lab.world.asked().len(), 2);
+    machines.does("web-01", VmAction::Unprotect).await.unwrap();
     machines.look(later).await;
     assert_eq!(lab.world.asked().len(), 3);
     {

@@ -185,6 +185,10 @@ pub(super) fn render(vms: &[VmView], paint: Paint, width: usize) -> String {
             let text = printable_line(&drift.text);
             out.push_str(&format!("{} {text}\n", paint.odd(&format!("{}:", vm.name))));
         }
+        if let Some(why) = &vm.why {
+            let why = printable_line(why);
+            out.push_str(&format!("{} {why}\n", paint.odd(&format!("{}:", vm.name))));
+        }
         if let Some(until) = vm.kept_until {
             let text = format!("its disk is kept until {}", moment(until));
             out.push_str(&format!("{}: {text}\n", vm.name));
@@ -270,6 +274,7 @@ fn card(vm: &VmView, paint: Paint, now: Timestamp) -> String {
     for drift in &vm.drift {
         line("drift", drift.text.clone());
     }
+    line("why", vm.why.clone().unwrap_or_default());
     // Its colours are ours: nothing of it came from outside.
     let head = format!("{:<12} {status}{is}\n", "status");
     let at = out.find("hypervisor").unwrap_or(0);
