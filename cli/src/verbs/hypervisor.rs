@@ -196,7 +196,7 @@ mod tests {
         hv-1  up        qemu  3         10 of 8  6GiB of 16GiB  30GiB of 100GiB  1
         hv-2  cordoned  qemu  3         10 of 8  6GiB of 16GiB  30GiB of 100GiB  1
         hv-3  problem   qemu  3         10 of 8  6GiB of 16GiB  30GiB of 100GiB  1
-        hv-3: libvirt does not answer\u{1b}[31m
+        hv-3: libvirt does not answer\x1b[31m
         3 hypervisors
         ");
     }

@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn what_a_guest_says_moves_no_cursor() {
-        assert_eq!(lines("a\u{1b}[2Jb\nc"), "a\\u{1b}[2Jb\nc\n");
+        assert_eq!(lines("a\u{1b}[2Jb\nc"), "a\\x1b[2Jb\nc\n");
         assert_eq!(lines(""), "");
     }
 }

@@ -318,7 +318,7 @@ mod tests {
         web-01  running  gva2-r03-h12  2     2GiB    192.0.2.57  acme     web
         web-02  stopped  gva2-r03-h12  2     2GiB    192.0.2.57  acme     web
         web-03  deleted  gva2-r03-h12  2     2GiB    192.0.2.57  acme     web
-        web-02: is stopped, and should run\u{1b}[31m
+        web-02: is stopped, and should run\x1b[31m
         web-03: its disk is kept until 2026-11-23 07:00:00
         3 machines: 1 deleted, 1 running, 1 stopped
         ");
