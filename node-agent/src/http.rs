@@ -398,7 +398,10 @@ impl Client {
         match answer.status().as_u16() {
             200 => Ok((answer, 0)),
             206 if begins_at(&answer, from) => Ok((answer, from)),
-            status => Err(HttpError::Strange { url: shown(&url), status }),
+            status => Err(HttpError::Strange {
+                url: shown(&url),
+                status,
+            }),
         }
     }
 

@@ -590,14 +590,8 @@ pub const TOLD: &[(&str, &str)] = &[
     ("puppet_apply(\"include ntp\")", "puppet apply"),
     ("puppet_agent()", "puppet agent"),
     ("reboot()", "reboot"),
-    (
-        "vm::image(IMAGE)",
-        "vm image debian-12",
-    ),
-    (
-        "vm::create(MACHINE)",
-        "vm create web-03",
-    ),
+    ("vm::image(IMAGE)", "vm image debian-12"),
+    ("vm::create(MACHINE)", "vm create web-03"),
     (
         "vm::start(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\")",
         "vm start 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102",
@@ -634,10 +628,7 @@ pub const TOLD: &[(&str, &str)] = &[
         "vm::unseed(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\")",
         "vm unseed 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102",
     ),
-    (
-        "vm::list()",
-        "vm list",
-    ),
+    ("vm::list()", "vm list"),
     (
         "vm::info(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\")",
         "vm info 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102",

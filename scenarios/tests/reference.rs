@@ -216,10 +216,7 @@ fn options_are_those_of_the_code() {
             "http(url, #{…}).get()",
             format!("http(\"http://x\", {wrong}).get()"),
         ),
-        (
-            "vm::stop(id, #{…})",
-            format!("vm::stop(\"x\", {wrong})"),
-        ),
+        ("vm::stop(id, #{…})", format!("vm::stop(\"x\", {wrong})")),
         (
             "vm::reboot(id, #{…})",
             format!("vm::reboot(\"x\", {wrong})"),

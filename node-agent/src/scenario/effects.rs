@@ -13,8 +13,8 @@ use serde_json::{Map, Value};
 use crate::config::Capabilities;
 use crate::host::package::{self, Packages};
 use crate::host::tools::{Said, ToolError, Tools};
-use crate::host::web::Web;
 use crate::host::vm::{self, Machines};
+use crate::host::web::Web;
 use crate::host::{command, file, puppet, service, user};
 
 /// Longest kind of an event.

@@ -38,7 +38,8 @@ fn read<T: DeserializeOwned>(context: &Context<'_>, what: &str, map: &Map) -> Sa
 }
 
 fn id(context: &Context<'_>, text: &str) -> Said<VmId> {
-    text.parse().map_err(|e: muster_protocol::vm::VmIdError| wrong(context, e.to_string()))
+    text.parse()
+        .map_err(|e: muster_protocol::vm::VmIdError| wrong(context, e.to_string()))
 }
 
 fn snapshot_name(context: &Context<'_>, text: &str) -> Said<SnapshotName> {
@@ -46,21 +47,29 @@ fn snapshot_name(context: &Context<'_>, text: &str) -> Said<SnapshotName> {
 }
 
 /// `2147483648`, or `"2GiB"`.
-fn size(context: &Context<'_>, options: &mut Options<'_, '_>, key: &'static str) -> Said<Option<Size>> {
+fn size(
+    context: &Context<'_>,
+    options: &mut Options<'_, '_>,
+    key: &'static str,
+) -> Said<Option<Size>> {
     let bad = |why: String| wrong(context, format!("`{key}` of `vm::resize`: {why}"));
     match options.take::<Value>(key)? {
         None => Ok(None),
         Some(Value::String(text)) => text.parse().map(Some).map_err(|e| bad(format!("{e}"))),
         Some(other) => match other.as_u64() {
             Some(bytes) => Ok(Some(Size(bytes))),
-            None => Err(bad("a number of bytes, or a text such as \"2GiB\"".to_owned())),
+            None => Err(bad(
+                "a number of bytes, or a text such as \"2GiB\"".to_owned()
+            )),
         },
     }
 }
 
 /// What a call gave.
 fn value(context: &Context<'_>, call: VmCall) -> Said<Dynamic> {
-    Ok(plain::from_json(&perform(context, &Effect::Vm(call))?.value))
+    Ok(plain::from_json(
+        &perform(context, &Effect::Vm(call))?.value,
+    ))
 }
 
 /// Whether a call changed something, and what else it said.
@@ -109,7 +118,15 @@ fn resize(context: &Context<'_>, text: &str, options: Map) -> Said<Map> {
     let disk = size(context, &mut options, "disk")?;
     options.end()?;
     let id = id(context, text)?;
-    changed(context, VmCall::Resize { id, cpus, memory, disk })
+    changed(
+        context,
+        VmCall::Resize {
+            id,
+            cpus,
+            memory,
+            disk,
+        },
+    )
 }
 
 fn console_log(context: &Context<'_>, text: &str, options: Map) -> Said<Dynamic> {

@@ -238,7 +238,10 @@ impl Fleet {
 fn machine(call: &VmCall) -> (String, String) {
     let subject = match call {
         VmCall::Image { image } => format!("image {}", image.sha256),
-        other => format!("vm {}", other.id().map(|id| id.to_string()).unwrap_or_default()),
+        other => format!(
+            "vm {}",
+            other.id().map(|id| id.to_string()).unwrap_or_default()
+        ),
     };
     let slot = match call {
         VmCall::Image { .. } | VmCall::Create { .. } | VmCall::Destroy { .. } => "is",

@@ -110,7 +110,9 @@ impl Files {
         };
         let mut text = Vec::new();
         file.take(MAX_NOTE).read_to_end(&mut text)?;
-        serde_json::from_slice(&text).map(Some).map_err(io::Error::other)
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(io::Error::other)
     }
 
     pub(super) fn set_note(&self, id: VmId, note: &Note) -> io::Result<()> {
@@ -125,7 +127,8 @@ impl Files {
             let name = entry?.file_name();
             let hash = name.to_str().and_then(|name| {
                 let rest = name.strip_prefix(IMAGE)?;
-                rest.strip_suffix(".qcow2").or_else(|| rest.strip_suffix(".raw"))
+                rest.strip_suffix(".qcow2")
+                    .or_else(|| rest.strip_suffix(".raw"))
             });
             all.extend(hash.and_then(|hash| hash.parse::<Sha256>().ok()));
         }
@@ -161,7 +164,11 @@ pub(super) fn replace(path: &Path, data: &[u8], mode: u32) -> io::Result<()> {
     let new = path.with_file_name(name);
     // What an earlier try left behind.
     remove(&new)?;
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&new)?;
     let written = file.write_all(data).and_then(|()| file.sync_all());
     if let Err(e) = written.and_then(|()| fs::rename(&new, path)) {
         let _ = remove(&new);

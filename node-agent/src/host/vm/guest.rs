@@ -39,7 +39,9 @@ const MAX_LINES: (usize, usize) = (2_000, 500);
 #[non_exhaustive]
 pub enum GuestError {
     /// There is no agent.
-    #[error("no QEMU guest agent answers in it; install qemu-guest-agent in the machine and start it")]
+    #[error(
+        "no QEMU guest agent answers in it; install qemu-guest-agent in the machine and start it"
+    )]
     NoAgent,
     /// The agent says no.
     #[error("the guest agent in it says: {0}")]
@@ -85,7 +87,10 @@ fn output(data: Option<String>) -> Result<(String, bool), GuestError> {
         .decode(data.as_bytes())
         .map_err(|_| GuestError::Strange("output that is not Base64".to_owned()))?;
     let kept = &bytes[..bytes.len().min(MAX_OUTPUT)];
-    Ok((String::from_utf8_lossy(kept).into_owned(), kept.len() < bytes.len()))
+    Ok((
+        String::from_utf8_lossy(kept).into_owned(),
+        kept.len() < bytes.len(),
+    ))
 }
 
 impl Inner {
@@ -117,8 +122,18 @@ impl Inner {
         }
     }
 
-    pub(super) async fn guest_ping(&self, id: VmId) -> Done<Performed> {
-        let domain = self.there(id).await?;
+    pub(super) async fn guest_ping(&self, id: VmId, mode: Mode) -> Done<Performed> {
+        let domain = match self.look(id).await? {
+            Some(domain) => domain,
+            // A dry run has made none.
+            None if mode == Mode::Check => {
+                return Ok(Performed {
+                    change: None,
+                    value: true.into(),
+                });
+            }
+            None => return Err(VmError::Missing(id)),
+        };
         let mut answers = false;
         if domain.state == GuestState::Running {
             let ping = json!({ "execute": "guest-ping" });
@@ -130,7 +145,10 @@ impl Inner {
                 Err(e) => return Err(e),
             };
         }
-        Ok(Performed { change: None, value: answers.into() })
+        Ok(Performed {
+            change: None,
+            value: answers.into(),
+        })
     }
 
     pub(super) async fn guest_exec(
@@ -146,8 +164,14 @@ impl Inner {
         self.running(id).await?;
         let summary = printable(&argv.join(" "), 120);
         if mode == Mode::Check {
-            let change = Change::WouldChange { summary, diff: Vec::new() };
-            return Ok(Performed { change: Some(change), value: Value::Null });
+            let change = Change::WouldChange {
+                summary,
+                diff: Vec::new(),
+            };
+            return Ok(Performed {
+                change: Some(change),
+                value: Value::Null,
+            });
         }
         let begun_at = Instant::now();
         let exec = json!({
@@ -180,7 +204,10 @@ impl Inner {
         let (stderr, more_err) = output(status.err_data)?;
         let truncated = more_out || more_err || status.out_truncated || status.err_truncated;
         Ok(Performed {
-            change: Some(Change::Changed { summary, diff: Vec::new() }),
+            change: Some(Change::Changed {
+                summary,
+                diff: Vec::new(),
+            }),
             value: json!({
                 "exit": status.exitcode,
                 "signal": status.signal,
@@ -194,9 +221,14 @@ impl Inner {
     pub(super) fn console_log(&self, id: VmId, lines: u32) -> Done<Performed> {
         let name = format!("muster-{id}.log");
         let path = self.setting.console.join(name);
-        let text = last_lines(&path, lines as usize)
-            .map_err(|source| VmError::File { path: PathBuf::from(&path), source })?;
-        Ok(Performed { change: None, value: text.into() })
+        let text = last_lines(&path, lines as usize).map_err(|source| VmError::File {
+            path: PathBuf::from(&path),
+            source,
+        })?;
+        Ok(Performed {
+            change: None,
+            value: text.into(),
+        })
     }
 }
 
@@ -204,7 +236,10 @@ impl Inner {
 /// that a terminal would obey. Nothing where there is no file.
 fn last_lines(path: &Path, lines: usize) -> io::Result<String> {
     let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits();
-    let opened = OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path);
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.cast_signed())
+        .open(path);
     let mut file = match opened {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(String::new()),

@@ -110,7 +110,11 @@ impl Part {
         if !file.metadata()?.is_file() || file.metadata()?.nlink() != 1 {
             return Err(io::Error::other("it is no file of its own"));
         }
-        let mut part = Self { hash: Hash::new(), have: 0, file: file.try_clone()? };
+        let mut part = Self {
+            hash: Hash::new(),
+            have: 0,
+            file: file.try_clone()?,
+        };
         let mut block = vec![0; BLOCK];
         loop {
             let count = file.read(&mut block)?;
@@ -147,11 +151,16 @@ pub(super) async fn fetch(
 ) -> Result<(), ImageError> {
     let path = files.coming(image);
     let name = || image.name.to_string();
-    let disk = |source| ImageError::File { path: path.clone(), source };
+    let disk = |source| ImageError::File {
+        path: path.clone(),
+        source,
+    };
     let opened = path.clone();
     // A large part takes a while to read.
     let opened = tokio::task::spawn_blocking(move || Part::open(&opened)).await;
-    let mut part = opened.map_err(|e| disk(io::Error::other(e)))?.map_err(disk)?;
+    let mut part = opened
+        .map_err(|e| disk(io::Error::other(e)))?
+        .map_err(disk)?;
     let throw_away = || {
         let _ = super::files::remove(&path);
     };
@@ -182,13 +191,21 @@ pub(super) async fn fetch(
                     };
                     if part.have + bytes.len() as u64 > image.size.bytes() {
                         throw_away();
-                        return Err(ImageError::Long { image: name(), size: image.size });
+                        return Err(ImageError::Long {
+                            image: name(),
+                            size: image.size,
+                        });
                     }
                     part.push(&bytes).map_err(disk)?;
                     if part.have >= said + step {
                         said = part.have;
-                        say.say(format!("image {}: {} of {}", image.name, Size(said), image.size))
-                            .await;
+                        say.say(format!(
+                            "image {}: {} of {}",
+                            image.name,
+                            Size(said),
+                            image.size
+                        ))
+                        .await;
                     }
                 }
                 error
@@ -205,7 +222,10 @@ pub(super) async fn fetch(
         });
         tries = if part.have > before { 0 } else { tries + 1 };
         if error.is_final() || tries >= TRIES {
-            return Err(ImageError::Source { image: name(), source: error });
+            return Err(ImageError::Source {
+                image: name(),
+                source: error,
+            });
         }
         if tries == 0 {
             backoff.reset();
@@ -215,7 +235,10 @@ pub(super) async fn fetch(
     let found = Sha256::from_bytes(std::mem::take(&mut part.hash).finalize().into());
     if found != image.sha256 {
         throw_away();
-        return Err(ImageError::Hash { image: name(), found });
+        return Err(ImageError::Hash {
+            image: name(),
+            found,
+        });
     }
     if let Err(error) = check(&mut part.file, image).map_err(disk)? {
         throw_away();
@@ -237,9 +260,11 @@ fn check(file: &mut File, image: &ImageRef) -> io::Result<Result<(), ImageError>
     let name = image.name.to_string();
     Ok(match virtual_size(image.format, &head, image.size) {
         Err(fault) => Err(ImageError::Fault { image: name, fault }),
-        Ok(found) if found != image.virtual_size => {
-            Err(ImageError::Virtual { image: name, found, said: image.virtual_size })
-        }
+        Ok(found) if found != image.virtual_size => Err(ImageError::Virtual {
+            image: name,
+            found,
+            said: image.virtual_size,
+        }),
         Ok(_) => Ok(()),
     })
 }

@@ -52,7 +52,9 @@ pub enum VmError {
     #[error("{0}; it was looked at again, and it was not done")]
     NotDone(VirtError),
     /// It was asked, nothing was heard, and it cannot be seen whether it is so.
-    #[error("{first}; whether it was done cannot be seen either: {then}. Try it again: it is not done twice")]
+    #[error(
+        "{first}; whether it was done cannot be seen either: {then}. Try it again: it is not done twice"
+    )]
     Unseen {
         /// What was not answered.
         first: VirtError,
@@ -63,7 +65,9 @@ pub enum VmError {
     #[error("there is no machine {0} on this hypervisor")]
     Missing(VmId),
     /// The name is somebody else's.
-    #[error("the name `{name}` is taken by a domain that muster does not own ({uuid}); it is not touched")]
+    #[error(
+        "the name `{name}` is taken by a domain that muster does not own ({uuid}); it is not touched"
+    )]
     TakenByOther {
         /// The name.
         name: VmName,
@@ -71,7 +75,9 @@ pub enum VmError {
         uuid: VmId,
     },
     /// The name is another machine's.
-    #[error("the name `{name}` is taken by another machine of muster's ({uuid}); it is not touched")]
+    #[error(
+        "the name `{name}` is taken by another machine of muster's ({uuid}); it is not touched"
+    )]
     Taken {
         /// The name.
         name: VmName,
@@ -87,7 +93,9 @@ pub enum VmError {
         uuid: VmId,
     },
     /// It is there, and something else was wanted of it.
-    #[error("`{name}` is there already and is another one: {what}; change it with vm::resize, or destroy it first")]
+    #[error(
+        "`{name}` is there already and is another one: {what}; change it with vm::resize, or destroy it first"
+    )]
     Differs {
         /// Its name.
         name: VmName,
@@ -95,7 +103,9 @@ pub enum VmError {
         what: String,
     },
     /// Another pool.
-    #[error("this hypervisor keeps disks in the pool `{own}`, and not in `{pool}`; see `pool` below [vm] in the agent's file")]
+    #[error(
+        "this hypervisor keeps disks in the pool `{own}`, and not in `{pool}`; see `pool` below [vm] in the agent's file"
+    )]
     Pool {
         /// What was asked for.
         pool: PoolName,
@@ -124,7 +134,9 @@ pub enum VmError {
         what: String,
     },
     /// How machines are run is not known.
-    #[error("libvirt does not say how it would run a machine here; say it with `type` below [vm] in the agent's file")]
+    #[error(
+        "libvirt does not say how it would run a machine here; say it with `type` below [vm] in the agent's file"
+    )]
     NoType,
     /// The seed's texts.
     #[error("the seed of `{name}` does not come: {source}")]
@@ -138,7 +150,9 @@ pub enum VmError {
     #[error(transparent)]
     Seed(#[from] SeedError),
     /// The disk that was kept went.
-    #[error("the disk of `{0}` was kept, and is not there any more; destroy what is left with purge: true")]
+    #[error(
+        "the disk of `{0}` was kept, and is not there any more; destroy what is left with purge: true"
+    )]
     DiskGone(VmName),
     /// A disk does not shrink.
     #[error("its disk is one of {has}, and a disk only grows: {wanted} is less")]
@@ -179,7 +193,11 @@ fn known(all: &[String]) -> String {
     if all.is_empty() {
         return "; it has none".to_owned();
     }
-    let all: Vec<String> = all.iter().take(10).map(|name| printable(name, 60)).collect();
+    let all: Vec<String> = all
+        .iter()
+        .take(10)
+        .map(|name| printable(name, 60))
+        .collect();
     format!("; there are: {}", all.join(", "))
 }
 
@@ -283,9 +301,12 @@ impl Machines {
             VmCall::Stop { id, grace } => inner.stop(*id, *grace, mode).await,
             VmCall::Reboot { id, grace } => inner.reboot(*id, *grace, mode).await,
             VmCall::Destroy { id, purge } => inner.destroy(*id, *purge, mode).await,
-            VmCall::Resize { id, cpus, memory, disk } => {
-                inner.resize(*id, (*cpus, *memory, *disk), mode).await
-            }
+            VmCall::Resize {
+                id,
+                cpus,
+                memory,
+                disk,
+            } => inner.resize(*id, (*cpus, *memory, *disk), mode).await,
             VmCall::Snapshot { id, snapshot } => inner.snapshot(*id, snapshot, mode).await,
             VmCall::Restore { id, snapshot } => inner.restore(*id, snapshot, mode).await,
             VmCall::Unseed { id } => inner.unseed(*id, mode).await,
@@ -295,7 +316,7 @@ impl Machines {
             VmCall::GuestExec { id, argv, timeout } => {
                 inner.guest_exec(*id, argv, *timeout, mode).await
             }
-            VmCall::GuestPing { id } => inner.guest_ping(*id).await,
+            VmCall::GuestPing { id } => inner.guest_ping(*id, mode).await,
         };
         // Also when it failed: part of it may be done.
         if mode == Mode::Apply && alters(call) {
@@ -336,11 +357,17 @@ pub(super) fn changed(mode: Mode, summary: impl Into<String>) -> Performed {
         Mode::Apply => Change::Changed { summary, diff },
         Mode::Check => Change::WouldChange { summary, diff },
     };
-    Performed { change: Some(change), value: Value::Null }
+    Performed {
+        change: Some(change),
+        value: Value::Null,
+    }
 }
 
 pub(super) fn unchanged() -> Performed {
-    Performed { change: Some(Change::Unchanged), value: Value::Null }
+    Performed {
+        change: Some(Change::Unchanged),
+        value: Value::Null,
+    }
 }
 
 pub(super) fn state_name(state: GuestState) -> &'static str {
@@ -396,7 +423,10 @@ impl Inner {
     pub(super) fn ours(&self, domain: &Domain) -> Done<()> {
         match domain.owner {
             Owner::Muster { cluster } if cluster == self.setting.cluster => Ok(()),
-            _ => Err(VmError::NotOurs { name: printable(&domain.name, 80), uuid: domain.uuid }),
+            _ => Err(VmError::NotOurs {
+                name: printable(&domain.name, 80),
+                uuid: domain.uuid,
+            }),
         }
     }
 
@@ -405,14 +435,21 @@ impl Inner {
         let pool = self.ask().pool(name).await?;
         let path = pool.path.clone().filter(|path| path.starts_with('/'));
         let path = path.ok_or_else(|| VmError::NoDirectory(name.clone()))?;
-        let files = Files { pool: path.into(), console: self.setting.console.clone() };
+        let files = Files {
+            pool: path.into(),
+            console: self.setting.console.clone(),
+        };
         Ok((files, pool))
     }
 
     /// The definition of a machine's domain.
     pub(super) async fn definition(&self, machine: &Machine, files: &Files) -> Done<String> {
         let host = self.ask().host().await?;
-        let kind = self.setting.kind.or(host.virtualisation).ok_or(VmError::NoType)?;
+        let kind = self
+            .setting
+            .kind
+            .or(host.virtualisation)
+            .ok_or(VmError::NoType)?;
         let text = |path: PathBuf| path.display().to_string();
         let paths = xml::Paths {
             disk: text(files.disk(machine.id)),
@@ -441,7 +478,11 @@ impl Inner {
     }
 
     /// Whether it is in such a state.
-    pub(super) async fn is_in(&self, id: VmId, which: impl Fn(GuestState) -> bool) -> Answered<bool> {
+    pub(super) async fn is_in(
+        &self,
+        id: VmId,
+        which: impl Fn(GuestState) -> bool,
+    ) -> Answered<bool> {
         let domain = self.ask().domain(id).await?;
         Ok(domain.is_some_and(|domain| which(domain.state)))
     }
@@ -477,7 +518,10 @@ impl Inner {
         let mut all = self.ask().domains().await?;
         all.sort_by_key(|domain| domain.uuid);
         let value = all.iter().map(|domain| self.shown(domain)).collect();
-        Ok(Performed { change: None, value })
+        Ok(Performed {
+            change: None,
+            value,
+        })
     }
 
     async fn info(&self, id: VmId) -> Done<Performed> {
@@ -485,12 +529,18 @@ impl Inner {
         let mut value = self.shown(&domain);
         let snapshots = self.ask().snapshots(id).await?;
         value["snapshots"] = json!(snapshots);
-        let volume = self.ask().volume(&self.setting.pool, &super::files::volume(id)).await?;
+        let volume = self
+            .ask()
+            .volume(&self.setting.pool, &super::files::volume(id))
+            .await?;
         if let Some(volume) = volume {
             value["disk"] = json!(volume.capacity);
             value["disk_used"] = json!(volume.allocation);
         }
-        Ok(Performed { change: None, value })
+        Ok(Performed {
+            change: None,
+            value,
+        })
     }
 }
 

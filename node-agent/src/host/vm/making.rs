@@ -19,7 +19,10 @@ use super::machines::{
 use super::seed;
 
 fn file(path: &Path, source: io::Error) -> VmError {
-    VmError::File { path: path.to_owned(), source }
+    VmError::File {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// How two machines of one UUID differ, for people.
@@ -31,8 +34,16 @@ fn difference(has: &Machine, wanted: &Machine) -> Option<String> {
         ("name", has.name.to_string(), wanted.name.to_string()),
         ("processors", has.cpus.to_string(), wanted.cpus.to_string()),
         ("memory", has.memory.to_string(), wanted.memory.to_string()),
-        ("disk", has.disk.size.to_string(), wanted.disk.size.to_string()),
-        ("image", has.image.sha256.to_string(), wanted.image.sha256.to_string()),
+        (
+            "disk",
+            has.disk.size.to_string(),
+            wanted.disk.size.to_string(),
+        ),
+        (
+            "image",
+            has.image.sha256.to_string(),
+            wanted.image.sha256.to_string(),
+        ),
     ];
     let found: Vec<String> = pairs
         .into_iter()
@@ -99,7 +110,8 @@ impl Inner {
             });
         }
         let (files, _) = self.pool().await?;
-        if !is_here(&files, &machine.image) {
+        // A dry run has fetched none.
+        if mode == Mode::Apply && !is_here(&files, &machine.image) {
             return Err(VmError::NoImage(machine.image.name.clone()));
         }
         let note_path = files.note_path(machine.id);
@@ -111,7 +123,10 @@ impl Inner {
         if mode == Mode::Check {
             return Ok(changed(mode, format!("make it: {what}")));
         }
-        let disk = self.ask().volume(&self.setting.pool, &volume(machine.id)).await?;
+        let disk = self
+            .ask()
+            .volume(&self.setting.pool, &volume(machine.id))
+            .await?;
         let taken_up = match (&note, &disk) {
             // It never ran: nothing is lost with it.
             (Some(Note::Making { .. }), Some(_)) => {
@@ -126,23 +141,39 @@ impl Inner {
             (Some(Note::Making { .. }) | None, None) => false,
         };
         if taken_up {
-            say.say(format!("{}: the disk that was kept is taken up again", machine.name)).await;
+            say.say(format!(
+                "{}: the disk that was kept is taken up again",
+                machine.name
+            ))
+            .await;
             let has = disk.map_or(machine.disk.size, |disk| disk.capacity);
             if has < machine.disk.size {
                 self.grow(machine.id, machine.disk.size, None).await?;
             }
         } else {
-            let making = Note::Making { machine: Box::new(machine.clone()) };
-            files.set_note(machine.id, &making).map_err(|e| file(&note_path, e))?;
+            let making = Note::Making {
+                machine: Box::new(machine.clone()),
+            };
+            files
+                .set_note(machine.id, &making)
+                .map_err(|e| file(&note_path, e))?;
             self.make_disk(machine, &files).await?;
         }
-        self.make_seed(machine, &files).await?;
+        // One that is kept was used: who takes up an old disk is somebody
+        // already.
+        if !taken_up || !files.seed(machine.id).exists() {
+            self.make_seed(machine, &files).await?;
+        }
         make_dir(&files.console).map_err(|e| file(&files.console, e))?;
         self.define(machine, &files).await?;
         files::remove(&note_path).map_err(|e| file(&note_path, e))?;
         self.autostart(machine).await?;
         self.start_now(machine.id).await?;
-        let how = if taken_up { "made of its old disk and started" } else { "made and started" };
+        let how = if taken_up {
+            "made of its old disk and started"
+        } else {
+            "made and started"
+        };
         Ok(changed(mode, format!("{how}: {what}")))
     }
 
@@ -150,10 +181,16 @@ impl Inner {
     async fn bring_up(&self, machine: &Machine, domain: &Domain, mode: Mode) -> Done<Performed> {
         let Some(has) = &domain.machine else {
             let name = domain.name.clone();
-            return Err(VmError::NotOurs { name, uuid: domain.uuid });
+            return Err(VmError::NotOurs {
+                name,
+                uuid: domain.uuid,
+            });
         };
         if let Some(what) = difference(has, machine) {
-            return Err(VmError::Differs { name: machine.name.clone(), what });
+            return Err(VmError::Differs {
+                name: machine.name.clone(),
+                what,
+            });
         }
         match domain.state {
             GuestState::Paused => return Err(VmError::Paused(domain.uuid)),
@@ -165,7 +202,10 @@ impl Inner {
             }
         }
         let (files, _) = self.pool().await?;
-        let disk = self.ask().volume(&self.setting.pool, &volume(machine.id)).await?;
+        let disk = self
+            .ask()
+            .volume(&self.setting.pool, &volume(machine.id))
+            .await?;
         if disk.is_none() {
             return Err(VmError::DiskGone(machine.name.clone()));
         }
@@ -188,7 +228,10 @@ impl Inner {
         }
         make_dir(&files.console).map_err(|e| file(&files.console, e))?;
         self.start_now(machine.id).await?;
-        Ok(changed(mode, format!("{} → started", state_name(domain.state))))
+        Ok(changed(
+            mode,
+            format!("{} → started", state_name(domain.state)),
+        ))
     }
 
     async fn autostart(&self, machine: &Machine) -> Done<()> {
@@ -217,8 +260,10 @@ impl Inner {
 
     async fn make_seed(&self, machine: &Machine, files: &Files) -> Done<()> {
         let text = self.source.seed(machine.id).await;
-        let text = text
-            .map_err(|source| VmError::NoSeed { name: machine.name.clone(), source })?;
+        let text = text.map_err(|source| VmError::NoSeed {
+            name: machine.name.clone(),
+            source,
+        })?;
         Ok(seed::write(&files.seed(machine.id), &text)?)
     }
 
@@ -226,22 +271,28 @@ impl Inner {
         let name = volume(id);
         let done = self.ask().delete_volume(&self.setting.pool, &name).await;
         settled(done, async {
-            Ok(self.ask().volume(&self.setting.pool, &name).await?.is_none())
+            Ok(self
+                .ask()
+                .volume(&self.setting.pool, &name)
+                .await?
+                .is_none())
         })
         .await
     }
 
     pub(super) async fn unseed(&self, id: VmId, mode: Mode) -> Done<Performed> {
-        self.there(id).await?;
+        let domain = self.look(id).await?;
         let (files, _) = self.pool().await?;
         let path = files.seed(id);
         if mode == Mode::Check {
-            return Ok(if seed::is_secret(&path)? {
+            // One that a dry run has not made would have a seed.
+            return Ok(if domain.is_none() || seed::is_secret(&path)? {
                 changed(mode, "take the invite out of its seed")
             } else {
                 unchanged()
             });
         }
+        domain.ok_or(VmError::Missing(id))?;
         Ok(if seed::strip(&path)? {
             changed(mode, "the invite is out of its seed")
         } else {
@@ -257,12 +308,18 @@ impl Inner {
             return self.sweep(id, purge, &files, mode).await;
         };
         if mode == Mode::Check {
-            let disk = if purge { "destroy it with its disk" } else { "destroy it and keep its disk" };
+            let disk = if purge {
+                "destroy it with its disk"
+            } else {
+                "destroy it and keep its disk"
+            };
             return Ok(changed(mode, disk));
         }
         if !purge && let Some(machine) = &domain.machine {
             // Before anything goes: what the disk was of.
-            let kept = Note::Kept { machine: machine.clone() };
+            let kept = Note::Kept {
+                machine: machine.clone(),
+            };
             let path = files.note_path(id);
             files.set_note(id, &kept).map_err(|e| file(&path, e))?;
         }
@@ -285,15 +342,24 @@ impl Inner {
         ))
     }
 
-    /// What a machine without a domain has left behind: its seed, and when
-    /// everything is to go its disk, its console's log and what is written
-    /// down of it, which goes last.
+    /// What a machine without a domain has left behind: the invite in its
+    /// seed, and when everything is to go its disk, its seed, its console's log
+    /// and what is written down of it, which goes last.
     async fn sweep(&self, id: VmId, purge: bool, files: &Files, mode: Mode) -> Done<Performed> {
         let mut found = 0;
         let seed = files.seed(id);
-        let mut paths = vec![seed];
-        if purge {
-            let logs = files.console_logs(id).map_err(|e| file(&files.console, e))?;
+        let mut paths = Vec::new();
+        if !purge {
+            let secret = match mode {
+                Mode::Check => seed::is_secret(&seed)?,
+                Mode::Apply => seed::strip(&seed)?,
+            };
+            found += usize::from(secret);
+        } else {
+            paths.push(seed);
+            let logs = files
+                .console_logs(id)
+                .map_err(|e| file(&files.console, e))?;
             paths.extend(logs);
         }
         let disk = self.ask().volume(&self.setting.pool, &volume(id)).await?;
@@ -323,5 +389,8 @@ impl Inner {
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
 }

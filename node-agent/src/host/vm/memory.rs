@@ -141,7 +141,7 @@ impl Memory {
     }
 
     /// What was asked since this was asked last.
-    #[must_use]
+    #[allow(clippy::must_use_candidate, reason = "also to begin anew")]
     pub fn take_calls(&self) -> Vec<&'static str> {
         std::mem::take(&mut self.state().calls)
     }
@@ -149,7 +149,11 @@ impl Memory {
     /// The domains that there are.
     #[must_use]
     pub fn domains(&self) -> Vec<Domain> {
-        self.state().domains.values().map(|known| known.domain.clone()).collect()
+        self.state()
+            .domains
+            .values()
+            .map(|known| known.domain.clone())
+            .collect()
     }
 
     /// The volumes that there are.
@@ -161,7 +165,11 @@ impl Memory {
     /// Puts a domain there that nobody asked for, or has one be otherwise.
     pub fn put(&self, domain: Domain) {
         let mut state = self.state();
-        let known = Known { domain, xml: String::new(), snapshots: Vec::new() };
+        let known = Known {
+            domain,
+            xml: String::new(),
+            snapshots: Vec::new(),
+        };
         state.domains.insert(known.domain.uuid, known);
         drop(state);
         self.changed();
@@ -179,7 +187,10 @@ fn between<'a>(text: &'a str, open: &str, close: &str) -> Option<&'a str> {
 }
 
 fn failed(kind: FailureKind, message: &str) -> VirtError {
-    VirtError::Failed(Failure { kind, message: message.to_owned() })
+    VirtError::Failed(Failure {
+        kind,
+        message: message.to_owned(),
+    })
 }
 
 impl State {
@@ -203,7 +214,11 @@ impl State {
             return Err(failed(FailureKind::Other, "no machine in the definition"));
         };
         let name = machine.name.to_string();
-        if self.domains.values().any(|k| k.domain.name == name && k.domain.uuid != machine.id) {
+        if self
+            .domains
+            .values()
+            .any(|k| k.domain.name == name && k.domain.uuid != machine.id)
+        {
             let message = format!("domain '{name}' already exists with another uuid");
             return Err(failed(FailureKind::Exists, &message));
         }
@@ -227,7 +242,9 @@ impl State {
     }
 
     fn create_volume(&mut self, xml: &str) -> Answered<Reply> {
-        let name = between(xml, "<name>", "</name>").unwrap_or_default().to_owned();
+        let name = between(xml, "<name>", "</name>")
+            .unwrap_or_default()
+            .to_owned();
         let capacity = between(xml, "<capacity", "</capacity>")
             .and_then(|inner| inner.split_once('>')?.1.trim().parse().ok())
             .unwrap_or_default();
@@ -260,9 +277,9 @@ impl State {
                 let all = self.domains.values().map(|known| known.domain.clone());
                 Ok(Reply::Domains(all.collect()))
             }
-            Call::Domain { uuid } => {
-                Ok(Reply::Domain(self.domains.get(uuid).map(|known| known.domain.clone())))
-            }
+            Call::Domain { uuid } => Ok(Reply::Domain(
+                self.domains.get(uuid).map(|known| known.domain.clone()),
+            )),
             Call::Named { name } => {
                 let mut all = self.domains.values();
                 let found = all.find(|known| known.domain.name == *name);
@@ -318,7 +335,12 @@ impl State {
                 Ok(Reply::Done)
             }
             Call::Restore { uuid, name } => {
-                if !self.known(*uuid)?.snapshots.iter().any(|s| s == name.as_str()) {
+                if !self
+                    .known(*uuid)?
+                    .snapshots
+                    .iter()
+                    .any(|s| s == name.as_str())
+                {
                     return Err(failed(FailureKind::Missing, "no such snapshot"));
                 }
                 Ok(Reply::Done)
@@ -328,7 +350,9 @@ impl State {
                 let none = || failed(FailureKind::NoAgent, "QEMU guest agent is not connected");
                 let agent = self.agent.as_ref().ok_or_else(none)?;
                 let found = agent.iter().find(|(part, _)| command.contains(*part));
-                found.map(|(_, answer)| Reply::Text(answer.clone())).ok_or_else(none)
+                found
+                    .map(|(_, answer)| Reply::Text(answer.clone()))
+                    .ok_or_else(none)
             }
         }
     }
@@ -359,8 +383,14 @@ impl Virt for Memory {
                 state.calls.push(what);
             }
             let late = || VirtError::late(what, Duration::from_secs(30));
-            let lost = || VirtError::Lost { what, why: "it was restarted".to_owned() };
-            let fault = state.fault.filter(|(nth, _)| *nth == at).map(|(_, fault)| fault);
+            let lost = || VirtError::Lost {
+                what,
+                why: "it was restarted".to_owned(),
+            };
+            let fault = state
+                .fault
+                .filter(|(nth, _)| *nth == at)
+                .map(|(_, fault)| fault);
             match fault {
                 _ if state.hangs => Err(late()),
                 None => state.done(&call),

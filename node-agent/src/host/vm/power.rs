@@ -13,9 +13,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::files::volume;
-use super::machines::{
-    Done, Inner, VmError, changed, is_on, left, settled, state_name, unchanged,
-};
+use super::machines::{Done, Inner, VmError, changed, is_on, left, settled, state_name, unchanged};
 
 /// How often a guest that is to end is looked at, where no event tells.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -31,7 +29,10 @@ impl Inner {
         if mode == Mode::Apply {
             self.start_now(id).await?;
         }
-        Ok(changed(mode, format!("{} → started", state_name(domain.state))))
+        Ok(changed(
+            mode,
+            format!("{} → started", state_name(domain.state)),
+        ))
     }
 
     pub(super) async fn stop(&self, id: VmId, grace: Span, mode: Mode) -> Done<Performed> {
@@ -111,7 +112,10 @@ impl Inner {
     ) -> Done<Performed> {
         let domain = self.there(id).await?;
         let Some(has) = domain.machine.as_deref() else {
-            return Err(VmError::NotOurs { name: domain.name.clone(), uuid: id });
+            return Err(VmError::NotOurs {
+                name: domain.name.clone(),
+                uuid: id,
+            });
         };
         let pool = &self.setting.pool;
         let found = self.ask().volume(pool, &volume(id)).await?;
@@ -124,7 +128,10 @@ impl Inner {
         machine.disk.size = disk.unwrap_or(machine.disk.size);
         machine.check()?;
         if let Some(wanted) = disk.filter(|wanted| *wanted < capacity) {
-            return Err(VmError::Shrinks { has: capacity, wanted });
+            return Err(VmError::Shrinks {
+                has: capacity,
+                wanted,
+            });
         }
         let grows = disk.is_some_and(|wanted| wanted > capacity);
         if !grows && machine == *has {
@@ -195,7 +202,10 @@ impl Inner {
         self.there(id).await?;
         let all = self.ask().snapshots(id).await?;
         if !all.iter().any(|known| known == name.as_str()) {
-            return Err(VmError::NoSnapshot { name: name.clone(), all });
+            return Err(VmError::NoSnapshot {
+                name: name.clone(),
+                all,
+            });
         }
         if mode == Mode::Apply {
             // Whether it was done cannot be looked at; to do it once more does

@@ -72,7 +72,12 @@ impl Program {
     pub fn new(how: How) -> Self {
         let (asks, asked) = mpsc::channel(QUEUE);
         let (changed, changes) = watch::channel(0);
-        let keeper = Keeper { how, changed, running: None, next: 0 };
+        let keeper = Keeper {
+            how,
+            changed,
+            running: None,
+            next: 0,
+        };
         tokio::spawn(keeper.run(asked));
         Self { asks, changes }
     }
@@ -118,7 +123,9 @@ fn find(how: &How) -> Result<PathBuf, VirtError> {
 fn patience(call: &Call, timeout: Duration) -> Duration {
     match call {
         Call::Snapshot { .. } | Call::Restore { .. } => timeout * 10,
-        Call::CreateVolume { .. } | Call::DeleteVolume { .. } | Call::GrowVolume { .. } => timeout * 2,
+        Call::CreateVolume { .. } | Call::DeleteVolume { .. } | Call::GrowVolume { .. } => {
+            timeout * 2
+        }
         Call::GuestAgent { seconds, .. } => timeout + Duration::from_secs(u64::from(*seconds)),
         _ => timeout,
     }
@@ -191,7 +198,11 @@ impl Keeper {
         while let Some(said) = self.running.as_mut().and_then(|r| r.said.try_recv().ok()) {
             self.aside(said);
         }
-        if self.running.as_ref().is_none_or(|running| running.said.is_closed()) {
+        if self
+            .running
+            .as_ref()
+            .is_none_or(|running| running.said.is_closed())
+        {
             self.running = None;
             self.running = Some(self.begin().await?);
         }
@@ -200,8 +211,8 @@ impl Keeper {
         let Some(running) = &mut self.running else {
             return Err(VirtError::Away("it ended".to_owned()));
         };
-        let mut line = serde_json::to_vec(&Asked { id, call })
-            .map_err(|e| VirtError::Away(e.to_string()))?;
+        let mut line =
+            serde_json::to_vec(&Asked { id, call }).map_err(|e| VirtError::Away(e.to_string()))?;
         line.push(b'\n');
         let until = Instant::now() + patience;
         let sent = tokio::time::timeout_at(until, running.input.write_all(&line)).await;
@@ -236,7 +247,10 @@ impl Keeper {
                 }
             }
         }
-        Err(VirtError::Lost { what, why: lost.unwrap_or_default() })
+        Err(VirtError::Lost {
+            what,
+            why: lost.unwrap_or_default(),
+        })
     }
 
     /// Starts one, and waits until it is connected.
@@ -247,7 +261,10 @@ impl Keeper {
         command
             .args(["--connect", &self.how.uri])
             .env_clear()
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
             .env("LC_ALL", "C")
             .current_dir("/")
             .stdin(Stdio::piped())
@@ -299,7 +316,11 @@ async fn listen(output: ChildStdout, say: mpsc::Sender<Said>) {
     let mut line = Vec::new();
     loop {
         line.clear();
-        match (&mut output).take(MAX_LINE).read_until(b'\n', &mut line).await {
+        match (&mut output)
+            .take(MAX_LINE)
+            .read_until(b'\n', &mut line)
+            .await
+        {
             Ok(0) | Err(_) => return,
             Ok(_) if line.last() != Some(&b'\n') => return,
             Ok(_) => {}
@@ -311,7 +332,10 @@ async fn listen(output: ChildStdout, say: mpsc::Sender<Said>) {
                 }
             }
             Err(e) => {
-                warn!("{NAME} says something that is not known: {}", printable(&e.to_string(), 200));
+                warn!(
+                    "{NAME} says something that is not known: {}",
+                    printable(&e.to_string(), 200)
+                );
                 return;
             }
         }

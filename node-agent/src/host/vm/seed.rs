@@ -61,7 +61,8 @@ type Text = (&'static str, Zeroizing<Vec<u8>>);
 
 /// `muster.env`, which a shell reads.
 fn env(enrol: &Enrol) -> Result<Zeroizing<Vec<u8>>, SeedError> {
-    let plain = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic() && c != '\'');
+    let plain =
+        |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic() && c != '\'');
     if enrol.brokers.is_empty() || !enrol.brokers.iter().all(|url| plain(url)) {
         return Err(SeedError::Env("a broker's address"));
     }
@@ -118,7 +119,10 @@ fn disk(seed: &SeedText) -> Result<Zeroizing<Vec<u8>>, SeedError> {
     let total: usize = texts.iter().map(|(_, text)| text.len()).sum();
     // A cluster that is begun is taken, and the tables are small beside it.
     let size = (total + total / 8 + SPARE).next_multiple_of(STEP);
-    file_system(&texts, size).map_err(|source| SeedError::File { path: PathBuf::from("in memory"), source })
+    file_system(&texts, size).map_err(|source| SeedError::File {
+        path: PathBuf::from("in memory"),
+        source,
+    })
 }
 
 /// Writes a seed, readable by nobody else; what was there before is replaced.
@@ -127,8 +131,10 @@ fn disk(seed: &SeedText) -> Result<Zeroizing<Vec<u8>>, SeedError> {
 /// [`SeedError`].
 pub(super) fn write(path: &Path, seed: &SeedText) -> Result<(), SeedError> {
     let disk = disk(seed)?;
-    super::files::replace(path, &disk, 0o600)
-        .map_err(|source| SeedError::File { path: path.to_owned(), source })
+    super::files::replace(path, &disk, 0o600).map_err(|source| SeedError::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Reads the files of a seed; those that there are.
@@ -176,11 +182,17 @@ fn open(path: &Path, write: bool) -> io::Result<Option<File>> {
 /// # Errors
 /// [`SeedError`].
 pub(super) fn is_secret(path: &Path) -> Result<bool, SeedError> {
-    let fail = |source| SeedError::File { path: path.to_owned(), source };
+    let fail = |source| SeedError::File {
+        path: path.to_owned(),
+        source,
+    };
     let Some(mut file) = open(path, false).map_err(fail)? else {
         return Ok(false);
     };
-    let strange = |source| SeedError::Strange { path: path.to_owned(), source };
+    let strange = |source| SeedError::Strange {
+        path: path.to_owned(),
+        source,
+    };
     let (_, texts) = read(&mut file).map_err(strange)?;
     Ok(texts.iter().any(|(name, _)| *name == ENROL))
 }
@@ -191,11 +203,17 @@ pub(super) fn is_secret(path: &Path) -> Result<bool, SeedError> {
 /// # Errors
 /// [`SeedError`].
 pub(super) fn strip(path: &Path) -> Result<bool, SeedError> {
-    let fail = |source| SeedError::File { path: path.to_owned(), source };
+    let fail = |source| SeedError::File {
+        path: path.to_owned(),
+        source,
+    };
     let Some(mut file) = open(path, true).map_err(fail)? else {
         return Ok(false);
     };
-    let strange = |source| SeedError::Strange { path: path.to_owned(), source };
+    let strange = |source| SeedError::Strange {
+        path: path.to_owned(),
+        source,
+    };
     let (size, mut texts) = read(&mut file).map_err(strange)?;
     let before = texts.len();
     texts.retain(|(name, _)| *name != ENROL);
@@ -234,7 +252,9 @@ mod tests {
 
     fn holds(path: &Path, needle: &str) -> bool {
         let bytes = std::fs::read(path).expect("a seed");
-        bytes.windows(needle.len()).any(|window| window == needle.as_bytes())
+        bytes
+            .windows(needle.len())
+            .any(|window| window == needle.as_bytes())
     }
 
     #[test]
@@ -246,7 +266,10 @@ mod tests {
         let before = std::fs::metadata(&path).expect("there");
         assert_eq!(before.permissions().mode() & 0o777, 0o600);
         assert!(holds(&path, "MUSTER_TOKEN='mi1_secretsecret'\n"));
-        assert!(holds(&path, "MUSTER_BROKERS='https://a.example:7878 https://b.example'\n"));
+        assert!(holds(
+            &path,
+            "MUSTER_BROKERS='https://a.example:7878 https://b.example'\n"
+        ));
         assert!(is_secret(&path).expect("read"));
         let old = std::fs::read(&path).expect("a seed");
 
@@ -300,11 +323,18 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("seed.img");
         write(&path, &text("")).expect("written");
-        let Ok(said) = std::process::Command::new("blkid").arg("-p").arg(&path).output() else {
+        let Ok(said) = std::process::Command::new("blkid")
+            .arg("-p")
+            .arg(&path)
+            .output()
+        else {
             println!("SKIPPED: there is no blkid on this machine");
             return;
         };
         let said = String::from_utf8_lossy(&said.stdout).into_owned();
-        assert!(said.contains("LABEL=\"CIDATA\"") && said.contains("vfat"), "{said}");
+        assert!(
+            said.contains("LABEL=\"CIDATA\"") && said.contains("vfat"),
+            "{said}"
+        );
     }
 }

@@ -82,7 +82,11 @@ impl Brokers {
     async fn urls(&self) -> Vec<String> {
         let enrolled = self.identity.now();
         let own = enrolled.stored.brokers();
-        let urls = if self.urls.is_empty() { &own } else { &self.urls };
+        let urls = if self.urls.is_empty() {
+            &own
+        } else {
+            &self.urls
+        };
         let ca = enrolled.stored.ca.as_deref();
         awake_first(urls, |base| verification(base, ca)).await
     }
@@ -123,7 +127,10 @@ impl Brokers {
                 Err(e) => Some((Err(SourceError::Http(e)), None)),
             }
         });
-        Ok(Coming { from, pieces: pieces.boxed() })
+        Ok(Coming {
+            from,
+            pieces: pieces.boxed(),
+        })
     }
 
     async fn seed_from(&self, url: &str, machine: VmId) -> Result<SeedText, SourceError> {

@@ -40,7 +40,12 @@ impl Watcher {
     /// Looks by a libvirt of its own, so that nothing holds it up.
     #[must_use]
     pub fn new(virt: Arc<dyn Virt>, machines: Machines) -> Self {
-        Self { virt, machines, sequence: 0, troubled: false }
+        Self {
+            virt,
+            machines,
+            sequence: 0,
+            troubled: false,
+        }
     }
 
     /// Tells until `stop`.
@@ -129,11 +134,14 @@ impl Watcher {
             disk_free: pool.available,
         });
         if let Some(path) = pool.path {
-            let files = Files { pool: path.into(), console: setting.console.clone() };
+            let files = Files {
+                pool: path.into(),
+                console: setting.console.clone(),
+            };
             // A remote libvirt's pool is not here.
-            report.images = files.images().map_err(|e| {
-                VirtError::Away(format!("its pool {}: {e}", files.pool.display()))
-            })?;
+            report.images = files
+                .images()
+                .map_err(|e| VirtError::Away(format!("its pool {}: {e}", files.pool.display())))?;
         }
         report.guests = ask
             .domains()
@@ -158,8 +166,11 @@ impl Watcher {
 fn oversized(report: &HypervisorReport) -> Option<String> {
     let count = report.guests.len();
     if count > MAX_GUESTS {
-        return Some(format!("it has {count} domains, and at most {MAX_GUESTS} are looked after"));
+        return Some(format!(
+            "it has {count} domains, and at most {MAX_GUESTS} are looked after"
+        ));
     }
     let bytes = serde_json::to_vec(report).map_or(usize::MAX, |bytes| bytes.len());
-    (bytes > MAX_MESSAGE).then(|| format!("what it has takes {bytes} bytes to say; that is too much"))
+    (bytes > MAX_MESSAGE)
+        .then(|| format!("what it has takes {bytes} bytes to say; that is too much"))
 }

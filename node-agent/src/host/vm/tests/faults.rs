@@ -62,7 +62,9 @@ async fn each_kill(case: &Case<'_>, end: impl Fn(&Bench, &str)) {
             }
             let machines = bench.stuck(nth, after);
             let when = format!("killed in call {nth}, after: {after}");
-            let ended = machines.perform(&case.call, Mode::Apply, &Silence).now_or_never();
+            let ended = machines
+                .perform(&case.call, Mode::Apply, &Silence)
+                .now_or_never();
             assert!(ended.is_none(), "{when}: {ended:?}");
             if let Err(e) = bench.perform(case.then.clone(), Mode::Apply).await {
                 panic!("{when}, then {e}");
@@ -74,14 +76,22 @@ async fn each_kill(case: &Case<'_>, end: impl Fn(&Bench, &str)) {
 
 #[tokio::test]
 async fn a_create_that_went_wrong_is_repeated_and_there_is_one_machine() {
-    let case = Case { before: &[], call: create("web-01"), then: create("web-01") };
+    let case = Case {
+        before: &[],
+        call: create("web-01"),
+        then: create("web-01"),
+    };
     each_fault(&case, |bench, when| assert_up(bench, "web-01", when)).await;
     each_kill(&case, |bench, when| assert_up(bench, "web-01", when)).await;
 }
 
 #[tokio::test]
 async fn a_create_that_went_wrong_is_taken_back_and_nothing_is_left() {
-    let case = Case { before: &[], call: create("web-01"), then: destroy("web-01", true) };
+    let case = Case {
+        before: &[],
+        call: create("web-01"),
+        then: destroy("web-01", true),
+    };
     each_fault(&case, assert_gone).await;
     each_kill(&case, assert_gone).await;
 }
@@ -90,8 +100,11 @@ async fn a_create_that_went_wrong_is_taken_back_and_nothing_is_left() {
 async fn a_destroy_that_went_wrong_is_repeated_and_nothing_is_left() {
     let before = [create("web-01")];
     for purge in [false, true] {
-        let case =
-            Case { before: &before, call: destroy("web-01", purge), then: destroy("web-01", true) };
+        let case = Case {
+            before: &before,
+            call: destroy("web-01", purge),
+            then: destroy("web-01", true),
+        };
         each_fault(&case, assert_gone).await;
         each_kill(&case, assert_gone).await;
     }
@@ -108,11 +121,18 @@ async fn a_disk_that_is_kept_is_never_made_anew() {
     let end = |bench: &Bench, when: &str| {
         assert_up(bench, "web-01", when);
         let asked = bench.memory.take_calls();
-        assert!(!asked.contains(&"create volume") && !asked.contains(&"delete volume"), "{when}");
+        assert!(
+            !asked.contains(&"create volume") && !asked.contains(&"delete volume"),
+            "{when}"
+        );
     };
     each_fault(&case, end).await;
     let kept = [create("web-01"), destroy("web-01", false)];
-    let case = Case { before: &kept, call: create("web-01"), then: create("web-01") };
+    let case = Case {
+        before: &kept,
+        call: create("web-01"),
+        then: create("web-01"),
+    };
     each_fault(&case, end).await;
 }
 

@@ -4,6 +4,8 @@
 mod faults;
 mod images;
 mod meaning;
+mod program;
+mod watcher;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,7 +29,9 @@ use tokio::sync::watch;
 
 use super::*;
 
-pub(super) const CLUSTER: ClusterId = ClusterId::from_bytes([7; 16]);
+pub(super) fn cluster() -> ClusterId {
+    ClusterId::from_bytes([7; 16])
+}
 pub(super) const GIB: u64 = 1 << 30;
 
 /// A source that has one image, in pieces.
@@ -51,11 +55,25 @@ impl Source for Shop {
         self.asked_from.lock().expect("a lock").push(from);
         let from = if self.ranges { from } else { 0 };
         let bytes = self.bytes.lock().expect("a lock").clone();
-        let rest = bytes.get(usize::try_from(from).expect("small")..).unwrap_or_default();
-        let end = self.breaks_after.lock().expect("a lock").unwrap_or(rest.len()).min(rest.len());
-        let pieces: Vec<_> =
-            rest[..end].chunks(4096).map(|p| Ok(Bytes::copy_from_slice(p))).collect();
-        Box::pin(async move { Ok(Coming { from, pieces: stream::iter(pieces).boxed() }) })
+        let rest = bytes
+            .get(usize::try_from(from).expect("small")..)
+            .unwrap_or_default();
+        let end = self
+            .breaks_after
+            .lock()
+            .expect("a lock")
+            .unwrap_or(rest.len())
+            .min(rest.len());
+        let pieces: Vec<_> = rest[..end]
+            .chunks(4096)
+            .map(|p| Ok(Bytes::copy_from_slice(p)))
+            .collect();
+        Box::pin(async move {
+            Ok(Coming {
+                from,
+                pieces: stream::iter(pieces).boxed(),
+            })
+        })
     }
 
     fn seed(&self, _: VmId) -> BoxFuture<'_, Result<SeedText, SourceError>> {
@@ -124,7 +142,7 @@ pub(super) struct Bench {
 }
 
 pub(super) fn id(name: &str) -> VmId {
-    VmId::derive(&CLUSTER, &name.parse().expect("a name"), 1)
+    VmId::derive(&cluster(), &name.parse().expect("a name"), 1)
 }
 
 pub(super) fn machine(name: &str) -> Machine {
@@ -134,7 +152,10 @@ pub(super) fn machine(name: &str) -> Machine {
         cpus: 2,
         memory: Size(2 * GIB),
         image: raw_image(),
-        disk: Disk { size: Size(10 * GIB), pool: "default".parse().expect("a name") },
+        disk: Disk {
+            size: Size(10 * GIB),
+            pool: "default".parse().expect("a name"),
+        },
         nics: Vec::new(),
         autostart: true,
         ready: Readiness::Boot,
@@ -144,7 +165,9 @@ pub(super) fn machine(name: &str) -> Machine {
 
 /// The bytes that the shop has.
 pub(super) fn content() -> Vec<u8> {
-    (0..100 * 512_u32).map(|n| u8::try_from(n % 251).expect("small")).collect()
+    (0..100 * 512_u32)
+        .map(|n| u8::try_from(n % 251).expect("small"))
+        .collect()
 }
 
 pub(super) fn raw_image() -> ImageRef {
@@ -180,12 +203,17 @@ impl Bench {
             no_seed: Mutex::default(),
         });
         let machines = Self::machines(Arc::new(memory.clone()), &shop, &dir);
-        Self { dir, memory, shop, machines }
+        Self {
+            dir,
+            memory,
+            shop,
+            machines,
+        }
     }
 
     fn machines(virt: Arc<dyn Virt>, shop: &Arc<Shop>, dir: &tempfile::TempDir) -> Machines {
         let setting = Setting {
-            cluster: CLUSTER,
+            cluster: cluster(),
             pool: "default".parse().expect("a name"),
             kind: None,
             console: dir.path().join("console"),
@@ -195,7 +223,11 @@ impl Bench {
 
     /// The same hypervisor by a libvirt that gets stuck.
     pub(super) fn stuck(&self, calls: usize, after: bool) -> Machines {
-        let stuck = Stuck { memory: self.memory.clone(), left: Mutex::new(calls), after };
+        let stuck = Stuck {
+            memory: self.memory.clone(),
+            left: Mutex::new(calls),
+            after,
+        };
         Self::machines(Arc::new(stuck), &self.shop, &self.dir)
     }
 
@@ -234,15 +266,25 @@ impl Bench {
     }
 
     pub(super) async fn value(&self, call: VmCall) -> serde_json::Value {
-        self.perform(call, Mode::Apply).await.expect("it is known").value
+        self.perform(call, Mode::Apply)
+            .await
+            .expect("it is known")
+            .value
     }
 
     /// What is in the pool's directory and the console's, but for images.
     pub(super) fn files(&self) -> Vec<String> {
         let list = |dir: &str| {
-            std::fs::read_dir(self.dir.path().join(dir)).into_iter().flatten().map(|entry| {
-                entry.expect("an entry").file_name().to_string_lossy().into_owned()
-            })
+            std::fs::read_dir(self.dir.path().join(dir))
+                .into_iter()
+                .flatten()
+                .map(|entry| {
+                    entry
+                        .expect("an entry")
+                        .file_name()
+                        .to_string_lossy()
+                        .into_owned()
+                })
         };
         let mut all: Vec<String> = list("pool").chain(list("console")).collect();
         all.retain(|name| !name.starts_with("muster-image-"));
@@ -256,16 +298,23 @@ impl Bench {
 
     pub(super) fn state(&self, id: VmId) -> Option<GuestState> {
         let all = self.memory.domains();
-        all.iter().find(|domain| domain.uuid == id).map(|domain| domain.state)
+        all.iter()
+            .find(|domain| domain.uuid == id)
+            .map(|domain| domain.state)
     }
 }
 
 pub(super) fn create(name: &str) -> VmCall {
-    VmCall::Create { machine: Box::new(machine(name)) }
+    VmCall::Create {
+        machine: Box::new(machine(name)),
+    }
 }
 
 pub(super) fn destroy(name: &str, purge: bool) -> VmCall {
-    VmCall::Destroy { id: id(name), purge }
+    VmCall::Destroy {
+        id: id(name),
+        purge,
+    }
 }
 
 /// A domain that somebody else made.
