@@ -37,8 +37,8 @@ pub(super) const GIB: u64 = 1 << 30;
 /// A source that has one image, in pieces.
 pub(super) struct Shop {
     pub(super) bytes: Mutex<Vec<u8>>,
-    /// Bytes after which a transfer breaks off, each time.
-    pub(super) breaks_after: Mutex<Option<usize>>,
+    /// Bytes after which the next transfers break off.
+    pub(super) breaks: Mutex<Vec<usize>>,
     /// Whether it can go on in the middle.
     pub(super) ranges: bool,
     pub(super) seeds: AtomicUsize,
@@ -59,11 +59,12 @@ impl Source for Shop {
             .get(usize::try_from(from).expect("small")..)
             .unwrap_or_default();
         let end = self
-            .breaks_after
+            .breaks
             .lock()
             .expect("a lock")
-            .unwrap_or(rest.len())
-            .min(rest.len());
+            .pop()
+            .unwrap_or(rest.len());
+        let end = end.min(rest.len());
         let pieces: Vec<_> = rest[..end]
             .chunks(4096)
             .map(|p| Ok(Bytes::copy_from_slice(p)))
@@ -196,7 +197,7 @@ impl Bench {
         std::fs::create_dir(dir.path().join("pool")).expect("a directory");
         let shop = Arc::new(Shop {
             bytes: Mutex::new(content()),
-            breaks_after: Mutex::default(),
+            breaks: Mutex::default(),
             ranges: true,
             seeds: AtomicUsize::new(0),
             asked_from: Mutex::default(),
