@@ -1,6 +1,7 @@
 //! `/v1/images`: up from an operator, down to hypervisors.
 
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
@@ -102,11 +103,20 @@ async fn part(
     State(state): State<AppState>,
     caller: Caller,
     ApiPath((name, part)): ApiPath<(String, u32)>,
-    data: Bytes,
+    data: Result<Bytes, BytesRejection>,
 ) -> Result<StatusCode, ApiError> {
     let name = image_name(&name)?;
     state.authorize(&caller, Action::ManageImages, ()).await?;
     state.active()?;
+    let data = data.map_err(|error| match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            let title = format!("a part of an image has at most {IMAGE_PART} bytes");
+            ApiError::new(Kind::TooLarge, title)
+        }
+        _ => {
+            ApiError::new(Kind::InvalidRequest, "the part did not come whole").hint("send it again")
+        }
+    })?;
     state.images.part(&name, part, data).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -186,24 +186,26 @@ impl Machines {
         }
         let mib = 1 << 20;
         let whole = image.virtual_size.0.div_ceil(mib).saturating_mul(mib);
+        let wish = Wish {
+            cpus: request.cpus,
+            memory: request.memory,
+            disk: request.disk.unwrap_or(Size(whole)),
+            image,
+            networks,
+            account: request.account,
+            agent: request.agent,
+            ready,
+            ready_within: within,
+            roles,
+            labels: request.labels,
+            ssh_keys: request.ssh_keys,
+            user_data: request.user_data.map(Secret::new),
+            autostart: request.autostart,
+        };
+        wish.check()?;
         Ok(Wanted {
             names,
-            wish: Wish {
-                cpus: request.cpus,
-                memory: request.memory,
-                disk: request.disk.unwrap_or(Size(whole)),
-                image,
-                networks,
-                account: request.account,
-                agent: request.agent,
-                ready,
-                ready_within: within,
-                roles,
-                labels: request.labels,
-                ssh_keys: request.ssh_keys,
-                user_data: request.user_data.map(Secret::new),
-                autostart: request.autostart,
-            },
+            wish,
             on: request.on,
             strategy: request.strategy,
             apart,
@@ -322,9 +324,7 @@ impl Machines {
     ) -> Result<Vec<Taken>, VmError> {
         let records = &self.parts().records;
         // Before anything is written: all that can be known.
-        for Chosen { name, placed } in &chosen {
-            let draft = wanted.draft(name.clone(), records.next_id(name), 1, placed, caller);
-            draft.machine().check()?;
+        for Chosen { name, .. } in &chosen {
             if let Some(other) = records.get(name).filter(|_| records.is_taken(name)) {
                 return Err(Records::taken(&other.vm).into());
             }

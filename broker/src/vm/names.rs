@@ -73,6 +73,9 @@ impl Names {
         if many > MAX_AT_ONCE {
             return Err(NamesError::TooMany(many as usize));
         }
+        if !text.contains(['{', '}']) && many == 1 {
+            return Ok(Self::Listed(vec![text.parse()?]));
+        }
         // Else one of the two would be read as the other.
         if text.contains("..") || !text.contains('{') {
             let names = expand(text, count)?;

@@ -10,7 +10,7 @@ use muster_protocol::names::{
     AccountName, LabelKey, LabelValue, LanName, NodeName, PoolName, PrincipalName, RoleName, VmName,
 };
 use muster_protocol::units::{Span, Timestamp};
-use muster_protocol::vm::{Disk, ImageRef, Machine, Nic, Readiness, Size, VmId};
+use muster_protocol::vm::{Disk, ImageRef, Machine, MachineError, Nic, Readiness, Size, VmId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -104,6 +104,38 @@ pub struct Wish {
     /// Whether it starts with its hypervisor.
     pub autostart: bool,
 }
+
+impl Wish {
+    /// Whether there can be a machine like that, anywhere.
+    ///
+    /// # Errors
+    /// [`MachineError`]: the first thing that cannot be.
+    pub fn check(&self) -> Result<(), MachineError> {
+        // Its name, its place and its addresses are not asked for.
+        let (Ok(name), Ok(id), Ok(pool)) = ("x".parse(), NO_ID.parse(), "x".parse()) else {
+            return Ok(());
+        };
+        Machine {
+            id,
+            name,
+            cpus: self.cpus,
+            memory: self.memory,
+            image: self.image.clone(),
+            disk: Disk {
+                size: self.disk,
+                pool,
+            },
+            nics: Vec::new(),
+            autostart: self.autostart,
+            ready: self.ready,
+            account: self.account.clone(),
+        }
+        .check()
+    }
+}
+
+/// Of no machine.
+const NO_ID: &str = "00000000-0000-0000-0000-000000000000";
 
 /// A text that may hold secrets, where it is kept.
 mod hidden {

@@ -10,7 +10,7 @@ use muster_protocol::names::VmName;
 use muster_protocol::run::RunPhase;
 use muster_protocol::text::printable;
 use muster_protocol::units::{Timestamp, after};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::create::passes;
@@ -30,6 +30,8 @@ const AT_ONCE: usize = 16;
 const AGAIN: Duration = Duration::from_secs(30);
 /// ... but not later than that.
 const LATEST: Duration = Duration::from_secs(3_600);
+/// Whoever only looks waits so long for whoever does something.
+const TURN_WITHIN: Duration = Duration::from_secs(2);
 /// Longest reason that is kept, in characters.
 const MAX_WHY: usize = 500;
 
@@ -84,10 +86,10 @@ impl Machines {
         busy
     }
 
-    /// Looks after one machine now, unless somebody does: whoever looks at it
-    /// sees what has come of its run.
+    /// Looks after one machine now: whoever looks at it sees what has come of
+    /// its run. Somebody who does something with it is not waited for long.
     pub async fn look_after(&self, name: &VmName) {
-        let Some(_turn) = self.turn_now(name) else {
+        let Ok(_turn) = timeout(TURN_WITHIN, self.turn(name)).await else {
             return;
         };
         let held = self.parts().records.get(name);

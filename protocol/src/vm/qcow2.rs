@@ -100,7 +100,7 @@ pub fn virtual_size(format: ImageFormat, head: &[u8], size: Size) -> Result<Size
     }
     let disk = match format {
         ImageFormat::Raw if head.starts_with(&MAGIC) => return Err(ImageFault::NotRaw),
-        ImageFormat::Raw if size.bytes() % SECTOR != 0 => {
+        ImageFormat::Raw if !size.bytes().is_multiple_of(SECTOR) => {
             return Err(ImageFault::Sectors(size.bytes()));
         }
         ImageFormat::Raw => size.bytes(),
@@ -193,7 +193,7 @@ fn tables(header: &Header<'_>, features: u64, size: Size) -> Result<(), ImageFau
         return Err(ImageFault::Header("the size of its reference counts"));
     }
     for (at, bytes) in [(at, entries * 8), (header.u64(48), refcounts)] {
-        if at % cluster != 0 || (at == 0 && bytes > 0) {
+        if !at.is_multiple_of(cluster) || (at == 0 && bytes > 0) {
             return Err(ImageFault::Header("where a table begins"));
         }
         let needs = at.saturating_add(bytes);

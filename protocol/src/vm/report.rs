@@ -65,9 +65,9 @@ pub enum GuestState {
     Crashed,
 }
 
-/// A machine, as its hypervisor sees it.
+/// A machine, as its hypervisor sees it. (What is flattened into it would be
+/// unknown fields, so none are refused.)
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct Guest {
     /// Its UUID.
     pub id: VmId,
@@ -113,4 +113,32 @@ pub struct HypervisorReport {
     /// Why this is not known now: then machines are neither there nor gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_reported_is_read() {
+        let owners = [
+            Owner::Foreign,
+            Owner::Muster {
+                cluster: ClusterId::from_bytes([7; 16]),
+            },
+        ];
+        for owner in owners {
+            let guest = Guest {
+                id: "0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102".parse().expect("an id"),
+                name: "web-03".to_owned(),
+                state: GuestState::Running,
+                cpus: 2,
+                memory: Size(2 << 30),
+                owner,
+                since: Some(Timestamp::UNIX_EPOCH),
+            };
+            let text = serde_json::to_string(&guest).expect("JSON");
+            assert_eq!(serde_json::from_str::<Guest>(&text).ok(), Some(guest), "{text}");
+        }
+    }
 }

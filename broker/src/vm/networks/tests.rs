@@ -239,7 +239,13 @@ async fn a_network_changes_around_what_is_in_use() {
             .unwrap_err(),
     );
     let said: Vec<String> = said.iter().map(ToString::to_string).collect();
-    insta::assert_snapshot!(said.join("\n"), @"");
+    insta::assert_snapshot!(said.join("\n"), @"
+    there is a network `public`; take another name, or change it: --replace
+    network `public` would lose addresses that are in use: 192.0.2.1 by web-001, 192.0.2.2 by web-002, 192.0.2.3 by web-003, 192.0.2.4 by web-004, 192.0.2.5 by web-005, and 2 more; keep their pool, or destroy these machines first
+    network `public` is in use: 192.0.2.1 by web-001, 192.0.2.2 by web-002, 192.0.2.3 by web-003, 192.0.2.4 by web-004, 192.0.2.5 by web-005, and 2 more; destroy these machines first
+    the pool 192.0.2.128/25 has addresses of 192.0.2.0/24 of network `public`, on the same bridge br0; one of them must leave them out
+    there is no network `other`; `muster network list` shows what there is
+    ");
     // On another bridge it is another wire.
     let elsewhere = PutNetwork {
         bridge: "br1".parse().unwrap(),
@@ -322,7 +328,32 @@ fn what_cannot_be_a_network_is_refused_and_says_why() {
         }),
         with(&|put| put.reserved = vec![IpAddr::from([192, 0, 2, 1]); 1001]),
     ];
-    insta::assert_snapshot!(said.join("\n"), @"");
+    insta::assert_snapshot!(said.join("\n"), @"
+    `../etc` is not a pool of addresses; write a prefix like 192.0.2.0/24, or a range like 192.0.2.10-192.0.2.99/24
+    `192.0.2.0` is not a pool of addresses; write a prefix like 192.0.2.0/24, or a range like 192.0.2.10-192.0.2.99/24
+    `192.0.2.5/24` is within 192.0.2.0/24; write 192.0.2.0/24, or the range that you mean
+    `192.0.2.10-192.0.2.99` is not a pool of addresses; write a prefix like 192.0.2.0/24, or a range like 192.0.2.10-192.0.2.99/24
+    `192.0.2.99-192.0.2.10/24` is no range within one prefix; its first address comes first
+    `192.0.2.10-192.0.3.9/24` is no range within one prefix; its first address comes first
+    `192.0.2.10-2001:db8::1/24` is no range within one prefix; its first address comes first
+    `192.0.2.0-192.0.2.0/24` has no address for a machine
+    `192.0.2.0/99` is not a pool of addresses; write a prefix like 192.0.2.0/24, or a range like 192.0.2.10-192.0.2.99/24
+    no machine can have the addresses of `127.0.0.0/8`: they are for one host, one link, or groups
+    no machine can have the addresses of `::/0`: they are for one host, one link, or groups
+    no machine can have the addresses of `fe80::/64`: they are for one host, one link, or groups
+    no machine can have the addresses of `224.0.0.0/4`: they are for one host, one link, or groups
+    `9999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999…` is not a pool of addresses; write a prefix like 192.0.2.0/24, or a range like 192.0.2.10-192.0.2.99/24
+    a network has 1 to 16 pools of addresses, not 0
+    a network has 1 to 16 pools of addresses, not 17
+    the pools 192.0.2.0/24 and 192.0.2.128-192.0.2.129/24 have addresses in common
+    the pools 192.0.2.0/25 and 192.0.2.128/25 are of different subnets; make a network of each
+    two gateways of IPv4; a network has at most one of each family
+    the gateway 198.51.100.1 is in no subnet of the pools; no machine could reach it
+    0.0.0.0 is not the address of a host
+    packets of at most 1000 bytes: possible are 576 to 9216, with IPv6 from 1280
+    the IPv4 pools have no address that is not reserved or a gateway
+    at most 1000 addresses are reserved, not 1001; give ranges as pools that leave them out
+    ");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use muster_protocol::vm::Size;
 use serde_json::{Value, json};
 
 use super::VmVerb;
-use super::wait::{failed, wait};
+use super::wait::{failed, settled, wait};
 use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
 
@@ -226,7 +226,7 @@ pub(super) async fn run(context: &Context, verb: VmVerb) -> Result<u8, Failure> 
     if shows {
         return show(context, &view, json);
     }
-    say(context, &client.vm(&name).await?, json, &done)
+    say(context, &settled(&client, &name).await?, json, &done)
 }
 
 fn say(context: &Context, vm: &VmView, json: bool, done: &str) -> Result<u8, Failure> {

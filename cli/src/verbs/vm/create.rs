@@ -14,7 +14,7 @@ use muster_protocol::text::printable;
 use muster_protocol::units::Span;
 use muster_protocol::vm::{Readiness, Size};
 
-use super::wait::{failed, wait};
+use super::wait::{failed, settled, wait};
 use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
 use crate::ui::count;
@@ -309,7 +309,7 @@ async fn follow(
             (!quiet).then(|| step(frame, since)).flatten()
         })
         .await?;
-        let vm = client.vm(name).await?;
+        let vm = settled(client, name).await?;
         if view.brief.state == RunPhase::Succeeded {
             let at = vm.addresses.first();
             let at = at.map(|at| format!(" at {at}")).unwrap_or_default();

@@ -6,7 +6,7 @@ use muster_protocol::names::VmName;
 use muster_protocol::run::RunPhase;
 use muster_protocol::units::{Timestamp, elapsed};
 
-use super::wait::{failed, wait};
+use super::wait::{failed, settled, wait};
 use crate::Context;
 use crate::failure::Failure;
 use crate::ui::time::{coarse, moment};
@@ -88,7 +88,7 @@ pub(super) async fn run(context: &Context, args: &DestroyArgs) -> Result<u8, Fai
     if view.brief.state != RunPhase::Succeeded {
         return Err(failed(&view, &format!("{} may be there still", args.name)));
     }
-    let vm = client.vm(&args.name).await?;
+    let vm = settled(&client, &args.name).await?;
     if args.json {
         context.term.json(&vm)?;
     } else {

@@ -1,13 +1,23 @@
 //! Waiting for what is done with a machine.
 
+use std::time::Duration;
+
 use muster_client::{Client, Reference, Watch};
-use muster_protocol::api::{Frame, RunView};
+use muster_protocol::api::{Frame, RunView, VmStatus, VmView};
 use muster_protocol::ids::RunId;
+use muster_protocol::names::VmName;
 use muster_protocol::run::RunPhase;
 use muster_protocol::text::printable;
 
+use tokio::time::{Instant, sleep};
+
 use crate::Context;
 use crate::failure::{CANCELLED, Failure, NOT_ALL};
+
+/// How long the broker may take to draw the consequences of a run's end.
+const SETTLED_WITHIN: Duration = Duration::from_secs(10);
+/// How often it is asked.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Waits until a run has ended, and says of each frame what `seen` makes of
 /// it. Also when nobody waits any more it goes on.
@@ -39,6 +49,23 @@ pub(super) async fn wait(
         }
     }
     Ok(client.run(&run).await?)
+}
+
+/// The machine, once the broker has drawn the consequences of its run's end:
+/// a moment later at most.
+///
+/// # Errors
+/// [`Failure`].
+pub(super) async fn settled(client: &Client, name: &VmName) -> Result<VmView, Failure> {
+    let begun = Instant::now();
+    loop {
+        let vm = client.vm(name).await?;
+        let open = matches!(vm.status, VmStatus::Creating | VmStatus::Destroying);
+        if !open || begun.elapsed() > SETTLED_WITHIN {
+            return Ok(vm);
+        }
+        sleep(LOOK).await;
+    }
 }
 
 /// Why a run did not end well, with its exit code.
