@@ -129,7 +129,9 @@ mod tests {
         ];
         for owner in owners {
             let guest = Guest {
-                id: "0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102".parse().expect("an id"),
+                id: "0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102"
+                    .parse()
+                    .expect("an id"),
                 name: "web-03".to_owned(),
                 state: GuestState::Running,
                 cpus: 2,
@@ -138,7 +140,11 @@ mod tests {
                 since: Some(Timestamp::UNIX_EPOCH),
             };
             let text = serde_json::to_string(&guest).expect("JSON");
-            assert_eq!(serde_json::from_str::<Guest>(&text).ok(), Some(guest), "{text}");
+            assert_eq!(
+                serde_json::from_str::<Guest>(&text).ok(),
+                Some(guest),
+                "{text}"
+            );
         }
     }
 }

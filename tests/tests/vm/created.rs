@@ -66,14 +66,27 @@ impl Cloud {
 
     fn well(&self, args: &[&str]) -> Result<Said> {
         let said = self.up.muster(args);
-        ensure!(said.code == 0, "muster {args:?}: {said:#?}\n{}", self.logs());
+        ensure!(
+            said.code == 0,
+            "muster {args:?}: {said:#?}\n{}",
+            self.logs()
+        );
         Ok(said)
     }
 
     fn create(&self, name: &str, more: &[&str]) -> Said {
         let args = [
-            "vm", "create", name, "--image", "guest", "--cpus", "1", "--memory", "256MiB",
-            "--network", "lan",
+            "vm",
+            "create",
+            name,
+            "--image",
+            "guest",
+            "--cpus",
+            "1",
+            "--memory",
+            "256MiB",
+            "--network",
+            "lan",
         ];
         self.up.muster(&[&args[..], more].concat())
     }
@@ -130,7 +143,9 @@ impl Cloud {
         let cat = ["cat", "/proc/sys/kernel/random/boot_id"];
         let said = self.well(&[&["run", &role, "--yes", "--json", "--"][..], &cat].concat())?;
         let each = said.output("stdout").into_iter();
-        Ok(each.map(|(node, id)| (node, id.trim().to_owned())).collect())
+        Ok(each
+            .map(|(node, id)| (node, id.trim().to_owned()))
+            .collect())
     }
 
     fn end(mut self) -> Result<()> {
@@ -154,7 +169,9 @@ fn a_machine_is_made_takes_orders_and_goes_without_a_trace() -> Result<()> {
     let (there, held) = (cloud.there()?, cloud.held()?);
 
     // What would be done is said, and not done.
-    let plan = cloud.create("web-03", &["--role", "web", "--dry-run"]).exits(0);
+    let plan = cloud
+        .create("web-03", &["--role", "web", "--dry-run"])
+        .exits(0);
     plan.shows(&["hv2"]);
     assert_eq!(cloud.held()?, held);
 
@@ -178,7 +195,10 @@ fn a_machine_is_made_takes_orders_and_goes_without_a_trace() -> Result<()> {
     let id = vm["id"].as_str().context("an id")?.to_owned();
     let pool = cloud.hypervisor.pool();
     let seed = std::fs::read(pool.join(format!("muster-{id}-seed.img")))?;
-    assert!(!seed.windows(4).any(|four| four == b"mi1_"), "an invite is left");
+    assert!(
+        !seed.windows(4).any(|four| four == b"mi1_"),
+        "an invite is left"
+    );
 
     // The name is taken; nothing was touched.
     let again = cloud.create("web-03", &[]);
@@ -203,7 +223,9 @@ fn a_machine_is_made_takes_orders_and_goes_without_a_trace() -> Result<()> {
 
     // A protected one stays.
     cloud.well(&["vm", "protect", "web-03"])?;
-    let kept = cloud.up.muster(&["vm", "destroy", "web-03", "--purge", "--yes"]);
+    let kept = cloud
+        .up
+        .muster(&["vm", "destroy", "web-03", "--purge", "--yes"]);
     assert_ne!(kept.code, 0, "{kept:#?}");
     kept.shows(&["protected"]);
     cloud.becomes("web-03", "running")?;
