@@ -25,6 +25,14 @@ pub const STOCK: &[(&str, &str)] = stock![
     "restart-service",
     "rolling-restart",
     "upgrade-packages",
+    "vm-console",
+    "vm-create",
+    "vm-destroy",
+    "vm-exec",
+    "vm-power",
+    "vm-resize",
+    "vm-snapshot",
+    "vm-undelete",
 ];
 
 /// The stock scenario of that name.

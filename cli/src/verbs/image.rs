@@ -591,6 +591,10 @@ mod tests {
             ),
         ];
         let now = "2026-11-22T12:00:00Z".parse().expect("a time");
-        insta::assert_snapshot!(table(&all, now, Paint::plain(), 160), @"");
+        insta::assert_snapshot!(table(&all, now, Paint::plain(), 160), @"
+        NAME       SHA256        FORMAT  SIZE      DISK  ON  MACHINES  ADDED    BY   FROM
+        debian-12  2d711642b726  qcow2   337.9MiB  2GiB  3   12        2 h ago  ana  uploaded
+        debian-13  2d711642b726  qcow2   337.9MiB  2GiB  3   12        2 h ago  ana  https://images.example.org/debian-13.qcow2
+        ");
     }
 }

@@ -10,8 +10,8 @@ use crate::Context;
 use crate::failure::Failure;
 use crate::ui::Paint;
 use crate::ui::table::{Cell, Table, Tone};
+use crate::ui::thousands;
 use crate::ui::time::moment;
-use crate::ui::{count, thousands};
 
 /// Arguments of `muster network`.
 #[derive(Args, Debug)]
@@ -228,7 +228,7 @@ fn shown(view: &NetworkView, paint: Paint, width: usize) -> String {
         ("mtu", mtu),
         (
             "in use",
-            format!("{}, {}", count(view.used as usize, "interface"), free(view)),
+            format!("{}; {}", thousands(view.used.into()), free(view)),
         ),
         ("made", format!("{} by {}", moment(view.made), view.by)),
     ] {
@@ -264,12 +264,31 @@ mod tests {
 
     #[test]
     fn a_network_is_shown_with_who_is_in_it() {
-        insta::assert_snapshot!(shown(&view(2, 251), Paint::plain(), 100), @"");
+        insta::assert_snapshot!(shown(&view(2, 251), Paint::plain(), 100), @"
+        network   public
+        bridge    br0
+        pools     192.0.2.0/24, 2001:db8::/64
+        gateways  192.0.2.1, fe80::1
+        dns       -
+        reserved  192.0.2.9
+        mtu       1500
+        in use    2; 251 addresses free
+        made      2026-11-22 10:00:00 by ana
+
+        ADDRESS      MACHINE
+        192.0.2.2    web-01
+        2001:db8::1  web-01
+        ");
     }
 
     #[test]
     fn networks_are_a_table() {
         let all = [view(2, 251), view(0, u32::MAX), view(253, 0)];
-        insta::assert_snapshot!(table(&all, Paint::plain(), 100), @"");
+        insta::assert_snapshot!(table(&all, Paint::plain(), 100), @"
+        NAME    BRIDGE  USED  FREE  POOLS                        GATEWAYS
+        public  br0     2     251   192.0.2.0/24, 2001:db8::/64  192.0.2.1, fe80::1
+        public  br0     0     many  192.0.2.0/24, 2001:db8::/64  192.0.2.1, fe80::1
+        public  br0     253   0     192.0.2.0/24, 2001:db8::/64  192.0.2.1, fe80::1
+        ");
     }
 }

@@ -122,8 +122,18 @@ impl Inner {
         }
     }
 
-    pub(super) async fn guest_ping(&self, id: VmId) -> Done<Performed> {
-        let domain = self.there(id).await?;
+    pub(super) async fn guest_ping(&self, id: VmId, mode: Mode) -> Done<Performed> {
+        let domain = match self.look(id).await? {
+            Some(domain) => domain,
+            // A dry run has made none.
+            None if mode == Mode::Check => {
+                return Ok(Performed {
+                    change: None,
+                    value: true.into(),
+                });
+            }
+            None => return Err(VmError::Missing(id)),
+        };
         let mut answers = false;
         if domain.state == GuestState::Running {
             let ping = json!({ "execute": "guest-ping" });

@@ -220,14 +220,18 @@ pub(super) async fn fetch(
                 why: format!("it broke off after {} bytes", part.have),
             })
         });
-        tries = if part.have > before { 0 } else { tries + 1 };
+        tries = match part.have > before {
+            true => 0,
+            false if error.is_busy() => tries,
+            false => tries + 1,
+        };
         if error.is_final() || tries >= TRIES {
             return Err(ImageError::Source {
                 image: name(),
                 source: error,
             });
         }
-        if tries == 0 {
+        if part.have > before {
             backoff.reset();
         }
         tokio::time::sleep(backoff.wait()).await;

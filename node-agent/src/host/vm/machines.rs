@@ -316,7 +316,7 @@ impl Machines {
             VmCall::GuestExec { id, argv, timeout } => {
                 inner.guest_exec(*id, argv, *timeout, mode).await
             }
-            VmCall::GuestPing { id } => inner.guest_ping(*id).await,
+            VmCall::GuestPing { id } => inner.guest_ping(*id, mode).await,
         };
         // Also when it failed: part of it may be done.
         if mode == Mode::Apply && alters(call) {

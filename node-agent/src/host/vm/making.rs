@@ -110,7 +110,8 @@ impl Inner {
             });
         }
         let (files, _) = self.pool().await?;
-        if !is_here(&files, &machine.image) {
+        // A dry run has fetched none.
+        if mode == Mode::Apply && !is_here(&files, &machine.image) {
             return Err(VmError::NoImage(machine.image.name.clone()));
         }
         let note_path = files.note_path(machine.id);
@@ -158,7 +159,11 @@ impl Inner {
                 .map_err(|e| file(&note_path, e))?;
             self.make_disk(machine, &files).await?;
         }
-        self.make_seed(machine, &files).await?;
+        // One that is kept was used: who takes up an old disk is somebody
+        // already.
+        if !taken_up || !files.seed(machine.id).exists() {
+            self.make_seed(machine, &files).await?;
+        }
         make_dir(&files.console).map_err(|e| file(&files.console, e))?;
         self.define(machine, &files).await?;
         files::remove(&note_path).map_err(|e| file(&note_path, e))?;
@@ -276,16 +281,18 @@ impl Inner {
     }
 
     pub(super) async fn unseed(&self, id: VmId, mode: Mode) -> Done<Performed> {
-        self.there(id).await?;
+        let domain = self.look(id).await?;
         let (files, _) = self.pool().await?;
         let path = files.seed(id);
         if mode == Mode::Check {
-            return Ok(if seed::is_secret(&path)? {
+            // One that a dry run has not made would have a seed.
+            return Ok(if domain.is_none() || seed::is_secret(&path)? {
                 changed(mode, "take the invite out of its seed")
             } else {
                 unchanged()
             });
         }
+        domain.ok_or(VmError::Missing(id))?;
         Ok(if seed::strip(&path)? {
             changed(mode, "the invite is out of its seed")
         } else {
@@ -335,14 +342,21 @@ impl Inner {
         ))
     }
 
-    /// What a machine without a domain has left behind: its seed, and when
-    /// everything is to go its disk, its console's log and what is written
-    /// down of it, which goes last.
+    /// What a machine without a domain has left behind: the invite in its
+    /// seed, and when everything is to go its disk, its seed, its console's log
+    /// and what is written down of it, which goes last.
     async fn sweep(&self, id: VmId, purge: bool, files: &Files, mode: Mode) -> Done<Performed> {
         let mut found = 0;
         let seed = files.seed(id);
-        let mut paths = vec![seed];
-        if purge {
+        let mut paths = Vec::new();
+        if !purge {
+            let secret = match mode {
+                Mode::Check => seed::is_secret(&seed)?,
+                Mode::Apply => seed::strip(&seed)?,
+            };
+            found += usize::from(secret);
+        } else {
+            paths.push(seed);
             let logs = files
                 .console_logs(id)
                 .map_err(|e| file(&files.console, e))?;

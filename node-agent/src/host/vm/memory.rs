@@ -141,7 +141,7 @@ impl Memory {
     }
 
     /// What was asked since this was asked last.
-    #[must_use]
+    #[allow(clippy::must_use_candidate, reason = "also to begin anew")]
     pub fn take_calls(&self) -> Vec<&'static str> {
         std::mem::take(&mut self.state().calls)
     }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use muster_protocol::keys::Purpose;
+use muster_protocol::problem::Kind;
 use muster_protocol::vm::{ImageRef, SeedText, VmId};
 use muster_protocol::wire::{ImageRequest, SeedRequest, proof_text};
 
@@ -33,6 +34,13 @@ pub enum SourceError {
 }
 
 impl SourceError {
+    /// Whether whoever was asked only has too much to do: then it is waited
+    /// for, for as long as the step may take.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Http(HttpError::Problem(problem)) if problem.kind == Kind::RateLimited)
+    }
+
     /// Whether asking again soon is of no use.
     #[must_use]
     pub fn is_final(&self) -> bool {

@@ -4,6 +4,8 @@
 mod faults;
 mod images;
 mod meaning;
+mod program;
+mod watcher;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,14 +29,16 @@ use tokio::sync::watch;
 
 use super::*;
 
-pub(super) const CLUSTER: ClusterId = ClusterId::from_bytes([7; 16]);
+pub(super) fn cluster() -> ClusterId {
+    ClusterId::from_bytes([7; 16])
+}
 pub(super) const GIB: u64 = 1 << 30;
 
 /// A source that has one image, in pieces.
 pub(super) struct Shop {
     pub(super) bytes: Mutex<Vec<u8>>,
-    /// Bytes after which a transfer breaks off, each time.
-    pub(super) breaks_after: Mutex<Option<usize>>,
+    /// Bytes after which the next transfers break off.
+    pub(super) breaks: Mutex<Vec<usize>>,
     /// Whether it can go on in the middle.
     pub(super) ranges: bool,
     pub(super) seeds: AtomicUsize,
@@ -55,11 +59,12 @@ impl Source for Shop {
             .get(usize::try_from(from).expect("small")..)
             .unwrap_or_default();
         let end = self
-            .breaks_after
+            .breaks
             .lock()
             .expect("a lock")
-            .unwrap_or(rest.len())
-            .min(rest.len());
+            .pop()
+            .unwrap_or(rest.len());
+        let end = end.min(rest.len());
         let pieces: Vec<_> = rest[..end]
             .chunks(4096)
             .map(|p| Ok(Bytes::copy_from_slice(p)))
@@ -138,7 +143,7 @@ pub(super) struct Bench {
 }
 
 pub(super) fn id(name: &str) -> VmId {
-    VmId::derive(&CLUSTER, &name.parse().expect("a name"), 1)
+    VmId::derive(&cluster(), &name.parse().expect("a name"), 1)
 }
 
 pub(super) fn machine(name: &str) -> Machine {
@@ -192,7 +197,7 @@ impl Bench {
         std::fs::create_dir(dir.path().join("pool")).expect("a directory");
         let shop = Arc::new(Shop {
             bytes: Mutex::new(content()),
-            breaks_after: Mutex::default(),
+            breaks: Mutex::default(),
             ranges: true,
             seeds: AtomicUsize::new(0),
             asked_from: Mutex::default(),
@@ -209,7 +214,7 @@ impl Bench {
 
     fn machines(virt: Arc<dyn Virt>, shop: &Arc<Shop>, dir: &tempfile::TempDir) -> Machines {
         let setting = Setting {
-            cluster: CLUSTER,
+            cluster: cluster(),
             pool: "default".parse().expect("a name"),
             kind: None,
             console: dir.path().join("console"),
