@@ -191,7 +191,7 @@ async fn create(
         .await?;
     state.active()?;
     let machines = state.machines.clone();
-    let work = async move { machines.create(asked).await };
+    let work = async move { Box::pin(machines.create(asked)).await };
     let made = once(&state, &caller, "POST /v1/vms", &headers, &request, work).await?;
     Ok(ApiJson(made))
 }

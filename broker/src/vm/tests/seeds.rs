@@ -46,7 +46,7 @@ async fn each_seed_has_one_invite_that_works_and_only_its_hypervisor_is_told() {
         assert_eq!(invite.name.as_str(), "web-01");
         assert_eq!(invite.roles, vm.wish.roles);
     }
-    assert_eq!(machines.vm("web-01").invites, [two.clone()]);
+    assert_eq!(machines.vm("web-01").invites, std::slice::from_ref(&two));
     assert!(!format!("{:?}", machines.vm("web-01")).contains("hunter2"));
 
     // The guest has enrolled; whoever asks again needs no other invite.

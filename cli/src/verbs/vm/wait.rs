@@ -39,7 +39,7 @@ pub(super) async fn wait(
                     context.term.note(&line);
                 }
             }
-            Watch::Reconnecting { why, attempt } if attempt == 1 => {
+            Watch::Reconnecting { why, attempt: 1 } => {
                 let why = printable(&why, 200);
                 context
                     .term
