@@ -1,163 +1,12 @@
 //! From a command to a node that takes orders, and back to nothing: on a real
 //! libvirt, with a real guest.
 
-use std::collections::BTreeSet;
+use anyhow::{Context as _, Result};
+use muster_tests::vm::capability;
+use muster_tests::vm::guest::wait_for_guest;
+use muster_tests::wait_for;
 
-use anyhow::{Context as _, Result, ensure};
-use muster_tests::vm::guest::{GUEST_PATIENCE, wait_for_guest};
-use muster_tests::vm::hypervisor::Inside;
-use muster_tests::vm::{Hypervisor, Image, World, capability};
-use muster_tests::{Said, Up, wait_for, wait_within};
-use rustix::process::Signal;
-use serde_json::Value;
-
-const AGENT: &str = "[capabilities]\nvm = true\n\n[vm]\ntype = \"qemu\"\n";
-
-/// A cluster with one hypervisor, which is heard.
-struct Cloud {
-    world: World,
-    up: Up,
-    hypervisor: Hypervisor,
-    agent: Option<Inside>,
-    _dir: tempfile::TempDir,
-}
-
-impl Cloud {
-    fn new() -> Result<Self> {
-        let dir = tempfile::tempdir()?;
-        let world = World::enter()?;
-        let mut up = Up::not_yet(&[])?;
-        up.listen_on(world.address())?;
-        up.launch()?;
-        let hypervisor = Hypervisor::start(&world, dir.path(), 2)?;
-        hypervisor.enrol(&up, &["zone=gva2", "rack=r03"])?;
-        let mut cloud = Self {
-            world,
-            up,
-            hypervisor,
-            agent: None,
-            _dir: dir,
-        };
-        cloud.run_agent()?;
-        Ok(cloud)
-    }
-
-    /// Starts the hypervisor's agent, and waits until what it has is known.
-    fn run_agent(&mut self) -> Result<()> {
-        self.agent = Some(self.hypervisor.run_agent(AGENT, &[])?);
-        let heard = wait_for("the hypervisor's report", || {
-            let all = self.up.muster(&["hypervisor", "list", "--json"]).list();
-            let one = all.into_iter().find(|one| one["node"] == "hv2")?;
-            one["capacity"].is_object().then_some(())
-        });
-        heard.with_context(|| self.logs())
-    }
-
-    /// The image of the tests, and a network on the hypervisor's bridge.
-    fn furnish(&self) -> Result<()> {
-        let image = Image::made()?;
-        let path = image.path.to_string_lossy().into_owned();
-        self.well(&["image", "add", "guest", &path])?;
-        let pool = ["--pool", "10.77.1.10-10.77.1.99/16"];
-        let network = ["network", "add", "lan", "--bridge", "br0"];
-        self.well(&[&network[..], &pool].concat())?;
-        Ok(())
-    }
-
-    fn well(&self, args: &[&str]) -> Result<Said> {
-        let said = self.up.muster(args);
-        ensure!(
-            said.code == 0,
-            "muster {args:?}: {said:#?}\n{}",
-            self.logs()
-        );
-        Ok(said)
-    }
-
-    fn create(&self, name: &str, more: &[&str]) -> Said {
-        let args = [
-            "vm",
-            "create",
-            name,
-            "--image",
-            "guest",
-            "--cpus",
-            "1",
-            "--memory",
-            "256MiB",
-            "--network",
-            "lan",
-        ];
-        self.up.muster(&[&args[..], more].concat())
-    }
-
-    fn vm(&self, name: &str) -> Result<Value> {
-        let said = self.well(&["vm", "show", name, "--json"])?;
-        Ok(serde_json::from_str(&said.out)?)
-    }
-
-    /// Waits until a machine's status is that.
-    fn becomes(&self, name: &str, status: &str) -> Result<Value> {
-        let found = wait_within(GUEST_PATIENCE, &format!("{name} to be {status}"), || {
-            self.vm(name).ok().filter(|vm| vm["status"] == status)
-        });
-        found.with_context(|| format!("{:#?}\n{}", self.vm(name), self.logs()))
-    }
-
-    /// What there is in the cluster that machines are made of.
-    fn held(&self) -> Result<BTreeSet<String>> {
-        let mut all = BTreeSet::new();
-        for verb in [
-            &["nodes", "--json"][..],
-            &["node", "invites", "--json"],
-            &["vm", "list", "--json"],
-        ] {
-            for item in self.well(verb)?.list() {
-                all.insert(format!("{} {}", verb[0], item["name"]));
-            }
-        }
-        let network = self.well(&["network", "show", "lan", "--json"])?;
-        let network: Value = serde_json::from_str(&network.out)?;
-        all.insert(format!("addresses in use {}", network["used"]));
-        Ok(all)
-    }
-
-    /// Everything on the hypervisor that machines are made of. Libvirt keeps
-    /// an empty directory and its own lists; the image stays in the cache.
-    fn there(&self) -> Result<BTreeSet<String>> {
-        let all = self.hypervisor.inventory()?;
-        let kept = |line: &String| !line.contains("muster-image-");
-        Ok(all.into_iter().filter(kept).collect())
-    }
-
-    fn logs(&self) -> String {
-        let agent = self.agent.as_ref().map(Inside::log).unwrap_or_default();
-        let agent: Vec<&str> = agent.lines().rev().take(60).collect();
-        let agent: Vec<&str> = agent.into_iter().rev().collect();
-        format!("{}\n--- hv2's agent\n{}", self.up.logs(), agent.join("\n"))
-    }
-
-    /// The boot id that each node of a role says.
-    fn boot_ids(&self, role: &str) -> Result<std::collections::BTreeMap<String, String>> {
-        let role = format!("role={role}");
-        let cat = ["cat", "/proc/sys/kernel/random/boot_id"];
-        let said = self.well(&[&["run", &role, "--yes", "--json", "--"][..], &cat].concat())?;
-        let each = said.output("stdout").into_iter();
-        Ok(each
-            .map(|(node, id)| (node, id.trim().to_owned()))
-            .collect())
-    }
-
-    fn end(mut self) -> Result<()> {
-        if let Some(agent) = self.agent.take() {
-            assert_eq!(agent.stop(Signal::TERM)?, 0);
-        }
-        self.up.stop(Signal::TERM)?;
-        assert_eq!(self.hypervisor.end()?.processes(), []);
-        assert_eq!(self.world.end()?.processes(), []);
-        Ok(())
-    }
-}
+use crate::cloud::Cloud;
 
 #[test]
 fn a_machine_is_made_takes_orders_and_goes_without_a_trace() -> Result<()> {
@@ -243,14 +92,8 @@ fn a_machine_that_never_boots_is_taken_back_and_its_console_is_shown() -> Result
         return Ok(());
     }
     let cloud = Cloud::new()?;
-    // A disk with nothing on it: the firmware finds no system.
-    let disk = cloud.up.dir.path().join("empty.raw");
-    std::fs::File::create(&disk)?.set_len(1 << 20)?;
-    let disk = disk.to_string_lossy().into_owned();
-    cloud.well(&["image", "add", "guest", &disk, "--format", "raw"])?;
-    let pool = ["--pool", "10.77.1.10-10.77.1.99/16"];
-    let network = ["network", "add", "lan", "--bridge", "br0"];
-    cloud.well(&[&network[..], &pool].concat())?;
+    // The firmware finds no system.
+    cloud.furnish_empty()?;
     let (there, held) = (cloud.there()?, cloud.held()?);
 
     let made = cloud.create("web-03", &["--role", "web", "--within", "12s"]);

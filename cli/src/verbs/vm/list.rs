@@ -234,8 +234,10 @@ fn card(vm: &VmView, paint: Paint, now: Timestamp) -> String {
     line(
         "size",
         format!(
-            "{} processors, {} of memory, {} of disk",
-            vm.cpus, vm.memory, vm.disk
+            "{}, {} of memory, {} of disk",
+            count(usize::from(vm.cpus), "processor"),
+            vm.memory,
+            vm.disk
         ),
     );
     line(

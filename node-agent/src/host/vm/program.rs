@@ -214,6 +214,7 @@ impl Keeper {
         let mut line =
             serde_json::to_vec(&Asked { id, call }).map_err(|e| VirtError::Away(e.to_string()))?;
         line.push(b'\n');
+        muster_checkpoint::at("agent.virt.before", || what.to_string()).await;
         let until = Instant::now() + patience;
         let sent = tokio::time::timeout_at(until, running.input.write_all(&line)).await;
         let mut lost = match sent {
@@ -228,6 +229,7 @@ impl Keeper {
         while let Some(running) = &mut self.running {
             match tokio::time::timeout_at(until, running.said.recv()).await {
                 Ok(Some(Said::Answer { id: of, result })) if of == id => {
+                    muster_checkpoint::at("agent.virt.after", || what.to_string()).await;
                     return result.map_err(VirtError::Failed);
                 }
                 Ok(Some(Said::Lost { why })) => {
