@@ -308,7 +308,7 @@ impl Machines {
             node: &node.assignment.name,
             labels: &node.assignment.labels,
             connected: node.is_active() && self.is_connected(node.serial),
-            able: agent.is_some_and(|agent| agent.capabilities.iter().any(|one| one == "vm")),
+            able: agent.map(|agent| agent.capabilities.iter().any(|one| one == "vm")),
             cordoned: self.parts().cordons.has(node.serial),
             heard,
             given: given.get(&node.serial).copied().unwrap_or_default(),

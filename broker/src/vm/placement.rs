@@ -46,8 +46,8 @@ pub struct Candidate<'a> {
     pub labels: &'a BTreeMap<LabelKey, LabelValue>,
     /// Whether it is heard.
     pub connected: bool,
-    /// Whether its agent says that it can.
-    pub able: bool,
+    /// Whether its agent says that it can; none while it has said nothing.
+    pub able: Option<bool>,
     /// Whether nothing new is put on it.
     pub cordoned: bool,
     /// What it said last.
@@ -109,7 +109,8 @@ fn fits(need: &Need, at: &Candidate<'_>, settings: &VmConfig) -> Result<Size, St
     if !at.connected {
         return Err("is not connected".to_owned());
     }
-    if !at.able {
+    // One that has not said so yet, to a broker that has just begun, will.
+    if at.able == Some(false) {
         return Err("its agent does not grant `vm`".to_owned());
     }
     if at.cordoned {

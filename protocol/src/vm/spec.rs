@@ -288,10 +288,11 @@ mod tests {
 
     #[test]
     fn a_size_is_written_as_it_was() {
-        for text in ["1B", "512MiB", "2GiB", "10GiB", "3TiB", "1025KiB"] {
+        for text in ["1B", "512MiB", "2GiB", "10GiB", "3TiB", "1023KiB"] {
             assert_eq!(text.parse::<Size>().map(|s| s.to_string()), Ok(text.into()));
         }
         assert_eq!(Size(0).to_string(), "0B");
+        assert_eq!(Size(1025 << 10).to_string(), "1.0MiB");
         assert_eq!(Size((1 << 30) + (1 << 29)).to_string(), "1.5GiB");
         for bad in [
             "",

@@ -77,8 +77,14 @@ impl Cloud {
         let each = self.env.iter();
         let env: Vec<(&str, &str)> = each.map(|(k, v)| (k.as_str(), v.as_str())).collect();
         *self.agent() = Some(self.hypervisor.run_agent(AGENT, &env)?);
+        self.heard()
+    }
+
+    /// Waits until the broker knows what the hypervisor has.
+    pub(crate) fn heard(&self) -> Result<()> {
         let heard = wait_for("the hypervisor's report", || {
-            let all = self.up.muster(&["hypervisor", "list", "--json"]).list();
+            let said = self.up.muster(&["hypervisor", "list", "--json"]);
+            let all = (said.code == 0).then(|| said.list())?;
             let one = all.into_iter().find(|one| one["node"] == "hv2")?;
             one["capacity"].is_object().then_some(())
         });

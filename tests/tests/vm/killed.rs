@@ -86,7 +86,7 @@ fn cleared(cloud: &Cloud, empty: &(BTreeSet<String>, BTreeSet<String>)) -> Resul
         cloud.well(&["vm", "destroy", "web-03", "--purge", "--yes"])?;
         ensure!(!settled(cloud, empty)?, "it is still there");
     }
-    Ok(())
+    cloud.heard()
 }
 
 #[test]

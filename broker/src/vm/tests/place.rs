@@ -66,7 +66,7 @@ impl Hv {
             node: &self.name,
             labels: &self.labels,
             connected: self.connected,
-            able: self.able,
+            able: Some(self.able),
             cordoned: self.cordoned,
             heard: self.heard.as_deref(),
             given: self.given,
