@@ -207,7 +207,14 @@ impl Once {
                 return Err(error);
             }
         };
-        stored.answer = Some(seal(&named, &done)?);
+        match seal(&named, &done) {
+            Ok(answer) => stored.answer = Some(answer),
+            // The same: it is done.
+            Err(error) => {
+                tracing::warn!(%error, "what came of a request is not kept");
+                return Ok(done);
+            }
+        }
         if let Err(error) = self.0.bucket.update(&named.place, &stored, revision).await {
             // It is done, and the caller is told; only a second one would not
             // be.

@@ -57,7 +57,15 @@ impl Machines {
         }
         // The hypervisor was removed, and the machine went with it.
         let snapshot = self.parts().inventory.snapshot();
-        if snapshot.get(held.vm.place.serial).is_none() {
+        let place = &held.vm.place;
+        if snapshot.get(place.serial).is_none() {
+            // The same host by another key: what is on it runs on.
+            if snapshot.by_name(&place.node).is_some() {
+                return Err(VmError::NewKey {
+                    name,
+                    node: place.node.clone(),
+                });
+            }
             let held = self
                 .end(&held, "its hypervisor is no node any more")
                 .await?;

@@ -482,7 +482,14 @@ impl Machines {
     /// that nothing was asked for.
     async fn give_back(&self, all: &[Taken], why: &str) {
         for one in all {
-            if let Err(error) = self.take_back(&one.held, why).await {
+            let back = async {
+                let held = match one.held.vm.life {
+                    Life::Creating { .. } => self.unask(&one.held).await?,
+                    _ => one.held.clone(),
+                };
+                self.take_back(&held, why).await
+            };
+            if let Err(error) = back.await {
                 tracing::warn!(vm = %one.held.vm.name, %error, "what was reserved for a machine is not free yet");
             }
         }

@@ -95,6 +95,16 @@ pub enum VmError {
     /// It is there.
     #[error("{0} is not destroyed; there is nothing to bring back")]
     NotKept(VmName),
+    /// Its hypervisor has another key.
+    #[error(
+        "{name} is not destroyed: {node} has another key than when it was made, and nobody knows what became of the machine; look at {node}, destroy it there by hand, and remove the node"
+    )]
+    NewKey {
+        /// The machine.
+        name: VmName,
+        /// Its hypervisor.
+        node: NodeName,
+    },
     /// Protected.
     #[error("{0} is protected and is not destroyed; muster vm unprotect {0} ends that")]
     Protected(VmName),
@@ -134,6 +144,7 @@ impl VmError {
             | Self::Kept { .. }
             | Self::Doubtful { .. }
             | Self::NotKept(_)
+            | Self::NewKey { .. }
             | Self::Protected(_)
             | Self::Record(RecordError::Taken { .. } | RecordError::Changed(_)) => Kind::Conflict,
             Self::Record(RecordError::NotActive | RecordError::Store(_)) | Self::Store(_) => {

@@ -215,6 +215,14 @@ impl Machines {
         Ok(())
     }
 
+    /// Nothing was asked for after all: nobody asks for it again from now on,
+    /// so that what was reserved can be given to others.
+    pub(super) async fn unask(&self, held: &Held) -> Result<Held, VmError> {
+        let mut next = held.vm.living(Life::Reserved);
+        next.nics.clear();
+        Ok(self.parts().records.change(held, next).await?)
+    }
+
     /// The machine never was: whatever was reserved for it is free.
     pub(super) async fn take_back(&self, held: &Held, why: &str) -> Result<Held, VmError> {
         self.clear(&held.vm).await?;

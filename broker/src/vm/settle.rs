@@ -167,6 +167,10 @@ impl Machines {
                     None => error.title.clone(),
                 };
                 // Nothing was sent to anybody.
+                if matches!(vm.life, Life::Creating { .. }) {
+                    let held = self.unask(held).await?;
+                    return self.take_back(&held, &why).await.map(drop);
+                }
                 self.ended(held, RunPhase::Failed, &why, Timestamp::now())
                     .await
             }
@@ -212,6 +216,10 @@ impl Machines {
                 self.doubt(held, end.clone(), why, at, *tries).await
             }
             Life::Returning { .. } if well => self.is_up(held).await,
+            // It may run: nobody may take its disk when the time is over.
+            Life::Returning { .. } if !matches!(phase, RunPhase::Failed | RunPhase::Cancelled) => {
+                self.doubt(held, End::Keep, why, at, 0).await
+            }
             Life::Returning { since, until, .. } => {
                 let (since, until) = (*since, *until);
                 let next = vm.living(Life::Kept { since, until });

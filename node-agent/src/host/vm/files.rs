@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use muster_protocol::vm::{ImageFormat, ImageRef, Machine, Sha256, VmId};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 /// In front of every file of ours in a pool.
@@ -103,11 +104,15 @@ impl Files {
     /// What is written down of a disk without a domain.
     pub(super) fn note(&self, id: VmId) -> io::Result<Option<Note>> {
         let path = self.note_path(id);
-        let file = match File::open(&path) {
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let file = match File::options().read(true).custom_flags(flags).open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is no file"));
+        }
         let mut text = Vec::new();
         file.take(MAX_NOTE).read_to_end(&mut text)?;
         serde_json::from_slice(&text)
@@ -155,13 +160,18 @@ pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Puts a whole file in the place of another, or of none; it is on disk when
-/// this returns.
-pub(super) fn replace(path: &Path, data: &[u8], mode: u32) -> io::Result<()> {
+/// What [`replace`] leaves behind when it is killed.
+pub(super) fn unfinished(path: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(".new");
-    let new = path.with_file_name(name);
+    path.with_file_name(name)
+}
+
+/// Puts a whole file in the place of another, or of none; it is on disk when
+/// this returns.
+pub(super) fn replace(path: &Path, data: &[u8], mode: u32) -> io::Result<()> {
+    let new = unfinished(path);
     // What an earlier try left behind.
     remove(&new)?;
     let mut file = OpenOptions::new()

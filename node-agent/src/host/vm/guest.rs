@@ -162,10 +162,11 @@ impl Inner {
             return Err(GuestError::NoProgram.into());
         };
         self.running(id).await?;
-        let summary = printable(&argv.join(" "), 120);
+        // Not its arguments: a secret that is cut is none that can be masked.
+        let summary = "a program ran in it".to_owned();
         if mode == Mode::Check {
             let change = Change::WouldChange {
-                summary,
+                summary: "a program in it".to_owned(),
                 diff: Vec::new(),
             };
             return Ok(Performed {

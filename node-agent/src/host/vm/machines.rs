@@ -61,6 +61,14 @@ pub enum VmError {
         /// What the look said.
         then: VirtError,
     },
+    /// It was ended, and is there again.
+    #[error(
+        "the domain `{name}` was ended and is there again: somebody starts it. Nothing of its disk was removed; see who does, and try again"
+    )]
+    Comes {
+        /// Its name.
+        name: String,
+    },
     /// Not here.
     #[error("there is no machine {0} on this hypervisor")]
     Missing(VmId),

@@ -331,6 +331,16 @@ impl Inner {
         if !missing {
             settled(gone, async { Ok(self.ask().domain(id).await?.is_none()) }).await?;
         }
+        // Somebody started it in between: libvirt undefines what runs, too,
+        // and lets it run until it ends. It must not, on a disk that goes.
+        if self.look(id).await?.is_some() {
+            self.kill_now(id).await?;
+            if let Some(there) = self.look(id).await? {
+                return Err(VmError::Comes {
+                    name: muster_protocol::text::printable(&there.name, 80),
+                });
+            }
+        }
         self.sweep(id, purge, &files, mode).await?;
         let disk = self.ask().volume(pool, &volume(id)).await?;
         Ok(changed(
@@ -369,6 +379,11 @@ impl Inner {
                 self.delete_disk(id).await?;
             }
         }
+        // What was being written when somebody was killed holds the invite.
+        paths.extend([
+            files::unfinished(&files.seed(id)),
+            files::unfinished(&files.note_path(id)),
+        ]);
         if purge {
             // libvirt may not know yet of what it began to make.
             paths.extend([files.disk(id), files.note_path(id)]);
