@@ -37,6 +37,7 @@ use crate::nats::permissions::node_permissions;
 use crate::peers::Peers;
 use crate::secrets::SecretHash;
 use crate::store::kv::{Kv, KvError};
+use crate::vm::is_hypervisor;
 use crate::vm::ports::ForMachine;
 
 pub use self::names::{MAX_COUNT, PatternError, expand};
@@ -132,6 +133,9 @@ pub enum EnrollError {
         "node {0} is not known to this broker; it may have been restored from a backup: enrol again"
     )]
     Unknown(Serial),
+    /// It makes no machines.
+    #[error("{0} has not the role hypervisor: it gets no images")]
+    NoHypervisor(NodeName),
     /// The inventory says no.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
@@ -622,14 +626,18 @@ impl Enrolment {
             .map(drop)
     }
 
-    /// Whether it is an enrolled node that asks for an image.
+    /// Whether it is a hypervisor that asks for an image.
     ///
     /// # Errors
     /// [`EnrollError`].
     pub async fn prove_hypervisor(&self, request: &wire::ImageRequest) -> Result<(), EnrollError> {
-        self.proven(request.serial, &request.challenge, &request.proof)
-            .await
-            .map(drop)
+        let node = self
+            .proven(request.serial, &request.challenge, &request.proof)
+            .await?;
+        if !is_hypervisor(&node) {
+            return Err(EnrollError::NoHypervisor(node.assignment.name.clone()));
+        }
+        Ok(())
     }
 
     /// The node of that serial, when it is the one that asks.

@@ -116,9 +116,13 @@ impl From<EnrollError> for ApiError {
             E::Inventory(error) => return error.into(),
             E::Pattern(_) | E::TooMany | E::Life | E::BadNatsKey => Kind::InvalidRequest,
             E::NoInvite(_) => Kind::NotFound,
-            E::BadInvite | E::Expired(_) | E::Used | E::BadProof | E::Gone(_) | E::Unknown(_) => {
-                Kind::Denied
-            }
+            E::BadInvite
+            | E::Expired(_)
+            | E::Used
+            | E::BadProof
+            | E::Gone(_)
+            | E::Unknown(_)
+            | E::NoHypervisor(_) => Kind::Denied,
             E::BadChallenge => Kind::Conflict,
             E::Busy => Kind::RateLimited,
             E::NotActive => return not_active(),

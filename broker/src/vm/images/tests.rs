@@ -178,7 +178,9 @@ async fn an_image_comes_in_parts_and_goes_to_hypervisors() {
     let (_, other) = put(&broker, "other", &body).await;
     assert_eq!(other["image"]["name"], "other");
 
-    let token = broker.invite(json!({ "name": "hv-01" })).await;
+    let token = broker
+        .invite(json!({ "name": "hv-01", "roles": ["hypervisor"] }))
+        .await;
     let node = TestNode::new();
     let joined = node.enroll(&broker, &token).await;
     let serial = joined.credentials.serial;
@@ -197,6 +199,12 @@ async fn an_image_comes_in_parts_and_goes_to_hypervisors() {
     let (status, _, _) = fetch(&broker, &node, serial, Sha256::of(b"other"), 0).await;
     assert_eq!(status, 404);
     let (status, _, _) = fetch(&broker, &TestNode::new(), serial, sha256, 0).await;
+    assert_eq!(status, 403);
+    // A node that makes no machines has no use for it.
+    let token = broker.invite(json!({ "name": "web-01" })).await;
+    let web = TestNode::new();
+    let serial = web.enroll(&broker, &token).await.credentials.serial;
+    let (status, _, _) = fetch(&broker, &web, serial, sha256, 0).await;
     assert_eq!(status, 403);
 
     // The bytes stay as long as a name refers to them.
@@ -366,7 +374,9 @@ async fn an_upload_goes_on_after_the_broker_was_killed_and_old_bytes_go() {
     assert_eq!(part(&broker, "debian", 1, second).await.0, 204);
     assert_eq!(commit(&broker, "debian").await.0, 200);
 
-    let token = broker.invite(json!({ "name": "hv-01" })).await;
+    let token = broker
+        .invite(json!({ "name": "hv-01", "roles": ["hypervisor"] }))
+        .await;
     let node = TestNode::new();
     let serial = node.enroll(&broker, &token).await.credentials.serial;
     let (status, head, at) = fetch(&broker, &node, serial, Sha256::of(b""), 0).await;
