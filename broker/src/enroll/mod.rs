@@ -2,6 +2,7 @@
 
 mod challenge;
 mod names;
+mod proof;
 #[cfg(test)]
 mod tests;
 
@@ -14,12 +15,11 @@ use muster_protocol::api::{
     Challenge, Invite, InviteRequest, InviteToken, InviteView, Invites, Secret,
 };
 use muster_protocol::ids::Serial;
-use muster_protocol::keys::{PublicKey, Purpose, Signature, SignedText};
+use muster_protocol::keys::{PublicKey, Purpose, SignedText};
 use muster_protocol::names::{LabelKey, LabelValue, NodeName, PrincipalName, RoleName};
 use muster_protocol::units::{Span, Timestamp, after};
 use muster_protocol::wire::{
     self, Credentials, CredentialsAnswer, CredentialsRequest, EnrollRequest, MAX_MESSAGE, Trust,
-    proof_text,
 };
 use serde::{Deserialize, Serialize};
 
@@ -27,8 +27,7 @@ use self::challenge::Challenges;
 use crate::authority::Authority;
 use crate::events::Events;
 use crate::inventory::{
-    Absent, Inventory, InventoryError, MAX_LABELS, MAX_ROLES, NewNode, NodeControl, NodeRecord,
-    now_seconds,
+    Inventory, InventoryError, MAX_LABELS, MAX_ROLES, NewNode, NodeControl, NodeRecord, now_seconds,
 };
 use crate::lease::Lease;
 use crate::nats::jwt::{JwtError, UserClaims};
@@ -37,7 +36,6 @@ use crate::nats::permissions::node_permissions;
 use crate::peers::Peers;
 use crate::secrets::SecretHash;
 use crate::store::kv::{Kv, KvError};
-use crate::vm::is_hypervisor;
 use crate::vm::ports::ForMachine;
 
 pub use self::names::{MAX_COUNT, PatternError, expand};
@@ -433,16 +431,6 @@ impl Enrolment {
         Err(EnrollError::Used)
     }
 
-    /// Whether it is an enrolled node that asks for the seed of a machine.
-    ///
-    /// # Errors
-    /// [`EnrollError`].
-    pub async fn prove_maker(&self, request: &wire::SeedRequest) -> Result<(), EnrollError> {
-        self.proven(request.serial, &request.challenge, &request.proof)
-            .await
-            .map(drop)
-    }
-
     /// What can be known of the cluster before trusting it.
     #[must_use]
     pub fn trust(&self) -> Trust {
@@ -616,48 +604,6 @@ impl Enrolment {
         self.issue(request.serial).await
     }
 
-    /// Whether it is an enrolled node that asks for a release.
-    ///
-    /// # Errors
-    /// [`EnrollError`].
-    pub async fn prove_node(&self, request: &wire::ReleaseRequest) -> Result<(), EnrollError> {
-        self.proven(request.serial, &request.challenge, &request.proof)
-            .await
-            .map(drop)
-    }
-
-    /// Whether it is a hypervisor that asks for an image.
-    ///
-    /// # Errors
-    /// [`EnrollError`].
-    pub async fn prove_hypervisor(&self, request: &wire::ImageRequest) -> Result<(), EnrollError> {
-        let node = self
-            .proven(request.serial, &request.challenge, &request.proof)
-            .await?;
-        if !is_hypervisor(&node) {
-            return Err(EnrollError::NoHypervisor(node.assignment.name.clone()));
-        }
-        Ok(())
-    }
-
-    /// The node of that serial, when it is the one that asks.
-    async fn proven(
-        &self,
-        serial: Serial,
-        challenge: &str,
-        proof: &Signature,
-    ) -> Result<Arc<NodeRecord>, EnrollError> {
-        self.active()?;
-        let Some(record) = self.0.inventory.snapshot().get(serial).cloned() else {
-            return Err(match self.0.inventory.knock(serial).await {
-                Absent::Removed => EnrollError::Gone(serial),
-                Absent::Unknown => EnrollError::Unknown(serial),
-            });
-        };
-        self.prove(&record.node_key, challenge, &record.nats_key, proof)?;
-        Ok(record)
-    }
-
     /// A list that is not taken is no reason to refuse the credentials: the
     /// node judges the answer.
     async fn hear_keys(&self, node: &NodeRecord, list: &SignedText, control: &dyn NodeControl) {
@@ -671,21 +617,6 @@ impl Enrolment {
         if let Err(error) = authority.hear(list, control, name.as_str()).await {
             tracing::warn!(node = %name, %error, "a list of broker keys that a node gives is not taken");
         }
-    }
-
-    fn prove(
-        &self,
-        key: &PublicKey,
-        challenge: &str,
-        nats_key: &str,
-        proof: &Signature,
-    ) -> Result<(), EnrollError> {
-        if !self.0.challenges.take(challenge, Instant::now()) {
-            return Err(EnrollError::BadChallenge);
-        }
-        let text = proof_text(&self.0.authority.root(), challenge, nats_key);
-        key.verify(Purpose::NodeProof, &text, proof)
-            .map_err(|_| EnrollError::BadProof)
     }
 
     async fn issue(&self, serial: Serial) -> Result<CredentialsAnswer, EnrollError> {
