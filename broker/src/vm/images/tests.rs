@@ -203,8 +203,8 @@ async fn an_image_comes_in_parts_and_goes_to_hypervisors() {
     // A node that makes no machines has no use for it.
     let token = broker.invite(json!({ "name": "web-01" })).await;
     let web = TestNode::new();
-    let serial = web.enroll(&broker, &token).await.credentials.serial;
-    let (status, _, _) = fetch(&broker, &web, serial, sha256, 0).await;
+    let other = web.enroll(&broker, &token).await.credentials.serial;
+    let (status, _, _) = fetch(&broker, &web, other, sha256, 0).await;
     assert_eq!(status, 403);
 
     // The bytes stay as long as a name refers to them.
