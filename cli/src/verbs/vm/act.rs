@@ -10,7 +10,7 @@ use muster_protocol::vm::Size;
 use serde_json::{Value, json};
 
 use super::VmVerb;
-use super::wait::{failed, settled, wait};
+use super::wait::{Steps, failed, settled, wait};
 use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
 
@@ -219,7 +219,7 @@ pub(super) async fn run(context: &Context, verb: VmVerb) -> Result<u8, Failure> 
     let Some(run) = changed.run else {
         return say(context, &changed.vm, json, &done);
     };
-    let view = wait(context, &client, run, |_| None).await?;
+    let view = wait(context, &client, run, Steps::Quiet, |_| None).await?;
     if view.brief.state != RunPhase::Succeeded {
         return Err(failed(&view, &format!("{name}: not done")));
     }

@@ -7,14 +7,14 @@ use clap::{Args, ValueEnum};
 use muster_client::{Client, Key};
 use muster_protocol::api::{CreateVms, Frame, Strategy, VmPlan, VmsCreated};
 use muster_protocol::names::{
-    AccountName, GroupName, ImageName, LabelKey, LabelValue, LanName, RoleName,
+    AccountName, GroupName, ImageName, LabelKey, LabelValue, LanName, NodeName, RoleName,
 };
 use muster_protocol::run::{Outcome, RunPhase};
 use muster_protocol::text::printable;
 use muster_protocol::units::Span;
 use muster_protocol::vm::{Readiness, Size};
 
-use super::wait::{failed, settled, wait};
+use super::wait::{Steps, failed, settled, wait};
 use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
 use crate::ui::count;
@@ -283,6 +283,28 @@ fn step(frame: &Frame, since: Instant) -> Option<String> {
     Some(format!("  {what:<11} {how:<35} {time}"))
 }
 
+/// What a frame says of the first contact that is waited for: that it is, and
+/// that it was made.
+fn contact(frame: &Frame, expected: &mut Option<NodeName>, since: Instant) -> Option<String> {
+    let (what, how) = match frame {
+        Frame::Sleeps {
+            node: Some(node), ..
+        } if expected.is_none() => {
+            *expected = Some(node.clone());
+            ("boot", format!("until {node} is heard"))
+        }
+        Frame::StepBegan {
+            name, undo: false, ..
+        } if name == "unseed" => {
+            let node = expected.take()?;
+            ("contact", format!("{node} takes orders"))
+        }
+        _ => return None,
+    };
+    let time = took(since.elapsed());
+    Some(format!("  {what:<11} {how:<35} {time}"))
+}
+
 async fn follow(
     context: &Context,
     client: &Client,
@@ -305,8 +327,11 @@ async fn follow(
             context.term.note(text.trim_end());
         }
         let quiet = args.json || many;
-        let view = wait(context, client, run, |frame| {
-            (!quiet).then(|| step(frame, since)).flatten()
+        let steps = if quiet { Steps::Quiet } else { Steps::Told };
+        let mut expected = None;
+        let view = wait(context, client, run, steps, |frame| {
+            let line = contact(frame, &mut expected, since).or_else(|| step(frame, since));
+            line.filter(|_| !quiet)
         })
         .await?;
         let vm = settled(client, name).await?;

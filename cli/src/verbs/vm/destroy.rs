@@ -6,7 +6,7 @@ use muster_protocol::names::VmName;
 use muster_protocol::run::RunPhase;
 use muster_protocol::units::{Timestamp, elapsed};
 
-use super::wait::{failed, settled, wait};
+use super::wait::{Steps, failed, settled, wait};
 use crate::Context;
 use crate::failure::Failure;
 use crate::ui::time::{coarse, moment};
@@ -84,7 +84,7 @@ pub(super) async fn run(context: &Context, args: &DestroyArgs) -> Result<u8, Fai
         }
         return Ok(0);
     }
-    let view = wait(context, &client, run, |_| None).await?;
+    let view = wait(context, &client, run, Steps::Quiet, |_| None).await?;
     if view.brief.state != RunPhase::Succeeded {
         return Err(failed(&view, &format!("{} may be there still", args.name)));
     }

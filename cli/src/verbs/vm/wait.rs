@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use muster_client::{Client, Reference, Watch};
+use muster_client::{Client, Reference, RunEvents, Watch};
 use muster_protocol::api::{Frame, RunView, VmStatus, VmView};
 use muster_protocol::ids::RunId;
 use muster_protocol::names::VmName;
-use muster_protocol::run::RunPhase;
+use muster_protocol::note::{Note, Read, Reader};
+use muster_protocol::run::{RunPhase, Stream};
 use muster_protocol::text::printable;
 
 use tokio::time::{Instant, sleep};
@@ -19,6 +20,65 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 /// How often it is asked.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// A step is looked for so often: it is told of before it is there.
+const STEP_TRIES: u32 = 10;
+
+/// What is said of the steps of a run that is waited for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Steps {
+    /// Nothing.
+    Quiet,
+    /// The lines that they log while they are under way.
+    Told,
+}
+
+/// A step that is under way.
+struct Open {
+    run: RunId,
+    events: RunEvents,
+    notes: Reader,
+    tries: u32,
+}
+
+impl Open {
+    fn new(client: &Client, run: RunId) -> Self {
+        Self {
+            run,
+            events: client.run_events(&Reference::from(run)),
+            notes: Reader::default(),
+            tries: 0,
+        }
+    }
+
+    /// What it logs next; none when it says nothing more.
+    async fn next(&mut self, client: &Client) -> Option<Vec<String>> {
+        match self.events.next().await? {
+            Ok(Watch::Frame(Frame::Output {
+                stream: Stream::Note,
+                data,
+                ..
+            })) => {
+                let read = self.notes.push(&data.bytes()?);
+                let lines = read.into_iter().filter_map(|read| match read {
+                    Read::Note(Note::Log { text, .. }) => Some(printable(&text, 200)),
+                    _ => None,
+                });
+                Some(lines.collect())
+            }
+            Ok(_) => Some(Vec::new()),
+            // What it says is told for comfort: the run is waited for without.
+            Err(_) if self.tries >= STEP_TRIES => None,
+            Err(_) => {
+                self.tries += 1;
+                sleep(LOOK).await;
+                self.events = client.run_events(&Reference::from(self.run));
+                self.notes = Reader::default();
+                Some(Vec::new())
+            }
+        }
+    }
+}
+
 /// Waits until a run has ended, and says of each frame what `seen` makes of
 /// it. Also when nobody waits any more it goes on.
 ///
@@ -28,24 +88,56 @@ pub(super) async fn wait(
     context: &Context,
     client: &Client,
     run: RunId,
+    steps: Steps,
     mut seen: impl FnMut(&Frame) -> Option<String>,
 ) -> Result<RunView, Failure> {
     let run = Reference::from(run);
     let mut events = client.run_events(&run);
-    while let Some(event) = events.next().await {
-        match event? {
-            Watch::Frame(frame) => {
-                if let Some(line) = seen(&frame) {
-                    context.term.note(&line);
+    let mut open: Option<Open> = None;
+    loop {
+        let said = async {
+            match &mut open {
+                Some(step) => step.next(client).await,
+                None => std::future::pending().await,
+            }
+        };
+        let event = tokio::select! {
+            event = events.next() => event,
+            said = said => {
+                match said {
+                    Some(lines) => lines.iter().for_each(|line| context.term.note(&format!("  {line}"))),
+                    None => open = None,
                 }
+                continue;
             }
-            Watch::Reconnecting { why, attempt: 1 } => {
-                let why = printable(&why, 200);
-                context
-                    .term
-                    .note(&format!("the broker is away ({why}); waiting"));
-            }
-            Watch::Reconnecting { .. } => {}
+        };
+        match event {
+            None => break,
+            Some(event) => match event? {
+                Watch::Frame(frame) => {
+                    match &frame {
+                        Frame::StepBegan { step, .. } if steps == Steps::Told => {
+                            open = Some(Open::new(client, *step));
+                        }
+                        Frame::StepEnded { step, .. }
+                            if open.as_ref().is_some_and(|open| open.run == *step) =>
+                        {
+                            open = None;
+                        }
+                        _ => {}
+                    }
+                    if let Some(line) = seen(&frame) {
+                        context.term.note(&line);
+                    }
+                }
+                Watch::Reconnecting { why, attempt: 1 } => {
+                    let why = printable(&why, 200);
+                    context
+                        .term
+                        .note(&format!("the broker is away ({why}); waiting"));
+                }
+                Watch::Reconnecting { .. } => {}
+            },
         }
     }
     Ok(client.run(&run).await?)
