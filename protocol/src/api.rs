@@ -149,7 +149,9 @@ pub use scenario::{
 };
 pub use schedule::{LastStart, PutSchedule, ScheduleView, WhenMissed};
 pub use secret::{ApiToken, InviteToken, Secret, TokenError};
-pub use steps::{AnswerRequest, CALLS_SHOWN, CallView, MainView, StepView};
+pub use steps::{
+    AnswerRequest, CALLS_SHOWN, CallView, MachineFate, MainMachine, MainView, StepView,
+};
 
 use crate::units::{Span, Timestamp};
 use crate::wire::AgentInfo;

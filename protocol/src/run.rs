@@ -24,8 +24,8 @@ mod tally;
 
 pub use event::{RESULTS_PER_EVENT, RunEnd, RunEvent, TARGETS_PER_EVENT};
 pub use flow::{
-    CallEnd, CallState, FAILURES_TOLD, Flow, FrozenSet, LogLine, Main, MainEnd, PartOf, Record,
-    StepCall, StepEnd, UndoState, Wanted, Worst,
+    Back, CallEnd, CallState, FAILURES_TOLD, Flow, FrozenSet, LogLine, MachineEnd, MadeMachine,
+    Main, MainEnd, PartOf, Record, StepCall, StepEnd, UndoState, Wanted, Worst,
 };
 pub use gate::{Gate, Gates, ITS_WINDOW, Wish, WishError, Wisher};
 pub(crate) use outcome::is_zero;
@@ -275,7 +275,9 @@ impl RunState {
             | RunEvent::Answered { .. }
             | RunEvent::MainEnded { .. }
             | RunEvent::Undoing { .. }
-            | RunEvent::Undone { .. } => self.main_event(event)?,
+            | RunEvent::Undone { .. }
+            | RunEvent::Unmaking { .. }
+            | RunEvent::Unmade { .. } => self.main_event(event)?,
             RunEvent::Confirmed { .. }
             | RunEvent::Approved { .. }
             | RunEvent::Admitted { .. }

@@ -203,8 +203,13 @@ pub const MAIN: &[Entry] = &[
     function(Side::Main, "abort(text)", "Ends the run as failed."),
     function(
         Side::Main,
-        "run_scenario(name, params?)",
-        "Runs another scenario as the same principal.",
+        "run_scenario(name, params?, options?)",
+        "Runs another scenario as the same principal; `on` says on which nodes.",
+    ),
+    function(
+        Side::Main,
+        "machine(wanted)",
+        "Makes a machine, `#{ name, image, cpus, memory, … }`, and waits until it is up; it goes again when the run fails.",
     ),
     method(
         Side::Main,

@@ -33,6 +33,7 @@ pub const STOCK: &[(&str, &str)] = stock![
     "vm-resize",
     "vm-snapshot",
     "vm-undelete",
+    "web-node",
 ];
 
 /// The stock scenario of that name.

@@ -140,7 +140,7 @@ impl World {
 
     fn take_back(&mut self, undo: &[Undo]) {
         for undo in undo {
-            self.effects.push(format!("undo {}", json!(undo)));
+            self.effects.push(format!("undo {undo:?}"));
         }
     }
 }

@@ -8,7 +8,7 @@ use muster_protocol::ids::Serial;
 use muster_protocol::run::Outcome;
 use muster_scenarios::durable::{
     HostCall, Input, Member, NodeReply, Program, Recorded, Records, Reply, Step, StepReply, Turn,
-    turn,
+    Undo, turn,
 };
 use serde_json::{Value, json};
 
@@ -225,7 +225,10 @@ fn what_failed_is_taken_back_newest_first_also_in_part() {
     };
     let undo: Vec<String> = undo
         .iter()
-        .map(|u| format!("{} of call {}", u.function, u.of))
+        .map(|undo| match undo {
+            Undo::Step(step) => format!("{} of call {}", step.function, step.of),
+            Undo::Machine { of } => format!("machine of call {of}"),
+        })
         .collect();
     insta::assert_snapshot!(format!("{fault}\n{}", undo.join("\n")), @r#"
     web.rhai:7:9: 1 node failed, none may

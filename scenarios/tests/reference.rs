@@ -179,6 +179,11 @@ fn options_are_those_of_the_code() {
             format!("on(targets(), \"f\", #{{}}, {wrong})"),
         ),
         (
+            "run_scenario(name, params, #{…})",
+            format!("run_scenario(\"x\", #{{}}, {wrong})"),
+        ),
+        ("machine(#{…})", format!("machine({wrong})")),
+        (
             "nodes.batches(size, #{…})",
             format!("targets().batches(1, {wrong})"),
         ),

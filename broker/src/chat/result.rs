@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use muster_protocol::api::{RunNode, RunView, Say, StepView, Tone, Urgency};
+use muster_protocol::api::{CallView, MachineFate, RunNode, RunView, Say, StepView, Tone, Urgency};
 use muster_protocol::fold::folded;
 use muster_protocol::names::NodeName;
 use muster_protocol::run::{Outcome, RunPhase, Summary};
@@ -212,6 +212,17 @@ fn failures(steps: &[&StepView]) -> Vec<String> {
     failed.take(MOST).collect()
 }
 
+/// A machine that could not be taken back.
+fn left(call: &CallView) -> Option<String> {
+    let machine = call.machine.as_ref()?;
+    let MachineFate::Left { hypervisor, why } = &machine.fate else {
+        return None;
+    };
+    let why = printable(why, MAX_TEXT);
+    let name = printable(&machine.name, MAX_TITLE);
+    Some(format!("machine {name} on {hypervisor} is left: {why}"))
+}
+
 /// What is said of the end of a run. `link`: where all of it is.
 #[must_use]
 pub fn ended(view: &RunView, outputs: &Outputs, link: Option<String>) -> Say {
@@ -241,6 +252,7 @@ pub fn ended(view: &RunView, outputs: &Outputs, link: Option<String>) -> Say {
         lines.extend(failures(&steps));
         let undone: Vec<&StepView> = main.undo.iter().collect();
         lines.extend(failures(&undone));
+        lines.extend(main.calls.iter().filter_map(left));
     } else {
         let groups = groups(&view.results, outputs);
         let total = view.results.len();

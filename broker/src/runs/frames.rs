@@ -11,8 +11,8 @@ use std::str::FromStr;
 use muster_protocol::api::{Frame, RunNode};
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::run::{
-    Data, FoldError, MainEnd, NodePhase, NodeResult, NodeState, RunEvent, RunState, StepCall,
-    StepEnd, Stream, Summary, Wanted,
+    Back, Data, FoldError, MachineEnd, MainEnd, NodePhase, NodeResult, NodeState, RunEvent,
+    RunState, StepCall, StepEnd, Stream, Summary, Wanted,
 };
 use serde::{Deserialize, Serialize};
 
@@ -177,7 +177,9 @@ impl Frames {
             | RunEvent::Answered { .. }
             | RunEvent::MainEnded { .. }
             | RunEvent::Undoing { .. }
-            | RunEvent::Undone { .. } => main_frames(state, event),
+            | RunEvent::Undone { .. }
+            | RunEvent::Unmaking { .. }
+            | RunEvent::Unmade { .. } => main_frames(state, event),
             // It is said before what lacks its output; see `Watch`.
             RunEvent::OutputRemoved { .. } => Vec::new(),
             RunEvent::Cancelling { by, .. } => vec![Frame::RunCancelling {
@@ -241,6 +243,7 @@ fn main_frames(state: &RunState, event: &RunEvent) -> Vec<Frame> {
             undo,
         };
     let begun = |step: &&StepCall| !step.nodes.is_empty();
+    let said = |call: u64, text: String| Frame::Logged { run, call, text };
     match event {
         RunEvent::Recorded { from, records, .. } => (*from..)
             .zip(records)
@@ -279,6 +282,9 @@ fn main_frames(state: &RunState, event: &RunEvent) -> Vec<Frame> {
                 until: *until,
                 node: Some(node.clone()),
             }],
+            Wanted::Machine { name, .. } => {
+                vec![said(*number, format!("machine {name} is being made"))]
+            }
             Wanted::Answer { question, answers } => vec![Frame::Asks {
                 run,
                 call: *number,
@@ -290,6 +296,7 @@ fn main_frames(state: &RunState, event: &RunEvent) -> Vec<Frame> {
         RunEvent::Answered {
             number,
             steps: ends,
+            machine,
             by,
             text,
             error,
@@ -314,6 +321,13 @@ fn main_frames(state: &RunState, event: &RunEvent) -> Vec<Frame> {
                 failures: Vec::new(),
                 undo: false,
             }],
+            Some(Wanted::Machine { .. }) => match (machine, error) {
+                (Some(made), None) => vec![said(
+                    *number,
+                    format!("machine {} is up on {}", made.name, made.hypervisor),
+                )],
+                _ => Vec::new(),
+            },
             Some(Wanted::Answer { .. }) => match (by, text) {
                 (Some(by), Some(text)) => vec![Frame::Answered {
                     run,
@@ -339,9 +353,25 @@ fn main_frames(state: &RunState, event: &RunEvent) -> Vec<Frame> {
             }]
         }
         RunEvent::Undoing { of, part, step, .. } => vec![began(*of, *part, step, true)],
-        RunEvent::Undone { end, .. } => match flow.undo.last() {
-            Some(undo) => vec![ended(undo.of, undo.part, &undo.step, end, true)],
-            None => Vec::new(),
+        RunEvent::Undone { end, .. } => match flow.undo.last().map(|undo| (undo.of, &undo.back)) {
+            Some((of, Back::Step { part, step, .. })) => vec![ended(of, *part, step, end, true)],
+            _ => Vec::new(),
+        },
+        RunEvent::Unmaking { of, machine, .. } => {
+            vec![said(*of, format!("undo machine {}", machine.name))]
+        }
+        RunEvent::Unmade { end, .. } => match flow.undo.last().map(|undo| (undo.of, &undo.back)) {
+            Some((of, Back::Machine { machine, .. })) => {
+                let name = &machine.name;
+                let text = match end {
+                    MachineEnd::Gone => format!("machine {name} is gone"),
+                    MachineEnd::Left { why } => {
+                        format!("machine {name} could not be taken back: {why}")
+                    }
+                };
+                vec![said(of, text)]
+            }
+            _ => Vec::new(),
         },
         _ => Vec::new(),
     }

@@ -39,7 +39,9 @@ mod wishes;
 
 pub use self::engine::{Engine, Settings};
 pub use self::error::{CreateError, EngineError};
-pub use self::flow::{Another, AnswerError, Score, Stage, StageError};
+pub use self::flow::{
+    Another, AnswerError, MachineNow, Machinery, Score, Stage, StageError, UpMachine,
+};
 pub use self::hub::{Following, Render};
 pub use self::index::{LookupError, cursor, parse_cursor};
 pub use self::journal::{JournalError, ReadError, STREAM};

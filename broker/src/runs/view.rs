@@ -1,9 +1,11 @@
 //! A run as people see it: pure.
 
-use muster_protocol::api::{CALLS_SHOWN, CallView, MainView, RunBrief, RunView, StepView};
+use muster_protocol::api::{
+    CALLS_SHOWN, CallView, MachineFate, MainMachine, MainView, RunBrief, RunView, StepView,
+};
 use muster_protocol::ids::RunId;
 use muster_protocol::run::{
-    CallState, Flow, RunPhase, RunState, StepCall, StepEnd, Summary, Wanted,
+    Back, CallState, Flow, MachineEnd, RunPhase, RunState, StepCall, StepEnd, Summary, Wanted,
 };
 
 use super::frames::{batches, failures, run_node, said_at_the_end};
@@ -96,6 +98,7 @@ pub(super) fn main_view(
             ended: ended.map(|end| end.at),
             steps: Vec::new(),
             until: None,
+            machine: None,
             question: None,
             answers: Vec::new(),
             answered_by,
@@ -119,6 +122,9 @@ pub(super) fn main_view(
             }
             Wanted::Until { at } => view.until = Some(*at),
             Wanted::Contact { until, .. } => view.until = Some(*until),
+            Wanted::Machine { name, keep } => {
+                view.machine = Some(machine(flow, call, name, *keep));
+            }
             Wanted::Answer { question, answers } => {
                 view.question = Some(question.clone());
                 view.answers.clone_from(answers);
@@ -139,17 +145,51 @@ pub(super) fn main_view(
         undo: flow
             .undo
             .iter()
-            .map(|undo| {
-                step(
-                    &undo.step,
-                    undo.ended.as_ref().map(|(_, end)| end),
-                    Some(undo.of),
-                )
+            .filter_map(|undo| match &undo.back {
+                Back::Step {
+                    step: back, ended, ..
+                } => {
+                    let end = ended.as_ref().map(|(_, end)| end);
+                    Some(step(back, end, Some(undo.of)))
+                }
+                // It stands with the call that made it.
+                Back::Machine { .. } => None,
             })
             .collect(),
         error: said.error,
         planned: said.planned,
         would_change: count(flow.would_change.len()),
         value: said.value,
+    }
+}
+
+/// A machine that a call makes.
+fn machine(flow: &Flow, call: &CallState, name: &str, keep: bool) -> MainMachine {
+    let made = call.ended.as_ref().map(|end| end.machine.as_ref());
+    let back = flow.undo.iter().find_map(|undo| match &undo.back {
+        Back::Machine { ended, .. } if undo.of == call.number => Some(ended.as_ref()),
+        _ => None,
+    });
+    let hypervisor = |made: &muster_protocol::run::MadeMachine| made.hypervisor.clone();
+    let fate = match (made, back) {
+        (None, _) => MachineFate::Awaited,
+        (Some(None), _) => MachineFate::Failed,
+        (Some(Some(made)), None) => MachineFate::Made {
+            hypervisor: hypervisor(made),
+        },
+        (Some(Some(made)), Some(None)) => MachineFate::Going {
+            hypervisor: hypervisor(made),
+        },
+        (Some(Some(_)), Some(Some((_, MachineEnd::Gone)))) => MachineFate::Gone,
+        (Some(Some(made)), Some(Some((_, MachineEnd::Left { why })))) => MachineFate::Left {
+            hypervisor: hypervisor(made),
+            why: why.clone(),
+        },
+    };
+    let known = made.flatten().map(|made| made.name.to_string());
+    MainMachine {
+        name: known.unwrap_or_else(|| name.to_owned()),
+        keep,
+        fate,
     }
 }

@@ -342,10 +342,6 @@ impl Session {
             lease: lease.clone(),
             programs: Arc::new(library.clone()),
         };
-        nodes.engine.conduct_with(Arc::new(Broker {
-            submit: submit.clone(),
-            library: library.clone(),
-        }));
         let cluster = authority.list().cluster;
         let records = Records::load(stores.machines.clone(), lease.clone(), cluster).await?;
         let cordons = Cordons::load(stores.cordons.clone(), lease.clone()).await?;
@@ -368,6 +364,11 @@ impl Session {
             settings: parts.config.vm.clone(),
             keep_for: vm::KEEP_FOR,
         });
+        nodes.engine.conduct_with(Arc::new(Broker {
+            submit: submit.clone(),
+            library: library.clone(),
+            machines: machines.clone(),
+        }));
         let places = Places::new(stores.places.clone(), lease.clone());
         let outside = (
             parts.hooks.clone(),

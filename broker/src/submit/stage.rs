@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use muster_protocol::api::{Confirm, RunRequest};
+use muster_protocol::api::{Confirm, CreateVms, RunRequest, VmView};
 use muster_protocol::envelope::BundleHash;
 use muster_protocol::problem::{Kind, Problem};
+use muster_protocol::run::PartOf;
 use muster_protocol::units::Timestamp;
 use muster_scenarios::secret;
 use serde_json::Value;
 
-use super::{Submit, is_builtin, refused, stored};
-use crate::authz::{Authorized, Policy};
+use super::{Submit, is_builtin, refused, stored, unauthorized};
+use crate::authz::{Action, Authorized, Caller, Policy};
 use crate::library::{Library, LibraryError};
-use crate::runs::{Another, FrozenRun, Score, Stage, StageError};
+use crate::runs::{Another, FrozenRun, MachineNow, Machinery, Score, Stage, StageError};
+use crate::vm::{Destroy, Machines, VmError};
 
 /// The stage on which a `main` plays.
 pub struct Broker {
@@ -21,6 +23,8 @@ pub struct Broker {
     pub submit: Submit,
     /// The stored scenarios.
     pub library: Library,
+    /// The machines.
+    pub machines: Machines,
 }
 
 impl std::fmt::Debug for Broker {
@@ -58,9 +62,92 @@ impl Stage for Broker {
     fn policy(&self) -> &dyn Policy {
         self.submit.guard.policy()
     }
+
+    fn machinery(&self) -> Option<&dyn Machinery> {
+        Some(self)
+    }
+}
+
+impl Machinery for Broker {
+    fn now(&self, of: PartOf) -> MachineNow {
+        self.machines.of_call(of)
+    }
+
+    fn would_make(
+        &self,
+        caller: Caller,
+        asked: CreateVms,
+    ) -> BoxFuture<'_, Result<VmView, Problem>> {
+        Box::pin(async move {
+            let asked = CreateVms {
+                dry_run: true,
+                ..asked
+            };
+            let asked = self.judged(&caller, asked).await?;
+            let planned = self.machines.create(asked).await;
+            let planned = planned.map_err(VmError::problem)?;
+            let plan = planned.machines.into_iter().next();
+            let none = || Problem::new(Kind::Internal, "nothing would be made");
+            Ok(plan.ok_or_else(none)?.vm)
+        })
+    }
+
+    fn make(
+        &self,
+        caller: Caller,
+        asked: CreateVms,
+        of: PartOf,
+    ) -> BoxFuture<'_, Result<(), Problem>> {
+        Box::pin(async move {
+            if asked.agent {
+                // Whoever has a machine made that enrols itself invites it.
+                let invites = self.submit.guard.admit(&caller, Action::Invite).await;
+                invites.map_err(|e| *unauthorized(&e))?;
+            }
+            let asked = self.judged(&caller, asked).await?;
+            let machines = self.machines.clone();
+            // What is begun to be written down is written down.
+            let made = tokio::spawn(async move { machines.create_for(asked, of).await });
+            match made.await {
+                Ok(made) => made.map_err(VmError::problem),
+                Err(error) => Err(Problem::new(Kind::Internal, error.to_string())),
+            }
+        })
+    }
+
+    fn unmake(&self, caller: Caller, of: PartOf) -> BoxFuture<'_, Result<(), Problem>> {
+        Box::pin(async move {
+            let Some(name) = self.machines.name_of(of) else {
+                return Ok(());
+            };
+            let asked = Destroy { name, purge: true };
+            let guard = &self.submit.guard;
+            let asked = guard
+                .authorize(&caller, Action::ManageMachines, asked)
+                .await;
+            let asked = asked.map_err(|e| *unauthorized(&e))?;
+            let machines = self.machines.clone();
+            let done = tokio::spawn(async move { machines.destroy_for(asked, of).await });
+            match done.await {
+                Ok(done) => done.map_err(VmError::problem),
+                Err(error) => Err(Problem::new(Kind::Internal, error.to_string())),
+            }
+        })
+    }
 }
 
 impl Broker {
+    /// A machine, as whoever the run is for may have it made.
+    async fn judged(
+        &self,
+        caller: &Caller,
+        asked: CreateVms,
+    ) -> Result<Authorized<CreateVms>, Problem> {
+        let guard = &self.submit.guard;
+        let asked = guard.authorize(caller, Action::ManageMachines, asked).await;
+        asked.map_err(|e| *unauthorized(&e))
+    }
+
     /// The same way that a person's request goes, up to where the run is
     /// created. What a person would be asked, whoever confirmed the whole has
     /// said.
@@ -74,6 +161,7 @@ impl Broker {
         }
         let request = RunRequest {
             params,
+            predicate: asked.on,
             mode: asked.mode,
             confirm: Confirm::Yes,
             ..RunRequest::of(asked.scenario)

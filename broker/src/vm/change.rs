@@ -42,10 +42,22 @@ impl Machines {
     /// # Errors
     /// [`VmError`]; nothing was done.
     pub async fn destroy(&self, asked: Authorized<Destroy>) -> Result<VmChanged, VmError> {
+        self.destroy_if(asked, |_| true).await
+    }
+
+    /// The same, if it is that machine still.
+    pub(super) async fn destroy_if(
+        &self,
+        asked: Authorized<Destroy>,
+        is_it: impl Fn(&StoredVm) -> bool,
+    ) -> Result<VmChanged, VmError> {
         let caller = asked.caller().clone();
         let Destroy { name, purge } = asked.into_inner();
         let _turn = self.turn(&name).await;
         let held = self.settled(&name).await?;
+        if !is_it(&held.vm) {
+            return Err(VmError::NoVm(name));
+        }
         if held.vm.protected {
             return Err(VmError::Protected(name));
         }

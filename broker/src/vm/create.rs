@@ -9,6 +9,7 @@ use muster_protocol::api::{CreateVms, Secret, VmPlan, VmsCreated};
 use muster_protocol::ids::Serial;
 use muster_protocol::names::{LabelKey, NodeName, RoleName, VmName};
 use muster_protocol::problem::Kind;
+use muster_protocol::run::PartOf;
 use muster_protocol::units::{Span, Timestamp};
 use muster_protocol::vm::{MAX_NICS, Nic, Readiness, Size};
 use tokio::sync::OwnedMutexGuard;
@@ -46,6 +47,8 @@ struct Wanted {
     strategy: muster_protocol::api::Strategy,
     apart: Option<Apart>,
     protect: bool,
+    /// The call of a run that asks.
+    part: Option<PartOf>,
 }
 
 /// A name with its place.
@@ -67,10 +70,25 @@ impl Machines {
     /// # Errors
     /// [`VmError`]: nothing of them is there, unless it says otherwise.
     pub async fn create(&self, asked: Authorized<CreateVms>) -> Result<VmsCreated, VmError> {
+        self.create_as(asked, None).await
+    }
+
+    /// The same, as a call of a run asks for it, which is in the record.
+    pub(super) async fn create_as(
+        &self,
+        asked: Authorized<CreateVms>,
+        part: Option<PartOf>,
+    ) -> Result<VmsCreated, VmError> {
         let caller = asked.caller().clone();
         let request = asked.into_inner();
         let dry_run = request.dry_run;
-        let wanted = self.check(request)?;
+        let mut wanted = self.check(request)?;
+        if part.is_some() && wanted.names.count() != 1 {
+            return Err(VmError::Wrong(
+                "one call makes one machine; give it a name without a range".to_owned(),
+            ));
+        }
+        wanted.part = part;
         if dry_run {
             return self.plan(&wanted, &caller);
         }
@@ -210,6 +228,7 @@ impl Machines {
             strategy: request.strategy,
             apart,
             protect: request.protect,
+            part: None,
         })
     }
 
@@ -527,6 +546,7 @@ impl Wanted {
             made: Made {
                 by: caller.principal.clone(),
                 at: Timestamp::now(),
+                part: self.part,
             },
             order: Order::of(caller),
             runs: 0,

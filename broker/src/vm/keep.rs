@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use muster_protocol::ids::ClusterId;
 use muster_protocol::names::VmName;
+use muster_protocol::run::PartOf;
 use muster_protocol::vm::VmId;
 
 use super::records::{Life, StoredVm};
@@ -130,6 +131,14 @@ impl Records {
     #[must_use]
     pub fn all(&self) -> Vec<Held> {
         self.index().names.values().cloned().collect()
+    }
+
+    /// The machine that a call of a run asked for.
+    #[must_use]
+    pub fn of_part(&self, part: PartOf) -> Option<Held> {
+        let index = self.index();
+        let mut all = index.names.values();
+        all.find(|held| held.vm.made.part == Some(part)).cloned()
     }
 
     /// Whether a name is in use.

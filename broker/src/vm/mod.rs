@@ -19,6 +19,7 @@ mod machines;
 mod names;
 pub mod networks;
 mod observed;
+mod part;
 pub mod placement;
 pub mod ports;
 mod reconcile;

@@ -9,6 +9,7 @@ use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::{
     AccountName, LabelKey, LabelValue, LanName, NodeName, PoolName, PrincipalName, RoleName, VmName,
 };
+use muster_protocol::run::PartOf;
 use muster_protocol::units::{Span, Timestamp};
 use muster_protocol::vm::{Disk, ImageRef, Machine, MachineError, Nic, Readiness, Size, VmId};
 use serde::{Deserialize, Serialize};
@@ -181,6 +182,9 @@ pub struct Made {
     pub by: PrincipalName,
     /// When.
     pub at: Timestamp,
+    /// The call of a run that asked for it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<PartOf>,
 }
 
 /// Who asked for something.

@@ -3,6 +3,7 @@
 mod killed;
 mod lab;
 mod life;
+mod part;
 mod place;
 mod seeds;
 mod shown;

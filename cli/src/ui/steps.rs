@@ -1,7 +1,9 @@
 //! What a scenario with a `main` does, for people: as it happens, and as a
 //! tree afterwards. What scripts, nodes and people have said is escaped.
 
-use muster_protocol::api::{CallView, Frame, MainView, RunNode, StepView};
+use muster_protocol::api::{
+    CallView, Frame, MachineFate, MainMachine, MainView, RunNode, StepView,
+};
 use muster_protocol::names::NodeName;
 use muster_protocol::run::{Outcome, RunPhase, Summary};
 use muster_protocol::text::{printable, printable_line};
@@ -197,6 +199,14 @@ fn call_lines(out: &mut String, call: &CallView, short: &str, paint: Paint) {
         out.push_str(&format!("▸ {text}\n"));
         return;
     }
+    if let Some(machine) = &call.machine {
+        let error = call.error.as_deref();
+        out.push_str(&format!(
+            "▸ {}\n",
+            machine_line(machine, error, &time, paint)
+        ));
+        return;
+    }
     if let Some(question) = &call.question {
         match (&call.answered_by, &call.answer, &call.error) {
             (Some(by), Some(text), _) => out.push_str(&format!(
@@ -232,6 +242,36 @@ fn call_lines(out: &mut String, call: &CallView, short: &str, paint: Paint) {
         let error = call.error.as_deref().map(printable_line);
         let error = error.map_or_else(String::new, |e| format!("  {}", paint.bad(&e)));
         out.push_str(&format!("▸ {}{error}\n", printable_line(&call.name)));
+    }
+}
+
+/// A machine that a `main` has made, and what became of it.
+fn machine_line(machine: &MainMachine, error: Option<&str>, time: &str, paint: Paint) -> String {
+    let name = paint.strong(&format!("machine {}", printable_line(&machine.name)));
+    let kept = if machine.keep { ", stays" } else { "" };
+    match &machine.fate {
+        MachineFate::Awaited => format!("{name}  {}", paint.odd("is being made")),
+        MachineFate::Failed => {
+            let error = error.map_or_else(|| "not made".to_owned(), printable_line);
+            format!("{name}  {}{time}", paint.bad(&error))
+        }
+        MachineFate::Made { hypervisor } => match error {
+            Some(error) => format!("{name}  {}{time}", paint.bad(&printable_line(error))),
+            None => format!(
+                "{name}  {}{kept}{time}",
+                paint.good(&format!("up on {hypervisor}"))
+            ),
+        },
+        MachineFate::Going { hypervisor } => format!(
+            "{name}  {}",
+            paint.odd(&format!("is taken back from {hypervisor}"))
+        ),
+        MachineFate::Gone => format!("{name}  ↩ taken back{time}"),
+        MachineFate::Left { hypervisor, why } => {
+            let why = printable_line(why);
+            let text = format!("could not be taken back from {hypervisor}: {why}");
+            format!("{name}  {}", paint.bad(&text))
+        }
     }
 }
 
@@ -295,6 +335,7 @@ mod tests {
             ended: Some("2026-11-21T06:00:02Z".parse().expect("a time")),
             steps,
             until: None,
+            machine: None,
             question: None,
             answers: Vec::new(),
             answered_by: None,
@@ -363,5 +404,45 @@ mod tests {
             ..MainView::default()
         };
         insta::assert_snapshot!(tree(&main, "8k2d", Paint::plain()));
+    }
+
+    #[test]
+    fn a_machine_stands_with_what_became_of_it() {
+        let hypervisor: muster_protocol::names::NodeName = "hv-1".parse().expect("valid");
+        let line = |fate, keep| {
+            let mut call = call(0, "machine", Vec::new());
+            let name = "web-25".to_owned();
+            call.machine = Some(MainMachine { name, keep, fate });
+            let main = MainView {
+                calls: vec![call],
+                ..MainView::default()
+            };
+            tree(&main, "8k2d", Paint::plain())
+        };
+        let all = [
+            line(MachineFate::Awaited, false),
+            line(MachineFate::Failed, false),
+            line(
+                MachineFate::Made {
+                    hypervisor: hypervisor.clone(),
+                },
+                true,
+            ),
+            line(
+                MachineFate::Going {
+                    hypervisor: hypervisor.clone(),
+                },
+                false,
+            ),
+            line(MachineFate::Gone, false),
+            line(
+                MachineFate::Left {
+                    hypervisor,
+                    why: "nobody answers".into(),
+                },
+                false,
+            ),
+        ];
+        insta::assert_snapshot!(all.concat(), @"");
     }
 }

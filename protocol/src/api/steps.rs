@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::RunNode;
 use crate::ids::RunId;
-use crate::names::PrincipalName;
+use crate::names::{NodeName, PrincipalName};
 use crate::run::{LogLine, RunPhase, Summary, is_zero};
 use crate::units::Timestamp;
 
@@ -72,6 +72,9 @@ pub struct CallView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub until: Option<Timestamp>,
+    /// The machine that it makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MainMachine>,
     /// What it asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub question: Option<String>,
@@ -87,6 +90,47 @@ pub struct CallView {
     /// The error that the script was told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// A machine that a `main` makes.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct MainMachine {
+    /// Its name; as it was asked for before it is there.
+    pub name: String,
+    /// Whether it stays when the run fails.
+    pub keep: bool,
+    /// How it is, as far as the run knows.
+    #[serde(flatten)]
+    pub fate: MachineFate,
+}
+
+/// What became of a machine that a `main` makes.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case", tag = "fate")]
+pub enum MachineFate {
+    /// It is not up yet.
+    Awaited,
+    /// It was not made, and nothing of it is there.
+    Failed,
+    /// It was made.
+    Made {
+        /// Where.
+        hypervisor: NodeName,
+    },
+    /// The run takes it back.
+    Going {
+        /// Where it is.
+        hypervisor: NodeName,
+    },
+    /// The run has taken it back.
+    Gone,
+    /// It could not be taken back.
+    Left {
+        /// Where something of it may be.
+        hypervisor: NodeName,
+        /// Why.
+        why: String,
+    },
 }
 
 /// A run that is a part of another one.

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{MainEnd, NodeResult, Record, RunSpec, StepCall, StepEnd, Target, Wanted, is_zero};
+use super::{
+    MachineEnd, MadeMachine, MainEnd, NodeResult, Record, RunSpec, StepCall, StepEnd, Target,
+    Wanted, is_zero,
+};
 use crate::envelope::Door;
 use crate::names::PrincipalName;
 use crate::nodeset::NodeSet;
@@ -165,6 +168,9 @@ pub enum RunEvent {
         /// What came of each of its steps.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         steps: Vec<StepEnd>,
+        /// The machine that is there because of it, or may be.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        machine: Option<MadeMachine>,
         /// Who answered a question.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         by: Option<PrincipalName>,
@@ -204,6 +210,26 @@ pub enum RunEvent {
         index: u32,
         /// What came of it.
         end: StepEnd,
+        /// When.
+        at: Timestamp,
+    },
+    /// A machine is taken back: in the journal before anything of that is done.
+    Unmaking {
+        /// Its number, from 0, over all that is taken back.
+        index: u32,
+        /// The call that has made it.
+        of: u64,
+        /// Which.
+        machine: MadeMachine,
+        /// When.
+        at: Timestamp,
+    },
+    /// What came of that.
+    Unmade {
+        /// Its number.
+        index: u32,
+        /// What came of it.
+        end: MachineEnd,
         /// When.
         at: Timestamp,
     },
@@ -247,6 +273,8 @@ impl RunEvent {
             Self::MainEnded { .. } => "main_ended",
             Self::Undoing { .. } => "undoing",
             Self::Undone { .. } => "undone",
+            Self::Unmaking { .. } => "unmaking",
+            Self::Unmade { .. } => "unmade",
             Self::Finished { .. } => "finished",
             Self::OutputRemoved { .. } => "output_removed",
         }

@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use super::{FoldError, NodePhase, NodeResult, Outcome, RunEvent, RunPhase, RunState, Summary};
 use crate::api::Role;
 use crate::ids::{RunId, Serial};
-use crate::names::{FunctionName, NodeName, PrincipalName, ScenarioName};
+use crate::names::{FunctionName, NodeName, PrincipalName, ScenarioName, VmName};
 use crate::nodeset::NodeSet;
 use crate::origin::Origin;
 use crate::units::{Span, Timestamp};
@@ -124,6 +124,14 @@ pub enum Wanted {
         /// How long that was when it began.
         within: Span,
     },
+    /// That a machine is up, which the call has made.
+    Machine {
+        /// Its name as it was asked for; the record says how it is.
+        name: String,
+        /// Whether it stays when the run fails.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        keep: bool,
+    },
     /// What a person says.
     Answer {
         /// The question.
@@ -134,6 +142,29 @@ pub enum Wanted {
     },
     /// Only its own place in the journal.
     Nothing,
+}
+
+/// A machine that a call has made, or that may be there because of it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct MadeMachine {
+    /// Its name.
+    pub name: VmName,
+    /// Where it is.
+    pub hypervisor: NodeName,
+}
+
+/// What came of taking a machine back.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "end", deny_unknown_fields)]
+pub enum MachineEnd {
+    /// Nothing of it is there.
+    Gone,
+    /// Something of it may be there.
+    Left {
+        /// Why.
+        why: String,
+    },
 }
 
 /// What a step came to.
@@ -259,6 +290,7 @@ impl CallState {
             Wanted::Scenario { run, .. } => vec![(*run, part(0))],
             Wanted::Until { .. }
             | Wanted::Contact { .. }
+            | Wanted::Machine { .. }
             | Wanted::Answer { .. }
             | Wanted::Nothing => Vec::new(),
         }
@@ -266,15 +298,39 @@ impl CallState {
 }
 
 impl UndoState {
-    /// The run that it is, as a part of `run`.
-    fn part(&self, run: RunId) -> (RunId, PartOf) {
+    /// The run that it is, as a part of `run`; a machine is taken back by its
+    /// record.
+    fn part(&self, run: RunId) -> Option<(RunId, PartOf)> {
+        let Back::Step { part, step, .. } = &self.back else {
+            return None;
+        };
         let part = PartOf {
             run,
             call: self.of,
-            part: self.part,
+            part: *part,
             undo: true,
         };
-        (self.step.run, part)
+        Some((step.run, part))
+    }
+
+    /// Whether it is over.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        match &self.back {
+            Back::Step { ended, .. } => ended.is_some(),
+            Back::Machine { ended, .. } => ended.is_some(),
+        }
+    }
+
+    /// Whether it is over, and something was not taken back.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        match &self.back {
+            Back::Step { ended, .. } => ended.as_ref().is_some_and(|(_, end)| !end.is_well()),
+            Back::Machine { ended, .. } => {
+                matches!(ended, Some((_, MachineEnd::Left { .. })))
+            }
+        }
     }
 }
 
@@ -285,25 +341,44 @@ pub struct CallEnd {
     pub at: Timestamp,
     /// Of each of its steps.
     pub steps: Vec<StepEnd>,
+    /// The machine that it has made.
+    pub machine: Option<MadeMachine>,
     /// Who answered, and what.
     pub said: Option<(PrincipalName, String)>,
     /// The error that the script was told.
     pub error: Option<String>,
 }
 
-/// A step that takes another one back.
+/// Something that a call did, and that is taken back.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UndoState {
-    /// The call whose step it takes back.
+    /// The call that it takes back.
     pub of: u64,
-    /// Which of its steps.
-    pub part: u32,
-    /// What is done.
-    pub step: StepCall,
     /// When it was written down.
     pub began: Timestamp,
-    /// What came of it.
-    pub ended: Option<(Timestamp, StepEnd)>,
+    /// What is done, and what came of it.
+    pub back: Back,
+}
+
+/// What takes something back, and what came of it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Back {
+    /// A step on nodes.
+    Step {
+        /// Which step of the call it takes back.
+        part: u32,
+        /// What is done.
+        step: StepCall,
+        /// What came of it.
+        ended: Option<(Timestamp, StepEnd)>,
+    },
+    /// A machine is destroyed.
+    Machine {
+        /// Which.
+        machine: MadeMachine,
+        /// What came of it.
+        ended: Option<(Timestamp, MachineEnd)>,
+    },
 }
 
 /// A line of a run's log.
@@ -383,7 +458,7 @@ impl Flow {
     /// The undo that is under way.
     #[must_use]
     pub fn open_undo(&self) -> Option<&UndoState> {
-        self.undo.last().filter(|undo| undo.ended.is_none())
+        self.undo.last().filter(|undo| !undo.has_ended())
     }
 
     /// A call by its number.
@@ -396,25 +471,57 @@ impl Flow {
         self.calls.get(at)
     }
 
-    /// The undo steps that did not succeed everywhere.
+    /// What could not be taken back everywhere.
     pub fn undo_failed(&self) -> impl Iterator<Item = &UndoState> {
-        self.undo
-            .iter()
-            .filter(|undo| undo.ended.as_ref().is_some_and(|(_, end)| !end.is_well()))
+        self.undo.iter().filter(|undo| undo.has_failed())
     }
 
     /// Every run that is a part of this one, which is `run`, as far as it was
     /// written down.
     pub fn parts(&self, run: RunId) -> impl Iterator<Item = (RunId, PartOf)> + '_ {
         let calls = self.calls.iter().flat_map(move |call| call.parts(run));
-        calls.chain(self.undo.iter().map(move |undo| undo.part(run)))
+        calls.chain(self.undo.iter().filter_map(move |undo| undo.part(run)))
     }
 
     /// Those of them that were written down last.
     pub fn newest_parts(&self, run: RunId) -> impl Iterator<Item = (RunId, PartOf)> + '_ {
         let call = self.calls.last().into_iter();
         let steps = call.flat_map(move |call| call.parts(run));
-        steps.chain(self.undo.last().map(|undo| undo.part(run)))
+        steps.chain(self.undo.last().and_then(|undo| undo.part(run)))
+    }
+
+    fn begin_undo(
+        &mut self,
+        index: u32,
+        of: u64,
+        began: Timestamp,
+        back: Back,
+    ) -> Result<(), FoldError> {
+        let failed = matches!(
+            self.ended,
+            Some(MainEnd::Failed { .. } | MainEnd::Cancelled)
+        );
+        must(failed, "nothing is to be taken back")?;
+        must(self.open_undo().is_none(), "something is being taken back")?;
+        must(index as usize == self.undo.len(), "the undos have a gap")?;
+        let call = self.call(of);
+        must(call.is_some(), "there was no such call")?;
+        if matches!(back, Back::Machine { .. }) {
+            let made = call.is_some_and(|call| matches!(call.wanted, Wanted::Machine { .. }));
+            must(made, "the call has made no machine")?;
+        }
+        self.undo.push(UndoState { of, began, back });
+        Ok(())
+    }
+
+    /// What is taken back now.
+    fn under_way(&mut self, index: u32) -> Result<&mut Back, FoldError> {
+        let count = self.undo.len();
+        let last = self.undo.last_mut().filter(|undo| !undo.has_ended());
+        match last {
+            Some(undo) if index as usize + 1 == count => Ok(&mut undo.back),
+            _ => Err(FoldError::Main("nothing is being taken back")),
+        }
     }
 
     fn count(&mut self, call: u64, steps: &[StepEnd]) {
@@ -512,6 +619,7 @@ impl RunState {
             RunEvent::Answered {
                 number,
                 steps,
+                machine,
                 by,
                 text,
                 error,
@@ -527,6 +635,7 @@ impl RunState {
                     open.ended = Some(CallEnd {
                         at: *at,
                         steps: steps.clone(),
+                        machine: machine.clone(),
                         said,
                         error: error.clone(),
                     });
@@ -551,32 +660,33 @@ impl RunState {
                 step,
                 at,
             } => {
-                let back = matches!(
-                    flow.ended,
-                    Some(MainEnd::Failed { .. } | MainEnd::Cancelled)
-                );
-                must(back, "nothing is to be taken back")?;
-                must(flow.open_undo().is_none(), "a step is being taken back")?;
-                must(*index as usize == flow.undo.len(), "the undos have a gap")?;
-                must(flow.call(*of).is_some(), "there was no such call")?;
-                flow.undo.push(UndoState {
-                    of: *of,
+                let back = Back::Step {
                     part: *part,
                     step: step.clone(),
-                    began: *at,
                     ended: None,
-                });
+                };
+                flow.begin_undo(*index, *of, *at, back)?;
             }
-            RunEvent::Undone { index, end, at } => {
-                let open = flow.open_undo().is_some();
-                must(
-                    open && *index as usize + 1 == flow.undo.len(),
-                    "nothing is being taken back",
-                )?;
-                if let Some(undo) = flow.undo.last_mut() {
-                    undo.ended = Some((*at, end.clone()));
-                }
+            RunEvent::Unmaking {
+                index,
+                of,
+                machine,
+                at,
+            } => {
+                let back = Back::Machine {
+                    machine: machine.clone(),
+                    ended: None,
+                };
+                flow.begin_undo(*index, *of, *at, back)?;
             }
+            RunEvent::Undone { index, end, at } => match flow.under_way(*index)? {
+                Back::Step { ended, .. } => *ended = Some((*at, end.clone())),
+                Back::Machine { .. } => must(false, "no step is being taken back")?,
+            },
+            RunEvent::Unmade { index, end, at } => match flow.under_way(*index)? {
+                Back::Machine { ended, .. } => *ended = Some((*at, end.clone())),
+                Back::Step { .. } => must(false, "no machine is being taken back")?,
+            },
             _ => return Err(FoldError::Main("it is no event of a `main`")),
         }
         Ok(())
@@ -588,7 +698,7 @@ impl RunState {
             // One that was never written down whole ends without it.
             Some(flow) if self.phase != RunPhase::Preparing => {
                 must(flow.ended.is_some(), "`main` has not ended")?;
-                must(flow.open_undo().is_none(), "a step is being taken back")
+                must(flow.open_undo().is_none(), "something is being taken back")
             }
             _ => Ok(()),
         }
@@ -622,9 +732,13 @@ impl RunState {
     /// nothing of that failed.
     #[must_use]
     pub fn is_taken_back(&self, serial: Serial) -> bool {
-        let ends = self.flow.iter().flat_map(|flow| &flow.undo);
+        let undo = self.flow.iter().flat_map(|flow| &flow.undo);
+        let ends = undo.filter_map(|undo| match &undo.back {
+            Back::Step { ended, .. } => ended.as_ref(),
+            Back::Machine { .. } => None,
+        });
         let mut back = false;
-        for (_, end) in ends.filter_map(|undo| undo.ended.as_ref()) {
+        for (_, end) in ends {
             for (outcome, nodes) in &end.outcomes {
                 if nodes.contains(serial) {
                     if *outcome != Outcome::Succeeded {

@@ -60,14 +60,35 @@ impl Step {
     }
 }
 
+/// What takes something back when the run fails.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Undo {
+    /// A function on nodes.
+    Step(UndoStep),
+    /// A machine is destroyed.
+    Machine {
+        /// The number of the call that asked for it.
+        of: u64,
+    },
+}
+
+impl Undo {
+    /// The number of the call that it takes back.
+    #[must_use]
+    pub fn of(&self) -> u64 {
+        match self {
+            Self::Step(step) => step.of,
+            Self::Machine { of } => *of,
+        }
+    }
+}
+
 /// What takes a step back when the run fails.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Undo {
+#[derive(Clone, Debug, PartialEq)]
+pub struct UndoStep {
     /// The number of the call whose step it takes back.
     pub of: u64,
     /// Which of its steps, from 0.
-    #[serde(default)]
     pub part: usize,
     /// The function, on the nodes on which the step had an effect.
     pub function: FunctionName,
@@ -125,6 +146,15 @@ pub enum HostCall {
         /// Most.
         to: i64,
     },
+    /// Have a machine made, and wait until it is up.
+    Machine {
+        /// What is wanted of it, as the script says it: see
+        /// [`super::wanted`].
+        machine: Map<String, Value>,
+        /// Whether it stays when the run fails.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        keep: bool,
+    },
     /// Ask a person.
     Ask {
         /// What.
@@ -151,6 +181,10 @@ pub enum HostCall {
         scenario: ScenarioName,
         /// What it is given.
         params: Map<String, Value>,
+        /// The predicate of its targets, in canonical form; its own when
+        /// absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        on: Option<String>,
     },
 }
 
@@ -166,6 +200,7 @@ impl HostCall {
             Self::Spread { .. } => "batches",
             Self::Sleep { .. } => "sleep",
             Self::Contact { .. } => "contact",
+            Self::Machine { .. } => "machine",
             Self::Now => "now",
             Self::Random { .. } => "random",
             Self::Ask { .. } => "ask",

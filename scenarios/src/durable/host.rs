@@ -9,10 +9,12 @@ use muster_protocol::text::printable;
 use muster_protocol::units::{Amount, Span};
 use rhai::{Array, Dynamic, Engine, EvalAltResult, Map, NativeCallContext, Position};
 
-use super::call::{HostCall, Recorded, Records, Reply, Step, StepOptions, Undo};
+use super::call::{HostCall, Recorded, Records, Reply, Step, StepOptions, Undo, UndoStep};
+use super::machine;
 use super::nodes::{self, Cast, Nodes};
 use super::outcome::{self, Came, StepReply};
 use crate::plain::{self, Secret};
+use crate::secret;
 
 /// Most bytes of a text for people.
 const MAX_WORDS: usize = 16 * 1024;
@@ -91,6 +93,14 @@ fn unwind(at: Position) -> Box<EvalAltResult> {
 /// The one way out of the script: from the journal, at once, or later. With
 /// the number of the call.
 fn ask(context: &NativeCallContext<'_>, call: HostCall) -> Said<(u64, Reply)> {
+    match told(context, call)? {
+        (_, Reply::Error(text)) => Err(wrong(context, text)),
+        said => Ok(said),
+    }
+}
+
+/// The same, also when it is an error that the script may catch.
+fn told(context: &NativeCallContext<'_>, call: HostCall) -> Said<(u64, Reply)> {
     let carried = Carried::of(context)?;
     let mut pass = carried.lock();
     let at = context.call_position();
@@ -126,10 +136,7 @@ fn ask(context: &NativeCallContext<'_>, call: HostCall) -> Said<(u64, Reply)> {
         });
         reply
     };
-    match reply {
-        Reply::Error(text) => Err(wrong(context, text)),
-        reply => Ok((number, reply)),
-    }
+    Ok((number, reply))
 }
 
 /// A reply of another kind than the call's: the journal is damaged.
@@ -275,12 +282,12 @@ fn on(
     let at = context.call_position();
     let place = (at.line().unwrap_or(0), at.position().unwrap_or(0));
     if let Some(function) = pass.undos.get(&place).cloned() {
-        pass.undo.push(Undo {
+        pass.undo.push(Undo::Step(UndoStep {
             of: number,
             part: 0,
             function: parsed(context, "undo", &function)?,
             params: taken_back,
-        });
+        }));
     }
     drop(pass);
     match &reply.stopped {
@@ -473,12 +480,12 @@ fn parallel(context: &NativeCallContext<'_>, list: Array) -> Said<Array> {
     let mut pass = carried.lock();
     for (part, step) in asked.into_iter().enumerate() {
         if let Some(function) = step.undo {
-            pass.undo.push(Undo {
+            pass.undo.push(Undo::Step(UndoStep {
                 of: number,
                 part,
                 function,
                 params: step.params,
-            });
+            }));
         }
     }
     let cast = Arc::clone(&pass.cast);
@@ -510,6 +517,9 @@ fn rest(engine: &mut Engine) {
                 value(&c, HostCall::Contact { node, within })
             },
         )
+        .register_fn("machine", |c: NativeCallContext<'_>, map: Map| {
+            machine(&c, &map)
+        })
         .register_fn("now", |c: NativeCallContext<'_>| value(&c, HostCall::Now))
         .register_fn(
             "random",
@@ -554,10 +564,16 @@ fn rest(engine: &mut Engine) {
         })
         .register_fn(
             "run_scenario",
-            |c: NativeCallContext<'_>, name: &str, params: Map| other(&c, name, params),
+            |c: NativeCallContext<'_>, name: &str, params: Map, with: Map| {
+                other(&c, name, params, with)
+            },
+        )
+        .register_fn(
+            "run_scenario",
+            |c: NativeCallContext<'_>, name: &str, params: Map| other(&c, name, params, Map::new()),
         )
         .register_fn("run_scenario", |c: NativeCallContext<'_>, name: &str| {
-            other(&c, name, Map::new())
+            other(&c, name, Map::new(), Map::new())
         })
         .register_fn(
             "abort",
@@ -574,6 +590,28 @@ fn rest(engine: &mut Engine) {
         );
 }
 
+fn machine(context: &NativeCallContext<'_>, map: &Map) -> Said<Dynamic> {
+    let map = data(context, "machine", map)?;
+    if !secret::names(&map).is_empty() {
+        let text = "machine: a secret parameter cannot be handed to a machine";
+        return Err(wrong(context, text));
+    }
+    let machine::Said { machine, keep } =
+        machine::Said::read(map).map_err(|why| wrong(context, format!("machine: {why}")))?;
+    let (number, reply) = told(context, HostCall::Machine { machine, keep })?;
+    // Also of one that could not be made: whether anything of it is there
+    // only its record says.
+    if !keep {
+        let carried = Carried::of(context)?;
+        carried.lock().undo.push(Undo::Machine { of: number });
+    }
+    match reply {
+        Reply::Value(value) => Ok(plain::from_json(&value)),
+        Reply::Error(text) => Err(wrong(context, text)),
+        _ => Err(foreign(context)),
+    }
+}
+
 fn emit(context: &NativeCallContext<'_>, kind: &str, fields: Map) -> Said<Dynamic> {
     let call = HostCall::Emit {
         kind: plain::event_kind(kind).map_err(|e| wrong(context, e))?,
@@ -582,10 +620,28 @@ fn emit(context: &NativeCallContext<'_>, kind: &str, fields: Map) -> Said<Dynami
     value(context, call)
 }
 
-fn other(context: &NativeCallContext<'_>, name: &str, params: Map) -> Said<Dynamic> {
+fn other(context: &NativeCallContext<'_>, name: &str, params: Map, with: Map) -> Said<Dynamic> {
+    let mut on = None;
+    for (key, value) in with {
+        if key != "on" {
+            let key = printable(&key, 40);
+            let text = format!("run_scenario has no option `{key}`; there is: on");
+            return Err(wrong(context, text));
+        }
+        let text = value.into_string().map_err(|kind| {
+            wrong(
+                context,
+                format!("run_scenario: `on` is a predicate such as \"role=web\", not a {kind}"),
+            )
+        })?;
+        let predicate =
+            Predicate::parse(&text).map_err(|e| wrong(context, format!("run_scenario: {e}")))?;
+        on = Some(predicate.text().to_owned());
+    }
     let call = HostCall::RunScenario {
         scenario: parsed(context, "run_scenario", name)?,
         params: data(context, "the parameters", &params)?,
+        on,
     };
     value(context, call)
 }

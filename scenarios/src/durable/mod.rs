@@ -12,11 +12,13 @@
 
 mod call;
 pub(crate) mod host;
+mod machine;
 mod nodes;
 mod outcome;
 mod turn;
 
-pub use call::{ArgsHash, HostCall, Recorded, Records, Reply, Step, StepOptions, Undo};
+pub use call::{ArgsHash, HostCall, Recorded, Records, Reply, Step, StepOptions, Undo, UndoStep};
+pub use machine::wanted;
 pub use nodes::{Member, Nodes, spread};
 pub use outcome::{NodeReply, StepReply};
 pub use turn::{Input, Program, Turn, turn};

@@ -100,7 +100,7 @@ fn fake(context: &Context<'_>, name: &str, about: &Map) -> Said<()> {
         let text = format!("a test has at most {MAX_NODES} nodes");
         return Err(wrong(context, text));
     }
-    if fleet.nodes.iter().any(|node| node.name == name) {
+    if fleet.there().any(|node| node.name == name) {
         return Err(wrong(context, format!("there is a node `{name}` already")));
     }
     let serial = Serial(u32::try_from(fleet.nodes.len()).unwrap_or(u32::MAX - 1) + 1);
@@ -111,6 +111,7 @@ fn fake(context: &Context<'_>, name: &str, about: &Map) -> Said<()> {
         labels,
         facts: Value::Object(facts),
         down,
+        gone: false,
     });
     Ok(())
 }

@@ -33,6 +33,8 @@ pub(super) struct Fake {
     pub(super) facts: Value,
     /// Known to be down.
     pub(super) down: bool,
+    /// A machine that the run made, and that was destroyed.
+    pub(super) gone: bool,
 }
 
 impl Attributes for Fake {
@@ -85,7 +87,7 @@ impl Rule {
     }
 
     /// Puts what it says over what would be answered.
-    fn over(&mut self, answer: &mut Value) {
+    pub(super) fn over(&mut self, answer: &mut Value) {
         if let Value::Object(answer) = answer {
             self.parts.extend(answer.keys().cloned());
             answer.extend(self.value.clone());
@@ -163,11 +165,36 @@ impl Fleet {
         self.nodes.iter().find(|node| node.serial == serial)
     }
 
+    /// Those that are there, also those that are down.
+    pub(super) fn there(&self) -> impl Iterator<Item = &Fake> {
+        self.nodes.iter().filter(|node| !node.gone)
+    }
+
     /// Whether a node of that name is connected.
     pub(super) fn is_there(&self, name: &str) -> bool {
-        self.nodes
-            .iter()
+        self.there()
             .any(|node| !node.down && node.name.as_str() == name)
+    }
+
+    /// Something was asked of these nodes: what the test says of it. The
+    /// newest rule is the one that counts.
+    pub(super) fn asked(&mut self, nodes: &[NodeName], title: &str) -> Option<&mut Rule> {
+        self.told
+            .entry(title.to_owned())
+            .or_default()
+            .extend(nodes.iter().cloned());
+        let mut rule = None;
+        for other in self.rules.iter_mut().rev() {
+            let any = nodes.is_empty() && other.what.fits(title);
+            if any || nodes.iter().any(|node| other.is_for(node, title)) {
+                other.fits = true;
+                rule = rule.or(Some(other));
+            }
+        }
+        if let Some(rule) = rule.as_deref_mut() {
+            rule.counted = true;
+        }
+        rule
     }
 
     pub(super) fn label(&self, serial: Serial, key: &LabelKey) -> Option<&str> {
@@ -352,19 +379,8 @@ impl Host for FakeHost {
         }
         let title = effect.title();
         fleet.done.effects.push((self.name.clone(), title.clone()));
-        let told = fleet.told.entry(title.clone()).or_default();
-        told.insert(self.name.clone());
-        // The newest rule is the one that counts.
-        let mut rule = None;
-        for other in fleet.rules.iter_mut().rev() {
-            if other.is_for(&self.name, &title) {
-                other.fits = true;
-                rule = rule.or(Some(other));
-            }
-        }
-        if let Some(rule) = rule.as_deref_mut() {
-            rule.counted = true;
-        }
+        let fleet = &mut *fleet;
+        let rule = fleet.asked(std::slice::from_ref(&self.name), &title);
         if let Some(text) = rule.as_ref().and_then(|rule| rule.fails.clone()) {
             return Err(HostError::Failed(text));
         }

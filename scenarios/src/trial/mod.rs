@@ -10,6 +10,7 @@
 
 pub(crate) mod bench;
 mod fleet;
+mod others;
 mod play;
 mod silent;
 

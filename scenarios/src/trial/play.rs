@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use muster_protocol::envelope::Mode;
 use muster_protocol::ids::Serial;
-use muster_protocol::names::FunctionName;
+use muster_protocol::names::{FunctionName, NodeName};
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::predicate::Predicate;
 use muster_protocol::run::Outcome;
@@ -16,6 +16,7 @@ use super::fleet::{Done, Fake, Pattern, Shared};
 use crate::bundle::Bundle;
 use crate::durable::{
     self, HostCall, Input, Member, NodeReply, Reply, Step, StepOptions, StepReply, Turn, Undo,
+    UndoStep,
 };
 use crate::fault::Fault;
 use crate::manifest::{self, Budget, Manifest, RUN, Shape};
@@ -85,17 +86,19 @@ pub(super) struct Played {
 }
 
 /// Everything outside of the script.
-struct World {
+pub(super) struct World {
     subject: Subject,
-    fleet: Shared,
+    pub(super) fleet: Shared,
     answers: Vec<Answer>,
     secrets: Secrets,
-    mode: Mode,
+    pub(super) mode: Mode,
     now: Timestamp,
     asked: Vec<String>,
-    steps: Vec<Went>,
+    pub(super) steps: Vec<Went>,
     /// The steps of each call, to be taken back.
     by_call: BTreeMap<u64, Vec<StepReply>>,
+    /// The machines that it made, by call.
+    pub(super) machines: BTreeMap<u64, NodeName>,
 }
 
 /// Plays a run.
@@ -137,6 +140,7 @@ pub(super) fn play(
         asked: Vec::new(),
         steps: Vec::new(),
         by_call: BTreeMap::new(),
+        machines: BTreeMap::new(),
     }));
     let params = bound.sealed();
     let (error, value, undone) = match &subject.main {
@@ -162,7 +166,7 @@ fn frozen(
     on: Option<&Predicate>,
 ) -> BTreeMap<String, Vec<Member>> {
     let fleet = fleet.lock();
-    let mut nodes: Vec<&Fake> = fleet.nodes.iter().collect();
+    let mut nodes: Vec<&Fake> = fleet.there().collect();
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     let set = |(name, predicate): (&str, Option<&Predicate>)| {
         let predicate = match (name, on) {
@@ -299,9 +303,8 @@ impl World {
                 self.fleet.lock().done.logs.push(text.clone());
                 Reply::Value(Value::Null)
             }
-            HostCall::RunScenario { scenario, .. } => Reply::Error(format!(
-                "a test runs one scenario: `{scenario}` is not there"
-            )),
+            HostCall::RunScenario { scenario, on, .. } => self.another(scenario, on.as_deref()),
+            HostCall::Machine { machine, .. } => self.machine(number, machine),
         }
     }
 
@@ -423,6 +426,16 @@ impl World {
     fn take_back(&mut self, undo: &[Undo]) -> Vec<Went> {
         let before = self.steps.len();
         for undo in undo {
+            let undo = match undo {
+                Undo::Step(undo) => undo,
+                Undo::Machine { of } => {
+                    self.destroy(*of);
+                    continue;
+                }
+            };
+            let UndoStep {
+                function, params, ..
+            } = undo.clone();
             let reply = self
                 .by_call
                 .get(&undo.of)
@@ -436,8 +449,8 @@ impl World {
             });
             let step = Step {
                 nodes: touched.map(|node| node.serial).collect(),
-                function: undo.function.clone(),
-                params: undo.params.clone(),
+                function,
+                params,
                 options: StepOptions::default(),
                 undo: None,
             };
@@ -447,7 +460,7 @@ impl World {
     }
 }
 
-fn ended(serial: Serial, outcome: Outcome, reason: Option<String>) -> NodeReply {
+pub(super) fn ended(serial: Serial, outcome: Outcome, reason: Option<String>) -> NodeReply {
     NodeReply {
         serial,
         outcome,

@@ -26,12 +26,18 @@ pub(crate) struct Cloud {
 
 impl Cloud {
     pub(crate) fn new() -> Result<Self> {
-        Self::with(|_| Ok(())).map(|(cloud, ())| cloud)
+        Self::with(&[], |_| Ok(())).map(|(cloud, ())| cloud)
+    }
+
+    /// The same with a node beside it, on this side of the cable, with the
+    /// role `lb`; and the programs are held wherever the test wants.
+    pub(crate) fn behind_a_balancer() -> Result<(Self, Hold)> {
+        Self::with(&["lb-1:role=lb"], Up::hold)
     }
 
     /// The same, with the programs held wherever the test wants.
     pub(crate) fn held_at_will() -> Result<(Self, Hold)> {
-        let (mut cloud, hold) = Self::with(Up::hold)?;
+        let (mut cloud, hold) = Self::with(&[], Up::hold)?;
         let (name, socket) = hold.env();
         let socket = socket.to_string_lossy().into_owned();
         cloud.env = vec![(name.to_owned(), socket)];
@@ -40,10 +46,10 @@ impl Cloud {
         Ok((cloud, hold))
     }
 
-    fn with<T>(prepare: impl FnOnce(&mut Up) -> Result<T>) -> Result<(Self, T)> {
+    fn with<T>(nodes: &[&str], prepare: impl FnOnce(&mut Up) -> Result<T>) -> Result<(Self, T)> {
         let dir = tempfile::tempdir()?;
         let world = World::enter()?;
-        let mut up = Up::not_yet(&[])?;
+        let mut up = Up::not_yet(nodes)?;
         up.listen_on(world.address())?;
         let prepared = prepare(&mut up)?;
         up.launch()?;

@@ -25,7 +25,11 @@ const ASKED_LAST: [&str; 3] = ["kill", "undefine", "delete volume"];
 const CUSTOMERS: [&str; 3] = ["--no-agent", "--ready", "boot"];
 
 /// Does something while a command runs, and waits for the command's end.
-fn meanwhile(cloud: &Cloud, args: &[&str], act: impl FnOnce() -> Result<()>) -> Result<Said> {
+pub(crate) fn meanwhile(
+    cloud: &Cloud,
+    args: &[&str],
+    act: impl FnOnce() -> Result<()>,
+) -> Result<Said> {
     std::thread::scope(|scope| {
         let command = scope.spawn(|| cloud.up.muster(args));
         let acted = act();
@@ -59,7 +63,7 @@ fn new() -> Vec<&'static str> {
 
 /// Waits until the machine is there or is not, and says which. Both sides
 /// agree then: libvirt and the records, the addresses and the files.
-fn settled(cloud: &Cloud, empty: &(BTreeSet<String>, BTreeSet<String>)) -> Result<bool> {
+pub(crate) fn settled(cloud: &Cloud, empty: &(BTreeSet<String>, BTreeSet<String>)) -> Result<bool> {
     let found = wait_for("both sides to agree", || {
         let vms = cloud.up.muster(&["vm", "list", "--json"]);
         let vms = (vms.code == 0).then(|| vms.list())?;
@@ -81,7 +85,7 @@ fn settled(cloud: &Cloud, empty: &(BTreeSet<String>, BTreeSet<String>)) -> Resul
 }
 
 /// Has no machine again.
-fn cleared(cloud: &Cloud, empty: &(BTreeSet<String>, BTreeSet<String>)) -> Result<()> {
+pub(crate) fn cleared(cloud: &Cloud, empty: &(BTreeSet<String>, BTreeSet<String>)) -> Result<()> {
     if settled(cloud, empty)? {
         cloud.well(&["vm", "destroy", "web-03", "--purge", "--yes"])?;
         ensure!(!settled(cloud, empty)?, "it is still there");

@@ -5,4 +5,5 @@ mod cloud;
 mod created;
 mod guest;
 mod killed;
+mod web;
 mod world;

@@ -9,7 +9,8 @@ use muster_protocol::envelope::Mode;
 use muster_protocol::ids::RunId;
 use muster_protocol::names::PrincipalName;
 use muster_protocol::run::{
-    Flow, MainEnd, Record, RunEnd, RunEvent, RunPhase, RunState, StepCall, StepEnd, Wanted,
+    Flow, MadeMachine, MainEnd, Record, RunEnd, RunEvent, RunPhase, RunState, StepCall, StepEnd,
+    Wanted,
 };
 use muster_protocol::text::printable;
 use muster_protocol::units::{Timestamp, after, elapsed};
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 
 use super::super::journal::JournalError;
 use super::super::task::Task;
+use super::machine::Unmaking;
 use super::records::{Told, cut, read};
 use super::stage::{Score, StageError};
 use super::turn::{Begin, Turned, World, begin, input, said_at_once};
@@ -82,6 +84,8 @@ pub(in crate::runs) struct Conductor {
     pub(super) alarmed: bool,
     /// Parts that were cut while they were written down, and are being ended.
     pub(super) ending: BTreeSet<RunId>,
+    /// Of the machine that is being taken back.
+    pub(super) unmaking: Unmaking,
     /// When to look again.
     pub(super) wake: Option<Instant>,
 }
@@ -101,6 +105,7 @@ impl Conductor {
             stuck: None,
             alarmed: false,
             ending: BTreeSet::new(),
+            unmaking: Unmaking::default(),
             wake: None,
         }
     }
@@ -429,6 +434,11 @@ impl Task {
             return self.main_ended(MainEnd::Planned { why }, undo).await;
         }
         let hash = call.hash().to_string();
+        if self.is_dry()
+            && let HostCall::Machine { machine, .. } = &call
+        {
+            return self.would_make(number, hash, machine).await;
+        }
         if let Some((reply, log)) = said_at_once(self.is_dry(), &call, self.flow().logged()) {
             let record = Record {
                 call: call.name().to_owned(),
@@ -556,6 +566,10 @@ impl Task {
                 until: after(Timestamp::now(), within.get()),
                 within: *within,
             },
+            HostCall::Machine { machine, keep } => Wanted::Machine {
+                name: machine_name(machine),
+                keep: *keep,
+            },
             HostCall::Ask { question, answers } => Wanted::Answer {
                 question: question.clone(),
                 answers: answers.clone(),
@@ -630,6 +644,35 @@ impl Task {
         steps: Vec<StepEnd>,
         said: Option<(PrincipalName, String)>,
     ) -> Result<(), JournalError> {
+        let came = Came {
+            steps,
+            machine: None,
+            said,
+        };
+        self.answered_with(number, reply, came).await
+    }
+
+    /// The same of a machine that may be there now.
+    pub(super) async fn made(
+        &mut self,
+        number: u64,
+        reply: Reply,
+        machine: Option<MadeMachine>,
+    ) -> Result<(), JournalError> {
+        let came = Came {
+            steps: Vec::new(),
+            machine,
+            said: None,
+        };
+        self.answered_with(number, reply, came).await
+    }
+
+    async fn answered_with(
+        &mut self,
+        number: u64,
+        reply: Reply,
+        came: Came,
+    ) -> Result<(), JournalError> {
         let form = |reply: &Reply| serde_json::to_string(reply).expect("a reply has a JSON form");
         let mut text = form(&reply);
         let mut error = match &reply {
@@ -648,11 +691,12 @@ impl Task {
             self.store(RunEvent::ReplyPart { number, part, text })
                 .await?;
         }
-        let (by, said) = said.unzip();
+        let (by, said) = came.said.unzip();
         let event = RunEvent::Answered {
             number,
             reply: last.to_owned(),
-            steps,
+            steps: came.steps,
+            machine: came.machine,
             by,
             text: said,
             error,
@@ -662,6 +706,19 @@ impl Task {
         self.conductor().wanted = None;
         Ok(())
     }
+}
+
+/// What came of a call, beside what the script is told.
+struct Came {
+    steps: Vec<StepEnd>,
+    machine: Option<MadeMachine>,
+    said: Option<(PrincipalName, String)>,
+}
+
+/// The name of a machine as a script says it.
+fn machine_name(machine: &serde_json::Map<String, serde_json::Value>) -> String {
+    let name = machine.get("name").and_then(|name| name.as_str());
+    printable(name.unwrap_or_default(), 200)
 }
 
 /// Why a `main` may not go on for whose run no time is left.

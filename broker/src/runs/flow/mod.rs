@@ -11,6 +11,7 @@
 //! nothing in memory but its folded state.
 
 mod conduct;
+mod machine;
 mod parts;
 mod records;
 mod reply;
@@ -26,7 +27,7 @@ pub use self::conduct::AnswerError;
 pub(super) use self::conduct::Answered;
 pub(super) use self::conduct::Conductor;
 pub(super) use self::stage::Stages;
-pub use self::stage::{Another, Score, Stage, StageError};
+pub use self::stage::{Another, MachineNow, Machinery, Score, Stage, StageError, UpMachine};
 
 /// Calls that one `main` may make.
 const MOST_CALLS: u64 = 20_000;

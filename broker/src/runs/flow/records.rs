@@ -168,7 +168,8 @@ mod tests {
                 told.take(&event).expect("follows");
             }
             told.take(&RunEvent::Answered {
-                number: 0, reply: last.to_owned(), steps: vec![], by: None, text: None,
+                number: 0, reply: last.to_owned(), steps: vec![], machine: None,
+                by: None, text: None,
                 error: None, at,
             }).expect("follows");
             let said = serde_json::to_string(&told.records()[0].reply).expect("json");

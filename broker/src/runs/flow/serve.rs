@@ -27,13 +27,13 @@ use super::turn::World;
 use crate::events::Once;
 
 /// How soon a node is heard that a run waits for.
-const LISTEN: Duration = Duration::from_millis(200);
+pub(super) const LISTEN: Duration = Duration::from_millis(200);
 
 impl Task {
     /// Does what the open call waits for, as far as that can be done now.
     pub(super) async fn serve(&mut self, open: CallState) -> Result<bool, JournalError> {
         if let Some(error) = self.conductor().diverged.clone() {
-            if !self.all_ended(&open.wanted) {
+            if !self.all_ended(&open) {
                 return Ok(false);
             }
             self.main_ended(MainEnd::Diverged { error }, Vec::new())
@@ -48,6 +48,9 @@ impl Task {
             (Wanted::Steps { steps }, cancelled) => self.serve_steps(&open, steps, cancelled).await,
             (Wanted::Scenario { run, .. }, cancelled) => {
                 self.serve_scenario(&open, *run, cancelled).await
+            }
+            (Wanted::Machine { name, .. }, cancelled) => {
+                self.serve_machine(&open, name, cancelled).await
             }
             (_, Some(by)) => {
                 let reply = Reply::Error(format!("{by} cancelled the run"));
@@ -138,8 +141,9 @@ impl Task {
     }
 
     /// Ends what a call has under way; whether all of it has ended.
-    fn all_ended(&mut self, wanted: &Wanted) -> bool {
-        let runs: Vec<RunId> = match wanted {
+    fn all_ended(&mut self, open: &CallState) -> bool {
+        let runs: Vec<RunId> = match &open.wanted {
+            Wanted::Machine { .. } => return self.machine_ended(open.number),
             Wanted::Steps { steps } => steps.iter().map(|step| step.run).collect(),
             Wanted::Scenario { run, .. } => vec![*run],
             _ => Vec::new(),
@@ -148,7 +152,7 @@ impl Task {
     }
 
     /// Asks for the end of these parts; whether none is under way.
-    fn end_parts(&mut self, runs: &[RunId]) -> bool {
+    pub(super) fn end_parts(&mut self, runs: &[RunId]) -> bool {
         let by = self.state.cancelled_by.clone();
         let by = by.unwrap_or_else(|| self.state.spec.principal.clone());
         let mut ended = true;
@@ -379,8 +383,11 @@ impl Task {
                 if self.state.phase == RunPhase::Paused {
                     return Ok(false);
                 }
-                let Some(HostCall::RunScenario { scenario, params }) =
-                    self.conductor().wanted.clone()
+                let Some(HostCall::RunScenario {
+                    scenario,
+                    params,
+                    on,
+                }) = self.conductor().wanted.clone()
                 else {
                     self.let_run().await;
                     return Ok(false);
@@ -389,6 +396,7 @@ impl Task {
                     caller: caller(&self.state),
                     scenario,
                     params,
+                    on,
                     mode: self.state.spec.mode,
                     id: run,
                     held: self.engine.locks_above(&self.state),

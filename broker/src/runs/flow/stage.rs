@@ -1,14 +1,16 @@
 //! What a `main` needs from the rest of the broker.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use futures_util::future::BoxFuture;
+use muster_protocol::api::{CreateVms, VmView};
 use muster_protocol::envelope::{BundleHash, Mode};
 use muster_protocol::ids::RunId;
-use muster_protocol::names::ScenarioName;
+use muster_protocol::names::{NodeName, ScenarioName};
 use muster_protocol::problem::Problem;
-use muster_protocol::run::PartOf;
+use muster_protocol::run::{MadeMachine, PartOf};
 use muster_scenarios::bundle::Bundle;
 use muster_scenarios::durable::Program;
 use muster_scenarios::fault::Fault;
@@ -72,6 +74,8 @@ pub struct Another {
     pub scenario: ScenarioName,
     /// What it is given.
     pub params: Map<String, Value>,
+    /// The predicate of its targets; its own when absent.
+    pub on: Option<String>,
     /// Apply or check.
     pub mode: Mode,
     /// The id of the run.
@@ -81,6 +85,64 @@ pub struct Another {
     pub held: BTreeSet<String>,
     /// Of what it is a part.
     pub part_of: PartOf,
+}
+
+/// A machine that a call asked for, as its record says.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum MachineNow {
+    /// Nothing was begun.
+    Nothing,
+    /// It is being made, by that run once there is one.
+    Coming(Option<RunId>),
+    /// It is there.
+    Up(Box<UpMachine>),
+    /// Something else is done with it.
+    Busy(MadeMachine),
+    /// It was destroyed, and its disk is kept.
+    Kept(MadeMachine),
+    /// It is destroyed for good.
+    Going(MadeMachine),
+    /// It cannot be said whether it is there.
+    Doubtful(MadeMachine, String),
+    /// Nothing of it is there, and why.
+    Gone(String),
+}
+
+/// A machine that is up.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UpMachine {
+    /// Which, and where.
+    pub made: MadeMachine,
+    /// The node that it is, if an agent is in it.
+    pub node: Option<NodeName>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whether somebody protects it.
+    pub protected: bool,
+}
+
+/// Whoever makes machines.
+pub trait Machinery: Send + Sync {
+    /// How the machine is that a call asked for.
+    fn now(&self, of: PartOf) -> MachineNow;
+
+    /// What would be made; nothing is.
+    fn would_make(
+        &self,
+        caller: Caller,
+        asked: CreateVms,
+    ) -> BoxFuture<'_, Result<VmView, Problem>>;
+
+    /// Begins to make it. Whoever asks has looked whether it was begun.
+    fn make(
+        &self,
+        caller: Caller,
+        asked: CreateVms,
+        of: PartOf,
+    ) -> BoxFuture<'_, Result<(), Problem>>;
+
+    /// Begins to destroy it, with its disk.
+    fn unmake(&self, caller: Caller, of: PartOf) -> BoxFuture<'_, Result<(), Problem>>;
 }
 
 /// The rest of the broker, as a `main` sees it.
@@ -94,6 +156,11 @@ pub trait Stage: Send + Sync + 'static {
 
     /// Who may do what.
     fn policy(&self) -> &dyn Policy;
+
+    /// Whoever makes machines, if anybody does.
+    fn machinery(&self) -> Option<&dyn Machinery> {
+        None
+    }
 }
 
 /// The stage, once it is there, and the scenarios that are held ready.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use muster_protocol::nodeset::NodeSet;
 use muster_protocol::run::{
-    MainEnd, NodeResult, Outcome, PartOf, RunEnd, RunEvent, RunPhase, StepCall, StepEnd, UndoState,
-    Wanted,
+    Back, MadeMachine, MainEnd, NodeResult, Outcome, PartOf, RunEnd, RunEvent, RunPhase, StepCall,
+    StepEnd, UndoState, Wanted,
 };
 use muster_protocol::units::Timestamp;
-use muster_scenarios::durable::{Step, StepOptions, Undo};
+use muster_scenarios::durable::{Step, StepOptions, Undo, UndoStep};
 
 use serde_json::Map;
 
@@ -18,6 +18,14 @@ use super::conduct::end_of;
 use super::parts::Part;
 use super::{part_id, reply};
 use crate::events::Once;
+
+/// What is to be taken back.
+enum Todo {
+    /// A step, on these nodes.
+    Step(UndoStep, NodeSet),
+    /// The machine that a call has made.
+    Machine(u64, MadeMachine),
+}
 
 impl Task {
     /// Takes back what is to be, one after the other, then ends the run.
@@ -30,8 +38,8 @@ impl Task {
                 flow.ended,
                 Some(MainEnd::Failed { .. } | MainEnd::Cancelled)
             );
-        let stepped = |wanted: &Wanted| matches!(wanted, Wanted::Steps { .. });
-        if !back || !flow.calls.iter().any(|call| stepped(&call.wanted)) {
+        let did = |wanted: &Wanted| matches!(wanted, Wanted::Steps { .. } | Wanted::Machine { .. });
+        if !back || !flow.calls.iter().any(|call| did(&call.wanted)) {
             self.end_main(false).await?;
             return Ok(true);
         }
@@ -58,21 +66,32 @@ impl Task {
             return Ok(false);
         }
         let done = self.flow().undo.len();
-        let Some((undo, nodes)) = todo.get(done) else {
+        let Some(next) = todo.get(done) else {
             self.end_main(false).await?;
             return Ok(true);
         };
-        let (of, part) = (undo.of, u32::try_from(undo.part).unwrap_or(u32::MAX));
-        let event = RunEvent::Undoing {
-            index: u32::try_from(done).unwrap_or(u32::MAX),
-            of,
-            part,
-            step: StepCall {
-                run: part_id(self.run, of, part, undo.function.as_str(), true),
-                function: undo.function.clone(),
-                nodes: nodes.clone(),
+        let (index, at) = (u32::try_from(done).unwrap_or(u32::MAX), Timestamp::now());
+        let event = match next {
+            Todo::Step(undo, nodes) => {
+                let (of, part) = (undo.of, u32::try_from(undo.part).unwrap_or(u32::MAX));
+                RunEvent::Undoing {
+                    index,
+                    of,
+                    part,
+                    step: StepCall {
+                        run: part_id(self.run, of, part, undo.function.as_str(), true),
+                        function: undo.function.clone(),
+                        nodes: nodes.clone(),
+                    },
+                    at,
+                }
+            }
+            Todo::Machine(of, machine) => RunEvent::Unmaking {
+                index,
+                of: *of,
+                machine: machine.clone(),
+                at,
             },
-            at: Timestamp::now(),
         };
         self.store(event).await?;
         Ok(true)
@@ -80,60 +99,70 @@ impl Task {
 
     /// What of the list has anything to take back, newest first: a function of
     /// the journal.
-    fn to_take_back(&self, undo: Vec<Undo>) -> Vec<(Undo, NodeSet)> {
-        let nodes = |undo: &Undo| {
-            let end = self.flow().call(undo.of)?.ended.as_ref()?;
-            let nodes = end.steps.get(undo.part)?.touched();
-            (!nodes.is_empty()).then_some(nodes)
+    fn to_take_back(&self, undo: Vec<Undo>) -> Vec<Todo> {
+        let todo = |undo: Undo| {
+            let end = self.flow().call(undo.of())?.ended.as_ref()?;
+            match undo {
+                Undo::Step(undo) => {
+                    let nodes = end.steps.get(undo.part)?.touched();
+                    (!nodes.is_empty()).then_some(Todo::Step(undo, nodes))
+                }
+                Undo::Machine { of } => Some(Todo::Machine(of, end.machine.clone()?)),
+            }
         };
-        undo.into_iter()
-            .filter_map(|undo| {
-                let nodes = nodes(&undo)?;
-                Some((undo, nodes))
-            })
-            .collect()
+        undo.into_iter().filter_map(todo).collect()
     }
 
-    async fn go_on_with(
+    async fn go_on_with(&mut self, open: UndoState, todo: &[Todo]) -> Result<bool, JournalError> {
+        match &open.back {
+            Back::Machine { machine, .. } => self.go_on_unmaking(open.of, machine).await,
+            Back::Step { part, step, .. } => {
+                let place = PartOf {
+                    run: self.run,
+                    call: open.of,
+                    part: *part,
+                    undo: true,
+                };
+                self.go_on_stepping_back(place, step, todo).await
+            }
+        }
+    }
+
+    async fn go_on_stepping_back(
         &mut self,
-        open: UndoState,
-        todo: &[(Undo, NodeSet)],
+        part_of: PartOf,
+        step: &StepCall,
+        todo: &[Todo],
     ) -> Result<bool, JournalError> {
         let index = u32::try_from(self.flow().undo.len().saturating_sub(1)).unwrap_or(u32::MAX);
-        let run = open.step.run;
+        let run = step.run;
         match self.engine.part(run) {
             Part::Open(phase) => {
                 self.hand_on(run, phase);
                 Ok(false)
             }
             Part::Missing => {
-                let Some((undo, _)) = todo.get(index as usize) else {
+                let Some(Todo::Step(undo, _)) = todo.get(index as usize) else {
                     let why = "the script does not say any more what to take back";
-                    self.undone(index, not_done(&open.step, why)).await?;
+                    self.undone(index, not_done(step, why)).await?;
                     return Ok(true);
                 };
-                let step = Step {
-                    nodes: open.step.nodes.clone(),
-                    function: open.step.function.clone(),
+                let again = Step {
+                    nodes: step.nodes.clone(),
+                    function: step.function.clone(),
                     params: undo.params.clone(),
                     options: StepOptions::default(),
                     undo: None,
                 };
-                let part_of = PartOf {
-                    run: self.run,
-                    call: open.of,
-                    part: open.part,
-                    undo: true,
-                };
                 // It is done on every node, however many fail.
-                match self.make(run, part_of, &step, false).await {
+                match self.make(run, part_of, &again, false).await {
                     Ok(()) => Ok(false),
                     Err(error) if error.passes() => {
                         self.wait_a_moment(error.to_string());
                         Ok(false)
                     }
                     Err(error) => {
-                        let end = not_done(&open.step, &error.to_string());
+                        let end = not_done(step, &error.to_string());
                         self.undone(index, end).await?;
                         Ok(true)
                     }
@@ -163,7 +192,12 @@ impl Task {
         let flow = self.flow();
         let failed: Vec<String> = flow
             .undo_failed()
-            .map(|undo| format!("`{}` (run {})", undo.step.function, undo.step.run.short()))
+            .map(|undo| match &undo.back {
+                Back::Step { step, .. } => {
+                    format!("`{}` (run {})", step.function, step.run.short())
+                }
+                Back::Machine { machine, .. } => format!("machine {}", machine.name),
+            })
             .collect();
         let end = end_of(&self.state, flow, undo_lost || !failed.is_empty());
         let open: Vec<_> = self.state.open().map(|(serial, _)| serial).collect();
@@ -184,7 +218,7 @@ impl Task {
             RunEnd::UndoFailed => Some((
                 "alarm.undo-failed",
                 format!(
-                    "{scenario}: what run {short} did could not be taken back everywhere: {} did not succeed on every node; muster runs show {short}",
+                    "{scenario}: what run {short} did could not be taken back everywhere: {} did not succeed everywhere; muster runs show {short}",
                     failed.join(", ")
                 ),
             )),

@@ -3,6 +3,7 @@
 mod cut;
 mod dry;
 mod limits;
+mod machines;
 mod waits;
 
 mod contact;
@@ -36,6 +37,7 @@ use crate::inventory::{Inventory, NodeRecord};
 struct Shelf {
     texts: Arc<Mutex<BTreeMap<String, String>>>,
     inventory: Inventory,
+    forge: machines::Forge,
 }
 
 fn bundle(text: &str) -> Bundle {
@@ -50,6 +52,7 @@ impl Shelf {
         Self {
             texts: Arc::new(Mutex::new(texts.collect())),
             inventory,
+            forge: machines::Forge::default(),
         }
     }
 
@@ -100,7 +103,7 @@ impl Stage for Shelf {
     }
 
     fn another(&self, asked: Another) -> BoxFuture<'_, Result<Authorized<FrozenRun>, Problem>> {
-        let request = json!({"params": asked.params, "mode": asked.mode});
+        let request = json!({"params": asked.params, "predicate": asked.on, "mode": asked.mode});
         let frozen = self.frozen_as(asked.scenario.as_str(), request, asked.id);
         let frozen = frozen.map_err(|problem| *problem).map(|mut frozen| {
             frozen.spec.part_of = Some(asked.part_of);
@@ -111,6 +114,10 @@ impl Stage for Shelf {
 
     fn policy(&self) -> &dyn Policy {
         &FixedRoles
+    }
+
+    fn machinery(&self) -> Option<&dyn super::super::Machinery> {
+        Some(&self.forge)
     }
 }
 

@@ -82,6 +82,13 @@ fn end(outcome: Outcome, nodes: &[u32]) -> StepEnd {
     }
 }
 
+fn machine() -> MadeMachine {
+    MadeMachine {
+        name: "web-25".parse().expect("valid"),
+        hypervisor: "hv-1".parse().expect("valid"),
+    }
+}
+
 fn outcomes(state: &RunState) -> RunEvent {
     let open: Vec<Serial> = state.open().map(|(serial, _)| serial).collect();
     let results = open
@@ -135,6 +142,7 @@ fn event(state: &RunState, kind: u8, number: u64, ok: bool) -> RunEvent {
                 },
                 &[0, 1],
             )],
+            machine: None,
             by: None,
             text: None,
             error: None,
@@ -176,6 +184,34 @@ fn event(state: &RunState, kind: u8, number: u64, ok: bool) -> RunEvent {
             end: RunEnd::Failed,
             at: AT,
         },
+        14 => RunEvent::Called {
+            number,
+            call: "machine".into(),
+            hash: "00".into(),
+            line: None,
+            wanted: Wanted::Machine {
+                name: "web-25".into(),
+                keep: false,
+            },
+            at: AT,
+        },
+        15 => RunEvent::Unmaking {
+            index: u32::try_from(number).expect("small"),
+            of: 0,
+            machine: machine(),
+            at: AT,
+        },
+        16 => RunEvent::Unmade {
+            index: u32::try_from(number).expect("small"),
+            end: if ok {
+                MachineEnd::Gone
+            } else {
+                MachineEnd::Left {
+                    why: "nobody answers".into(),
+                }
+            },
+            at: AT,
+        },
         _ => RunEvent::Intent {
             batch: 0,
             nodes: [Serial(0)].into_iter().collect(),
@@ -187,7 +223,7 @@ fn event(state: &RunState, kind: u8, number: u64, ok: bool) -> RunEvent {
 proptest! {
     #[test]
     fn whatever_is_written_its_calls_are_in_order_and_it_ends_once_and_whole(
-        events in proptest::collection::vec((0..15u8, 0..2u64, any::<bool>()), 0..120),
+        events in proptest::collection::vec((0..18u8, 0..2u64, any::<bool>()), 0..120),
     ) {
         let mut state = begun();
         for (kind, off, ok) in events {
@@ -195,8 +231,8 @@ proptest! {
             // Mostly the number that fits.
             let fits = match kind {
                 4 | 3 => flow.open().map_or(0, |open| open.number),
-                7 => flow.undo.len() as u64,
-                8 => flow.undo.len().saturating_sub(1) as u64,
+                7 | 15 => flow.undo.len() as u64,
+                8 | 16 => flow.undo.len().saturating_sub(1) as u64,
                 _ => flow.answered,
             };
             let event = event(&state, kind, fits + off * u64::from(kind % 2), ok);
@@ -248,6 +284,7 @@ fn a_node_is_as_well_as_its_worst_step() {
         number,
         reply: "null".into(),
         steps,
+        machine: None,
         by: None,
         text: None,
         error: None,
@@ -305,4 +342,78 @@ fn the_predicate_of_a_step_is_that_of_the_sets_that_hold_it() {
     assert_eq!(of(&[3]).as_deref(), Some("name=n2"));
     assert_eq!(of(&[0, 3]).as_deref(), Some("(name=n0) or (name=n2)"));
     assert_eq!(of(&[9]), None);
+}
+
+#[test]
+fn a_machine_is_taken_back_as_what_it_is() {
+    let mut state = begun();
+    let called = |number, wanted| RunEvent::Called {
+        number,
+        call: "machine".into(),
+        hash: "00".into(),
+        line: None,
+        wanted,
+        at: AT,
+    };
+    let made = |number, machine| RunEvent::Answered {
+        number,
+        reply: "null".into(),
+        steps: Vec::new(),
+        machine,
+        by: None,
+        text: None,
+        error: None,
+        at: AT,
+    };
+    let keep = false;
+    let name = "web-25".to_owned();
+    let nothing = Wanted::Until { at: AT };
+    for event in [
+        called(0, Wanted::Machine { name, keep }),
+        made(0, Some(machine())),
+        called(1, nothing),
+        made(1, None),
+        RunEvent::MainEnded {
+            end: MainEnd::Failed { error: "e".into() },
+            at: AT,
+        },
+    ] {
+        state.apply(&event).expect("fits");
+    }
+    let unmaking = |of| RunEvent::Unmaking {
+        index: 0,
+        of,
+        machine: machine(),
+        at: AT,
+    };
+    assert!(state.apply(&unmaking(1)).is_err(), "that made no machine");
+    state.apply(&unmaking(0)).expect("fits");
+    let as_step = RunEvent::Undone {
+        index: 0,
+        end: end(Outcome::Succeeded, &[0]),
+        at: AT,
+    };
+    assert!(state.apply(&as_step).is_err(), "it is no step");
+    let why = "nobody answers".to_owned();
+    let left = RunEvent::Unmade {
+        index: 0,
+        end: MachineEnd::Left { why },
+        at: AT,
+    };
+    state.apply(&left).expect("fits");
+    let flow = state.flow.as_ref().expect("it has one");
+    assert!(flow.open_undo().is_none());
+    assert_eq!(flow.undo_failed().count(), 1);
+    assert_eq!(flow.parts(RunId::random()).count(), 0);
+    assert!(state.apply(&left).is_err(), "once");
+}
+
+#[test]
+fn what_older_brokers_wrote_is_read() {
+    let event: RunEvent = serde_json::from_str(
+        r#"{"event":"answered","number":1,"reply":"null","at":"2026-01-01T00:00:00Z"}"#,
+    )
+    .expect("it is read");
+    let again = serde_json::to_string(&event).expect("JSON");
+    assert!(!again.contains("machine"), "{again}");
 }
