@@ -443,6 +443,13 @@ mod tests {
                 false,
             ),
         ];
-        insta::assert_snapshot!(all.concat(), @"");
+        insta::assert_snapshot!(all.concat(), @r"
+        ▸ machine web-25  is being made
+        ▸ machine web-25  not made  2.00 s
+        ▸ machine web-25  up on hv-1, stays  2.00 s
+        ▸ machine web-25  is taken back from hv-1
+        ▸ machine web-25  ↩ taken back  2.00 s
+        ▸ machine web-25  could not be taken back from hv-1: nobody answers
+        ");
     }
 }

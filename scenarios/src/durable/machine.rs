@@ -151,12 +151,25 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_with_what_is_right() {
         let said = |value| read(value).expect_err("refused");
-        insta::assert_snapshot!(said(given(json!({"cpu": 2}))), @"");
-        insta::assert_snapshot!(said(given(json!({"count": 2}))), @"");
-        insta::assert_snapshot!(said(given(json!({"memory": "much"}))), @"");
-        insta::assert_snapshot!(said(given(json!({"roles": [1]}))), @"");
-        insta::assert_snapshot!(said(given(json!({"protect": true}))), @"");
-        insta::assert_snapshot!(said(given(json!({"keep": 1}))), @"");
-        insta::assert_snapshot!(said(json!({"name": "a"})), @"");
+        insta::assert_snapshot!(
+            said(given(json!({"cpu": 2}))),
+            @"a machine has no `cpu`; did you mean `cpus`?"
+        );
+        insta::assert_snapshot!(
+            said(given(json!({"count": 2}))),
+            @"a machine has no `count`; one call makes one machine"
+        );
+        insta::assert_snapshot!(
+            said(given(json!({"memory": "much"}))),
+            @"`memory`: `much` is not a size; write it like 512MiB, 2GiB or 1TiB"
+        );
+        let roles = said(given(json!({"roles": [1]})));
+        assert!(roles.starts_with("`roles[0]`: "), "{roles}");
+        insta::assert_snapshot!(
+            said(given(json!({"protect": true}))),
+            @"a machine that is protected cannot be taken back when the run fails; say `keep: true` as well"
+        );
+        insta::assert_snapshot!(said(given(json!({"keep": 1}))), @"`keep` is true or false");
+        insta::assert_snapshot!(said(json!({"name": "a"})), @"missing field `image`");
     }
 }

@@ -258,7 +258,10 @@ async fn one_that_cannot_be_made_is_an_error_that_a_script_may_catch() {
     let view = play.ended(run).await;
     assert_eq!(view.brief.state, RunPhase::Succeeded, "{view:#?}");
     let value = view.main.as_ref().and_then(|main| main.value.clone());
-    insta::assert_snapshot!(value.unwrap_or_default(), @"");
+    insta::assert_snapshot!(
+        value.unwrap_or_default(),
+        @r#""machine web-25 was not made: no hypervisor can take it: hv-1: full; hv-2: full""#
+    );
     assert_eq!(fate(&view), MachineFate::Failed);
 
     let run = play.begin("grows", json!({})).await;
@@ -295,7 +298,10 @@ async fn a_dry_run_says_what_it_would_make() {
         main.value.as_ref().map(|v| v["made"].clone()),
         Some(json!(false))
     );
-    insta::assert_snapshot!(main.logs[0].text, @"");
+    insta::assert_snapshot!(
+        main.logs[0].text,
+        @"would make machine web-25 on hv-1: 1 cpus, 1GiB of memory, 1GiB of disk, from debian-12"
+    );
     assert_eq!(forge.told(), Vec::<String>::new());
 }
 
