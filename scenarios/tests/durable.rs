@@ -334,3 +334,58 @@ fn ten_thousand_calls_are_replayed() {
     );
     assert_eq!(turned, Turn::Done(Value::Null));
 }
+
+#[test]
+fn a_call_in_an_older_journal_has_the_hash_that_it_had() {
+    let call = |on: Option<&str>| HostCall::RunScenario {
+        scenario: "inner".parse().expect("a name"),
+        params: json!({ "n": 3 }).as_object().cloned().expect("a map"),
+        on: on.map(str::to_owned),
+    };
+    let before = "c27d183356738699200f72c5be2e9c5f36b7c846d73130e0b160f15f47e2bd52";
+    assert_eq!(call(None).hash().to_string(), before);
+    assert_ne!(call(Some("role=web")).hash().to_string(), before);
+}
+
+#[test]
+fn a_machine_goes_at_its_place_also_one_that_is_said_not_to_be_there() {
+    let script = r#"
+fn main(p) {
+    on(targets(), "f").undo("g");
+    try { machine(#{ name: "a", image: "i", cpus: 1, memory: "1GiB" }); } catch { }
+    machine(#{ name: "b", image: "i", cpus: 1, memory: "1GiB", keep: true });
+    on(targets(), "f").undo("h");
+    abort("no");
+}
+fn f(p) { } fn g(p) { } fn h(p) { }
+"#;
+    let program = Program::new("x.rhai", script).expect("it can be read");
+    let member = Member {
+        serial: Serial(1),
+        name: "web-01".parse().expect("a name"),
+    };
+    let input = Input {
+        sets: BTreeMap::from([("targets".to_owned(), vec![member])]),
+        ..Input::default()
+    };
+    let answer = |_: u64, call: &HostCall| {
+        Some(match call {
+            HostCall::Machine { keep: false, .. } => Reply::Error("no room".to_owned()),
+            HostCall::Machine { .. } => Reply::Value(json!({ "name": "b" })),
+            _ => Reply::Step(StepReply::default()),
+        })
+    };
+    let (turn, _) = turn(&program, &input, Records::default(), answer, || false);
+    let Turn::Failed { undo, .. } = turn else {
+        panic!("{turn:?}");
+    };
+    let undo: Vec<String> = undo
+        .iter()
+        .map(|undo| match undo {
+            Undo::Step(step) => step.function.to_string(),
+            Undo::Machine { of } => format!("machine of call {of}"),
+        })
+        .collect();
+    // Whether anything of it is there only its record says.
+    assert_eq!(undo, ["h", "machine of call 1", "g"]);
+}

@@ -17,10 +17,12 @@ use tokio::time::Instant;
 
 use super::super::journal::JournalError;
 use super::super::task::Task;
+use super::MOST_LOG;
 use super::conduct::{PAUSE, too_old};
 use super::parts::caller;
 use super::serve::LISTEN;
 use super::stage::{MachineNow, StageError, UpMachine};
+use super::turn::log_is_full;
 
 /// How often what others do with a machine may be in the way of its end.
 const MOST_TRIES: u32 = 50;
@@ -281,6 +283,12 @@ impl Task {
                 });
                 (Reply::Value(value), Some(line))
             }
+        };
+        let bytes = log.as_ref().map_or(0, |line| line.len() as u64 + 1);
+        let (reply, log) = if self.flow().logged() + bytes > MOST_LOG {
+            (log_is_full(), None)
+        } else {
+            (reply, log)
         };
         let record = Record {
             call: "machine".to_owned(),

@@ -177,7 +177,7 @@ pub(super) fn said_at_once(
     Some((Reply::Value(Value::Null), Some(line)))
 }
 
-fn log_is_full() -> Reply {
+pub(super) fn log_is_full() -> Reply {
     let most = MOST_LOG >> 20;
     Reply::Error(format!("a run's log takes {most} MiB at most"))
 }
