@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 use muster_agent::logging::{FILTER_VARIABLE, LogFormat};
 use muster_protocol::api::{InviteToken, Secret};
 use muster_protocol::names::{NodeName, RoleName};
+use muster_protocol::vm::Size;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -21,6 +22,7 @@ use crate::chance::{Between, Faults, MinuteRate, Rate, Slow};
 use crate::enrol::{Clients, EnrolError, Plan, Source, enrol};
 use crate::fleet::{Fleet, Running, Statistics};
 use crate::floor;
+use crate::hypervisors::{HypervisorError, Hypervisors, Wanted};
 use crate::limits::make_room;
 use crate::node::Habits;
 use crate::pattern::{LabelPattern, Pattern};
@@ -68,7 +70,8 @@ enum Verb {
 
 #[derive(Debug, clap::Args)]
 struct FleetArgs {
-    /// How many nodes; all of --name, or of --invite-file, when absent
+    /// How many nodes; all of --name, or of --invite-file, when absent; none
+    /// with --hypervisors alone
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     nodes: Option<u32>,
     /// The broker, such as http://127.0.0.1:7420
@@ -93,6 +96,33 @@ struct FleetArgs {
     /// A label of all nodes; of 'rack=r{1..40}' they get the values in turn
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<LabelPattern>,
+    /// So many hypervisors as well: whole agents with libvirts in memory. Their
+    /// guests never boot (`muster vm create --no-agent`), and their machines
+    /// end with this process
+    #[arg(long, value_name = "N", conflicts_with = "invite_file", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    hypervisors: Option<u32>,
+    /// Their names, such as 'hv-{01..20}'
+    #[arg(long, value_name = "PATTERN", requires = "hypervisors")]
+    hypervisor_name: Option<Pattern>,
+    /// Processors of each
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "hypervisors", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    hypervisor_cpus: u32,
+    /// Memory of each
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "256GiB",
+        requires = "hypervisors"
+    )]
+    hypervisor_memory: Size,
+    /// The storage pool of each
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "10TiB",
+        requires = "hypervisors"
+    )]
+    hypervisor_disk: Size,
     /// Keep identities here, and use those that are kept here. What a node has
     /// executed is not kept: start it again on the same identities only when
     /// no run is open
@@ -148,6 +178,12 @@ impl Failure {
     fn new(code: u8, error: &dyn std::fmt::Display) -> Self {
         let message = error.to_string();
         Self { code, message }
+    }
+}
+
+impl From<HypervisorError> for Failure {
+    fn from(error: HypervisorError) -> Self {
+        Self::new(error.exit_code(), &error)
     }
 }
 
@@ -246,8 +282,12 @@ async fn simulate(args: FleetArgs) -> Result<(), Failure> {
                 ready = true;
                 let seconds = took.as_secs_f64();
                 let statistics = running.statistics();
+                let hypervisors = match statistics.hypervisors.len() {
+                    0 => String::new(),
+                    count => format!(", {count} hypervisors"),
+                };
                 print(&format!(
-                    "ready: {} nodes welcomed in {seconds:.1} s, {} KiB each",
+                    "ready: {} nodes welcomed in {seconds:.1} s, {} KiB each{hypervisors}",
                     statistics.nodes, statistics.kib_per_node
                 ));
             }
@@ -293,6 +333,7 @@ async fn begin(args: FleetArgs) -> Result<Running, Failure> {
             EnrolError::CaFile { path, source }
         })?),
     };
+    let wanted = hypervisors(&args, &url, ca.as_deref(), &source, &names)?;
     let plan = Plan {
         url: url.clone(),
         ca: ca.clone(),
@@ -302,6 +343,11 @@ async fn begin(args: FleetArgs) -> Result<Running, Failure> {
         labels: args.label.clone(),
     };
     let begun = Instant::now();
+    let hypervisors = match wanted {
+        Some(wanted) => Some(Hypervisors::begin(wanted).await?),
+        None => None,
+    };
+    let common = common.or_else(|| hypervisors.as_ref()?.common().cloned());
     let fresh = known.len() < plan.names.len();
     let (members, learnt) = enrol(plan, known, common, &store).await?;
     let enrolled_ms = match fresh {
@@ -324,6 +370,7 @@ async fn begin(args: FleetArgs) -> Result<Running, Failure> {
         .map_err(|e| Failure::new(1, &e))?;
     let mut running = Running::begin(fleet, members, habits);
     running.enrolled_ms = enrolled_ms;
+    running.hypervisors = hypervisors;
     Ok(running)
 }
 
@@ -371,6 +418,48 @@ fn source(args: &FleetArgs) -> Result<Source, Failure> {
     Ok(Source::Api(Secret::new(text.trim())))
 }
 
+/// The hypervisors that are to be beside the nodes.
+fn hypervisors(
+    args: &FleetArgs,
+    url: &str,
+    ca: Option<&str>,
+    source: &Source,
+    nodes: &[NodeName],
+) -> Result<Option<Wanted>, Failure> {
+    let (Some(count), Source::Api(token)) = (args.hypervisors, source) else {
+        return Ok(None);
+    };
+    let usage = |e: &dyn std::fmt::Display| Failure::new(2, e);
+    let pattern = args.hypervisor_name.clone();
+    let pattern = pattern.unwrap_or_else(|| Pattern::numbered("hv-", count));
+    let mut names = pattern
+        .names()
+        .map_err(|e| usage(&NamesError::Pattern(e)))?;
+    if count as usize > names.len() {
+        let names = names.len();
+        return Err(usage(&format!(
+            "--hypervisor-name stands for {names} names, and --hypervisors asks for {count}; write a longer range"
+        )));
+    }
+    names.truncate(count as usize);
+    if let Some(both) = names.iter().find(|name| nodes.contains(name)) {
+        return Err(usage(&format!(
+            "`{both}` is the name of a node and of a hypervisor; give --hypervisor-name"
+        )));
+    }
+    Ok(Some(Wanted {
+        url: url.to_owned(),
+        ca: ca.map(str::to_owned),
+        token: token.clone(),
+        names,
+        labels: args.label.clone(),
+        cpus: args.hypervisor_cpus,
+        memory: args.hypervisor_memory,
+        disk: args.hypervisor_disk,
+        state: args.state.clone(),
+    }))
+}
+
 /// Why the nodes have no names.
 #[derive(Debug, thiserror::Error)]
 enum NamesError {
@@ -383,6 +472,7 @@ enum NamesError {
 /// The names of all nodes; where invites are given, they are only counted.
 fn names(args: &FleetArgs, source: &Source, known: usize) -> Result<Vec<NodeName>, NamesError> {
     let all = match (&args.name, source, args.nodes) {
+        (None, Source::Api(_), None) if args.hypervisors.is_some() => return Ok(Vec::new()),
         (Some(pattern), _, _) => pattern.clone(),
         (None, Source::Given(invites), None) => {
             let count = known + invites.len();
@@ -461,12 +551,26 @@ mod tests {
             few,
             Err(NamesError::TooFew { names: 5, nodes: 6 })
         ));
+        let line = "muster-fleet-sim --url u --hypervisors 20 --hypervisor-memory 64GiB";
+        let cli = Cli::try_parse_from(line.split_whitespace()).expect("parses");
+        let api = Source::Api(Secret::new("t"));
+        assert!(super::names(&cli.fleet, &api, 0).is_ok_and(|nodes| nodes.is_empty()));
+        let wanted = hypervisors(&cli.fleet, "u", None, &api, &[]);
+        let wanted = wanted.ok().flatten().expect("hypervisors");
+        assert_eq!(wanted.names.len(), 20);
+        assert_eq!(wanted.names[19].as_str(), "hv-20");
+        assert_eq!(wanted.memory, Size(64 << 30));
+        let same = [wanted.names[3].clone()];
+        assert!(hypervisors(&cli.fleet, "u", None, &api, &same).is_err());
         let line = "muster-fleet-sim floor --nodes 10";
         assert!(Cli::try_parse_from(line.split_whitespace()).is_ok());
         for bad in [
             "muster-fleet-sim --url u --invite-file a --token-file b",
             "muster-fleet-sim --url u --fail 1",
             "muster-fleet-sim --url u --nodes 0",
+            "muster-fleet-sim --url u --hypervisors 0",
+            "muster-fleet-sim --url u --hypervisor-name hv",
+            "muster-fleet-sim --invite-file a --url u --hypervisors 2",
         ] {
             assert!(
                 Cli::try_parse_from(bad.split_whitespace()).is_err(),

@@ -20,6 +20,7 @@ use tracing::warn;
 
 use crate::connection::Address;
 use crate::enrol::Clients;
+use crate::hypervisors::{Has, Hypervisors};
 use crate::limits::resident_kib;
 use crate::node::{Habits, Member, Node};
 use crate::orders::Orders;
@@ -346,6 +347,8 @@ pub struct Running {
     welcomed_ms: AtomicU64,
     /// How long the enrolment took.
     pub enrolled_ms: u64,
+    /// Hypervisors beside the nodes.
+    pub hypervisors: Option<Hypervisors>,
 }
 
 /// What a fleet has done, for programs.
@@ -392,6 +395,9 @@ pub struct Statistics {
     pub renewals: u64,
     /// Newer key lists.
     pub key_lists: u64,
+    /// What each simulated hypervisor has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hypervisors: Vec<Has>,
     /// What the witness says.
     #[serde(flatten)]
     pub testimony: Testimony,
@@ -420,12 +426,16 @@ impl Running {
             kib_before,
             welcomed_ms: AtomicU64::new(0),
             enrolled_ms: 0,
+            hypervisors: None,
         }
     }
 
     /// Returns how long it took, when all are welcomed.
     pub async fn ready(&self) -> Duration {
         self.fleet.all_welcomed(self.nodes).await;
+        if let Some(hypervisors) = &self.hypervisors {
+            hypervisors.ready().await;
+        }
         let took = self.begun.elapsed();
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
         let _ = self
@@ -465,6 +475,11 @@ impl Running {
             unwanted: get(&tally.unwanted),
             renewals: get(&tally.renewals),
             key_lists: get(&tally.key_lists),
+            hypervisors: self
+                .hypervisors
+                .as_ref()
+                .map(Hypervisors::have)
+                .unwrap_or_default(),
             testimony: self.habits.witness.testimony(),
         }
     }
@@ -476,6 +491,9 @@ impl Running {
         let all = async { while self.lives.join_next().await.is_some() {} };
         if tokio::time::timeout(GOODBYE, all).await.is_err() {
             warn!("some nodes did not end in time and are cut off");
+        }
+        if let Some(hypervisors) = &mut self.hypervisors {
+            hypervisors.end().await;
         }
         let after = self.statistics();
         // The memory and the presence of the living count.

@@ -15,7 +15,11 @@
 //! - [`floor`] measures what no fleet can be quicker than, and [`bench`] the
 //!   whole of muster against it.
 //!
-//! Nothing is executed: an effect is a mark of the witness.
+//! - [`hypervisors`] are whole agents of this process, whose libvirt is in
+//!   memory.
+//!
+//! Nothing is executed: an effect is a mark of the witness, or a machine that
+//! is in memory alone.
 
 pub mod bench;
 pub mod chance;
@@ -24,6 +28,7 @@ pub mod connection;
 pub mod enrol;
 pub mod fleet;
 pub mod floor;
+pub mod hypervisors;
 pub mod journal;
 pub mod limits;
 pub mod node;

@@ -17,7 +17,7 @@ use crate::facts::Gatherer;
 use crate::freeze::Frost;
 use crate::host::environment::Environment;
 use crate::host::program::own_id;
-use crate::host::vm::{Brokers, How, Machines, Program, Setting, Watcher};
+use crate::host::vm::{Brokers, How, Machines, Program, Setting, Virt, Watcher};
 use crate::identity::Identity;
 use crate::journal::{Journal, JournalError};
 use crate::keeper::Keeper;
@@ -63,6 +63,19 @@ pub enum Ending {
 /// # Errors
 /// [`AgentError`] when it cannot begin.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, AgentError> {
+    run_on(config, None, stop).await
+}
+
+/// The same, with its machines on that libvirt in place of the one that the
+/// configuration names: for hypervisors that are simulated.
+///
+/// # Errors
+/// [`AgentError`] when it cannot begin.
+pub async fn run_on(
+    config: Config,
+    libvirt: Option<Arc<dyn Virt>>,
+    stop: CancellationToken,
+) -> Result<Ending, AgentError> {
     let (builtins, jobs) = Builtins::new(&config);
     if let Some(cgroups) = builtins.commands().cgroups() {
         cgroups.sweep();
@@ -101,7 +114,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
     let watcher = config
         .capabilities
         .vm
-        .then(|| hypervisor(&config, &identity, &builtins));
+        .then(|| hypervisor(&config, libvirt, &identity, &builtins));
     let reporter = Reporter::new();
     let keeper = Keeper::new();
     let (facts_now, facts) = watch::channel(Arc::new(Gatherer::first(&journal, &identity).await));
@@ -276,8 +289,16 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
 }
 
 /// The machines of this node, for scenarios and for the broker.
-fn hypervisor(config: &Config, identity: &Identity, builtins: &Builtins) -> Watcher {
-    let program = |idle| {
+fn hypervisor(
+    config: &Config,
+    libvirt: Option<Arc<dyn Virt>>,
+    identity: &Identity,
+    builtins: &Builtins,
+) -> Watcher {
+    let program = |idle| -> Arc<dyn Virt> {
+        if let Some(libvirt) = &libvirt {
+            return libvirt.clone();
+        }
         Arc::new(Program::new(How {
             program: config.vm.program.clone(),
             uri: config.vm.uri.clone(),

@@ -93,6 +93,8 @@ pub enum Unit {
     PercentOfACore,
     /// How many.
     Count,
+    /// How many in a second.
+    PerSecond,
 }
 
 impl Unit {
@@ -106,6 +108,7 @@ impl Unit {
             Self::Mib => format!("{value:.1} MiB"),
             Self::PercentOfACore => format!("{value:.3} %"),
             Self::Count => format!("{value:.0}"),
+            Self::PerSecond => format!("{value:.0} /s"),
         }
     }
 }
@@ -116,6 +119,8 @@ impl Unit {
 pub enum Target {
     /// At most so much, in the row's unit.
     AtMost(f64),
+    /// At least so much, in the row's unit.
+    AtLeast(f64),
     /// At most so many times the floor of the same run.
     TimesFloor(f64),
 }
@@ -130,6 +135,8 @@ pub enum Verdict {
     Missed,
     /// There is no target: it is only said.
     Told,
+    /// It could not be measured on this machine; a note says why.
+    Skipped,
 }
 
 /// One line of the table.
@@ -171,6 +178,32 @@ impl Row {
             target: Some(Target::AtMost(most)),
             verdict: judge(spread.median <= most),
             ..Self::told(what, unit, spread)
+        }
+    }
+
+    /// A line that is judged by its median, which is to be large.
+    #[must_use]
+    pub fn at_least(what: impl Into<String>, unit: Unit, spread: Spread, least: f64) -> Self {
+        Self {
+            target: Some(Target::AtLeast(least)),
+            verdict: judge(spread.median >= least),
+            ..Self::told(what, unit, spread)
+        }
+    }
+
+    /// A line of what this machine cannot do.
+    #[must_use]
+    pub fn skipped(what: impl Into<String>, unit: Unit, target: Target) -> Self {
+        let nothing = Spread {
+            median: 0.0,
+            min: 0.0,
+            max: 0.0,
+            count: 0,
+        };
+        Self {
+            target: Some(target),
+            verdict: Verdict::Skipped,
+            ..Self::told(what, unit, nothing)
         }
     }
 
@@ -226,6 +259,8 @@ mod tests {
             Row::at_most("x", Unit::Ms, of(40.1), 40.0).verdict,
             Verdict::Missed
         );
+        let quick = Row::at_least("x", Unit::PerSecond, of(99.0), 100.0);
+        assert_eq!(quick.verdict, Verdict::Missed);
         let row = Row::of_floor("x", of(300.0), of(200.0), 1.4);
         assert_eq!((row.floors, row.verdict), (Some(1.5), Verdict::Missed));
     }

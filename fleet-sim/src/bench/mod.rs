@@ -13,7 +13,9 @@ pub mod figures;
 mod hooks;
 mod http;
 mod large;
+mod libvirt;
 pub mod machine;
+mod machines;
 pub mod process;
 mod script;
 pub mod table;
@@ -90,6 +92,8 @@ pub enum Part {
     Watchers,
     /// Lines in channels, and the bot
     Chat,
+    /// Making and listing virtual machines
+    Machines,
 }
 
 /// Why there is no table.

@@ -197,6 +197,7 @@ fn shares(what: &str, share: &Share) -> Vec<String> {
 fn row(row: &Row) -> Vec<String> {
     let target = match row.target {
         Some(Target::AtMost(most)) => format!("≤ {}", short(row.unit, most)),
+        Some(Target::AtLeast(least)) => format!("≥ {}", short(row.unit, least)),
         Some(Target::TimesFloor(most)) => format!("≤ {most} × floor"),
         None => String::new(),
     };
@@ -204,7 +205,20 @@ fn row(row: &Row) -> Vec<String> {
         Verdict::Met => "met",
         Verdict::Missed => "MISSED",
         Verdict::Told => "",
+        Verdict::Skipped => "skipped",
     };
+    if row.verdict == Verdict::Skipped {
+        let none = || String::new();
+        return vec![
+            row.what.clone(),
+            target,
+            none(),
+            none(),
+            none(),
+            none(),
+            verdict.to_owned(),
+        ];
+    }
     vec![
         row.what.clone(),
         target,

@@ -153,7 +153,14 @@ impl Work {
         }
         let (programs, dir) = (&self.plan.programs, &self.plan.dir);
         let largest = self.plan.sizes.last().copied().unwrap_or(LARGE);
-        for part in [Part::Lists, Part::Webhooks, Part::Watchers, Part::Chat] {
+        let mut notes = self.plan.notes.clone();
+        for part in [
+            Part::Lists,
+            Part::Webhooks,
+            Part::Watchers,
+            Part::Chat,
+            Part::Machines,
+        ] {
             if !self.wants(part) {
                 continue;
             }
@@ -171,6 +178,7 @@ impl Work {
                     "chat",
                     super::chat::rows(programs, dir, &self.started, self.plan.quick),
                 ),
+                Part::Machines => ("machines", self.machines(&mut notes)),
                 _ => (
                     "watchers",
                     super::watchers::rows(programs, dir, &self.started),
@@ -193,12 +201,24 @@ impl Work {
             machine: self.machine,
             disk: self.disk,
             quick: self.plan.quick,
-            notes: self.plan.notes,
+            notes,
             rows,
             sizes,
             failed,
             load_after: load(),
         })
+    }
+
+    fn machines(&self, notes: &mut Vec<String>) -> Result<Vec<Row>, BenchError> {
+        let Plan {
+            programs,
+            dir,
+            quick,
+            ..
+        } = &self.plan;
+        let mut rows = super::libvirt::rows(programs, dir, &self.started, notes)?;
+        rows.extend(super::machines::rows(programs, dir, &self.started, *quick)?);
+        Ok(rows)
     }
 
     fn wants(&self, part: Part) -> bool {

@@ -36,7 +36,15 @@ struct Processes {
 }
 
 impl Started {
-    fn start(&self, name: &'static str, command: &mut Command) -> Result<Child, BenchError> {
+    /// Starts something that is to be ended with the rest.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub(super) fn start(
+        &self,
+        name: &'static str,
+        command: &mut Command,
+    ) -> Result<Child, BenchError> {
         let mut processes = self.processes();
         if processes.interrupted {
             return Err(BenchError::Interrupted);
@@ -48,7 +56,8 @@ impl Started {
         Ok(child)
     }
 
-    fn ended(&self, pid: u32) {
+    /// Something that was started has ended.
+    pub(super) fn ended(&self, pid: u32) {
         self.processes().pids.retain(|p| *p != pid);
     }
 
@@ -129,6 +138,12 @@ pub struct Programs {
 }
 
 impl Programs {
+    /// Where one of them is.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
     /// Those in a directory; `muster`, `muster-agent`, `muster-bot` and
     /// `muster-fleet-sim` must be there.
     ///
@@ -409,15 +424,29 @@ impl World {
     /// # Errors
     /// [`BenchError`].
     pub fn fleet_with(&self, nodes: u32, more: &[&str]) -> Result<Nodes, BenchError> {
+        let nodes = nodes.to_string();
+        self.fleet_of(&[&["--nodes", &nodes], more].concat())
+    }
+
+    /// Adds so many simulated hypervisors, and returns when the broker knows
+    /// what each of them has.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub fn hypervisors(&self, count: u32) -> Result<Nodes, BenchError> {
+        self.fleet_of(&["--hypervisors", &count.to_string()])
+    }
+
+    fn fleet_of(&self, args: &[&str]) -> Result<Nodes, BenchError> {
         let stats = self.dir.path().join("fleet.json");
         let mut command = self.programs.command("muster-fleet-sim", self.dir.path());
         command
-            .args(["--nodes", &nodes.to_string(), "--url", &self.url])
+            .args(["--url", &self.url])
             .arg("--token-file")
             .arg(&self.token_file)
             .arg("--stats")
             .arg(&stats)
-            .args(more);
+            .args(args);
         let mut part = Part::start("fleet", command, self.dir.path(), &self.started)?;
         part.line()?;
         Ok(Nodes { part, stats })
@@ -466,6 +495,26 @@ impl World {
         }
     }
 
+    /// What the last command printed.
+    ///
+    /// # Errors
+    /// [`BenchError::Directory`].
+    pub fn said(&self) -> Result<String, BenchError> {
+        fs::read_to_string(self.dir.path().join("muster.out")).map_err(BenchError::Directory)
+    }
+
+    /// A place for files of the measurement.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where its broker listens.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// The execution time that the node said in a run on one node, in
     /// milliseconds.
     ///
@@ -473,8 +522,7 @@ impl World {
     /// [`BenchError`]; also when the run said none.
     pub fn on_node(&self, args: &[&str]) -> Result<f64, BenchError> {
         self.muster(args)?;
-        let said = fs::read_to_string(self.dir.path().join("muster.out"));
-        let said = said.map_err(BenchError::Directory)?;
+        let said = self.said()?;
         let frames = said
             .lines()
             .filter_map(|line| serde_json::from_str(line).ok());

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use muster_client::{Client, Endpoint};
-use muster_protocol::api::InviteRequest;
+use muster_protocol::api::{InviteRequest, InviteToken};
 use muster_protocol::names::NodeName;
 use muster_protocol::units::Span;
 use tokio::task::JoinSet;
@@ -90,6 +90,23 @@ pub(super) async fn jobs(plan: &Plan, known: &[Member]) -> Result<Vec<Job>, Enro
         collect(&mut asks, &mut jobs).await?;
     }
     Ok(jobs)
+}
+
+/// Invites of all nodes of a plan, in its order.
+///
+/// # Errors
+/// [`EnrolError`].
+pub async fn invite(plan: &Plan) -> Result<Vec<InviteToken>, EnrolError> {
+    let mut made: BTreeMap<String, InviteToken> = jobs(plan, &[])
+        .await?
+        .into_iter()
+        .map(|job| (job.name, job.invite))
+        .collect();
+    let each = plan.names.iter().map(|name| {
+        let invite = made.remove(name.as_str());
+        invite.ok_or_else(|| EnrolError::NoInvite(name.clone()))
+    });
+    each.collect()
 }
 
 async fn collect(

@@ -3,6 +3,8 @@
 
 mod invites;
 
+pub use invites::invite;
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
