@@ -5,5 +5,6 @@ mod cloud;
 mod created;
 mod guest;
 mod killed;
+mod many;
 mod web;
 mod world;
