@@ -9,6 +9,7 @@
 mod args;
 pub mod failure;
 pub mod find;
+pub mod stack;
 pub mod ui;
 pub mod up;
 pub mod verbs;

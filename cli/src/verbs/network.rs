@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use clap::{Args, Subcommand};
 use muster_protocol::api::{NetworkView, PutNetwork};
-use muster_protocol::names::{BridgeName, LanName};
+use muster_protocol::names::{BridgeName, LabelKey, LabelValue, LanName};
 
 use crate::Context;
 use crate::failure::Failure;
@@ -67,6 +67,9 @@ pub struct AddArgs {
     /// The largest packet [default: 1500]
     #[arg(long, value_name = "BYTES")]
     pub mtu: Option<u16>,
+    /// A label of it; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = crate::verbs::label)]
+    pub labels: Vec<(LabelKey, LabelValue)>,
     /// Take the place of the network of that name; addresses that are in use stay so
     #[arg(long)]
     pub replace: bool,
@@ -128,6 +131,7 @@ async fn add(context: &Context, args: AddArgs) -> Result<u8, Failure> {
         dns: args.dns,
         reserved: args.reserved,
         mtu: args.mtu,
+        labels: args.labels.into_iter().collect(),
         replace: args.replace,
     };
     let view = context.client()?.put_network(&args.name, &network).await?;
@@ -190,6 +194,14 @@ fn table(all: &[NetworkView], paint: Paint, width: usize) -> String {
     table.render(paint, width)
 }
 
+fn none_or(text: String) -> String {
+    if text.is_empty() {
+        "-".to_owned()
+    } else {
+        text
+    }
+}
+
 fn dash(all: &[IpAddr]) -> String {
     match all {
         [] => "-".to_owned(),
@@ -226,6 +238,7 @@ fn shown(view: &NetworkView, paint: Paint, width: usize) -> String {
         ("dns", dash(&view.dns)),
         ("reserved", dash(&view.reserved)),
         ("mtu", mtu),
+        ("labels", none_or(crate::verbs::labels(&view.labels))),
         (
             "in use",
             format!("{}; {}", thousands(view.used.into()), free(view)),
@@ -272,6 +285,7 @@ mod tests {
         dns       -
         reserved  192.0.2.9
         mtu       1500
+        labels    -
         in use    2; 251 addresses free
         made      2026-11-22 10:00:00 by ana
 

@@ -1,11 +1,12 @@
 //! Networks and their addresses.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::names::{BridgeName, LanName, PrincipalName, VmName};
+use crate::names::{BridgeName, LabelKey, LabelValue, LanName, PrincipalName, VmName};
 use crate::units::Timestamp;
 
 /// Makes a network, or changes it. Addresses that are in use stay in use: a
@@ -35,6 +36,10 @@ pub struct PutNetwork {
     /// The largest packet, if it is not 1500.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// Its labels; `stack` says which stack it is of.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub labels: BTreeMap<LabelKey, LabelValue>,
     /// Take the place of the network of that name, if there is one.
     #[serde(default)]
     pub replace: bool,
@@ -61,6 +66,10 @@ pub struct NetworkView {
     /// The largest packet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub labels: BTreeMap<LabelKey, LabelValue>,
     /// Addresses that are in use.
     pub used: u32,
     /// Addresses that are free, of the family that has fewer; 2^32 - 1 when

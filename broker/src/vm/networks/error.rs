@@ -7,6 +7,7 @@ use muster_protocol::problem::{Kind, Problem};
 
 use super::MAX_NETWORKS;
 use super::pool::{Family, PlanError};
+use crate::inventory::MAX_LABELS;
 use crate::store::kv::KvError;
 
 /// Why something about networks failed.
@@ -55,6 +56,9 @@ pub enum NetworksError {
         /// By whom.
         used: Vec<(IpAddr, VmName)>,
     },
+    /// Too many labels.
+    #[error("{0} labels are too many for a network; give at most {MAX_LABELS}")]
+    Labels(usize),
     /// Too many.
     #[error("there are {MAX_NETWORKS} networks; remove some first")]
     TooMany,
@@ -127,7 +131,7 @@ impl NetworksError {
             | Self::Loses { .. }
             | Self::Used { .. }
             | Self::TooMany => Kind::Conflict,
-            Self::Plan(_) => Kind::InvalidRequest,
+            Self::Plan(_) | Self::Labels(_) => Kind::InvalidRequest,
             Self::NotActive | Self::Store(_) => Kind::Unavailable,
         };
         problem(kind, &self.to_string())

@@ -29,6 +29,7 @@ pub use self::stored::{StoredAddress, StoredNetwork};
 use self::stored::{key, of_key};
 use crate::authz::Authorized;
 use crate::events::Events;
+use crate::inventory::MAX_LABELS;
 use crate::lease::Lease;
 use crate::store::kv::{Kv, KvError};
 
@@ -149,6 +150,9 @@ impl Networks {
         let by = put.principal().clone();
         let (lan, put) = put.into_inner();
         let replace = put.replace;
+        if put.labels.len() > MAX_LABELS {
+            return Err(NetworksError::Labels(put.labels.len()));
+        }
         let (stored, plan) = StoredNetwork::new(put, by, Timestamp::now())?;
         let _one = self.0.changing.write().await;
         self.active()?;

@@ -59,6 +59,7 @@ impl StoredNetwork {
             dns: put.dns,
             reserved: put.reserved,
             mtu: put.mtu,
+            labels: put.labels,
             used: 0,
             free: 0,
             addresses: Vec::new(),

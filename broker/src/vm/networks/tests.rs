@@ -32,6 +32,7 @@ fn network(pools: &[&str]) -> PutNetwork {
         dns: Vec::new(),
         reserved: Vec::new(),
         mtu: None,
+        labels: BTreeMap::new(),
         replace: true,
     }
 }

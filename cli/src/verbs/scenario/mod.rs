@@ -221,7 +221,7 @@ pub async fn run(context: &Context, args: &ScenarioArgs) -> Result<u8, Failure> 
 }
 
 /// Mistakes as people read them; everything that came from a file is escaped.
-fn rendered(faults: &[Fault], paint: Paint) -> String {
+pub(crate) fn rendered(faults: &[Fault], paint: Paint) -> String {
     let mut out = String::new();
     for fault in faults {
         out.push_str(&paint.bad("error:"));

@@ -195,7 +195,9 @@ fn deed(verb: VmVerb) -> Option<Deed> {
         | VmVerb::Show(_)
         | VmVerb::Where(_)
         | VmVerb::Log(_)
-        | VmVerb::Destroy(_) => return None,
+        | VmVerb::Destroy(_)
+        | VmVerb::Plan(_)
+        | VmVerb::Apply(_) => return None,
     })
 }
 

@@ -146,19 +146,26 @@ fn read(path: &std::path::Path) -> Result<String, Failure> {
         .map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display())))
 }
 
+/// The keys in a file of them.
+pub(crate) fn key_lines(text: &str) -> Result<Vec<String>, &'static str> {
+    let lines = text.lines().map(str::trim);
+    let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let keys: Vec<String> = keys.map(str::to_owned).collect();
+    if keys.is_empty() {
+        return Err("it holds no key");
+    }
+    Ok(keys)
+}
+
 impl CreateArgs {
     /// As the API takes it.
     fn request(&self) -> Result<CreateVms, Failure> {
         let mut ssh_keys = Vec::new();
         for path in &self.ssh_keys {
             let text = read(path)?;
-            let lines = text.lines().map(str::trim);
-            let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-            let before = ssh_keys.len();
-            ssh_keys.extend(keys.map(str::to_owned));
-            if ssh_keys.len() == before {
-                return Err(Failure::usage(format!("{} holds no key", path.display())));
-            }
+            let keys = key_lines(&text)
+                .map_err(|why| Failure::usage(format!("{}: {why}", path.display())))?;
+            ssh_keys.extend(keys);
         }
         let user_data = self.user_data.as_deref().map(read).transpose()?;
         Ok(CreateVms {
@@ -225,7 +232,7 @@ pub(super) async fn run(context: &Context, args: CreateArgs) -> Result<u8, Failu
 }
 
 /// What was decided of a machine before anything is done.
-fn head(plan: &VmPlan, strategy: Strategy, dry: bool) -> String {
+pub(super) fn head(plan: &VmPlan, strategy: Strategy, dry: bool) -> String {
     let vm = &plan.vm;
     let mut out = String::new();
     let mut line = |name: &str, what: &str, how: &str| {
@@ -254,7 +261,7 @@ fn head(plan: &VmPlan, strategy: Strategy, dry: bool) -> String {
 }
 
 /// What a frame of the run says, as a line; none where it says nothing new.
-fn step(frame: &Frame, since: Instant) -> Option<String> {
+pub(super) fn step(frame: &Frame, since: Instant) -> Option<String> {
     let Frame::StepEnded {
         name,
         summary,

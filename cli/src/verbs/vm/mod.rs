@@ -1,12 +1,16 @@
 //! `muster vm`
 
 mod act;
+mod apply;
 mod create;
 mod destroy;
 mod list;
+mod plan;
 mod wait;
 
 use clap::{Args, Subcommand};
+
+pub(crate) use self::create::key_lines;
 
 use crate::Context;
 use crate::failure::Failure;
@@ -56,6 +60,10 @@ pub enum VmVerb {
     Destroy(destroy::DestroyArgs),
     /// Bring it back, while its disk is kept
     Undelete(act::OneArgs),
+    /// Say what is to be done so that there is what a file of machines says
+    Plan(plan::PlanArgs),
+    /// Make it so that there is what a file of machines says
+    Apply(apply::ApplyArgs),
 }
 
 /// Does it.
@@ -70,6 +78,8 @@ pub async fn run(context: &Context, args: VmArgs) -> Result<u8, Failure> {
         VmVerb::Where(args) => list::place(context, &args).await,
         VmVerb::Log(args) => list::log(context, &args).await,
         VmVerb::Destroy(args) => destroy::run(context, &args).await,
+        VmVerb::Plan(args) => plan::run(context, &args).await,
+        VmVerb::Apply(args) => Box::pin(apply::run(context, &args)).await,
         verb => act::run(context, verb).await,
     }
 }

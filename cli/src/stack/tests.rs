@@ -1,0 +1,332 @@
+//! A file and what there is, and what people are told of it.
+
+use muster_protocol::api::{NetworkView, VmView};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::ui::Paint;
+
+const SHOP: &str = r#"
+[stack]
+name = "shop"
+
+[vars]
+count = 2
+memory = "2GiB"
+zone = "gva2"
+on = "zone=${zone}"
+
+[env.test]
+count = 1
+memory = "512MiB"
+
+[network.shop]
+bridge = "br0"
+pools = ["192.0.2.0/24"]
+gateways = ["192.0.2.1"]
+
+[vm.db-01]
+image = "debian-12"
+cpus = 2
+memory = "4GiB"
+disk = "20GiB"
+networks = ["shop"]
+roles = ["db"]
+protect = true
+
+[vm.web]
+count = "${count}"
+image = "debian-12"
+cpus = 1
+memory = "${memory}"
+networks = ["shop"]
+on = "${on}"
+roles = ["web"]
+labels = { tier = "front", zone = "${zone}" }
+after = ["db-01"]
+"#;
+
+fn files(path: &str) -> Result<String, String> {
+    match path {
+        "keys/ana.pub" => Ok("# hers\nssh-ed25519 AAAA ana\n".to_owned()),
+        "user.yaml" => Ok("#cloud-config\n".to_owned()),
+        other => Err(format!("cannot read {other}: it is not there")),
+    }
+}
+
+fn with(text: &str, env: Option<&str>, vars: &[(&str, &str)]) -> Result<Stack, String> {
+    let pair = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    let asked = Asked {
+        env: env.map(str::to_owned),
+        vars: vars.iter().map(pair).collect(),
+    };
+    read("shop.toml", text, &asked, &files)
+        .map_err(|faults| crate::verbs::scenario::rendered(&faults, Paint::plain()))
+}
+
+fn shop() -> Stack {
+    with(SHOP, None, &[]).expect("a stack")
+}
+
+fn vm(name: &str, more: Value) -> VmView {
+    let mut value = json!({
+        "name": name, "id": "0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102", "status": "running",
+        "should_run": true, "hypervisor": "hv-01", "cpus": 1, "memory": 2147483648u64,
+        "disk": 10737418240u64, "image": "debian-12",
+        "image_sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "nics": [{ "network": "shop", "bridge": "br0", "mac": "52:54:00:12:ab:0f", "tap": "mtabc",
+            "addresses": ["192.0.2.57"] }],
+        "addresses": ["192.0.2.57"], "roles": ["web"],
+        "labels": { "tier": "front", "zone": "gva2", "stack": "shop" },
+        "groups": [], "agent": true, "ready": "agent", "autostart": true, "protected": false,
+        "by": "ana", "made": "2026-11-22T07:00:00Z",
+    });
+    let (Value::Object(all), Value::Object(more)) = (&mut value, more) else {
+        panic!("objects");
+    };
+    all.extend(more);
+    serde_json::from_value(value).expect("a machine")
+}
+
+fn db(more: Value) -> VmView {
+    let mut all = json!({
+        "cpus": 2, "memory": 4u64 << 30, "disk": 20u64 << 30, "roles": ["db"],
+        "labels": { "stack": "shop" }, "protected": true,
+    });
+    if let (Value::Object(all), Value::Object(more)) = (&mut all, more) {
+        all.extend(more);
+    }
+    vm("db-01", all)
+}
+
+fn network(name: &str, more: Value) -> NetworkView {
+    let mut value = json!({
+        "name": name, "bridge": "br0", "pools": ["192.0.2.0/24"], "gateways": ["192.0.2.1"],
+        "dns": [], "reserved": [], "used": 0, "free": 253, "by": "ana",
+        "made": "2026-11-22T10:00:00Z", "labels": { "stack": "shop" },
+    });
+    if let (Value::Object(all), Value::Object(more)) = (&mut value, more) {
+        all.extend(more);
+    }
+    serde_json::from_value(value).expect("a network")
+}
+
+fn plan(vms: &[VmView], deleted: &[VmView], networks: &[NetworkView]) -> Plan {
+    let there = There {
+        vms,
+        deleted,
+        networks,
+    };
+    Plan::of(&shop(), there)
+}
+
+fn shown(plan: &Plan, prune: bool) -> String {
+    render(plan, "shop.toml", prune, Paint::plain())
+}
+
+#[test]
+fn what_is_not_there_is_made_in_its_order() {
+    let plan = plan(&[], &[], &[]);
+    insta::assert_snapshot!(shown(&plan, false), @"");
+    assert!(plan.has_work(false) && !plan.is_refused());
+    let stack = shop();
+    let after: Vec<_> = stack.machines.iter().map(|m| m.after.clone()).collect();
+    assert_eq!(after, [vec![], vec![0], vec![0]]);
+    let web = &stack.machines[1].create;
+    assert_eq!(web.on.as_deref(), Some("zone=gva2"));
+    assert_eq!(web.labels.get("stack").map(|l| l.as_str()), Some("shop"));
+}
+
+#[test]
+fn what_is_as_in_the_file_stays() {
+    let vms = [db(json!({})), vm("web-01", json!({})), vm("web-02", json!({}))];
+    let plan = plan(&vms, &[], &[network("shop", json!({}))]);
+    insta::assert_snapshot!(shown(&plan, true), @"");
+    assert!(!plan.has_work(true) && !plan.stays_otherwise());
+}
+
+#[test]
+fn each_way_to_differ_is_said() {
+    let vms = [
+        db(json!({ "memory": 2u64 << 30, "cpus": 1, "disk": 10u64 << 30, "protected": false })),
+        vm(
+            "web-01",
+            json!({ "image": "debian-11", "roles": ["web", "old"], "memory": 1u64 << 30,
+                "drift": [{ "what": "state", "text": "is stopped, and should run" }] }),
+        ),
+        vm("old-01", json!({})),
+        vm("old-02", json!({ "protected": true })),
+        vm("other", json!({ "labels": {} })),
+    ];
+    let deleted = [vm(
+        "web-02",
+        json!({ "status": "deleted", "kept_until": "2026-11-23T07:00:00Z" }),
+    )];
+    let networks = [
+        network("shop", json!({ "pools": ["192.0.2.0/25"], "mtu": 9000 })),
+        network("old", json!({})),
+    ];
+    let plan = plan(&vms, &deleted, &networks);
+    insta::assert_snapshot!(shown(&plan, false), @"");
+    insta::assert_snapshot!(shown(&plan, true), @"");
+    assert!(plan.stays_otherwise());
+}
+
+#[test]
+fn a_name_of_somebody_else_is_never_taken_over() {
+    let vms = [
+        db(json!({ "labels": { "stack": "bank" } })),
+        vm("web-01", json!({ "labels": {} })),
+    ];
+    let plan = plan(&vms, &[], &[network("shop", json!({ "labels": {} }))]);
+    assert!(plan.is_refused());
+    insta::assert_snapshot!(shown(&plan, true), @"");
+}
+
+#[test]
+fn a_machine_in_the_middle_of_something_is_waited_for_or_left() {
+    let vms = [
+        db(json!({ "status": "creating", "run": "7f3k000000000000000000000g" })),
+        vm("web-01", json!({ "status": "doubtful", "why": "its agent was gone" })),
+        vm("web-02", json!({ "status": "destroying" })),
+    ];
+    let plan = plan(&vms, &[], &[network("shop", json!({}))]);
+    insta::assert_snapshot!(shown(&plan, true), @"");
+}
+
+#[test]
+fn whether_it_runs_is_only_asked_where_the_file_says_it() {
+    let text = |running: &str| SHOP.replace("protect = true", running);
+    let changes = |running: &str, status: &str, should: bool| {
+        let stack = with(&text(running), None, &[]).expect("a stack");
+        let view = db(json!({ "status": status, "should_run": should }));
+        item_of(&stack.name, &stack.machines[0], Some(&view)).is
+    };
+    let running = |running| Is::Changed {
+        changes: vec![Change::Running { running }],
+    };
+    assert_eq!(changes("", "stopped", true), Is::Same);
+    assert_eq!(changes("running = true", "running", true), Is::Same);
+    assert_eq!(changes("running = true", "stopped", true), running(true));
+    assert_eq!(changes("running = true", "stopped", false), running(true));
+    assert_eq!(changes("running = true", "unreachable", true), Is::Same);
+    assert_eq!(changes("running = false", "running", true), running(false));
+    assert_eq!(changes("running = false", "stopped", false), Is::Same);
+}
+
+#[test]
+fn variables_come_from_the_file_its_variants_and_the_command_line() {
+    let names = |env, vars: &[_]| {
+        let stack = with(SHOP, env, vars).expect("a stack");
+        let line = |m: &Machine| format!("{} {}", m.name, m.create.memory);
+        stack.machines.iter().map(line).collect::<Vec<_>>()
+    };
+    assert_eq!(names(Some("test"), &[]), ["db-01 4GiB", "web-01 512MiB"]);
+    let vars = [("count", "3"), ("memory", "1GiB")];
+    let three = ["db-01 4GiB", "web-01 1GiB", "web-02 1GiB", "web-03 1GiB"];
+    assert_eq!(names(Some("test"), &vars), three);
+    assert_eq!(names(None, &[("count", "0")]), ["db-01 4GiB"]);
+}
+
+#[test]
+fn everything_that_is_wrong_is_said_at_once() {
+    insta::assert_snapshot!(with(SHOP, Some("tset"), &[("cuont", "3"), ("count", "x")]).unwrap_err(), @"");
+    let text = r#"
+[stack]
+nam = "shop"
+[vars]
+a = "${b}"
+b = "${a}"
+Size = 3
+when = 2026-11-22
+[env.test]
+c = 1
+a = 3
+[stak]
+[network.lan]
+bridge = "br0; reboot"
+pools = ["192.0.2.0/99"]
+[vm.web-01]
+image = "Debian 12"
+cpus = 0
+memory = 2048
+memroy = "2GiB"
+networks = ["lan", "lan"]
+labels = { stack = "x" }
+groups = ["web"]
+ready = "boot"
+ssh_keys = ["keys/ana.pub", "keys/bob.pub"]
+user_data = "none.yaml"
+after = ["web-02", "web-01"]
+[vm."web-{01..02}"]
+image = "${imgae}"
+cpus = 1
+memory = "1GB"
+[vm."{zone}-h{n}"]
+image = "debian-12"
+cpus = "two"
+memory = "17GiB"
+within = "5"
+on = "zone="
+"#;
+    insta::assert_snapshot!(with(text, None, &[]).unwrap_err(), @"");
+}
+
+#[test]
+fn machines_that_wait_for_each_other_are_named() {
+    let text = SHOP.replace("protect = true", "after = [\"web\"]");
+    insta::assert_snapshot!(with(&text, None, &[]).unwrap_err(), @"");
+    let text = SHOP.replace("protect = true", "after = [\"db-01\"]");
+    assert!(with(&text, None, &[]).unwrap_err().contains("db-01 after db-01"));
+}
+
+#[test]
+fn what_is_no_toml_is_said_where_it_is() {
+    insta::assert_snapshot!(with("[stack]\nname = shop\n[vm\n", None, &[]).unwrap_err(), @"");
+    for text in ["", "\u{feff}", "a", "[", "[[vm]]\n", "vm = 3", "stack = 1", "[vm]\nx = 1"] {
+        assert!(with(text, None, &[]).is_err(), "{text:?}");
+    }
+    let deep = format!("a = {}", "[".repeat(100_000));
+    assert!(with(&deep, None, &[]).is_err());
+    let large = format!("#{}", "x".repeat(MAX_FILE));
+    assert!(with(&large, None, &[]).is_err());
+}
+
+#[test]
+fn keys_and_user_data_come_from_files_beside_it() {
+    let text = SHOP.replace(
+        "protect = true",
+        "ssh_keys = [\"keys/ana.pub\", \"ssh-rsa BBBB bob\"]\nuser_data = \"user.yaml\"",
+    );
+    let stack = with(&text, None, &[]).expect("a stack");
+    let create = &stack.machines[0].create;
+    assert_eq!(create.ssh_keys, ["ssh-ed25519 AAAA ana", "ssh-rsa BBBB bob"]);
+    assert_eq!(create.user_data.as_deref(), Some("#cloud-config\n"));
+}
+
+mod any {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// A file in which something was lost or doubled is a stack or is
+        /// refused with what is wrong.
+        #[test]
+        fn file_is_read_or_refused(at in 0usize..800, length in 0usize..60, double: bool) {
+            let from = at.min(SHOP.len());
+            let to = (from + length).min(SHOP.len());
+            let mut text = String::from(&SHOP[..from]);
+            if double {
+                text.push_str(&SHOP[from..to]);
+                text.push_str(&SHOP[from..]);
+            } else {
+                text.push_str(&SHOP[to..]);
+            }
+            if let Err(said) = with(&text, None, &[]) {
+                prop_assert!(said.starts_with("error: shop.toml"), "{}", said);
+            }
+        }
+    }
+}
