@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_protocol::api::{ChatPlace, ClusterEvent, Say, Urgency, Utterance};
+use muster_protocol::ids::RunId;
 use muster_protocol::units::Timestamp;
 use tokio::time::sleep;
 
@@ -14,7 +15,8 @@ use super::builds::results::Results;
 use super::handle::Chat;
 use super::outputs::Ran;
 use super::result;
-use super::sentences::{self, Known, runs};
+use super::sentences::vms::OfMachine;
+use super::sentences::{self, Known, runs, vms};
 use super::settings::Settings;
 use super::spoken::id_of;
 use crate::events::follower::{Anew, Follower, How};
@@ -131,6 +133,18 @@ impl Outbox {
             any = true;
             self.put(event, place, say, "asked").await;
         }
+        if let Some(place) = vms::asked_at(event) {
+            any = true;
+            let say = vms::ended(event);
+            match vms::batch(event).filter(|batch| batch.open == 0) {
+                // Two that ended at once both are the last one.
+                Some(batch) => {
+                    let id = id_of(&["machines", &batch.id.to_string()]);
+                    self.put_as(id, place, say, event.at).await;
+                }
+                None => self.put(event, place, say, "asked").await,
+            }
+        }
         for heard in chat.0.builds.take(event).await {
             any = true;
             self.put(event, heard.place, heard.say, &heard.id).await;
@@ -198,6 +212,20 @@ impl Outbox {
 
     /// What whoever asked for a run in chat is told of it.
     async fn answer(&self, event: &ClusterEvent, settings: &Settings) -> Option<Say> {
+        if vms::is_of_machine(event)
+            && let Some(run) = event.fields.get("run").and_then(|run| run.as_str())
+            && let Ok(run) = run.parse()
+            && let Some(of) = self.ran.machine_of(run)
+        {
+            return match event.kind.as_str() {
+                "run.begun" => runs::begun(event),
+                "run.progress" if of.is_one_of_many => None,
+                "run.progress" => vms::stage(&self.ran.came_to(run).await?.0, &of),
+                "run.waits" => Some(runs::waits(event, settings)),
+                "run.ended" => self.looked(event, run, &of, settings).await,
+                _ => None,
+            };
+        }
         match event.kind.as_str() {
             "run.begun" => runs::begun(event),
             "run.progress" => Some(runs::progress(event)),
@@ -205,6 +233,24 @@ impl Outbox {
             "run.ended" => Some(self.ended(event, settings).await),
             _ => None,
         }
+    }
+
+    /// What a machine has said to who only looked; the end of everything else
+    /// the machine's own event tells.
+    async fn looked(
+        &self,
+        event: &ClusterEvent,
+        run: RunId,
+        of: &OfMachine,
+        settings: &Settings,
+    ) -> Option<Say> {
+        let scenario = event.fields.get("scenario")?.as_str()?;
+        if !matches!(scenario, "vm-console" | "vm-exec") {
+            return None;
+        }
+        let (view, _) = self.ran.came_to(run).await?;
+        let link = settings.link_of(&run.to_string(), &view.brief.short);
+        Some(vms::shown(&view, of, Some(link)))
     }
 
     /// What the run came to.

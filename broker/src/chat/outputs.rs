@@ -14,7 +14,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 
 use super::result::{Outputs, Printed};
+use super::sentences::vms::OfMachine;
 use crate::runs::Engine;
+use crate::vm::Machines;
 
 /// How long it may take.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -87,9 +89,37 @@ impl Page {
 
 /// Whoever knows what runs came to.
 pub trait Ran: std::fmt::Debug + Send + Sync {
-    /// A run that has ended, and what its nodes printed; `None` where it is
+    /// A run as far as it is, and what its nodes printed; `None` where it is
     /// not known any more.
     fn came_to(&self, run: RunId) -> BoxFuture<'_, Option<(RunView, Outputs)>>;
+
+    /// The machine that a run does something with; `None` of every other run.
+    fn machine_of(&self, _run: RunId) -> Option<OfMachine> {
+        None
+    }
+}
+
+/// The runs, and which machines they are of.
+#[derive(Clone, Debug)]
+pub struct RunsAndMachines {
+    /// The runs.
+    pub engine: Engine,
+    /// The machines.
+    pub machines: Machines,
+}
+
+impl Ran for RunsAndMachines {
+    fn came_to(&self, run: RunId) -> BoxFuture<'_, Option<(RunView, Outputs)>> {
+        self.engine.came_to(run)
+    }
+
+    fn machine_of(&self, run: RunId) -> Option<OfMachine> {
+        let vm = self.machines.of_run(run)?;
+        Some(OfMachine {
+            name: vm.name.clone(),
+            is_one_of_many: !vm.order.with.is_empty(),
+        })
+    }
 }
 
 impl Ran for Engine {

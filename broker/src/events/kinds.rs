@@ -101,7 +101,11 @@ pub const KINDS: &[(&str, &str)] = &[
     ),
     (
         "vm.failed",
-        "a machine could not be made or brought back: why",
+        "a machine could not be made, changed or brought back: why",
+    ),
+    (
+        "vm.changed",
+        "somebody had a machine started, stopped, started anew, resized, or its disk kept or restored",
     ),
     (
         "vm.deleted",

@@ -48,10 +48,19 @@ async fn change(
     ApiJson(change): ApiJson<HypervisorChange>,
 ) -> Result<ApiJson<HypervisorView>, ApiError> {
     let asked = (node_name(&node)?, change);
+    change_hypervisor(&state, &caller, asked).await.map(ApiJson)
+}
+
+/// Changes a hypervisor, whatever the door.
+pub(crate) async fn change_hypervisor(
+    state: &AppState,
+    caller: &Caller,
+    asked: (NodeName, HypervisorChange),
+) -> Result<HypervisorView, ApiError> {
     let asked = state
-        .authorize(&caller, Action::ManageNetworks, asked)
+        .authorize(caller, Action::ManageNetworks, asked)
         .await?;
     state.active()?;
-    let done = finish(async move { state.machines.change_hypervisor(asked).await }).await?;
-    Ok(ApiJson(done))
+    let machines = state.machines.clone();
+    finish(async move { machines.change_hypervisor(asked).await }).await
 }

@@ -82,10 +82,15 @@ pub use self::auth::{OpenDoor, RemoteAddr};
 pub use self::document::document;
 pub(crate) use self::freeze::view as freeze_view;
 pub use self::front::Front;
+pub(crate) use self::hypervisors::change_hypervisor;
 pub use self::limit::{Limiter, PrincipalLimiter};
+pub(crate) use self::once::IDEMPOTENCY_KEY;
 pub use self::page::{Paging, page};
 pub use self::problem::{ApiError, ApiJson, ApiPath, ApiQuery};
 pub(crate) use self::runs::wish;
+pub(crate) use self::vms::{
+    act_on_vm, create_vms, destroy_vm, show_vm, vms as find_vms, word as status_word,
+};
 
 /// Largest body of a request, in bytes.
 pub const MAX_BODY: usize = 1024 * 1024;

@@ -9,7 +9,7 @@ use super::{ApiError, AppState, finish};
 use crate::authz::Caller;
 
 /// Header under which a client repeats a request without doing it twice.
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
+pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// Longest such key, in bytes.
 const LONGEST_KEY: usize = 200;
 

@@ -88,7 +88,8 @@ impl Attributes for Seen<'_> {
     }
 }
 
-fn word(status: VmStatus) -> &'static str {
+/// How it is, in a word.
+pub(crate) fn word(status: VmStatus) -> &'static str {
     match status {
         VmStatus::Creating => "creating",
         VmStatus::Running => "running",
@@ -128,6 +129,22 @@ fn parse(text: &str, vms: &[(Arc<StoredVm>, VmStatus)]) -> Result<Predicate, Res
     Ok(predicate)
 }
 
+/// Machines that match, by name, each with how it is: whatever the door.
+pub(crate) async fn vms(
+    state: &AppState,
+    caller: &Caller,
+    matching: Option<&str>,
+    deleted: bool,
+) -> Result<Vec<(Arc<StoredVm>, VmStatus)>, ApiError> {
+    state.authorize(caller, Action::ReadMachines, ()).await?;
+    let mut vms = state.machines.list(deleted);
+    if let Some(text) = matching {
+        let predicate = parse(text, &vms).map_err(|e| refused(&e))?;
+        vms.retain(|(vm, is)| predicate.matches(&Seen(vm, *is)));
+    }
+    Ok(vms)
+}
+
 /// Machines by name, as they are wanted and as they are seen.
 #[utoipa::path(
     get, path = "/v1/vms", tag = "machines", params(Filter), security(("bearer" = [])),
@@ -143,12 +160,7 @@ async fn list(
     caller: Caller,
     ApiQuery(filter): ApiQuery<Filter>,
 ) -> Result<ApiJson<Page<VmView>>, ApiError> {
-    state.authorize(&caller, Action::ReadMachines, ()).await?;
-    let mut vms = state.machines.list(filter.deleted);
-    if let Some(text) = &filter.matching {
-        let predicate = parse(text, &vms).map_err(|e| refused(&e))?;
-        vms.retain(|(vm, is)| predicate.matches(&Seen(vm, *is)));
-    }
+    let vms = vms(&state, &caller, filter.matching.as_deref(), filter.deleted).await?;
     let paging = Paging {
         cursor: filter.cursor,
         limit: filter.limit,
@@ -182,18 +194,29 @@ async fn create(
     headers: HeaderMap,
     ApiJson(request): ApiJson<CreateVms>,
 ) -> Result<ApiJson<VmsCreated>, ApiError> {
+    create_vms(&state, &caller, &headers, request)
+        .await
+        .map(ApiJson)
+}
+
+/// Makes machines, whatever the door.
+pub(crate) async fn create_vms(
+    state: &AppState,
+    caller: &Caller,
+    headers: &HeaderMap,
+    request: CreateVms,
+) -> Result<VmsCreated, ApiError> {
     if request.agent && !request.dry_run {
         // Whoever has a machine made that enrols itself invites it.
-        state.admit(&caller, Action::Invite).await?;
+        state.admit(caller, Action::Invite).await?;
     }
     let asked = state
-        .authorize(&caller, Action::ManageMachines, request.clone())
+        .authorize(caller, Action::ManageMachines, request.clone())
         .await?;
     state.active()?;
     let machines = state.machines.clone();
     let work = async move { Box::pin(machines.create(asked)).await };
-    let made = once(&state, &caller, "POST /v1/vms", &headers, &request, work).await?;
-    Ok(ApiJson(made))
+    once(state, caller, "POST /v1/vms", headers, &request, work).await
 }
 
 /// One machine, also one that was destroyed.
@@ -208,15 +231,22 @@ async fn show(
     caller: Caller,
     ApiPath(name): ApiPath<String>,
 ) -> Result<ApiJson<VmView>, ApiError> {
-    state.authorize(&caller, Action::ReadMachines, ()).await?;
-    let name = vm_name(&name)?;
+    show_vm(&state, &caller, vm_name(&name)?).await.map(ApiJson)
+}
+
+/// One machine, as it is now, whatever the door.
+pub(crate) async fn show_vm(
+    state: &AppState,
+    caller: &Caller,
+    name: VmName,
+) -> Result<VmView, ApiError> {
+    state.authorize(caller, Action::ReadMachines, ()).await?;
     let machines = state.machines.clone();
     finish(async move {
         machines.look_after(&name).await;
         machines.show(&name)
     })
     .await
-    .map(ApiJson)
 }
 
 /// How it is destroyed.
@@ -251,12 +281,21 @@ async fn destroy(
         name: vm_name(&name)?,
         purge: how.purge,
     };
+    destroy_vm(&state, &caller, asked).await.map(ApiJson)
+}
+
+/// Destroys a machine, whatever the door.
+pub(crate) async fn destroy_vm(
+    state: &AppState,
+    caller: &Caller,
+    asked: Destroy,
+) -> Result<VmChanged, ApiError> {
     let asked = state
-        .authorize(&caller, Action::ManageMachines, asked)
+        .authorize(caller, Action::ManageMachines, asked)
         .await?;
     state.active()?;
-    let done = finish(async move { state.machines.destroy(asked).await }).await?;
-    Ok(ApiJson(done))
+    let machines = state.machines.clone();
+    finish(async move { machines.destroy(asked).await }).await
 }
 
 /// Does something with a machine. What a node has to do is a run, which the
@@ -282,12 +321,21 @@ async fn act(
         name: vm_name(&name)?,
         what,
     };
+    act_on_vm(&state, &caller, asked).await.map(ApiJson)
+}
+
+/// Does something with a machine, whatever the door.
+pub(crate) async fn act_on_vm(
+    state: &AppState,
+    caller: &Caller,
+    asked: Act,
+) -> Result<VmChanged, ApiError> {
     let asked = state
-        .authorize(&caller, Action::ManageMachines, asked)
+        .authorize(caller, Action::ManageMachines, asked)
         .await?;
     state.active()?;
-    let done = finish(async move { state.machines.act(asked).await }).await?;
-    Ok(ApiJson(done))
+    let machines = state.machines.clone();
+    finish(async move { machines.act(asked).await }).await
 }
 
 /// The seed of a machine, for the hypervisor that makes it and proves its key.

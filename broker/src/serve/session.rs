@@ -19,6 +19,7 @@ use crate::bus::{self, Deps, Nodes, StartError};
 use crate::chat::Chat;
 use crate::chat::desk::Desk;
 use crate::chat::handle::{self as chat, ChatError};
+use crate::chat::outputs::RunsAndMachines;
 use crate::chat::totp::Totps;
 use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
@@ -444,7 +445,11 @@ impl Session {
         tasks.spawn(parts.hooks.clone().follow(events, cancel.clone()));
         tasks.spawn(triggers.keep(submit.clone(), cancel.clone()));
         tasks.spawn(routes.keep(cancel.clone()));
-        tasks.spawn(chat.keep(Arc::new(nodes.engine.clone()), cancel.clone()));
+        let ran = RunsAndMachines {
+            engine: nodes.engine.clone(),
+            machines: machines.clone(),
+        };
+        tasks.spawn(chat.keep(Arc::new(ran), cancel.clone()));
         tasks.spawn(schedules.keep(submit, cancel.clone()));
         tasks.spawn(machines.clone().keep(cancel.clone()));
         tasks.spawn(machines.reconcile(cancel.clone()));

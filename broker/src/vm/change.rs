@@ -12,7 +12,7 @@ use super::records::{End, Life, Order, StoredVm};
 use crate::authz::{Authorized, Caller};
 
 /// A machine to be destroyed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Destroy {
     /// Its name.
     pub name: VmName,

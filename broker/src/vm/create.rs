@@ -348,12 +348,19 @@ impl Machines {
                 return Err(Records::taken(&other.vm).into());
             }
         }
+        // Whoever is told of their ends is told of them together.
+        let with: Vec<VmName> = match caller.origin.chat_place() {
+            Some(_) if chosen.len() > 1 => chosen.iter().map(|one| one.name.clone()).collect(),
+            _ => Vec::new(),
+        };
         let mut all: Vec<Taken> = Vec::new();
         for Chosen { name, placed } in chosen {
             let turn = self.turn(&name).await;
             let made = records
                 .take(&name, |id, nth| {
-                    wanted.draft(name.clone(), id, nth, &placed, caller)
+                    let mut vm = wanted.draft(name.clone(), id, nth, &placed, caller);
+                    vm.order.with.clone_from(&with);
+                    vm
                 })
                 .await;
             match made {
@@ -502,10 +509,12 @@ impl Machines {
     async fn give_back(&self, all: &[Taken], why: &str) {
         for one in all {
             let back = async {
-                let held = match one.held.vm.life {
+                let mut held = match one.held.vm.life {
                     Life::Creating { .. } => self.unask(&one.held).await?,
                     _ => one.held.clone(),
                 };
+                // Whoever asked is answered with that.
+                Arc::make_mut(&mut held.vm).order.chat = None;
                 self.take_back(&held, why).await
             };
             if let Err(error) = back.await {

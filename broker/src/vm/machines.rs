@@ -185,6 +185,7 @@ impl Machines {
         if let Some(run) = &vm.run {
             fields.extend([field("run", serde_json::json!(run))]);
         }
+        self.add_answer(vm, kind, &mut fields);
         let event = Once {
             id: format!("vm.{}.{kind}.{mark}", vm.id),
             kind: kind.to_owned(),

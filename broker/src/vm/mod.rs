@@ -7,6 +7,7 @@
 //! are held against each other whenever somebody looks.
 
 pub mod adapters;
+mod answers;
 mod change;
 mod cordons;
 mod create;
@@ -30,6 +31,7 @@ mod settle;
 mod tests;
 mod view;
 
+pub use self::answers::Batch;
 pub use self::change::{Act, Destroy};
 pub use self::cordons::{Cordons, KEY as CORDONS, StoredCordons};
 pub use self::error::VmError;

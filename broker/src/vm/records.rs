@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use muster_protocol::api::{Role, RunRequest, Secret, VmAction};
+use muster_protocol::api::{ChatPlace, Role, RunRequest, Secret, VmAction};
 use muster_protocol::envelope::Door;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::{
@@ -197,6 +197,12 @@ pub struct Order {
     pub role: Role,
     /// Through which door.
     pub door: Door,
+    /// Where they are told of its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<Box<ChatPlace>>,
+    /// All machines that were asked for with this one, where they are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub with: Vec<VmName>,
 }
 
 impl Order {
@@ -207,6 +213,8 @@ impl Order {
             by: caller.principal.clone(),
             role: caller.role,
             door: caller.door,
+            chat: caller.origin.chat_place().map(Box::new),
+            with: Vec::new(),
         }
     }
 

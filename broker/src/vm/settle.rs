@@ -13,6 +13,7 @@ use muster_protocol::units::{Timestamp, after};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::answers::changed;
 use super::create::passes;
 use super::error::VmError;
 use super::keep::Held;
@@ -231,7 +232,7 @@ impl Machines {
             }
             Life::Changing { what, .. } => {
                 let what = what.clone();
-                self.is_changed(held, &what, well).await
+                self.is_changed(held, &what, (!well).then_some(why)).await
             }
             _ => Ok(()),
         }
@@ -277,6 +278,9 @@ impl Machines {
         let since = Timestamp::now();
         let until = after(since, self.parts().keep_for);
         let mut next = held.vm.living(Life::Kept { since, until });
+        // When its time is over, nobody waits for that any more.
+        let order = next.order.clone();
+        next.order.chat = None;
         next.should_run = false;
         next.drift.clear();
         let held = self.parts().records.change(held, next).await?;
@@ -285,15 +289,24 @@ impl Machines {
             held.vm.order.by, held.vm.name
         );
         let mark = held.vm.runs.to_string();
-        self.tell(&held.vm, "vm.deleted", &mark, text).await;
+        let told = StoredVm {
+            order: order.clone(),
+            ..StoredVm::clone(&held.vm)
+        };
+        self.tell(&told, "vm.deleted", &mark, text).await;
         Ok(())
     }
 
     /// What was done counts when it was done well; else what is seen says how
     /// it is.
-    async fn is_changed(&self, held: &Held, what: &VmAction, well: bool) -> Result<(), VmError> {
+    async fn is_changed(
+        &self,
+        held: &Held,
+        what: &VmAction,
+        failed: Option<String>,
+    ) -> Result<(), VmError> {
         let mut next = match what {
-            VmAction::Resize { cpus, memory, disk } if well => {
+            VmAction::Resize { cpus, memory, disk } if failed.is_none() => {
                 held.vm.resized(*cpus, *memory, *disk)
             }
             _ => StoredVm::clone(&held.vm),
@@ -305,7 +318,11 @@ impl Machines {
             _ => Timestamp::now(),
         };
         next.life = Life::Ready { since };
-        self.parts().records.change(held, next).await?;
+        let held = self.parts().records.change(held, next).await?;
+        if let Some((kind, text)) = changed(&held.vm, what, failed) {
+            let mark = held.vm.runs.to_string();
+            self.tell(&held.vm, kind, &mark, text).await;
+        }
         Ok(())
     }
 

@@ -1,10 +1,12 @@
 //! What can be said to muster in a chat: words become a [`Command`], or an
 //! error that says how it is written.
 
+pub mod machines;
 mod spelled;
 
 use std::collections::BTreeMap;
 
+use self::machines::{FAMILIES, MachineCommand};
 use super::alias::{Aliases, ExpandError};
 use super::words::{Word, WordsError, words};
 use crate::api::MAX_CHAT_LINE;
@@ -57,6 +59,14 @@ pub const VERBS: &[Verb] = &[
         "run it again, where it did not succeed",
     ),
     verb("build", "NAME [k=v ...]", "start a build"),
+    verb(
+        "vm",
+        "create|list|show|start|stop|destroy|... VM",
+        "virtual machines",
+    ),
+    verb("image", "list", "disk images"),
+    verb("network", "list", "networks of machines"),
+    verb("hypervisor", "list|cordon|uncordon", "hypervisors"),
     verb("ack", "ALARM", "say that you look after an alarm"),
     verb(
         "silence",
@@ -127,7 +137,7 @@ pub enum Again {
 }
 
 /// What somebody wants.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Run a stored scenario.
     Run(RunCommand),
@@ -178,6 +188,8 @@ pub enum Command {
         /// Its parameters.
         params: BTreeMap<String, String>,
     },
+    /// Machines, and what they are made of.
+    Machines(MachineCommand),
     /// Look after an alarm.
     Ack(String),
     /// Hear nothing of an alarm for a time.
@@ -221,6 +233,7 @@ impl Command {
             Self::Cancel(_) => "cancel",
             Self::Retry { .. } => "retry",
             Self::Build { .. } => "build",
+            Self::Machines(machines) => machines.family(),
             Self::Ack(_) => "ack",
             Self::Silence { .. } => "silence",
             Self::Alarms => "alarms",
@@ -233,7 +246,7 @@ impl Command {
 }
 
 /// What a line says.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Said {
     /// What is wanted.
     pub command: Command,
@@ -277,6 +290,16 @@ pub enum CommandError {
         near: Option<String>,
         /// How it is written.
         usage: &'static str,
+    },
+    /// A file of whoever writes.
+    #[error(
+        "`--{flag}` names a file, and what is in it has no place in a chat: type it in a shell: muster {verb} ... --{flag} FILE"
+    )]
+    File {
+        /// The command.
+        verb: &'static str,
+        /// The flag.
+        flag: &'static str,
     },
     /// Something is missing, too much, or not what it should be.
     #[error("{why}: {verb} {usage}")]
@@ -333,11 +356,40 @@ pub fn read<'a>(
         let name = printable(first.as_str(), 40);
         return Err(CommandError::Unknown { name, near });
     };
+    let verb = match FAMILIES.contains(&verb.name) {
+        true => of_family(verb, &mut words)?,
+        false => verb,
+    };
     Rest::new(verb, words, text)?.said(alias)
+}
+
+/// What is meant by the word behind `vm`, `image` and the like.
+fn of_family(family: &'static Verb, words: &mut Vec<Word>) -> Result<&'static Verb, CommandError> {
+    let all = || machines::of_family(family.name).filter_map(|verb| verb.name.split(' ').nth(1));
+    if words.is_empty() {
+        let all: Vec<&str> = all().collect();
+        return Err(CommandError::Usage {
+            why: format!("one of {} belongs behind it", all.join(", ")),
+            verb: family.name,
+            usage: family.usage,
+        });
+    }
+    let word = words.remove(0);
+    let small = word.as_str().to_ascii_lowercase();
+    machines::find(family.name, &small).ok_or_else(|| {
+        let near = nearest(&small, all());
+        CommandError::Unknown {
+            name: format!("{} {}", family.name, printable(word.as_str(), 40)),
+            near: near.map(|near| format!("{} {near}", family.name)),
+        }
+    })
 }
 
 /// Flags that take a value, by command; the others are there or not.
 fn valued(verb: &str) -> &'static [&'static str] {
+    if let Some(flags) = machines::valued(verb) {
+        return flags;
+    }
     match verb {
         "run" => &[
             "on",
@@ -358,7 +410,7 @@ fn switches(verb: &str) -> &'static [&'static str] {
     match verb {
         "run" => &["dry-run", "yes", "allow-unknown"],
         "cmd" => &["yes", "allow-unknown"],
-        _ => &[],
+        verb => machines::switches(verb),
     }
 }
 
@@ -370,6 +422,8 @@ struct Rest<'a> {
     plain: Vec<Word>,
     pairs: Vec<(String, String)>,
     flags: BTreeMap<&'static str, String>,
+    /// Flags that can be given more than once.
+    lists: BTreeMap<&'static str, Vec<String>>,
     /// Behind `--`, if there was one.
     behind: Option<Vec<Word>>,
     /// Where in the line that `--` is.
@@ -384,6 +438,7 @@ impl<'a> Rest<'a> {
             plain: Vec::new(),
             pairs: Vec::new(),
             flags: BTreeMap::new(),
+            lists: BTreeMap::new(),
             behind: None,
             dashes: 0,
         };
@@ -427,8 +482,16 @@ impl<'a> Rest<'a> {
             self.flags.insert(known, String::new());
             return Ok(());
         }
-        let Some(known) = valued.iter().find(|known| **known == flag) else {
-            let near = nearest(flag, valued.iter().chain(switches).copied());
+        let repeated = machines::repeated(verb.name);
+        let mut all = valued.iter().chain(repeated);
+        let Some(known) = all.find(|known| **known == flag) else {
+            if let Some(file) = machines::files(verb.name).iter().find(|f| **f == flag) {
+                return Err(CommandError::File {
+                    verb: verb.name,
+                    flag: file,
+                });
+            }
+            let near = nearest(flag, valued.iter().chain(repeated).chain(switches).copied());
             return Err(CommandError::Flag {
                 verb: verb.name,
                 flag: printable(flag, 40),
@@ -445,7 +508,9 @@ impl<'a> Rest<'a> {
                 _ => return Err(self.wrong(format!("`--{known}` needs a value"))),
             },
         };
-        if self.flags.insert(known, value).is_some() {
+        if repeated.contains(known) {
+            self.lists.entry(known).or_default().push(value);
+        } else if self.flags.insert(known, value).is_some() {
             return Err(self.wrong(format!("`--{known}` is given twice")));
         }
         Ok(())
@@ -466,7 +531,7 @@ impl<'a> Rest<'a> {
         if let Some(word) = self.plain.first() {
             return Err(self.wrong(format!("`{}` is too much", printable(word.as_str(), 40))));
         }
-        if self.behind.is_some() && self.verb.name != "cmd" {
+        if self.behind.is_some() {
             return Err(self.wrong("`--` means nothing here"));
         }
         Ok(())
@@ -576,7 +641,8 @@ impl<'a> Rest<'a> {
             ),
             "thaw" => Command::Thaw,
             "who" => Command::Who,
-            _ => Command::Help(self.next()),
+            verb if verb.contains(' ') => Command::Machines(self.machines()?),
+            _ => Command::Help(self.text()),
         };
         self.done()?;
         Ok(command)

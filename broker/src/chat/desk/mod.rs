@@ -4,6 +4,7 @@
 mod again;
 mod change;
 mod changes;
+mod machines;
 mod pending;
 mod read;
 mod run;
@@ -284,6 +285,7 @@ impl Line<'_> {
             Command::Alarms => self.alarms().await,
             Command::Ack(alarm) => self.ack(alarm).await,
             Command::Silence { alarm, time } => self.silence(alarm, *time).await,
+            Command::Machines(machines) => self.machines(machines).await,
             Command::Build { name, params } => self.build(name, params).await,
             // Whoever speaks knows what it has not said yet.
             Command::More => Ok(vec![say::plain("there is no more".to_owned())]),

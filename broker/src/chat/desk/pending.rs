@@ -9,6 +9,9 @@ use muster_protocol::api::{ChatPlace, PlanRef, RetryRequest, RunRequest};
 use muster_protocol::ids::RunId;
 use muster_protocol::names::PrincipalName;
 use muster_protocol::units::Timestamp;
+use muster_protocol::vm::VmId;
+
+use crate::vm::Destroy;
 
 /// Most plans that are kept; the oldest go.
 const MOST: usize = 1_000;
@@ -19,9 +22,11 @@ const MOST_DRY_RUNS: usize = 200;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Confirms {
     /// This request, with the plan in it.
-    Run(Box<RunRequest>),
+    Run(PlanRef, Box<RunRequest>),
     /// A run that is done again.
-    Retry(RunId, RetryRequest),
+    Retry(PlanRef, RunId, RetryRequest),
+    /// The end of this machine.
+    Destroy(VmId, Destroy),
 }
 
 /// A plan that waits.
@@ -33,8 +38,6 @@ pub(super) struct Waiting {
     pub(super) principal: PrincipalName,
     /// Where it was shown.
     pub(super) place: ChatPlace,
-    /// The plan.
-    pub(super) plan: PlanRef,
     /// What confirms it.
     pub(super) confirms: Confirms,
     /// What it would change, as far as a dry run has shown.
@@ -217,8 +220,11 @@ mod tests {
             run: RunId::from_bytes([n; 16]),
             principal: ana.clone(),
             place: ops.clone(),
-            plan: "abcd".parse().unwrap(),
-            confirms: Confirms::Retry(RunId::from_bytes([9; 16]), RetryRequest::default()),
+            confirms: Confirms::Retry(
+                "abcd".parse().unwrap(),
+                RunId::from_bytes([9; 16]),
+                RetryRequest::default(),
+            ),
             diff: Vec::new(),
             until: after(now, Duration::from_secs(300)),
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use muster_protocol::api::{Presence, RunBrief, RunView, Say, Tone};
-use muster_protocol::chat::command::{self, VERBS};
+use muster_protocol::chat::command::{self, VERBS, machines};
 use muster_protocol::fold::folded;
 use muster_protocol::names::ScenarioName;
 use muster_protocol::predicate::Predicate;
@@ -44,7 +44,12 @@ fn names<'a>(all: impl IntoIterator<Item = &'a str>) -> String {
 
 /// `4 min`.
 fn ago(at: Timestamp) -> String {
-    let seconds = elapsed(at, Timestamp::now()).as_secs();
+    ago_since(at, Timestamp::now())
+}
+
+/// The same, from then to `now`.
+pub(super) fn ago_since(at: Timestamp, now: Timestamp) -> String {
+    let seconds = elapsed(at, now).as_secs();
     match seconds {
         0..=119 => format!("{seconds} s"),
         120..=7_199 => format!("{} min", seconds / 60),
@@ -215,6 +220,9 @@ impl Line<'_> {
             return Ok(vec![self.overview(&names).await]);
         };
         let word = about.trim_start_matches('!').to_ascii_lowercase();
+        if let Some(said) = of_machines(&word) {
+            return Ok(vec![said]);
+        }
         if let Some(verb) = command::find(&word) {
             let usage = format!("{} {}", verb.name, verb.usage);
             return Ok(vec![say::plain(format!(
@@ -289,6 +297,7 @@ impl Line<'_> {
             "alarms" => may(&Action::ReadEvents),
             "ack" | "silence" => may(&Action::ManageAlarms),
             "build" => may(&Action::StartBuilds),
+            "vm" | "image" | "network" | "hypervisor" => may(&Action::ReadMachines),
             // Whether one may run something depends on what and where.
             _ => reads,
         });
@@ -310,6 +319,29 @@ impl Line<'_> {
         }
         say::several(lines)
     }
+}
+
+/// How `vm`, `image` and the like are written: all of one, or one of them.
+fn of_machines(word: &str) -> Option<Say> {
+    let (family, one) = word.split_once(' ').unwrap_or((word, ""));
+    if !machines::FAMILIES.contains(&family) {
+        return None;
+    }
+    let usage = |verb: &command::Verb| format!("!{} {}", verb.name, verb.usage).trim().to_owned();
+    if let Some(verb) = machines::find(family, one.trim()) {
+        return Some(say::plain(format!("{}: {}", usage(verb), verb.about)));
+    }
+    let all = machines::of_family(family);
+    let mut lines: Vec<String> = all
+        .map(|verb| format!("!{}: {}", verb.name, verb.about))
+        .collect();
+    if family == "vm" {
+        lines.insert(
+            0,
+            "!help vm create and the like say how one is written".to_owned(),
+        );
+    }
+    Some(say::several(lines))
 }
 
 /// `8k2d ana: uptime on 24 nodes: 23 succeeded, 1 failed (4 min ago)`.

@@ -28,7 +28,7 @@ use crate::submit::{Asked, Submitted};
 /// longer.
 const DRY_RUN_WITHIN: Duration = Duration::from_secs(60);
 /// A run that ends within this time needs no line that says that it began.
-const SHORT: Duration = Duration::from_millis(800);
+pub(super) const SHORT: Duration = Duration::from_millis(800);
 /// How often it is looked whether a run has ended.
 const LOOK: Duration = Duration::from_millis(10);
 /// Longest list of names in a line, in characters.
@@ -43,6 +43,10 @@ fn dry_id(run: RunId) -> RunId {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest[..16]);
     RunId::from_bytes(bytes)
+}
+
+fn run_of(plan: &Plan, request: RunRequest) -> Confirms {
+    Confirms::Run(PlanRef::from(plan.id), Box::new(request))
 }
 
 impl Line<'_> {
@@ -116,7 +120,7 @@ impl Line<'_> {
         if full && let Some(first) = says.first_mut() {
             first.lines.extend(diff.clone());
         }
-        self.keep(&plan, Confirms::Run(Box::new(request)), diff);
+        self.keep(&plan, run_of(&plan, request), diff);
         Ok(says)
     }
 
@@ -125,7 +129,6 @@ impl Line<'_> {
             run: plan.run,
             principal: self.caller.principal.clone(),
             place: self.place.clone(),
-            plan: PlanRef::from(plan.id),
             confirms,
             diff,
             until: plan.expires,
@@ -262,7 +265,7 @@ impl Line<'_> {
         match submitted {
             Submitted::Run(run) => self.begun(&run).await,
             Submitted::Confirm(plan) => {
-                self.keep(&plan, Confirms::Run(Box::new(request)), Vec::new());
+                self.keep(&plan, run_of(&plan, request), Vec::new());
                 vec![self.plan_line(&plan, None)]
             }
         }
@@ -293,7 +296,7 @@ impl Line<'_> {
     }
 
     /// Whether a run ends within that time.
-    async fn ended(&self, run: RunId, within: Duration) -> bool {
+    pub(super) async fn ended(&self, run: RunId, within: Duration) -> bool {
         let engine = &self.state.nodes.engine;
         if engine.has_ended(run) {
             return true;
@@ -337,17 +340,24 @@ impl Line<'_> {
         };
         let submit = &self.state.submit;
         let asked = Asked::under(self.run);
-        let confirm = Confirm::Plan(waiting.plan.clone());
         let submitted = match waiting.confirms {
-            Confirms::Run(request) => {
+            Confirms::Destroy(id, asked) => {
+                let said = self.yes_destroy(id, asked).await?;
+                self.state.desk.pending.drop(waiting.run);
+                return Ok(said);
+            }
+            Confirms::Run(plan, request) => {
                 let request = RunRequest {
-                    confirm,
+                    confirm: Confirm::Plan(plan),
                     ..*request
                 };
                 submit.run(&self.caller, request, asked).await?
             }
-            Confirms::Retry(run, request) => {
-                let request = RetryRequest { confirm, ..request };
+            Confirms::Retry(plan, run, request) => {
+                let request = RetryRequest {
+                    confirm: Confirm::Plan(plan),
+                    ..request
+                };
                 submit.retry(&self.caller, run, request, asked).await?
             }
         };
@@ -427,7 +437,7 @@ impl Line<'_> {
         {
             let diff = changes.in_full();
             let said = self.plan_line(&plan, Some(&changes));
-            self.keep(&plan, Confirms::Run(Box::new(request)), diff);
+            self.keep(&plan, run_of(&plan, request), diff);
             return Ok(vec![said]);
         }
         Ok(vec![say::about(say::several(changes.in_full()), &short)])
@@ -449,7 +459,8 @@ impl Line<'_> {
         match submitted {
             Submitted::Run(run) => Ok(self.begun(&run).await),
             Submitted::Confirm(plan) => {
-                self.keep(&plan, Confirms::Retry(run, request), Vec::new());
+                let confirms = Confirms::Retry(PlanRef::from(plan.id), run, request);
+                self.keep(&plan, confirms, Vec::new());
                 Ok(vec![self.plan_line(&plan, None)])
             }
         }

@@ -6,6 +6,7 @@ pub mod builds;
 mod git;
 mod nodes;
 pub mod runs;
+pub mod vms;
 
 use muster_protocol::api::{ClusterEvent, Say, Tone, Urgency};
 use muster_protocol::text::printable;
@@ -50,6 +51,7 @@ pub fn of(event: &ClusterEvent, known: &Known, settings: &Settings, exactly: boo
         "node.down" | "node.up" => Some(nodes::of(event, told)),
         "alarm.firing" | "alarm.resolved" => Some(alarms::group(event, told)),
         kind if kind.starts_with("alarm.") => Some(alarms::own(event, told)),
+        kind if kind.starts_with("vm.") => Some(vms::of(event)),
         _ if runs::is_of_run(event) => Some(runs::of(event, settings)),
         _ => Some(plain(event)),
     }

@@ -58,6 +58,7 @@ impl Command {
                 say(format!("build {}", printable(name, 80)));
                 spelled_params(params).for_each(&mut say);
             }
+            Self::Machines(machines) => machines.spelled(&mut say),
             Self::Answer { run, answer } => {
                 say(format!(
                     "answer {} with {}",
