@@ -443,7 +443,7 @@ impl Session {
         }
         tasks.spawn(events.clone().follow(cancel.clone()));
         tasks.spawn(parts.hooks.clone().follow(events, cancel.clone()));
-        tasks.spawn(triggers.keep(submit.clone(), cancel.clone()));
+        tasks.spawn(triggers.keep(submit.clone(), machines.clone(), cancel.clone()));
         tasks.spawn(routes.keep(cancel.clone()));
         let ran = RunsAndMachines {
             engine: nodes.engine.clone(),

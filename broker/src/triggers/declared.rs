@@ -22,6 +22,7 @@ use crate::events::fields::{Fields, MOST, either, flatten, globs, json};
 use crate::events::glob::Glob;
 use crate::hooks::path::Path;
 use crate::hooks::rate::Rate;
+use crate::vm::Repair;
 
 /// How many runs a trigger starts when nothing is said.
 const RATE: Rate = Rate::new(60, 3_600);
@@ -39,7 +40,8 @@ const OWN_KINDS: [&str; 2] = ["trigger.started", "alarm.trigger-refused"];
 #[serde(deny_unknown_fields)]
 pub struct RawTrigger {
     when: toml::Table,
-    scenario: ScenarioName,
+    scenario: Option<ScenarioName>,
+    machine: Option<MachineDeed>,
     version: Option<u32>,
     #[serde(default)]
     params: toml::Table,
@@ -54,6 +56,19 @@ pub struct RawTrigger {
     #[serde(default)]
     dry_run: bool,
 }
+
+/// What a trigger does with the machine that an event tells of.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineDeed {
+    /// It is started again, when it was stopped by hand.
+    Start,
+}
+
+/// The kind of event that tells of such a machine.
+const DRIFT: &str = "vm.drift";
+/// What starts a machine: shown, and asked for through its record alone.
+const POWER: &str = "vm-power";
 
 /// What an event must be.
 #[derive(Clone, Debug)]
@@ -78,6 +93,7 @@ enum Source {
 pub struct Trigger {
     /// What an event must be.
     pub when: When,
+    machine: Option<MachineDeed>,
     scenario: ScenarioName,
     version: Option<u32>,
     params: Vec<(String, Source)>,
@@ -124,6 +140,38 @@ pub enum Unfit {
         /// How old it may be.
         within: Span,
     },
+}
+
+/// An event tells of something that a start of the machine does not mend.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("it tells of no machine of muster's that is stopped and should run")]
+pub struct NotStopped;
+
+impl RawTrigger {
+    /// What is run: by itself, or for a machine.
+    fn scenario_of(&self) -> Result<ScenarioName, String> {
+        match (&self.scenario, self.machine) {
+            (Some(scenario), None) => Ok(scenario.clone()),
+            (None, None) => Err(
+                "`scenario` says what is run, or `machine = \"start\"` that the machine is started"
+                    .to_owned(),
+            ),
+            (Some(_), Some(_)) => Err("`scenario` or `machine`, not both".to_owned()),
+            (None, Some(_)) => {
+                let more = self.version.is_some()
+                    || !self.params.is_empty()
+                    || self.on.is_some()
+                    || self.batch.is_some()
+                    || self.max_failures.is_some()
+                    || self.timeout.is_some()
+                    || self.dry_run;
+                if more {
+                    return Err("with `machine` there are only `when`, `principal`, `role`, `rate` and `within`".to_owned());
+                }
+                POWER.parse().map_err(|e| format!("{e}"))
+            }
+        }
+    }
 }
 
 impl When {
@@ -251,6 +299,7 @@ impl Trigger {
     /// All mistakes.
     pub fn checked(name: &TriggerName, raw: RawTrigger) -> Result<Self, Vec<String>> {
         let mut wrong = Vec::new();
+        let scenario = raw.scenario_of();
         let when = match When::checked(raw.when) {
             Ok(when) => Some(when),
             Err(errors) => {
@@ -258,10 +307,23 @@ impl Trigger {
                 None
             }
         };
-        if raw.scenario.as_str() == upgrade::NAME {
+        let scenario = match scenario {
+            Ok(scenario) => scenario,
+            Err(error) => {
+                wrong.push(error);
+                return Err(wrong);
+            }
+        };
+        if let Some(when) = &when
+            && raw.machine.is_some()
+            && when.kinds.iter().any(|kind| kind.as_str() != DRIFT)
+        {
+            wrong.push(format!("`machine` is for `kind = \"{DRIFT}\"` alone"));
+        }
+        if scenario.as_str() == upgrade::NAME {
             wrong.push(format!("`{}` is never run by a trigger", upgrade::NAME));
         }
-        if raw.scenario.as_str() == command::NAME && raw.on.is_none() {
+        if scenario.as_str() == command::NAME && raw.on.is_none() {
             wrong.push("`command` needs `on`".to_owned());
         }
         if let Some(on) = &raw.on
@@ -317,7 +379,8 @@ impl Trigger {
         match (when, rate, principal) {
             (Some(when), Some(rate), Ok(principal)) if wrong.is_empty() => Ok(Self {
                 when,
-                scenario: raw.scenario,
+                machine: raw.machine,
+                scenario,
                 version: raw.version,
                 params,
                 shown,
@@ -351,7 +414,31 @@ impl Trigger {
     /// What it runs, in a few words.
     #[must_use]
     pub fn title(&self) -> &str {
-        self.scenario.as_str()
+        match self.machine {
+            Some(MachineDeed::Start) => "a start of the machine",
+            None => self.scenario.as_str(),
+        }
+    }
+
+    /// The machine that an event is of, where this trigger starts machines
+    /// again: `None` of what starting it does not mend.
+    #[must_use]
+    pub fn machine(&self, event: &ClusterEvent) -> Option<Result<Repair, NotStopped>> {
+        let MachineDeed::Start = self.machine?;
+        let text = |field: &str| event.fields.get(field).and_then(Value::as_str);
+        let is_stopped = event.source == OWN_SOURCE
+            && text("what") == Some("state")
+            && event.fields.get("should_run") == Some(&Value::Bool(true));
+        let name = text("vm").and_then(|name| name.parse().ok());
+        let id = text("id").and_then(|id| id.parse().ok());
+        Some(match (name, id) {
+            (Some(name), Some(id)) if is_stopped => Ok(Repair {
+                name,
+                id,
+                event: event.id.clone(),
+            }),
+            _ => Err(NotStopped),
+        })
     }
 
     /// The parameters for an event.
@@ -458,6 +545,10 @@ impl Trigger {
     #[must_use]
     pub fn tested(&self, name: &TriggerName, event: &ClusterEvent, value: &Value) -> TriggerTested {
         let unfit = self.when.unfit_whole(event, value);
+        let unfit = unfit.or_else(|| match self.machine(event) {
+            Some(Err(not)) => Some(not.to_string()),
+            _ => None,
+        });
         let (params, problem) = match self.params(value) {
             _ if unfit.is_some() => (Map::new(), None),
             Ok(params) => (params, None),

@@ -14,11 +14,14 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::declared::{Trigger, run_id};
+use crate::authz::{Action, Caller, authorize};
 use crate::events::follower::{Anew, Follower, How};
 use crate::events::place::{Place, Places};
 use crate::events::{Events, Once};
 use crate::hooks::Held;
+use crate::http::ApiError;
 use crate::submit::{Asked, Submit, Submitted};
+use crate::vm::{Machines, Repair, Repaired};
 
 /// The name of the place.
 const PLACE: &str = "triggers";
@@ -43,6 +46,8 @@ struct Inner {
 /// What came of one try.
 enum Tried {
     Run(RunId),
+    /// There is nothing to do any more.
+    Nothing,
     Refused(Box<Problem>),
     /// Waiting may cure it.
     Later(Box<Problem>),
@@ -82,7 +87,12 @@ impl Triggers {
         let mut tested = Vec::new();
         for (name, trigger) in &self.0.held.get().triggers {
             let mut one = trigger.tested(name, event, &value);
-            if one.would_run() {
+            if one.would_run() && trigger.machine(event).is_some() {
+                let caller = trigger.caller(name, event);
+                let judged = authorize(submit.guard.policy(), &caller, Action::ManageMachines, ());
+                one.allowed = Some(judged.is_ok());
+                one.problem = judged.err().map(|denied| denied.to_string());
+            } else if one.would_run() {
                 let request = trigger.request(one.params.clone());
                 let caller = trigger.caller(name, event);
                 let said = submit.rehearse(&caller, &request).await;
@@ -98,9 +108,10 @@ impl Triggers {
 
     /// Looks at every event, from where the broker before left off, until
     /// `cancel`.
-    pub async fn keep(self, submit: Submit, cancel: CancellationToken) {
+    pub async fn keep(self, submit: Submit, machines: Machines, cancel: CancellationToken) {
+        let with = With { submit, machines };
         let work = async {
-            submit.nodes.engine.wait_ready().await;
+            with.submit.nodes.engine.wait_ready().await;
             let how = How {
                 key: PLACE.to_owned(),
                 name: "triggers".to_owned(),
@@ -116,7 +127,7 @@ impl Triggers {
             loop {
                 for event in &follower.next().await {
                     let place = follower.place_mut();
-                    if self.look(&submit, event, place, again_to).await {
+                    if self.look(&with, event, place, again_to).await {
                         follower.done(event.seq).await;
                     }
                 }
@@ -128,7 +139,7 @@ impl Triggers {
     /// Looks at one event; whether a trigger was for it.
     async fn look(
         &self,
-        submit: &Submit,
+        with: &With,
         event: &ClusterEvent,
         place: &mut Place,
         again_to: u64,
@@ -145,6 +156,10 @@ impl Triggers {
             if trigger.when.unfit(event, value).is_some() {
                 continue;
             }
+            if let Some(Err(not)) = trigger.machine(event) {
+                tracing::debug!(trigger = %name, event = event.id, "{not}");
+                continue;
+            }
             if trigger.is_own(event) {
                 tracing::debug!(trigger = %name, event = event.id, "it tells of this trigger's own run");
                 continue;
@@ -155,14 +170,14 @@ impl Triggers {
                 continue;
             }
             any = true;
-            self.fire(submit, name, trigger, event, value, place).await;
+            self.fire(with, name, trigger, event, value, place).await;
         }
         any
     }
 
     async fn fire(
         &self,
-        submit: &Submit,
+        with: &With,
         name: &TriggerName,
         trigger: &Trigger,
         event: &ClusterEvent,
@@ -175,7 +190,7 @@ impl Triggers {
         let tried = match params.and_then(|params| trigger.in_time(age).map(|()| params)) {
             Err(unfit) => Tried::Refused(problem(&unfit.to_string())),
             Ok(params) => loop {
-                let tried = attempt(submit, name, trigger, event, &params, place).await;
+                let tried = with.attempt(name, trigger, event, &params, place).await;
                 match tried {
                     Tried::Later(why) if began.elapsed() < TRY_FOR => {
                         tracing::warn!(trigger = %name, why = why.title, "a trigger cannot start its run now");
@@ -188,6 +203,7 @@ impl Triggers {
         muster_checkpoint::at("broker.trigger.started", || name.to_string()).await;
         let (run, why) = match tried {
             Tried::Run(run) => (Some(run), None),
+            Tried::Nothing => return,
             Tried::Refused(why) | Tried::Later(why) => (None, Some(told(&why))),
         };
         self.tell(name, trigger, event, run, why.as_deref()).await;
@@ -253,53 +269,84 @@ impl Triggers {
     }
 }
 
-/// Asks for the run.
-async fn attempt(
-    submit: &Submit,
-    name: &TriggerName,
-    trigger: &Trigger,
-    event: &ClusterEvent,
-    params: &Map<String, Value>,
-    place: &mut Place,
-) -> Tried {
-    let id = run_id(name, event);
-    let is_there = || submit.nodes.engine.lookup(&id.to_string()).is_ok();
-    // The one before came so far, and no further.
-    if is_there() {
-        return Tried::Run(id);
+/// What triggers work with.
+struct With {
+    submit: Submit,
+    machines: Machines,
+}
+
+impl With {
+    /// Asks for the run.
+    async fn attempt(
+        &self,
+        name: &TriggerName,
+        trigger: &Trigger,
+        event: &ClusterEvent,
+        params: &Map<String, Value>,
+        place: &mut Place,
+    ) -> Tried {
+        let submit = &self.submit;
+        let id = run_id(name, event);
+        let is_there = || submit.nodes.engine.lookup(&id.to_string()).is_ok();
+        // The one before came so far, and no further.
+        if is_there() {
+            return Tried::Run(id);
+        }
+        let now = Timestamp::now();
+        let started = place.started.entry(name.clone()).or_default();
+        started.retain(|at| elapsed(*at, now) < trigger.rate().per());
+        if started.len() >= trigger.rate().count() as usize {
+            let why = format!(
+                "it has started {} runs within {} already, which is its rate",
+                started.len(),
+                muster_protocol::units::Span::from_secs(trigger.rate().per().as_secs())
+            );
+            return Tried::Refused(problem(&why));
+        }
+        let caller = trigger.caller(name, event);
+        if let Some(Ok(repair)) = trigger.machine(event) {
+            let tried = Box::pin(self.start(&caller, repair)).await;
+            if let Tried::Run(_) = tried {
+                started.push(now);
+            }
+            return tried;
+        }
+        let request = trigger.request(params.clone());
+        match submit.run(&caller, request, Asked::under(id)).await {
+            Ok(Submitted::Run(run)) => {
+                started.push(now);
+                Tried::Run(run.brief.id)
+            }
+            Ok(Submitted::Confirm(_)) => {
+                Tried::Refused(problem("it waits for a confirmation that nobody can give"))
+            }
+            // The same run, of another version by now: it was made before.
+            Err(error) if error.kind == Kind::Conflict && is_there() => Tried::Run(id),
+            Err(error) => refused(error),
+        }
     }
-    let now = Timestamp::now();
-    let started = place.started.entry(name.clone()).or_default();
-    started.retain(|at| elapsed(*at, now) < trigger.rate().per());
-    if started.len() >= trigger.rate().count() as usize {
-        let why = format!(
-            "it has started {} runs within {} already, which is its rate",
-            started.len(),
-            muster_protocol::units::Span::from_secs(trigger.rate().per().as_secs())
-        );
-        return Tried::Refused(problem(&why));
+
+    /// Starts a machine again, through its record.
+    async fn start(&self, caller: &Caller, repair: Repair) -> Tried {
+        let guard = &self.submit.guard;
+        let asked = guard.authorize(caller, Action::ManageMachines, repair);
+        let asked = match asked.await {
+            Ok(asked) => asked,
+            Err(error) => return refused(ApiError::from(error).into_problem()),
+        };
+        match self.machines.repair(asked).await {
+            Ok(Repaired::Run(run)) => Tried::Run(run),
+            Ok(Repaired::Nothing) => Tried::Nothing,
+            Err(error) => refused(Box::new(error.problem())),
+        }
     }
-    let caller = trigger.caller(name, event);
-    let request = trigger.request(params.clone());
-    match submit.run(&caller, request, Asked::under(id)).await {
-        Ok(Submitted::Run(run)) => {
-            started.push(now);
-            Tried::Run(run.brief.id)
-        }
-        Ok(Submitted::Confirm(_)) => {
-            Tried::Refused(problem("it waits for a confirmation that nobody can give"))
-        }
-        // The same run, of another version by now: it was made before.
-        Err(error) if error.kind == Kind::Conflict && is_there() => Tried::Run(id),
-        Err(error)
-            if matches!(
-                error.kind,
-                Kind::Unavailable | Kind::RateLimited | Kind::NoRoom
-            ) =>
-        {
-            Tried::Later(error)
-        }
-        Err(error) => Tried::Refused(error),
+}
+
+/// What may be cured by waiting, and what not.
+fn refused(error: Box<Problem>) -> Tried {
+    match error.kind {
+        Kind::Unavailable | Kind::RateLimited | Kind::NoRoom => Tried::Later(error),
+        _ => Tried::Refused(error),
     }
 }
 

@@ -211,3 +211,81 @@ fn the_end_of_its_own_run_begins_no_other_one() {
         assert!(!trigger.is_own(&other), "{other:?}");
     }
 }
+
+/// A machine that is seen stopped, and should run.
+fn stopped() -> ClusterEvent {
+    let data = json!({
+        "vm": "web-03", "id": "0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102", "hypervisor": "hv-2",
+        "what": "state", "should_run": true, "roles": ["web"], "labels": { "keep": "yes" },
+    });
+    let text = "machine web-03 is stopped, and should run";
+    let mut event = ClusterEvent::own("d1".into(), "vm.drift", "web-03", text.into());
+    event.fields = data.as_object().cloned().unwrap();
+    event
+}
+
+#[test]
+fn a_machine_is_started_of_an_event_that_tells_that_it_is_stopped() {
+    let keep = trigger(
+        "when = { kind = \"vm.drift\", labels.keep = \"yes\", roles = \"web\" }\nmachine = \"start\"",
+    );
+    let event = stopped();
+    let value = serde_json::to_value(&event).unwrap();
+    assert_eq!(keep.when.unfit_whole(&event, &value), None);
+    let repair = keep.machine(&event).unwrap().unwrap();
+    assert_eq!(repair.name.as_str(), "web-03");
+    assert_eq!(repair.event, event.id);
+    assert_eq!(keep.view(&name()).scenario.as_str(), "vm-power");
+    assert_eq!(keep.tested(&name(), &event, &value).unfit, None);
+    // What a start does not mend, and what somebody else tells.
+    let with = |field: &str, value: Value| {
+        let mut event = stopped();
+        event.fields.insert(field.to_owned(), value);
+        event
+    };
+    let mut foreign = stopped();
+    foreign.source = "ci".into();
+    for other in [
+        with("what", json!("memory")),
+        with("what", json!("missing")),
+        with("should_run", json!(false)),
+        with("vm", json!("../x")),
+        with("id", json!("x")),
+        foreign,
+    ] {
+        assert!(keep.machine(&other).unwrap().is_err(), "{other:?}");
+    }
+    // A trigger that runs a scenario starts no machine.
+    let other = trigger("when = { kind = \"vm.drift\" }\nscenario = \"deploy\"");
+    assert!(other.machine(&event).is_none());
+}
+
+#[test]
+fn a_trigger_that_starts_machines_does_nothing_else() {
+    let wrong = |text: &str| {
+        let raw: RawTrigger = toml::from_str(text).unwrap();
+        Trigger::checked(&name(), raw).unwrap_err().join("; ")
+    };
+    for (text, why) in [
+        (
+            "when = { kind = \"vm.*\" }\nmachine = \"start\"",
+            "`machine` is for `kind = \"vm.drift\"` alone",
+        ),
+        (
+            "when = { kind = \"vm.drift\" }\nmachine = \"start\"\nscenario = \"deploy\"",
+            "`scenario` or `machine`, not both",
+        ),
+        (
+            "when = { kind = \"vm.drift\" }\nmachine = \"start\"\non = \"role=web\"",
+            "with `machine` there are only `when`, `principal`, `role`, `rate` and `within`",
+        ),
+        (
+            "when = { kind = \"vm.drift\" }",
+            "`scenario` says what is run, or `machine = \"start\"` that the machine is started",
+        ),
+    ] {
+        assert_eq!(wrong(text), why, "{text}");
+    }
+    let raw = "when = { kind = \"vm.drift\" }\nmachine = \"destroy\"";
+    assert!(toml::from_str::<RawTrigger>(raw).is_err());
+}

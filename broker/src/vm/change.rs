@@ -1,5 +1,7 @@
 //! What is done with machines that are there, and their end.
 
+use std::sync::Arc;
+
 use muster_protocol::api::{VmAction, VmChanged};
 use muster_protocol::names::VmName;
 use muster_protocol::units::{Span, Timestamp};
@@ -78,6 +80,12 @@ impl Machines {
                     node: place.node.clone(),
                 });
             }
+            let mut held = held;
+            Arc::make_mut(&mut held.vm).order = Order {
+                // The answer says it.
+                chat: None,
+                ..Order::of(&caller)
+            };
             let held = self
                 .end(&held, "its hypervisor is no node any more")
                 .await?;
@@ -143,7 +151,7 @@ impl Machines {
 
     /// Writes down what is to be done, then asks for it. When that is refused
     /// it is as before.
-    async fn order(
+    pub(super) async fn order(
         &self,
         held: &Held,
         next: StoredVm,
@@ -169,7 +177,7 @@ impl Machines {
     }
 
     /// The machine after everything that has ended of it was looked after.
-    async fn settled(&self, name: &VmName) -> Result<Held, VmError> {
+    pub(super) async fn settled(&self, name: &VmName) -> Result<Held, VmError> {
         let held = self.held(name)?;
         if held.vm.is_restless() {
             self.step(&held, Timestamp::now()).await?;

@@ -561,6 +561,7 @@ impl Wanted {
             runs: 0,
             run: None,
             drift: BTreeMap::new(),
+            repaired: None,
             life: Life::Reserved,
         }
     }

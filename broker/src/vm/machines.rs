@@ -173,6 +173,18 @@ impl Machines {
 
     /// Tells what happened to a machine, once.
     pub(super) async fn tell(&self, vm: &StoredVm, kind: &str, mark: &str, text: String) {
+        let more = serde_json::Map::new();
+        self.tell_with(vm, (kind, mark), text, more).await;
+    }
+
+    /// The same, with more for programs.
+    pub(super) async fn tell_with(
+        &self,
+        vm: &StoredVm,
+        (kind, mark): (&str, &str),
+        text: String,
+        more: serde_json::Map<String, serde_json::Value>,
+    ) {
         let field = |name: &str, value: serde_json::Value| (name.to_owned(), value);
         let mut fields = serde_json::Map::from_iter([
             field("vm", serde_json::json!(vm.name)),
@@ -186,6 +198,7 @@ impl Machines {
             fields.extend([field("run", serde_json::json!(run))]);
         }
         self.add_answer(vm, kind, &mut fields);
+        fields.extend(more);
         let event = Once {
             id: format!("vm.{}.{kind}.{mark}", vm.id),
             kind: kind.to_owned(),

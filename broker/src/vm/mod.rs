@@ -25,6 +25,7 @@ pub mod placement;
 pub mod ports;
 mod reconcile;
 pub mod records;
+mod repair;
 mod seed;
 mod settle;
 #[cfg(test)]
@@ -39,3 +40,4 @@ pub use self::machines::{KEEP_FOR, Machines, Parts};
 pub use self::names::{MAX_AT_ONCE, Names, NamesError};
 pub use self::observed::{HYPERVISOR, Heard, Observed, is_hypervisor};
 pub use self::records::StoredVm;
+pub use self::repair::{FOUGHT_WITHIN, Repair, RepairError, Repaired};

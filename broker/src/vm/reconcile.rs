@@ -77,7 +77,14 @@ impl Machines {
         for (what, text) in &now {
             if vm.drift.get(what) != Some(text) {
                 let text = format!("machine {} {text}", vm.name);
-                self.tell(vm, "vm.drift", &mark(what), text).await;
+                let fields = serde_json::Map::from_iter([
+                    ("what".to_owned(), json!(what)),
+                    ("should_run".to_owned(), json!(vm.should_run)),
+                    ("roles".to_owned(), json!(vm.wish.roles)),
+                    ("labels".to_owned(), json!(vm.wish.labels)),
+                ]);
+                let mark = mark(what);
+                self.tell_with(vm, ("vm.drift", &mark), text, fields).await;
             }
         }
         for what in vm.drift.keys().filter(|what| !now.contains_key(*what)) {

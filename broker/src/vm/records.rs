@@ -15,6 +15,7 @@ use muster_protocol::vm::{Disk, ImageRef, Machine, MachineError, Nic, Readiness,
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::repair::StoredRepair;
 use crate::authz::{Caller, Origin};
 
 /// A value of `muster_vms`; the key is the machine's name.
@@ -54,6 +55,9 @@ pub struct StoredVm {
     /// What was told to be otherwise than it is wanted: what, and a sentence.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub drift: BTreeMap<String, String>,
+    /// When a trigger has last started it again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<StoredRepair>,
     /// Where in its life it is.
     pub life: Life,
 }

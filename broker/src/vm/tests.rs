@@ -5,5 +5,6 @@ mod lab;
 mod life;
 mod part;
 mod place;
+mod repair;
 mod seeds;
 mod shown;

@@ -1,6 +1,7 @@
 //! Virtual machines: real hypervisors, real guests in software emulation.
 //! What this machine lacks for them is said as skipped, unless it is required.
 
+mod channel;
 mod cloud;
 mod created;
 mod guest;

@@ -46,7 +46,7 @@ fn act(line: &str) -> VmAction {
 fn a_machine_with_everything() {
     let it = create(
         "vm create web-03 --image debian-12 --cpus 2 --memory 2GiB --disk 10GiB --network public \
-         --network=back --role web --role lb --label tier=front --label x=a=b --account acme \
+         --network=back --role web --role lb --label tier=front --label x=a:b --account acme \
          --on 'zone=gva2 and not name=hv-1' --no-agent --count 3 --apart rack --strategy pack \
          --ready guest-agent --within 5m --protect --no-autostart --dry-run",
     );
@@ -58,7 +58,7 @@ fn a_machine_with_everything() {
     assert_eq!(it.networks.len(), 2);
     assert_eq!(it.roles.len(), 2);
     assert_eq!(it.labels["tier"].as_str(), "front");
-    assert_eq!(it.labels["x"].as_str(), "a=b");
+    assert_eq!(it.labels["x"].as_str(), "a:b");
     assert_eq!(it.on.as_deref(), Some("zone=gva2 and not name=hv-1"));
     assert_eq!((it.agent, it.count, it.dry_run), (false, Some(3), true));
     assert_eq!(
@@ -159,20 +159,20 @@ fn what_is_done_with_one() {
 #[test]
 fn mistakes_say_how_it_is_written() {
     let wrong = |line: &str| said(line).unwrap_err();
-    insta::assert_snapshot!(wrong("vm"), @"");
-    insta::assert_snapshot!(wrong("vm strat web-03"), @"");
-    insta::assert_snapshot!(wrong("vm xyzzy web-03"), @"");
-    insta::assert_snapshot!(wrong("vm start"), @"");
-    insta::assert_snapshot!(wrong("vm start web-03 web-04"), @"");
-    insta::assert_snapshot!(wrong("vm start web-03 --prge"), @"");
-    insta::assert_snapshot!(wrong("vm create web-03 --cpus 2 --memory 2GiB"), @"");
-    insta::assert_snapshot!(wrong("vm resize web-03 --memory much"), @"");
-    insta::assert_snapshot!(wrong("vm create web-03 --user-data seed.yaml"), @"");
-    insta::assert_snapshot!(wrong("vm create web-03 --ssh-key=id.pub"), @"");
-    insta::assert_snapshot!(wrong("vm exec web-03 uptime"), @"");
-    insta::assert_snapshot!(wrong("vm exec web-03 --"), @"");
-    insta::assert_snapshot!(wrong("vm stop web-03 -- now"), @"");
-    insta::assert_snapshot!(wrong("hypervisor burn hv-1"), @"");
+    insta::assert_snapshot!(wrong("vm"), @"one of create, list, show, where, log, start, stop, reboot, resize, snapshot, restore, protect, unprotect, destroy, undelete, console, exec belongs behind it: vm create|list|show|start|stop|destroy|... VM");
+    insta::assert_snapshot!(wrong("vm strat web-03"), @"there is no command `vm strat`; did you mean `vm start`?");
+    insta::assert_snapshot!(wrong("vm xyzzy web-03"), @"there is no command `vm xyzzy`; `help` says what there is");
+    insta::assert_snapshot!(wrong("vm start"), @"the machine is missing: vm start VM");
+    insta::assert_snapshot!(wrong("vm start web-03 web-04"), @"`web-04` is too much: vm start VM");
+    insta::assert_snapshot!(wrong("vm start web-03 --prge"), @"vm start has no `--prge`; it is written `vm start VM`");
+    insta::assert_snapshot!(wrong("vm create web-03 --cpus 2 --memory 2GiB"), @"`--image` is missing: vm create NAME --image IMAGE --cpus N --memory SIZE [--disk SIZE] [--network NETWORK]... [--role ROLE]... [--label K=V]... [--account ACCOUNT] [--on PREDICATE] [--count N] [--no-agent] [--dry-run]");
+    insta::assert_snapshot!(wrong("vm resize web-03 --memory much"), @"`--memory`: `much` is not a size; write it like 512MiB, 2GiB or 1TiB: vm resize VM [--cpus N] [--memory SIZE] [--disk SIZE]");
+    insta::assert_snapshot!(wrong("vm create web-03 --user-data seed.yaml"), @"`--user-data` names a file, and what is in it has no place in a chat: type it in a shell: muster vm create ... --user-data FILE");
+    insta::assert_snapshot!(wrong("vm create web-03 --ssh-key=id.pub"), @"`--ssh-key` names a file, and what is in it has no place in a chat: type it in a shell: muster vm create ... --ssh-key FILE");
+    insta::assert_snapshot!(wrong("vm exec web-03 uptime"), @"a ` -- ` belongs between machine and program: vm exec VM [--timeout TIME] -- COMMAND");
+    insta::assert_snapshot!(wrong("vm exec web-03 --"), @"the program is missing: vm exec VM [--timeout TIME] -- COMMAND");
+    insta::assert_snapshot!(wrong("vm stop web-03 -- now"), @"`--` means nothing here: vm stop VM [--grace TIME]");
+    insta::assert_snapshot!(wrong("hypervisor burn hv-1"), @"there is no command `hypervisor burn`; `help` says what there is");
 }
 
 #[test]
