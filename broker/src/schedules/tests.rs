@@ -321,6 +321,15 @@ async fn a_schedule_whose_time_comes_during_a_freeze_says_so_once() {
     broker.stop().await;
 }
 
+/// There are none.
+struct NoMachines;
+
+impl crate::vm::only::Wanted for NoMachines {
+    fn wants(&self, _: RunId, _: &muster_protocol::names::ScenarioName) -> bool {
+        false
+    }
+}
+
 /// Runs, schedules and nothing else, with a clock that the test holds.
 struct Desk {
     submit: Submit,
@@ -391,6 +400,7 @@ impl Desk {
             guard: crate::authz::Guard::new(Arc::new(in_force.clone())),
             lease: lease.clone(),
             programs: Arc::new(Box::pin(library).await.unwrap()),
+            wanted: Arc::new(NoMachines),
         };
         let bucket = bucket(server).await;
         let schedules = Schedules::load(bucket.clone(), lease, events)

@@ -335,6 +335,8 @@ impl Session {
         };
         let guard = Guard::new(Arc::new(policies.in_force())).recording(audit.clone());
         nodes.engine.record_with(audit.clone());
+        let cluster = authority.list().cluster;
+        let records = Records::load(stores.machines.clone(), lease.clone(), cluster).await?;
         let submit = Submit {
             inventory: inventory.clone(),
             nodes: nodes.clone(),
@@ -342,9 +344,8 @@ impl Session {
             guard: guard.clone(),
             lease: lease.clone(),
             programs: Arc::new(library.clone()),
+            wanted: Arc::new(records.clone()),
         };
-        let cluster = authority.list().cluster;
-        let records = Records::load(stores.machines.clone(), lease.clone(), cluster).await?;
         let cordons = Cordons::load(stores.cordons.clone(), lease.clone()).await?;
         let door = Door {
             enrolment: enrolment.clone(),

@@ -12,6 +12,7 @@ use super::{Refused, Submit, create, denied, is_builtin, refused, stored};
 use crate::authz::{Caller, RunAsk, authorize};
 use crate::resolve::resolve;
 use crate::runs::{self, CreateError, Program};
+use crate::vm::only;
 
 /// What would come of a request.
 #[derive(Debug, Default)]
@@ -44,6 +45,7 @@ impl Submit {
     ) -> Result<Vec<String>, Refused> {
         match self.would_be(caller, request).await {
             Ok(frozen) => {
+                only::judge(&frozen.spec, &*self.wanted).map_err(refused)?;
                 let judged = authorize(self.guard.policy(), caller, create(&frozen), ());
                 judged.map_err(|e| denied(&e))?;
             }
@@ -83,6 +85,7 @@ impl Submit {
     ) -> Result<(), Refused> {
         let (program, frozen) = self.frozen(caller, request).await?;
         said.nodes = Some(u32::try_from(frozen.set().len()).unwrap_or(u32::MAX));
+        only::judge(&frozen.spec, &*self.wanted).map_err(refused)?;
         let judged = authorize(self.guard.policy(), caller, create(&frozen), ());
         said.allowed = Some(judged.is_ok());
         judged.map_err(|e| denied(&e))?;

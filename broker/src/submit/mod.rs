@@ -29,6 +29,7 @@ use crate::plans::{RequestHash, Taken};
 use crate::releases::Releases;
 use crate::resolve::resolve;
 use crate::runs::{self, CreateError, EngineError, FrozenRun, Program, Ready, StoredError};
+use crate::vm::only::{self, Wanted};
 
 pub use self::check::Rehearsed;
 pub use self::programs::Programs;
@@ -91,6 +92,8 @@ pub struct Submit {
     pub lease: Lease,
     /// The stored scenarios.
     pub programs: Arc<dyn Programs>,
+    /// Which runs machines' records want.
+    pub wanted: Arc<dyn Wanted>,
 }
 
 impl std::fmt::Debug for Submit {
@@ -371,6 +374,7 @@ impl Submit {
         caller: &Caller,
         frozen: FrozenRun,
     ) -> Result<Authorized<FrozenRun>, Refused> {
+        only::judge(&frozen.spec, &*self.wanted).map_err(refused)?;
         let allowed = self.guard.authorize_run(caller, frozen).await;
         allowed.map_err(|e| unauthorized(&e))
     }

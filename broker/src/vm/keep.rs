@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use muster_protocol::ids::ClusterId;
+use muster_protocol::ids::{ClusterId, RunId};
 use muster_protocol::names::VmName;
 use muster_protocol::run::PartOf;
 use muster_protocol::vm::VmId;
@@ -62,6 +62,8 @@ struct Inner {
 struct Index {
     names: BTreeMap<VmName, Held>,
     ids: HashMap<VmId, VmName>,
+    /// Each by its newest run.
+    runs: HashMap<RunId, VmName>,
 }
 
 impl Index {
@@ -71,18 +73,21 @@ impl Index {
             revision,
         };
         let name = held.vm.name.clone();
+        self.remove(&name);
         self.ids.insert(held.vm.id, name.clone());
-        if let Some(old) = self.names.insert(name, held.clone())
-            && old.vm.id != held.vm.id
-        {
-            self.ids.remove(&old.vm.id);
+        if let Some(run) = held.vm.run {
+            self.runs.insert(run, name.clone());
         }
+        self.names.insert(name, held.clone());
         held
     }
 
     fn remove(&mut self, name: &VmName) {
         if let Some(old) = self.names.remove(name) {
             self.ids.remove(&old.vm.id);
+            if let Some(run) = old.vm.run {
+                self.runs.remove(&run);
+            }
         }
     }
 }
@@ -124,6 +129,14 @@ impl Records {
     pub fn by_id(&self, id: VmId) -> Option<Held> {
         let index = self.index();
         let name = index.ids.get(&id)?;
+        index.names.get(name).cloned()
+    }
+
+    /// The one whose newest run that is.
+    #[must_use]
+    pub fn by_run(&self, run: RunId) -> Option<Held> {
+        let index = self.index();
+        let name = index.runs.get(&run)?;
         index.names.get(name).cloned()
     }
 

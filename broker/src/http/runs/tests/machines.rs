@@ -325,3 +325,45 @@ async fn its_guest_enrols_with_the_seed_and_goes_with_the_machine() {
     assert_eq!(farm.used().await, 0);
     farm.broker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_hand_no_scenario_changes_a_machine_behind_its_record() {
+    let farm = Farm::start().await;
+    let made = farm.create("web-01", json!({})).await;
+    farm.is("web-01", "running").await;
+    let run = |mode: &str| {
+        json!({
+            "predicate": "name=hv-1", "scenario": "vm-destroy", "mode": mode,
+            "params": { "id": made["id"], "purge": true }, "confirm": "yes",
+        })
+    };
+    let (status, no) = farm.broker.call("POST", "/v1/runs", Some(run("apply"))).await;
+    assert_eq!(status, 400, "{no}");
+    assert_eq!(no["hint"], "type muster vm destroy NAME");
+    // Nor what it did before, once more.
+    let again = format!("/v1/runs/{}/retry", made["run"].as_str().unwrap());
+    let (status, no) = farm.broker.call("POST", &again, Some(json!({ "confirm": "yes" }))).await;
+    assert_eq!(status, 400, "{no}");
+    // Nor out of another scenario, nor at a later time.
+    let script = r#"scenario("Gets around it");
+param("id", #{ });
+fn main(p) { run_scenario("vm-destroy", #{ id: p.id, purge: true }); }"#;
+    farm.must("PUT", "/v1/scenarios/around", json!({ "script": script }))
+        .await;
+    let body = json!({ "scenario": "around", "params": { "id": made["id"] }, "confirm": "yes" });
+    let around = farm.must("POST", "/v1/runs", body).await;
+    let path = format!("/v1/runs/{}", around["id"].as_str().unwrap());
+    let ended = wait_for("it has ended", async || {
+        let (_, run) = farm.broker.call("GET", &path, None).await;
+        (run["state"] == "failed").then_some(run)
+    })
+    .await;
+    assert!(
+        ended["main"]["error"].as_str().unwrap().contains("behind its record's back"),
+        "{ended}"
+    );
+    let before = farm.node.executed();
+    let vm = farm.vm("web-01").await;
+    assert_eq!((vm["status"].clone(), before), (json!("running"), 1));
+    farm.broker.stop().await;
+}
