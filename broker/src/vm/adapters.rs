@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use muster_protocol::api::{InviteToken, RunRequest, RunView};
+use muster_protocol::freeze::Freeze;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::{ImageName, LanName, PrincipalName, VmName};
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::Outcome;
 use muster_protocol::units::Timestamp;
 use muster_protocol::vm::{ImageRef, VmId};
+use tokio::sync::watch;
 
 use super::images::Images;
 use super::networks::Networks;
@@ -22,6 +25,10 @@ use crate::runs::EngineError;
 use crate::submit::{Asked, Refused, Submit, Submitted};
 
 impl Works for Submit {
+    fn eased(&self) -> BoxStream<'static, ()> {
+        changes_of(self.nodes.engine.freezes())
+    }
+
     fn submit<'a>(
         &'a self,
         caller: &'a Caller,
@@ -61,6 +68,17 @@ impl Works for Submit {
             }
         })
     }
+}
+
+fn changes_of(freezes: Option<watch::Receiver<Freeze>>) -> BoxStream<'static, ()> {
+    let Some(freezes) = freezes else {
+        return stream::pending().boxed();
+    };
+    let next = async |mut freezes: watch::Receiver<Freeze>| {
+        freezes.changed().await.ok()?;
+        Some(((), freezes))
+    };
+    stream::unfold(freezes, next).boxed()
 }
 
 /// Why a run did not end well.
@@ -171,6 +189,10 @@ impl Reserves for Networks {
             freed.map_err(|error| ApiError::from(error).into_problem())?;
             Ok(())
         })
+    }
+
+    fn holders(&self) -> Vec<VmId> {
+        self.machines()
     }
 }
 

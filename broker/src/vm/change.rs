@@ -7,9 +7,11 @@ use muster_protocol::names::VmName;
 use muster_protocol::units::{Span, Timestamp};
 use muster_protocol::vm::Size;
 
+use super::create::{given, is_unsure, strangers};
 use super::error::VmError;
 use super::keep::Held;
 use super::machines::Machines;
+use super::placement::{lacks, room};
 use super::records::{End, Life, Order, StoredVm};
 use crate::authz::{Authorized, Caller};
 
@@ -96,7 +98,9 @@ impl Machines {
         let next = held
             .vm
             .running(order, |run| Life::Destroying { run, end, tries: 0 });
-        self.order(&held, next, &caller).await
+        let before = held.vm.clone();
+        let held = self.parts().records.change(&held, next).await?;
+        self.ordered(before, held, &caller).await
     }
 
     /// Does something with a machine.
@@ -106,6 +110,14 @@ impl Machines {
     pub async fn act(&self, asked: Authorized<Act>) -> Result<VmChanged, VmError> {
         let caller = asked.caller().clone();
         let Act { name, what } = asked.into_inner();
+        // Room is given to one after the other, as places are; and before a
+        // turn, as places are.
+        let grows = matches!(what, VmAction::Resize { .. } | VmAction::Undelete);
+        let room = if grows {
+            Some(self.0.making.lock().await)
+        } else {
+            None
+        };
         let _turn = self.turn(&name).await;
         let held = self.settled(&name).await?;
         let vm = &held.vm;
@@ -146,7 +158,34 @@ impl Machines {
             }
             _ => return Err(cannot(vm)),
         };
-        self.order(&held, next, &caller).await
+        if room.is_some() {
+            self.has_room(vm, &next)?;
+        }
+        let before = held.vm.clone();
+        let held = self.parts().records.change(&held, next).await?;
+        drop(room);
+        self.ordered(before, held, &caller).await
+    }
+
+    /// Whether its hypervisor can give it what it is to have, as it is counted
+    /// where machines are placed.
+    fn has_room(&self, vm: &StoredVm, next: &StoredVm) -> Result<(), VmError> {
+        let no = |why: String| VmError::NoRoom {
+            name: vm.name.clone(),
+            node: vm.place.node.clone(),
+            why,
+        };
+        let serial = vm.place.serial;
+        let heard = self.parts().observed.of(serial);
+        let capacity = heard.as_ref().and_then(|heard| heard.report.capacity);
+        let capacity = capacity.ok_or_else(|| no("it has not said what it has".to_owned()))?;
+        let records = self.parts().records.all();
+        let given = given(&records).remove(&serial).unwrap_or_default();
+        let given = given.and(strangers(&self.parts().records, heard.as_deref()));
+        let (old, new) = (vm.takes(), next.takes());
+        let (old, new) = (old.unwrap_or_default(), new.unwrap_or_default());
+        let room = room(&capacity, &self.parts().settings);
+        lacks(room, given, old, new).map_or(Ok(()), |why| Err(no(why)))
     }
 
     /// Writes down what is to be done, then asks for it. When that is refused
@@ -159,8 +198,30 @@ impl Machines {
     ) -> Result<VmChanged, VmError> {
         let before = held.vm.clone();
         let held = self.parts().records.change(held, next).await?;
+        self.ordered(before, held, caller).await
+    }
+
+    /// Asks for what is written down. When that is refused it is as before.
+    async fn ordered(
+        &self,
+        before: Arc<StoredVm>,
+        held: Held,
+        caller: &Caller,
+    ) -> Result<VmChanged, VmError> {
         muster_checkpoint::at("broker.vm.ordered", || held.vm.name.to_string()).await;
         if let Err(error) = self.ask(&held.vm, caller).await {
+            if is_unsure(&error) {
+                self.0.restless.notify_one();
+                return Err(VmError::Unsure {
+                    names: vec![held.vm.name.clone()],
+                    done: match held.vm.life {
+                        Life::Destroying { .. } => "destroyed",
+                        Life::Returning { .. } => "brought back",
+                        _ => "changed",
+                    },
+                    why: error,
+                });
+            }
             // The number of its run is used up all the same.
             let mut back = StoredVm::clone(&before);
             back.runs = held.vm.runs;
@@ -187,15 +248,8 @@ impl Machines {
 
     /// Nothing of a machine that was there is left.
     pub(super) async fn end(&self, held: &Held, why: &str) -> Result<Held, VmError> {
-        self.clear(&held.vm).await?;
-        let held = self
-            .parts()
-            .records
-            .change(held, held.vm.gone(None))
-            .await?;
-        let text = format!("machine {} is gone: {why}", held.vm.name);
-        self.tell(&held.vm, "vm.deleted", "gone", text).await;
-        Ok(held)
+        let held = self.ending(held, why, false).await?;
+        self.over(&held).await
     }
 }
 
@@ -213,6 +267,7 @@ fn cannot(vm: &StoredVm) -> VmError {
         Life::Changing { run, .. } => busy("being changed", Some(*run)),
         Life::Destroying { run, .. } => busy("being destroyed", Some(*run)),
         Life::Returning { run, .. } => busy("being brought back", Some(*run)),
+        Life::Ending { .. } => busy("being cleared away", None),
         Life::Kept { until, .. } => VmError::Kept {
             name,
             until: *until,

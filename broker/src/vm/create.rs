@@ -20,7 +20,7 @@ use super::machines::Machines;
 use super::names::Names;
 use super::observed::{Heard, is_hypervisor};
 use super::placement::{Apart, Candidate, Need, Placed, place};
-use super::ports::Look;
+use super::ports::{Look, refused};
 use super::records::{HeldNic, Life, Made, Order, StoredVm, Takes, Wish};
 use crate::authz::{Authorized, Caller};
 use crate::inventory::{MAX_LABELS, MAX_ROLES, NodeRecord, Snapshot};
@@ -262,7 +262,7 @@ impl Machines {
             .map(|(node, heard)| self.candidate(node, heard.as_deref(), &given))
             .collect();
         let mut need = Need {
-            takes: wanted.takes(),
+            takes: wanted.wish.takes(),
             strategy: wanted.strategy,
             apart: wanted
                 .apart
@@ -411,8 +411,21 @@ impl Machines {
                 Err(error) => {
                     let mut others: Vec<Taken> = rest.map(|(one, _)| one).collect();
                     others.extend(intended);
-                    self.give_back(&others, &error.to_string()).await;
-                    return Err(error.into());
+                    let why = error.to_string();
+                    let mut names = self.give_back(&others, &why).await;
+                    // This one may be written down all the same.
+                    let now = self.parts().records.get(&one.held.vm.name);
+                    let now = now.filter(|now| now.vm.id == one.held.vm.id);
+                    match self.ending(&now.unwrap_or(one.held.clone()), &why, true).await {
+                        Ok(held) => drop(self.over(&held).await),
+                        Err(_) => names.push(one.held.vm.name.clone()),
+                    }
+                    if names.is_empty() {
+                        return Err(error.into());
+                    }
+                    let why = refused(VmError::from(error).problem());
+                    let done = "made";
+                    return Err(VmError::Unsure { names, done, why });
                 }
             }
         }
@@ -423,11 +436,19 @@ impl Machines {
         if let Some(first) = rest.next() {
             match self.ask(&first.held.vm, caller).await {
                 Ok(()) => begun.push((first.held, first.placed)),
-                Err(error) => {
+                Err(why) => {
                     let mut all = vec![first];
                     all.extend(rest);
-                    self.give_back(&all, &error.title).await;
-                    return Err(error.into());
+                    let names = if is_unsure(&why) {
+                        named(&all)
+                    } else {
+                        self.give_back(&all, &why.title).await
+                    };
+                    if names.is_empty() {
+                        return Err(why.into());
+                    }
+                    let done = "made";
+                    return Err(VmError::Unsure { names, done, why });
                 }
             }
         }
@@ -439,28 +460,38 @@ impl Machines {
             .buffered(AT_ONCE)
             .collect::<Vec<_>>()
             .await;
-        let mut refused = None;
+        let (mut problem, mut unsure) = (None, Vec::new());
         for (one, asked) in asked {
             match asked {
                 Ok(()) => begun.push((one.held, one.placed)),
                 Err(error) => {
-                    self.give_back(std::slice::from_ref(&one), &error.title)
-                        .await;
-                    refused = Some(error);
+                    let one = [one];
+                    unsure.extend(if is_unsure(&error) {
+                        named(&one)
+                    } else {
+                        self.give_back(&one, &error.title).await
+                    });
+                    problem = Some(error);
                 }
             }
         }
-        match refused {
-            None => Ok(begun),
-            Some(mut problem) => {
-                let names: Vec<String> = begun
-                    .iter()
-                    .map(|(held, _)| held.vm.name.to_string())
-                    .collect();
-                problem.detail = Some(format!("these are made all the same: {}", names.join(", ")));
-                Err(problem.into())
-            }
+        let Some(mut problem) = problem else {
+            return Ok(begun);
+        };
+        let list = |names: &[VmName]| {
+            let names: Vec<&str> = names.iter().map(VmName::as_str).collect();
+            names.join(", ")
+        };
+        let made: Vec<VmName> = begun.iter().map(|(held, _)| held.vm.name.clone()).collect();
+        let mut detail = format!("these are made all the same: {}", list(&made));
+        if !unsure.is_empty() {
+            detail.push_str(&format!(
+                "\nof these it cannot be said now, they may be made yet: {}",
+                list(&unsure)
+            ));
         }
+        problem.detail = Some(detail);
+        Err(problem.into())
     }
 
     /// Asks for the run that its record names. Well also when it was asked
@@ -504,35 +535,40 @@ impl Machines {
         Ok(nics)
     }
 
-    /// What cannot be given back now is looked after later: its record says
-    /// that nothing was asked for.
-    async fn give_back(&self, all: &[Taken], why: &str) {
+    /// Gives back what was reserved for machines. Of those that are returned
+    /// nobody could write down that they are not to be made.
+    async fn give_back(&self, all: &[Taken], why: &str) -> Vec<VmName> {
+        let mut left = Vec::new();
         for one in all {
-            let back = async {
-                let mut held = match one.held.vm.life {
-                    Life::Creating { .. } => self.unask(&one.held).await?,
-                    _ => one.held.clone(),
-                };
-                // Whoever asked is answered with that.
-                Arc::make_mut(&mut held.vm).order.chat = None;
-                self.take_back(&held, why).await
-            };
-            if let Err(error) = back.await {
-                tracing::warn!(vm = %one.held.vm.name, %error, "what was reserved for a machine is not free yet");
+            let name = &one.held.vm.name;
+            let mut held = one.held.clone();
+            // Whoever asked is answered with that.
+            Arc::make_mut(&mut held.vm).order.chat = None;
+            match self.ending(&held, why, true).await {
+                Ok(held) => {
+                    if let Err(error) = self.over(&held).await {
+                        tracing::warn!(vm = %name, %error, "what was reserved for a machine is not free yet");
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(vm = %name, %error, "a machine that was refused may be asked for again");
+                    // What was never to be asked for is taken back later.
+                    if matches!(one.held.vm.life, Life::Creating { .. }) {
+                        left.push(name.clone());
+                    }
+                }
             }
         }
+        left
     }
 }
 
-impl Wanted {
-    fn takes(&self) -> Takes {
-        Takes {
-            cpus: u64::from(self.wish.cpus),
-            memory: self.wish.memory,
-            disk: self.wish.disk,
-        }
-    }
+/// Their names.
+fn named(all: &[Taken]) -> Vec<VmName> {
+    all.iter().map(|one| one.held.vm.name.clone()).collect()
+}
 
+impl Wanted {
     fn draft(
         &self,
         name: VmName,
@@ -661,6 +697,11 @@ fn check_texts(keys: &[String], user_data: Option<&str>) -> Result<(), VmError> 
         ));
     }
     Ok(())
+}
+
+/// Whether a run that was asked for may be there all the same, or come yet.
+pub(super) fn is_unsure(error: &Refused) -> bool {
+    error.kind == Kind::Unavailable
 }
 
 /// Whether waiting may cure it.

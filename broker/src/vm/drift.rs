@@ -51,7 +51,7 @@ impl<'a> Seen<'a> {
 pub fn status(vm: &StoredVm, seen: Seen<'_>) -> VmStatus {
     match &vm.life {
         Life::Reserved | Life::Creating { .. } | Life::Returning { .. } => VmStatus::Creating,
-        Life::Destroying { .. } => VmStatus::Destroying,
+        Life::Destroying { .. } | Life::Ending { .. } => VmStatus::Destroying,
         Life::Kept { .. } | Life::Gone { .. } => VmStatus::Deleted,
         Life::Doubtful { .. } => VmStatus::Doubtful,
         Life::Ready { .. } | Life::Changing { .. } => match seen {

@@ -92,6 +92,26 @@ pub enum VmError {
         /// What came of the last run.
         why: String,
     },
+    /// Its hypervisor has no room.
+    #[error("{node}, where {name} is, has no room for it: {why}")]
+    NoRoom {
+        /// The machine.
+        name: VmName,
+        /// Its hypervisor.
+        node: NodeName,
+        /// What is missing.
+        why: String,
+    },
+    /// It was asked for, and nobody knows whether that was heard.
+    #[error("it cannot be said now whether {} {} {done}: {}", join(.names), if .names.len() == 1 { "is" } else { "are" }, .why.title)]
+    Unsure {
+        /// The machines.
+        names: Vec<VmName>,
+        /// What of them.
+        done: &'static str,
+        /// What was heard.
+        why: Refused,
+    },
     /// It is there.
     #[error("{0} is not destroyed; there is nothing to bring back")]
     NotKept(VmName),
@@ -119,6 +139,16 @@ pub enum VmError {
     Store(#[from] KvError),
 }
 
+/// Machines in a sentence.
+fn join(names: &[VmName]) -> String {
+    let most = 10;
+    let mut named: Vec<String> = names.iter().take(most).map(ToString::to_string).collect();
+    if names.len() > most {
+        named.push(format!("{} more", names.len() - most));
+    }
+    named.join(", ")
+}
+
 impl From<Refused> for VmError {
     fn from(refused: Refused) -> Self {
         Self::Refused(refused)
@@ -138,7 +168,7 @@ impl VmError {
             Self::NoImage(_) | Self::NoNetwork(_) | Self::NoVm(_) | Self::NoHypervisor(_) => {
                 Kind::NotFound
             }
-            Self::NoPlace(_) | Self::NoHypervisors { .. } => Kind::NoMatch,
+            Self::NoPlace(_) | Self::NoHypervisors { .. } | Self::NoRoom { .. } => Kind::NoMatch,
             Self::NodeThere(_)
             | Self::Busy { .. }
             | Self::Kept { .. }
@@ -147,9 +177,9 @@ impl VmError {
             | Self::NewKey { .. }
             | Self::Protected(_)
             | Self::Record(RecordError::Taken { .. } | RecordError::Changed(_)) => Kind::Conflict,
-            Self::Record(RecordError::NotActive | RecordError::Store(_)) | Self::Store(_) => {
-                Kind::Unavailable
-            }
+            Self::Record(RecordError::NotActive | RecordError::Store(_))
+            | Self::Store(_)
+            | Self::Unsure { .. } => Kind::Unavailable,
         };
         let text = self.to_string();
         let mut problem = match text.split_once("; ") {
@@ -158,6 +188,12 @@ impl VmError {
         };
         match self {
             Self::Refused(refused) => return *refused,
+            Self::Unsure { names, done, .. } => {
+                let show = names.first().map_or("NAME", VmName::as_str);
+                problem = Problem::new(kind, text).hint(format!(
+                    "what was asked for is written down, so it may be {done} yet, by this broker or the next: muster vm show {show}"
+                ));
+            }
             Self::NoPlace(none) => {
                 let mut lines: Vec<String> = none
                     .looked

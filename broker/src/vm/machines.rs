@@ -17,6 +17,7 @@ use super::keep::{Held, Records};
 use super::observed::{Heard, Observed};
 use super::ports::{Doorman, Pictures, Reserves, Works};
 use super::records::{Life, StoredVm};
+use super::refusals::Refusals;
 use super::view::view;
 use crate::config::VmConfig;
 use crate::events::{Events, Once};
@@ -70,6 +71,8 @@ pub(super) struct Inner {
     turns: Turns,
     /// There is something to look after.
     pub(super) restless: Notify,
+    /// Runs that were not taken now.
+    pub(super) refusals: Refusals,
 }
 
 /// Whoever does something with a machine waits for whoever does so already.
@@ -103,6 +106,7 @@ impl Machines {
             making: Mutex::new(()),
             turns: Turns::default(),
             restless: Notify::new(),
+            refusals: Refusals::default(),
         }))
     }
 
@@ -229,22 +233,49 @@ impl Machines {
         Ok(())
     }
 
-    /// Nothing was asked for after all: nobody asks for it again from now on,
-    /// so that what was reserved can be given to others.
-    pub(super) async fn unask(&self, held: &Held) -> Result<Held, VmError> {
-        let mut next = held.vm.living(Life::Reserved);
-        next.nics.clear();
+    /// From now on nobody asks for the machine: what was reserved for it can
+    /// be given to others. What is left to do is written down before it is
+    /// done, and done whoever comes after.
+    pub(super) async fn ending(
+        &self,
+        held: &Held,
+        why: &str,
+        never: bool,
+    ) -> Result<Held, VmError> {
+        let why = why.to_owned();
+        let mut next = held.vm.living(Life::Ending { why, never });
+        next.should_run = false;
+        next.wish.user_data = None;
+        if never {
+            next.nics.clear();
+        }
         Ok(self.parts().records.change(held, next).await?)
+    }
+
+    /// What was reserved for a machine that ends is free, and it is gone.
+    pub(super) async fn over(&self, held: &Held) -> Result<Held, VmError> {
+        let Life::Ending { why, never } = held.vm.life.clone() else {
+            return Ok(held.clone());
+        };
+        self.clear(&held.vm).await?;
+        let gone = held.vm.gone(never.then(|| why.clone()));
+        let held = self.parts().records.change(held, gone).await?;
+        let name = &held.vm.name;
+        let (kind, mark, text) = if never {
+            let text = format!("machine {name} was not made: {why}");
+            ("vm.failed", "end", text)
+        } else {
+            let text = format!("machine {name} is gone: {why}");
+            ("vm.deleted", "gone", text)
+        };
+        self.tell(&held.vm, kind, mark, text).await;
+        Ok(held)
     }
 
     /// The machine never was: whatever was reserved for it is free.
     pub(super) async fn take_back(&self, held: &Held, why: &str) -> Result<Held, VmError> {
-        self.clear(&held.vm).await?;
-        let gone = held.vm.gone(Some(why.to_owned()));
-        let held = self.parts().records.change(held, gone).await?;
-        let text = format!("machine {} was not made: {why}", held.vm.name);
-        self.tell(&held.vm, "vm.failed", "end", text).await;
-        Ok(held)
+        let held = self.ending(held, why, true).await?;
+        self.over(&held).await
     }
 }
 

@@ -103,6 +103,31 @@ pub fn room(capacity: &Capacity, settings: &VmConfig) -> Takes {
     }
 }
 
+/// Why a machine cannot have `new` in place of `old` where `given` is given
+/// already, its own included. What does not grow is no reason.
+#[must_use]
+pub fn lacks(room: Takes, given: Takes, old: Takes, new: Takes) -> Option<String> {
+    let others = given.without(old);
+    let then = others.and(new);
+    if new.cpus > old.cpus && then.cpus > room.cpus {
+        let free = room.cpus.saturating_sub(others.cpus);
+        let (all, needed) = (room.cpus, new.cpus);
+        return Some(format!(
+            "{free} of {all} processors are free for it, {needed} are needed"
+        ));
+    }
+    let sizes = [
+        ("memory", (|takes| takes.memory) as fn(Takes) -> Size),
+        ("disk", |takes| takes.disk),
+    ];
+    sizes.into_iter().find_map(|(what, of)| {
+        let (all, needed) = (of(room), of(new));
+        let short = needed > of(old) && of(then) > all;
+        let free = Size(all.0.saturating_sub(of(others).0));
+        short.then(|| format!("{free} of {all} {what} are free for it, {needed} are needed"))
+    })
+}
+
 /// The memory that is left when the machine is there; else why it cannot be
 /// put there.
 fn fits(need: &Need, at: &Candidate<'_>, settings: &VmConfig) -> Result<Size, String> {

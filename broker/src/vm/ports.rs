@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use muster_protocol::api::{InviteToken, RunRequest};
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::{
@@ -47,6 +48,9 @@ pub trait Reserves: Send + Sync {
 
     /// The machine has no addresses any more, in any network.
     fn release(&self, machine: VmId) -> BoxFuture<'_, Result<(), Refused>>;
+
+    /// The machines that have addresses.
+    fn holders(&self) -> Vec<VmId>;
 }
 
 /// Who knows images.
@@ -87,6 +91,9 @@ pub trait Works: Send + Sync {
 
     /// What became of a run.
     fn look(&self, run: RunId) -> BoxFuture<'_, Look>;
+
+    /// Says whenever something may have ended for which runs were not taken.
+    fn eased(&self) -> BoxStream<'static, ()>;
 }
 
 /// An invite for the agent in a machine.

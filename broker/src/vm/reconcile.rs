@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::create::is_ours;
 use super::drift::{Seen, drift};
 use super::error::VmError;
-use super::keep::Held;
+use super::keep::{Held, Records};
 use super::machines::Machines;
 use super::observed::is_hypervisor;
 use super::records::StoredVm;
@@ -41,7 +41,25 @@ impl Machines {
             let snapshot = self.parts().inventory.snapshot();
             self.parts().observed.tidy(&snapshot);
             self.compare().await;
+            self.sweep().await;
             self.find_unknown(&mut unknown).await;
+        }
+    }
+
+    /// Addresses of machines that are not there any more are free: of one whose
+    /// reservation was written although nobody heard so.
+    pub(super) async fn sweep(&self) {
+        // Whoever has addresses then has a record before.
+        let holders = self.parts().reserves.holders();
+        for machine in nobodys(&holders, &self.parts().records) {
+            match self.parts().reserves.release(machine).await {
+                Ok(()) => {
+                    tracing::info!(%machine, "addresses of a machine that is not there are free")
+                }
+                Err(error) => {
+                    tracing::debug!(%machine, %error, "addresses of a machine that is not there are not free yet");
+                }
+            }
         }
     }
 
@@ -136,6 +154,12 @@ impl Machines {
         }
         *told = there;
     }
+}
+
+/// Those that have addresses, and no record of a machine that is there.
+pub(super) fn nobodys(holders: &[VmId], records: &Records) -> Vec<VmId> {
+    let all = holders.iter().copied();
+    all.filter(|id| !is_ours(records, *id)).collect()
 }
 
 fn ended(what: &str) -> &str {

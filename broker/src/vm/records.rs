@@ -111,6 +111,16 @@ pub struct Wish {
 }
 
 impl Wish {
+    /// What it takes of a hypervisor while it is there.
+    #[must_use]
+    pub fn takes(&self) -> Takes {
+        Takes {
+            cpus: u64::from(self.cpus),
+            memory: self.memory,
+            disk: self.disk,
+        }
+    }
+
     /// Whether there can be a machine like that, anywhere.
     ///
     /// # Errors
@@ -298,6 +308,14 @@ pub enum Life {
         /// How often it was tried.
         tries: u32,
     },
+    /// It is not there, and nobody asks for it any more: what was reserved for
+    /// it is being freed.
+    Ending {
+        /// Why it ends.
+        why: String,
+        /// Whether it never was.
+        never: bool,
+    },
     /// It is not there, and nothing of it is.
     Gone {
         /// Since when.
@@ -407,18 +425,19 @@ impl StoredVm {
     /// What of its hypervisor it takes.
     #[must_use]
     pub fn takes(&self) -> Option<Takes> {
-        let disk = self.wish.disk;
-        match self.life {
-            Life::Gone { .. } => None,
+        let all = self.wish.takes();
+        match &self.life {
+            Life::Ending { .. } | Life::Gone { .. } => None,
             Life::Kept { .. } => Some(Takes {
-                disk,
+                disk: all.disk,
                 ..Takes::default()
             }),
-            _ => Some(Takes {
-                cpus: u64::from(self.wish.cpus),
-                memory: self.wish.memory,
-                disk,
-            }),
+            // Until it is known which of the two it has.
+            Life::Changing {
+                what: VmAction::Resize { cpus, memory, disk },
+                ..
+            } => Some(all.or(self.resized(*cpus, *memory, *disk).wish.takes())),
+            _ => Some(all),
         }
     }
 
@@ -457,6 +476,7 @@ impl StoredVm {
             | Life::Ready { .. }
             | Life::Kept { .. }
             | Life::Doubtful { .. }
+            | Life::Ending { .. }
             | Life::Gone { .. } => return None,
         };
         let mut request = RunRequest::of(scenario.parse().ok()?);
@@ -529,6 +549,27 @@ pub struct Takes {
 }
 
 impl Takes {
+    /// The larger of each.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            cpus: self.cpus.max(other.cpus),
+            memory: self.memory.max(other.memory),
+            disk: self.disk.max(other.disk),
+        }
+    }
+
+    /// What of these is not the other's.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        let rest = |a: Size, b: Size| Size(a.0.saturating_sub(b.0));
+        Self {
+            cpus: self.cpus.saturating_sub(other.cpus),
+            memory: rest(self.memory, other.memory),
+            disk: rest(self.disk, other.disk),
+        }
+    }
+
     /// Both.
     #[must_use]
     pub fn and(self, other: Self) -> Self {

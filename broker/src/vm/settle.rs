@@ -40,6 +40,7 @@ impl Machines {
     /// Looks after machines until `cancel`.
     pub async fn keep(self, cancel: CancellationToken) {
         let mut reports = self.parts().observed.changes();
+        let mut eased = self.parts().works.eased();
         loop {
             let busy = self.look(Timestamp::now()).await;
             let pause = if busy { LOOK } else { IDLE };
@@ -47,6 +48,7 @@ impl Machines {
                 () = cancel.cancelled() => return,
                 () = sleep(pause) => {}
                 () = self.0.restless.notified() => {}
+                Some(()) = eased.next() => self.0.refusals.forget(),
                 changed = reports.changed() => {
                     if changed.is_err() {
                         return;
@@ -66,9 +68,11 @@ impl Machines {
             .into_iter()
             .filter(|held| held.vm.is_restless())
             .collect();
-        let busy = restless
-            .iter()
-            .any(|held| !matches!(held.vm.life, Life::Kept { .. } | Life::Doubtful { .. }));
+        let waits = |run: Option<RunId>| run.is_some_and(|run| self.0.refusals.waits(run, now));
+        let busy = restless.iter().any(|held| {
+            let life = &held.vm.life;
+            !matches!(life, Life::Kept { .. } | Life::Doubtful { .. }) && !waits(held.vm.run)
+        });
         stream::iter(restless)
             .for_each_concurrent(AT_ONCE, |held| async move {
                 let name = &held.vm.name;
@@ -114,9 +118,10 @@ impl Machines {
             Life::Creating { run }
             | Life::Changing { run, .. }
             | Life::Destroying { run, .. }
-            | Life::Returning { run, .. } => self.follow(held, *run).await,
+            | Life::Returning { run, .. } => self.follow(held, *run, now).await,
+            Life::Ending { .. } => self.over(held).await.map(drop),
             Life::Kept { until, .. } if *until <= now && !vm.protected => {
-                self.try_again(held, End::Purge, 0).await
+                self.try_again(held, End::Purge, 0, now).await
             }
             Life::Kept { .. } => Ok(()),
             Life::Doubtful {
@@ -126,7 +131,7 @@ impl Machines {
                 if after(*since, pause) > now || !self.says_something(vm, *since) {
                     return Ok(());
                 }
-                self.try_again(held, end.clone(), *tries + 1).await
+                self.try_again(held, end.clone(), *tries + 1, now).await
             }
         }
     }
@@ -139,43 +144,58 @@ impl Machines {
     }
 
     /// Destroys it, whatever of it is there.
-    async fn try_again(&self, held: &Held, end: End, tries: u32) -> Result<(), VmError> {
+    async fn try_again(
+        &self,
+        held: &Held,
+        end: End,
+        tries: u32,
+        now: Timestamp,
+    ) -> Result<(), VmError> {
         let next = held
             .vm
             .running(None, |run| Life::Destroying { run, end, tries });
         let held = self.parts().records.change(held, next).await?;
         muster_checkpoint::at("broker.vm.again", || held.vm.name.to_string()).await;
         if let Some(run) = held.vm.run {
-            return self.follow(&held, run).await;
+            return self.follow(&held, run, now).await;
         }
         Ok(())
     }
 
     /// What became of its run, and what follows from that.
-    async fn follow(&self, held: &Held, run: RunId) -> Result<(), VmError> {
+    async fn follow(&self, held: &Held, run: RunId, now: Timestamp) -> Result<(), VmError> {
         let vm = &held.vm;
+        let refusals = &self.0.refusals;
+        if refusals.waits(run, now) {
+            return Ok(());
+        }
         match self.parts().works.look(run).await {
             Look::NotNow | Look::Open => Ok(()),
             Look::Nothing => {
                 let Err(error) = self.ask(vm, &vm.order.caller()).await else {
+                    refusals.taken(run);
                     return Ok(());
                 };
                 if passes(&error) {
+                    refusals.refused(run, now);
                     return Ok(());
                 }
+                refusals.taken(run);
                 let why = match &error.detail {
                     Some(detail) => format!("{}: {detail}", error.title),
                     None => error.title.clone(),
                 };
                 // Nothing was sent to anybody.
                 if matches!(vm.life, Life::Creating { .. }) {
-                    let held = self.unask(held).await?;
-                    return self.take_back(&held, &why).await.map(drop);
+                    return self.take_back(held, &why).await.map(drop);
                 }
                 self.ended(held, RunPhase::Failed, &why, Timestamp::now())
                     .await
             }
-            Look::Ended { phase, why, at } => self.ended(held, phase, &why, at).await,
+            Look::Ended { phase, why, at } => {
+                refusals.taken(run);
+                self.ended(held, phase, &why, at).await
+            }
         }
     }
 

@@ -6,5 +6,7 @@ mod life;
 mod part;
 mod place;
 mod repair;
+mod refused;
+mod rooms;
 mod seeds;
 mod shown;

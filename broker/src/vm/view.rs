@@ -18,7 +18,7 @@ pub(super) fn view(vm: &StoredVm, seen: Seen<'_>) -> VmView {
     };
     let why = match life {
         Life::Gone { failed, .. } => failed.clone(),
-        Life::Doubtful { why, .. } => Some(why.clone()),
+        Life::Doubtful { why, .. } | Life::Ending { why, never: true } => Some(why.clone()),
         _ => None,
     };
     let guest = seen.guest();

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use muster_protocol::api::{
     CreateVms, InviteToken, Presence, Role, RunRequest, VmAction, VmChanged, VmsCreated,
 };
@@ -22,7 +23,7 @@ use muster_protocol::vm::{
     Virtualisation, VmId,
 };
 use muster_protocol::wire::{AgentInfo, Assignment};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::authz::{Action, Authorized, Caller, FixedRoles, Origin, authorize};
 use crate::config::VmConfig;
@@ -174,6 +175,10 @@ pub(super) struct World {
     pub(super) pool: AtomicUsize,
     /// Runs that were asked for, in order.
     pub(super) runs: Mutex<Vec<(RunId, RunRequest, Look)>>,
+    /// How often somebody asked for a run, and was refused.
+    pub(super) refused: AtomicUsize,
+    /// When something has ended for which nothing was run.
+    pub(super) eased: watch::Sender<()>,
     /// Why nothing is run now.
     pub(super) refuses: Mutex<Option<Kind>>,
     /// Invites that work, with whom they have let in.
@@ -272,6 +277,10 @@ impl Reserves for World {
             Ok(())
         })
     }
+
+    fn holders(&self) -> Vec<VmId> {
+        self.addresses.lock().unwrap().keys().copied().collect()
+    }
 }
 
 impl Pictures for World {
@@ -290,6 +299,7 @@ impl Works for World {
         Box::pin(async move {
             self.trap.step().await;
             if let Some(kind) = *self.refuses.lock().unwrap() {
+                self.refused.fetch_add(1, Ordering::SeqCst);
                 return Err(Box::new(Problem::new(kind, "nothing is run now")));
             }
             let mut runs = self.runs.lock().unwrap();
@@ -299,6 +309,15 @@ impl Works for World {
             }
             Ok(())
         })
+    }
+
+    fn eased(&self) -> BoxStream<'static, ()> {
+        let eased = self.eased.subscribe();
+        let next = async |mut eased: watch::Receiver<()>| {
+            eased.changed().await.ok()?;
+            Some(((), eased))
+        };
+        stream::unfold(eased, next).boxed()
     }
 
     fn look(&self, run: RunId) -> BoxFuture<'_, Look> {
