@@ -60,7 +60,7 @@ pub struct RawTrigger {
 /// What a trigger does with the machine that an event tells of.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
-pub enum MachineDeed {
+enum MachineDeed {
     /// It is started again, when it was stopped by hand.
     Start,
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::machines::Machines;
-use super::records::{Life, StoredVm};
+use super::records::{End, Life, StoredVm};
 
 /// How far machines are that were asked for together.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -74,9 +74,17 @@ impl Machines {
         for name in with {
             let held = records.get(name)?;
             match &held.vm.life {
-                Life::Reserved | Life::Creating { .. } => batch.open += 1,
-                Life::Gone { failed, .. } if failed.is_some() => batch.failed.push(name.clone()),
-                Life::Doubtful { .. } => batch.failed.push(name.clone()),
+                Life::Reserved | Life::Creating { .. } | Life::Ending { never: true, .. } => {
+                    batch.open += 1;
+                }
+                Life::Gone {
+                    failed: Some(_), ..
+                }
+                | Life::Doubtful { .. }
+                | Life::Destroying {
+                    end: End::Failed { .. },
+                    ..
+                } => batch.failed.push(name.clone()),
                 _ => batch.up.push(name.clone()),
             }
         }

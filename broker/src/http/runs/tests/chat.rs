@@ -485,3 +485,89 @@ permit (principal in Role::"operator", action == Action::"run", resource);
     assert_eq!(chat.executed(), 1);
     chat.world.broker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_are_judged_in_the_channel_as_anywhere() {
+    let chat = Chat::new(&["web-1"], 5, "").await;
+    assert_eq!(chat.said(ANA, "vm list").await, "no machines yet");
+    assert_eq!(
+        chat.said(ANA, "vm list --deleted").await,
+        "no machine was destroyed"
+    );
+    let said = chat.said(ANA, "hypervisor list").await;
+    assert!(said.starts_with("no hypervisors yet"), "{said}");
+    let said = chat.said(ANA, "image list").await;
+    assert!(said.starts_with("no images yet"), "{said}");
+    let said = chat.said(ANA, "network list").await;
+    assert!(said.starts_with("no networks yet"), "{said}");
+    let create = "vm create web-3 --image debian-12 --cpus 1 --memory 1GiB";
+    let said = chat.said(ANA, create).await;
+    assert_eq!(said, "there is no image debian-12");
+    for line in [
+        "vm show web-3",
+        "vm start web-3",
+        "vm destroy web-3",
+        "vm destroy web-3 --yes",
+    ] {
+        let said = chat.said(ANA, line).await;
+        assert_eq!(said, "there is no machine web-3", "{line}");
+    }
+    let said = chat.said(ANA, "hypervisor cordon web-1").await;
+    assert_eq!(said, "web-1 is no hypervisor");
+    let said = chat.said(ANA, "vm log web-3").await;
+    assert_eq!(said, "nothing is known to have happened to web-3");
+    let said = chat.said(ANA, "vm start ../x").await;
+    assert!(
+        said.contains("`../x` is not a valid machine name"),
+        "{said}"
+    );
+    let said = chat.said(ANA, &format!("{create} --user-data x")).await;
+    assert!(said.contains("has no place in a chat"), "{said}");
+    // Not so sure that it is she; nobody; somebody whom nobody knows.
+    let tracked = ANA.account("ana", "tracked");
+    let stranger = ANA.account("mallory", "tag");
+    let changes = [
+        create,
+        "vm start web-3",
+        "vm destroy web-3",
+        "vm destroy web-3 --purge --yes",
+        "vm exec web-3 -- id",
+        "vm console web-3",
+        "hypervisor cordon web-1",
+    ];
+    for line in changes {
+        let said = chat.said(tracked, line).await;
+        assert!(
+            said.contains("it is not sure that it is you"),
+            "{line}: {said}"
+        );
+        for who in [ANA.nobody(), stranger] {
+            let said = chat.said(who, line).await;
+            assert!(said.contains("(member) may not"), "{line}: {said}");
+        }
+    }
+    let looks = [
+        "vm list",
+        "vm show web-3",
+        "vm where web-3",
+        "vm log web-3",
+        "image list",
+    ];
+    for line in looks {
+        let said = chat.said(ANA.nobody(), line).await;
+        assert!(said.contains("(member) may not"), "{line}: {said}");
+    }
+    let help = chat.said(ANA, "help vm").await;
+    assert!(
+        help.contains("!vm destroy: destroy it once you confirm"),
+        "{help}"
+    );
+    let help = chat.said(ANA, "help vm destroy").await;
+    assert!(help.starts_with("!vm destroy VM [--purge]: "), "{help}");
+    let help = chat.said(ANA.nobody(), "help").await;
+    assert!(!help.contains("!vm"), "{help}");
+    let said = chat.said(ANA, "yes").await;
+    assert!(said.starts_with("nothing of yours waits here"), "{said}");
+    assert_eq!((chat.runs().await.len(), chat.executed()), (0, 0));
+    chat.world.broker.stop().await;
+}
