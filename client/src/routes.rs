@@ -12,14 +12,17 @@ use muster_protocol::api::{
 use muster_protocol::keys::KeyId;
 use muster_protocol::names::{HookName, NodeName};
 use muster_protocol::run::Wish;
+use muster_protocol::text::printable;
 use muster_protocol::units::{Span, Timestamp};
 use muster_protocol::wire::{CredentialsAnswer, CredentialsRequest, EnrollRequest, Trust};
 use reqwest::Method;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::client::{Ask, Client};
+use crate::client::{Ask, Client, describe};
 use crate::error::ClientError;
 use crate::happenings::Happenings;
 use crate::once::Key;
@@ -50,6 +53,14 @@ pub struct EventsQuery {
 }
 
 type Answer<T> = Result<T, ClientError>;
+
+/// A page whose items are still text.
+#[derive(Deserialize)]
+struct Unread {
+    items: Box<RawValue>,
+    #[serde(default)]
+    next: Option<String>,
+}
 
 impl Client {
     async fn get<T: DeserializeOwned>(&self, path: &[&str], query: &[(&str, String)]) -> Answer<T> {
@@ -110,12 +121,12 @@ impl Client {
     }
 
     /// Follows the pages of a list to its end.
-    pub(crate) async fn all<T: DeserializeOwned>(
+    pub(crate) async fn all<T: DeserializeOwned + Send + 'static>(
         &self,
         path: &[&str],
         query: &[(&str, String)],
     ) -> Answer<Vec<T>> {
-        let mut items = Vec::new();
+        let mut reading: Vec<JoinHandle<_>> = Vec::new();
         let mut cursor: Option<String> = None;
         for _ in 0..MAX_PAGES {
             let mut query = query.to_vec();
@@ -123,15 +134,38 @@ impl Client {
             if let Some(cursor) = &cursor {
                 query.push(("cursor", cursor.clone()));
             }
-            let page: Page<T> = self.get(path, &query).await?;
-            items.extend(page.items);
+            let page: Unread = self.get(path, &query).await?;
+            // What is in it is read while the next one is on its way.
+            let read = move || serde_json::from_str::<Vec<T>>(page.items.get());
             match page.next {
                 // A cursor that does not move would be read for ever.
-                Some(next) if cursor.as_ref() != Some(&next) => cursor = Some(next),
-                _ => return Ok(items),
+                Some(next) if cursor.as_ref() != Some(&next) => {
+                    cursor = Some(next);
+                    reading.push(spawn_blocking(read));
+                }
+                _ if reading.is_empty() => return read().map_err(|e| self.strange(path, &e)),
+                _ => {
+                    reading.push(spawn_blocking(read));
+                    break;
+                }
             }
         }
+        let mut items = Vec::new();
+        for page in reading {
+            let read = page.await.map_err(|e| self.strange(path, &e))?;
+            items.extend(read.map_err(|e| self.strange(path, &e))?);
+        }
         Ok(items)
+    }
+
+    /// A list that holds something else.
+    fn strange(&self, path: &[&str], why: &dyn std::fmt::Display) -> ClientError {
+        ClientError::Garbage {
+            url: self.endpoint().url().to_owned(),
+            what: describe(&Method::GET, path),
+            status: 200,
+            why: printable(&why.to_string(), 300),
+        }
     }
 
     /// `GET /v1/nodes`, one page.

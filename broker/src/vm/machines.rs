@@ -153,17 +153,24 @@ impl Machines {
         view(vm, Seen::of(vm, connected, heard.as_deref()))
     }
 
+    /// The records of machines by name: of those that are there, or of those
+    /// that are not.
+    #[must_use]
+    pub fn records(&self, deleted: bool) -> Vec<Arc<StoredVm>> {
+        let is_gone = |vm: &StoredVm| matches!(vm.life, Life::Gone { .. } | Life::Kept { .. });
+        let all = self.parts().records.all().into_iter();
+        all.map(|held| held.vm)
+            .filter(|vm| is_gone(vm) == deleted)
+            .collect()
+    }
+
     /// Machines by name, with how each is: those that are there, or those that
     /// are not.
     #[must_use]
     pub fn list(&self, deleted: bool) -> Vec<(Arc<StoredVm>, VmStatus)> {
         let mut hypervisors: HashMap<Serial, (bool, Option<Arc<Heard>>)> = HashMap::new();
         let mut all = Vec::new();
-        for Held { vm, .. } in self.parts().records.all() {
-            let gone = matches!(vm.life, Life::Gone { .. } | Life::Kept { .. });
-            if gone != deleted {
-                continue;
-            }
+        for vm in self.records(deleted) {
             let serial = vm.place.serial;
             let (connected, heard) = hypervisors.entry(serial).or_insert_with(|| {
                 let heard = self.parts().observed.of(serial);

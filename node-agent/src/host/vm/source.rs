@@ -9,14 +9,16 @@ use muster_protocol::keys::Purpose;
 use muster_protocol::problem::Kind;
 use muster_protocol::vm::{ImageRef, SeedText, VmId};
 use muster_protocol::wire::{ImageRequest, SeedRequest, proof_text};
+use tokio::time::Instant;
 
 use crate::enroll::verification;
 use crate::http::{BaseUrl, Client, HttpError, ImageAnswer, awake_first, piece};
 use crate::identity::Identity;
 use crate::pace::Backoff;
 
-/// How often a seed is asked for, of all brokers.
-const SEED_TRIES: u32 = 4;
+/// For how long a seed is asked for, of all brokers: one that was killed is
+/// back by then, or another one is active.
+const SEED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Why something does not come.
 #[derive(Debug, thiserror::Error)]
@@ -178,10 +180,8 @@ impl Source for Brokers {
         Box::pin(async move {
             let mut backoff = Backoff::new(Duration::from_millis(300), Duration::from_secs(5));
             let mut last = SourceError::Nobody("this node knows no broker".to_owned());
-            for again in 0..SEED_TRIES {
-                if again > 0 {
-                    tokio::time::sleep(backoff.wait()).await;
-                }
+            let until = Instant::now() + SEED_WITHIN;
+            loop {
                 for url in &self.urls().await {
                     match self.seed_from(url, machine).await {
                         Ok(seed) => return Ok(seed),
@@ -190,11 +190,12 @@ impl Source for Brokers {
                 }
                 // Another broker may not be the active one, so each is asked
                 // once before a no counts.
-                if last.is_final() {
-                    break;
+                let wait = backoff.wait();
+                if last.is_final() || Instant::now() + wait > until {
+                    return Err(last);
                 }
+                tokio::time::sleep(wait).await;
             }
-            Err(last)
         })
     }
 }
