@@ -160,7 +160,7 @@ async fn list(
     caller: Caller,
     ApiQuery(filter): ApiQuery<Filter>,
 ) -> Result<ApiJson<Page<VmView>>, ApiError> {
-let vms: Vec<Arc<StoredVm>> = match filter.matching.as_deref() {
+    let vms: Vec<Arc<StoredVm>> = match filter.matching.as_deref() {
         // How each is matters on this page only.
         None => {
             state.authorize(&caller, Action::ReadMachines, ()).await?;
