@@ -365,4 +365,20 @@ mod tests {
         assert_eq!(json["rows"][1]["target"]["times_floor"], 1.5);
         assert_eq!(json["rows"][1]["median"], 300.0);
     }
+
+    #[test]
+    fn what_this_machine_cannot_do_is_skipped_and_not_missed() {
+        let rows = [
+            Row::skipped("over virsh", Unit::Ms, Target::AtMost(300.0)),
+            Row::at_least("machines", Unit::PerSecond, of(120.0), 100.0),
+        ];
+        let shown = rows.each_ref().map(|one| row(one).join("|"));
+        assert_eq!(
+            shown,
+            [
+                "over virsh|≤ 300 ms|||||skipped",
+                "machines|≥ 100 /s|120 /s|60 /s|240 /s||met",
+            ]
+        );
+    }
 }
