@@ -331,9 +331,7 @@ impl Images {
         }
         self.disk("write a part", move |d| d.write(sha256, part, &data))
             .await?;
-        if let Some(upload) = self.uploads().get_mut(name) {
-            upload.moved = Instant::now();
-        }
+        self.moves(name);
         Ok(())
     }
 
@@ -345,17 +343,26 @@ impl Images {
     pub async fn commit(&self, name: Authorized<ImageName>) -> Result<ImageView, ImagesError> {
         let by = name.principal().clone();
         let name = name.into_inner();
+        self.active()?;
+        let Some(Upload { gate, .. }) = self.upload(&name) else {
+            return self.committed(name);
+        };
+        // What is large is read for minutes: beside everything that is done
+        // with other images.
+        let gate = gate.write().await;
+        // Somebody else may have ended it meanwhile.
+        let Some(Upload { put, .. }) = self.upload(&name) else {
+            return self.committed(name);
+        };
+        self.moves(&name);
+        let whole = self.whole(&put).await;
         let _one = self.0.writing.lock().await;
         self.active()?;
-        let Some(Upload { put, gate, .. }) = self.upload(&name) else {
-            // Whoever did not hear the answer asks again.
-            let held = self.held().get(&name).cloned();
-            let held = held.filter(|held| held.stored.url.is_none());
-            let view = held.map(|held| held.stored.view(Uses::default()));
-            return view.ok_or(ImagesError::NoUpload(name));
-        };
-        let gate = gate.write().await;
-        let view = match self.whole(&put).await {
+        // Somebody may have announced something else under the name.
+        if self.upload(&name).is_none_or(|now| now.put != put) {
+            return Err(ImagesError::NoUpload(name));
+        }
+        let view = match whole {
             Ok(()) => self.store(name.clone(), &put, by).await?,
             Err(
                 error @ (ImagesError::Hash { .. }
@@ -373,6 +380,21 @@ impl Images {
         self.uploads().remove(&name);
         drop(gate);
         Ok(view)
+    }
+
+    /// Whoever did not hear the answer asks again.
+    fn committed(&self, name: ImageName) -> Result<ImageView, ImagesError> {
+        let held = self.held().get(&name).cloned();
+        let held = held.filter(|held| held.stored.url.is_none());
+        let view = held.map(|held| held.stored.view(Uses::default()));
+        view.ok_or(ImagesError::NoUpload(name))
+    }
+
+    /// Somebody goes on with an upload.
+    fn moves(&self, name: &ImageName) {
+        if let Some(upload) = self.uploads().get_mut(name) {
+            upload.moved = Instant::now();
+        }
     }
 
     /// The bytes are there, and are what was announced.
