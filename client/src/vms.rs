@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use muster_protocol::api::{
-    CreateVms, HypervisorChange, HypervisorView, VmAction, VmChanged, VmView, VmsCreated,
+    AdoptHypervisor, Adopted, CreateVms, DrainHypervisor, Drained, HypervisorChange,
+    HypervisorView, VmAction, VmChanged, VmView, VmsCreated,
 };
 use muster_protocol::names::{NodeName, VmName};
 use reqwest::Method;
@@ -131,6 +132,46 @@ impl Client {
             query: &[],
             body: Some(change),
             extra_time: Duration::ZERO,
+            key: None,
+        })
+        .await
+    }
+
+    /// `POST /v1/hypervisors/{node}/drain`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn drain_hypervisor(
+        &self,
+        node: &NodeName,
+        how: &DrainHypervisor,
+    ) -> Result<Drained, ClientError> {
+        self.ask(Ask {
+            method: Method::POST,
+            path: &["v1", "hypervisors", node.as_str(), "drain"],
+            query: &[],
+            body: Some(how),
+            extra_time: FOR_MANY,
+            key: None,
+        })
+        .await
+    }
+
+    /// `POST /v1/hypervisors/{node}/adopt`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn adopt_hypervisor(
+        &self,
+        node: &NodeName,
+        how: &AdoptHypervisor,
+    ) -> Result<Adopted, ClientError> {
+        self.ask(Ask {
+            method: Method::POST,
+            path: &["v1", "hypervisors", node.as_str(), "adopt"],
+            query: &[],
+            body: Some(how),
+            extra_time: FOR_MANY,
             key: None,
         })
         .await

@@ -77,6 +77,8 @@
 //! | `DELETE /v1/networks/{name}` | → 204 |
 //! | `GET /v1/hypervisors` | → [`Page`]`<`[`HypervisorView`]`>` |
 //! | `PATCH /v1/hypervisors/{node}` | [`HypervisorChange`] → [`HypervisorView`] |
+//! | `POST /v1/hypervisors/{node}/drain` | [`DrainHypervisor`] → [`Drained`] |
+//! | `POST /v1/hypervisors/{node}/adopt` | [`AdoptHypervisor`] → [`Adopted`] |
 //! | `POST /v1/agent/image` (by node key) | [`crate::wire::ImageRequest`] → bytes |
 //! | `POST /v1/agent/seed` (by node key) | [`crate::wire::SeedRequest`] → [`crate::vm::SeedText`] |
 //! | `GET /healthz`, `/readyz`, `/openapi.json` (open) | |
@@ -114,7 +116,8 @@ pub use self::image::{IMAGE_PART, ImageUpload, ImageView, PutImage};
 pub use self::network::{NetworkView, PutNetwork};
 pub(crate) use self::secret::exposed;
 pub use self::vm::{
-    CreateVms, DriftView, HypervisorChange, HypervisorView, Looked, Strategy, VmAction, VmChanged,
+    AdoptHypervisor, Adopted, Configure, Configured, CreateVms, DrainHypervisor, Drained,
+    DrainedVm, DriftView, HypervisorChange, HypervisorView, Looked, Strategy, VmAction, VmChanged,
     VmPlan, VmStatus, VmView, VmsCreated,
 };
 use crate::ids::{ClusterId, Serial};

@@ -1,8 +1,12 @@
 //! How machines are put on hypervisors.
 
+use muster_protocol::units::Span;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
+
+/// Whoever made a machine can see for so long at least why it is gone.
+const SHORTEST: Span = Span::from_secs(3_600);
 
 /// How much of a hypervisor is given to machines, in percent of what it has.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -14,6 +18,8 @@ pub struct VmConfig {
     pub overcommit_memory_percent: u32,
     /// Of its pool for disks.
     pub overcommit_disk_percent: u32,
+    /// How long it is known of a machine that is gone that there was one.
+    pub keep_records: Span,
 }
 
 impl Default for VmConfig {
@@ -22,6 +28,7 @@ impl Default for VmConfig {
             overcommit_cpu_percent: 400,
             overcommit_memory_percent: 100,
             overcommit_disk_percent: 100,
+            keep_records: Span::from_secs(30 * 86_400),
         }
     }
 }
@@ -41,6 +48,10 @@ impl VmConfig {
                 let why = "must be 1 to 10000: a part of what a hypervisor has, in percent".into();
                 return Err(ConfigError::Value { field, why });
             }
+        }
+        if self.keep_records < SHORTEST {
+            let (field, why) = ("vm.keep_records", format!("must be at least {SHORTEST}"));
+            return Err(ConfigError::Value { field, why });
         }
         Ok(())
     }

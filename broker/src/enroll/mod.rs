@@ -22,6 +22,7 @@ use muster_protocol::wire::{
     self, Credentials, CredentialsAnswer, CredentialsRequest, EnrollRequest, MAX_MESSAGE, Trust,
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::RwLock;
 
 use self::challenge::Challenges;
 use crate::authority::Authority;
@@ -186,6 +187,9 @@ struct Inner {
     events: Events,
     connect: Connect,
     challenges: Challenges,
+    /// Held to read by whoever enrols, to write by whoever ends an invite: who
+    /// was let in by it is a node then, or never will be.
+    door: RwLock<()>,
 }
 
 impl Enrolment {
@@ -210,6 +214,7 @@ impl Enrolment {
             events,
             connect,
             challenges,
+            door: RwLock::new(()),
         }))
     }
 
@@ -411,8 +416,37 @@ impl Enrolment {
         Ok(())
     }
 
+    /// The node that has taken a node's place. That is known for a day after
+    /// the invite for it has ended.
+    pub(crate) async fn successor(&self, node: Serial) -> Result<Option<Serial>, EnrollError> {
+        let _door = self.0.door.write().await;
+        let invites = self.0.bucket.list().await?.entries.into_iter();
+        let mut taken = invites.filter(|entry| entry.value.replaces == Some(node));
+        Ok(taken.find_map(|entry| entry.value.used.map(|used| used.serial)))
+    }
+
+    /// Nothing is known of an invite any more, also when it was used: whoever
+    /// was let in by it, and has not heard so, is refused when it asks again.
+    pub(crate) async fn bar(&self, id: &str) -> Result<(), EnrollError> {
+        let _door = self.0.door.write().await;
+        // The second time it is used, for better or worse.
+        for _ in 0..3 {
+            self.active()?;
+            let Some(entry) = self.0.bucket.get(id).await? else {
+                return Ok(());
+            };
+            match self.0.bucket.delete(id, entry.revision).await {
+                Ok(_) => return Ok(()),
+                Err(KvError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(EnrollError::Used)
+    }
+
     /// An invite lets nobody in any more; the node that it has let in.
     pub(crate) async fn void(&self, id: &str) -> Result<Option<Serial>, EnrollError> {
+        let _door = self.0.door.write().await;
         // The second time it is used, for better or worse.
         for _ in 0..3 {
             self.active()?;
@@ -481,6 +515,8 @@ impl Enrolment {
             &request.proof,
         )?;
         let token: InviteToken = request.token.parse().map_err(|_| EnrollError::BadInvite)?;
+        // Until it is a node, nobody ends the invite that it comes by.
+        let _door = self.0.door.read().await;
         // The second time it is used, for better or worse.
         for _ in 0..3 {
             let entry = self

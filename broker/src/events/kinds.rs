@@ -116,7 +116,22 @@ pub const KINDS: &[(&str, &str)] = &[
         "a machine is seen otherwise than it is wanted, or a domain that muster does not know",
     ),
     ("vm.drift-ended", "a machine is as it is wanted again"),
-    ("vm.cordon", "somebody cordoned a hypervisor, or ended that"),
+    (
+        "vm.configured",
+        "what was to configure a machine has done so",
+    ),
+    (
+        "vm.configure-failed",
+        "a machine is up, and was not configured: why",
+    ),
+    (
+        "vm.adopted",
+        "a machine belongs to the new key of its hypervisor",
+    ),
+    (
+        "vm.cordon",
+        "somebody cordoned or drained a hypervisor, or ended that",
+    ),
     ("release.stored", "an agent release was uploaded"),
     ("release.removed", "an agent release was removed"),
     ("image.added", "somebody added a disk image"),

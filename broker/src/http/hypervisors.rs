@@ -1,7 +1,9 @@
 //! `/v1/hypervisors`.
 
 use axum::extract::State;
-use muster_protocol::api::{HypervisorChange, HypervisorView, Page};
+use muster_protocol::api::{
+    AdoptHypervisor, Adopted, DrainHypervisor, Drained, HypervisorChange, HypervisorView, Page,
+};
 use muster_protocol::names::NodeName;
 use muster_protocol::problem::Problem;
 use utoipa_axum::router::OpenApiRouter;
@@ -10,11 +12,14 @@ use utoipa_axum::routes;
 use super::nodes::node_name;
 use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, Paging, finish, page};
 use crate::authz::{Action, Caller};
+use crate::vm::{Adopt, StopAll};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(list))
         .routes(routes!(change))
+        .routes(routes!(drain))
+        .routes(routes!(adopt))
 }
 
 /// Hypervisors by name, with what they have and what of it is given.
@@ -63,4 +68,65 @@ pub(crate) async fn change_hypervisor(
     state.active()?;
     let machines = state.machines.clone();
     finish(async move { machines.change_hypervisor(asked).await }).await
+}
+
+/// Drains a hypervisor: nothing new is put on it, and its machines are stopped
+/// where that is asked for. Disks are on the hypervisor itself, so no machine
+/// is moved away. With `stop` one must also be allowed to change machines.
+#[utoipa::path(
+    post, path = "/v1/hypervisors/{node}/drain", tag = "machines", params(("node" = NodeName, Path)),
+    request_body = DrainHypervisor, security(("bearer" = [])),
+    responses((status = 200, body = Drained), (status = 404, body = Problem)),
+    extensions(("x-authorisation" = json!("change networks or hypervisors")))
+)]
+async fn drain(
+    State(state): State<AppState>,
+    caller: Caller,
+    ApiPath(node): ApiPath<String>,
+    ApiJson(how): ApiJson<DrainHypervisor>,
+) -> Result<ApiJson<Drained>, ApiError> {
+    let node = node_name(&node)?;
+    let stop = if how.stop {
+        let all = StopAll { grace: how.grace };
+        let all = state.authorize(&caller, Action::ManageMachines, all).await;
+        Some(all?)
+    } else {
+        None
+    };
+    let asked = state
+        .authorize(&caller, Action::ManageNetworks, node)
+        .await?;
+    state.active()?;
+    let done = finish(async move { state.machines.drain(asked, stop).await }).await?;
+    Ok(ApiJson(done))
+}
+
+/// Says that the new key of a hypervisor is that of the same host: machines of
+/// the key before that it reports are its own from now on.
+#[utoipa::path(
+    post, path = "/v1/hypervisors/{node}/adopt", tag = "machines", params(("node" = NodeName, Path)),
+    request_body = AdoptHypervisor, security(("bearer" = [])),
+    responses(
+        (status = 200, body = Adopted),
+        (status = 404, body = Problem),
+        (status = 409, description = "it has not said which machines it has", body = Problem),
+    ),
+    extensions(("x-authorisation" = json!("change networks or hypervisors")))
+)]
+async fn adopt(
+    State(state): State<AppState>,
+    caller: Caller,
+    ApiPath(node): ApiPath<String>,
+    ApiJson(how): ApiJson<AdoptHypervisor>,
+) -> Result<ApiJson<Adopted>, ApiError> {
+    let asked = Adopt {
+        node: node_name(&node)?,
+        missing: how.missing,
+    };
+    let asked = state
+        .authorize(&caller, Action::ManageNetworks, asked)
+        .await?;
+    state.active()?;
+    let done = finish(async move { state.machines.adopt(asked).await }).await?;
+    Ok(ApiJson(done))
 }

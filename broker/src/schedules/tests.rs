@@ -325,7 +325,11 @@ async fn a_schedule_whose_time_comes_during_a_freeze_says_so_once() {
 struct NoMachines;
 
 impl crate::vm::only::Wanted for NoMachines {
-    fn wants(&self, _: RunId, _: &muster_protocol::names::ScenarioName) -> bool {
+    fn wants(
+        &self,
+        _: muster_protocol::ids::RunId,
+        _: &muster_protocol::names::ScenarioName,
+    ) -> bool {
         false
     }
 }

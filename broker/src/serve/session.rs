@@ -336,7 +336,8 @@ impl Session {
         let guard = Guard::new(Arc::new(policies.in_force())).recording(audit.clone());
         nodes.engine.record_with(audit.clone());
         let cluster = authority.list().cluster;
-        let records = Records::load(stores.machines.clone(), lease.clone(), cluster).await?;
+        let (machines, floor) = (stores.machines.clone(), stores.floor.clone());
+        let records = Records::load(machines, floor, lease.clone(), cluster).await?;
         let submit = Submit {
             inventory: inventory.clone(),
             nodes: nodes.clone(),

@@ -52,7 +52,7 @@ impl Submit {
             Err(error) if error.kind == Kind::NoMatch => {}
             Err(error) => return Err(error),
         }
-        if is_builtin(request) || request.mode == Mode::Check {
+        if is_builtin(&request.scenario) || request.mode == Mode::Check {
             return Ok(Vec::new());
         }
         let (program, _) = self.ready(request).await?;
@@ -173,7 +173,7 @@ impl Submit {
         let (id, now) = (RunId::random(), Timestamp::now());
         let by = (&caller.principal, caller.door);
         let snapshot = self.inventory.snapshot();
-        if is_builtin(request) {
+        if is_builtin(&request.scenario) {
             let mut request = request.clone();
             self.complete(&mut request)?;
             let checked = runs::check(&request).map_err(|error| refused(error.problem()))?;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use muster_protocol::api::{Confirm, Plan, PlanRef, RunRequest, RunView};
 use muster_protocol::envelope::Mode;
 use muster_protocol::ids::RunId;
+use muster_protocol::names::ScenarioName;
 use muster_protocol::predicate::Predicate;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::units::Timestamp;
@@ -126,8 +127,8 @@ fn stored(error: &StoredError) -> Refused {
 }
 
 /// Whether a scenario is built in.
-fn is_builtin(request: &RunRequest) -> bool {
-    matches!(request.scenario.as_str(), command::NAME | upgrade::NAME)
+pub(crate) fn is_builtin(scenario: &ScenarioName) -> bool {
+    matches!(scenario.as_str(), command::NAME | upgrade::NAME)
 }
 
 /// A frozen run that is about to be begun.
@@ -154,7 +155,7 @@ impl Submit {
         request: RunRequest,
         asked: Asked,
     ) -> Result<Submitted, Refused> {
-        if is_builtin(&request) {
+        if is_builtin(&request.scenario) {
             self.builtin(caller, request, asked).await
         } else {
             self.stored(caller, request, asked).await
@@ -267,6 +268,14 @@ impl Submit {
             .await?;
         let ready = runs::ready(request, &program).map_err(|error| stored(&error))?;
         Ok((program, ready))
+    }
+
+    /// A stored scenario that takes what the request gives it.
+    ///
+    /// # Errors
+    /// [`Refused`]: there is none, or it does not.
+    pub(crate) async fn holds(&self, request: &RunRequest) -> Result<Program, Refused> {
+        self.ready(request).await.map(|(program, _)| program)
     }
 
     /// The run that the same request has created before.

@@ -166,7 +166,7 @@ impl Broker {
             confirm: Confirm::Yes,
             ..RunRequest::of(asked.scenario)
         };
-        if is_builtin(&request) {
+        if is_builtin(&request.scenario) {
             let name = request.scenario;
             return Err(no(format!(
                 "`{name}` is built in; `on` runs functions on nodes"

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
-use muster_protocol::api::{InviteToken, RunRequest, RunView};
+use muster_protocol::api::{Configure, InviteToken, RunRequest, RunView};
 use muster_protocol::freeze::Freeze;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::{ImageName, LanName, PrincipalName, VmName};
@@ -16,15 +16,45 @@ use tokio::sync::watch;
 
 use super::images::Images;
 use super::networks::Networks;
+use super::only;
 use super::ports::{Addresses, Doorman, ForMachine, Look, Pictures, Reserves, Works, refused};
 use crate::authz::Caller;
 use crate::enroll::{EnrollError, Enrolment};
 use crate::http::ApiError;
 use crate::inventory::{Inventory, InventoryError, NodeControl};
 use crate::runs::EngineError;
-use crate::submit::{Asked, Refused, Submit, Submitted};
+use crate::submit::{Asked, Refused, Submit, Submitted, is_builtin};
 
 impl Works for Submit {
+    fn check<'a>(&'a self, configure: &'a Configure) -> BoxFuture<'a, Result<(), Refused>> {
+        Box::pin(async move {
+            let Configure { scenario, params } = configure;
+            let no = |title: String, hint: &str| {
+                Err(refused(
+                    Problem::new(Kind::InvalidRequest, title).hint(hint),
+                ))
+            };
+            if only::instead(scenario).is_some() || is_builtin(scenario) {
+                let title = format!("`{scenario}` is no scenario that configures a machine");
+                return no(title, "muster scenario list shows those that are stored");
+            }
+            let mut request = RunRequest::of(scenario.clone());
+            request.params = serde_json::Value::Object(params.clone());
+            let program = self.holds(&request).await?;
+            let mut secret = program.manifest.params.iter().filter(|param| param.secret);
+            if let Some(param) = secret.find(|param| params.contains_key(&param.name)) {
+                let title = format!(
+                    "`{}` of `{scenario}` is secret, and what configures a machine is kept with it",
+                    param.name
+                );
+                let hint =
+                    "let the scenario read it on the node, from a file that only root can read";
+                return no(title, hint);
+            }
+            Ok(())
+        })
+    }
+
     fn eased(&self) -> BoxStream<'static, ()> {
         changes_of(self.nodes.engine.freezes())
     }
@@ -133,6 +163,14 @@ impl Doorman for Door {
 
     fn void<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Serial>, Refused>> {
         Box::pin(async move { self.enrolment.void(id).await.map_err(enrol) })
+    }
+
+    fn successor(&self, node: Serial) -> BoxFuture<'_, Result<Option<Serial>, Refused>> {
+        Box::pin(async move { self.enrolment.successor(node).await.map_err(enrol) })
+    }
+
+    fn bar<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<(), Refused>> {
+        Box::pin(async move { self.enrolment.bar(id).await.map_err(enrol) })
     }
 
     fn remove<'a>(

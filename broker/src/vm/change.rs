@@ -71,17 +71,10 @@ impl Machines {
             Life::Kept { .. } | Life::Doubtful { .. } if purge => {}
             _ => return Err(cannot(&held.vm)),
         }
+        // The same host by another key: what is on it runs on.
+        self.check_key(&held.vm)?;
         // The hypervisor was removed, and the machine went with it.
-        let snapshot = self.parts().inventory.snapshot();
-        let place = &held.vm.place;
-        if snapshot.get(place.serial).is_none() {
-            // The same host by another key: what is on it runs on.
-            if snapshot.by_name(&place.node).is_some() {
-                return Err(VmError::NewKey {
-                    name,
-                    node: place.node.clone(),
-                });
-            }
+        if self.is_orphan(&held.vm) {
             let mut held = held;
             Arc::make_mut(&mut held.vm).order = Order {
                 // The answer says it.
@@ -109,7 +102,12 @@ impl Machines {
     /// [`VmError`]; nothing was done.
     pub async fn act(&self, asked: Authorized<Act>) -> Result<VmChanged, VmError> {
         let caller = asked.caller().clone();
-        let Act { name, what } = asked.into_inner();
+        self.act_as(&caller, asked.into_inner()).await
+    }
+
+    /// The same, of which it is known that the caller may.
+    pub(super) async fn act_as(&self, caller: &Caller, act: Act) -> Result<VmChanged, VmError> {
+        let Act { name, what } = act;
         // Room is given to one after the other, as places are; and before a
         // turn, as places are.
         let grows = matches!(what, VmAction::Resize { .. } | VmAction::Undelete);
@@ -121,7 +119,7 @@ impl Machines {
         let _turn = self.turn(&name).await;
         let held = self.settled(&name).await?;
         let vm = &held.vm;
-        let order = Some(Order::of(&caller));
+        let order = Some(Order::of(caller));
         let next = match (&vm.life, what) {
             (Life::Gone { .. }, _) => return Err(VmError::NoVm(name)),
             (Life::Kept { since, until }, VmAction::Undelete) => {
@@ -141,6 +139,15 @@ impl Machines {
                 let vm = self.view(&held.vm);
                 return Ok(VmChanged { vm, run: None });
             }
+            (Life::Ready { since }, VmAction::Provision { configure }) => {
+                if !vm.wish.agent {
+                    return Err(VmError::NoAgent(name));
+                }
+                let configure = configure.or_else(|| vm.wish.configure.clone());
+                let configure = configure.ok_or_else(|| VmError::NoConfigure(name.clone()))?;
+                self.parts().works.check(&configure).await?;
+                vm.configuring(order, configure, *since)
+            }
             (Life::Ready { since }, what) => {
                 check(vm, &what)?;
                 let since = *since;
@@ -158,13 +165,15 @@ impl Machines {
             }
             _ => return Err(cannot(vm)),
         };
+        // Its run would go to whoever has the hypervisor's name now.
+        self.check_key(vm)?;
         if room.is_some() {
             self.has_room(vm, &next)?;
         }
         let before = held.vm.clone();
         let held = self.parts().records.change(&held, next).await?;
         drop(room);
-        self.ordered(before, held, &caller).await
+        self.ordered(before, held, caller).await
     }
 
     /// Whether its hypervisor can give it what it is to have, as it is counted

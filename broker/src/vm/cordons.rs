@@ -28,6 +28,20 @@ pub struct Cordon {
     pub by: PrincipalName,
     /// Since when.
     pub at: Timestamp,
+    /// Whether what is there is to stop, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drain: bool,
+}
+
+/// What a hypervisor is marked with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mark {
+    /// Machines are put on it.
+    Open,
+    /// Nothing new is put on it.
+    Cordoned,
+    /// Nothing new is put on it, and what is there is to stop.
+    Draining,
 }
 
 /// Which hypervisors are cordoned. Cheap to clone.
@@ -65,15 +79,22 @@ impl Cordons {
         held.0.contains_key(&hypervisor)
     }
 
+    /// What it is marked with.
+    #[must_use]
+    pub fn mark(&self, hypervisor: Serial) -> Mark {
+        let held = self.0.held.read().unwrap_or_else(PoisonError::into_inner);
+        mark_of(&held.0, hypervisor)
+    }
+
     /// Sets it; whether that is news. Those that are no nodes any more are
-    /// forgotten.
+    /// forgotten. One that is drained is cordoned already.
     ///
     /// # Errors
     /// [`VmError`]; nothing was changed.
     pub async fn set(
         &self,
         hypervisor: Serial,
-        cordoned: bool,
+        mark: Mark,
         by: &PrincipalName,
         is_node: impl Fn(Serial) -> bool,
     ) -> Result<bool, VmError> {
@@ -83,15 +104,17 @@ impl Cordons {
             let held = self.0.held.read().unwrap_or_else(PoisonError::into_inner);
             held.clone()
         };
-        if next.contains_key(&hypervisor) == cordoned {
+        let now = mark_of(&next, hypervisor);
+        if now == mark || (now, mark) == (Mark::Draining, Mark::Cordoned) {
             return Ok(false);
         }
         next.retain(|serial, _| is_node(*serial));
-        if cordoned {
-            let (by, at) = (by.clone(), Timestamp::now());
-            next.insert(hypervisor, Cordon { by, at });
-        } else {
+        if mark == Mark::Open {
             next.remove(&hypervisor);
+        } else {
+            let (by, at) = (by.clone(), Timestamp::now());
+            let drain = mark == Mark::Draining;
+            next.insert(hypervisor, Cordon { by, at, drain });
         }
         let written = match revision {
             Some(revision) => self.0.bucket.update(KEY, &next, revision).await,
@@ -112,5 +135,13 @@ impl Cordons {
 
     fn put(&self, now: (StoredCordons, Option<u64>)) {
         *self.0.held.write().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+}
+
+fn mark_of(all: &StoredCordons, hypervisor: Serial) -> Mark {
+    match all.get(&hypervisor) {
+        None => Mark::Open,
+        Some(cordon) if cordon.drain => Mark::Draining,
+        Some(_) => Mark::Cordoned,
     }
 }

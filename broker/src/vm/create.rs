@@ -89,6 +89,14 @@ impl Machines {
             ));
         }
         wanted.part = part;
+        if let Some(configure) = &wanted.wish.configure {
+            if !wanted.wish.agent {
+                return Err(VmError::Wrong(
+                    "without an agent nobody here takes orders in it, so it cannot be configured; leave --configure out, or --no-agent".to_owned(),
+                ));
+            }
+            self.parts().works.check(configure).await?;
+        }
         if dry_run {
             return self.plan(&wanted, &caller);
         }
@@ -123,8 +131,8 @@ impl Machines {
         let chosen = self.choose(wanted)?;
         let records = &self.parts().records;
         let machines = chosen.into_iter().map(|Chosen { name, placed }| {
-            let nth = records.get(&name).map_or(0, |held| held.vm.nth) + 1;
-            let vm = wanted.draft(name.clone(), records.next_id(&name), nth, &placed, caller);
+            let (id, nth) = (records.next_id(&name), records.next(&name));
+            let vm = wanted.draft(name.clone(), id, nth, &placed, caller);
             self.planned(&vm, &placed)
         });
         Ok(VmsCreated {
@@ -219,6 +227,7 @@ impl Machines {
             ssh_keys: request.ssh_keys,
             user_data: request.user_data.map(Secret::new),
             autostart: request.autostart,
+            configure: request.configure,
         };
         wish.check()?;
         Ok(Wanted {
@@ -293,13 +302,6 @@ impl Machines {
                     let Some(name) = listed.get(at).cloned() else {
                         break;
                     };
-                    if wanted.wish.agent
-                        && let Some(node) = node_of(&name)
-                        && snapshot.by_name(&node).is_some()
-                        && !self.parts().records.is_taken(&name)
-                    {
-                        return Err(VmError::NodeThere(node));
-                    }
                     name
                 }
                 Names::Placed { pattern, .. } => {
@@ -309,6 +311,13 @@ impl Machines {
                     name.map_err(super::names::NamesError::from)?
                 }
             };
+            if wanted.wish.agent
+                && let Some(node) = node_of(&name)
+                && snapshot.by_name(&node).is_some()
+                && !self.parts().records.is_taken(&name)
+            {
+                return Err(VmError::NodeThere(node));
+            }
             names.insert(name.clone());
             chosen.push(Chosen { name, placed });
         }
@@ -416,7 +425,10 @@ impl Machines {
                     // This one may be written down all the same.
                     let now = self.parts().records.get(&one.held.vm.name);
                     let now = now.filter(|now| now.vm.id == one.held.vm.id);
-                    match self.ending(&now.unwrap_or(one.held.clone()), &why, true).await {
+                    match self
+                        .ending(&now.unwrap_or(one.held.clone()), &why, true)
+                        .await
+                    {
                         Ok(held) => drop(self.over(&held).await),
                         Err(_) => names.push(one.held.vm.name.clone()),
                     }
@@ -596,6 +608,7 @@ impl Wanted {
             order: Order::of(caller),
             runs: 0,
             run: None,
+            configured: None,
             drift: BTreeMap::new(),
             repaired: None,
             life: Life::Reserved,

@@ -92,6 +92,14 @@ pub enum VmError {
         /// What came of the last run.
         why: String,
     },
+    /// Nobody takes orders in it.
+    #[error(
+        "{0} has no agent: it is a customer's, nobody here takes orders in it, and so it cannot be configured; configure it from inside, or make one with an agent"
+    )]
+    NoAgent(VmName),
+    /// It is not said what configures it.
+    #[error("nothing is recorded that configures {0}; muster vm provision {0} SCENARIO says what")]
+    NoConfigure(VmName),
     /// Its hypervisor has no room.
     #[error("{node}, where {name} is, has no room for it: {why}")]
     NoRoom {
@@ -117,7 +125,7 @@ pub enum VmError {
     NotKept(VmName),
     /// Its hypervisor has another key.
     #[error(
-        "{name} is not destroyed: {node} has another key than when it was made, and nobody knows what became of the machine; look at {node}, destroy it there by hand, and remove the node"
+        "nothing is done with {name}: {node} has another key than when it was made, and nobody has said that it is the same host; if it is: muster hypervisor adopt {node}"
     )]
     NewKey {
         /// The machine.
@@ -125,6 +133,11 @@ pub enum VmError {
         /// Its hypervisor.
         node: NodeName,
     },
+    /// It has not said what is on it.
+    #[error(
+        "{0} has not said which machines it has, or cannot; nothing was changed; see what it says: muster hypervisor list"
+    )]
+    Silent(NodeName),
     /// Protected.
     #[error("{0} is protected and is not destroyed; muster vm unprotect {0} ends that")]
     Protected(VmName),
@@ -162,9 +175,11 @@ impl VmError {
         let kind = match &self {
             Self::Refused(_) => Kind::Internal,
             Self::On(error) => return error.problem(),
-            Self::Names(_) | Self::Machine(_) | Self::Wrong(_) | Self::Groups(_) => {
-                Kind::InvalidRequest
-            }
+            Self::Names(_)
+            | Self::Machine(_)
+            | Self::Wrong(_)
+            | Self::Groups(_)
+            | Self::NoConfigure(_) => Kind::InvalidRequest,
             Self::NoImage(_) | Self::NoNetwork(_) | Self::NoVm(_) | Self::NoHypervisor(_) => {
                 Kind::NotFound
             }
@@ -174,7 +189,9 @@ impl VmError {
             | Self::Kept { .. }
             | Self::Doubtful { .. }
             | Self::NotKept(_)
+            | Self::NoAgent(_)
             | Self::NewKey { .. }
+            | Self::Silent(_)
             | Self::Protected(_)
             | Self::Record(RecordError::Taken { .. } | RecordError::Changed(_)) => Kind::Conflict,
             Self::Record(RecordError::NotActive | RecordError::Store(_))
@@ -184,7 +201,7 @@ impl VmError {
         let text = self.to_string();
         let mut problem = match text.split_once("; ") {
             Some((title, hint)) => Problem::new(kind, title).hint(hint),
-            None => Problem::new(kind, text),
+            None => Problem::new(kind, text.as_str()),
         };
         match self {
             Self::Refused(refused) => return *refused,

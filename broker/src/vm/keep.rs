@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use muster_protocol::ids::{ClusterId, RunId};
 use muster_protocol::names::VmName;
 use muster_protocol::run::PartOf;
+use muster_protocol::units::{Timestamp, elapsed};
 use muster_protocol::vm::VmId;
+use tokio::sync::Mutex;
 
 use super::records::{Life, StoredVm};
 use crate::lease::Lease;
@@ -53,10 +56,18 @@ pub struct Records(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     bucket: Kv<StoredVm>,
+    floor: Kv<u64>,
     lease: Lease,
     cluster: ClusterId,
     index: RwLock<Index>,
+    forgetting: Mutex<()>,
 }
+
+/// The key in `muster_cluster` of the number up to which machines of names that
+/// are forgotten were counted.
+pub const FLOOR: &str = "vms-floor";
+/// Records that are forgotten at a time.
+const AT_ONCE: usize = 100;
 
 #[derive(Debug, Default)]
 struct Index {
@@ -64,6 +75,9 @@ struct Index {
     ids: HashMap<VmId, VmName>,
     /// Each by its newest run.
     runs: HashMap<RunId, VmName>,
+    /// How many machines had any name that is forgotten, at most: the count of
+    /// a name goes on from there, and no UUID is given twice.
+    floor: Option<(u64, u64)>,
 }
 
 impl Index {
@@ -99,10 +113,15 @@ impl Records {
     /// [`RecordError::Store`].
     pub async fn load(
         bucket: Kv<StoredVm>,
+        floor: Kv<u64>,
         lease: Lease,
         cluster: ClusterId,
     ) -> Result<Self, RecordError> {
-        let mut index = Index::default();
+        let held = floor.get(FLOOR).await?;
+        let mut index = Index {
+            floor: held.map(|entry| (entry.value, entry.revision)),
+            ..Index::default()
+        };
         for entry in bucket.list().await?.entries {
             if entry.key == entry.value.name.as_str() {
                 index.put(entry.value, entry.revision);
@@ -112,10 +131,18 @@ impl Records {
         }
         Ok(Self(Arc::new(Inner {
             bucket,
+            floor,
             lease,
             cluster,
             index: RwLock::new(index),
+            forgetting: Mutex::new(()),
         })))
+    }
+
+    /// Whose machines they are.
+    #[must_use]
+    pub fn cluster(&self) -> ClusterId {
+        self.0.cluster
     }
 
     /// One of them, also one that is gone.
@@ -179,7 +206,7 @@ impl Records {
         {
             return Err(Self::taken(&old.vm));
         }
-        let nth = old.as_ref().map_or(0, |old| old.vm.nth) + 1;
+        let nth = self.next(name);
         let vm = make(VmId::derive(&self.0.cluster, name, nth), nth);
         let bucket = &self.0.bucket;
         let written = match &old {
@@ -225,8 +252,69 @@ impl Records {
     /// The UUID that the next machine of a name has.
     #[must_use]
     pub fn next_id(&self, name: &VmName) -> VmId {
-        let nth = self.get(name).map_or(0, |old| old.vm.nth) + 1;
-        VmId::derive(&self.0.cluster, name, nth)
+        VmId::derive(&self.0.cluster, name, self.next(name))
+    }
+
+    /// The how many-th of a name the next machine is.
+    #[must_use]
+    pub fn next(&self, name: &VmName) -> u64 {
+        let index = self.index();
+        let nth = index.names.get(name).map_or(0, |old| old.vm.nth);
+        let floor = index.floor.map_or(0, |(floor, _)| floor);
+        nth.max(floor) + 1
+    }
+
+    /// Forgets machines that are gone for longer than `keep`; how many. What their
+    /// names were counted up to is written down first.
+    ///
+    /// # Errors
+    /// [`RecordError`]; what is left is forgotten when it is asked again.
+    pub async fn forget(&self, now: Timestamp, keep: Duration) -> Result<usize, RecordError> {
+        let _one = self.0.forgetting.lock().await;
+        self.active()?;
+        let is_old =
+            |held: &Held| matches!(held.vm.life, Life::Gone { at, .. } if elapsed(at, now) > keep);
+        let old: Vec<Held> = self
+            .all()
+            .into_iter()
+            .filter(is_old)
+            .take(AT_ONCE)
+            .collect();
+        let Some(most) = old.iter().map(|held| held.vm.nth).max() else {
+            return Ok(0);
+        };
+        let floor = self.index().floor;
+        if floor.is_none_or(|(floor, _)| floor < most) {
+            let bucket = &self.0.floor;
+            let written = match floor {
+                Some((_, revision)) => bucket.update(FLOOR, &most, revision).await,
+                None => bucket.create(FLOOR, &most).await,
+            };
+            let floor = match written {
+                Ok(revision) => (most, revision),
+                Err(error) => {
+                    if let Ok(Some(entry)) = bucket.get(FLOOR).await {
+                        self.index_mut().floor = Some((entry.value, entry.revision));
+                    }
+                    return Err(error.into());
+                }
+            };
+            self.index_mut().floor = Some(floor);
+        }
+        for held in &old {
+            self.active()?;
+            let name = &held.vm.name;
+            match self.0.bucket.delete(name.as_str(), held.revision).await {
+                Ok(_) => self.index_mut().remove(name),
+                // There is a new one of that name.
+                Err(KvError::Conflict { .. }) => self.look_again(name).await,
+                Err(error) => {
+                    self.look_again(name).await;
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(old.len())
     }
 
     /// That somebody has the name.

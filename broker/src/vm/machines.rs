@@ -79,6 +79,8 @@ pub(super) struct Inner {
 #[derive(Default)]
 struct Turns(std::sync::Mutex<HashMap<VmName, Weak<Mutex<()>>>>);
 
+/// Most keys in a row that a machine's node is followed through.
+const MANY_KEYS: usize = 16;
 /// Names of which nobody waits are forgotten when there are so many.
 const MANY_TURNS: usize = 1_024;
 
@@ -220,24 +222,25 @@ impl Machines {
         self.parts().events.once(event).await;
     }
 
-    /// Nothing that was made for a machine is left: nobody can enrol as it,
-    /// its node is removed, its addresses are free.
-    pub(super) async fn clear(&self, vm: &StoredVm) -> Result<(), VmError> {
-        let Parts {
-            doorman, reserves, ..
-        } = self.parts();
-        let mut nodes: Vec<Serial> = vm.node.into_iter().collect();
-        for invite in &vm.invites {
-            nodes.extend(doorman.void(invite).await?);
+    /// Nobody can enrol as a machine any more; who has done so is written down
+    /// with it before the invite is forgotten.
+    async fn bar(&self, held: Held) -> Result<Held, VmError> {
+        let doorman = &self.parts().doorman;
+        let mut node = held.vm.node;
+        for invite in &held.vm.invites {
+            node = doorman.void(invite).await?.or(node);
         }
-        nodes.sort_unstable();
-        nodes.dedup();
-        for node in nodes {
-            doorman.remove(node, &vm.order.by).await?;
+        let held = if node == held.vm.node {
+            held
+        } else {
+            let mut next = StoredVm::clone(&held.vm);
+            next.node = node;
+            self.parts().records.change(&held, next).await?
+        };
+        for invite in &held.vm.invites {
+            doorman.bar(invite).await?;
         }
-        muster_checkpoint::at("broker.vm.cleared", || vm.name.to_string()).await;
-        reserves.release(vm.id).await?;
-        Ok(())
+        Ok(held)
     }
 
     /// From now on nobody asks for the machine: what was reserved for it can
@@ -259,14 +262,28 @@ impl Machines {
         Ok(self.parts().records.change(held, next).await?)
     }
 
-    /// What was reserved for a machine that ends is free, and it is gone.
+    /// Nothing that was made for a machine that ends is left: nobody can enrol
+    /// as it, its node is removed, its addresses are free. It is gone.
     pub(super) async fn over(&self, held: &Held) -> Result<Held, VmError> {
         let Life::Ending { why, never } = held.vm.life.clone() else {
             return Ok(held.clone());
         };
-        self.clear(&held.vm).await?;
+        let held = self.bar(held.clone()).await?;
+        let Parts {
+            doorman, reserves, ..
+        } = self.parts();
+        let mut node = held.vm.node;
+        for _ in 0..MANY_KEYS {
+            let Some(serial) = node else {
+                break;
+            };
+            doorman.remove(serial, &held.vm.order.by).await?;
+            node = doorman.successor(serial).await?;
+        }
+        muster_checkpoint::at("broker.vm.cleared", || held.vm.name.to_string()).await;
+        reserves.release(held.vm.id).await?;
         let gone = held.vm.gone(never.then(|| why.clone()));
-        let held = self.parts().records.change(held, gone).await?;
+        let held = self.parts().records.change(&held, gone).await?;
         let name = &held.vm.name;
         let (kind, mark, text) = if never {
             let text = format!("machine {name} was not made: {why}");

@@ -7,10 +7,12 @@
 //! are held against each other whenever somebody looks.
 
 pub mod adapters;
+mod adopt;
 mod answers;
 mod change;
 mod cordons;
 mod create;
+mod drain;
 pub mod drift;
 mod error;
 mod hypervisors;
@@ -34,9 +36,11 @@ mod settle;
 mod tests;
 mod view;
 
+pub use self::adopt::Adopt;
 pub use self::answers::Batch;
 pub use self::change::{Act, Destroy};
 pub use self::cordons::{Cordons, KEY as CORDONS, StoredCordons};
+pub use self::drain::StopAll;
 pub use self::error::VmError;
 pub use self::machines::{KEEP_FOR, Machines, Parts};
 pub use self::names::{MAX_AT_ONCE, Names, NamesError};

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use muster_protocol::api::{InviteToken, RunRequest};
+use muster_protocol::api::{Configure, InviteToken, RunRequest};
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::{
     BridgeName, ImageName, LabelKey, LabelValue, LanName, NodeName, PrincipalName, RoleName, VmName,
@@ -92,6 +92,10 @@ pub trait Works: Send + Sync {
     /// What became of a run.
     fn look(&self, run: RunId) -> BoxFuture<'_, Look>;
 
+    /// Whether a scenario could configure a machine: it is there, takes these
+    /// parameters, and none of them is secret.
+    fn check<'a>(&'a self, configure: &'a Configure) -> BoxFuture<'a, Result<(), Refused>>;
+
     /// Says whenever something may have ended for which runs were not taken.
     fn eased(&self) -> BoxStream<'static, ()>;
 }
@@ -125,6 +129,13 @@ pub trait Doorman: Send + Sync {
 
     /// It lets nobody in from now on; the node that it has let in.
     fn void<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Serial>, Refused>>;
+
+    /// Nothing is known of an invite any more: also whoever was let in by it,
+    /// and has not heard so, is refused from now on.
+    fn bar<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<(), Refused>>;
+
+    /// The node that has taken a node's place, by an invite for a new key.
+    fn successor(&self, node: Serial) -> BoxFuture<'_, Result<Option<Serial>, Refused>>;
 
     /// The node goes for ever, if it is there still.
     fn remove<'a>(

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use muster_protocol::ids::Serial;
+use muster_protocol::units::Timestamp;
 use muster_protocol::vm::VmId;
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
@@ -15,7 +16,7 @@ use super::error::VmError;
 use super::keep::{Held, Records};
 use super::machines::Machines;
 use super::observed::is_hypervisor;
-use super::records::StoredVm;
+use super::records::{Life, StoredVm};
 use crate::events::Once;
 
 /// How often everything is looked at, also without a report.
@@ -31,7 +32,10 @@ impl Machines {
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
-                _ = tick.tick() => {}
+                _ = tick.tick() => {
+                    self.tidy(Timestamp::now()).await;
+                    self.follow_nodes().await;
+                }
                 changed = reports.changed() => {
                     if changed.is_err() {
                         return;
@@ -46,6 +50,43 @@ impl Machines {
         }
     }
 
+    /// Machines that are gone for long are forgotten.
+    pub(super) async fn tidy(&self, now: Timestamp) {
+        let keep = self.parts().settings.keep_records.get();
+        match self.parts().records.forget(now, keep).await {
+            Ok(0) => {}
+            Ok(gone) => tracing::info!(gone, "machines that are gone for long are forgotten"),
+            Err(error) => tracing::debug!(%error, "old machines are not forgotten yet"),
+        }
+    }
+
+    /// Nodes of machines that somebody gave a new key: they go with the machine,
+    /// too. Of how it came about is known for a day only, so it is written down.
+    pub(super) async fn follow_nodes(&self) {
+        let snapshot = self.parts().inventory.snapshot();
+        for held in self.parts().records.all() {
+            let Life::Ready { .. } = held.vm.life else {
+                continue;
+            };
+            let gone = held.vm.node.filter(|node| snapshot.get(*node).is_none());
+            let Some(gone) = gone else {
+                continue;
+            };
+            let successor = self.parts().doorman.successor(gone).await;
+            let Ok(Some(successor)) = successor else {
+                continue;
+            };
+            let Some(_turn) = self.turn_now(&held.vm.name) else {
+                continue;
+            };
+            let mut next = StoredVm::clone(&held.vm);
+            next.node = Some(successor);
+            if let Err(error) = self.parts().records.change(&held, next).await {
+                tracing::debug!(vm = %held.vm.name, %error, "a machine's new node is not written down yet");
+            }
+        }
+    }
+
     /// Addresses of machines that are not there any more are free: of one whose
     /// reservation was written although nobody heard so.
     pub(super) async fn sweep(&self) {
@@ -57,7 +98,8 @@ impl Machines {
                     tracing::info!(%machine, "addresses of a machine that is not there are free")
                 }
                 Err(error) => {
-                    tracing::debug!(%machine, %error, "addresses of a machine that is not there are not free yet");
+                    let error = error.title;
+                    tracing::debug!(%machine, error, "addresses of a machine that is not there are not free yet");
                 }
             }
         }

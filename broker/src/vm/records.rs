@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use muster_protocol::api::{ChatPlace, Role, RunRequest, Secret, VmAction};
+use muster_protocol::api::{
+    ChatPlace, Configure, Configured, Confirm, Role, RunRequest, Secret, VmAction,
+};
 use muster_protocol::envelope::Door;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::{
@@ -15,6 +17,7 @@ use muster_protocol::vm::{Disk, ImageRef, Machine, MachineError, Nic, Readiness,
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::create::node_of;
 use super::repair::StoredRepair;
 use crate::authz::{Caller, Origin};
 
@@ -52,6 +55,9 @@ pub struct StoredVm {
     /// The newest run of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunId>,
+    /// What came of configuring it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configured: Option<Configured>,
     /// What was told to be otherwise than it is wanted: what, and a sentence.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub drift: BTreeMap<String, String>,
@@ -108,6 +114,9 @@ pub struct Wish {
     pub user_data: Option<Secret>,
     /// Whether it starts with its hypervisor.
     pub autostart: bool,
+    /// What configures it once it is up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configure: Option<Configure>,
 }
 
 impl Wish {
@@ -468,6 +477,14 @@ impl StoredVm {
                 let params = serde_json::json!({ "id": id, "purge": end.purges() });
                 (run, "vm-destroy", params)
             }
+            Life::Changing {
+                run,
+                what: VmAction::Provision { configure },
+                ..
+            } => {
+                let node = node_of(&self.name)?;
+                return Some((*run, configuring(configure.as_ref()?, &node)));
+            }
             Life::Changing { run, what, .. } => {
                 let (scenario, params) = self.change(what)?;
                 (run, scenario, params)
@@ -483,8 +500,32 @@ impl StoredVm {
         request.predicate = Some(format!("name={}", self.place.node));
         request.params = params;
         // Whoever asked for the machine has said yes to what it takes.
-        request.confirm = muster_protocol::api::Confirm::Yes;
+        request.confirm = Confirm::Yes;
         Some((*run, request))
+    }
+
+    /// The same, to be configured next.
+    #[must_use]
+    pub(super) fn configuring(
+        &self,
+        order: Option<Order>,
+        configure: Configure,
+        since: Timestamp,
+    ) -> Self {
+        let scenario = configure.scenario.clone();
+        let what = VmAction::Provision {
+            configure: Some(configure.clone()),
+        };
+        let mut next = self.running(order, |run| Life::Changing { run, what, since });
+        next.wish.configure = Some(configure);
+        next.configured = next.run.map(|run| Configured {
+            run,
+            scenario,
+            state: None,
+            why: None,
+            at: Timestamp::now(),
+        });
+        next
     }
 
     /// The scenario that does it, with its parameters.
@@ -532,9 +573,23 @@ impl StoredVm {
                 let params = json!({ "id": id, "argv": argv, "timeout": timeout });
                 ("vm-exec", params)
             }
-            VmAction::Protect | VmAction::Unprotect | VmAction::Undelete => return None,
+            VmAction::Provision { .. }
+            | VmAction::Protect
+            | VmAction::Unprotect
+            | VmAction::Undelete => return None,
         })
     }
+}
+
+/// What is asked for to configure the machine that is that node.
+#[must_use]
+pub(super) fn configuring(configure: &Configure, node: &NodeName) -> RunRequest {
+    let mut request = RunRequest::of(configure.scenario.clone());
+    request.predicate = Some(format!("name={node}"));
+    request.params = serde_json::Value::Object(configure.params.clone());
+    // Whoever asked for it has said yes to it.
+    request.confirm = Confirm::Yes;
+    request
 }
 
 /// What of a hypervisor machines take.

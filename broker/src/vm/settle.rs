@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use muster_protocol::api::VmAction;
+use muster_protocol::api::{Configured, VmAction};
 use muster_protocol::ids::RunId;
 use muster_protocol::names::VmName;
 use muster_protocol::run::RunPhase;
@@ -120,7 +120,8 @@ impl Machines {
             | Life::Destroying { run, .. }
             | Life::Returning { run, .. } => self.follow(held, *run, now).await,
             Life::Ending { .. } => self.over(held).await.map(drop),
-            Life::Kept { until, .. } if *until <= now && !vm.protected => {
+            // Of a key that is no node any more it cannot be taken.
+            Life::Kept { until, .. } if *until <= now && !vm.protected && !self.is_orphan(vm) => {
                 self.try_again(held, End::Purge, 0, now).await
             }
             Life::Kept { .. } => Ok(()),
@@ -252,6 +253,9 @@ impl Machines {
             }
             Life::Changing { what, .. } => {
                 let what = what.clone();
+                if let VmAction::Provision { .. } = what {
+                    return self.is_configured(held, phase, why).await;
+                }
                 self.is_changed(held, &what, (!well).then_some(why)).await
             }
             _ => Ok(()),
@@ -274,8 +278,14 @@ impl Machines {
         next.node = node;
         next.invites.clear();
         next.wish.user_data = None;
-        let held = self.parts().records.change(held, next).await?;
-        let vm = &held.vm;
+        // What configures it is written down with that it is up: it is asked
+        // for once, whoever comes after.
+        let configure = next.wish.configure.clone().filter(|_| !back);
+        let vm = &next.clone();
+        if let (Some(configure), Life::Ready { since }) = (configure, &vm.life) {
+            next = vm.configuring(None, configure, *since);
+        }
+        self.parts().records.change(held, next).await?;
         let addresses: Vec<String> = vm
             .nics
             .iter()
@@ -291,6 +301,49 @@ impl Machines {
         let text = format!("machine {} {verb}{at} on {}", vm.name, vm.place.node);
         let mark = vm.runs.to_string();
         self.tell(vm, "vm.created", &mark, text).await;
+        self.0.restless.notify_one();
+        Ok(())
+    }
+
+    /// What configures it has ended. Whatever came of it, the machine stays.
+    async fn is_configured(
+        &self,
+        held: &Held,
+        phase: RunPhase,
+        why: String,
+    ) -> Result<(), VmError> {
+        let Life::Changing { run, since, .. } = held.vm.life else {
+            return Ok(());
+        };
+        let mut next = held.vm.living(Life::Ready { since });
+        let well = phase == RunPhase::Succeeded;
+        let scenario = next.wish.configure.as_ref().map(|c| c.scenario.clone());
+        let Some(scenario) = scenario else {
+            self.parts().records.change(held, next).await?;
+            return Ok(());
+        };
+        next.configured = Some(Configured {
+            run,
+            scenario: scenario.clone(),
+            state: Some(phase),
+            why: (!well).then(|| why.clone()),
+            at: Timestamp::now(),
+        });
+        let held = self.parts().records.change(held, next).await?;
+        let name = &held.vm.name;
+        let (kind, text) = if well {
+            (
+                "vm.configured",
+                format!("machine {name} is configured by {scenario}"),
+            )
+        } else {
+            let text = format!(
+                "machine {name} is up, and {scenario} did not configure it: {why}; muster vm provision {name} tries it again"
+            );
+            ("vm.configure-failed", text)
+        };
+        let mark = held.vm.runs.to_string();
+        self.tell(&held.vm, kind, &mark, text).await;
         Ok(())
     }
 

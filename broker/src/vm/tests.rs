@@ -1,12 +1,14 @@
 //! Machines with a real store, and everything else in memory.
 
+mod drained;
 mod killed;
 mod lab;
 mod life;
 mod part;
 mod place;
-mod repair;
+mod provisioned;
 mod refused;
+mod repair;
 mod rooms;
 mod seeds;
 mod shown;

@@ -49,6 +49,8 @@ pub(super) fn view(vm: &StoredVm, seen: Seen<'_>) -> VmView {
         protected: vm.protected,
         by: vm.made.by.clone(),
         made: vm.made.at,
+        configure: wish.configure.clone(),
+        configured: vm.configured.clone(),
         run: vm.run,
         deleted,
         kept_until,

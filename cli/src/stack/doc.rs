@@ -52,7 +52,9 @@ impl<'a> Doc<'a> {
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
         let source = self.text[line_start..].lines().next().unwrap_or_default();
         let column = before[line_start..].chars().count();
-        let end = at.end.clamp(start, line_start + source.len().max(start - line_start));
+        let end = at
+            .end
+            .clamp(start, line_start + source.len().max(start - line_start));
         let meant = self.text.get(start..end).unwrap_or_default();
         let fault = Fault {
             file: self.file.to_owned(),
@@ -144,7 +146,9 @@ impl<'a> Doc<'a> {
             }
             other => {
                 let is = other.type_str();
-                let message = format!("{what} takes a text, a number, true or false; this is of the type {is}");
+                let message = format!(
+                    "{what} takes a text, a number, true or false; this is of the type {is}"
+                );
                 self.wrong(&value.span(), message, None);
                 None
             }

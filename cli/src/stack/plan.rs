@@ -268,12 +268,7 @@ fn joined<T: ToString>(all: impl IntoIterator<Item = T>) -> String {
     }
 }
 
-fn network_item(
-    stack: &Stack,
-    at: usize,
-    network: &Network,
-    view: Option<&NetworkView>,
-) -> Item {
+fn network_item(stack: &Stack, at: usize, network: &Network, view: Option<&NetworkView>) -> Item {
     let put = &network.put;
     let is = match view {
         None => Is::New {

@@ -71,7 +71,11 @@ fn named_tables<'d>(
         return entries(table);
     }
     let hint = format!("write [{key}.NAME]");
-    doc.wrong(&value.span(), format!("`{key}` is a table of tables"), Some(hint));
+    doc.wrong(
+        &value.span(),
+        format!("`{key}` is a table of tables"),
+        Some(hint),
+    );
     Vec::new()
 }
 
@@ -83,7 +87,11 @@ fn variables<'d>(doc: &Doc<'_>, root: &'d Table<'d>, asked: &Asked) -> Known {
     for (name, at, value) in named_tables(doc, root, "vars") {
         if !is_name(name) {
             let message = format!("`{}` is no name of a variable", printable(name, 40));
-            doc.wrong(&at, message, Some("like `web_count`, in lower case".to_owned()));
+            doc.wrong(
+                &at,
+                message,
+                Some("like `web_count`, in lower case".to_owned()),
+            );
             continue;
         }
         match doc.plain(&format!("`{name}`"), value) {
@@ -184,7 +192,11 @@ fn resolved(doc: &Doc<'_>, raw: &BTreeMap<&str, (Scalar, At, bool)>, mut known: 
             for name in &later {
                 if let Some((_, at, _)) = raw.get(name) {
                     let circle = later.join(", ");
-                    doc.wrong(at, format!("variables that need each other: {circle}"), None);
+                    doc.wrong(
+                        at,
+                        format!("variables that need each other: {circle}"),
+                        None,
+                    );
                 }
                 known.insert((*name).to_owned(), None);
             }
@@ -243,7 +255,11 @@ fn whole<'d>(
     for (key, at, value) in named_tables(doc, root, "network") {
         if let Some(network) = network(doc, key, &at, value, name.as_ref()) {
             if networks.iter().any(|other| other.name == network.name) {
-                doc.wrong(&at, format!("network {} is in it already", network.name), None);
+                doc.wrong(
+                    &at,
+                    format!("network {} is in it already", network.name),
+                    None,
+                );
             }
             networks.push(network);
         }
@@ -387,9 +403,7 @@ fn user_data(
     if text.starts_with('#') {
         return Some(text);
     }
-    load(&text)
-        .map_err(|why| block.wrong(&at, why, None))
-        .ok()
+    load(&text).map_err(|why| block.wrong(&at, why, None)).ok()
 }
 
 fn ssh_keys(block: &mut Block<'_>, load: &dyn Fn(&str) -> Result<String, String>) -> Vec<String> {
@@ -495,7 +509,11 @@ fn machine<'d>(
     if !groups.is_empty() {
         let at = block.value("groups").map_or(at.clone(), Spanned::span);
         let hint = "they come with security groups; leave `groups` out";
-        block.wrong(&at, "security groups are not built yet", Some(hint.to_owned()));
+        block.wrong(
+            &at,
+            "security groups are not built yet",
+            Some(hint.to_owned()),
+        );
     }
     let on = block.text("on").and_then(|(text, at)| {
         let checked = Predicate::parse(&text);
@@ -596,7 +614,9 @@ fn joined(doc: &Doc<'_>, blocks: &[Read]) -> Vec<Machine> {
     }
     // A table of one machine has its name: the same. One of many has another.
     for (block, own) in blocks.iter().zip(&tables) {
-        by_name.entry(block.base.clone()).or_insert_with(|| own.clone());
+        by_name
+            .entry(block.base.clone())
+            .or_insert_with(|| own.clone());
     }
     let known: BTreeSet<&str> = by_name.keys().map(String::as_str).collect();
     for (block, own) in blocks.iter().zip(&tables) {
@@ -616,7 +636,10 @@ fn joined(doc: &Doc<'_>, blocks: &[Read]) -> Vec<Machine> {
         }
     }
     if let Some(circle) = circle(&machines) {
-        let names: Vec<&str> = circle.iter().map(|at| machines[*at].name.as_str()).collect();
+        let names: Vec<&str> = circle
+            .iter()
+            .map(|at| machines[*at].name.as_str())
+            .collect();
         let is_of = |own: &Vec<usize>| circle.first().is_some_and(|first| own.contains(first));
         let at = tables.iter().position(is_of).map(|at| &blocks[at]);
         let place = at.and_then(|block| block.after.first().map(|(_, at)| at.clone()));

@@ -139,7 +139,11 @@ fn what_is_not_there_is_made_in_its_order() {
 
 #[test]
 fn what_is_as_in_the_file_stays() {
-    let vms = [db(json!({})), vm("web-01", json!({})), vm("web-02", json!({}))];
+    let vms = [
+        db(json!({})),
+        vm("web-01", json!({})),
+        vm("web-02", json!({})),
+    ];
     let plan = plan(&vms, &[], &[network("shop", json!({}))]);
     insta::assert_snapshot!(shown(&plan, true), @"");
     assert!(!plan.has_work(true) && !plan.stays_otherwise());
@@ -187,7 +191,10 @@ fn a_name_of_somebody_else_is_never_taken_over() {
 fn a_machine_in_the_middle_of_something_is_waited_for_or_left() {
     let vms = [
         db(json!({ "status": "creating", "run": "7f3k000000000000000000000g" })),
-        vm("web-01", json!({ "status": "doubtful", "why": "its agent was gone" })),
+        vm(
+            "web-01",
+            json!({ "status": "doubtful", "why": "its agent was gone" }),
+        ),
         vm("web-02", json!({ "status": "destroying" })),
     ];
     let plan = plan(&vms, &[], &[network("shop", json!({}))]);
@@ -277,13 +284,26 @@ fn machines_that_wait_for_each_other_are_named() {
     let text = SHOP.replace("protect = true", "after = [\"web\"]");
     insta::assert_snapshot!(with(&text, None, &[]).unwrap_err(), @"");
     let text = SHOP.replace("protect = true", "after = [\"db-01\"]");
-    assert!(with(&text, None, &[]).unwrap_err().contains("db-01 after db-01"));
+    assert!(
+        with(&text, None, &[])
+            .unwrap_err()
+            .contains("db-01 after db-01")
+    );
 }
 
 #[test]
 fn what_is_no_toml_is_said_where_it_is() {
     insta::assert_snapshot!(with("[stack]\nname = shop\n[vm\n", None, &[]).unwrap_err(), @"");
-    for text in ["", "\u{feff}", "a", "[", "[[vm]]\n", "vm = 3", "stack = 1", "[vm]\nx = 1"] {
+    for text in [
+        "",
+        "\u{feff}",
+        "a",
+        "[",
+        "[[vm]]\n",
+        "vm = 3",
+        "stack = 1",
+        "[vm]\nx = 1",
+    ] {
         assert!(with(text, None, &[]).is_err(), "{text:?}");
     }
     let deep = format!("a = {}", "[".repeat(100_000));
@@ -300,7 +320,10 @@ fn keys_and_user_data_come_from_files_beside_it() {
     );
     let stack = with(&text, None, &[]).expect("a stack");
     let create = &stack.machines[0].create;
-    assert_eq!(create.ssh_keys, ["ssh-ed25519 AAAA ana", "ssh-rsa BBBB bob"]);
+    assert_eq!(
+        create.ssh_keys,
+        ["ssh-ed25519 AAAA ana", "ssh-rsa BBBB bob"]
+    );
     assert_eq!(create.user_data.as_deref(), Some("#cloud-config\n"));
 }
 

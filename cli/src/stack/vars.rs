@@ -189,7 +189,10 @@ mod tests {
     fn variables_are_filled_in() {
         assert_eq!(filled("a-${zone}-${n}"), Ok("a-gva2-3".to_owned()));
         assert_eq!(fill("${n}", &known()), Ok((Scalar::Number(3), true)));
-        assert_eq!(filled("$${n} costs $5 or $$"), Ok("${n} costs $5 or $$".into()));
+        assert_eq!(
+            filled("$${n} costs $5 or $$"),
+            Ok("${n} costs $5 or $$".into())
+        );
         assert_eq!(filled(""), Ok(String::new()));
         assert_eq!(filled("${bad}"), Err(Unfilled::Said));
         for bad in ["${n", "${}", "${N}", "${n }", "${zoen}", "${a.b}"] {

@@ -1,5 +1,7 @@
 //! `muster hypervisor`
 
+mod drain;
+
 use clap::{Args, Subcommand};
 use muster_protocol::api::{HypervisorChange, HypervisorView};
 use muster_protocol::names::NodeName;
@@ -27,6 +29,12 @@ pub enum HypervisorVerb {
     Cordon(CordonArgs),
     /// Put new machines on it again
     Uncordon(CordonArgs),
+    /// Put nothing new on it, and say what is on it, or stop that
+    Drain(drain::DrainArgs),
+    /// Put new machines on it again; what was stopped stays so
+    Undrain(CordonArgs),
+    /// Say that its new key is that of the same host: its machines are its own again
+    Adopt(drain::AdoptArgs),
 }
 
 /// Arguments of `muster hypervisor list`.
@@ -69,7 +77,11 @@ pub async fn run(context: &Context, args: &HypervisorArgs) -> Result<u8, Failure
             Ok(0)
         }
         HypervisorVerb::Cordon(args) => cordon(context, args, true).await,
-        HypervisorVerb::Uncordon(args) => cordon(context, args, false).await,
+        HypervisorVerb::Uncordon(args) | HypervisorVerb::Undrain(args) => {
+            cordon(context, args, false).await
+        }
+        HypervisorVerb::Drain(args) => drain::drain(context, args).await,
+        HypervisorVerb::Adopt(args) => drain::adopt(context, args).await,
     }
 }
 
@@ -109,6 +121,8 @@ pub fn render(all: &[HypervisorView], paint: Paint, width: usize) -> String {
         let (state, tone) = match (one.connected, one.cordoned, &one.problem) {
             (false, _, _) => ("away", Tone::Bad),
             (true, _, Some(_)) => ("problem", Tone::Bad),
+            (true, _, None) if one.draining && one.running > 0 => ("draining", Tone::Odd),
+            (true, _, None) if one.draining => ("drained", Tone::Odd),
             (true, true, None) => ("cordoned", Tone::Odd),
             (true, false, None) if one.capacity.is_none() => ("silent", Tone::Odd),
             (true, false, None) => ("up", Tone::Good),
@@ -173,6 +187,7 @@ mod tests {
             connected: true,
             heard: None,
             cordoned: false,
+            draining: false,
             virtualisation: Some(Virtualisation::Qemu),
             capacity: Some(Capacity {
                 cpus: 8,
@@ -185,10 +200,15 @@ mod tests {
             disk_given: Size(30 << 30),
             pool: None,
             machines: 3,
+            running: 2,
             unknown: vec!["old".into()],
             problem: None,
         };
-        let mut all = vec![view("hv-1"), view("hv-2"), view("hv-3")];
+        let mut all: Vec<_> = (1..=5).map(|n| view(&format!("hv-{n}"))).collect();
+        for one in &mut all[3..] {
+            (one.cordoned, one.draining) = (true, true);
+        }
+        all[4].running = 0;
         all[1].cordoned = true;
         all[2].problem = Some("libvirt does not answer\u{1b}[31m".into());
         insta::assert_snapshot!(render(&all, Paint::plain(), 120), @r"
@@ -196,8 +216,10 @@ mod tests {
         hv-1  up        qemu  3         10 of 8  6GiB of 16GiB  30GiB of 100GiB  1
         hv-2  cordoned  qemu  3         10 of 8  6GiB of 16GiB  30GiB of 100GiB  1
         hv-3  problem   qemu  3         10 of 8  6GiB of 16GiB  30GiB of 100GiB  1
+        hv-4  draining  qemu  3         10 of 8  6GiB of 16GiB  30GiB of 100GiB  1
+        hv-5  drained   qemu  3         10 of 8  6GiB of 16GiB  30GiB of 100GiB  1
         hv-3: libvirt does not answer\x1b[31m
-        3 hypervisors
+        5 hypervisors
         ");
     }
 }

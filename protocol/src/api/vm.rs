@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::ids::RunId;
 use crate::names::{
     AccountName, GroupName, ImageName, LabelKey, LabelValue, LanName, NodeName, PoolName,
-    PrincipalName, RoleName, SnapshotName, VmName,
+    PrincipalName, RoleName, ScenarioName, SnapshotName, VmName,
 };
+use crate::run::RunPhase;
 use crate::units::{Span, Timestamp};
 use crate::vm::{Capacity, GuestState, Nic, Readiness, Sha256, Size, Virtualisation, VmId};
 
@@ -23,6 +25,38 @@ pub enum Strategy {
     Spread,
     /// That with the least free memory.
     Pack,
+}
+
+/// A scenario that configures a machine: it runs on the machine's own node.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Configure {
+    /// The scenario; a stored one.
+    pub scenario: ScenarioName,
+    /// Its parameters by name, each as JSON or as a text that a person would
+    /// write. None of them may be secret: they are kept with the machine.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object, example = json!({ "version": "1.4.2" }))]
+    pub params: Map<String, Value>,
+}
+
+/// What came of configuring a machine.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Configured {
+    /// The run.
+    pub run: RunId,
+    /// Of which scenario.
+    pub scenario: ScenarioName,
+    /// How it ended; none while it has not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<RunPhase>,
+    /// Why not well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// When it was asked for, or when it has ended.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
 }
 
 /// Makes machines.
@@ -93,6 +127,9 @@ pub struct CreateVms {
     /// Whether they cannot be destroyed before somebody unprotects them.
     #[serde(default)]
     pub protect: bool,
+    /// What configures them once they are up. Not without an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configure: Option<Configure>,
     /// Says what would be made, and makes nothing.
     #[serde(default)]
     pub dry_run: bool,
@@ -234,6 +271,12 @@ pub struct VmView {
     /// When.
     #[schema(value_type = String, format = DateTime)]
     pub made: Timestamp,
+    /// What configures it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configure: Option<Configure>,
+    /// What came of that last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configured: Option<Configured>,
     /// The run that makes, changes or destroys it, or did so last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunId>,
@@ -304,6 +347,12 @@ pub enum VmAction {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout: Option<Span>,
     },
+    /// A scenario configures it, on its own node.
+    Provision {
+        /// Which, from now on; that which is recorded when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        configure: Option<Configure>,
+    },
     /// It cannot be destroyed from now on.
     Protect,
     /// It can be destroyed from now on.
@@ -336,6 +385,10 @@ pub struct HypervisorView {
     pub heard: Option<Timestamp>,
     /// Whether nothing new is put on it.
     pub cordoned: bool,
+    /// Whether it is drained: nothing new is put on it, and what is there is
+    /// to stop.
+    #[serde(default)]
+    pub draining: bool,
     /// How machines run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtualisation: Option<Virtualisation>,
@@ -353,6 +406,9 @@ pub struct HypervisorView {
     pub pool: Option<PoolName>,
     /// Machines of this cluster.
     pub machines: u32,
+    /// Those of them that run, or of which nobody knows that they do not.
+    #[serde(default)]
+    pub running: u32,
     /// Domains that muster does not know: never touched.
     pub unknown: Vec<String>,
     /// Why it says nothing of its machines.
@@ -367,4 +423,63 @@ pub struct HypervisorChange {
     /// Whether nothing new is put on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cordoned: Option<bool>,
+}
+
+/// Drains a hypervisor.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrainHypervisor {
+    /// Whether its machines are stopped: asked first, then forced.
+    #[serde(default)]
+    pub stop: bool,
+    /// How long each may take by itself; a minute when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace: Option<Span>,
+}
+
+/// What came of draining a hypervisor.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Drained {
+    /// The hypervisor.
+    pub hypervisor: HypervisorView,
+    /// The machines that are on it, by name.
+    pub machines: Vec<DrainedVm>,
+}
+
+/// A machine on a hypervisor that is drained.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrainedVm {
+    /// The machine.
+    pub vm: VmView,
+    /// The run that stops it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunId>,
+    /// Why it is not stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Says that a hypervisor's new key is that of the same host.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdoptHypervisor {
+    /// Also machines that it does not report are its own from now on: those
+    /// that were destroyed and whose disk it keeps, and those that are gone.
+    #[serde(default)]
+    pub missing: bool,
+}
+
+/// What a hypervisor with a new key has taken over.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Adopted {
+    /// The hypervisor.
+    pub hypervisor: HypervisorView,
+    /// Machines that are its own from now on.
+    pub adopted: Vec<VmName>,
+    /// Machines of the key before that it does not report: nothing is done
+    /// with them.
+    pub left: Vec<VmName>,
 }

@@ -46,7 +46,10 @@ impl Cloud {
         Ok((cloud, hold))
     }
 
-    pub(crate) fn with<T>(nodes: &[&str], prepare: impl FnOnce(&mut Up) -> Result<T>) -> Result<(Self, T)> {
+    pub(crate) fn with<T>(
+        nodes: &[&str],
+        prepare: impl FnOnce(&mut Up) -> Result<T>,
+    ) -> Result<(Self, T)> {
         let dir = tempfile::tempdir()?;
         let world = World::enter()?;
         let mut up = Up::not_yet(nodes)?;

@@ -317,3 +317,57 @@ async fn a_machine_goes_with_its_hypervisor() {
     assert!(matches!(machines.vm("web-01").life, Life::Gone { .. }));
     assert!(bare.world.is_clean());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_gone_for_long_is_forgotten_and_no_uuid_comes_twice() {
+    let lab = Lab::start().await;
+    let machines = lab.open().await;
+    let mut ids = std::collections::HashSet::new();
+    for _ in 0..2 {
+        ids.insert(machines.up(&lab.world, wish("web-01")).await.id);
+        machines.end_of("web-01", true).await.unwrap();
+        lab.world.end_all(RunPhase::Succeeded);
+        machines.look(Timestamp::now()).await;
+    }
+    let stays = machines.up(&lab.world, wish("web-02")).await;
+    let now = Timestamp::now();
+    machines.tidy(now).await;
+    assert!(machines.show(&name("web-01")).is_ok(), "not yet");
+    let later = after(now, std::time::Duration::from_secs(31 * 86_400));
+    machines.tidy(later).await;
+    assert!(machines.show(&name("web-01")).is_err());
+    assert_eq!(machines.vm("web-02").id, stays.id);
+    // Neither here, nor in the next broker, nor once more.
+    let machines = lab.open().await;
+    assert!(machines.show(&name("web-01")).is_err());
+    let third = machines.up(&lab.world, wish("web-01")).await;
+    assert!(third.nth > 2 && ids.insert(third.id));
+    machines.tidy(later).await;
+    assert_eq!(machines.vm("web-01").id, third.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_a_new_key_goes_with_its_machine_too() {
+    let lab = Lab::start().await;
+    let machines = lab.open().await;
+    machines.make(wish("web-01")).await.unwrap();
+    let vm = machines.vm("web-01");
+    machines.seed(vm.place.serial, vm.id).await.unwrap();
+    for (_, used) in lab.world.invites.lock().unwrap().values_mut() {
+        *used = Some(Serial(77));
+    }
+    lab.world.end_all(RunPhase::Succeeded);
+    machines.look(Timestamp::now()).await;
+    assert_eq!(machines.vm("web-01").node, Some(Serial(77)));
+    // Once it was written down in time, once it is new.
+    let follows = |old, new| lab.world.successors.lock().unwrap().insert(old, new);
+    follows(Serial(77), Serial(78));
+    machines.follow_nodes().await;
+    assert_eq!(machines.vm("web-01").node, Some(Serial(78)));
+    lab.world.successors.lock().unwrap().clear();
+    follows(Serial(78), Serial(79));
+    machines.end_of("web-01", true).await.unwrap();
+    lab.world.end_all(RunPhase::Succeeded);
+    machines.look(Timestamp::now()).await;
+    assert_eq!(*lab.world.removed.lock().unwrap(), [Serial(78), Serial(79)]);
+}

@@ -228,6 +228,7 @@ proptest! {
             overcommit_cpu_percent: percent.0,
             overcommit_memory_percent: percent.1,
             overcommit_disk_percent: percent.2,
+            ..VmConfig::default()
         };
         let strategy = if pack { Strategy::Pack } else { Strategy::Spread };
         let mut all: Vec<Hv> = (0..hypervisors)

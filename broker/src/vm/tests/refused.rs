@@ -35,7 +35,10 @@ async fn what_is_not_taken_now_is_asked_for_ever_more_rarely() {
     // times.
     let times = lab.world.refused.load(Ordering::SeqCst);
     assert!((10..=18).contains(&times), "{times}");
-    assert!(!machines.look(at).await, "there is nothing to look at often");
+    assert!(
+        !machines.look(at).await,
+        "there is nothing to look at often"
+    );
     // The next look after its end asks at once.
     *lab.world.refuses.lock().unwrap() = None;
     machines.look(at).await;
@@ -83,7 +86,11 @@ async fn what_may_have_been_heard_is_said_to_be_unsure_and_goes_on() {
     let lab = Lab::start().await;
     let machines = lab.open().await;
     *lab.world.refuses.lock().unwrap() = Some(Kind::Unavailable);
-    let problem = machines.make(wish("web-{1..2}")).await.unwrap_err().problem();
+    let problem = machines
+        .make(wish("web-{1..2}"))
+        .await
+        .unwrap_err()
+        .problem();
     assert_eq!(problem.kind, Kind::Unavailable);
     assert_eq!(
         problem.title,
@@ -124,7 +131,10 @@ async fn only_what_a_record_wants_is_wanted() {
     let scenario = |text: &str| text.parse().unwrap();
     assert!(records.wants(run, &scenario("vm-create")));
     assert!(!records.wants(run, &scenario("vm-destroy")));
-    assert!(!records.wants(muster_protocol::ids::RunId::random(), &scenario("vm-create")));
+    assert!(!records.wants(
+        muster_protocol::ids::RunId::random(),
+        &scenario("vm-create")
+    ));
     lab.world.end_all(RunPhase::Succeeded);
     machines.look(Timestamp::now()).await;
     assert!(!records.wants(run, &scenario("vm-create")), "it was made");
@@ -154,7 +164,14 @@ async fn addresses_of_nobody_are_swept_and_no_others() {
         addresses.insert(late, ["public".to_owned()].into());
     }
     machines.sweep().await;
-    let left: Vec<_> = lab.world.addresses.lock().unwrap().keys().copied().collect();
+    let left: Vec<_> = lab
+        .world
+        .addresses
+        .lock()
+        .unwrap()
+        .keys()
+        .copied()
+        .collect();
     let mut live = vec![up.id, making.machines[0].vm.id];
     live.sort();
     assert_eq!(left, live);

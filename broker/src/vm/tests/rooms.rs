@@ -37,7 +37,10 @@ fn what_does_not_grow_is_never_too_much() {
     assert_eq!(lacks(room, given, old, old), None);
     assert_eq!(lacks(room, given, old, takes(1, 1, 2)), None);
     let said = lacks(room, takes(4, 15, 50), old, takes(2, 4, 2)).unwrap();
-    assert_eq!(said, "3GiB of 16GiB memory are free for it, 4GiB are needed");
+    assert_eq!(
+        said,
+        "3GiB of 16GiB memory are free for it, 4GiB are needed"
+    );
     let said = lacks(room, takes(8, 2, 2), old, takes(4, 2, 2)).unwrap();
     assert_eq!(said, "2 of 8 processors are free for it, 4 are needed");
     let said = lacks(room, takes(2, 2, 100), old, takes(2, 2, 3)).unwrap();
@@ -83,7 +86,10 @@ async fn a_machine_does_not_grow_beyond_its_hypervisor() {
     lab.world
         .end(smaller.unwrap().run.unwrap(), RunPhase::Succeeded, "");
     machines.look(Timestamp::now()).await;
-    machines.does("web-02", resize(None, Some(8))).await.unwrap();
+    machines
+        .does("web-02", resize(None, Some(8)))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,7 +118,10 @@ async fn a_machine_comes_back_only_where_there_is_room() {
     machines.up(&lab.world, large).await;
     let error = machines.does("web-01", VmAction::Undelete).await;
     let text = error.unwrap_err().to_string();
-    assert!(text.contains("1GiB of 16GiB memory are free for it"), "{text}");
+    assert!(
+        text.contains("1GiB of 16GiB memory are free for it"),
+        "{text}"
+    );
     let ended = machines.end_of("web-02", true).await.unwrap();
     lab.world.end(ended.run.unwrap(), RunPhase::Succeeded, "");
     machines.look(Timestamp::now()).await;

@@ -195,6 +195,7 @@ fn deed(verb: VmVerb) -> Option<Deed> {
         | VmVerb::Show(_)
         | VmVerb::Where(_)
         | VmVerb::Log(_)
+        | VmVerb::Provision(_)
         | VmVerb::Destroy(_)
         | VmVerb::Plan(_)
         | VmVerb::Apply(_) => return None,

@@ -89,7 +89,9 @@ pub(super) async fn run(context: &Context, args: &ApplyArgs) -> Result<u8, Failu
             context.term.note(text.trim_end());
         } else {
             let sum = summary(&plan, args.prune);
-            context.term.line(&format!("nothing is to be done: {sum}"))?;
+            context
+                .term
+                .line(&format!("nothing is to be done: {sum}"))?;
         }
         return otherwise(&plan, &file);
     }
@@ -114,7 +116,9 @@ pub(super) async fn run(context: &Context, args: &ApplyArgs) -> Result<u8, Failu
     match failures.as_slice() {
         [] => {
             if !args.json {
-                context.term.line(&format!("{} is as {file} says", stack.name))?;
+                context
+                    .term
+                    .line(&format!("{} is as {file} says", stack.name))?;
             }
             otherwise(&plan, &file)
         }
@@ -126,7 +130,13 @@ pub(super) async fn run(context: &Context, args: &ApplyArgs) -> Result<u8, Failu
             let text = format!(
                 "{} of {} not done",
                 failures.len(),
-                count(plan.items.iter().filter(|item| item.is.is_work(args.prune)).count(), "thing")
+                count(
+                    plan.items
+                        .iter()
+                        .filter(|item| item.is.is_work(args.prune))
+                        .count(),
+                    "thing"
+                )
             );
             Err(Failure::new(code, text)
                 .detail(lines.join("\n"))
@@ -255,8 +265,9 @@ impl Work<'_> {
             }
             return failures;
         }
-        let (machines, networks): (Vec<&Item>, Vec<&Item>) =
-            gone.into_iter().partition(|item| item.kind == Kind::Machine);
+        let (machines, networks): (Vec<&Item>, Vec<&Item>) = gone
+            .into_iter()
+            .partition(|item| item.kind == Kind::Machine);
         let mut all = machines.into_iter();
         let mut open: FuturesUnordered<_> = FuturesUnordered::new();
         loop {
@@ -305,9 +316,16 @@ impl Work<'_> {
                     continue;
                 }
                 let wrong = |at: &usize| states.get(*at) == Some(&State::Wrong);
-                let bad_lan = machine.create.networks.iter().find(|lan| bad_networks.contains(lan));
+                let bad_lan = machine
+                    .create
+                    .networks
+                    .iter()
+                    .find(|lan| bad_networks.contains(lan));
                 let why = if let Some(before) = machine.after.iter().copied().find(|at| wrong(at)) {
-                    Some(format!("waits for {}, which is not right", machines[before].name))
+                    Some(format!(
+                        "waits for {}, which is not right",
+                        machines[before].name
+                    ))
                 } else if let Some(lan) = bad_lan {
                     Some(format!("waits for the network {lan}, which is not right"))
                 } else {

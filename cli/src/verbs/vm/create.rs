@@ -8,12 +8,14 @@ use muster_client::{Client, Key};
 use muster_protocol::api::{CreateVms, Frame, Strategy, VmPlan, VmsCreated};
 use muster_protocol::names::{
     AccountName, GroupName, ImageName, LabelKey, LabelValue, LanName, NodeName, RoleName,
+    ScenarioName,
 };
 use muster_protocol::run::{Outcome, RunPhase};
 use muster_protocol::text::printable;
 use muster_protocol::units::Span;
 use muster_protocol::vm::{Readiness, Size};
 
+use super::provision::{configure, configured};
 use super::wait::{Steps, failed, settled, wait};
 use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
@@ -26,6 +28,7 @@ The name can be a range (web-{01..05}), or be made of labels of the hypervisor t
 
 Examples:
   muster vm create web-25 --image debian-12 --cpus 2 --memory 2GiB --network public --role web
+  muster vm create web-26 --image debian-12 --cpus 2 --memory 2GiB --network public --configure deploy --param version=1.4.2
   muster vm create acme-db --image debian-12 --cpus 4 --memory 8GiB --network public --account acme --no-agent";
 
 /// Arguments of `muster vm create`.
@@ -84,6 +87,12 @@ pub struct CreateArgs {
     /// Which of the hypervisors that fit: with the most, or the least free memory
     #[arg(long, value_enum, default_value_t)]
     pub strategy: Way,
+    /// A scenario that configures it once it is up, on its own node
+    #[arg(long, value_name = "SCENARIO", conflicts_with = "no_agent")]
+    pub configure: Option<ScenarioName>,
+    /// A parameter of that scenario; may be repeated
+    #[arg(long = "param", value_name = "NAME=VALUE", requires = "configure")]
+    pub params: Vec<String>,
     /// It cannot be destroyed before somebody unprotects it
     #[arg(long)]
     pub protect: bool,
@@ -193,6 +202,7 @@ impl CreateArgs {
             user_data,
             autostart: !self.no_autostart,
             protect: self.protect,
+            configure: configure(self.configure.as_ref(), &self.params)?,
             dry_run: self.dry_run,
         })
     }
@@ -321,7 +331,7 @@ async fn follow(
 ) -> Result<u8, Failure> {
     let many = created.machines.len() > 1;
     let mut views = Vec::new();
-    let mut bad = Vec::new();
+    let (mut bad, mut unconfigured) = (Vec::new(), Vec::new());
     for plan in &created.machines {
         let Some(run) = plan.vm.run else {
             continue;
@@ -349,6 +359,16 @@ async fn follow(
             if !args.json {
                 context.term.line(&format!("{name} is up{at}{orders}"))?;
             }
+            if vm.configure.is_some() {
+                match configured(context, client, vm, args.json).await? {
+                    (vm, None) => views.push(vm),
+                    (vm, Some(failure)) => {
+                        unconfigured.push(failure);
+                        views.push(vm);
+                    }
+                }
+                continue;
+            }
         } else {
             bad.push(failed(&view, &format!("{name} was not made")));
         }
@@ -356,6 +376,12 @@ async fn follow(
     }
     if args.json {
         context.term.json(&views)?;
+    }
+    // What was not made is worse than what was not configured.
+    if bad.is_empty()
+        && let Some(first) = unconfigured.into_iter().next()
+    {
+        return Err(first);
     }
     let failures = bad.len();
     match bad.into_iter().next() {

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use muster_protocol::api::{VmStatus, VmView};
+use muster_protocol::api::{Configure, Configured, VmStatus, VmView};
 use muster_protocol::names::VmName;
+use muster_protocol::run::RunPhase;
 use muster_protocol::text::{printable, printable_line};
 use muster_protocol::units::Timestamp;
+use serde_json::Value;
 
 use crate::Context;
 use crate::failure::Failure;
@@ -133,7 +135,7 @@ pub(super) async fn log(context: &Context, args: &LogArgs) -> Result<u8, Failure
     events::run(context, &asked).await
 }
 
-fn word(status: VmStatus) -> (&'static str, Tone) {
+pub(in crate::verbs) fn word(status: VmStatus) -> (&'static str, Tone) {
     match status {
         VmStatus::Creating => ("creating", Tone::Odd),
         VmStatus::Running => ("running", Tone::Good),
@@ -189,6 +191,10 @@ pub(super) fn render(vms: &[VmView], paint: Paint, width: usize) -> String {
             let why = printable_line(why);
             out.push_str(&format!("{} {why}\n", paint.odd(&format!("{}:", vm.name))));
         }
+        if let Some(text) = vm.configured.as_ref().and_then(unconfigured) {
+            let text = printable_line(&text);
+            out.push_str(&format!("{} {text}\n", paint.odd(&format!("{}:", vm.name))));
+        }
         if let Some(until) = vm.kept_until {
             let text = format!("its disk is kept until {}", moment(until));
             out.push_str(&format!("{}: {text}\n", vm.name));
@@ -204,6 +210,36 @@ pub(super) fn render(vms: &[VmView], paint: Paint, width: usize) -> String {
         parts.join(", ")
     ));
     out
+}
+
+/// That a machine is not configured.
+fn unconfigured(last: &Configured) -> Option<String> {
+    let state = last.state?;
+    let why = last.why.as_deref().unwrap_or_else(|| state.as_str());
+    (state != RunPhase::Succeeded).then(|| format!("{} did not configure it: {why}", last.scenario))
+}
+
+/// What configures a machine, and what came of that last.
+fn configure(vm: &VmView) -> String {
+    let mut text = match &vm.configure {
+        None => return String::new(),
+        Some(Configure { scenario, params }) => {
+            let params = params.iter().map(|(name, value)| match value {
+                Value::String(value) => format!(" {name}={value}"),
+                value => format!(" {name}={value}"),
+            });
+            format!("by {scenario}{}", params.collect::<String>())
+        }
+    };
+    if let Some(last) = &vm.configured {
+        let run = last.run.prefix(8);
+        text.push_str(&match (&last.state, &last.why) {
+            (None, _) => format!("; run {run} is under way"),
+            (Some(state), None) => format!("; run {run} {}", state.as_str()),
+            (Some(state), Some(why)) => format!("; run {run} {}: {why}", state.as_str()),
+        });
+    }
+    text
 }
 
 /// A machine on several lines.
@@ -261,6 +297,7 @@ fn card(vm: &VmView, paint: Paint, now: Timestamp) -> String {
     line("labels", labels(&vm.labels));
     line("agent", if vm.agent { "yes" } else { "no" }.to_owned());
     line("made", format!("{} by {}", moment(vm.made), vm.by));
+    line("configured", configure(vm));
     if let Some(run) = vm.run {
         line("run", run.prefix(8).to_owned());
     }

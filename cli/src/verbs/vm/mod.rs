@@ -6,11 +6,13 @@ mod create;
 mod destroy;
 mod list;
 mod plan;
-mod wait;
+mod provision;
+pub(super) mod wait;
 
 use clap::{Args, Subcommand};
 
 pub(crate) use self::create::key_lines;
+pub(super) use self::list::word;
 
 use crate::Context;
 use crate::failure::Failure;
@@ -44,6 +46,8 @@ pub enum VmVerb {
     Reboot(act::GraceArgs),
     /// Give it more or less, from its next start at the latest; a disk only grows
     Resize(act::ResizeArgs),
+    /// Configure it by a scenario, on its own node: once more, or by another one
+    Provision(provision::ProvisionArgs),
     /// Keep its disk as it is now, under a name
     Snapshot(act::SnapshotArgs),
     /// Make its disk as it was in a snapshot
@@ -80,6 +84,7 @@ pub async fn run(context: &Context, args: VmArgs) -> Result<u8, Failure> {
         VmVerb::Destroy(args) => destroy::run(context, &args).await,
         VmVerb::Plan(args) => plan::run(context, &args).await,
         VmVerb::Apply(args) => Box::pin(apply::run(context, &args)).await,
+        VmVerb::Provision(args) => provision::run(context, &args).await,
         verb => act::run(context, verb).await,
     }
 }

@@ -94,7 +94,9 @@ fn text_of(path: &Path) -> Result<String, String> {
     let wrong = |why: &dyn std::fmt::Display| format!("cannot read {shown}: {why}");
     let length = std::fs::metadata(path).map_err(|e| wrong(&e))?.len();
     if length > MAX_FILE as u64 {
-        return Err(wrong(&format!("{length} bytes are too many, at most {MAX_FILE}")));
+        return Err(wrong(&format!(
+            "{length} bytes are too many, at most {MAX_FILE}"
+        )));
     }
     std::fs::read_to_string(path).map_err(|e| wrong(&e))
 }

@@ -84,7 +84,7 @@ impl Open {
 ///
 /// # Errors
 /// [`Failure`]: it goes on, but cannot be seen.
-pub(super) async fn wait(
+pub(in crate::verbs) async fn wait(
     context: &Context,
     client: &Client,
     run: RunId,

@@ -337,20 +337,31 @@ async fn by_hand_no_scenario_changes_a_machine_behind_its_record() {
             "params": { "id": made["id"], "purge": true }, "confirm": "yes",
         })
     };
-    let (status, no) = farm.broker.call("POST", "/v1/runs", Some(run("apply"))).await;
+    let (status, no) = farm
+        .broker
+        .call("POST", "/v1/runs", Some(run("apply")))
+        .await;
     assert_eq!(status, 400, "{no}");
     assert_eq!(no["hint"], "type muster vm destroy NAME");
     // Nor what it did before, once more.
     let again = format!("/v1/runs/{}/retry", made["run"].as_str().unwrap());
-    let (status, no) = farm.broker.call("POST", &again, Some(json!({ "confirm": "yes" }))).await;
-    assert_eq!(status, 400, "{no}");
-    // Nor out of another scenario, nor at a later time.
-    let script = r#"scenario("Gets around it");
-param("id", #{ });
-fn main(p) { run_scenario("vm-destroy", #{ id: p.id, purge: true }); }"#;
-    farm.must("PUT", "/v1/scenarios/around", json!({ "script": script }))
+    let (status, no) = farm
+        .broker
+        .call("POST", &again, Some(json!({ "confirm": "yes" })))
         .await;
-    let body = json!({ "scenario": "around", "params": { "id": made["id"] }, "confirm": "yes" });
+    assert_eq!(status, 400, "{no}");
+    // Nor out of another scenario.
+    let power = r#"scenario("Starts it");
+target("name=hv-1");
+fn run(p) { command(["true"]); }"#;
+    let around = r#"scenario("Gets around it");
+target("name=hv-1");
+fn main(p) { run_scenario("vm-power", #{}); }"#;
+    for (name, script) in [("vm-power", power), ("around", around)] {
+        let path = format!("/v1/scenarios/{name}");
+        farm.must("PUT", &path, json!({ "script": script })).await;
+    }
+    let body = json!({ "scenario": "around", "confirm": "yes" });
     let around = farm.must("POST", "/v1/runs", body).await;
     let path = format!("/v1/runs/{}", around["id"].as_str().unwrap());
     let ended = wait_for("it has ended", async || {
@@ -359,11 +370,58 @@ fn main(p) { run_scenario("vm-destroy", #{ id: p.id, purge: true }); }"#;
     })
     .await;
     assert!(
-        ended["main"]["error"].as_str().unwrap().contains("behind its record's back"),
+        ended["main"]["error"]
+            .as_str()
+            .unwrap()
+            .contains("behind its record's back"),
         "{ended}"
     );
     let before = farm.node.executed();
     let vm = farm.vm("web-01").await;
     assert_eq!((vm["status"].clone(), before), (json!("running"), 1));
+    farm.broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_enrols_while_its_machine_is_taken_back_is_no_node_afterwards() {
+    let farm = Farm::start().await;
+    for round in 1..=5 {
+        let name = format!("web-{round:02}");
+        farm.does(Script::Hold);
+        let made = farm.create(&name, json!({ "agent": true })).await;
+        let run = made["run"].as_str().unwrap();
+        wait_for("the hypervisor makes it", async || {
+            let path = format!("/v1/runs/{run}");
+            let (_, run) = farm.broker.call("GET", &path, None).await;
+            (run["state"] == "running").then_some(())
+        })
+        .await;
+        let id = made["id"].as_str().unwrap();
+        let (_, seed) = farm.machine.ask_seed(&farm.broker, farm.serial.0, id).await;
+        let token = seed["enrol"]["token"].as_str().unwrap();
+        farm.does(Script::Functions(HashMap::new()));
+        let guest = TestNode::new();
+        let cancel = format!("/v1/runs/{}/cancel", made["run"].as_str().unwrap());
+        let ends = async {
+            farm.must("POST", &cancel, json!({})).await;
+            farm.is(&name, "deleted").await
+        };
+        // Early and late: each answer that the broker gives meanwhile takes time.
+        let enrols = async {
+            for _ in 1..round {
+                farm.vm(&name).await;
+            }
+            guest.try_enroll(&farm.broker, token).await
+        };
+        tokio::join!(ends, enrols);
+        let (status, again) = guest.try_enroll(&farm.broker, token).await;
+        assert!(status == 403 || status == 409, "{again}");
+        let (status, node) = farm
+            .broker
+            .call("GET", &format!("/v1/nodes/{name}"), None)
+            .await;
+        assert_eq!(status, 404, "{node}");
+    }
+    assert_eq!(farm.used().await, 0);
     farm.broker.stop().await;
 }
