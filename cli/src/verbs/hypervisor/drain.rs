@@ -13,7 +13,7 @@ use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
 use crate::ui::table::{Cell, Table, Tone};
 use crate::ui::{Paint, count};
-use crate::verbs::vm::wait::wait;
+use crate::verbs::vm::wait::{Steps, wait};
 use crate::verbs::vm::word;
 
 /// Arguments of `muster hypervisor drain`.
@@ -74,7 +74,7 @@ pub(super) async fn drain(context: &Context, args: &DrainArgs) -> Result<u8, Fai
         let Some(run) = one.run else {
             continue;
         };
-        let view = wait(context, &client, run, |_| None).await?;
+        let view = wait(context, &client, run, Steps::Quiet, |_| None).await?;
         if view.brief.state != RunPhase::Succeeded {
             let reason = view.results.iter().find_map(|node| node.reason.as_deref());
             let reason = reason.map(|why| format!(": {}", printable(why, 500)));

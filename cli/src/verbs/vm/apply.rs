@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use super::create::{head, step};
 use super::plan::{Found, StackArgs};
-use super::wait::{failed, settled, wait};
+use super::wait::{Steps, failed, settled, wait};
 use crate::Context;
 use crate::failure::{DENIED, Failure, NOT_ALL, UNREACHABLE};
 use crate::stack::{
@@ -442,7 +442,7 @@ impl Work<'_> {
                 if let Some(run) = view.and_then(|view| view.run)
                     && self.is_open(run).await?
                 {
-                    wait(self.context, self.client, run, |_| None).await?;
+                    wait(self.context, self.client, run, Steps::Quiet, |_| None).await?;
                     settled(self.client, name).await?;
                     return Ok(Next::Again);
                 }
@@ -489,7 +489,7 @@ impl Work<'_> {
             return Ok(Next::Again);
         };
         let since = std::time::Instant::now();
-        let view = wait(self.context, self.client, run, |frame| {
+        let view = wait(self.context, self.client, run, Steps::Quiet, |frame| {
             if let Some(line) = step(frame, since) {
                 self.note(name, &line);
             }
@@ -522,7 +522,7 @@ impl Work<'_> {
         };
         let asked = self.client.act_on_vm(name, &action).await?;
         if let Some(run) = asked.run {
-            let view = wait(self.context, self.client, run, |_| None).await?;
+            let view = wait(self.context, self.client, run, Steps::Quiet, |_| None).await?;
             if view.brief.state != RunPhase::Succeeded {
                 return Err(failed(&view, &format!("not done: {}", changed(change))));
             }
@@ -546,7 +546,7 @@ impl Work<'_> {
         if let Some(run) = view.run
             && self.is_open(run).await?
         {
-            wait(self.context, self.client, run, |_| None).await?;
+            wait(self.context, self.client, run, Steps::Quiet, |_| None).await?;
             settled(self.client, &name).await?;
             if self.is_ours_still(&name, id).await?.is_none() {
                 return Ok(());
@@ -554,7 +554,7 @@ impl Work<'_> {
         }
         let asked = self.client.destroy_vm(&name, self.args.purge).await?;
         if let Some(run) = asked.run {
-            let view = wait(self.context, self.client, run, |_| None).await?;
+            let view = wait(self.context, self.client, run, Steps::Quiet, |_| None).await?;
             if view.brief.state != RunPhase::Succeeded {
                 return Err(failed(&view, "may be there still"));
             }

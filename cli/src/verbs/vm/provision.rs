@@ -8,7 +8,7 @@ use muster_protocol::run::RunPhase;
 use muster_protocol::text::printable;
 use serde_json::{Map, Value};
 
-use super::wait::{settled, wait};
+use super::wait::{Steps, settled, wait};
 use crate::Context;
 use crate::failure::{CANCELLED, Failure, NOT_ALL};
 
@@ -122,7 +122,7 @@ pub(super) async fn configured(
             .as_ref()
             .is_some_and(|now| now.state.is_none())
         {
-            let ended = wait(context, client, begun.run, |_| None).await;
+            let ended = wait(context, client, begun.run, Steps::Quiet, |_| None).await;
             vm = settled(client, &vm.name).await?;
             let open = |vm: &VmView| vm.configured.as_ref().is_some_and(|c| c.state.is_none());
             if open(&vm) {

@@ -25,7 +25,7 @@ const STEP_TRIES: u32 = 10;
 
 /// What is said of the steps of a run that is waited for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Steps {
+pub(in crate::verbs) enum Steps {
     /// Nothing.
     Quiet,
     /// The lines that they log while they are under way.
