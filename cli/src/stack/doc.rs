@@ -245,7 +245,7 @@ impl<'d> Block<'d> {
             Ok(parsed) => Some(parsed),
             Err(error) => {
                 let text = error.to_string();
-                let (message, hint) = match text.split_once("; ") {
+                let (message, hint) = match text.rsplit_once("; ") {
                     Some((message, hint)) => (message.to_owned(), Some(hint.to_owned())),
                     None => (text, None),
                 };

@@ -7,5 +7,6 @@ mod created;
 mod guest;
 mod killed;
 mod many;
+mod stacks;
 mod web;
 mod world;
