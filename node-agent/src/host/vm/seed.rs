@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Cursor, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
@@ -197,8 +197,25 @@ pub(super) fn is_secret(path: &Path) -> Result<bool, SeedError> {
     Ok(texts.iter().any(|(name, _)| *name == ENROL))
 }
 
+/// What is at once written to a disk, whole or not at all.
+const SECTOR: usize = 512;
+
+/// What turns a seed into another one, in an order in which it is a seed of
+/// muster's after each of them: from its end to its beginning, so that what a
+/// file held is gone before its name, and its name before it counts as free.
+fn changes<'a>(old: &'a [u8], new: &'a [u8]) -> Vec<(u64, &'a [u8])> {
+    let sectors = old.chunks(SECTOR).zip(new.chunks(SECTOR)).enumerate();
+    let differ = sectors.filter(|(_, (old, new))| old != new);
+    let mut all: Vec<_> = differ
+        .map(|(at, (_, new))| ((at * SECTOR) as u64, new))
+        .collect();
+    all.reverse();
+    all
+}
+
 /// Takes the secret out, in place: QEMU has the file open, and the guest may
-/// have, too. Whether there was one.
+/// have, too. Another file in its place would leave them the old one, with the
+/// secret in it. Whether there was one.
 ///
 /// # Errors
 /// [`SeedError`].
@@ -215,6 +232,10 @@ pub(super) fn strip(path: &Path) -> Result<bool, SeedError> {
         source,
     };
     let (size, mut texts) = read(&mut file).map_err(strange)?;
+    let mut old = Zeroizing::new(Vec::new());
+    file.seek(SeekFrom::Start(0))
+        .and_then(|_| (&file).take(MAX_SEED).read_to_end(&mut old))
+        .map_err(fail)?;
     let before = texts.len();
     texts.retain(|(name, _)| *name != ENROL);
     if texts.len() == before {
@@ -222,10 +243,12 @@ pub(super) fn strip(path: &Path) -> Result<bool, SeedError> {
     }
     // Made anew as a whole: nothing of what was freed is left anywhere in it.
     let disk = file_system(&texts, size).map_err(strange)?;
-    file.seek(SeekFrom::Start(0))
-        .and_then(|_| file.write_all(&disk))
-        .and_then(|()| file.sync_all())
-        .map_err(fail)?;
+    for (at, sector) in changes(&old, &disk) {
+        // Each on the disk before the next: the power may go, too.
+        file.write_all_at(sector, at)
+            .and_then(|()| file.sync_data())
+            .map_err(fail)?;
+    }
     Ok(true)
 }
 
@@ -289,6 +312,48 @@ mod tests {
         assert_eq!(texts[1].1.as_slice(), long.as_bytes());
         assert!(!strip(&path).expect("again"));
         assert!(!strip(&dir.path().join("none")).expect("not there"));
+    }
+
+    #[test]
+    fn whoever_is_killed_in_the_middle_leaves_a_seed_without_the_secret_or_with_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("seed.img");
+        let user_data = format!("#!/bin/sh\n# {}", "x".repeat(2_000));
+        let seed = SeedText {
+            enrol: Some(Enrol {
+                brokers: (0..60)
+                    .map(|n| format!("https://broker-{n}.example:7878"))
+                    .collect(),
+                token: Secret::new("mi1_secretsecret"),
+            }),
+            ..text(&user_data)
+        };
+        write(&path, &seed).expect("written");
+        let old = std::fs::read(&path).expect("a seed");
+        assert!(strip(&path).expect("stripped"));
+        let new = std::fs::read(&path).expect("a seed");
+        let all = changes(&old, &new);
+        assert!(all.len() > 5, "{}", all.len());
+        for killed_after in 0..=all.len() {
+            let mut part = old.clone();
+            for (at, sector) in &all[..killed_after] {
+                let at = usize::try_from(*at).expect("small");
+                part[at..at + sector.len()].copy_from_slice(sector);
+            }
+            std::fs::write(&path, &part).expect("written");
+            let mut file = File::open(&path).expect("opened");
+            let (_, texts) = read(&mut file).expect("it is a seed");
+            let others = texts.iter().filter(|(name, _)| *name != ENROL);
+            let names: Vec<&str> = others.map(|(name, _)| *name).collect();
+            assert_eq!(names, FILES, "{killed_after}");
+            assert_eq!(texts[1].1.as_slice(), user_data.as_bytes());
+            let left = is_secret(&path).expect("read");
+            // What is not named any more is not there any more.
+            assert!(left || !holds(&path, "secretsecret"), "{killed_after}");
+            assert_eq!(strip(&path).expect("again"), left, "{killed_after}");
+            assert!(!holds(&path, "secretsecret") && !holds(&path, "broker-"));
+            assert!(!is_secret(&path).expect("read"));
+        }
     }
 
     #[test]
