@@ -189,8 +189,10 @@ pub async fn run_on(
         }
         .keep(bus.clone(), helpers.clone()),
     );
-    if let Some(watcher) = watcher {
+    if let Some((watcher, machines)) = watcher {
         tasks.spawn(watcher.run(bus.clone(), helpers.clone()));
+        let unused = config.vm.keep_images.get();
+        tasks.spawn(machines.tidy(unused, helpers.clone()));
     }
     let (depart, mut departures) = mpsc::channel(1);
     let worker = tokio::spawn(
@@ -294,7 +296,7 @@ fn hypervisor(
     libvirt: Option<Arc<dyn Virt>>,
     identity: &Identity,
     builtins: &Builtins,
-) -> Watcher {
+) -> (Watcher, Machines) {
     let program = |idle| -> Arc<dyn Virt> {
         if let Some(libvirt) = &libvirt {
             return libvirt.clone();
@@ -314,9 +316,10 @@ fn hypervisor(
         console: config.vm.console_dir.clone(),
     };
     // Each has one of its own: what takes long holds nobody else up.
-    let machines = Machines::new(program(true), program(true), Arc::new(brokers), setting);
+    let machines = Machines::new(program(true), program(true), Arc::new(brokers), setting)
+        .patient(config.vm.call_timeout.get());
     builtins.keep(machines.clone());
-    Watcher::new(program(false), machines)
+    (Watcher::new(program(false), machines.clone()), machines)
 }
 
 async fn prune(

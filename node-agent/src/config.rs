@@ -157,6 +157,8 @@ pub struct Vm {
     pub call_timeout: Span,
     /// Where the consoles of machines are written down.
     pub console_dir: PathBuf,
+    /// How long an image stays in the pool that no machine there is made of.
+    pub keep_images: Span,
 }
 
 impl Vm {
@@ -180,6 +182,7 @@ impl Default for Vm {
             program: None,
             call_timeout: Span::from_secs(30),
             console_dir: "/var/log/muster/console".into(),
+            keep_images: Span::from_secs(7 * 86_400),
         }
     }
 }
@@ -363,6 +366,12 @@ impl Config {
                 "is below 1s: libvirt could not answer anything",
             );
         }
+        if self.vm.keep_images.get().as_secs() < 60 {
+            return fail(
+                "vm.keep_images",
+                "is below 1m: an image could go before a machine is made of it",
+            );
+        }
         if !self.vm.console_dir.is_absolute() {
             return fail("vm.console_dir", "is not an absolute path");
         }
@@ -420,6 +429,7 @@ mod tests {
             ("command.environment = { MUSTER_RUN = \"c\" }", "MUSTER_"),
             ("brokers = [\"http://example.org\"]", "brokers"),
             ("vm.call_timeout = \"10ms\"", "vm.call_timeout"),
+            ("vm.keep_images = \"1s\"", "vm.keep_images"),
             ("vm.console_dir = \"console\"", "vm.console_dir"),
             ("vm.program = \"muster-libvirt\"", "vm.program"),
         ] {

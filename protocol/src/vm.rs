@@ -15,7 +15,7 @@ pub use self::call::VmCall;
 pub use self::ids::{Mac, Sha256, VmId, VmIdError};
 pub use self::qcow2::{IMAGE_HEAD, ImageFault, looks_like, virtual_size};
 pub use self::report::{
-    Capacity, Guest, GuestState, HypervisorReport, MAX_GUESTS, Owner, Virtualisation,
+    Capacity, Guest, GuestState, HypervisorReport, MAX_GUESTS, Owner, Traffic, Virtualisation,
 };
 pub use self::spec::{
     Disk, Enrol, ImageFormat, ImageRef, MAX_CPUS, MAX_DISK, MAX_MEMORY, MAX_NICS, MIN_MEMORY,

@@ -31,6 +31,7 @@ pub(super) fn view(vm: &StoredVm, seen: Seen<'_>) -> VmView {
         hypervisor: vm.place.node.clone(),
         seen: guest.map(|guest| guest.state),
         since: guest.and_then(|guest| guest.since),
+        traffic: guest.and_then(|guest| guest.traffic),
         drift: drift(vm, seen).unwrap_or_default(),
         cpus: wish.cpus,
         memory: wish.memory,

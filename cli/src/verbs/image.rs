@@ -19,7 +19,7 @@ use crate::Context;
 use crate::failure::Failure;
 use crate::ui::table::Table;
 use crate::ui::time::ago;
-use crate::ui::{Paint, Term};
+use crate::ui::{Paint, Term, count};
 use crate::verbs::now;
 
 /// So often an upload goes on by itself after it broke off.
@@ -136,11 +136,29 @@ pub async fn run(context: &Context, args: ImageArgs) -> Result<u8, Failure> {
         ImageVerb::Add(args) => add(context, args).await,
         ImageVerb::List(args) => list(context, &args).await,
         ImageVerb::Remove(args) => {
-            context.client()?.remove_image(&args.name).await?;
-            let text = format!("image {} is removed", args.name);
+            let client = context.client()?;
+            let mut all = client.images().await?.into_iter();
+            let was = all.find(|image| image.name == args.name);
+            client.remove_image(&args.name).await?;
+            let used = was.map(|was| used(&was)).unwrap_or_default();
+            let text = format!("image {} is removed{used}", args.name);
             context.term.line(&text)?;
             Ok(0)
         }
+    }
+}
+
+/// Where its bytes stay all the same.
+fn used(image: &ImageView) -> String {
+    let machines = count(image.machines as usize, "machine");
+    let on = count(image.on as usize, "hypervisor");
+    match (image.machines, image.on) {
+        (0, 0) => String::new(),
+        (0, _) => format!("; {on} had it, and it goes there a while after nothing needs it"),
+        (_, 0) => format!("; {machines} made of it stay as they are"),
+        (_, _) => format!(
+            "; {machines} made of it stay as they are, and so does it on {on} as long as it is needed"
+        ),
     }
 }
 

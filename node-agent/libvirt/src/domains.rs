@@ -11,13 +11,20 @@ use virt::error::{Error, ErrorNumber};
 
 use crate::failed::Failed;
 use crate::host::Host;
+use crate::kernel::Kernel;
+use crate::sys;
 
 impl Host {
     pub(crate) fn domains(&self) -> Result<Vec<message::Domain>, Failed> {
+        let kernel = Kernel::now();
         let mut all = Vec::new();
         for domain in self.connection.list_all_domains(0)? {
             // One may go away while it is looked at.
-            all.extend(there(look(&domain))?);
+            let mut looked = there(look(&domain))?;
+            if let Some(found) = &mut looked {
+                kernel.tell(found);
+            }
+            all.extend(looked);
         }
         Ok(all)
     }
@@ -33,6 +40,22 @@ impl Host {
 
     pub(crate) fn xml(&self, uuid: VmId) -> Result<String, Failed> {
         Ok(self.find(uuid)?.get_xml_desc(0)?)
+    }
+
+    pub(crate) fn definition(&self, uuid: VmId) -> Result<String, Failed> {
+        Ok(self
+            .find(uuid)?
+            .get_xml_desc(virt_sys::VIR_DOMAIN_XML_INACTIVE | virt_sys::VIR_DOMAIN_XML_SECURE)?)
+    }
+
+    pub(crate) fn busy(&self, uuid: VmId) -> Result<bool, Failed> {
+        let domain = self.find(uuid)?;
+        // Of one that does not run nothing is said, and nothing is heard as
+        // long as libvirt works on its disk.
+        match sys::is_busy(&domain) {
+            Err(error) if error.code() == ErrorNumber::OperationInvalid => Ok(false),
+            said => Ok(said?),
+        }
     }
 
     pub(crate) fn define(&self, xml: &str) -> Result<(), Failed> {
@@ -89,7 +112,9 @@ impl Host {
             let message = "the domain does not run";
             return Err(Failed::new(FailureKind::State, message));
         }
-        Ok(domain.shutdown().map(drop)?)
+        // The guest's own agent may be asked, which says what it likes.
+        let asked = domain.shutdown().map(drop);
+        asked.map_err(Failed::said_by_a_guest)
     }
 
     pub(crate) fn kill(&self, uuid: VmId) -> Result<(), Failed> {
@@ -115,6 +140,28 @@ impl Host {
         }
         names.sort();
         Ok(names)
+    }
+
+    pub(crate) fn snapshot_definitions(&self, uuid: VmId) -> Result<Vec<String>, Failed> {
+        let mut all = Vec::new();
+        let parents_first = virt_sys::VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL;
+        for snapshot in self.find(uuid)?.list_all_snapshots(parents_first)? {
+            all.push(snapshot.get_xml_desc(virt_sys::VIR_DOMAIN_SNAPSHOT_XML_SECURE)?);
+        }
+        Ok(all)
+    }
+
+    pub(crate) fn define_snapshot(&self, uuid: VmId, xml: &str) -> Result<(), Failed> {
+        let (domain, _) = self.own(uuid)?;
+        if let Some(name) = xml::read_snapshot_name(xml) {
+            let found = DomainSnapshot::lookup_by_name(&domain, &name, 0);
+            if there(found.map_err(Failed::from))?.is_some() {
+                return Ok(());
+            }
+        }
+        let again = virt_sys::VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE;
+        DomainSnapshot::create_xml(&domain, xml, again)?;
+        Ok(())
     }
 
     /// A running domain is snapshotted with its memory: QEMU has no other
@@ -163,7 +210,8 @@ impl Host {
         let (domain, _) = self.own(uuid)?;
         // 0 and less have meanings of their own.
         let seconds = i32::try_from(seconds).unwrap_or(i32::MAX).max(1);
-        Ok(domain.qemu_agent_command(command, seconds, 0)?)
+        let answer = domain.qemu_agent_command(command, seconds, 0);
+        answer.map_err(Failed::said_by_a_guest)
     }
 
     pub(crate) fn find(&self, uuid: VmId) -> Result<Domain, Failed> {
@@ -210,6 +258,8 @@ fn look(domain: &Domain) -> Result<message::Domain, Failed> {
         owner: definition.owner,
         machine: definition.machine,
         autostart: domain.get_autostart()?,
+        since: None,
+        traffic: None,
     })
 }
 

@@ -17,6 +17,13 @@ impl Failed {
         })
     }
 
+    /// A failure in whose words a guest may have had a say: only its number,
+    /// which is libvirt's own, decides what it is.
+    pub(crate) fn said_by_a_guest(error: Error) -> Self {
+        let message: String = error.message().chars().take(MAX_MESSAGE).collect();
+        Self::new(guest_kind(error.code()), message)
+    }
+
     pub(crate) fn kind(&self) -> FailureKind {
         self.0.kind
     }
@@ -36,7 +43,27 @@ fn kind(code: ErrorNumber, message: &str) -> FailureKind {
     if says(&["No space left on device", "Disk quota exceeded"]) {
         return FailureKind::Space;
     }
+    match number(code) {
+        Some(kind) => kind,
+        // Somebody else has the file open.
+        None if says(&["Failed to get \"write\" lock"]) => FailureKind::State,
+        None if says(&["client socket is closed"]) => FailureKind::Lost,
+        None => FailureKind::Other,
+    }
+}
+
+/// What kind it is when a guest was asked.
+fn guest_kind(code: ErrorNumber) -> FailureKind {
     match code {
+        // There is no channel for an agent.
+        ErrorNumber::ArgumentUnsupported => FailureKind::NoAgent,
+        code => number(code).unwrap_or(FailureKind::Other),
+    }
+}
+
+/// What libvirt's number for it says.
+fn number(code: ErrorNumber) -> Option<FailureKind> {
+    Some(match code {
         ErrorNumber::NoDomain
         | ErrorNumber::NoStoragePool
         | ErrorNumber::NoStorageVolume
@@ -45,17 +72,12 @@ fn kind(code: ErrorNumber, message: &str) -> FailureKind {
         ErrorNumber::AgentUnresponsive
         | ErrorNumber::AgentUnsynced
         | ErrorNumber::AgentCommandTimeout => FailureKind::NoAgent,
-        // A channel without anything on it, or no channel at all.
-        _ if says(&["guest agent is not"]) => FailureKind::NoAgent,
         ErrorNumber::OperationInvalid
         | ErrorNumber::ResourceBusy
         | ErrorNumber::SnapshotRevertRisky => FailureKind::State,
-        // Somebody else has the file open.
-        _ if says(&["Failed to get \"write\" lock"]) => FailureKind::State,
         ErrorNumber::Rpc | ErrorNumber::InvalidConn => FailureKind::Lost,
-        _ if says(&["client socket is closed"]) => FailureKind::Lost,
-        _ => FailureKind::Other,
-    }
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -74,11 +96,6 @@ mod tests {
             (E::StorageVolExist, "x", K::Exists),
             (E::OperationInvalid, "domain is not running", K::State),
             (E::AgentUnresponsive, "x", K::NoAgent),
-            (
-                E::ArgumentUnsupported,
-                "QEMU guest agent is not configured",
-                K::NoAgent,
-            ),
             (
                 E::InternalError,
                 "qemu-img: a: No space left on device",
@@ -105,5 +122,25 @@ mod tests {
         ] {
             assert_eq!(kind(code, message), expected, "{code}: {message}");
         }
+    }
+
+    #[test]
+    fn what_a_guest_says_decides_nothing() {
+        use ErrorNumber as E;
+        use FailureKind as K;
+        // libvirt's own words around those of the guest's agent.
+        for words in [
+            "client socket is closed",
+            "No space left on device",
+            "guest agent is not",
+            "Failed to get \"write\" lock",
+        ] {
+            let message = format!("unable to execute QEMU agent command 'guest-exec': {words}");
+            assert_eq!(guest_kind(E::InternalError), K::Other, "{message}");
+            assert_eq!(guest_kind(E::OperationInvalid), K::State, "{message}");
+        }
+        assert_eq!(guest_kind(E::AgentUnresponsive), K::NoAgent);
+        assert_eq!(guest_kind(E::ArgumentUnsupported), K::NoAgent);
+        assert_eq!(guest_kind(E::Rpc), K::Lost);
     }
 }

@@ -47,6 +47,8 @@ impl Host {
             Call::Domain { uuid } => self.domain(uuid).map(Reply::Domain),
             Call::Named { name } => self.named(&name).map(Reply::Domain),
             Call::Xml { uuid } => self.xml(uuid).map(Reply::Text),
+            Call::Definition { uuid } => self.definition(uuid).map(Reply::Text),
+            Call::Busy { uuid } => self.busy(uuid).map(Reply::Busy),
             Call::Define { xml } => self.define(&xml).map(done),
             Call::Undefine { uuid } => self.undefine(uuid).map(done),
             Call::Start { uuid } => self.start(uuid).map(done),
@@ -69,6 +71,10 @@ impl Host {
             } => self.grow_volume(&pool, &name, size, open_in).map(done),
             Call::DeleteVolume { pool, name } => self.delete_volume(&pool, &name).map(done),
             Call::Snapshots { uuid } => self.snapshots(uuid).map(Reply::Snapshots),
+            Call::SnapshotDefinitions { uuid } => {
+                self.snapshot_definitions(uuid).map(Reply::Snapshots)
+            }
+            Call::DefineSnapshot { uuid, xml } => self.define_snapshot(uuid, &xml).map(done),
             Call::Snapshot { uuid, name } => self.snapshot(uuid, &name).map(done),
             Call::Restore { uuid, name } => self.restore(uuid, &name).map(done),
             Call::GuestAgent {
@@ -111,7 +117,9 @@ impl Host {
 fn no_zero(call: &Call) -> Result<(), Failed> {
     let texts: &[&String] = match call {
         Call::Named { name } => &[name],
-        Call::Define { xml } | Call::CreateVolume { xml, .. } => &[xml],
+        Call::Define { xml }
+        | Call::DefineSnapshot { xml, .. }
+        | Call::CreateVolume { xml, .. } => &[xml],
         Call::Volume { name, .. }
         | Call::GrowVolume { name, .. }
         | Call::DeleteVolume { name, .. } => &[name],
@@ -120,6 +128,9 @@ fn no_zero(call: &Call) -> Result<(), Failed> {
         | Call::Domains
         | Call::Domain { .. }
         | Call::Xml { .. }
+        | Call::Definition { .. }
+        | Call::Busy { .. }
+        | Call::SnapshotDefinitions { .. }
         | Call::Undefine { .. }
         | Call::Start { .. }
         | Call::Shutdown { .. }

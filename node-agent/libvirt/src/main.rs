@@ -4,6 +4,7 @@ mod domains;
 mod failed;
 mod host;
 mod input;
+mod kernel;
 mod out;
 mod program;
 mod sys;

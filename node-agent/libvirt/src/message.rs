@@ -9,7 +9,8 @@
 //! asks: what is muster's stands in the domain's definition.
 
 use muster_protocol::names::{PoolName, SnapshotName};
-use muster_protocol::vm::{GuestState, Machine, Owner, Size, Virtualisation, VmId};
+use muster_protocol::units::Timestamp;
+use muster_protocol::vm::{GuestState, Machine, Owner, Size, Traffic, Virtualisation, VmId};
 use serde::{Deserialize, Serialize};
 
 /// One call, with a number that its answer repeats.
@@ -28,7 +29,8 @@ pub struct Asked {
 pub enum Call {
     /// What the host can: [`Reply::Host`].
     Host,
-    /// All domains: [`Reply::Domains`].
+    /// All domains, with their traffic and since when they run:
+    /// [`Reply::Domains`].
     Domains,
     /// A domain by its UUID: [`Reply::Domain`].
     Domain {
@@ -42,6 +44,17 @@ pub enum Call {
     },
     /// The domain's XML, as it is: [`Reply::Text`].
     Xml {
+        /// Which.
+        uuid: VmId,
+    },
+    /// The domain's XML as its next start will have it: [`Reply::Text`].
+    Definition {
+        /// Which.
+        uuid: VmId,
+    },
+    /// Whether libvirt works on a domain still, for whoever asked it to:
+    /// [`Reply::Busy`].
+    Busy {
         /// Which.
         uuid: VmId,
     },
@@ -132,6 +145,20 @@ pub enum Call {
         /// Which.
         uuid: VmId,
     },
+    /// What libvirt knows of the domain's snapshots, as XML, parents first:
+    /// [`Reply::Snapshots`].
+    SnapshotDefinitions {
+        /// Which.
+        uuid: VmId,
+    },
+    /// Has libvirt know a snapshot again that is in the domain's disk. Well
+    /// when it knows it.
+    DefineSnapshot {
+        /// Which.
+        uuid: VmId,
+        /// All that it knew.
+        xml: String,
+    },
     /// Makes a snapshot of a domain's disk; [`FailureKind::Exists`] when
     /// there is one of that name.
     Snapshot {
@@ -204,8 +231,10 @@ pub enum Reply {
     Volume(Option<Volume>),
     /// Volumes.
     Volumes(Vec<Volume>),
-    /// Names of snapshots.
+    /// Snapshots.
     Snapshots(Vec<String>),
+    /// Whether it is at work.
+    Busy(bool),
     /// Some text.
     Text(String),
 }
@@ -277,6 +306,14 @@ pub struct Domain {
     pub machine: Option<Box<Machine>>,
     /// Whether it starts with its host.
     pub autostart: bool,
+    /// When it was started, to the second; none where it does not run, or
+    /// where that cannot be said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// What its interfaces have carried since then, as the guest sees it;
+    /// only of muster's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
 }
 
 /// A storage pool.

@@ -1,4 +1,5 @@
-//! The calls into libvirt that the `virt` crate does not have: being told.
+//! The calls into libvirt that the `virt` crate does not have: being told, and
+//! whether it is at work.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -6,6 +7,7 @@ use std::ptr;
 
 use muster_protocol::vm::VmId;
 use virt::connect::Connect;
+use virt::domain::Domain;
 use virt::error::Error;
 
 /// Who is told, on the thread of the event loop. It must not panic.
@@ -54,6 +56,25 @@ pub(crate) fn follow<T: Told>(connection: &Connect) -> Result<(), Error> {
         return Err(Error::last_error());
     }
     Ok(())
+}
+
+/// Whether libvirt works on a domain now, or waits for its QEMU.
+pub(crate) fn is_busy(domain: &Domain) -> Result<bool, Error> {
+    let mut info = virt_sys::virDomainControlInfo {
+        state: 0,
+        details: 0,
+        stateTime: 0,
+    };
+    // SAFETY: the domain lives as long as `domain`, and `info` is what the
+    // call fills, for as long as it takes.
+    let got = unsafe { virt_sys::virDomainGetControlInfo(domain.as_ptr(), &mut info, 0) };
+    if got < 0 {
+        return Err(Error::last_error());
+    }
+    Ok(matches!(
+        info.state,
+        virt_sys::VIR_DOMAIN_CONTROL_JOB | virt_sys::VIR_DOMAIN_CONTROL_OCCUPIED
+    ))
 }
 
 type Generic = unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, *mut c_void);

@@ -14,7 +14,9 @@ use crate::names::{
 };
 use crate::run::RunPhase;
 use crate::units::{Span, Timestamp};
-use crate::vm::{Capacity, GuestState, Nic, Readiness, Sha256, Size, Virtualisation, VmId};
+use crate::vm::{
+    Capacity, GuestState, Nic, Readiness, Sha256, Size, Traffic, Virtualisation, VmId,
+};
 
 /// Which hypervisor is taken of those that fit.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
@@ -230,6 +232,9 @@ pub struct VmView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub since: Option<Timestamp>,
+    /// What went over its interfaces since then, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
     /// What is seen otherwise than it is wanted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drift: Vec<DriftView>,

@@ -65,6 +65,17 @@ pub enum GuestState {
     Crashed,
 }
 
+/// What a machine's interfaces have carried since it was started, as the
+/// machine sees it.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Traffic {
+    /// Bytes that came to it.
+    pub received: Size,
+    /// Bytes that it sent.
+    pub sent: Size,
+}
+
 /// A machine, as its hypervisor sees it. (What is flattened into it would be
 /// unknown fields, so none are refused.)
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
@@ -82,10 +93,15 @@ pub struct Guest {
     /// Whose it is.
     #[serde(flatten)]
     pub owner: Owner,
-    /// When it was started, where that is known.
+    /// When it was started, where that is known. One that starts anew by
+    /// itself was not started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub since: Option<Timestamp>,
+    /// What went over its interfaces since then, where that is known. It is
+    /// no reason for a report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
 }
 
 /// Everything at once: what is not in it is not there. Sent when something
@@ -138,6 +154,10 @@ mod tests {
                 memory: Size(2 << 30),
                 owner,
                 since: Some(Timestamp::UNIX_EPOCH),
+                traffic: Some(Traffic {
+                    received: Size(1 << 40),
+                    sent: Size(0),
+                }),
             };
             let text = serde_json::to_string(&guest).expect("JSON");
             assert_eq!(

@@ -126,6 +126,7 @@ pub(super) fn guest(vm: &StoredVm) -> Guest {
         memory: vm.wish.memory,
         owner: Owner::Muster { cluster: cluster() },
         since: None,
+        traffic: None,
     }
 }
 

@@ -155,6 +155,7 @@ fn what_a_hypervisor_says_is_cut_to_what_is_kept() {
             memory: Size(GIB),
             owner: muster_protocol::vm::Owner::Foreign,
             since: None,
+            traffic: None,
         })
         .collect();
     observed.hear_at(Serial(1), hostile, Timestamp::now());

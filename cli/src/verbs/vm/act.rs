@@ -1,7 +1,7 @@
 //! What is done with machines that are there.
 
 use clap::Args;
-use muster_protocol::api::{RunView, VmAction, VmView};
+use muster_protocol::api::{RunView, VmAction, VmStatus, VmView};
 use muster_protocol::names::{SnapshotName, VmName};
 use muster_protocol::run::RunPhase;
 use muster_protocol::text::printable;
@@ -10,7 +10,7 @@ use muster_protocol::vm::Size;
 use serde_json::{Value, json};
 
 use super::VmVerb;
-use super::wait::{Steps, failed, settled, wait};
+use super::wait::{Steps, as_wanted, failed, settled, wait};
 use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
 
@@ -229,7 +229,16 @@ pub(super) async fn run(context: &Context, verb: VmVerb) -> Result<u8, Failure> 
     if shows {
         return show(context, &view, json);
     }
-    say(context, &settled(&client, &name).await?, json, &done)
+    let vm = settled(&client, &name).await?;
+    let (wanted, was): (&[VmStatus], _) = match action {
+        VmAction::Start => (&[VmStatus::Running], "was started"),
+        VmAction::Reboot { .. } => (&[VmStatus::Running], "was started anew"),
+        VmAction::Undelete => (&[VmStatus::Running], "was brought back"),
+        VmAction::Stop { .. } => (&[VmStatus::Stopped, VmStatus::Crashed], "was stopped"),
+        _ => return say(context, &vm, json, &done),
+    };
+    as_wanted(&vm, wanted, was)?;
+    say(context, &vm, json, &done)
 }
 
 fn say(context: &Context, vm: &VmView, json: bool, done: &str) -> Result<u8, Failure> {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use muster_client::{Client, Key};
-use muster_protocol::api::{CreateVms, Frame, Strategy, VmPlan, VmsCreated};
+use muster_protocol::api::{CreateVms, Frame, Strategy, VmPlan, VmStatus, VmsCreated};
 use muster_protocol::names::{
     AccountName, GroupName, ImageName, LabelKey, LabelValue, LanName, NodeName, RoleName,
     ScenarioName,
@@ -16,7 +16,7 @@ use muster_protocol::units::Span;
 use muster_protocol::vm::{Readiness, Size};
 
 use super::provision::{configure, configured};
-use super::wait::{Steps, failed, settled, wait};
+use super::wait::{Steps, as_wanted, failed, settled, wait};
 use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
 use crate::ui::count;
@@ -352,7 +352,12 @@ async fn follow(
         })
         .await?;
         let vm = settled(client, name).await?;
-        if view.brief.state == RunPhase::Succeeded {
+        let up = as_wanted(&vm, &[VmStatus::Running], "was made");
+        if view.brief.state != RunPhase::Succeeded {
+            bad.push(failed(&view, &format!("{name} was not made")));
+        } else if let Err(failure) = up {
+            bad.push(failure);
+        } else {
             let at = vm.addresses.first();
             let at = at.map(|at| format!(" at {at}")).unwrap_or_default();
             let orders = if vm.agent { " and takes orders" } else { "" };
@@ -369,8 +374,6 @@ async fn follow(
                 }
                 continue;
             }
-        } else {
-            bad.push(failed(&view, &format!("{name} was not made")));
         }
         views.push(vm);
     }
@@ -389,7 +392,7 @@ async fn follow(
         Some(first) if failures == 1 => Err(first),
         Some(first) => {
             let text = format!(
-                "{} of {} were not made",
+                "{} of {} are not up",
                 failures,
                 count(created.machines.len(), "machine")
             );

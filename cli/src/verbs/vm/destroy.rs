@@ -1,12 +1,13 @@
 //! `muster vm destroy`
 
 use clap::Args;
-use muster_protocol::api::VmView;
+use muster_protocol::api::{VmStatus, VmView};
 use muster_protocol::names::VmName;
 use muster_protocol::run::RunPhase;
 use muster_protocol::units::{Timestamp, elapsed};
 
-use super::wait::{Steps, failed, settled, wait};
+use super::list::carried;
+use super::wait::{Steps, as_wanted, failed, settled, wait};
 use crate::Context;
 use crate::failure::Failure;
 use crate::ui::time::{coarse, moment};
@@ -45,6 +46,9 @@ fn question(vm: &VmView, purge: bool, now: Timestamp) -> String {
     if !vm.addresses.is_empty() {
         let addresses: Vec<String> = vm.addresses.iter().map(ToString::to_string).collect();
         parts.push(addresses.join(", "));
+    }
+    if let Some(traffic) = vm.traffic {
+        parts.push(carried(traffic));
     }
     parts.push(format!("{} of disk on {}", vm.disk, vm.hypervisor));
     let end = if purge {
@@ -89,6 +93,7 @@ pub(super) async fn run(context: &Context, args: &DestroyArgs) -> Result<u8, Fai
         return Err(failed(&view, &format!("{} may be there still", args.name)));
     }
     let vm = settled(&client, &args.name).await?;
+    as_wanted(&vm, &[VmStatus::Deleted], "was destroyed")?;
     if args.json {
         context.term.json(&vm)?;
     } else {
@@ -104,4 +109,29 @@ pub(super) async fn run(context: &Context, args: &DestroyArgs) -> Result<u8, Fai
         context.term.line(&text)?;
     }
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_asked_sees_what_goes() {
+        let mut vm: VmView = serde_json::from_value(serde_json::json!({
+            "name": "web-03", "id": "0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102", "status": "running",
+            "should_run": true, "hypervisor": "gva2-r03-h12", "cpus": 2, "memory": 2147483648u64,
+            "disk": 10737418240u64, "image": "debian-12", "since": "2026-11-22T08:00:00Z",
+            "traffic": { "received": 1288490189u64, "sent": 52428800u64 },
+            "image_sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "nics": [], "addresses": ["192.0.2.57", "2001:db8::57"], "account": "acme",
+            "roles": [], "labels": {}, "groups": [], "agent": true, "ready": "agent",
+            "autostart": true, "protected": false, "by": "ana", "made": "2026-11-22T07:00:00Z",
+        }))
+        .expect("a machine");
+        let now = "2026-11-22T11:30:00Z".parse().expect("a time");
+        insta::assert_snapshot!(question(&vm, true, now), @"web-03 (of acme; up for 3 h; 192.0.2.57, 2001:db8::57; received 1.2GiB, sent 50MiB; 10GiB of disk on gva2-r03-h12). Destroy it, with its disk?");
+        (vm.account, vm.since, vm.traffic) = (None, None, None);
+        vm.addresses.clear();
+        insta::assert_snapshot!(question(&vm, false, now), @"web-03 (of nobody's account; 10GiB of disk on gva2-r03-h12). Destroy it? Its disk is kept for a day.");
+    }
 }

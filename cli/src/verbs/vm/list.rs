@@ -7,13 +7,14 @@ use muster_protocol::api::{Configure, Configured, VmStatus, VmView};
 use muster_protocol::names::VmName;
 use muster_protocol::run::RunPhase;
 use muster_protocol::text::{printable, printable_line};
-use muster_protocol::units::Timestamp;
+use muster_protocol::units::{Timestamp, elapsed};
+use muster_protocol::vm::Traffic;
 use serde_json::Value;
 
 use crate::Context;
 use crate::failure::Failure;
 use crate::ui::table::{Cell, Table, Tone};
-use crate::ui::time::{ago, moment};
+use crate::ui::time::{ago, coarse, moment};
 use crate::ui::{Paint, count};
 use crate::verbs::{events, labels, now};
 
@@ -79,7 +80,7 @@ pub(super) async fn list(context: &Context, args: &ListArgs) -> Result<u8, Failu
         });
     } else {
         let (paint, width) = (context.term.out, context.term.width);
-        context.term.say(&render(&vms, paint, width))?;
+        context.term.say(&render(&vms, paint, width, now()))?;
     }
     // As `nodes`: a predicate that selects nothing is said in the exit code.
     Ok(if vms.is_empty() && args.predicate.is_some() {
@@ -135,6 +136,7 @@ pub(super) async fn log(context: &Context, args: &LogArgs) -> Result<u8, Failure
     events::run(context, &asked).await
 }
 
+/// A status as people read it.
 pub(in crate::verbs) fn word(status: VmStatus) -> (&'static str, Tone) {
     match status {
         VmStatus::Creating => ("creating", Tone::Odd),
@@ -152,10 +154,11 @@ pub(in crate::verbs) fn word(status: VmStatus) -> (&'static str, Tone) {
 
 /// The table, and under it what should be looked at.
 #[must_use]
-pub(super) fn render(vms: &[VmView], paint: Paint, width: usize) -> String {
+pub(super) fn render(vms: &[VmView], paint: Paint, width: usize, now: Timestamp) -> String {
     let heads = &[
         "NAME",
         "STATUS",
+        "UP",
         "HYPERVISOR",
         "CPUS",
         "MEMORY",
@@ -173,6 +176,9 @@ pub(super) fn render(vms: &[VmView], paint: Paint, width: usize) -> String {
         table.row([
             vm.name.as_str().into(),
             Cell::toned(text, tone),
+            vm.since
+                .map_or_else(|| "-".into(), |since| coarse(elapsed(since, now)))
+                .into(),
             vm.hypervisor.as_str().into(),
             vm.cpus.to_string().into(),
             vm.memory.to_string().into(),
@@ -242,6 +248,11 @@ fn configure(vm: &VmView) -> String {
     text
 }
 
+/// What its interfaces have carried since it was started.
+pub(super) fn carried(traffic: Traffic) -> String {
+    format!("received {}, sent {}", traffic.received, traffic.sent)
+}
+
 /// A machine on several lines.
 fn card(vm: &VmView, paint: Paint, now: Timestamp) -> String {
     let mut out = String::new();
@@ -284,6 +295,9 @@ fn card(vm: &VmView, paint: Paint, now: Timestamp) -> String {
         let addresses: Vec<String> = nic.addresses.iter().map(ToString::to_string).collect();
         let text = format!("{} {} {}", nic.network, nic.mac, addresses.join(", "));
         line("network", text);
+    }
+    if let Some(traffic) = vm.traffic {
+        line("traffic", carried(traffic));
     }
     line(
         "account",
@@ -330,6 +344,7 @@ mod tests {
             "name": name, "id": "0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102", "status": status,
             "should_run": true, "hypervisor": "gva2-r03-h12", "cpus": 2, "memory": 2147483648u64,
             "disk": 10737418240u64, "image": "debian-12", "since": "2026-11-22T08:00:00Z",
+            "traffic": { "received": 1288490189u64, "sent": 52428800u64 },
             "image_sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             "nics": [{ "network": "public", "bridge": "br0", "mac": "52:54:00:12:ab:0f", "tap": "mtabc",
                 "addresses": ["192.0.2.57"] }],
@@ -352,11 +367,13 @@ mod tests {
             text: "is stopped, and should run\u{1b}[31m".into(),
         }];
         vms[2].kept_until = Some("2026-11-23T07:00:00Z".parse().expect("a time"));
-        insta::assert_snapshot!(render(&vms, Paint::plain(), 120), @r"
-        NAME    STATUS   HYPERVISOR    CPUS  MEMORY  ADDRESSES   ACCOUNT  ROLES
-        web-01  running  gva2-r03-h12  2     2GiB    192.0.2.57  acme     web
-        web-02  stopped  gva2-r03-h12  2     2GiB    192.0.2.57  acme     web
-        web-03  deleted  gva2-r03-h12  2     2GiB    192.0.2.57  acme     web
+        (vms[1].since, vms[2].since) = (None, None);
+        let now = "2026-11-22T10:00:00Z".parse().expect("a time");
+        insta::assert_snapshot!(render(&vms, Paint::plain(), 120, now), @r"
+        NAME    STATUS   UP   HYPERVISOR    CPUS  MEMORY  ADDRESSES   ACCOUNT  ROLES
+        web-01  running  2 h  gva2-r03-h12  2     2GiB    192.0.2.57  acme     web
+        web-02  stopped  -    gva2-r03-h12  2     2GiB    192.0.2.57  acme     web
+        web-03  deleted  -    gva2-r03-h12  2     2GiB    192.0.2.57  acme     web
         web-02: is stopped, and should run\x1b[31m
         web-03: its disk is kept until 2026-11-23 07:00:00
         3 machines: 1 deleted, 1 running, 1 stopped
@@ -374,6 +391,7 @@ mod tests {
         size         2 processors, 2GiB of memory, 10GiB of disk
         image        debian-12 (e3b0c44298fc)
         network      public 52:54:00:12:ab:0f 192.0.2.57
+        traffic      received 1.2GiB, sent 50MiB
         account      acme
         roles        web
         labels       tier=front

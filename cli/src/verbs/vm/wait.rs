@@ -12,6 +12,7 @@ use muster_protocol::text::printable;
 
 use tokio::time::{Instant, sleep};
 
+use super::list::word;
 use crate::Context;
 use crate::failure::{CANCELLED, Failure, NOT_ALL};
 
@@ -160,6 +161,22 @@ pub(super) async fn settled(client: &Client, name: &VmName) -> Result<VmView, Fa
     }
 }
 
+/// Why it cannot be said that a machine is so, although its run ended well:
+/// somebody did something else with it, or the broker is not done with it.
+pub(super) fn as_wanted(vm: &VmView, wanted: &[VmStatus], done: &str) -> Result<(), Failure> {
+    if wanted.contains(&vm.status) {
+        return Ok(());
+    }
+    let open = matches!(vm.status, VmStatus::Creating | VmStatus::Destroying);
+    let still = if open { "still " } else { "" };
+    let text = format!("{} {done}, and is {still}{}", vm.name, word(vm.status).0);
+    let mut failure = Failure::new(NOT_ALL, text).hint(format!("muster vm show {}", vm.name));
+    if let Some(why) = &vm.why {
+        failure = failure.detail(printable(why, 2_000));
+    }
+    Err(failure)
+}
+
 /// Why a run did not end well, with its exit code.
 pub(super) fn failed(view: &RunView, what: &str) -> Failure {
     let state = view.brief.state;
@@ -193,5 +210,45 @@ fn ended(state: RunPhase) -> &'static str {
         RunPhase::Diverged => "diverged",
         RunPhase::Failed => "failed",
         _ => "has not ended",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_what_is() {
+        let vm = |status: &str| -> VmView {
+            serde_json::from_value(serde_json::json!({
+                "name": "web-03", "id": "0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102", "status": status,
+                "should_run": true, "hypervisor": "hv-01", "cpus": 2, "memory": 2147483648u64,
+                "disk": 10737418240u64, "image": "debian-12", "why": "it hung\u{1b}[2J",
+                "image_sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+                "nics": [], "addresses": [], "roles": [], "labels": {}, "groups": [], "agent": true,
+                "ready": "agent", "autostart": true, "protected": false, "by": "ana",
+                "made": "2026-11-22T07:00:00Z",
+            }))
+            .expect("a machine")
+        };
+        let gone = [VmStatus::Deleted];
+        assert_eq!(as_wanted(&vm("deleted"), &gone, "was destroyed"), Ok(()));
+        let said = |status, wanted: &[VmStatus], done| {
+            let failure = as_wanted(&vm(status), wanted, done).expect_err("it is otherwise");
+            assert_eq!(failure.code, NOT_ALL);
+            format!(
+                "{} ({})",
+                failure.message,
+                failure.detail.unwrap_or_default()
+            )
+        };
+        insta::assert_snapshot!(
+            said("destroying", &gone, "was destroyed"),
+            @r"web-03 was destroyed, and is still destroying (it hung\x1b[2J)"
+        );
+        insta::assert_snapshot!(
+            said("crashed", &[VmStatus::Running], "was made"),
+            @r"web-03 was made, and is crashed (it hung\x1b[2J)"
+        );
     }
 }

@@ -199,6 +199,18 @@ pub fn read_snapshot_is_of_disk(xml: &str) -> bool {
     whole.is_some() && matches!(state.as_deref(), Some("shutoff" | "crashed"))
 }
 
+/// The name of a snapshot.
+#[must_use]
+pub fn read_snapshot_name(xml: &str) -> Option<String> {
+    let mut name = None;
+    walk(xml, |node| {
+        if let ["domainsnapshot", "name"] = node.path {
+            name = name.take().or(Some(node.text));
+        }
+    })?;
+    name
+}
+
 /// An element at its end.
 struct Node<'a> {
     /// Where: `?` for what is in another namespace, `muster:` before what is

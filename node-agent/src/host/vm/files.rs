@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 const PREFIX: &str = "muster-";
 const IMAGE: &str = "muster-image-";
 /// Most bytes of a note.
-const MAX_NOTE: u64 = 256 << 10;
+const MAX_NOTE: u64 = 8 << 20;
 
-/// What a disk without a domain is.
+/// What a disk without a domain is, or what is being done with one.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "state", deny_unknown_fields)]
 pub(super) enum Note {
@@ -28,6 +28,17 @@ pub(super) enum Note {
     Kept {
         /// Of which machine.
         machine: Box<Machine>,
+        /// What libvirt knew of the snapshots in it, parents first.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        snapshots: Vec<String>,
+    },
+    /// It is being set back to a snapshot, and with it, by libvirt, the
+    /// domain's definition and whether it runs: these are to be as before.
+    Restoring {
+        /// The domain's definition.
+        definition: String,
+        /// Whether it ran.
+        ran: bool,
     },
 }
 
@@ -130,16 +141,48 @@ impl Files {
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.pool)? {
             let name = entry?.file_name();
-            let hash = name.to_str().and_then(|name| {
-                let rest = name.strip_prefix(IMAGE)?;
-                rest.strip_suffix(".qcow2")
-                    .or_else(|| rest.strip_suffix(".raw"))
-            });
-            all.extend(hash.and_then(|hash| hash.parse::<Sha256>().ok()));
+            all.extend(name.to_str().and_then(image_hash));
         }
         all.sort_unstable();
         all.dedup();
         Ok(all)
+    }
+}
+
+/// What a file of a pool is, by its name.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Kind {
+    /// An image, whole.
+    Image(Sha256),
+    /// What came of one so far.
+    Part,
+    /// What is written down of a machine's disk.
+    Note(VmId),
+    /// A disk, a seed, or somebody else's.
+    Other,
+}
+
+fn image_hash(name: &str) -> Option<Sha256> {
+    let rest = name.strip_prefix(IMAGE)?;
+    let hash = rest
+        .strip_suffix(".qcow2")
+        .or_else(|| rest.strip_suffix(".raw"))?;
+    hash.parse().ok()
+}
+
+/// What a file of that name is.
+pub(super) fn kind(name: &str) -> Kind {
+    if let Some(hash) = image_hash(name) {
+        return Kind::Image(hash);
+    }
+    let inner = |before: &str, after: &str| name.strip_prefix(before)?.strip_suffix(after);
+    let part = inner(&format!(".{IMAGE}"), ".part");
+    if part.is_some_and(|hash| hash.parse::<Sha256>().is_ok()) {
+        return Kind::Part;
+    }
+    match inner(PREFIX, ".json").and_then(|id| id.parse().ok()) {
+        Some(id) => Kind::Note(id),
+        None => Kind::Other,
     }
 }
 
@@ -150,6 +193,15 @@ pub(super) fn remove(path: &Path) -> io::Result<bool> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e),
     }
+}
+
+/// The same, and it does not come back with a power cut.
+pub(super) fn remove_for_good(path: &Path) -> io::Result<bool> {
+    let was = remove(path)?;
+    if was {
+        sync_dir(path)?;
+    }
+    Ok(was)
 }
 
 /// Has the names in a directory on disk.

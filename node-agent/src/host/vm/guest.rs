@@ -139,9 +139,13 @@ impl Inner {
             let ping = json!({ "execute": "guest-ping" });
             answers = match self.agent(id, ping, PING_SECONDS).await {
                 Ok(_) => true,
-                Err(VmError::Guest(GuestError::NoAgent | GuestError::Said(_))) => false,
+                // Whatever is in it does not answer as an agent does: no more
+                // follows from what it says.
+                Err(VmError::Guest(_)) => false,
                 // Another one may have ended it meanwhile.
-                Err(VmError::Virt(e)) if e.is(FailureKind::State) => false,
+                Err(VmError::Virt(e)) if e.is(FailureKind::State) || e.is(FailureKind::Other) => {
+                    false
+                }
                 Err(e) => return Err(e),
             };
         }

@@ -5,10 +5,11 @@
 //! try ended, or who ended it. A machine is its UUID; a domain of another
 //! UUID, or one that muster did not make, is never touched.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use muster_libvirt::message::{Domain, Pool};
@@ -24,6 +25,7 @@ use muster_protocol::vm::{
 use muster_scenarios::node::{Change, HostError, Performed};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::time::Instant;
 
 use super::files::Files;
 use super::guest::GuestError;
@@ -31,6 +33,11 @@ use super::images::ImageError;
 use super::seed::SeedError;
 use super::source::{Source, SourceError};
 use super::virt::{Answered, Asking, Virt, VirtError};
+
+/// How long a call may take where nobody says so.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks what became of a call: the first, and the longest.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// Who hears how far something is.
 pub trait Progress: Sync {
@@ -48,9 +55,37 @@ pub enum VmError {
     /// libvirt.
     #[error(transparent)]
     Virt(#[from] VirtError),
-    /// It was asked, nothing was heard, and it is not so.
-    #[error("{0}; it was looked at again, and it was not done")]
-    NotDone(VirtError),
+    /// It was asked, nothing was heard, and it is not so, even a while later.
+    #[error(
+        "{0}; it was looked at again for {1}, and it was not done. Should libvirt hang, it may do it still"
+    )]
+    NotDone(VirtError, Span),
+    /// Something was asked for that may still come.
+    #[error(
+        "nothing of the machine {0} is there, but libvirt was asked to make it and never answered: it may come still. muster looks again; see whether libvirtd hangs"
+    )]
+    MayCome(VmId),
+    /// Nobody heard the end of a way back to a snapshot.
+    #[error(
+        "{first}; whether its disk is as in the snapshot cannot be said. The rest of it is as it was. Restore it again: that does no harm"
+    )]
+    Restored {
+        /// What was not answered.
+        first: VirtError,
+    },
+    /// The same, and libvirt is not done with it.
+    #[error(
+        "its disk was being set back when libvirt did not answer any more, and it is not as it was yet: {then}. What is done with it next puts it right"
+    )]
+    Unmended {
+        /// Why not.
+        then: String,
+    },
+    /// libvirt works on it.
+    #[error(
+        "libvirt still works on the machine {0}; try again when it is done: virsh domcontrol {0}"
+    )]
+    Busy(VmId),
     /// It was asked, nothing was heard, and it cannot be seen whether it is so.
     #[error(
         "{first}; whether it was done cannot be seen either: {then}. Try it again: it is not done twice"
@@ -242,7 +277,14 @@ pub(super) struct Inner {
     pub(super) guests: Arc<dyn Virt>,
     pub(super) source: Arc<dyn Source>,
     pub(super) setting: Setting,
+    /// How long a call may take, and so long it is looked for what became of
+    /// one that nobody heard of.
+    pub(super) patience: Duration,
     locks: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// Held by whoever needs an image to stay, and alone by who removes some.
+    pub(super) making: tokio::sync::RwLock<()>,
+    /// Machines that libvirt was asked to make something of, without an answer.
+    open: Mutex<HashSet<VmId>>,
     changes: watch::Sender<u64>,
 }
 
@@ -260,9 +302,22 @@ impl Machines {
             guests,
             source,
             setting,
+            patience: PATIENCE,
             locks: Mutex::default(),
+            making: tokio::sync::RwLock::default(),
+            open: Mutex::default(),
             changes: watch::Sender::new(0),
         }))
+    }
+
+    /// The same, where a call may take so long; half a minute else. Only
+    /// before it is cloned.
+    #[must_use]
+    pub fn patient(mut self, patience: Duration) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.patience = patience;
+        }
+        self
     }
 
     /// What holds for all of them.
@@ -297,11 +352,21 @@ impl Machines {
             | VmCall::List => None,
             other => other.id().map(|id| id.to_string()),
         };
-        let _held = match lock {
+        let mut held = match lock {
             Some(key) => Some(self.lock(key).await),
             None => None,
         };
         let inner = &*self.0;
+        let _making = match call {
+            VmCall::Image { .. } | VmCall::Create { .. } => Some(inner.making.read().await),
+            _ => None,
+        };
+        if mode == Mode::Apply
+            && goes_on(call)
+            && let Some(id) = call.id()
+        {
+            inner.mend(id).await?;
+        }
         let performed = match call {
             VmCall::Image { image } => inner.image(image, mode, say).await,
             VmCall::Create { machine } => inner.create(machine, mode, say).await,
@@ -316,7 +381,17 @@ impl Machines {
                 disk,
             } => inner.resize(*id, (*cpus, *memory, *disk), mode).await,
             VmCall::Snapshot { id, snapshot } => inner.snapshot(*id, snapshot, mode).await,
-            VmCall::Restore { id, snapshot } => inner.restore(*id, snapshot, mode).await,
+            // Whoever stops waiting leaves it whole, and others behind it.
+            VmCall::Restore { id, snapshot } => {
+                let (id, name, all) = (*id, snapshot.clone(), self.clone());
+                let held = held.take();
+                let whole = tokio::spawn(async move {
+                    let _held = held;
+                    all.0.restore(id, &name, mode).await
+                });
+                let ending = || VirtError::Away("the agent is ending".to_owned()).into();
+                whole.await.unwrap_or_else(|_| Err(ending()))
+            }
             VmCall::Unseed { id } => inner.unseed(*id, mode).await,
             VmCall::List => inner.list().await,
             VmCall::Info { id } => inner.info(*id).await,
@@ -328,12 +403,16 @@ impl Machines {
         };
         // Also when it failed: part of it may be done.
         if mode == Mode::Apply && alters(call) {
-            self.0.changes.send_modify(|count| *count += 1);
+            self.changed();
         }
         performed
     }
 
-    async fn lock(&self, key: String) -> OwnedMutexGuard<()> {
+    pub(super) fn changed(&self) {
+        self.0.changes.send_modify(|count| *count += 1);
+    }
+
+    pub(super) async fn lock(&self, key: String) -> OwnedMutexGuard<()> {
         let lock = {
             let mut locks = self.0.locks.lock().unwrap_or_else(PoisonError::into_inner);
             locks.retain(|_, lock| lock.strong_count() > 0);
@@ -343,6 +422,20 @@ impl Machines {
         };
         lock.lock_owned().await
     }
+}
+
+/// Whether it goes on with a machine that is there.
+fn goes_on(call: &VmCall) -> bool {
+    matches!(
+        call,
+        VmCall::Create { .. }
+            | VmCall::Start { .. }
+            | VmCall::Stop { .. }
+            | VmCall::Reboot { .. }
+            | VmCall::Resize { .. }
+            | VmCall::Snapshot { .. }
+            | VmCall::Restore { .. }
+    )
 }
 
 /// Whether a report says something else after it.
@@ -392,24 +485,71 @@ pub(super) fn is_on(state: GuestState) -> bool {
     matches!(state, GuestState::Running | GuestState::Paused)
 }
 
-/// What a call that may have been done came to: where nothing was heard, it is
-/// looked whether it is so.
-pub(super) async fn settled(
-    done: Answered<()>,
-    is_so: impl Future<Output = Answered<bool>>,
-) -> Done<()> {
-    match done {
-        Ok(()) => Ok(()),
-        Err(first) if first.is_uncertain() => match is_so.await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(VmError::NotDone(first)),
-            Err(then) => Err(VmError::Unseen { first, then }),
-        },
-        Err(error) => Err(error.into()),
-    }
-}
-
 impl Inner {
+    /// What a call that may have been done came to: where nothing was heard,
+    /// it is looked whether it is so. A call that was given up is done still,
+    /// as soon as libvirt comes to it: so for a while.
+    pub(super) async fn settled<F: Future<Output = Answered<bool>>>(
+        &self,
+        done: Answered<()>,
+        is_so: impl Fn() -> F,
+    ) -> Done<()> {
+        let first = match done {
+            Ok(()) => return Ok(()),
+            Err(first) if first.is_uncertain() => first,
+            Err(error) => return Err(error.into()),
+        };
+        let begun = Instant::now();
+        let mut pause = LOOKS.0;
+        loop {
+            let is = is_so().await;
+            if matches!(is, Ok(true)) {
+                return Ok(());
+            }
+            if begun.elapsed() >= self.patience {
+                return Err(match is {
+                    Err(then) => VmError::Unseen { first, then },
+                    Ok(_) => VmError::NotDone(first, span(self.patience)),
+                });
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOKS.1);
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashSet<VmId>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something of a machine may come that nobody will wait for.
+    pub(super) fn may_come(&self, id: VmId, error: &VmError) {
+        if matches!(error, VmError::NotDone(..) | VmError::Unseen { .. }) {
+            self.open().insert(id);
+        }
+    }
+
+    /// Whatever was to come of a machine has come.
+    pub(super) fn came(&self, id: VmId) {
+        self.open().remove(&id);
+    }
+
+    /// The domain of a machine that is not there: it may come still.
+    pub(super) async fn wait_for(&self, id: VmId) -> Done<Option<Domain>> {
+        let begun = Instant::now();
+        while self.open().contains(&id) && begun.elapsed() < self.patience {
+            tokio::time::sleep(LOOKS.1.min(self.patience)).await;
+            if let Some(domain) = self.look(id).await? {
+                return Ok(Some(domain));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Says once of what may have come and did not that it may come later.
+    pub(super) fn came_not(&self, id: VmId, mode: Mode) -> Option<VmError> {
+        (mode == Mode::Apply && self.open().remove(&id)).then_some(VmError::MayCome(id))
+    }
+
     pub(super) fn ask(&self) -> Asking<'_, dyn Virt> {
         Asking(&*self.work)
     }
@@ -472,17 +612,18 @@ impl Inner {
     pub(super) async fn define(&self, machine: &Machine, files: &Files) -> Done<()> {
         let xml = self.definition(machine, files).await?;
         let done = self.ask().define(xml).await;
-        settled(done, async {
+        self.settled(done, || async {
             let domain = self.ask().domain(machine.id).await?;
             Ok(domain.is_some_and(|d| d.machine.as_deref() == Some(machine)))
         })
         .await
+        .inspect_err(|error| self.may_come(machine.id, error))
     }
 
     /// Has it run.
     pub(super) async fn start_now(&self, id: VmId) -> Done<()> {
         let done = self.ask().start(id).await;
-        settled(done, self.is_in(id, is_on)).await
+        self.settled(done, || self.is_in(id, is_on)).await
     }
 
     /// Whether it is in such a state.
@@ -550,6 +691,10 @@ impl Inner {
             value,
         })
     }
+}
+
+fn span(time: Duration) -> Span {
+    Span::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// How long is left of a span that began then.

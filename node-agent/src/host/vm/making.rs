@@ -8,15 +8,19 @@ use std::path::Path;
 use muster_libvirt::message::{Domain, FailureKind};
 use muster_libvirt::xml;
 use muster_protocol::envelope::Mode;
+use muster_protocol::text::printable;
 use muster_protocol::vm::{GuestState, ImageRef, Machine, Owner, VmId};
 use muster_scenarios::node::Performed;
 
+use super::collect;
 use super::files::{self, Files, Note, volume};
 use super::images::{self, is_here};
-use super::machines::{
-    Done, Inner, Progress, VmError, changed, is_on, settled, state_name, unchanged,
-};
+use super::machines::{Done, Inner, Progress, VmError, changed, is_on, state_name, unchanged};
 use super::seed;
+use super::virt::VirtError;
+
+/// Most bytes of what is written down of the snapshots of one disk.
+const MAX_SNAPSHOTS: usize = 4 << 20;
 
 fn file(path: &Path, source: io::Error) -> VmError {
     VmError::File {
@@ -66,6 +70,10 @@ impl Inner {
     ) -> Done<Performed> {
         let (files, pool) = self.pool().await?;
         if is_here(&files, image) {
+            if mode == Mode::Apply {
+                // So that it stays until the machine is made.
+                collect::used(&files.image(image));
+            }
             return Ok(unchanged());
         }
         if pool.available < image.size {
@@ -98,7 +106,7 @@ impl Inner {
             return Err(VmError::Pool { pool, own });
         }
         if let Some(domain) = self.look(machine.id).await? {
-            return self.bring_up(machine, &domain, mode).await;
+            return self.bring_up(machine, &domain, mode, say).await;
         }
         if let Some(other) = self.ask().named(machine.name.as_str()).await? {
             let (name, uuid) = (machine.name.clone(), other.uuid);
@@ -137,8 +145,8 @@ impl Inner {
                 return Err(VmError::DiskGone(machine.name.clone()));
             }
             // Somebody undefined the domain by hand, and its disk stayed.
-            (Some(Note::Kept { .. }) | None, Some(_)) => true,
-            (Some(Note::Making { .. }) | None, None) => false,
+            (Some(Note::Kept { .. } | Note::Restoring { .. }) | None, Some(_)) => true,
+            (Some(Note::Making { .. } | Note::Restoring { .. }) | None, None) => false,
         };
         if taken_up {
             say.say(format!(
@@ -166,9 +174,13 @@ impl Inner {
         }
         make_dir(&files.console).map_err(|e| file(&files.console, e))?;
         self.define(machine, &files).await?;
-        files::remove(&note_path).map_err(|e| file(&note_path, e))?;
+        if let Some(Note::Kept { snapshots, .. }) = &note {
+            self.know_snapshots(machine, snapshots, say).await?;
+        }
+        files::remove_for_good(&note_path).map_err(|e| file(&note_path, e))?;
         self.autostart(machine).await?;
         self.start_now(machine.id).await?;
+        self.came(machine.id);
         let how = if taken_up {
             "made of its old disk and started"
         } else {
@@ -178,7 +190,13 @@ impl Inner {
     }
 
     /// A machine that is defined already: has the rest of it so.
-    async fn bring_up(&self, machine: &Machine, domain: &Domain, mode: Mode) -> Done<Performed> {
+    async fn bring_up(
+        &self,
+        machine: &Machine,
+        domain: &Domain,
+        mode: Mode,
+        say: &dyn Progress,
+    ) -> Done<Performed> {
         let Some(has) = &domain.machine else {
             let name = domain.name.clone();
             return Err(VmError::NotOurs {
@@ -211,8 +229,12 @@ impl Inner {
         }
         if mode == Mode::Apply {
             // An earlier try ended right before this.
-            let note = files.note_path(machine.id);
-            files::remove(&note).map_err(|e| file(&note, e))?;
+            let path = files.note_path(machine.id);
+            let note = files.note(machine.id).map_err(|e| file(&path, e))?;
+            if let Some(Note::Kept { snapshots, .. }) = &note {
+                self.know_snapshots(machine, snapshots, say).await?;
+            }
+            files::remove_for_good(&path).map_err(|e| file(&path, e))?;
         }
         if domain.state == GuestState::Running && domain.autostart == machine.autostart {
             return Ok(unchanged());
@@ -234,9 +256,39 @@ impl Inner {
         ))
     }
 
+    /// Has libvirt know the snapshots again that are in a disk that was kept.
+    /// One that it does not take is said: the machine comes back without it.
+    async fn know_snapshots(
+        &self,
+        machine: &Machine,
+        snapshots: &[String],
+        say: &dyn Progress,
+    ) -> Done<()> {
+        for xml in snapshots {
+            let name = xml::read_snapshot_name(xml).unwrap_or_default();
+            let done = self.ask().define_snapshot(machine.id, xml.clone()).await;
+            let known = self.settled(done, || async {
+                Ok(self.ask().snapshots(machine.id).await?.contains(&name))
+            });
+            match known.await {
+                Err(VmError::Virt(VirtError::Failed(failure))) => {
+                    let why = printable(&failure.message, 300);
+                    let name = printable(&name, 60);
+                    say.say(format!(
+                        "{}: its snapshot {name} is not known any more: {why}",
+                        machine.name
+                    ))
+                    .await;
+                }
+                known => known?,
+            }
+        }
+        Ok(())
+    }
+
     async fn autostart(&self, machine: &Machine) -> Done<()> {
         let done = self.ask().autostart(machine.id, machine.autostart).await;
-        settled(done, async {
+        self.settled(done, || async {
             let domain = self.ask().domain(machine.id).await?;
             Ok(domain.is_some_and(|domain| domain.autostart == machine.autostart))
         })
@@ -250,12 +302,13 @@ impl Inner {
         let backing = Some((image.as_str(), machine.image.format));
         let xml = xml::volume(&name, machine.disk.size, backing);
         let done = self.ask().create_volume(pool, xml).await;
-        settled(done, async {
+        self.settled(done, || async {
             let disk = self.ask().volume(pool, &name).await?;
             // One that is half made is thrown away by the next try.
             Ok(disk.is_some_and(|disk| disk.capacity == machine.disk.size))
         })
         .await
+        .inspect_err(|error| self.may_come(machine.id, error))
     }
 
     async fn make_seed(&self, machine: &Machine, files: &Files) -> Done<()> {
@@ -270,7 +323,7 @@ impl Inner {
     async fn delete_disk(&self, id: VmId) -> Done<()> {
         let name = volume(id);
         let done = self.ask().delete_volume(&self.setting.pool, &name).await;
-        settled(done, async {
+        self.settled(done, || async {
             Ok(self
                 .ask()
                 .volume(&self.setting.pool, &name)
@@ -304,8 +357,16 @@ impl Inner {
         let domain = self.look(id).await?;
         let (files, _) = self.pool().await?;
         let pool = &self.setting.pool;
+        let domain = match domain {
+            None if mode == Mode::Apply => self.wait_for(id).await?,
+            domain => domain,
+        };
         let Some(domain) = domain else {
-            return self.sweep(id, purge, &files, mode).await;
+            let performed = self.sweep(id, purge, &files, mode).await?;
+            return match self.came_not(id, mode) {
+                Some(error) => Err(error),
+                None => Ok(performed),
+            };
         };
         if mode == Mode::Check {
             let disk = if purge {
@@ -317,8 +378,10 @@ impl Inner {
         }
         if !purge && let Some(machine) = &domain.machine {
             // Before anything goes: what the disk was of.
+            let snapshots = self.snapshots_to_keep(id, &files).await?;
             let kept = Note::Kept {
                 machine: machine.clone(),
+                snapshots,
             };
             let path = files.note_path(id);
             files.set_note(id, &kept).map_err(|e| file(&path, e))?;
@@ -329,7 +392,10 @@ impl Inner {
         let gone = self.ask().undefine(id).await;
         let missing = matches!(&gone, Err(e) if e.is(FailureKind::Missing));
         if !missing {
-            settled(gone, async { Ok(self.ask().domain(id).await?.is_none()) }).await?;
+            self.settled(gone, || async {
+                Ok(self.ask().domain(id).await?.is_none())
+            })
+            .await?;
         }
         // Somebody started it in between: libvirt undefines what runs, too,
         // and lets it run until it ends. It must not, on a disk that goes.
@@ -337,11 +403,12 @@ impl Inner {
             self.kill_now(id).await?;
             if let Some(there) = self.look(id).await? {
                 return Err(VmError::Comes {
-                    name: muster_protocol::text::printable(&there.name, 80),
+                    name: printable(&there.name, 80),
                 });
             }
         }
         self.sweep(id, purge, &files, mode).await?;
+        self.came(id);
         let disk = self.ask().volume(pool, &volume(id)).await?;
         Ok(changed(
             mode,
@@ -350,6 +417,32 @@ impl Inner {
                 None => format!("{} → gone", state_name(domain.state)),
             },
         ))
+    }
+
+    /// What libvirt knows of the snapshots in a disk that is kept.
+    async fn snapshots_to_keep(&self, id: VmId, files: &Files) -> Done<Vec<String>> {
+        let mut all = self.ask().snapshot_definitions(id).await?;
+        let path = files.note_path(id);
+        // Whoever was killed in the middle of this knew more.
+        if all.is_empty()
+            && let Some(Note::Kept { snapshots, .. }) =
+                files.note(id).map_err(|e| file(&path, e))?
+        {
+            all = snapshots;
+        }
+        let mut room = MAX_SNAPSHOTS;
+        let fit = all
+            .iter()
+            .take_while(|xml| match room.checked_sub(xml.len()) {
+                Some(rest) => {
+                    room = rest;
+                    true
+                }
+                None => false,
+            });
+        let fit = fit.count();
+        all.truncate(fit);
+        Ok(all)
     }
 
     /// What a machine without a domain has left behind: the invite in its

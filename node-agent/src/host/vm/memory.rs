@@ -9,7 +9,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use muster_libvirt::message::{Call, Domain, Failure, FailureKind, Host, Pool, Reply, Volume};
 use muster_libvirt::xml;
-use muster_protocol::vm::{GuestState, Size, Virtualisation, VmId};
+use muster_protocol::units::Timestamp;
+use muster_protocol::vm::{GuestState, Size, Traffic, Virtualisation, VmId};
 use tokio::sync::watch;
 
 use super::virt::{Answered, Virt, VirtError, name};
@@ -30,16 +31,19 @@ pub enum Fault {
     LostBefore,
     /// The connection goes, but it is done.
     LostAfter,
+    /// No answer, and it is done a little later, when others have been asked.
+    DoneLater,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Fails,
         Self::HangsBefore,
         Self::HangsAfter,
         Self::LostBefore,
         Self::LostAfter,
+        Self::DoneLater,
     ];
 }
 
@@ -72,6 +76,12 @@ struct State {
     calls: Vec<&'static str>,
     count: usize,
     fault: Option<(usize, Fault)>,
+    /// What is done later, and before which call.
+    later: Option<(usize, Call)>,
+    /// The next way back to a snapshot is cut, and libvirt is at work then
+    /// for so many looks.
+    cut: Option<usize>,
+    busy: usize,
     /// Nothing is answered any more.
     hangs: bool,
     /// Whether guests end when they are asked to.
@@ -87,6 +97,22 @@ struct Known {
     snapshots: Vec<String>,
 }
 
+impl Known {
+    fn start(&mut self) {
+        if self.domain.since.is_none() {
+            self.domain.since = Some(Timestamp::now());
+            self.domain.traffic = Some(Traffic::default());
+        }
+        self.domain.state = GuestState::Running;
+    }
+
+    fn end(&mut self) {
+        self.domain.state = GuestState::Stopped;
+        self.domain.since = None;
+        self.domain.traffic = None;
+    }
+}
+
 impl Memory {
     /// An empty one.
     #[must_use]
@@ -99,6 +125,9 @@ impl Memory {
                 calls: Vec::new(),
                 count: 0,
                 fault: None,
+                later: None,
+                cut: None,
+                busy: 0,
                 hangs: false,
                 obedient: true,
                 agent: None,
@@ -123,6 +152,13 @@ impl Memory {
         let mut state = self.state();
         let now = state.count;
         state.fault.take().is_some_and(|(at, _)| at < now)
+    }
+
+    /// The next way back to a snapshot is not answered, and leaves the domain
+    /// held and with another definition; libvirt is at work with it for so
+    /// many looks.
+    pub fn cut_restore(&self, busy: usize) {
+        self.state().cut = Some(busy);
     }
 
     /// Whether nothing is answered.
@@ -156,6 +192,16 @@ impl Memory {
             .collect()
     }
 
+    /// The snapshots that a domain has.
+    #[must_use]
+    pub fn snapshots(&self, uuid: VmId) -> Vec<String> {
+        let state = self.state();
+        let known = state.domains.get(&uuid);
+        known
+            .map(|known| known.snapshots.clone())
+            .unwrap_or_default()
+    }
+
     /// The volumes that there are.
     #[must_use]
     pub fn volumes(&self) -> Vec<String> {
@@ -173,6 +219,16 @@ impl Memory {
         state.domains.insert(known.domain.uuid, known);
         drop(state);
         self.changed();
+    }
+
+    /// Has a domain's interfaces have carried that much; one that does not
+    /// run carries nothing. It is no change of the domain.
+    pub fn carry(&self, uuid: VmId, traffic: Traffic) {
+        if let Some(known) = self.state().domains.get_mut(&uuid)
+            && let Some(carried) = &mut known.domain.traffic
+        {
+            *carried = traffic;
+        }
     }
 
     fn changed(&self) {
@@ -233,6 +289,8 @@ impl State {
                 owner: read.owner,
                 autostart: before.is_some_and(|known| known.domain.autostart),
                 machine: Some(machine),
+                since: before.and_then(|known| known.domain.since),
+                traffic: before.and_then(|known| known.domain.traffic),
             },
             xml: xml.to_owned(),
             snapshots: before.map_or_else(Vec::new, |known| known.snapshots.clone()),
@@ -286,6 +344,13 @@ impl State {
                 Ok(Reply::Domain(found.map(|known| known.domain.clone())))
             }
             Call::Xml { uuid } => Ok(Reply::Text(self.known(*uuid)?.xml.clone())),
+            Call::Definition { uuid } => Ok(Reply::Text(self.known(*uuid)?.xml.clone())),
+            Call::Busy { uuid } => {
+                self.known(*uuid)?;
+                let busy = self.busy > 0;
+                self.busy = self.busy.saturating_sub(1);
+                Ok(Reply::Busy(busy))
+            }
             Call::Define { xml } => self.define(xml),
             Call::Undefine { uuid } => {
                 self.known(*uuid)?;
@@ -293,7 +358,7 @@ impl State {
                 Ok(Reply::Done)
             }
             Call::Start { uuid } => {
-                self.known(*uuid)?.domain.state = GuestState::Running;
+                self.known(*uuid)?.start();
                 Ok(Reply::Done)
             }
             Call::Shutdown { uuid } => {
@@ -303,12 +368,12 @@ impl State {
                     return Err(failed(FailureKind::State, "domain is not running"));
                 }
                 if obedient {
-                    known.domain.state = GuestState::Stopped;
+                    known.end();
                 }
                 Ok(Reply::Done)
             }
             Call::Kill { uuid } => {
-                self.known(*uuid)?.domain.state = GuestState::Stopped;
+                self.known(*uuid)?.end();
                 Ok(Reply::Done)
             }
             Call::Autostart { uuid, on } => {
@@ -330,6 +395,21 @@ impl State {
                 Ok(Reply::Done)
             }
             Call::Snapshots { uuid } => Ok(Reply::Snapshots(self.known(*uuid)?.snapshots.clone())),
+            Call::SnapshotDefinitions { uuid } => {
+                let all = self.known(*uuid)?.snapshots.iter();
+                let xml =
+                    |name: &String| format!("<domainsnapshot><name>{name}</name></domainsnapshot>");
+                Ok(Reply::Snapshots(all.map(xml).collect()))
+            }
+            Call::DefineSnapshot { uuid, xml } => {
+                let name = xml::read_snapshot_name(xml)
+                    .ok_or_else(|| failed(FailureKind::Other, "no name in the snapshot"))?;
+                let all = &mut self.known(*uuid)?.snapshots;
+                if !all.contains(&name) {
+                    all.push(name);
+                }
+                Ok(Reply::Done)
+            }
             Call::Snapshot { uuid, name } => {
                 self.known(*uuid)?.snapshots.push(name.to_string());
                 Ok(Reply::Done)
@@ -342,6 +422,14 @@ impl State {
                     .any(|s| s == name.as_str())
                 {
                     return Err(failed(FailureKind::Missing, "no such snapshot"));
+                }
+                if let Some(busy) = self.cut.take() {
+                    self.busy = busy;
+                    let domain = &mut self.known(*uuid)?.domain;
+                    domain.state = GuestState::Paused;
+                    domain.memory = Size(1 << 20);
+                    self.known(*uuid)?.xml = "<domain/>".to_owned();
+                    return Err(VirtError::late("restore", Duration::from_secs(300)));
                 }
                 Ok(Reply::Done)
             }
@@ -379,6 +467,10 @@ impl Virt for Memory {
             let mut state = self.state();
             let at = state.count;
             state.count += 1;
+            if let Some((_, call)) = state.later.take_if(|(when, _)| *when <= at) {
+                // Nobody hears how it ended.
+                let _ = state.done(&call);
+            }
             if state.calls.len() < MAX_CALLS {
                 state.calls.push(what);
             }
@@ -399,6 +491,10 @@ impl Virt for Memory {
                 Some(Fault::LostBefore) => Err(lost()),
                 Some(Fault::HangsAfter) => state.done(&call).and_then(|_| Err(late())),
                 Some(Fault::LostAfter) => state.done(&call).and_then(|_| Err(lost())),
+                Some(Fault::DoneLater) => {
+                    state.later = Some((at + 2, call.clone()));
+                    Err(late())
+                }
             }
         };
         if alters(&call) {

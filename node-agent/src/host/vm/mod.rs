@@ -7,6 +7,7 @@
 //! | [`Source`] | where images and seeds come from |
 //! | [`Watcher`] | tells the broker what there is |
 
+mod collect;
 mod files;
 mod guest;
 mod images;
@@ -17,6 +18,7 @@ mod perform;
 mod power;
 mod program;
 mod seed;
+mod snapshots;
 mod source;
 mod virt;
 mod watcher;

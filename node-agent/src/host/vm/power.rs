@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use muster_libvirt::message::FailureKind;
 use muster_protocol::envelope::Mode;
-use muster_protocol::names::SnapshotName;
 use muster_protocol::units::Span;
 use muster_protocol::vm::{GuestState, Size, VmId};
 use muster_scenarios::node::Performed;
@@ -13,7 +12,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::files::volume;
-use super::machines::{Done, Inner, VmError, changed, is_on, left, settled, state_name, unchanged};
+use super::machines::{Done, Inner, VmError, changed, is_on, left, state_name, unchanged};
 
 /// How often a guest that is to end is looked at, where no event tells.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -101,7 +100,8 @@ impl Inner {
         if matches!(&done, Err(e) if e.is(FailureKind::State)) && !self.is_in(id, is_on).await? {
             return Ok(());
         }
-        settled(done, async { Ok(!self.is_in(id, is_on).await?) }).await
+        self.settled(done, || async { Ok(!self.is_in(id, is_on).await?) })
+            .await
     }
 
     pub(super) async fn resize(
@@ -168,50 +168,10 @@ impl Inner {
     pub(super) async fn grow(&self, id: VmId, size: Size, open_in: Option<VmId>) -> Done<()> {
         let (pool, name) = (&self.setting.pool, volume(id));
         let done = self.ask().grow_volume(pool, &name, size, open_in).await;
-        settled(done, async {
+        self.settled(done, || async {
             let disk = self.ask().volume(pool, &name).await?;
             Ok(disk.is_some_and(|disk| disk.capacity >= size))
         })
         .await
-    }
-
-    pub(super) async fn snapshot(
-        &self,
-        id: VmId,
-        name: &SnapshotName,
-        mode: Mode,
-    ) -> Done<Performed> {
-        self.there(id).await?;
-        let has = |all: &[String]| all.iter().any(|known| known == name.as_str());
-        if has(&self.ask().snapshots(id).await?) {
-            return Ok(unchanged());
-        }
-        if mode == Mode::Apply {
-            let done = self.ask().snapshot(id, name.clone()).await;
-            settled(done, async { Ok(has(&self.ask().snapshots(id).await?)) }).await?;
-        }
-        Ok(changed(mode, format!("snapshot {name}")))
-    }
-
-    pub(super) async fn restore(
-        &self,
-        id: VmId,
-        name: &SnapshotName,
-        mode: Mode,
-    ) -> Done<Performed> {
-        self.there(id).await?;
-        let all = self.ask().snapshots(id).await?;
-        if !all.iter().any(|known| known == name.as_str()) {
-            return Err(VmError::NoSnapshot {
-                name: name.clone(),
-                all,
-            });
-        }
-        if mode == Mode::Apply {
-            // Whether it was done cannot be looked at; to do it once more does
-            // no harm that it did not do.
-            self.ask().restore(id, name.clone()).await?;
-        }
-        Ok(changed(mode, format!("as in {name}")))
     }
 }

@@ -73,6 +73,8 @@ pub(super) fn name(call: &Call) -> &'static str {
         Call::Domain { .. } => "domain",
         Call::Named { .. } => "named",
         Call::Xml { .. } => "xml",
+        Call::Definition { .. } => "definition",
+        Call::Busy { .. } => "busy",
         Call::Define { .. } => "define",
         Call::Undefine { .. } => "undefine",
         Call::Start { .. } => "start",
@@ -87,6 +89,8 @@ pub(super) fn name(call: &Call) -> &'static str {
         Call::GrowVolume { .. } => "grow volume",
         Call::DeleteVolume { .. } => "delete volume",
         Call::Snapshots { .. } => "snapshots",
+        Call::SnapshotDefinitions { .. } => "snapshot definitions",
+        Call::DefineSnapshot { .. } => "define snapshot",
         Call::Snapshot { .. } => "snapshot",
         Call::Restore { .. } => "restore",
         Call::GuestAgent { .. } => "guest agent",
@@ -148,6 +152,14 @@ answers! {
     domain(uuid: VmId) -> Option<Domain> = Call::Domain { uuid }, Reply::Domain(domain) => domain;
     /// A domain by its name, whosever it is.
     named(name: &str) -> Option<Domain> = Call::Named { name: name.to_owned() }, Reply::Domain(domain) => domain;
+    /// A domain's definition, as it is written down.
+    definition(uuid: VmId) -> String = Call::Definition { uuid }, Reply::Text(text) => text;
+    /// Whether libvirt works on a domain still.
+    busy(uuid: VmId) -> bool = Call::Busy { uuid }, Reply::Busy(is) => is;
+    /// What libvirt knows of the domain's snapshots, parents first.
+    snapshot_definitions(uuid: VmId) -> Vec<String> = Call::SnapshotDefinitions { uuid }, Reply::Snapshots(all) => all;
+    /// Has libvirt know a snapshot again.
+    define_snapshot(uuid: VmId, xml: String) -> () = Call::DefineSnapshot { uuid, xml }, Reply::Done => ();
     /// Defines a domain, or changes its definition.
     define(xml: String) -> () = Call::Define { xml }, Reply::Done => ();
     /// Forgets a domain's definition.

@@ -154,7 +154,8 @@ impl Watcher {
                 cpus: domain.cpus,
                 memory: domain.memory,
                 owner: domain.owner,
-                since: None,
+                since: domain.since,
+                traffic: domain.traffic,
             })
             .collect();
         report.guests.sort_by_key(|guest| guest.id);

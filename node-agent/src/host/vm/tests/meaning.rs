@@ -369,7 +369,15 @@ async fn the_guest_agent_is_a_stranger() {
         (value["exit"].as_i64(), value["stdout"].as_str()),
         (Some(3), Some("web-01\n"))
     );
+    let deep = format!(r#"{{"return":{}"#, "[".repeat(100_000));
+    let huge = format!(r#"{{"return":"{}"}}"#, "x".repeat(9 << 20));
     for (status, words) in [
+        (deep.as_str(), "answers something that it should not: "),
+        (huge.as_str(), "no status of the program"),
+        (
+            r#"{"return":{"exited":true,"exitcode":1e300}}"#,
+            "no status of the program",
+        ),
         (
             r#"{"return":{"exited":false}}"#,
             "the program in it still ran after 300ms; it goes on",
@@ -391,6 +399,12 @@ async fn the_guest_agent_is_a_stranger() {
         bench.memory.agents(answers(status));
         let said = bench.refuses(exec()).await;
         assert!(said.contains(words), "{said}");
+    }
+    // It only does not answer, as far as anybody waits for it.
+    for strange in ["", "[]", r#"{"return":"#, r#"{"error":{"desc":7}}"#, &deep] {
+        let said = BTreeMap::from([("guest-ping".to_owned(), strange.to_owned())]);
+        bench.memory.agents(said);
+        assert_eq!(bench.value(ping.clone()).await, false, "{strange:.20}");
     }
     bench.memory.agents(no_answers());
     bench

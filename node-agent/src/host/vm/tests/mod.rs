@@ -1,16 +1,19 @@
 //! Machines on a libvirt in memory: what each call comes to, what is refused,
 //! and what is left when something goes wrong.
 
+mod collect;
 mod faults;
 mod images;
 mod meaning;
 mod program;
+mod snapshots;
 mod watcher;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -33,6 +36,8 @@ pub(super) fn cluster() -> ClusterId {
     ClusterId::from_bytes([7; 16])
 }
 pub(super) const GIB: u64 = 1 << 30;
+/// How long it is looked for what became of a call.
+const PATIENCE: Duration = Duration::from_millis(150);
 
 /// A source that has one image, in pieces.
 pub(super) struct Shop {
@@ -219,7 +224,7 @@ impl Bench {
             kind: None,
             console: dir.path().join("console"),
         };
-        Machines::new(virt.clone(), virt, shop.clone(), setting)
+        Machines::new(virt.clone(), virt, shop.clone(), setting).patient(PATIENCE)
     }
 
     /// The same hypervisor by a libvirt that gets stuck.
@@ -329,6 +334,8 @@ pub(super) fn foreign(name: &str, uuid: VmId) -> Domain {
         owner: Owner::Foreign,
         machine: None,
         autostart: false,
+        since: None,
+        traffic: None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the broker is told of a hypervisor.
 
-use muster_protocol::vm::{Capacity, GuestState, MAX_GUESTS, Virtualisation};
+use muster_protocol::vm::{Capacity, GuestState, MAX_GUESTS, Traffic, Virtualisation};
 
 use super::*;
 
@@ -40,11 +40,27 @@ async fn everything_is_said_at_once_or_why_it_is_not_known() {
     );
     assert_eq!(guest("old\\x1b[2J").expect("theirs").owner, Owner::Foreign);
 
+    // Since when it runs, and what it has carried: which is no news.
+    assert!(own.since.is_some_and(|since| since <= report.at));
+    assert_eq!(own.traffic, Some(Traffic::default()));
+    let mut news = bench.memory.changes();
+    news.borrow_and_update();
+    let carried = Traffic {
+        received: Size(7),
+        sent: Size(9),
+    };
+    bench.memory.carry(own.id, carried);
+    assert!(!news.has_changed().expect("it lives"));
+    let again = watcher.report().await;
+    let again = again.guests.iter().find(|guest| guest.id == own.id);
+    let again = again.expect("it is there");
+    assert_eq!((again.since, again.traffic), (own.since, Some(carried)));
+
     bench.memory.hang(true);
     let report = watcher.report().await;
     assert_eq!(
         (report.sequence, report.guests.len(), report.capacity),
-        (2, 0, None)
+        (3, 0, None)
     );
     let problem = report.problem.expect("a problem");
     assert!(
