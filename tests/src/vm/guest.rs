@@ -1,5 +1,5 @@
-//! A guest that the harness itself defines, by the words of libvirt, to test
-//! image and hypervisor without the rest of muster.
+//! A guest that the harness itself defines, as muster defines its machines, to
+//! test image and hypervisor without the rest of muster.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -8,7 +8,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use muster_libvirt::xml;
+use muster_protocol::ids::ClusterId;
+use muster_protocol::vm::{Machine, Sha256, Virtualisation, VmId};
+use serde_json::json;
 
 use super::hypervisor::Hypervisor;
 use super::image::Image;
@@ -57,7 +61,7 @@ impl<'a> Guest<'a> {
         let guest = Self { hypervisor, plan };
         guest.write_seed()?;
         let xml = hypervisor.dir().join(format!("{}.xml", guest.plan.name));
-        fs::write(&xml, guest.xml())?;
+        fs::write(&xml, guest.xml()?)?;
         hypervisor.virsh_done(&["define", &xml.to_string_lossy()])?;
         fs::remove_file(xml)?;
         hypervisor.virsh_done(&["start", &guest.plan.name])?;
@@ -135,11 +139,11 @@ impl<'a> Guest<'a> {
     fn write_seed(&self) -> Result<()> {
         let plan = &self.plan;
         let dir = tempfile::tempdir()?;
-        let meta = serde_json::json!({
+        let meta = json!({
             "instance-id": plan.name,
             "local-hostname": plan.name,
         });
-        let network = serde_json::json!({
+        let network = json!({
             "version": 2,
             "ethernets": {"nic0": {
                 "match": {"macaddress": plan.mac},
@@ -173,45 +177,43 @@ impl<'a> Guest<'a> {
         Ok(())
     }
 
-    /// The least that boots, in the form that muster's own machines have.
-    fn xml(&self) -> String {
-        let (name, mac) = (&self.plan.name, &self.plan.mac);
-        let log = self.log_name();
-        format!(
-            r#"<domain type="qemu">
-  <name>{name}</name>
-  <memory unit="MiB">256</memory>
-  <vcpu>1</vcpu>
-  <os><type machine="q35">hvm</type></os>
-  <features><acpi/><apic/></features>
-  <on_crash>destroy</on_crash>
-  <devices>
-    <disk type="file" device="disk">
-      <driver name="qemu" type="qcow2"/>
-      <source file="/var/lib/libvirt/images/{name}.qcow2"/>
-      <target dev="vda" bus="virtio"/>
-    </disk>
-    <disk type="file" device="disk">
-      <driver name="qemu" type="raw"/>
-      <source file="/var/lib/libvirt/images/{name}-seed.img"/>
-      <target dev="vdb" bus="virtio"/>
-      <readonly/>
-    </disk>
-    <interface type="bridge">
-      <source bridge="br0"/>
-      <mac address="{mac}"/>
-      <model type="virtio"/>
-    </interface>
-    <serial type="pty"><log file="/var/log/libvirt/{log}" append="on"/></serial>
-    <channel type="unix">
-      <target type="virtio" name="org.qemu.guest_agent.0"/>
-    </channel>
-    <rng model="virtio"><backend model="random">/dev/urandom</backend></rng>
-    <memballoon model="virtio"/>
-  </devices>
-</domain>
-"#
-        )
+    /// As muster's own machines are.
+    fn xml(&self) -> Result<String> {
+        let plan = &self.plan;
+        let name = plan
+            .name
+            .parse()
+            .map_err(|e| anyhow!("{}: {e}", plan.name))?;
+        let cluster = ClusterId::from_bytes([0x77; 16]);
+        let digits: String = plan.mac.split(':').skip(3).collect();
+        let addresses = plan
+            .addresses
+            .iter()
+            .map(|address| address.split('/').next());
+        let machine: Machine = serde_json::from_value(json!({
+            "id": VmId::derive(&cluster, &name, 1),
+            "name": name,
+            "cpus": 1,
+            "memory": 256 << 20,
+            "image": {
+                "name": "guest", "sha256": Sha256::of(b"guest"), "size": 512, "format": "qcow2",
+                "virtual_size": 512,
+            },
+            "disk": { "size": 1 << 30, "pool": "default" },
+            "nics": [{
+                "network": "lan", "bridge": "br0", "mac": plan.mac, "tap": format!("mt{digits}"),
+                "addresses": addresses.collect::<Option<Vec<_>>>(),
+            }],
+            "autostart": false,
+            "ready": "boot",
+        }))?;
+        let paths = xml::Paths {
+            disk: format!("/var/lib/libvirt/images/{name}.qcow2"),
+            seed: Some(format!("/var/lib/libvirt/images/{name}-seed.img")),
+            console_log: format!("/var/log/libvirt/{}", self.log_name()),
+            emulator: None,
+        };
+        Ok(xml::domain(&machine, &paths, cluster, Virtualisation::Qemu))
     }
 }
 

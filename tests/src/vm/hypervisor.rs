@@ -237,7 +237,8 @@ impl Hypervisor {
     }
 
     /// Everything in it that machines are made of, sorted: domains, volumes,
-    /// files of the pool, interfaces, QEMUs, the firewall's rules. What is the
+    /// files of the pool, interfaces, QEMUs, connections that are followed,
+    /// leases, the firewall's rules. What is the
     /// same before and after has left nothing.
     ///
     /// # Errors
@@ -265,6 +266,18 @@ impl Hypervisor {
             if line.contains("qemu-system") {
                 add("process", line.get(..200).unwrap_or(&line));
             }
+        }
+        // Connections that the kernel follows, and who has an address by DHCP.
+        let tracked = "cat /proc/net/nf_conntrack 2>/dev/null || conntrack -L 2>/dev/null || true";
+        for line in self.inside.done(&["sh", "-c", tracked])?.lines() {
+            let ends: Vec<&str> = line
+                .split_whitespace()
+                .filter(|word| ["src=", "dst="].iter().any(|end| word.starts_with(end)))
+                .collect();
+            add("connection", &ends.join(" "));
+        }
+        for network in self.virsh_done(&["net-list", "--name"])?.split_whitespace() {
+            add("lease", &self.virsh_done(&["net-dhcp-leases", network])?);
         }
         if super::capability::program("nft").is_some() {
             add("rule", &self.inside.done(&["nft", "list", "ruleset"])?);
