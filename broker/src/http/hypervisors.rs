@@ -85,20 +85,31 @@ async fn drain(
     ApiPath(node): ApiPath<String>,
     ApiJson(how): ApiJson<DrainHypervisor>,
 ) -> Result<ApiJson<Drained>, ApiError> {
-    let node = node_name(&node)?;
+    drain_hypervisor(&state, &caller, node_name(&node)?, how)
+        .await
+        .map(ApiJson)
+}
+
+/// Drains a hypervisor, whatever the door.
+pub(crate) async fn drain_hypervisor(
+    state: &AppState,
+    caller: &Caller,
+    node: NodeName,
+    how: DrainHypervisor,
+) -> Result<Drained, ApiError> {
     let stop = if how.stop {
         let all = StopAll { grace: how.grace };
-        let all = state.authorize(&caller, Action::ManageMachines, all).await;
+        let all = state.authorize(caller, Action::ManageMachines, all).await;
         Some(all?)
     } else {
         None
     };
     let asked = state
-        .authorize(&caller, Action::ManageNetworks, node)
+        .authorize(caller, Action::ManageNetworks, node)
         .await?;
     state.active()?;
-    let done = finish(async move { state.machines.drain(asked, stop).await }).await?;
-    Ok(ApiJson(done))
+    let machines = state.machines.clone();
+    finish(async move { machines.drain(asked, stop).await }).await
 }
 
 /// Says that the new key of a hypervisor is that of the same host: machines of

@@ -82,7 +82,7 @@ pub use self::auth::{OpenDoor, RemoteAddr};
 pub use self::document::document;
 pub(crate) use self::freeze::view as freeze_view;
 pub use self::front::Front;
-pub(crate) use self::hypervisors::change_hypervisor;
+pub(crate) use self::hypervisors::{change_hypervisor, drain_hypervisor};
 pub use self::limit::{Limiter, PrincipalLimiter};
 pub(crate) use self::once::IDEMPOTENCY_KEY;
 pub use self::page::{Paging, page};

@@ -125,6 +125,7 @@ pub(super) fn changed(
         ),
         VmAction::ConsoleLog { .. }
         | VmAction::Exec { .. }
+        | VmAction::Provision { .. }
         | VmAction::Protect
         | VmAction::Unprotect
         | VmAction::Undelete => return None,

@@ -66,7 +66,7 @@ pub const VERBS: &[Verb] = &[
     ),
     verb("image", "list", "disk images"),
     verb("network", "list", "networks of machines"),
-    verb("hypervisor", "list|cordon|uncordon", "hypervisors"),
+    verb("hypervisor", "list|cordon|drain|uncordon", "hypervisors"),
     verb("ack", "ALARM", "say that you look after an alarm"),
     verb(
         "silence",
@@ -442,7 +442,7 @@ impl<'a> Rest<'a> {
             behind: None,
             dashes: 0,
         };
-        let takes_pairs = matches!(verb.name, "run" | "build");
+        let takes_pairs = matches!(verb.name, "run" | "build" | "vm provision");
         let mut given = given.into_iter();
         while let Some(word) = given.next() {
             if word.is_end_of_flags() {

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
 
+use serde_json::Value;
+
 use super::{CommandError, Rest, Verb, verb};
-use crate::api::{CreateVms, Strategy, VmAction};
+use crate::api::{Configure, CreateVms, Strategy, VmAction};
 use crate::chat::words::Word;
 use crate::names::{LabelKey, LabelValue, NodeName, VmName};
 use crate::text::printable;
@@ -63,6 +65,11 @@ pub const MACHINE_VERBS: &[Verb] = &[
         "VM [--timeout TIME] -- COMMAND",
         "run a program in it, by its QEMU guest agent",
     ),
+    verb(
+        "vm provision",
+        "VM [SCENARIO [k=v ...]]",
+        "configure it: what is recorded, or a scenario from now on",
+    ),
     verb("image list", "", "disk images"),
     verb("network list", "", "networks, and how much of them is used"),
     verb(
@@ -74,6 +81,11 @@ pub const MACHINE_VERBS: &[Verb] = &[
         "hypervisor cordon",
         "NODE",
         "put nothing new on it; what is there stays",
+    ),
+    verb(
+        "hypervisor drain",
+        "NODE",
+        "put nothing new on it, and say what of it runs",
     ),
     verb(
         "hypervisor uncordon",
@@ -129,6 +141,8 @@ pub enum MachineCommand {
         /// Whether nothing new is put there.
         cordoned: bool,
     },
+    /// Put nothing new on a hypervisor that is to be empty.
+    Drain(NodeName),
 }
 
 /// What `word` behind `family` is.
@@ -252,6 +266,9 @@ impl Rest<'_> {
             ("image", _) => return Ok(MachineCommand::Images),
             ("network", _) => return Ok(MachineCommand::Networks),
             ("hypervisor", "list") => return Ok(MachineCommand::Hypervisors),
+            ("hypervisor", "drain") => {
+                return Ok(MachineCommand::Drain(self.name("the hypervisor")?));
+            }
             ("hypervisor", _) => {
                 return Ok(MachineCommand::Cordon {
                     node: self.name("the hypervisor")?,
@@ -297,6 +314,9 @@ impl Rest<'_> {
             "protect" => VmAction::Protect,
             "unprotect" => VmAction::Unprotect,
             "undelete" => VmAction::Undelete,
+            "provision" => VmAction::Provision {
+                configure: self.configure()?,
+            },
             "console" => VmAction::ConsoleLog {
                 lines: self.value("lines")?,
             },
@@ -314,6 +334,18 @@ impl Rest<'_> {
                 }
             }
         })
+    }
+
+    /// A scenario with its parameters, where one is written.
+    fn configure(&mut self) -> Result<Option<Configure>, CommandError> {
+        if self.plain.is_empty() && self.pairs.is_empty() {
+            return Ok(None);
+        }
+        let scenario = self.name("the scenario")?;
+        let params = self.params()?.into_iter();
+        let params = params.map(|(name, value)| (name, Value::String(value)));
+        let params = params.collect();
+        Ok(Some(Configure { scenario, params }))
     }
 
     fn create(&mut self) -> Result<CreateVms, CommandError> {
@@ -367,6 +399,7 @@ impl Rest<'_> {
             user_data: None,
             autostart: !self.has("no-autostart"),
             protect: self.has("protect"),
+            configure: None,
             dry_run: self.has("dry-run"),
         })
     }
@@ -379,7 +412,7 @@ impl MachineCommand {
         match self {
             Self::Images => "image",
             Self::Networks => "network",
-            Self::Hypervisors | Self::Cordon { .. } => "hypervisor",
+            Self::Hypervisors | Self::Cordon { .. } | Self::Drain(_) => "hypervisor",
             _ => "vm",
         }
     }
@@ -452,6 +485,7 @@ impl MachineCommand {
             Self::Images => say("disk images".to_owned()),
             Self::Networks => say("networks".to_owned()),
             Self::Hypervisors => say("hypervisors".to_owned()),
+            Self::Drain(node) => say(format!("drain {node}: put nothing new on it")),
             Self::Cordon { node, cordoned } => say(if *cordoned {
                 format!("put nothing new on {node}")
             } else {
@@ -473,6 +507,7 @@ pub fn word(what: &VmAction) -> &'static str {
         VmAction::Restore { .. } => "restore",
         VmAction::ConsoleLog { .. } => "console",
         VmAction::Exec { .. } => "exec",
+        VmAction::Provision { .. } => "provision",
         VmAction::Protect => "protect",
         VmAction::Unprotect => "unprotect",
         VmAction::Undelete => "undelete",

@@ -4,7 +4,7 @@
 mod show;
 
 use axum::http::{HeaderMap, HeaderValue};
-use muster_protocol::api::{CreateVms, HypervisorChange, VmAction, VmChanged};
+use muster_protocol::api::{CreateVms, DrainHypervisor, HypervisorChange, VmAction, VmChanged};
 use muster_protocol::chat::command::machines::MachineCommand;
 use muster_protocol::names::{NodeName, VmName};
 use muster_protocol::problem::Kind;
@@ -18,7 +18,8 @@ use crate::authz::Action;
 use crate::events::Filter;
 use crate::events::glob::Glob;
 use crate::http::{
-    IDEMPOTENCY_KEY, act_on_vm, change_hypervisor, create_vms, destroy_vm, find_vms, show_vm,
+    IDEMPOTENCY_KEY, act_on_vm, change_hypervisor, create_vms, destroy_vm, drain_hypervisor,
+    find_vms, show_vm,
 };
 use crate::vm::{Act, Destroy};
 
@@ -67,6 +68,7 @@ impl Line<'_> {
                 self.allowed(Action::ReadMachines).await?;
                 Ok(vec![show::hypervisors(&self.state.machines.hypervisors())])
             }
+            MachineCommand::Drain(node) => self.drain(node).await,
             MachineCommand::Cordon { node, cordoned } => self.cordon(node, *cordoned).await,
         }
     }
@@ -180,6 +182,14 @@ impl Line<'_> {
             return Err(no(Kind::PlanGone, line));
         }
         self.destroy_vm(asked).await
+    }
+
+    /// Its machines are stopped from a shell, or one by one: of many at once
+    /// nobody would read the ends here.
+    async fn drain(&self, node: &NodeName) -> Answer {
+        let how = DrainHypervisor::default();
+        let drained = drain_hypervisor(self.state, &self.caller, node.clone(), how).await?;
+        Ok(vec![show::drained(&drained)])
     }
 
     async fn cordon(&self, node: &NodeName, cordoned: bool) -> Answer {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use muster_protocol::api::{
-    ClusterEvent, HypervisorView, ImageView, NetworkView, Say, Tone, VmAction, VmPlan, VmStatus,
-    VmView, VmsCreated,
+    ClusterEvent, Drained, HypervisorView, ImageView, NetworkView, Say, Tone, VmAction, VmPlan,
+    VmStatus, VmView, VmsCreated,
 };
 use muster_protocol::fold::folded;
 use muster_protocol::names::VmName;
@@ -210,6 +210,7 @@ pub(super) fn begun(name: &VmName, what: &VmAction, vm: &VmView) -> String {
         VmAction::Restore { .. } => "has its disk restored",
         VmAction::ConsoleLog { .. } => "is asked for its console",
         VmAction::Exec { .. } => "runs it",
+        VmAction::Provision { .. } => "is being configured",
         VmAction::Undelete => "is being brought back",
         VmAction::Protect | VmAction::Unprotect => "is changed",
     };
@@ -355,6 +356,23 @@ pub(super) fn hypervisors(all: &[HypervisorView]) -> Say {
         tone,
         ..say::several(lines)
     }
+}
+
+/// A hypervisor that is to be empty, and what of it runs.
+pub(super) fn drained(drained: &Drained) -> Say {
+    let hypervisor = &drained.hypervisor;
+    let node = &hypervisor.node;
+    let there = drained.machines.iter().map(|one| one.vm.name.as_str());
+    let running = hypervisor.running as usize;
+    if drained.machines.is_empty() {
+        return say::good(format!("nothing new is put on {node}; no machine is on it"));
+    }
+    say::warn(format!(
+        "nothing new is put on {node}; {} on it stay, as their disks are there: {}; {running} may run: \
+         stop them one by one, or with muster hypervisor drain {node} --stop in a shell",
+        count(drained.machines.len(), "machine"),
+        folded(there, NAMES)
+    ))
 }
 
 #[cfg(test)]

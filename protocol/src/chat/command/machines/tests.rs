@@ -119,6 +119,19 @@ fn what_is_done_with_one() {
             timeout: Some(Span::from_secs(5))
         }
     );
+    assert_eq!(
+        act("vm provision web-03"),
+        VmAction::Provision { configure: None }
+    );
+    let VmAction::Provision {
+        configure: Some(configure),
+    } = act("vm provision web-03 deploy version=1.4.2")
+    else {
+        panic!("a scenario");
+    };
+    assert_eq!(configure.scenario.as_str(), "deploy");
+    assert_eq!(configure.params["version"], "1.4.2");
+    assert!(said("vm provision web-03 version=1.4.2").is_err());
     let name: VmName = "web-03".parse().unwrap();
     assert_eq!(
         said("vm show web-03"),
@@ -147,6 +160,10 @@ fn what_is_done_with_one() {
     assert_eq!(said("image list"), Ok(MachineCommand::Images));
     assert_eq!(said("network list"), Ok(MachineCommand::Networks));
     assert_eq!(said("hypervisor list"), Ok(MachineCommand::Hypervisors));
+    assert_eq!(
+        said("hypervisor drain hv-1"),
+        Ok(MachineCommand::Drain("hv-1".parse().unwrap()))
+    );
     assert_eq!(
         said("hypervisor cordon hv-1"),
         Ok(MachineCommand::Cordon {
