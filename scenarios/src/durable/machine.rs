@@ -8,11 +8,12 @@ use serde_json::{Map, Value};
 use crate::fault::nearest;
 
 /// What can be said of it.
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 21] = [
     "account",
     "agent",
     "apart",
     "autostart",
+    "configure",
     "cpus",
     "disk",
     "groups",

@@ -425,3 +425,66 @@ async fn a_guest_that_enrols_while_its_machine_is_taken_back_is_no_node_afterwar
     assert_eq!(farm.used().await, 0);
     farm.broker.stop().await;
 }
+
+const GROW: &str = r#"scenario("Makes a machine and uses it");
+param("fails", #{ type: "bool" });
+param("name", #{ default: "web-01" });
+target("name=hv-1");
+allow_check();
+fn look(p) { command(["true"]); }
+fn main(p) {
+    let m = machine(#{
+        name: p.name, image: "debian-12", cpus: 1, memory: "1GiB", networks: ["public"], agent: false
+    });
+    on(targets(), "look");
+    if p.fails { abort("it is not wanted any more"); }
+    m
+}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scenario_makes_a_machine_and_takes_it_back_when_it_fails() {
+    let farm = Farm::start().await;
+    farm.must("PUT", "/v1/scenarios/grow", json!({ "script": GROW }))
+        .await;
+    let run = async |params: Value, mode: &str| {
+        let body = json!({ "scenario": "grow", "params": params, "mode": mode, "confirm": "yes" });
+        let begun = farm.must("POST", "/v1/runs", body).await;
+        let path = format!("/v1/runs/{}", begun["id"].as_str().unwrap());
+        wait_for("the run's end", async || {
+            let (_, run) = farm.broker.call("GET", &path, None).await;
+            run["finished"].is_string().then_some(run)
+        })
+        .await
+    };
+    // What would be made, and why it cannot be.
+    let dry = run(json!({ "fails": false }), "check").await;
+    assert_eq!(dry["state"], "succeeded", "{dry}");
+    assert_eq!(dry["main"]["value"]["made"], false, "{dry}");
+    assert_eq!(farm.used().await, 0);
+
+    let failed = run(json!({ "fails": true }), "apply").await;
+    assert_eq!(failed["state"], "failed", "{failed}");
+    assert_eq!(failed["main"]["calls"][0]["machine"]["fate"], "gone", "{failed}");
+    let (_, listed) = farm.broker.call("GET", "/v1/vms", None).await;
+    assert_eq!(listed["items"], json!([]));
+    assert_eq!(farm.used().await, 0);
+
+    let well = run(json!({ "fails": false }), "apply").await;
+    assert_eq!(well["state"], "succeeded", "{well}");
+    let value = &well["main"]["value"];
+    assert_eq!(value["hypervisor"], "hv-1", "{well}");
+    assert_eq!(value["node"], Value::Null, "{well}");
+    farm.is("web-01", "running").await;
+    assert_eq!(farm.vm("web-01").await["addresses"], value["addresses"]);
+
+    // Somebody has the name: nothing happens to that one.
+    let taken = run(json!({ "fails": false }), "apply").await;
+    assert_eq!(taken["state"], "failed", "{taken}");
+    let error = taken["main"]["error"].as_str().unwrap();
+    assert!(error.contains("there is a machine web-01"), "{error}");
+    let several = run(json!({ "fails": false, "name": "db-{1..2}" }), "apply").await;
+    let error = several["main"]["error"].as_str().unwrap();
+    assert!(error.contains("one call makes one machine"), "{error}");
+    farm.is("web-01", "running").await;
+    farm.broker.stop().await;
+}
