@@ -21,17 +21,19 @@ mod gate;
 mod outcome;
 mod spec;
 mod tally;
+mod undo;
 
 pub use event::{RESULTS_PER_EVENT, RunEnd, RunEvent, TARGETS_PER_EVENT};
 pub use flow::{
-    Back, CallEnd, CallState, FAILURES_TOLD, Flow, FrozenSet, LogLine, MachineEnd, MadeMachine,
-    Main, MainEnd, PartOf, Record, StepCall, StepEnd, UndoState, Wanted, Worst,
+    CallEnd, CallState, FAILURES_TOLD, Flow, FrozenSet, LogLine, Main, MainEnd, PartOf, Record,
+    StepCall, StepEnd, Wanted, Worst,
 };
 pub use gate::{Gate, Gates, ITS_WINDOW, Wish, WishError, Wisher};
 pub(crate) use outcome::is_zero;
 pub use outcome::{Data, NodeResult, Outcome, Stream};
 pub use spec::{LocalRecord, LocalRun, Rebuilt, RunOptions, RunSpec, Target};
 use tally::Tally;
+pub use undo::{Back, MachineEnd, MadeMachine, UndoState};
 
 /// Where a node is inside a run.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -29,12 +29,13 @@ impl Machines {
                 let destroyed = || format!("{} had it destroyed", vm.order.by);
                 MachineNow::Gone(failed.clone().unwrap_or_else(destroyed))
             }
-            Life::Reserved => MachineNow::Coming(None),
+            // What ends so never was: its record says why once it is over.
+            Life::Reserved | Life::Ending { never: true, .. } => MachineNow::Coming(None),
             Life::Creating { run } => MachineNow::Coming(Some(*run)),
             Life::Ready { .. } => MachineNow::Up(Box::new(self.as_up(vm, made))),
             Life::Changing { .. } | Life::Returning { .. } => MachineNow::Busy(made),
             Life::Destroying { end: End::Keep, .. } => MachineNow::Busy(made),
-            Life::Destroying { .. } => MachineNow::Going(made),
+            Life::Destroying { .. } | Life::Ending { .. } => MachineNow::Going(made),
             Life::Kept { .. } => MachineNow::Kept(made),
             Life::Doubtful { why, .. } => MachineNow::Doubtful(made, why.clone()),
         }

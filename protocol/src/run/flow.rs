@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::undo::{Back, MadeMachine, UndoState};
 use super::{FoldError, NodePhase, NodeResult, Outcome, RunEvent, RunPhase, RunState, Summary};
 use crate::api::Role;
 use crate::ids::{RunId, Serial};
-use crate::names::{FunctionName, NodeName, PrincipalName, ScenarioName, VmName};
+use crate::names::{FunctionName, NodeName, PrincipalName, ScenarioName};
 use crate::nodeset::NodeSet;
 use crate::origin::Origin;
 use crate::units::{Span, Timestamp};
@@ -142,29 +143,6 @@ pub enum Wanted {
     },
     /// Only its own place in the journal.
     Nothing,
-}
-
-/// A machine that a call has made, or that may be there because of it.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct MadeMachine {
-    /// Its name.
-    pub name: VmName,
-    /// Where it is.
-    pub hypervisor: NodeName,
-}
-
-/// What came of taking a machine back.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "end", deny_unknown_fields)]
-pub enum MachineEnd {
-    /// Nothing of it is there.
-    Gone,
-    /// Something of it may be there.
-    Left {
-        /// Why.
-        why: String,
-    },
 }
 
 /// What a step came to.
@@ -297,43 +275,6 @@ impl CallState {
     }
 }
 
-impl UndoState {
-    /// The run that it is, as a part of `run`; a machine is taken back by its
-    /// record.
-    fn part(&self, run: RunId) -> Option<(RunId, PartOf)> {
-        let Back::Step { part, step, .. } = &self.back else {
-            return None;
-        };
-        let part = PartOf {
-            run,
-            call: self.of,
-            part: *part,
-            undo: true,
-        };
-        Some((step.run, part))
-    }
-
-    /// Whether it is over.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        match &self.back {
-            Back::Step { ended, .. } => ended.is_some(),
-            Back::Machine { ended, .. } => ended.is_some(),
-        }
-    }
-
-    /// Whether it is over, and something was not taken back.
-    #[must_use]
-    pub fn has_failed(&self) -> bool {
-        match &self.back {
-            Back::Step { ended, .. } => ended.as_ref().is_some_and(|(_, end)| !end.is_well()),
-            Back::Machine { ended, .. } => {
-                matches!(ended, Some((_, MachineEnd::Left { .. })))
-            }
-        }
-    }
-}
-
 /// What came of a call, but for what the script was told.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CallEnd {
@@ -347,38 +288,6 @@ pub struct CallEnd {
     pub said: Option<(PrincipalName, String)>,
     /// The error that the script was told.
     pub error: Option<String>,
-}
-
-/// Something that a call did, and that is taken back.
-#[derive(Clone, Debug, PartialEq)]
-pub struct UndoState {
-    /// The call that it takes back.
-    pub of: u64,
-    /// When it was written down.
-    pub began: Timestamp,
-    /// What is done, and what came of it.
-    pub back: Back,
-}
-
-/// What takes something back, and what came of it.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Back {
-    /// A step on nodes.
-    Step {
-        /// Which step of the call it takes back.
-        part: u32,
-        /// What is done.
-        step: StepCall,
-        /// What came of it.
-        ended: Option<(Timestamp, StepEnd)>,
-    },
-    /// A machine is destroyed.
-    Machine {
-        /// Which.
-        machine: MadeMachine,
-        /// What came of it.
-        ended: Option<(Timestamp, MachineEnd)>,
-    },
 }
 
 /// A line of a run's log.
