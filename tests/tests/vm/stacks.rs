@@ -56,7 +56,10 @@ impl Stack {
     }
 
     fn says(&self, parts: &[&str]) -> Result<()> {
-        Ok(std::fs::write(&self.file, [&[HEAD], parts].concat().concat())?)
+        Ok(std::fs::write(
+            &self.file,
+            [&[HEAD], parts].concat().concat(),
+        )?)
     }
 
     fn words(&self, verb: &str, more: &[&str]) -> Vec<String> {
@@ -93,11 +96,17 @@ fn a_stack_is_made_changed_and_pruned() -> Result<()> {
     let stack = Stack::new(Cloud::new()?)?;
     let cloud = &stack.cloud;
     let empty = (cloud.there()?, cloud.held()?);
-    let (db, web) = (machine("db-01", ""), machine("web-01", "after = [\"db-01\"]"));
+    let (db, web) = (
+        machine("db-01", ""),
+        machine("web-01", "after = [\"db-01\"]"),
+    );
     // What is after is above: the file's order is not that of the work.
     stack.says(&[NETWORK, &web, &db])?;
 
-    stack.run("plan", &[]).exits(0).shows(&["+ db-01", "to make"]);
+    stack
+        .run("plan", &[])
+        .exits(0)
+        .shows(&["+ db-01", "to make"]);
     stack.run("plan", &["--check"]).exits(1);
     let refused = stack.run("apply", &[]).exits(6);
     refused.shows(&["nobody to ask"]);
@@ -115,13 +124,19 @@ fn a_stack_is_made_changed_and_pruned() -> Result<()> {
     stack.run("plan", &["--check", "--prune"]).exits(0);
 
     // What is otherwise in a variant is changed, once.
-    stack.apply(&["--env", "large"])?.shows(&["memory 64MiB → 96MiB"]);
+    stack
+        .apply(&["--env", "large"])?
+        .shows(&["memory 64MiB → 96MiB"]);
     assert_eq!(cloud.vm("web-01")?["memory"], 96 << 20);
-    stack.apply(&["--env", "large"])?.shows(&["nothing is to be done"]);
+    stack
+        .apply(&["--env", "large"])?
+        .shows(&["nothing is to be done"]);
 
     // A line that vanished destroys nothing.
     stack.says(&[NETWORK, &db])?;
-    stack.apply(&["--env", "large"])?.shows(&["nothing is to be done"]);
+    stack
+        .apply(&["--env", "large"])?
+        .shows(&["nothing is to be done"]);
     assert_eq!(stack.domains()?, ["db-01", "web-01"]);
 
     // A name that is somebody else's is left alone, and all else with it.
@@ -163,7 +178,10 @@ fn what_was_killed_in_the_middle_is_finished_by_the_next_one() -> Result<()> {
     }
     let (cloud, hold) = Cloud::held_at_will()?;
     let stack = Stack::new(cloud)?;
-    let (db, web) = (machine("db-01", ""), machine("web-01", "after = [\"db-01\"]"));
+    let (db, web) = (
+        machine("db-01", ""),
+        machine("web-01", "after = [\"db-01\"]"),
+    );
     stack.says(&[NETWORK, &db, &web])?;
     // Once when the first machine is asked for, and once when the second is
     // being made.
@@ -171,7 +189,10 @@ fn what_was_killed_in_the_middle_is_finished_by_the_next_one() -> Result<()> {
         hold.hold(place);
         let words = stack.words("apply", &["--yes"]);
         let mut command = stack.cloud.up.command(&words);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
         let came = hold.came(place);
         signal(child.id(), Signal::KILL)?;
         child.wait()?;

@@ -137,3 +137,23 @@ async fn a_call_takes_back_what_it_made_and_no_namesake() {
     assert!(machines.destroy_for(may(end()), call(1)).await.is_err());
     assert_eq!(machines.list(false).len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_being_cleared_away_was_destroyed_by_nobody() {
+    let lab = Lab::start().await;
+    let machines = lab.open().await;
+    let asked = may(wish("web-1"));
+    machines.create_for(asked, call(1)).await.unwrap();
+    lab.world.end_all(RunPhase::Failed);
+    // Its end was heard, and its addresses are not free yet.
+    lab.world.trap.set(2);
+    tokio::select! {
+        _ = machines.look(Timestamp::now()) => panic!("it waits"),
+        () = lab.world.trap.reached.notified() => {}
+    }
+    assert_eq!(machines.of_call(call(1)), MachineNow::Coming(None));
+    lab.world.trap.set(0);
+    machines.look(Timestamp::now()).await;
+    let now = machines.of_call(call(1));
+    assert!(matches!(now, MachineNow::Gone(_)), "{now:?}");
+}
