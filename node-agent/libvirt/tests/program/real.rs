@@ -333,6 +333,40 @@ fn snapshots_of_a_disk() {
     program.fails(restore("never"), FailureKind::Missing);
     let names = Reply::Snapshots(vec!["running".into(), "stopped".into()]);
     assert_eq!(program.get(Call::Snapshots { uuid }), names);
+
+    // Known again by what was known of them, when the domain was forgotten.
+    let Reply::Snapshots(all) = program.get(Call::SnapshotDefinitions { uuid }) else {
+        panic!("no definitions");
+    };
+    program.done(Call::Undefine { uuid });
+    let xml = defined(&daemon, &wanted, &disk);
+    program.done(Call::Define { xml });
+    let none = Reply::Snapshots(Vec::new());
+    assert_eq!(program.get(Call::Snapshots { uuid }), none);
+    for xml in all.iter().chain(&all) {
+        let xml = xml.clone();
+        program.done(Call::DefineSnapshot { uuid, xml });
+    }
+    assert_eq!(program.get(Call::Snapshots { uuid }), names);
+    program.done(restore("stopped"));
+    holds("1");
+    program.done(restore("running"));
+    holds("3");
+    assert_eq!(program.domain(uuid).machine.as_deref(), Some(&wanted));
+
+    // Nothing is under way, whether it runs or not, and the definition is the
+    // same afterwards.
+    let Reply::Text(before) = program.get(Call::Definition { uuid }) else {
+        panic!("no definition");
+    };
+    assert_eq!(program.get(Call::Busy { uuid }), Reply::Busy(false));
+    program.done(Call::Start { uuid });
+    assert_eq!(program.get(Call::Busy { uuid }), Reply::Busy(false));
+    program.done(restore("stopped"));
+    program.done(Call::Kill { uuid });
+    let after = program.get(Call::Definition { uuid });
+    assert_eq!(after, Reply::Text(before));
+
     // A disk with snapshots grows, too.
     let grow = Call::GrowVolume {
         pool: pool("default"),
