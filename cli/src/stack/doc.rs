@@ -70,6 +70,15 @@ impl<'a> Doc<'a> {
         self.faults.borrow_mut().push((start, fault));
     }
 
+    /// An error of that place: behind its last semicolon is what to do.
+    pub(super) fn refused(&self, at: &At, error: &dyn Display) {
+        let text = error.to_string();
+        match text.rsplit_once("; ") {
+            Some((message, hint)) => self.wrong(at, message, Some(hint.to_owned())),
+            None => self.wrong(at, text, None),
+        }
+    }
+
     /// Something is wrong, in no place of it.
     pub(super) fn wrong_anywhere(&self, message: impl Into<String>, hint: Option<String>) {
         let fault = Fault {
@@ -244,12 +253,7 @@ impl<'d> Block<'d> {
         match text.parse() {
             Ok(parsed) => Some(parsed),
             Err(error) => {
-                let text = error.to_string();
-                let (message, hint) = match text.rsplit_once("; ") {
-                    Some((message, hint)) => (message.to_owned(), Some(hint.to_owned())),
-                    None => (text, None),
-                };
-                self.wrong(at, message, hint);
+                self.doc.refused(at, &error);
                 None
             }
         }

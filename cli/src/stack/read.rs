@@ -304,10 +304,13 @@ fn network<'d>(
     let dns: Vec<IpAddr> = block.list("dns");
     let reserved: Vec<IpAddr> = block.list("reserved");
     let mtu = block.number("mtu");
+    let has_pools = block.value("pools").is_some();
     let place = block.value("pools").map_or(at.clone(), Spanned::span);
     block.finish();
+    // What is wrong with the pools is said also where the bridge is wrong.
+    let known = bridge.is_some();
     let mut put = PutNetwork {
-        bridge: bridge?,
+        bridge: bridge.or_else(|| "br0".parse().ok())?,
         pools,
         gateways,
         dns,
@@ -322,8 +325,11 @@ fn network<'d>(
     // In the form in which the broker keeps them.
     match muster_broker::vm::networks::pool::Plan::read(&put) {
         Ok(plan) => put.pools = plan.pools().iter().map(ToString::to_string).collect(),
-        Err(_) if put.pools.is_empty() => {}
-        Err(error) => doc.wrong(&place, error.to_string(), None),
+        Err(_) if !has_pools => {}
+        Err(error) => doc.refused(&place, &error),
+    }
+    if !known {
+        return None;
     }
     Some(Network { name: name?, put })
 }

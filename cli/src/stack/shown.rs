@@ -162,7 +162,7 @@ pub fn summary(plan: &Plan, prune: bool) -> String {
         "to destroy",
         "that cannot be as in the file",
         "as in the file",
-        "in the file no more, which stay",
+        "kept, though not in the file",
     ];
     for (which, words) in (0u8..).zip(WORDS) {
         let of = |kind, what| {

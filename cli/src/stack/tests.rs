@@ -127,7 +127,14 @@ fn shown(plan: &Plan, prune: bool) -> String {
 #[test]
 fn what_is_not_there_is_made_in_its_order() {
     let plan = plan(&[], &[], &[]);
-    insta::assert_snapshot!(shown(&plan, false), @"");
+    insta::assert_snapshot!(shown(&plan, false), @"
+    stack shop, of shop.toml
+    + network shop  192.0.2.0/24 on br0
+    + db-01         debian-12, 2 processors, 4GiB, 20GiB of disk, in shop, role db
+    + web-01        debian-12, 1 processor, 2GiB, in shop, role web
+    + web-02        debian-12, 1 processor, 2GiB, in shop, role web
+    1 network and 3 machines to make
+    ");
     assert!(plan.has_work(false) && !plan.is_refused());
     let stack = shop();
     let after: Vec<_> = stack.machines.iter().map(|m| m.after.clone()).collect();
@@ -145,7 +152,14 @@ fn what_is_as_in_the_file_stays() {
         vm("web-02", json!({})),
     ];
     let plan = plan(&vms, &[], &[network("shop", json!({}))]);
-    insta::assert_snapshot!(shown(&plan, true), @"");
+    insta::assert_snapshot!(shown(&plan, true), @"
+    stack shop, of shop.toml
+    = network shop
+    = db-01
+    = web-01
+    = web-02
+    1 network and 3 machines as in the file
+    ");
     assert!(!plan.has_work(true) && !plan.stays_otherwise());
 }
 
@@ -171,8 +185,38 @@ fn each_way_to_differ_is_said() {
         network("old", json!({})),
     ];
     let plan = plan(&vms, &deleted, &networks);
-    insta::assert_snapshot!(shown(&plan, false), @"");
-    insta::assert_snapshot!(shown(&plan, true), @"");
+    insta::assert_snapshot!(shown(&plan, false), @"
+    stack shop, of shop.toml
+    ~ network shop  pools 192.0.2.0/25 → 192.0.2.0/24, mtu 9000 → 1500
+    ~ db-01         cpus 1 → 2, memory 2GiB → 4GiB, disk 10GiB → 20GiB, from its next start; is protected
+    ~ web-01        memory 1GiB → 2GiB, from its next start
+    !               image debian-11 → debian-12, which is not changed
+    !               roles web, old → web, which is not changed
+                    muster vm destroy web-01 --purge, and apply again makes it anew
+                    is stopped, and should run
+    ! web-02        it was destroyed, and its disk is kept until 2026-11-23 07:00:00
+                    muster vm undelete web-02 brings it back; muster vm destroy web-02 --purge makes room for a new one
+    - old-01        is in the file no more; --prune destroys it
+    - old-02        is in the file no more; it is protected and stays: muster vm unprotect old-02
+    - network old   is in the file no more; --prune removes it
+    1 network and 2 machines to change, 1 machine that cannot be as in the file, 1 network and 2 machines kept, though not in the file
+    ");
+    insta::assert_snapshot!(shown(&plan, true), @"
+    stack shop, of shop.toml
+    ~ network shop  pools 192.0.2.0/25 → 192.0.2.0/24, mtu 9000 → 1500
+    ~ db-01         cpus 1 → 2, memory 2GiB → 4GiB, disk 10GiB → 20GiB, from its next start; is protected
+    ~ web-01        memory 1GiB → 2GiB, from its next start
+    !               image debian-11 → debian-12, which is not changed
+    !               roles web, old → web, which is not changed
+                    muster vm destroy web-01 --purge, and apply again makes it anew
+                    is stopped, and should run
+    ! web-02        it was destroyed, and its disk is kept until 2026-11-23 07:00:00
+                    muster vm undelete web-02 brings it back; muster vm destroy web-02 --purge makes room for a new one
+    - old-01        is in the file no more, and is destroyed
+    - old-02        is in the file no more; it is protected and stays: muster vm unprotect old-02
+    - network old   is in the file no more, and is removed
+    1 network and 2 machines to change, 1 network and 1 machine to destroy, 1 machine that cannot be as in the file, 1 machine kept, though not in the file
+    ");
     assert!(plan.stays_otherwise());
 }
 
@@ -184,7 +228,14 @@ fn a_name_of_somebody_else_is_never_taken_over() {
     ];
     let plan = plan(&vms, &[], &[network("shop", json!({ "labels": {} }))]);
     assert!(plan.is_refused());
-    insta::assert_snapshot!(shown(&plan, true), @"");
+    insta::assert_snapshot!(shown(&plan, true), @"
+    stack shop, of shop.toml
+    ! network shop  is of no stack: machines can be in it all the same: take its table out
+    ! db-01         is of the stack bank: choose another name; it is never taken over
+    ! web-01        is of no stack: choose another name; it is never taken over
+    + web-02        debian-12, 1 processor, 2GiB, in shop, role web
+    1 machine to make, 1 network and 2 machines that cannot be as in the file
+    ");
 }
 
 #[test]
@@ -198,7 +249,16 @@ fn a_machine_in_the_middle_of_something_is_waited_for_or_left() {
         vm("web-02", json!({ "status": "destroying" })),
     ];
     let plan = plan(&vms, &[], &[network("shop", json!({}))]);
-    insta::assert_snapshot!(shown(&plan, true), @"");
+    insta::assert_snapshot!(shown(&plan, true), @"
+    stack shop, of shop.toml
+    = network shop
+    + db-01         is being made
+    ! web-01        it cannot be said whether it is there: its agent was gone
+                    muster looks again as soon as hv-01 is heard
+    ! web-02        it is being destroyed
+                    apply again when it is gone
+    1 machine to make, 2 machines that cannot be as in the file, 1 network as in the file
+    ");
 }
 
 #[test]
@@ -237,7 +297,13 @@ fn variables_come_from_the_file_its_variants_and_the_command_line() {
 
 #[test]
 fn everything_that_is_wrong_is_said_at_once() {
-    insta::assert_snapshot!(with(SHOP, Some("tset"), &[("cuont", "3"), ("count", "x")]).unwrap_err(), @"");
+    insta::assert_snapshot!(with(SHOP, Some("tset"), &[("cuont", "3"), ("count", "x")]).unwrap_err(), @"
+    error: shop.toml: --env tset: there is no [env.tset]
+      did you mean `test`?
+    error: shop.toml: --var cuont: [vars] has no such variable
+      did you mean `count`?
+    error: shop.toml: --var count: it takes a number
+    ");
     let text = r#"
 [stack]
 nam = "shop"
@@ -276,13 +342,99 @@ memory = "17GiB"
 within = "5"
 on = "zone="
 "#;
-    insta::assert_snapshot!(with(text, None, &[]).unwrap_err(), @"");
+    insta::assert_snapshot!(with(text, None, &[]).unwrap_err(), @r#"
+    error: shop.toml:2:2: [stack] has no `name`
+        2 | [stack]
+          |  ^^^^^
+    error: shop.toml:3:1: [stack] has no key `nam`
+        3 | nam = "shop"
+          | ^^^ did you mean `name`?
+    error: shop.toml:5:5: variables that need each other: a, b
+        5 | a = "${b}"
+          |     ^^^^^^
+    error: shop.toml:6:5: variables that need each other: a, b
+        6 | b = "${a}"
+          |     ^^^^^^
+    error: shop.toml:7:1: `Size` is no name of a variable
+        7 | Size = 3
+          | ^^^^ like `web_count`, in lower case
+    error: shop.toml:8:8: `when` takes a text, a number, true or false; this is of the type datetime
+        8 | when = 2026-11-22
+          |        ^^^^^^^^^^
+    error: shop.toml:10:1: [vars] has no `c`
+       10 | c = 1
+          | ^ there are: a, b
+    error: shop.toml:11:5: `a` is a text in [vars]
+       11 | a = 3
+          |     ^
+    error: shop.toml:12:2: a stack has no `stak`
+       12 | [stak]
+          |  ^^^^ did you mean `stack`?
+    error: shop.toml:14:10: `br0; reboot` is not a valid bridge name: `;` is not allowed
+       14 | bridge = "br0; reboot"
+          |          ^^^^^^^^^^^^^ it takes letters, digits and `-_.`
+    error: shop.toml:15:9: `192.0.2.0/99` is not a pool of addresses
+       15 | pools = ["192.0.2.0/99"]
+          |         ^^^^^^^^^^^^^^^^ write a prefix like 192.0.2.0/24, or a range like 192.0.2.10-192.0.2.99/24
+    error: shop.toml:17:9: `Debian 12` is not a valid image name: `D` is not allowed
+       17 | image = "Debian 12"
+          |         ^^^^^^^^^^^ it takes small letters, digits and `-_.`
+    error: shop.toml:18:8: 0 processors: a machine has 1 to 256
+       18 | cpus = 0
+          |        ^
+    error: shop.toml:19:10: `memory` takes a text, in quotes; this is a number
+       19 | memory = 2048
+          |          ^^^^
+    error: shop.toml:20:1: [vm.web-01] has no key `memroy`
+       20 | memroy = "2GiB"
+          | ^^^^^^ did you mean `memory`?
+    error: shop.toml:21:12: a machine has one interface in a network
+       21 | networks = ["lan", "lan"]
+          |            ^^^^^^^^^^^^^^ name each network once
+    error: shop.toml:22:12: the label `stack` says which stack a machine is of
+       22 | labels = { stack = "x" }
+          |            ^^^^^ choose another one
+    error: shop.toml:23:10: security groups are not built yet
+       23 | groups = ["web"]
+          |          ^^^^^^^ they come with security groups; leave `groups` out
+    error: shop.toml:24:9: a machine with an agent is up when that has enrolled
+       24 | ready = "boot"
+          |         ^^^^^^ leave `ready` out, or say agent = false
+    error: shop.toml:25:29: cannot read keys/bob.pub: it is not there
+       25 | ssh_keys = ["keys/ana.pub", "keys/bob.pub"]
+          |                             ^^^^^^^^^^^^^^
+    error: shop.toml:26:13: cannot read none.yaml: it is not there
+       26 | user_data = "none.yaml"
+          |             ^^^^^^^^^^^
+    error: shop.toml:29:9: there is no variable `imgae`
+       29 | image = "${imgae}"
+          |         ^^^^^^^^^^ there are: a, b, when
+    error: shop.toml:31:10: `1GB` is not a size
+       31 | memory = "1GB"
+          |          ^^^^^ write it like 512MiB, 2GiB or 1TiB
+    error: shop.toml:32:5: a machine of a stack has a name of its own, and none of its place
+       32 | [vm."{zone}-h{n}"]
+          |     ^^^^^^^^^^^^^ like web-01, or web-{01..05}, or web with count = 5
+    error: shop.toml:34:8: `cpus` takes a number
+       34 | cpus = "two"
+          |        ^^^^^
+    error: shop.toml:36:10: `5` is not a duration
+       36 | within = "5"
+          |          ^^^ write it like `30s`, `5m` or `1h30m`
+    error: shop.toml:37:6: `on`: a value is missing after `=` (at byte 4): an empty value is written ""
+       37 | on = "zone="
+          |      ^^^^^^^
+    "#);
 }
 
 #[test]
 fn machines_that_wait_for_each_other_are_named() {
     let text = SHOP.replace("protect = true", "after = [\"web\"]");
-    insta::assert_snapshot!(with(&text, None, &[]).unwrap_err(), @"");
+    insta::assert_snapshot!(with(&text, None, &[]).unwrap_err(), @r#"
+    error: shop.toml:27:10: machines that wait for each other: db-01 after web-01 after db-01
+       27 | after = ["web"]
+          |          ^^^^^
+    "#);
     let text = SHOP.replace("protect = true", "after = [\"db-01\"]");
     assert!(
         with(&text, None, &[])
@@ -293,7 +445,14 @@ fn machines_that_wait_for_each_other_are_named() {
 
 #[test]
 fn what_is_no_toml_is_said_where_it_is() {
-    insta::assert_snapshot!(with("[stack]\nname = shop\n[vm\n", None, &[]).unwrap_err(), @"");
+    insta::assert_snapshot!(with("[stack]\nname = shop\n[vm\n", None, &[]).unwrap_err(), @"
+    error: shop.toml:2:8: string values must be quoted, expected literal string
+        2 | name = shop
+          |        ^^^^
+    error: shop.toml:3:4: unclosed table, expected `]`
+        3 | [vm
+          |    ^
+    ");
     for text in [
         "",
         "\u{feff}",
@@ -325,6 +484,23 @@ fn keys_and_user_data_come_from_files_beside_it() {
         ["ssh-ed25519 AAAA ana", "ssh-rsa BBBB bob"]
     );
     assert_eq!(create.user_data.as_deref(), Some("#cloud-config\n"));
+}
+
+#[test]
+fn the_stack_of_the_documentation_is_what_it_says() {
+    let chapter = include_str!("../../../docs/stacks.md");
+    let (_, rest) = chapter.split_once("```toml\n").expect("a stack");
+    let (text, rest) = rest.split_once("```\n").expect("its end");
+    let stack = with(text, Some("test"), &[]).expect("a stack");
+    let nothing = There {
+        vms: &[],
+        deleted: &[],
+        networks: &[],
+    };
+    let shown = shown(&Plan::of(&stack, nothing), false);
+    let (_, rest) = rest.split_once("--env test\n").expect("a plan");
+    let (written, _) = rest.split_once("```").expect("its end");
+    assert_eq!(shown, written);
 }
 
 mod any {

@@ -84,7 +84,9 @@ pub(super) async fn run(context: &Context, args: &ApplyArgs) -> Result<u8, Failu
     }
     if !plan.has_work(args.prune) {
         if args.json {
-            context.term.json(&json!({ "plan": plan, "done": [] }))?;
+            context
+                .term
+                .json(&json!({ "plan": plan, "done": [], "failed": [] }))?;
         } else if plan.stays_otherwise() {
             context.term.note(text.trim_end());
         } else {
@@ -108,10 +110,15 @@ pub(super) async fn run(context: &Context, args: &ApplyArgs) -> Result<u8, Failu
         width: width.unwrap_or(0),
         done: RefCell::default(),
     };
-    let failures = work.all(&plan).await;
+    let failures = Box::pin(work.all(&plan)).await;
     let done = work.done.into_inner();
     if args.json {
-        context.term.json(&json!({ "plan": plan, "done": done }))?;
+        let failed: Vec<_> = failures
+            .iter()
+            .map(|(name, failure)| json!({ "name": name, "why": failure.message }))
+            .collect();
+        let all = json!({ "plan": plan, "done": done, "failed": failed });
+        context.term.json(&all)?;
     }
     match failures.as_slice() {
         [] => {
@@ -248,7 +255,7 @@ impl Work<'_> {
             }
         }
         let items: Vec<&Item> = plan.items.iter().filter(of(Kind::Machine)).collect();
-        failures.extend(self.machines(&items, &bad_networks).await);
+        failures.extend(Box::pin(self.machines(&items, &bad_networks)).await);
         if !self.args.prune {
             return failures;
         }
