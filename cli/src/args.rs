@@ -92,6 +92,10 @@ pub(crate) enum Command {
     Image(verbs::image::ImageArgs),
     /// Networks that machines are in, and their addresses
     Network(verbs::network::NetworkArgs),
+    /// Public keys that open machines by ssh
+    SshKey(verbs::ssh_key::SshKeyArgs),
+    /// Whom machines belong to
+    Account(verbs::account::AccountArgs),
     /// Upgrade the agents themselves, and say which version runs where
     Agent(verbs::agent::AgentArgs),
     /// Create, list and revoke API tokens
@@ -296,6 +300,14 @@ mod tests {
             ],
             &["network", "show", "n", "--json"],
             &["network", "remove", "n"],
+            &["ssh-key", "add", "ana", "id.pub", "--json"],
+            &["ssh-key", "list"],
+            &["account", "add", "acme", "--note", "since 2019"],
+            &["account", "list", "--json"],
+            &[
+                "vm", "plan", "s.toml", "--env", "test", "--var", "a=1=2", "--check",
+            ],
+            &["vm", "apply", "s.toml", "--prune", "--purge", "-y"],
             &["backup", "f", "--json"],
             &["restore", "f", "--state", "d"],
         ] {
@@ -349,6 +361,11 @@ mod tests {
             &["image", "add", "../d", "f"],
             &["image", "add", "d", "f", "--sha256", "e3b0"],
             &["network", "add", "n", "--bridge", "br0"],
+            &["ssh-key", "add", "../ana", "id.pub"],
+            &["account", "add", "Acme Inc"],
+            &["vm", "plan", "s.toml", "--var", "a"],
+            &["vm", "apply", "s.toml", "--purge"],
+            &["vm", "apply"],
             &[
                 "network",
                 "add",

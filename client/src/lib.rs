@@ -34,6 +34,7 @@ mod scenarios;
 mod schedules;
 mod sse;
 mod stream;
+mod tenants;
 mod vms;
 mod watch;
 

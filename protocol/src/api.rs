@@ -75,6 +75,13 @@
 //! | `GET /v1/networks/{name}` | → [`NetworkView`] |
 //! | `PUT /v1/networks/{name}` | [`PutNetwork`] → [`NetworkView`] |
 //! | `DELETE /v1/networks/{name}` | → 204 |
+//! | `GET /v1/ssh-keys` | → [`Page`]`<`[`SshKeyView`]`>` |
+//! | `GET /v1/ssh-keys/{name}` | → [`SshKeyView`] |
+//! | `PUT /v1/ssh-keys/{name}` | [`PutSshKey`] → [`SshKeyView`] |
+//! | `DELETE /v1/ssh-keys/{name}` | → 204 |
+//! | `GET /v1/accounts` | → [`Page`]`<`[`AccountView`]`>` |
+//! | `PUT /v1/accounts/{name}` | [`PutAccount`] → [`AccountView`] |
+//! | `DELETE /v1/accounts/{name}` | → 204 |
 //! | `GET /v1/hypervisors` | → [`Page`]`<`[`HypervisorView`]`>` |
 //! | `PATCH /v1/hypervisors/{node}` | [`HypervisorChange`] → [`HypervisorView`] |
 //! | `POST /v1/hypervisors/{node}/drain` | [`DrainHypervisor`] → [`Drained`] |
@@ -102,6 +109,7 @@ mod scenario;
 mod schedule;
 mod secret;
 mod steps;
+mod tenant;
 mod vm;
 
 use std::collections::BTreeMap;
@@ -115,6 +123,7 @@ pub use self::cluster::{KeyView, Keys, Removed, Space};
 pub use self::image::{IMAGE_PART, ImageUpload, ImageView, PutImage};
 pub use self::network::{NetworkView, PutNetwork};
 pub(crate) use self::secret::exposed;
+pub use self::tenant::{AccountView, PutAccount, PutSshKey, SshKeyView};
 pub use self::vm::{
     AdoptHypervisor, Adopted, Configure, Configured, CreateVms, DrainHypervisor, Drained,
     DrainedVm, DriftView, HypervisorChange, HypervisorView, Looked, Strategy, VmAction, VmChanged,

@@ -221,6 +221,10 @@ name! {
     AccountName, "account name", "-_.@", false, MAX_NAME, &[]
 }
 name! {
+    /// The name of a public key for ssh, such as `ana`.
+    SshKeyName, "ssh key name", "-_.@", false, MAX_NAME, &[]
+}
+name! {
     /// The name of a group of rules for the interfaces of machines.
     GroupName, "group name", "-_.", false, MAX_NAME, &[]
 }

@@ -10,6 +10,7 @@ mod ids;
 mod qcow2;
 mod report;
 mod spec;
+mod ssh;
 
 pub use self::call::VmCall;
 pub use self::ids::{Mac, Sha256, VmId, VmIdError};
@@ -21,3 +22,4 @@ pub use self::spec::{
     Disk, Enrol, ImageFormat, ImageRef, MAX_CPUS, MAX_DISK, MAX_MEMORY, MAX_NICS, MIN_MEMORY,
     Machine, MachineError, Nic, Readiness, SeedText, Size, SizeError,
 };
+pub use self::ssh::{MAX_SSH_KEY, SshKey, SshKeyError, is_private_key};

@@ -110,6 +110,8 @@ pub enum Action {
     ManageImages,
     /// Change networks and hypervisors.
     ManageNetworks,
+    /// Declare accounts, and keep public keys under names.
+    ManageTenants,
     /// Learn who one is.
     WhoAmI,
 }
@@ -162,6 +164,7 @@ impl Action {
             Self::ManageMachines,
             Self::ManageImages,
             Self::ManageNetworks,
+            Self::ManageTenants,
             Self::WhoAmI,
         ]
     }
@@ -209,6 +212,7 @@ impl Action {
             Self::ManageMachines => "make, change or destroy machines",
             Self::ManageImages => "add or remove disk images",
             Self::ManageNetworks => "change networks or hypervisors",
+            Self::ManageTenants => "change accounts or ssh keys",
             Self::WhoAmI => "ask who it is",
         }
     }
@@ -255,6 +259,7 @@ impl Action {
             Self::ManageMachines => "manage-machines",
             Self::ManageImages => "manage-images",
             Self::ManageNetworks => "manage-networks",
+            Self::ManageTenants => "manage-tenants",
             Self::WhoAmI => "who-am-i",
         }
     }
@@ -301,6 +306,7 @@ impl Action {
             | Self::ManagePolicies
             | Self::ManageImages
             | Self::ManageNetworks
+            | Self::ManageTenants
             | Self::Witness => Group::Manage,
         }
     }

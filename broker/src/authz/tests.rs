@@ -66,6 +66,7 @@ fn who_may_do_what() {
     make, change or destroy machines   admin operator
     add or remove disk images          admin
     change networks or hypervisors     admin
+    change accounts or ssh keys        admin
     ask who it is                      admin operator reader node-enroller member witness
     ");
 }

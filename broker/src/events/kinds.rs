@@ -141,6 +141,14 @@ pub const KINDS: &[(&str, &str)] = &[
         "somebody made or changed a network of machines",
     ),
     ("network.removed", "somebody removed a network of machines"),
+    (
+        "ssh_key.changed",
+        "somebody added or removed a public key for machines",
+    ),
+    (
+        "account.changed",
+        "somebody declared or removed an account, or changed its note",
+    ),
     ("trigger.started", "a trigger has started a run"),
     (
         "hooks.changed",

@@ -35,6 +35,7 @@ mod scenarios;
 mod schedules;
 mod sse;
 mod status;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -243,6 +244,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(releases::routes())
         .merge(runs::routes())
         .merge(scenarios::routes())
+        .merge(tenants::routes())
         .merge(schedules::routes())
         .merge(sse::routes())
         .merge(status::routes())

@@ -51,7 +51,7 @@ use crate::vm::adapters::Door;
 use crate::vm::images::{Images, ImagesError};
 use crate::vm::keep::{RecordError, Records};
 use crate::vm::networks::{Networks, NetworksError};
-use crate::vm::{self, Cordons, Machines, Observed};
+use crate::vm::{self, Cordons, Machines, Observed, Tenants};
 
 /// How often invites that ended are forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(3_600);
@@ -348,6 +348,8 @@ impl Session {
             wanted: Arc::new(records.clone()),
         };
         let cordons = Cordons::load(stores.cordons.clone(), lease.clone()).await?;
+        let (keys, accounts) = (stores.ssh_keys.clone(), stores.accounts.clone());
+        let tenants = Tenants::load(keys, accounts, lease.clone()).await?;
         let door = Door {
             enrolment: enrolment.clone(),
             inventory: inventory.clone(),
@@ -357,6 +359,7 @@ impl Session {
             records,
             observed,
             cordons,
+            tenants,
             inventory: inventory.clone(),
             control: Arc::clone(&nodes.control),
             reserves: Arc::new(networks.clone()),

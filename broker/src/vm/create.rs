@@ -102,6 +102,8 @@ impl Machines {
         }
         let taken = {
             let _one = self.0.making.lock().await;
+            // Nobody removes it until the machine is its own.
+            self.parts().tenants.owns(wanted.wish.account.as_ref())?;
             let chosen = self.choose(&wanted)?;
             self.take(&wanted, chosen, &caller).await?
         };
@@ -191,7 +193,9 @@ impl Machines {
                 "{within} to be up is not possible; give 10s to {LONGEST}"
             )));
         }
-        check_texts(&request.ssh_keys, request.user_data.as_deref())?;
+        let ssh_keys = self.parts().tenants.lines(request.ssh_keys)?;
+        check_texts(&ssh_keys, request.user_data.as_deref())?;
+        self.parts().tenants.owns(request.account.as_ref())?;
         let mut roles = request.roles;
         roles.sort();
         roles.dedup();
@@ -224,7 +228,7 @@ impl Machines {
             ready_within: within,
             roles,
             labels: request.labels,
-            ssh_keys: request.ssh_keys,
+            ssh_keys,
             user_data: request.user_data.map(Secret::new),
             autostart: request.autostart,
             configure: request.configure,

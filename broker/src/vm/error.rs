@@ -1,6 +1,8 @@
 //! Why something about machines was not done.
 
-use muster_protocol::names::{GroupName, ImageName, LanName, NodeName, VmName};
+use muster_protocol::names::{
+    AccountName, GroupName, ImageName, LanName, NodeName, SshKeyName, VmName,
+};
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::units::Timestamp;
 use muster_protocol::vm::MachineError;
@@ -37,6 +39,27 @@ pub enum VmError {
     /// No such network.
     #[error("there is no network {0}; muster network list shows them")]
     NoNetwork(LanName),
+    /// No such key.
+    #[error("there is no ssh key `{name}`; {}", meant(.near.as_deref(), "muster ssh-key list shows them"))]
+    NoSshKey {
+        /// Its name.
+        name: SshKeyName,
+        /// One that was perhaps meant.
+        near: Option<String>,
+    },
+    /// A secret.
+    #[error(
+        "this is a private key, which nobody here should have; give the public one, of the file that ends in .pub"
+    )]
+    PrivateKey,
+    /// No such account, and there are some.
+    #[error("there is no account `{name}`; {}", meant(.near.as_deref(), "muster account list shows them"))]
+    NoAccount {
+        /// Its name.
+        name: AccountName,
+        /// One that was perhaps meant.
+        near: Option<String>,
+    },
     /// A node has the name.
     #[error(
         "a node is called {0} already, so the agent in a machine of that name could not enrol; choose another name, or remove that node"
@@ -162,6 +185,13 @@ fn join(names: &[VmName]) -> String {
     named.join(", ")
 }
 
+fn meant(near: Option<&str>, else_: &str) -> String {
+    match near {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => else_.to_owned(),
+    }
+}
+
 impl From<Refused> for VmError {
     fn from(refused: Refused) -> Self {
         Self::Refused(refused)
@@ -179,10 +209,14 @@ impl VmError {
             | Self::Machine(_)
             | Self::Wrong(_)
             | Self::Groups(_)
-            | Self::NoConfigure(_) => Kind::InvalidRequest,
-            Self::NoImage(_) | Self::NoNetwork(_) | Self::NoVm(_) | Self::NoHypervisor(_) => {
-                Kind::NotFound
-            }
+            | Self::NoConfigure(_)
+            | Self::PrivateKey => Kind::InvalidRequest,
+            Self::NoImage(_)
+            | Self::NoNetwork(_)
+            | Self::NoSshKey { .. }
+            | Self::NoAccount { .. }
+            | Self::NoVm(_)
+            | Self::NoHypervisor(_) => Kind::NotFound,
             Self::NoPlace(_) | Self::NoHypervisors { .. } | Self::NoRoom { .. } => Kind::NoMatch,
             Self::NodeThere(_)
             | Self::Busy { .. }

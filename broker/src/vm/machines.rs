@@ -18,6 +18,7 @@ use super::observed::{Heard, Observed};
 use super::ports::{Doorman, Pictures, Reserves, Works};
 use super::records::{Life, StoredVm};
 use super::refusals::Refusals;
+use super::tenants::Tenants;
 use super::view::view;
 use crate::config::VmConfig;
 use crate::events::{Events, Once};
@@ -34,6 +35,8 @@ pub struct Parts {
     pub observed: Observed,
     /// Where nothing new is put.
     pub cordons: Cordons,
+    /// Accounts, and keys that have names.
+    pub tenants: Tenants,
     /// The nodes.
     pub inventory: Inventory,
     /// Whether they are there.

@@ -32,6 +32,8 @@ mod refusals;
 mod repair;
 mod seed;
 mod settle;
+mod shelf;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -47,3 +49,4 @@ pub use self::names::{MAX_AT_ONCE, Names, NamesError};
 pub use self::observed::{HYPERVISOR, Heard, Observed, is_hypervisor};
 pub use self::records::StoredVm;
 pub use self::repair::{FOUGHT_WITHIN, Repair, RepairError, Repaired};
+pub use self::tenants::{StoredAccounts, StoredSshKeys, Tenants, TenantsError};

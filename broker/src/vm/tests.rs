@@ -12,3 +12,4 @@ mod repair;
 mod rooms;
 mod seeds;
 mod shown;
+mod tenants;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use muster_broker::vm::{MAX_AT_ONCE, Names};
 use muster_protocol::api::{CreateVms, PutNetwork, Strategy};
-use muster_protocol::names::{GroupName, LabelValue, LanName, VmName};
+use muster_protocol::names::{GroupName, LabelValue, LanName, SshKeyName, VmName};
 use muster_protocol::predicate::Predicate;
 use muster_protocol::text::printable;
 use muster_protocol::units::Span;
@@ -421,6 +421,8 @@ fn ssh_keys(block: &mut Block<'_>, load: &dyn Fn(&str) -> Result<String, String>
             continue;
         }
         match load(&text) {
+            // A name has no slash in it, and what is there is a file.
+            Err(_) if !text.contains('/') && text.parse::<SshKeyName>().is_ok() => keys.push(text),
             Ok(lines) => match crate::verbs::vm::key_lines(&lines) {
                 Ok(lines) => keys.extend(lines),
                 Err(why) => block.wrong(&at, format!("{}: {why}", printable(&text, 80)), None),

@@ -1,5 +1,6 @@
 //! One file a verb.
 
+pub mod account;
 pub mod agent;
 pub mod audit;
 pub mod backup;
@@ -27,6 +28,7 @@ pub mod run;
 pub mod runs;
 pub mod scenario;
 pub mod schedule;
+pub mod ssh_key;
 pub mod standby;
 pub mod status;
 pub mod token;
@@ -64,6 +66,8 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Node(args) => node::run(context, args).await,
         Command::Image(args) => Box::pin(image::run(context, args)).await,
         Command::Network(args) => network::run(context, args).await,
+        Command::SshKey(args) => ssh_key::run(context, args).await,
+        Command::Account(args) => account::run(context, args).await,
         Command::Agent(args) => agent::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,
         Command::Policy(args) => Box::pin(policy::run(context, args)).await,

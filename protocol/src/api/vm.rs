@@ -117,7 +117,7 @@ pub struct CreateVms {
     /// Groups of rules for their interfaces.
     #[serde(default)]
     pub groups: Vec<GroupName>,
-    /// Public keys for `ssh`, a line each.
+    /// Public keys for `ssh`: a line each, or the name of one that was added.
     #[serde(default)]
     pub ssh_keys: Vec<String>,
     /// cloud-init's user-data, on top of what muster writes.

@@ -38,6 +38,7 @@ use crate::vm::keep::Records;
 use crate::vm::observed::Observed;
 use crate::vm::ports::{Addresses, Doorman, ForMachine, Look, Pictures, Reserves, Works};
 use crate::vm::records::{Life, StoredVm};
+use crate::vm::tenants::Tenants;
 use crate::vm::{Act, Destroy, Machines, Parts, VmError};
 
 pub(super) const GIB: u64 = 1 << 30;
@@ -486,10 +487,15 @@ impl Lab {
         let floor = Box::pin(ensure_bucket(&js, BucketConfig::new("muster_cluster"))).await;
         let (vms, floor) = (vms.unwrap(), floor.unwrap());
         let records = Records::load(vms, floor, lease.clone(), cluster()).await;
+        let keys = Box::pin(ensure_bucket(&js, BucketConfig::new("muster_cluster"))).await;
+        let accounts = Box::pin(ensure_bucket(&js, BucketConfig::new("muster_cluster"))).await;
+        let (keys, accounts) = (keys.unwrap(), accounts.unwrap());
+        let tenants = Tenants::load(keys, accounts, lease.clone()).await;
         Machines::new(Parts {
             records: records.unwrap(),
             observed: self.observed.clone(),
             cordons: Cordons::load(cordons.unwrap(), lease).await.unwrap(),
+            tenants: tenants.unwrap(),
             inventory: self.inventory.clone(),
             control: self.world.clone(),
             reserves: self.world.clone(),

@@ -8,12 +8,12 @@ use muster_client::{Client, Key};
 use muster_protocol::api::{CreateVms, Frame, Strategy, VmPlan, VmStatus, VmsCreated};
 use muster_protocol::names::{
     AccountName, GroupName, ImageName, LabelKey, LabelValue, LanName, NodeName, RoleName,
-    ScenarioName,
+    ScenarioName, SshKeyName,
 };
 use muster_protocol::run::{Outcome, RunPhase};
 use muster_protocol::text::printable;
 use muster_protocol::units::Span;
-use muster_protocol::vm::{Readiness, Size};
+use muster_protocol::vm::{Readiness, Size, is_private_key};
 
 use super::provision::{configure, configured};
 use super::wait::{Steps, as_wanted, failed, settled, wait};
@@ -71,9 +71,10 @@ pub struct CreateArgs {
     /// A group of rules for its interfaces; may be repeated
     #[arg(long = "group", value_name = "GROUP")]
     pub groups: Vec<GroupName>,
-    /// A file of public keys for ssh, one a line; may be repeated
-    #[arg(long = "ssh-key", value_name = "FILE")]
-    pub ssh_keys: Vec<PathBuf>,
+    /// A public key for ssh by its name (`muster ssh-key`), or a file of them, one a line; may be
+    /// repeated
+    #[arg(long = "ssh-key", value_name = "NAME|FILE")]
+    pub ssh_keys: Vec<String>,
     /// A file with user-data for cloud-init
     #[arg(long, value_name = "FILE")]
     pub user_data: Option<PathBuf>,
@@ -157,6 +158,9 @@ fn read(path: &std::path::Path) -> Result<String, Failure> {
 
 /// The keys in a file of them.
 pub(crate) fn key_lines(text: &str) -> Result<Vec<String>, &'static str> {
+    if is_private_key(text) {
+        return Err("it holds a private key; give the public one, the file that ends in .pub");
+    }
     let lines = text.lines().map(str::trim);
     let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
     let keys: Vec<String> = keys.map(str::to_owned).collect();
@@ -170,10 +174,15 @@ impl CreateArgs {
     /// As the API takes it.
     fn request(&self) -> Result<CreateVms, Failure> {
         let mut ssh_keys = Vec::new();
-        for path in &self.ssh_keys {
-            let text = read(path)?;
-            let keys = key_lines(&text)
-                .map_err(|why| Failure::usage(format!("{}: {why}", path.display())))?;
+        for key in &self.ssh_keys {
+            // A name has no slash in it, and what is there is a file.
+            let path = std::path::Path::new(key);
+            if !key.contains('/') && !path.exists() && key.parse::<SshKeyName>().is_ok() {
+                ssh_keys.push(key.clone());
+                continue;
+            }
+            let keys = key_lines(&read(path)?);
+            let keys = keys.map_err(|why| Failure::usage(format!("{}: {why}", path.display())))?;
             ssh_keys.extend(keys);
         }
         let user_data = self.user_data.as_deref().map(read).transpose()?;
