@@ -35,8 +35,7 @@ impl Machines {
             Life::Ready { .. } => MachineNow::Up(Box::new(self.as_up(vm, made))),
             Life::Changing { .. } | Life::Returning { .. } => MachineNow::Busy(made),
             Life::Destroying { end: End::Keep, .. } => MachineNow::Busy(made),
-            Life::Destroying { .. } => MachineNow::Going(made),
-            Life::Ending { .. } => MachineNow::Going(made),
+            Life::Destroying { .. } | Life::Ending { .. } => MachineNow::Going(made),
             Life::Kept { .. } => MachineNow::Kept(made),
             Life::Doubtful { why, .. } => MachineNow::Doubtful(made, why.clone()),
         }
