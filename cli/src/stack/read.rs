@@ -566,6 +566,7 @@ fn machine<'d>(
             groups,
             ssh_keys,
             user_data,
+            configure: None,
             autostart,
             protect: protect.unwrap_or(false),
             dry_run: false,

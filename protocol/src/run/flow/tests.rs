@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
-use super::super::{FoldError, Gates, Next, RunEnd, RunOptions, RunSpec, Target, Wish};
 use super::super::MachineEnd;
+use super::super::{FoldError, Gates, Next, RunEnd, RunOptions, RunSpec, Target, Wish};
 use super::*;
 use crate::envelope::{BundleHash, Door, Mode};
 use crate::note::Expected;

@@ -464,7 +464,10 @@ async fn a_scenario_makes_a_machine_and_takes_it_back_when_it_fails() {
 
     let failed = run(json!({ "fails": true }), "apply").await;
     assert_eq!(failed["state"], "failed", "{failed}");
-    assert_eq!(failed["main"]["calls"][0]["machine"]["fate"], "gone", "{failed}");
+    assert_eq!(
+        failed["main"]["calls"][0]["machine"]["fate"], "gone",
+        "{failed}"
+    );
     let (_, listed) = farm.broker.call("GET", "/v1/vms", None).await;
     assert_eq!(listed["items"], json!([]));
     assert_eq!(farm.used().await, 0);
