@@ -259,6 +259,7 @@ pub const KINDS: &[(&str, &str)] = &[
 /// The part of a kind before its first dot, where all of them are muster's:
 /// also those that it does not know yet.
 const OWN: &[&str] = &[
+    "account",
     "audit",
     "broker",
     "cluster",
@@ -277,6 +278,7 @@ const OWN: &[&str] = &[
     "run",
     "scenario",
     "schedule",
+    "ssh_key",
     "token",
     "trigger",
     "vm",

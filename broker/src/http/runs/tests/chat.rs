@@ -513,7 +513,10 @@ async fn machines_are_judged_in_the_channel_as_anywhere() {
         assert_eq!(said, "there is no machine web-3", "{line}");
     }
     let said = chat.said(ANA, "hypervisor cordon web-1").await;
-    assert_eq!(said, "web-1 is no hypervisor");
+    assert!(
+        said.contains("may not change networks or hypervisors"),
+        "{said}"
+    );
     let said = chat.said(ANA, "vm log web-3").await;
     assert_eq!(said, "nothing is known to have happened to web-3");
     let said = chat.said(ANA, "vm start ../x").await;

@@ -326,7 +326,7 @@ async fn a_scenario_runs_on_the_nodes_that_it_is_told() {
     assert_eq!(view.brief.state, RunPhase::Succeeded, "{view:#?}");
     let value = |view: &RunView| view.main.as_ref().and_then(|main| main.value.clone());
     assert_eq!(value(&view), Some(json!(["web-2"])));
-    assert_eq!(play.called(), ["2 work"]);
+    assert_eq!(play.called(), ["2 work {}"]);
 
     for (on, said) in [("name=web-99", "web-99"), ("name=(", "run_scenario")] {
         let run = play.begin("elsewhere", json!({ "on": on })).await;
