@@ -30,10 +30,10 @@ pub enum ShelfError {
 }
 
 /// All of them, as they are stored.
-pub type Stored<K, V> = BTreeMap<K, V>;
+pub(super) type Stored<K, V> = BTreeMap<K, V>;
 
 /// Things of one kind. Cheap to clone.
-pub struct Shelf<K, V>(Arc<Inner<K, V>>);
+pub(super) struct Shelf<K, V>(Arc<Inner<K, V>>);
 
 struct Inner<K, V> {
     bucket: Kv<Stored<K, V>>,
@@ -67,7 +67,7 @@ where
     ///
     /// # Errors
     /// [`KvError`].
-    pub async fn load(
+    pub(super) async fn load(
         bucket: Kv<Stored<K, V>>,
         key: &'static str,
         most: usize,
@@ -90,7 +90,7 @@ where
 
     /// All of them.
     #[must_use]
-    pub fn all(&self) -> Arc<Stored<K, V>> {
+    pub(super) fn all(&self) -> Arc<Stored<K, V>> {
         self.held().0
     }
 
@@ -104,7 +104,7 @@ where
     ///
     /// # Errors
     /// What `change` says, or [`ShelfError`]; nothing was changed.
-    pub async fn change<T, E: From<ShelfError>>(
+    pub(super) async fn change<T, E: From<ShelfError>>(
         &self,
         change: impl FnOnce(&mut Stored<K, V>) -> Result<(T, bool), E>,
     ) -> Result<T, E> {

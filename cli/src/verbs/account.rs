@@ -134,6 +134,10 @@ mod tests {
                 "disk": 10u64 << 30 }),
             ),
         ];
-        insta::assert_snapshot!(table(&all, Paint::plain(), 100), @"");
+        insta::assert_snapshot!(table(&all, Paint::plain(), 100), @"
+        NAME  MACHINES  CPUS  MEMORY  DISK    NOTE
+        acme  31        62    64GiB   310GiB  since 2019
+        old   1         1     1GiB    10GiB   not declared
+        ");
     }
 }

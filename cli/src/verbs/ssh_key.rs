@@ -191,8 +191,16 @@ mod tests {
             "fingerprint": "SHA256:MKGJbuMHtJXW+8GBqGcE1i6GGpHYjP98279dOO4oYNI",
         }))
         .expect("a key");
-        insta::assert_snapshot!(table(std::slice::from_ref(&view), Paint::plain(), 160), @"");
-        insta::assert_snapshot!(shown(&view), @"");
+        insta::assert_snapshot!(table(std::slice::from_ref(&view), Paint::plain(), 160), @"
+        NAME  KIND         FINGERPRINT                                         COMMENT          ADDED                BY
+        ana   ssh-ed25519  SHA256:MKGJbuMHtJXW+8GBqGcE1i6GGpHYjP98279dOO4oYNI  ana@example.org  2026-11-22 10:00:00  ana
+        ");
+        insta::assert_snapshot!(shown(&view), @"
+        ssh key      ana
+        fingerprint  SHA256:MKGJbuMHtJXW+8GBqGcE1i6GGpHYjP98279dOO4oYNI
+        added        2026-11-22 10:00:00 by ana
+        key          ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPFaC/9yS6fY19YIhsnforpeA/kcv2cbO3fsgdOlwEne ana@example.org
+        ");
     }
 
     #[test]

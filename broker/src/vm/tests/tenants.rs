@@ -98,7 +98,10 @@ async fn machines_are_of_accounts_that_were_declared_once_any_was() {
         };
         all.map(line).collect::<Vec<_>>().join("\n")
     };
-    insta::assert_snapshot!(table(&machines), @"");
+    insta::assert_snapshot!(table(&machines), @r#"
+    acme 1 2 2GiB declared=true note=Some("since 2019")
+    old 1 2 2GiB declared=false note=None
+    "#);
     assert_eq!(table(&lab.open().await), table(&machines));
 
     let used = remove("acme").await.unwrap_err();
