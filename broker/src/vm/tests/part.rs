@@ -38,7 +38,7 @@ async fn the_machine_of_a_call_is_found_by_whoever_takes_over() {
         panic!("{:?}", machines.of_call(call(1)));
     };
     assert_eq!(up.made.name, name("web-1"));
-    assert_eq!(up.addresses.len(), 1);
+    assert_eq!(up.addresses.len(), 2);
 
     // Several are not what one call makes.
     let several = machines.create_for(may(wish("db-{1..2}")), call(3)).await;
