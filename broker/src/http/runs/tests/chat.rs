@@ -512,11 +512,14 @@ async fn machines_are_judged_in_the_channel_as_anywhere() {
         let said = chat.said(ANA, line).await;
         assert_eq!(said, "there is no machine web-3", "{line}");
     }
-    let said = chat.said(ANA, "hypervisor cordon web-1").await;
-    assert!(
-        said.contains("may not change networks or hypervisors"),
-        "{said}"
-    );
+    // What operators may not do over HTTP they may not do here.
+    for line in ["hypervisor cordon web-1", "hypervisor drain web-1"] {
+        let said = chat.said(ANA, line).await;
+        assert!(
+            said.contains("ana (person) may not change networks or hypervisors"),
+            "{line}: {said}"
+        );
+    }
     let said = chat.said(ANA, "vm log web-3").await;
     assert_eq!(said, "nothing is known to have happened to web-3");
     let said = chat.said(ANA, "vm start ../x").await;
@@ -536,7 +539,7 @@ async fn machines_are_judged_in_the_channel_as_anywhere() {
         "vm destroy web-3 --purge --yes",
         "vm exec web-3 -- id",
         "vm console web-3",
-        "hypervisor cordon web-1",
+        "vm provision web-3",
     ];
     for line in changes {
         let said = chat.said(tracked, line).await;
