@@ -45,7 +45,7 @@ impl Submit {
     ) -> Result<Vec<String>, Refused> {
         match self.would_be(caller, request).await {
             Ok(frozen) => {
-                only::judge(&frozen.spec, &*self.wanted).map_err(refused)?;
+                only::judge(&frozen.spec, &*self.wanted)?;
                 let judged = authorize(self.guard.policy(), caller, create(&frozen), ());
                 judged.map_err(|e| denied(&e))?;
             }
@@ -85,7 +85,7 @@ impl Submit {
     ) -> Result<(), Refused> {
         let (program, frozen) = self.frozen(caller, request).await?;
         said.nodes = Some(u32::try_from(frozen.set().len()).unwrap_or(u32::MAX));
-        only::judge(&frozen.spec, &*self.wanted).map_err(refused)?;
+        only::judge(&frozen.spec, &*self.wanted)?;
         let judged = authorize(self.guard.policy(), caller, create(&frozen), ());
         said.allowed = Some(judged.is_ok());
         judged.map_err(|e| denied(&e))?;

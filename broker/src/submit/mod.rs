@@ -383,7 +383,7 @@ impl Submit {
         caller: &Caller,
         frozen: FrozenRun,
     ) -> Result<Authorized<FrozenRun>, Refused> {
-        only::judge(&frozen.spec, &*self.wanted).map_err(refused)?;
+        only::judge(&frozen.spec, &*self.wanted)?;
         let allowed = self.guard.authorize_run(caller, frozen).await;
         allowed.map_err(|e| unauthorized(&e))
     }

@@ -42,7 +42,7 @@ pub fn instead(scenario: &ScenarioName) -> Option<&'static str> {
 ///
 /// # Errors
 /// [`Problem`]: what to type in its place.
-pub fn judge(spec: &RunSpec, records: &dyn Wanted) -> Result<(), Problem> {
+pub fn judge(spec: &RunSpec, records: &dyn Wanted) -> Result<(), Box<Problem>> {
     let Some(verb) = instead(&spec.scenario) else {
         return Ok(());
     };
@@ -53,5 +53,8 @@ pub fn judge(spec: &RunSpec, records: &dyn Wanted) -> Result<(), Problem> {
         "`{}` runs for the record of a machine alone: by hand it would change the machine behind its record's back; nothing was run",
         spec.scenario
     );
-    Err(Problem::new(Kind::InvalidRequest, title).hint(format!("type {verb}")))
+    let hint = format!("type {verb}");
+    Err(Box::new(
+        Problem::new(Kind::InvalidRequest, title).hint(hint),
+    ))
 }

@@ -175,7 +175,7 @@ fn took(event: &ClusterEvent) -> String {
 #[must_use]
 pub fn stage(view: &RunView, of: &OfMachine) -> Option<Say> {
     let main = view.main.as_ref()?;
-    let steps = main.calls.iter().flat_map(|call| &call.steps);
+    let mut steps = main.calls.iter().flat_map(|call| &call.steps);
     let done = |step: &&muster_protocol::api::StepView| {
         step.state == Some(RunPhase::Succeeded)
             && step
@@ -183,7 +183,7 @@ pub fn stage(view: &RunView, of: &OfMachine) -> Option<Say> {
                 .keys()
                 .all(|outcome| *outcome == Outcome::Succeeded)
     };
-    let last = steps.filter(done).last()?;
+    let last = steps.rfind(done)?;
     let far = match last.name.as_str() {
         "image" => "its image is there",
         "create" => "it was started; waiting until it is up",
