@@ -60,10 +60,9 @@ fn up() -> MachineNow {
     }))
 }
 
-fn refused(state: &State) -> Result<(), Problem> {
-    state.refuses.map_or(Ok(()), |kind| {
-        Err(Problem::new(kind, "no hypervisor can take it").detail("hv-1: full\nhv-2: full"))
-    })
+fn refused(state: &State) -> Option<Problem> {
+    let kind = state.refuses?;
+    Some(Problem::new(kind, "no hypervisor can take it").detail("hv-1: full\nhv-2: full"))
 }
 
 impl Machinery for Forge {
@@ -84,15 +83,17 @@ impl Machinery for Forge {
         });
         let refused = refused(&self.state());
         Box::pin(async move {
-            refused?;
+            if let Some(problem) = refused {
+                return Err(problem);
+            }
             Ok(serde_json::from_value(view).expect("a view"))
         })
     }
 
     fn make(&self, _: Caller, asked: CreateVms, of: PartOf) -> BoxFuture<'_, Result<(), Problem>> {
         let mut state = self.state();
-        let done = refused(&state);
-        if done.is_ok() {
+        let refused = refused(&state);
+        if refused.is_none() {
             let now = if state.slow {
                 MachineNow::Coming(None)
             } else {
@@ -101,18 +102,18 @@ impl Machinery for Forge {
             state.now.push((of, now));
             state.told.push(format!("make {}", asked.name));
         }
-        Box::pin(async move { done })
+        Box::pin(async move { refused.map_or(Ok(()), Err) })
     }
 
     fn unmake(&self, _: Caller, of: PartOf) -> BoxFuture<'_, Result<(), Problem>> {
         let mut state = self.state();
-        let done = refused(&state);
+        let refused = refused(&state);
         let now = if state.lost {
             MachineNow::Doubtful(made(), "hv-1 was not heard".into())
         } else {
             MachineNow::Gone("bruno had it destroyed".into())
         };
-        if done.is_ok() {
+        if refused.is_none() {
             state.told.push("destroy web-25".into());
             for (part, one) in &mut state.now {
                 if *part == of {
@@ -120,7 +121,7 @@ impl Machinery for Forge {
                 }
             }
         }
-        Box::pin(async move { done })
+        Box::pin(async move { refused.map_or(Ok(()), Err) })
     }
 }
 
