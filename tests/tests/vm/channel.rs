@@ -205,7 +205,6 @@ fn a_line_in_the_channel_boots_a_machine_that_takes_orders() -> Result<()> {
     .with_context(|| cloud.logs())?;
     cloud.becomes("web-03", "running")?;
     cloud.hypervisor.virsh_done(&["destroy", "web-03"])?;
-    dev.hears(&["#dev", "machine web-03", "should run"])?;
     hears(
         &mut dev,
         &["#dev", "web-03 was started again", "somebody wants that"],
