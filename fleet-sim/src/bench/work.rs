@@ -178,7 +178,7 @@ impl Work {
                     "chat",
                     super::chat::rows(programs, dir, &self.started, self.plan.quick),
                 ),
-                Part::Machines => ("machines", self.machines(&mut notes)),
+                Part::Machines => ("machines", self.machines(&mut notes, &mut failed)),
                 _ => (
                     "watchers",
                     super::watchers::rows(programs, dir, &self.started),
@@ -209,15 +209,30 @@ impl Work {
         })
     }
 
-    fn machines(&self, notes: &mut Vec<String>) -> Result<Vec<Row>, BenchError> {
+    /// What of it could be measured stands, whatever becomes of the rest.
+    fn machines(
+        &self,
+        notes: &mut Vec<String>,
+        failed: &mut Vec<String>,
+    ) -> Result<Vec<Row>, BenchError> {
         let Plan {
             programs,
             dir,
             quick,
             ..
         } = &self.plan;
-        let mut rows = super::libvirt::rows(programs, dir, &self.started, notes)?;
-        rows.extend(super::machines::rows(programs, dir, &self.started, *quick)?);
+        let mut rows = Vec::new();
+        let parts = [
+            super::libvirt::rows(programs, dir, &self.started, notes),
+            super::machines::rows(programs, dir, &self.started, *quick),
+        ];
+        for part in parts {
+            match part {
+                Ok(more) => rows.extend(more),
+                Err(BenchError::Interrupted) => return Err(BenchError::Interrupted),
+                Err(why) => failed.push(why.to_string()),
+            }
+        }
         Ok(rows)
     }
 

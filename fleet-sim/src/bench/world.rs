@@ -434,7 +434,9 @@ impl World {
     /// # Errors
     /// [`BenchError`].
     pub fn hypervisors(&self, count: u32) -> Result<Nodes, BenchError> {
-        self.fleet_of(&["--hypervisors", &count.to_string()])
+        let count = count.to_string();
+        // Room for everything that is measured: it takes none.
+        self.fleet_of(&["--hypervisors", &count, "--hypervisor-cpus", "1000"])
     }
 
     fn fleet_of(&self, args: &[&str]) -> Result<Nodes, BenchError> {
