@@ -71,6 +71,9 @@ pub enum VmError {
     /// No hypervisor.
     #[error(transparent)]
     NoPlace(#[from] NoPlace),
+    /// The same, and hypervisors may not have been heard yet.
+    #[error("no hypervisor that was heard since this broker began can take it; it is tried again")]
+    NoPlaceYet(NoPlace),
     /// No hypervisor is even looked at.
     #[error("no node has the role hypervisor{}; give it: muster node role NODE +hypervisor", .on.as_ref().map(|on| format!(" and matches `{on}`")).unwrap_or_default())]
     NoHypervisors {
@@ -230,7 +233,8 @@ impl VmError {
             | Self::Record(RecordError::Taken { .. } | RecordError::Changed(_)) => Kind::Conflict,
             Self::Record(RecordError::NotActive | RecordError::Store(_))
             | Self::Store(_)
-            | Self::Unsure { .. } => Kind::Unavailable,
+            | Self::Unsure { .. }
+            | Self::NoPlaceYet(_) => Kind::Unavailable,
         };
         let text = self.to_string();
         let mut problem = match text.split_once("; ") {
@@ -245,7 +249,7 @@ impl VmError {
                     "what was asked for is written down, so it may be {done} yet, by this broker or the next: muster vm show {show}"
                 ));
             }
-            Self::NoPlace(none) => {
+            Self::NoPlace(none) | Self::NoPlaceYet(none) => {
                 let mut lines: Vec<String> = none
                     .looked
                     .iter()

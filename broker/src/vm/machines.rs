@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use muster_protocol::api::{Presence, VmStatus, VmView};
 use muster_protocol::ids::Serial;
@@ -76,12 +76,16 @@ pub(super) struct Inner {
     pub(super) restless: Notify,
     /// Runs that were not taken now.
     pub(super) refusals: Refusals,
+    /// When this broker began to look after machines.
+    opened: Instant,
 }
 
 /// Whoever does something with a machine waits for whoever does so already.
 #[derive(Default)]
 struct Turns(std::sync::Mutex<HashMap<VmName, Weak<Mutex<()>>>>);
 
+/// Hypervisors are heard again that soon after a broker begins.
+const HEARD_AGAIN: Duration = Duration::from_secs(30);
 /// Most keys in a row that a machine's node is followed through.
 const MANY_KEYS: usize = 16;
 /// Names of which nobody waits are forgotten when there are so many.
@@ -111,6 +115,7 @@ impl Machines {
             making: Mutex::new(()),
             turns: Turns::default(),
             restless: Notify::new(),
+            opened: Instant::now(),
             refusals: Refusals::default(),
         }))
     }
@@ -244,6 +249,12 @@ impl Machines {
             doorman.bar(invite).await?;
         }
         Ok(held)
+    }
+
+    /// Whether hypervisors may not have been heard yet only because this
+    /// broker has just begun.
+    pub(super) fn has_just_begun(&self) -> bool {
+        self.0.opened.elapsed() < HEARD_AGAIN
     }
 
     /// From now on nobody asks for the machine: what was reserved for it can

@@ -57,7 +57,13 @@ impl Machines {
         asked: Authorized<CreateVms>,
         of: PartOf,
     ) -> Result<(), VmError> {
-        Box::pin(self.create_as(asked, Some(of))).await.map(drop)
+        let made = Box::pin(self.create_as(asked, Some(of))).await;
+        made.map(drop).map_err(|error| match error {
+            // A person looks again; a run that goes on with a new broker must
+            // not fail because of that.
+            VmError::NoPlace(none) if self.has_just_begun() => VmError::NoPlaceYet(none),
+            error => error,
+        })
     }
 
     /// Destroys the machine that a call asked for, and no other one: somebody

@@ -106,7 +106,9 @@ fn add(cloud: &Cloud, balancer: &Balancer, more: &[&str]) -> Said {
     let all = [
         "name=web-25",
         "image=guest",
-        "memory=256MiB",
+        // A script has 256 MiB of stack, which a kernel with less memory in all
+        // does not give.
+        "memory=512MiB",
         r#"networks=["lan"]"#,
         r#"setup={"file":"/srv/hello.html","content":"hello of web-25\n"}"#,
         "options=check inter 200ms",
@@ -134,7 +136,7 @@ fn from_nothing_to_a_web_node_that_answers_and_from_one_that_is_not_well_to_noth
     // It never gets well: all of it goes, and nobody was asked for it.
     let said = add(&cloud, &balancer, &["health=/never.html", "tries=3"]);
     assert_ne!(said.code, 0, "{said:#?}\n{}", cloud.logs());
-    said.shows(&["machine web-25 is gone"]);
+    ensure!(said.err.contains("health"), "{said:#?}");
     assert_eq!(balancer.file()?, balancer.before);
     assert!(balancer.get("/")?.contains(OLD));
     assert_eq!(cloud.there()?, there);
