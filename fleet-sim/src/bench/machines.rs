@@ -242,6 +242,7 @@ pub(super) fn rows(
     below: &Path,
     started: &Started,
     quick: bool,
+    failed: &mut Vec<String>,
 ) -> Result<Vec<Row>, BenchError> {
     tracing::info!(
         hypervisors = HYPERVISORS,
@@ -274,6 +275,17 @@ pub(super) fn rows(
             rate(&together, |took| took.up)?,
         ),
     ];
+    match long_list(cloud) {
+        Ok(more) => rows.extend(more),
+        Err(BenchError::Interrupted) => return Err(BenchError::Interrupted),
+        // What was measured before it stands.
+        Err(why) => failed.push(why.to_string()),
+    }
+    Ok(rows)
+}
+
+/// So many machines that their list is long, and that list.
+fn long_list(mut cloud: Cloud) -> Result<[Row; 2], BenchError> {
     tracing::info!(machines = LISTED, "machines for a long list");
     let mut more = 0;
     while cloud.machines < LISTED {
@@ -282,7 +294,7 @@ pub(super) fn rows(
         more += 1;
     }
     settle();
-    rows.extend(listed(&cloud)?);
+    let rows = listed(&cloud)?;
     cloud.end()?;
     Ok(rows)
 }
@@ -302,7 +314,7 @@ fn listed(cloud: &Cloud) -> Result<[Row; 2], BenchError> {
     let table = measure(&["vm", "list"])?;
     let said = cloud.world.said()?;
     let last = said.lines().last().unwrap_or_default();
-    if last != format!("{LISTED} machines: {LISTED} running") {
+    if !last.ends_with(&format!(" machines: {LISTED} running")) {
         return Err(wrong(format!("`muster vm list` ends with: {last}")));
     }
     let json = measure(&["vm", "list", "--json"])?;

@@ -224,7 +224,7 @@ impl Work {
         let mut rows = Vec::new();
         let parts = [
             super::libvirt::rows(programs, dir, &self.started, notes),
-            super::machines::rows(programs, dir, &self.started, *quick),
+            super::machines::rows(programs, dir, &self.started, *quick, failed),
         ];
         for part in parts {
             match part {
