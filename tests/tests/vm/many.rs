@@ -29,6 +29,11 @@ struct Many {
 
 impl Drop for Many {
     fn drop(&mut self) {
+        // What it keeps in memory goes with its end in good order.
+        let _ = signal(self.fleet.id(), Signal::TERM);
+        let _ = wait_for("the end of the hypervisors", || {
+            self.fleet.try_wait().ok().flatten()
+        });
         let _ = self.fleet.kill();
         let _ = self.fleet.wait();
     }
