@@ -220,6 +220,10 @@ pub struct Order {
     pub role: Role,
     /// Through which door.
     pub door: Door,
+    /// Where exactly that came from: policies judge it again when what
+    /// configures the machine is asked for.
+    #[serde(default, skip_serializing_if = "Origin::is_unknown")]
+    pub origin: Origin,
     /// Where they are told of its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<Box<ChatPlace>>,
@@ -236,6 +240,7 @@ impl Order {
             by: caller.principal.clone(),
             role: caller.role,
             door: caller.door,
+            origin: caller.origin.clone(),
             chat: caller.origin.chat_place().map(Box::new),
             with: Vec::new(),
         }
@@ -249,7 +254,7 @@ impl Order {
             role: self.role,
             token: "none: a machine".to_owned(),
             door: self.door,
-            origin: Origin::Unknown,
+            origin: self.origin.clone(),
         }
     }
 }

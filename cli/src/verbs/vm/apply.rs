@@ -264,8 +264,9 @@ impl Work<'_> {
             .iter()
             .filter(|item| item.of.is_none() && item.is.is_work(true))
             .collect();
-        if !failures.is_empty() {
-            // What should take their place is not there.
+        let blocked = |item: &Item| matches!(item.is, Is::Blocked { .. });
+        if !failures.is_empty() || plan.items.iter().any(blocked) {
+            // What should take their place may not be there.
             for item in gone {
                 let why = "stays until all else is done";
                 failures.push((title(item), Failure::new(NOT_ALL, why)));
