@@ -177,7 +177,8 @@ fn a_guest_agent_that_lies_harms_its_own_machine_alone() -> Result<()> {
     assert_eq!(shell(&cloud, "hostname")?, "web-03");
 
     let text = BASE64.encode(LIAR.as_bytes());
-    let begin = "setsid sh /tmp/liar </dev/null >/dev/null 2>&1 &";
+    // Not before what begins it has been answered: it ends the honest one.
+    let begin = "(sleep 3; exec setsid sh /tmp/liar) </dev/null >/dev/null 2>&1 &";
     shell(
         &cloud,
         &format!("echo {text} | base64 -d >/tmp/liar; {begin}"),
