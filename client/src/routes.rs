@@ -126,11 +126,21 @@ impl Client {
         path: &[&str],
         query: &[(&str, String)],
     ) -> Answer<Vec<T>> {
+        self.all_by(path, query, PAGE).await
+    }
+
+    /// The same with so many items on a page.
+    pub(crate) async fn all_by<T: DeserializeOwned + Send + 'static>(
+        &self,
+        path: &[&str],
+        query: &[(&str, String)],
+        page: u32,
+    ) -> Answer<Vec<T>> {
         let mut reading: Vec<JoinHandle<_>> = Vec::new();
         let mut cursor: Option<String> = None;
         for _ in 0..MAX_PAGES {
             let mut query = query.to_vec();
-            query.push(("limit", PAGE.to_string()));
+            query.push(("limit", page.to_string()));
             if let Some(cursor) = &cursor {
                 query.push(("cursor", cursor.clone()));
             }

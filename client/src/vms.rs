@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use muster_protocol::api::{
     AdoptHypervisor, Adopted, CreateVms, DrainHypervisor, Drained, HypervisorChange,
-    HypervisorView, VmAction, VmChanged, VmView, VmsCreated,
+    HypervisorView, VmAction, VmBrief, VmChanged, VmView, VmsCreated,
 };
 use muster_protocol::names::{NodeName, VmName};
 use reqwest::Method;
@@ -15,6 +15,21 @@ use crate::once::Key;
 
 /// How long the broker may take beyond what every request may.
 const FOR_MANY: Duration = Duration::from_secs(60);
+/// Machines in short that are asked for in one page: enough that few pages are
+/// asked for, and few enough that one is read while the next is written.
+const BRIEFS: u32 = 2_500;
+
+/// Which machines.
+fn which(predicate: Option<&str>, deleted: bool) -> Vec<(&'static str, String)> {
+    let mut query = Vec::new();
+    if let Some(predicate) = predicate {
+        query.push(("match", predicate.to_owned()));
+    }
+    if deleted {
+        query.push(("deleted", "true".to_owned()));
+    }
+    query
+}
 
 impl Client {
     /// `GET /v1/vms`, all pages: those that match, or those of them that were
@@ -27,14 +42,22 @@ impl Client {
         predicate: Option<&str>,
         deleted: bool,
     ) -> Result<Vec<VmView>, ClientError> {
-        let mut query = Vec::new();
-        if let Some(predicate) = predicate {
-            query.push(("match", predicate.to_owned()));
-        }
-        if deleted {
-            query.push(("deleted", "true".to_owned()));
-        }
+        let query = which(predicate, deleted);
         self.all(&["v1", "vms"], &query).await
+    }
+
+    /// `GET /v1/vms?brief=true`, following its pages: the same, each in short.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn vm_briefs(
+        &self,
+        predicate: Option<&str>,
+        deleted: bool,
+    ) -> Result<Vec<VmBrief>, ClientError> {
+        let mut query = which(predicate, deleted);
+        query.push(("brief", "true".to_owned()));
+        self.all_by(&["v1", "vms"], &query, BRIEFS).await
     }
 
     /// `GET /v1/vms/{name}`.

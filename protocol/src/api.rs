@@ -62,6 +62,7 @@
 //! | `POST /v1/chat/device` | [`ChatDeviceRequest`] → [`ChatDevice`] |
 //! | `DELETE /v1/chat/device` | → 204 |
 //! | `GET /v1/vms?match=&deleted=&cursor=&limit=` | → [`Page`]`<`[`VmView`]`>` |
+//! | `GET /v1/vms?brief=true` and so on | → [`Page`]`<`[`VmBrief`]`>` |
 //! | `POST /v1/vms` | [`CreateVms`] → [`VmsCreated`] |
 //! | `GET /v1/vms/{name}` | → [`VmView`] |
 //! | `DELETE /v1/vms/{name}?purge=` | → [`VmChanged`] |
@@ -126,8 +127,8 @@ pub(crate) use self::secret::exposed;
 pub use self::tenant::{AccountView, PutAccount, PutSshKey, SshKeyView};
 pub use self::vm::{
     AdoptHypervisor, Adopted, Configure, Configured, CreateVms, DrainHypervisor, Drained,
-    DrainedVm, DriftView, HypervisorChange, HypervisorView, Looked, Strategy, VmAction, VmChanged,
-    VmPlan, VmStatus, VmView, VmsCreated,
+    DrainedVm, DriftView, HypervisorChange, HypervisorView, Looked, Strategy, VmAction, VmBrief,
+    VmChanged, VmPlan, VmStatus, VmView, VmsCreated,
 };
 use crate::ids::{ClusterId, Serial};
 use crate::keys::Fingerprint;

@@ -86,7 +86,7 @@ pub use self::front::Front;
 pub(crate) use self::hypervisors::{change_hypervisor, drain_hypervisor};
 pub use self::limit::{Limiter, PrincipalLimiter};
 pub(crate) use self::once::IDEMPOTENCY_KEY;
-pub use self::page::{Paging, page};
+pub use self::page::{Paging, page, page_of};
 pub use self::problem::{ApiError, ApiJson, ApiPath, ApiQuery};
 pub(crate) use self::runs::wish;
 pub(crate) use self::vms::{

@@ -32,11 +32,19 @@ impl Paging {
     /// # Errors
     /// An `invalid-request` problem.
     pub fn limit(&self) -> Result<usize, ApiError> {
+        self.up_to(MAX_LIMIT)
+    }
+
+    /// The same where a page may be longer, since its items are short.
+    ///
+    /// # Errors
+    /// An `invalid-request` problem.
+    pub fn up_to(&self, most: u32) -> Result<usize, ApiError> {
         let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
-        if !(1..=MAX_LIMIT).contains(&limit) {
+        if !(1..=most).contains(&limit) {
             return Err(ApiError::new(
                 Kind::InvalidRequest,
-                format!("`limit` must be 1 to {MAX_LIMIT}"),
+                format!("`limit` must be 1 to {most}"),
             ));
         }
         Ok(limit as usize)
@@ -70,7 +78,20 @@ pub fn page<T>(
     key: impl Fn(&T) -> String,
     paging: &Paging,
 ) -> Result<Page<T>, ApiError> {
-    let (limit, after) = (paging.limit()?, paging.after()?);
+    page_of(items, key, paging, paging.limit()?)
+}
+
+/// The same with so many items.
+///
+/// # Errors
+/// An `invalid-request` problem.
+pub fn page_of<T>(
+    items: impl IntoIterator<Item = T>,
+    key: impl Fn(&T) -> String,
+    paging: &Paging,
+    limit: usize,
+) -> Result<Page<T>, ApiError> {
+    let after = paging.after()?;
     let mut rest = items
         .into_iter()
         .skip_while(|item| !after.is_empty() && key(item) <= after)

@@ -5,20 +5,24 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::HeaderMap;
-use muster_protocol::api::{CreateVms, Page, VmAction, VmChanged, VmStatus, VmView, VmsCreated};
+use muster_protocol::api::{
+    CreateVms, Page, VmAction, VmBrief, VmChanged, VmStatus, VmView, VmsCreated,
+};
 use muster_protocol::names::{NameError, VmName};
 use muster_protocol::predicate::{Attributes, Predicate};
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::vm::SeedText;
 use muster_protocol::wire::SeedRequest;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::matching::refused;
 use super::once::once;
-use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState, OpenDoor, Paging, finish, page};
+use super::{
+    ApiError, ApiJson, ApiPath, ApiQuery, AppState, OpenDoor, Paging, finish, page, page_of,
+};
 use crate::authz::{Action, Caller};
 use crate::resolve::ResolveError;
 use crate::vm::{Act, Destroy, StoredVm};
@@ -50,9 +54,25 @@ struct Filter {
     /// `next` of the page before.
     #[serde(default)]
     cursor: Option<String>,
-    /// Machines on a page, 1 to 1000; 100 when absent.
+    /// Machines on a page, 1 to 1000, in short 1 to 10000; 100 when absent.
     #[serde(default)]
     limit: Option<u32>,
+    /// Each in short: what people look for in a long list.
+    #[serde(default)]
+    brief: bool,
+}
+
+/// Most machines on a page that has them in short.
+const MANY: u32 = 10_000;
+
+/// A page of machines, as they were asked for.
+#[derive(Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+enum VmPage {
+    /// With everything.
+    Whole(Page<VmView>),
+    /// In short.
+    Brief(Page<VmBrief>),
 }
 
 /// What every machine has beside its own labels.
@@ -149,7 +169,7 @@ pub(crate) async fn vms(
 #[utoipa::path(
     get, path = "/v1/vms", tag = "machines", params(Filter), security(("bearer" = [])),
     responses(
-        (status = 200, body = Page<VmView>),
+        (status = 200, body = VmPage),
         (status = 400, description = "the predicate has an error", body = Problem),
         (status = 422, description = "the predicate names what no machine has", body = Problem),
     ),
@@ -159,12 +179,13 @@ async fn list(
     State(state): State<AppState>,
     caller: Caller,
     ApiQuery(filter): ApiQuery<Filter>,
-) -> Result<ApiJson<Page<VmView>>, ApiError> {
+) -> Result<ApiJson<VmPage>, ApiError> {
+    let machines = &state.machines;
     let vms: Vec<Arc<StoredVm>> = match filter.matching.as_deref() {
         // How each is matters on this page only.
         None => {
             state.authorize(&caller, Action::ReadMachines, ()).await?;
-            state.machines.records(filter.deleted)
+            machines.records(filter.deleted)
         }
         matching => vms(&state, &caller, matching, filter.deleted)
             .await?
@@ -176,11 +197,20 @@ async fn list(
         cursor: filter.cursor,
         limit: filter.limit,
     };
-    let part = page(vms, |vm| vm.name.to_string(), &paging)?;
-    let view = |vm: &Arc<StoredVm>| state.machines.view(vm);
-    Ok(ApiJson(Page {
-        items: part.items.iter().map(view).collect(),
-        next: part.next,
+    let key = |vm: &Arc<StoredVm>| vm.name.to_string();
+    Ok(ApiJson(if filter.brief {
+        let part = page_of(vms, key, &paging, paging.up_to(MANY)?)?;
+        VmPage::Brief(Page {
+            items: machines.briefs(&part.items),
+            next: part.next,
+        })
+    } else {
+        let part = page(vms, key, &paging)?;
+        let view = |vm: &Arc<StoredVm>| machines.view(vm);
+        VmPage::Whole(Page {
+            items: part.items.iter().map(view).collect(),
+            next: part.next,
+        })
     }))
 }
 

@@ -199,7 +199,7 @@ impl Doorman for Door {
 
 impl Reserves for Networks {
     fn knows(&self, lan: &LanName) -> bool {
-        self.get(lan).is_ok()
+        self.has(lan)
     }
 
     fn reserve<'a>(

@@ -15,7 +15,7 @@ use muster_protocol::vm::{MAX_NICS, Nic, Readiness, Size};
 use tokio::sync::OwnedMutexGuard;
 
 use super::error::VmError;
-use super::keep::{Held, Records};
+use super::keep::{Held, RecordError, Records};
 use super::machines::Machines;
 use super::names::Names;
 use super::observed::{Heard, is_hypervisor};
@@ -366,28 +366,30 @@ impl Machines {
             Some(_) if chosen.len() > 1 => chosen.iter().map(|one| one.name.clone()).collect(),
             _ => Vec::new(),
         };
-        let mut all: Vec<Taken> = Vec::new();
-        for Chosen { name, placed } in chosen {
+        let one = async |Chosen { name, placed }: Chosen| {
             let turn = self.turn(&name).await;
-            let made = records
-                .take(&name, |id, nth| {
-                    let mut vm = wanted.draft(name.clone(), id, nth, &placed, caller);
-                    vm.order.with.clone_from(&with);
-                    vm
-                })
+            let draft = |id, nth| {
+                let mut vm = wanted.draft(name.clone(), id, nth, &placed, caller);
+                vm.order.with.clone_from(&with);
+                vm
+            };
+            let held = records.take(&name, draft).await?;
+            Ok(Taken {
+                held,
+                placed,
+                _turn: turn,
+            })
+        };
+        let written: Vec<Result<Taken, RecordError>> = stream::iter(chosen)
+            .map(one)
+            .buffered(AT_ONCE)
+            .collect()
+            .await;
+        let (all, error) = apart(written);
+        if let Some(error) = error {
+            self.give_back(&all, "another one of the same request could not be made")
                 .await;
-            match made {
-                Ok(held) => all.push(Taken {
-                    held,
-                    placed,
-                    _turn: turn,
-                }),
-                Err(error) => {
-                    self.give_back(&all, "another one of the same request could not be made")
-                        .await;
-                    return Err(error.into());
-                }
-            }
+            return Err(error.into());
         }
         muster_checkpoint::at("broker.vm.reserved", || all.len().to_string()).await;
         Ok(all)
@@ -414,35 +416,47 @@ impl Machines {
             }
         };
         muster_checkpoint::at("broker.vm.addressed", || taken.len().to_string()).await;
-        let mut intended: Vec<Taken> = Vec::new();
-        let mut rest = taken.into_iter().zip(nics);
-        while let Some((one, nics)) = rest.next() {
+        let one = async |(one, nics): (Taken, Vec<HeldNic>)| {
             let mut vm = one.held.vm.running(None, |run| Life::Creating { run });
             vm.nics = nics;
             match self.parts().records.change(&one.held, vm).await {
-                Ok(held) => intended.push(Taken { held, ..one }),
-                Err(error) => {
-                    let mut others: Vec<Taken> = rest.map(|(one, _)| one).collect();
-                    others.extend(intended);
-                    let why = error.to_string();
-                    let mut names = self.give_back(&others, &why).await;
-                    // This one may be written down all the same.
-                    let now = self.parts().records.get(&one.held.vm.name);
-                    let now = now.filter(|now| now.vm.id == one.held.vm.id);
-                    match self
-                        .ending(&now.unwrap_or(one.held.clone()), &why, true)
-                        .await
-                    {
-                        Ok(held) => drop(self.over(&held).await),
-                        Err(_) => names.push(one.held.vm.name.clone()),
-                    }
-                    if names.is_empty() {
-                        return Err(error.into());
-                    }
-                    let why = refused(VmError::from(error).problem());
-                    let done = "made";
-                    return Err(VmError::Unsure { names, done, why });
+                Ok(held) => Ok(Taken { held, ..one }),
+                Err(error) => Err((one, error)),
+            }
+        };
+        let written: Vec<Result<Taken, (Taken, RecordError)>> =
+            stream::iter(taken.into_iter().zip(nics))
+                .map(one)
+                .buffered(AT_ONCE)
+                .collect()
+                .await;
+        let mut intended = Vec::new();
+        let mut failed = Vec::new();
+        for one in written {
+            match one {
+                Ok(one) => intended.push(one),
+                Err(one) => failed.push(one),
+            }
+        }
+        if let Some(why) = failed.first().map(|(_, error)| error.to_string()) {
+            let mut names = self.give_back(&intended, &why).await;
+            for (one, _) in &failed {
+                // It may be written down all the same.
+                let now = self.parts().records.get(&one.held.vm.name);
+                let now = now.filter(|now| now.vm.id == one.held.vm.id);
+                let now = now.unwrap_or_else(|| one.held.clone());
+                match self.ending(&now, &why, true).await {
+                    Ok(held) => drop(self.over(&held).await),
+                    Err(_) => names.push(one.held.vm.name.clone()),
                 }
+            }
+            if let Some((_, error)) = failed.into_iter().next() {
+                let error = VmError::from(error);
+                if names.is_empty() {
+                    return Err(error);
+                }
+                let (why, done) = (refused(error.problem()), "made");
+                return Err(VmError::Unsure { names, done, why });
             }
         }
         muster_checkpoint::at("broker.vm.intended", || intended.len().to_string()).await;
@@ -577,6 +591,18 @@ impl Machines {
         }
         left
     }
+}
+
+/// What is well, and the first thing that is not.
+fn apart<T, E>(all: Vec<Result<T, E>>) -> (Vec<T>, Option<E>) {
+    let (mut well, mut wrong) = (Vec::new(), None);
+    for one in all {
+        match one {
+            Ok(one) => well.push(one),
+            Err(error) => wrong = wrong.or(Some(error)),
+        }
+    }
+    (well, wrong)
 }
 
 /// Their names.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use muster_protocol::api::{Presence, VmStatus, VmView};
+use muster_protocol::api::{Presence, VmBrief, VmStatus, VmView};
 use muster_protocol::ids::Serial;
 use muster_protocol::names::VmName;
 use muster_protocol::units::Timestamp;
@@ -19,7 +19,7 @@ use super::ports::{Doorman, Pictures, Reserves, Works};
 use super::records::{Life, StoredVm};
 use super::refusals::Refusals;
 use super::tenants::Tenants;
-use super::view::view;
+use super::view::{brief, view};
 use crate::config::VmConfig;
 use crate::events::{Events, Once};
 use crate::inventory::{Inventory, NodeControl};
@@ -178,16 +178,28 @@ impl Machines {
     /// are not.
     #[must_use]
     pub fn list(&self, deleted: bool) -> Vec<(Arc<StoredVm>, VmStatus)> {
+        let vms = self.records(deleted);
+        let all = self.each(&vms, status);
+        vms.into_iter().zip(all).collect()
+    }
+
+    /// Machines in short.
+    #[must_use]
+    pub fn briefs(&self, vms: &[Arc<StoredVm>]) -> Vec<VmBrief> {
+        self.each(vms, brief)
+    }
+
+    /// What `of` makes of each; its hypervisor is looked for once.
+    fn each<T>(&self, vms: &[Arc<StoredVm>], of: fn(&StoredVm, Seen<'_>) -> T) -> Vec<T> {
         let mut hypervisors: HashMap<Serial, (bool, Option<Arc<Heard>>)> = HashMap::new();
-        let mut all = Vec::new();
-        for vm in self.records(deleted) {
+        let mut all = Vec::with_capacity(vms.len());
+        for vm in vms {
             let serial = vm.place.serial;
             let (connected, heard) = hypervisors.entry(serial).or_insert_with(|| {
                 let heard = self.parts().observed.of(serial);
                 (self.is_connected(serial), heard)
             });
-            let is = status(&vm, Seen::of(&vm, *connected, heard.as_deref()));
-            all.push((vm, is));
+            all.push(of(vm, Seen::of(vm, *connected, heard.as_deref())));
         }
         all
     }

@@ -1,6 +1,8 @@
 //! A machine, as people see it: pure.
 
-use muster_protocol::api::VmView;
+use muster_protocol::api::{VmBrief, VmView};
+use muster_protocol::run::RunPhase;
+use muster_protocol::units::Timestamp;
 
 use super::drift::{Seen, drift, status};
 use super::records::{Life, StoredVm};
@@ -9,18 +11,7 @@ use super::records::{Life, StoredVm};
 #[must_use]
 pub(super) fn view(vm: &StoredVm, seen: Seen<'_>) -> VmView {
     let StoredVm { wish, life, .. } = vm;
-    let (deleted, kept_until) = match life {
-        Life::Kept { since, until } | Life::Returning { since, until, .. } => {
-            (Some(*since), Some(*until))
-        }
-        Life::Gone { at, .. } => (Some(*at), None),
-        _ => (None, None),
-    };
-    let why = match life {
-        Life::Gone { failed, .. } => failed.clone(),
-        Life::Doubtful { why, .. } | Life::Ending { why, never: true } => Some(why.clone()),
-        _ => None,
-    };
+    let (deleted, kept_until) = ended(life);
     let guest = seen.guest();
     let nics: Vec<_> = vm.nics.iter().map(|held| held.nic.clone()).collect();
     VmView {
@@ -55,6 +46,52 @@ pub(super) fn view(vm: &StoredVm, seen: Seen<'_>) -> VmView {
         run: vm.run,
         deleted,
         kept_until,
-        why,
+        why: why(life),
+    }
+}
+
+/// The same in short, for long lists.
+#[must_use]
+pub(super) fn brief(vm: &StoredVm, seen: Seen<'_>) -> VmBrief {
+    let StoredVm { wish, life, .. } = vm;
+    let nics = vm.nics.iter().map(|held| &held.nic);
+    let configured = vm
+        .configured
+        .as_ref()
+        .filter(|last| last.state.is_some_and(|state| state != RunPhase::Succeeded));
+    VmBrief {
+        name: vm.name.clone(),
+        status: status(vm, seen),
+        since: seen.guest().and_then(|guest| guest.since),
+        hypervisor: vm.place.node.clone(),
+        cpus: wish.cpus,
+        memory: wish.memory,
+        addresses: nics.flat_map(|nic| nic.addresses.iter().copied()).collect(),
+        account: wish.account.clone(),
+        roles: wish.roles.clone(),
+        drift: drift(vm, seen).unwrap_or_default(),
+        configured: configured.cloned(),
+        kept_until: ended(life).1,
+        why: why(life),
+    }
+}
+
+/// Since when it is destroyed, and until when its disk is kept.
+fn ended(life: &Life) -> (Option<Timestamp>, Option<Timestamp>) {
+    match life {
+        Life::Kept { since, until } | Life::Returning { since, until, .. } => {
+            (Some(*since), Some(*until))
+        }
+        Life::Gone { at, .. } => (Some(*at), None),
+        _ => (None, None),
+    }
+}
+
+/// Why it never was, or why nobody knows whether it is.
+fn why(life: &Life) -> Option<String> {
+    match life {
+        Life::Gone { failed, .. } => failed.clone(),
+        Life::Doubtful { why, .. } | Life::Ending { why, never: true } => Some(why.clone()),
+        _ => None,
     }
 }

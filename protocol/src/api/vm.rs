@@ -298,6 +298,48 @@ pub struct VmView {
     pub why: Option<String>,
 }
 
+/// A machine in a line of a list: what people look for in many.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct VmBrief {
+    /// Its name.
+    pub name: VmName,
+    /// How it is.
+    pub status: VmStatus,
+    /// When it was started, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub since: Option<Timestamp>,
+    /// Its hypervisor.
+    pub hypervisor: NodeName,
+    /// Virtual processors.
+    pub cpus: u16,
+    /// Memory.
+    pub memory: Size,
+    /// Its addresses, all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+    /// Whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountName>,
+    /// Roles of its node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<RoleName>,
+    /// What is seen otherwise than it is wanted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drift: Vec<DriftView>,
+    /// What came of configuring it last, if that did not end well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configured: Option<Configured>,
+    /// Until when its disk is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub kept_until: Option<Timestamp>,
+    /// Why it never was, or why it cannot be said whether it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
 /// What is to be done with a machine that is there.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case", tag = "do", deny_unknown_fields)]

@@ -45,19 +45,24 @@ pub(super) enum Type {
     Action,
 }
 
+/// Their names, read once.
+static NAMES: LazyLock<[EntityTypeName; 9]> = LazyLock::new(|| {
+    let names = [
+        "Principal",
+        "Role",
+        "Group",
+        "Cluster",
+        "Nodes",
+        "Params",
+        "Numbers",
+        "Flags",
+        "Action",
+    ];
+    names.map(|name| name.parse().expect("a constant name"))
+});
+
 pub(super) fn uid(kind: Type, name: &str) -> EntityUid {
-    let kind = match kind {
-        Type::Principal => "Principal",
-        Type::Role => "Role",
-        Type::Group => "Group",
-        Type::Cluster => "Cluster",
-        Type::Nodes => "Nodes",
-        Type::Params => "Params",
-        Type::Numbers => "Numbers",
-        Type::Flags => "Flags",
-        Type::Action => "Action",
-    };
-    let kind: EntityTypeName = kind.parse().expect("a constant name");
+    let kind = NAMES[kind as usize].clone();
     EntityUid::from_type_name_and_id(kind, EntityId::new(name))
 }
 

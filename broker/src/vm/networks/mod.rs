@@ -127,6 +127,12 @@ impl Networks {
             .collect()
     }
 
+    /// Whether there is such a network.
+    #[must_use]
+    pub fn has(&self, lan: &LanName) -> bool {
+        self.index().network(lan).is_some()
+    }
+
     /// One of them, with who has which address.
     ///
     /// # Errors

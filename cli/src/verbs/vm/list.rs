@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use muster_protocol::api::{Configure, Configured, VmStatus, VmView};
+use muster_protocol::api::{Configure, Configured, VmBrief, VmStatus, VmView};
 use muster_protocol::names::VmName;
 use muster_protocol::run::RunPhase;
 use muster_protocol::text::{printable, printable_line};
@@ -69,10 +69,15 @@ pub struct LogArgs {
 /// [`Failure`].
 pub(super) async fn list(context: &Context, args: &ListArgs) -> Result<u8, Failure> {
     let client = context.client()?;
-    let vms = client.vms(args.predicate.as_deref(), args.deleted).await?;
+    let (predicate, deleted) = (args.predicate.as_deref(), args.deleted);
+    // What programs read is whole; what people read has not room for it.
     if args.json {
+        let vms = client.vms(predicate, deleted).await?;
         context.term.json(&vms)?;
-    } else if vms.is_empty() {
+        return Ok(found(vms.len(), args));
+    }
+    let vms = client.vm_briefs(predicate, deleted).await?;
+    if vms.is_empty() {
         context.term.note(match (&args.predicate, args.deleted) {
             (Some(_), _) => "no machine matches",
             (None, true) => "no machine was destroyed",
@@ -82,12 +87,16 @@ pub(super) async fn list(context: &Context, args: &ListArgs) -> Result<u8, Failu
         let (paint, width) = (context.term.out, context.term.width);
         context.term.say(&render(&vms, paint, width, now()))?;
     }
-    // As `nodes`: a predicate that selects nothing is said in the exit code.
-    Ok(if vms.is_empty() && args.predicate.is_some() {
+    Ok(found(vms.len(), args))
+}
+
+/// The exit code. As `nodes`: that a predicate selects nothing is said in it.
+fn found(count: usize, args: &ListArgs) -> u8 {
+    if count == 0 && args.predicate.is_some() {
         3
     } else {
         0
-    })
+    }
 }
 
 /// Everything known of a machine.
@@ -154,7 +163,7 @@ pub(in crate::verbs) fn word(status: VmStatus) -> (&'static str, Tone) {
 
 /// The table, and under it what should be looked at.
 #[must_use]
-pub(super) fn render(vms: &[VmView], paint: Paint, width: usize, now: Timestamp) -> String {
+pub(super) fn render(vms: &[VmBrief], paint: Paint, width: usize, now: Timestamp) -> String {
     let heads = &[
         "NAME",
         "STATUS",
@@ -339,6 +348,11 @@ fn card(vm: &VmView, paint: Paint, now: Timestamp) -> String {
 mod tests {
     use super::*;
 
+    fn brief(name: &str, status: &str) -> VmBrief {
+        let whole = serde_json::to_value(vm(name, status)).expect("JSON");
+        serde_json::from_value(whole).expect("a machine in short")
+    }
+
     fn vm(name: &str, status: &str) -> VmView {
         serde_json::from_value(serde_json::json!({
             "name": name, "id": "0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102", "status": status,
@@ -358,9 +372,9 @@ mod tests {
     #[test]
     fn the_list_says_what_is_otherwise() {
         let mut vms = vec![
-            vm("web-01", "running"),
-            vm("web-02", "stopped"),
-            vm("web-03", "deleted"),
+            brief("web-01", "running"),
+            brief("web-02", "stopped"),
+            brief("web-03", "deleted"),
         ];
         vms[1].drift = vec![muster_protocol::api::DriftView {
             what: "state".into(),

@@ -20,9 +20,9 @@ const FILES: [&str; 4] = ["meta-data", "user-data", "vendor-data", "network-conf
 /// As `blkid` shows it.
 const LABEL: [u8; 11] = *b"CIDATA     ";
 /// Room for the file system itself.
-const SPARE: usize = 512 << 10;
+const SPARE: usize = 64 << 10;
 /// Sizes are whole numbers of this.
-const STEP: usize = 512 << 10;
+const STEP: usize = 64 << 10;
 /// Most bytes of a seed that is read.
 const MAX_SEED: u64 = 64 << 20;
 /// Most bytes of all texts together.

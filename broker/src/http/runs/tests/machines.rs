@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use muster_protocol::api::VmBrief;
 use muster_protocol::ids::Serial;
 use muster_protocol::names::VmName;
 use muster_protocol::subject::NodeSays;
@@ -33,6 +34,25 @@ param("purge", #{ type: "bool" });
 fn run(p) { command(["true"]); }"#;
 
 impl Farm {
+    /// The list in short says of each what the whole one says.
+    async fn in_short(&self, asked: &str, count: usize) {
+        let whole = format!("/v1/vms?{}", asked.replace("limit=10000", "limit=1000"));
+        let (status, whole) = self.broker.call("GET", &whole, None).await;
+        assert_eq!(status, 200, "{whole}");
+        let short = format!("/v1/vms?{asked}&brief=true");
+        let (status, short) = self.broker.call("GET", &short, None).await;
+        assert_eq!(status, 200, "{short}");
+        assert_eq!(whole["next"], short["next"]);
+        let items = |page: &Value| page["items"].as_array().expect("items").clone();
+        let short = items(&short);
+        assert_eq!(short.len(), count);
+        for (whole, short) in items(&whole).iter().zip(&short) {
+            let vm: VmBrief = serde_json::from_value(whole.clone()).expect("a machine");
+            let read = serde_json::from_value(short.clone()).expect("one in short");
+            assert_eq!(vm, read);
+        }
+    }
+
     async fn start() -> Self {
         let (server, dir) = (TestServer::start().await, tempfile::tempdir().unwrap());
         state_for(&server, dir.path());
@@ -194,6 +214,7 @@ async fn a_machine_is_made_seen_and_destroyed_and_what_fails_leaves_nothing() {
     farm.report(&[&made]).await;
     let seen = farm.is("web-01", "running").await;
     assert_eq!(seen["seen"], "running");
+    farm.in_short("match=account=acme", 1).await;
     assert!(seen["drift"].is_null(), "{seen}");
     assert_eq!(farm.events("vm.created").await.len(), 1);
     for (asked, found) in [
@@ -216,6 +237,9 @@ async fn a_machine_is_made_seen_and_destroyed_and_what_fails_leaves_nothing() {
     // Somebody takes it away.
     farm.report(&[]).await;
     farm.is("web-01", "missing").await;
+    farm.in_short("limit=10000", 1).await;
+    let long = farm.broker.call("GET", "/v1/vms?limit=10000", None).await;
+    assert_eq!(long.0, 400, "{}", long.1);
     wait_for("drift is told", async || {
         (!farm.events("vm.drift").await.is_empty()).then_some(())
     })
@@ -233,6 +257,7 @@ async fn a_machine_is_made_seen_and_destroyed_and_what_fails_leaves_nothing() {
     assert!(failed[0].contains("web-02 was not made"), "{failed:?}");
     let (_, deleted) = farm.broker.call("GET", "/v1/vms?deleted=true", None).await;
     assert_eq!(deleted["items"].as_array().map(Vec::len), Some(2));
+    farm.in_short("deleted=true", 2).await;
 
     // It could not be taken back either: nobody says that it is gone.
     let both = [
@@ -242,6 +267,7 @@ async fn a_machine_is_made_seen_and_destroyed_and_what_fails_leaves_nothing() {
     farm.does(Script::Functions(HashMap::from(both)));
     farm.create("web-03", json!({})).await;
     farm.is("web-03", "doubtful").await;
+    farm.in_short("limit=1", 1).await;
     assert_eq!(farm.used().await, 1);
     assert_eq!(farm.events("alarm.vm-doubtful").await.len(), 1);
     farm.does(Script::Functions(HashMap::new()));
