@@ -101,7 +101,7 @@ impl Cloud {
     fn all_up(&mut self, names: &str, count: usize) -> Result<(), BenchError> {
         let until = Instant::now() + PATIENCE;
         let matching = quoted(&format!("name={names} and status=running"));
-        let path = format!("/v1/vms?match={matching}&limit={PAGE}");
+        let path = format!("/v1/vms?match={matching}&limit={PAGE}&brief=true");
         loop {
             let (page, _) = self.api.json("GET", &path, None)?;
             let up = page["items"].as_array().map_or(0, Vec::len);

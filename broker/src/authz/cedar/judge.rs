@@ -271,7 +271,7 @@ impl Document {
         let actions = request::action(action);
         let [same, by_class] = self.concerning(&me, &parents, &actions);
         entities.push(request::cluster());
-        let entities = request::entities(entities)?;
+        let entities = request::entities(entities, &actions)?;
         let context = request::context(request::asked(caller, at))?;
         let this = uid(Type::Cluster, "this");
         let asked = request::request(&me, first(&actions), this, context)?;
@@ -335,7 +335,7 @@ impl Document {
             }
             placed.push((set, classes));
         }
-        let entities = request::entities(entities)?;
+        let entities = request::entities(entities, &actions)?;
         let mut pairs = request::asked(caller, at);
         pairs.extend(described);
         // Said once: it is the same for all.

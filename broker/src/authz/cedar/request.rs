@@ -101,12 +101,6 @@ pub(super) fn action(action: &Action) -> Vec<EntityUid> {
     }
 }
 
-/// The actions themselves: the same for every request.
-static ACTIONS: LazyLock<Entities> = LazyLock::new(|| {
-    let actions = schema().action_entities();
-    actions.expect("the schema is a constant, and a test reads its actions")
-});
-
 /// What is known of how it came, and when.
 pub(super) fn asked(caller: &Caller, Moment(at): Moment) -> Vec<(String, Value)> {
     let (origin, since) = caller.origin.beginning();
@@ -267,9 +261,17 @@ pub(super) fn context(pairs: Vec<(String, Value)>) -> Result<Context, Unaskable>
     Context::from_pairs(pairs).map_err(unaskable)
 }
 
-/// All that a request speaks of.
-pub(super) fn entities(own: Vec<Entity>) -> Result<Entities, Unaskable> {
-    ACTIONS.clone().add_entities(own, None).map_err(unaskable)
+/// All that a request speaks of: these, and of the actions the one that is
+/// asked for with the group that it is in. No policy can say more of another
+/// than that it is not this one.
+pub(super) fn entities(own: Vec<Entity>, actions: &[EntityUid]) -> Result<Entities, Unaskable> {
+    let (asked, groups) = actions.split_first().ok_or_else(|| unaskable("no action"))?;
+    let parents = groups.iter().cloned().collect();
+    let asked = Entity::new(asked.clone(), HashMap::new(), parents).map_err(unaskable)?;
+    let groups = groups.iter().cloned();
+    let groups = groups.map(|uid| Entity::new_no_attrs(uid, HashSet::new()));
+    let all = own.into_iter().chain([asked]).chain(groups);
+    Entities::from_entities(all, None).map_err(unaskable)
 }
 
 /// One request.
