@@ -127,8 +127,8 @@ pub(crate) use self::secret::exposed;
 pub use self::tenant::{AccountView, PutAccount, PutSshKey, SshKeyView};
 pub use self::vm::{
     AdoptHypervisor, Adopted, Configure, Configured, CreateVms, DrainHypervisor, Drained,
-    DrainedVm, DriftView, HypervisorChange, HypervisorView, Looked, Strategy, VmAction, VmBrief,
-    VmChanged, VmPlan, VmStatus, VmView, VmsCreated,
+    DrainedVm, DriftView, HypervisorChange, HypervisorView, Looked, MAX_USER_DATA, Strategy,
+    VmAction, VmBrief, VmChanged, VmPlan, VmStatus, VmView, VmsCreated,
 };
 use crate::ids::{ClusterId, Serial};
 use crate::keys::Fingerprint;

@@ -22,4 +22,4 @@ pub use self::spec::{
     Disk, Enrol, ImageFormat, ImageRef, MAX_CPUS, MAX_DISK, MAX_MEMORY, MAX_NICS, MIN_MEMORY,
     Machine, MachineError, Nic, Readiness, SeedText, Size, SizeError,
 };
-pub use self::ssh::{MAX_SSH_KEY, SshKey, SshKeyError, is_private_key};
+pub use self::ssh::{MAX_SSH_KEY, SshKey, SshKeyError, check_key_line, is_private_key};

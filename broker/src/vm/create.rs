@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use muster_protocol::api::{CreateVms, Secret, VmPlan, VmsCreated};
+use muster_protocol::api::{CreateVms, MAX_USER_DATA, Secret, VmPlan, VmsCreated};
 use muster_protocol::ids::Serial;
 use muster_protocol::names::{LabelKey, NodeName, RoleName, VmName};
 use muster_protocol::problem::Kind;
 use muster_protocol::run::PartOf;
 use muster_protocol::units::{Span, Timestamp};
-use muster_protocol::vm::{MAX_NICS, Nic, Readiness, Size};
+use muster_protocol::vm::{MAX_NICS, Nic, Readiness, Size, SshKeyError, check_key_line};
 use tokio::sync::OwnedMutexGuard;
 
 use super::error::VmError;
@@ -31,11 +31,8 @@ use crate::submit::Refused;
 const READY_WITHIN: Span = Span::from_secs(600);
 /// The longest.
 const LONGEST: Span = Span::from_secs(3_600);
-/// Most bytes of user-data.
-const MAX_USER_DATA: usize = 64 * 1024;
-/// Most public keys, and the longest one.
+/// Most public keys.
 const MAX_KEYS: usize = 100;
-const MAX_KEY: usize = 16 * 1024;
 /// Machines that are begun at a time.
 const AT_ONCE: usize = 16;
 
@@ -720,18 +717,12 @@ fn check_texts(keys: &[String], user_data: Option<&str>) -> Result<(), VmError> 
             keys.len()
         ));
     }
-    for key in keys {
-        let kind = key.split(' ').next().unwrap_or_default();
-        let known = ["ssh-", "ecdsa-", "sk-"]
-            .iter()
-            .any(|k| kind.starts_with(k));
-        let plain = key.len() <= MAX_KEY && !key.chars().any(char::is_control);
-        if !known || !plain || key.split(' ').nth(1).is_none_or(str::is_empty) {
-            let shown = muster_protocol::text::printable(key, 40);
-            return wrong(format!(
-                "`{shown}` is no public key for ssh; give a line of a file like id_ed25519.pub"
-            ));
-        }
+    for (key, nth) in keys.iter().zip(1..) {
+        // What it is is not said: it may be a secret.
+        check_key_line(key).map_err(|error| match error {
+            SshKeyError::Private => VmError::PrivateKey,
+            error => VmError::Wrong(format!("ssh key {nth}: {error}")),
+        })?;
     }
     if let Some(text) = user_data.filter(|text| text.len() > MAX_USER_DATA) {
         return wrong(format!(

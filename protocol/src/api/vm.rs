@@ -18,6 +18,9 @@ use crate::vm::{
     Capacity, GuestState, Nic, Readiness, Sha256, Size, Traffic, Virtualisation, VmId,
 };
 
+/// Most bytes of user-data for cloud-init.
+pub const MAX_USER_DATA: usize = 64 * 1024;
+
 /// Which hypervisor is taken of those that fit.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

@@ -7,6 +7,8 @@ use crate::text_form::text_form;
 
 /// Longest line.
 pub const MAX_SSH_KEY: usize = 4 * 1024;
+/// Longest line of a key whose kind nobody here reads.
+const MAX_LINE: usize = 16 * 1024;
 /// Longest comment.
 const MAX_COMMENT: usize = 200;
 
@@ -42,10 +44,39 @@ pub enum SshKeyError {
     Kind,
 }
 
-/// Whether a text is, or holds, a private key.
+/// What the bytes of every private key of OpenSSH begin with.
+const OPENSSH: &str = "b3BlbnNzaC1rZXktdjE";
+
+/// Whether a text is, or holds, a private key, or its bytes alone.
 #[must_use]
 pub fn is_private_key(text: &str) -> bool {
-    text.contains("PRIVATE KEY") || text.trim_start().starts_with("PuTTY-User-Key-File")
+    text.contains("PRIVATE KEY")
+        || text.contains(OPENSSH)
+        || text.trim_start().starts_with("PuTTY-User-Key-File")
+}
+
+/// Whether a line can be a public key for a machine: also one of a kind that
+/// is not read here, such as a certificate.
+///
+/// # Errors
+/// [`SshKeyError`].
+pub fn check_key_line(line: &str) -> Result<(), SshKeyError> {
+    if is_private_key(line) {
+        return Err(SshKeyError::Private);
+    }
+    if line.lines().count() > 1 {
+        return Err(SshKeyError::Lines);
+    }
+    let mut words = line.split(' ');
+    let kind = words.next().unwrap_or_default();
+    let known = ["ssh-", "ecdsa-", "sk-"];
+    let known = known.iter().any(|known| kind.starts_with(known));
+    let plain = line.len() <= MAX_LINE && !line.chars().any(char::is_control);
+    if known && plain && words.next().is_some_and(|bytes| !bytes.is_empty()) {
+        Ok(())
+    } else {
+        Err(SshKeyError::Shape)
+    }
 }
 
 /// A public key for `ssh`.
@@ -203,6 +234,28 @@ mod tests {
             "ssh-dss AAAAB3NzaC1kc3MAAAABAQ==".to_owned(),
         ] {
             assert!(bad.parse::<SshKey>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_line_for_a_machine_is_checked_and_never_repeated() {
+        for good in [
+            KEY,
+            "ssh-rsa BBBB bob",
+            "ssh-ed25519-cert-v01@openssh.com AAAA",
+        ] {
+            assert_eq!(check_key_line(good), Ok(()), "{good}");
+        }
+        let bytes = format!("{OPENSSH}AAAAABG5vbmUAAAAEbm9uZQ");
+        for (bad, why) in [
+            ("-----BEGIN RSA PRIVATE KEY-----", SshKeyError::Private),
+            (bytes.as_str(), SshKeyError::Private),
+            ("ssh-rsa AAAA\nssh-rsa BBBB", SshKeyError::Lines),
+            ("hello there", SshKeyError::Shape),
+            ("ssh-rsa ", SshKeyError::Shape),
+            ("ssh-rsa AAAA\u{7}", SshKeyError::Shape),
+        ] {
+            assert_eq!(check_key_line(bad), Err(why), "{bad}");
         }
     }
 
