@@ -51,7 +51,19 @@ pub(crate) struct Ask<'a, B: Serialize + ?Sized> {
     pub(crate) key: Option<&'a Key>,
 }
 
-impl<B: Serialize + ?Sized> Ask<'_, B> {
+impl<'a, B: Serialize + ?Sized> Ask<'a, B> {
+    /// A request in the time that every one may take.
+    pub(crate) fn plain(method: Method, path: &'a [&'a str], body: Option<&'a B>) -> Self {
+        Self {
+            method,
+            path,
+            query: &[],
+            body,
+            extra_time: Duration::ZERO,
+            key: None,
+        }
+    }
+
     /// Whether doing it twice does no harm.
     fn is_repeatable(&self) -> bool {
         self.method.is_safe() || self.key.is_some()

@@ -29,14 +29,7 @@ impl Client {
     /// [`ClientError`], as for every method here.
     pub async fn images(&self) -> Result<Vec<ImageView>, ClientError> {
         let page: Page<ImageView> = self
-            .ask::<(), _>(Ask {
-                method: Method::GET,
-                path: &["v1", "images"],
-                query: &[],
-                body: None,
-                extra_time: Duration::ZERO,
-                key: None,
-            })
+            .ask::<(), _>(Ask::plain(Method::GET, &["v1", "images"], None))
             .await?;
         Ok(page.items)
     }
@@ -112,14 +105,11 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn remove_image(&self, name: &ImageName) -> Result<(), ClientError> {
-        self.tell::<()>(Ask {
-            method: Method::DELETE,
-            path: &["v1", "images", name.as_str()],
-            query: &[],
-            body: None,
-            extra_time: Duration::ZERO,
-            key: None,
-        })
+        self.tell::<()>(Ask::plain(
+            Method::DELETE,
+            &["v1", "images", name.as_str()],
+            None,
+        ))
         .await
     }
 }

@@ -1,7 +1,5 @@
 //! Networks that machines are in.
 
-use std::time::Duration;
-
 use muster_protocol::api::{NetworkView, Page, PutNetwork};
 use muster_protocol::names::LanName;
 use reqwest::Method;
@@ -16,14 +14,7 @@ impl Client {
     /// [`ClientError`], as for every method here.
     pub async fn networks(&self) -> Result<Vec<NetworkView>, ClientError> {
         let page: Page<NetworkView> = self
-            .ask::<(), _>(Ask {
-                method: Method::GET,
-                path: &["v1", "networks"],
-                query: &[],
-                body: None,
-                extra_time: Duration::ZERO,
-                key: None,
-            })
+            .ask::<(), _>(Ask::plain(Method::GET, &["v1", "networks"], None))
             .await?;
         Ok(page.items)
     }
@@ -33,14 +24,11 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn network(&self, name: &LanName) -> Result<NetworkView, ClientError> {
-        self.ask::<(), _>(Ask {
-            method: Method::GET,
-            path: &["v1", "networks", name.as_str()],
-            query: &[],
-            body: None,
-            extra_time: Duration::ZERO,
-            key: None,
-        })
+        self.ask::<(), _>(Ask::plain(
+            Method::GET,
+            &["v1", "networks", name.as_str()],
+            None,
+        ))
         .await
     }
 
@@ -53,14 +41,11 @@ impl Client {
         name: &LanName,
         network: &PutNetwork,
     ) -> Result<NetworkView, ClientError> {
-        self.ask(Ask {
-            method: Method::PUT,
-            path: &["v1", "networks", name.as_str()],
-            query: &[],
-            body: Some(network),
-            extra_time: Duration::ZERO,
-            key: None,
-        })
+        self.ask(Ask::plain(
+            Method::PUT,
+            &["v1", "networks", name.as_str()],
+            Some(network),
+        ))
         .await
     }
 
@@ -69,14 +54,11 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn remove_network(&self, name: &LanName) -> Result<(), ClientError> {
-        self.tell::<()>(Ask {
-            method: Method::DELETE,
-            path: &["v1", "networks", name.as_str()],
-            query: &[],
-            body: None,
-            extra_time: Duration::ZERO,
-            key: None,
-        })
+        self.tell::<()>(Ask::plain(
+            Method::DELETE,
+            &["v1", "networks", name.as_str()],
+            None,
+        ))
         .await
     }
 }

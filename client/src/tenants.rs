@@ -1,29 +1,11 @@
 //! Public keys that have names, and accounts.
 
-use std::time::Duration;
-
 use muster_protocol::api::{AccountView, Page, PutAccount, PutSshKey, SshKeyView};
 use muster_protocol::names::{AccountName, SshKeyName};
 use reqwest::Method;
-use serde::Serialize;
 
 use crate::client::{Ask, Client};
 use crate::error::ClientError;
-
-fn ask<'a, B: Serialize + ?Sized>(
-    method: Method,
-    path: &'a [&'a str],
-    body: Option<&'a B>,
-) -> Ask<'a, B> {
-    Ask {
-        method,
-        path,
-        query: &[],
-        body,
-        extra_time: Duration::ZERO,
-        key: None,
-    }
-}
 
 impl Client {
     /// `GET /v1/ssh-keys`.
@@ -32,7 +14,7 @@ impl Client {
     /// [`ClientError`], as for every method here.
     pub async fn ssh_keys(&self) -> Result<Vec<SshKeyView>, ClientError> {
         let path = ["v1", "ssh-keys"];
-        let page: Page<SshKeyView> = self.ask(ask::<()>(Method::GET, &path, None)).await?;
+        let page: Page<SshKeyView> = self.ask(Ask::<()>::plain(Method::GET, &path, None)).await?;
         Ok(page.items)
     }
 
@@ -42,7 +24,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn ssh_key(&self, name: &SshKeyName) -> Result<SshKeyView, ClientError> {
         let path = ["v1", "ssh-keys", name.as_str()];
-        self.ask(ask::<()>(Method::GET, &path, None)).await
+        self.ask(Ask::<()>::plain(Method::GET, &path, None)).await
     }
 
     /// `PUT /v1/ssh-keys/{name}`.
@@ -55,7 +37,7 @@ impl Client {
         put: &PutSshKey,
     ) -> Result<SshKeyView, ClientError> {
         let path = ["v1", "ssh-keys", name.as_str()];
-        self.ask(ask(Method::PUT, &path, Some(put))).await
+        self.ask(Ask::plain(Method::PUT, &path, Some(put))).await
     }
 
     /// `DELETE /v1/ssh-keys/{name}`.
@@ -64,7 +46,8 @@ impl Client {
     /// [`ClientError`].
     pub async fn remove_ssh_key(&self, name: &SshKeyName) -> Result<(), ClientError> {
         let path = ["v1", "ssh-keys", name.as_str()];
-        self.tell(ask::<()>(Method::DELETE, &path, None)).await
+        self.tell(Ask::<()>::plain(Method::DELETE, &path, None))
+            .await
     }
 
     /// `GET /v1/accounts`.
@@ -73,7 +56,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn accounts(&self) -> Result<Vec<AccountView>, ClientError> {
         let path = ["v1", "accounts"];
-        let page: Page<AccountView> = self.ask(ask::<()>(Method::GET, &path, None)).await?;
+        let page: Page<AccountView> = self.ask(Ask::<()>::plain(Method::GET, &path, None)).await?;
         Ok(page.items)
     }
 
@@ -87,7 +70,7 @@ impl Client {
         put: &PutAccount,
     ) -> Result<AccountView, ClientError> {
         let path = ["v1", "accounts", name.as_str()];
-        self.ask(ask(Method::PUT, &path, Some(put))).await
+        self.ask(Ask::plain(Method::PUT, &path, Some(put))).await
     }
 
     /// `DELETE /v1/accounts/{name}`.
@@ -96,6 +79,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn remove_account(&self, name: &AccountName) -> Result<(), ClientError> {
         let path = ["v1", "accounts", name.as_str()];
-        self.tell(ask::<()>(Method::DELETE, &path, None)).await
+        self.tell(Ask::<()>::plain(Method::DELETE, &path, None))
+            .await
     }
 }
