@@ -85,9 +85,16 @@ pub fn lossy(bytes: &[u8]) -> String {
     out
 }
 
+/// Longest word that may be a name with a mistake in it, in bytes.
+const MAX_WORD: usize = 300;
+
 /// The known word that is most like this one, if any is like it at all.
 #[must_use]
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // Of what is that long nobody mistyped a name, and to look takes its time.
+    if word.len() > MAX_WORD {
+        return None;
+    }
     known
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{CommandError, Rest, Verb, verb};
 use crate::api::{Configure, CreateVms, Strategy, VmAction};
 use crate::chat::words::Word;
-use crate::names::{LabelKey, LabelValue, NodeName, VmName};
+use crate::names::{LabelKey, LabelValue, NodeName, SshKeyName, VmName};
 use crate::text::printable;
 use crate::vm::Readiness;
 
@@ -22,7 +22,8 @@ pub const MACHINE_VERBS: &[Verb] = &[
     verb(
         "vm create",
         "NAME --image IMAGE --cpus N --memory SIZE [--disk SIZE] [--network NETWORK]... [--role ROLE]... \
-         [--label K=V]... [--account ACCOUNT] [--on PREDICATE] [--count N] [--no-agent] [--dry-run]",
+         [--label K=V]... [--account ACCOUNT] [--on PREDICATE] [--count N] [--ssh-key NAME]... \
+         [--configure SCENARIO [--param K=V]...] [--no-agent] [--dry-run]",
         "make a machine, or several; you are told when they are up",
     ),
     verb(
@@ -163,8 +164,19 @@ pub fn of_family(family: &str) -> impl Iterator<Item = &'static Verb> {
 pub(super) fn valued(verb: &str) -> Option<&'static [&'static str]> {
     Some(match verb {
         "vm create" => &[
-            "image", "cpus", "memory", "disk", "account", "on", "count", "apart", "strategy",
-            "ready", "within", "code",
+            "image",
+            "cpus",
+            "memory",
+            "disk",
+            "account",
+            "on",
+            "count",
+            "apart",
+            "strategy",
+            "ready",
+            "within",
+            "configure",
+            "code",
         ],
         "vm stop" | "vm reboot" => &["grace", "code"],
         "vm resize" => &["cpus", "memory", "disk", "code"],
@@ -180,7 +192,7 @@ pub(super) fn valued(verb: &str) -> Option<&'static [&'static str]> {
 /// Flags that can be given more than once.
 pub(super) fn repeated(verb: &str) -> &'static [&'static str] {
     match verb {
-        "vm create" => &["network", "role", "label", "group"],
+        "vm create" => &["network", "role", "label", "group", "ssh-key", "param"],
         _ => &[],
     }
 }
@@ -199,7 +211,7 @@ pub(super) fn switches(verb: &str) -> &'static [&'static str] {
 /// where everybody reads it, and nobody here has those files.
 pub(super) fn files(verb: &str) -> &'static [&'static str] {
     match verb {
-        "vm create" => &["ssh-key", "user-data"],
+        "vm create" => &["user-data"],
         _ => &[],
     }
 }
@@ -348,6 +360,43 @@ impl Rest<'_> {
         Ok(Some(Configure { scenario, params }))
     }
 
+    /// What configures a new machine, as flags: what is written behind a
+    /// machine that is there is no name of another one.
+    fn configured(&mut self) -> Result<Option<Configure>, CommandError> {
+        let scenario = self.value("configure")?;
+        let texts = self.lists.remove("param").unwrap_or_default();
+        let Some(scenario) = scenario else {
+            return match texts.is_empty() {
+                true => Ok(None),
+                false => Err(self.wrong("`--param` is one of `--configure`, which is missing")),
+            };
+        };
+        let mut params = Map::new();
+        for text in texts {
+            let Some((name, value)) = text.split_once('=') else {
+                let text = printable(&text, 40);
+                return Err(self.wrong(format!("`--param {text}` is written like version=1.4.2")));
+            };
+            let value = Value::String(value.to_owned());
+            if params.insert(name.to_owned(), value).is_some() {
+                let name = printable(name, 40);
+                return Err(self.wrong(format!("the parameter {name} is given twice")));
+            }
+        }
+        Ok(Some(Configure { scenario, params }))
+    }
+
+    /// Keys for ssh: by name, since a key itself or a file of one has no place
+    /// here. What was written is not repeated.
+    fn ssh_keys(&mut self) -> Result<Vec<String>, CommandError> {
+        let texts = self.lists.remove("ssh-key").unwrap_or_default();
+        if texts.iter().any(|text| text.parse::<SshKeyName>().is_err()) {
+            let why = "`--ssh-key` takes the name of a key here (muster ssh-key list), and no file";
+            return Err(self.wrong(why));
+        }
+        Ok(texts)
+    }
+
     fn create(&mut self) -> Result<CreateVms, CommandError> {
         let name = self.need("the name")?;
         let mut labels: BTreeMap<LabelKey, LabelValue> = BTreeMap::new();
@@ -395,11 +444,11 @@ impl Rest<'_> {
             roles: self.all("role")?,
             labels,
             groups: self.all("group")?,
-            ssh_keys: Vec::new(),
+            ssh_keys: self.ssh_keys()?,
             user_data: None,
             autostart: !self.has("no-autostart"),
             protect: self.has("protect"),
-            configure: None,
+            configure: self.configured()?,
             dry_run: self.has("dry-run"),
         })
     }
@@ -439,6 +488,7 @@ impl MachineCommand {
                     ("on", create.on.as_ref().map(|on| printable(on, 300))),
                     ("roles", list(roles.collect())),
                     ("labels", list(labels.collect())),
+                    ("ssh keys", list(create.ssh_keys.clone())),
                     ("agent", (!create.agent).then(|| "none".to_owned())),
                 ] {
                     if let Some(value) = value {
@@ -447,6 +497,14 @@ impl MachineCommand {
                 }
                 for network in &create.networks {
                     say(format!("  network = {network}"));
+                }
+                if let Some(configure) = &create.configure {
+                    say(format!("  configured by {}", configure.scenario));
+                    for (name, value) in &configure.params {
+                        let value = value.as_str().unwrap_or_default();
+                        let value = crate::chat::quoted(&printable(value, 200));
+                        say(format!("    {} = {value}", printable(name, 60)));
+                    }
                 }
             }
             Self::List { on, deleted } => {

@@ -182,14 +182,60 @@ fn mistakes_say_how_it_is_written() {
     insta::assert_snapshot!(wrong("vm start"), @"the machine is missing: vm start VM");
     insta::assert_snapshot!(wrong("vm start web-03 web-04"), @"`web-04` is too much: vm start VM");
     insta::assert_snapshot!(wrong("vm start web-03 --prge"), @"vm start has no `--prge`; it is written `vm start VM`");
-    insta::assert_snapshot!(wrong("vm create web-03 --cpus 2 --memory 2GiB"), @"`--image` is missing: vm create NAME --image IMAGE --cpus N --memory SIZE [--disk SIZE] [--network NETWORK]... [--role ROLE]... [--label K=V]... [--account ACCOUNT] [--on PREDICATE] [--count N] [--no-agent] [--dry-run]");
+    insta::assert_snapshot!(wrong("vm create web-03 --cpus 2 --memory 2GiB"), @"`--image` is missing: vm create NAME --image IMAGE --cpus N --memory SIZE [--disk SIZE] [--network NETWORK]... [--role ROLE]... [--label K=V]... [--account ACCOUNT] [--on PREDICATE] [--count N] [--ssh-key NAME]... [--configure SCENARIO [--param K=V]...] [--no-agent] [--dry-run]");
     insta::assert_snapshot!(wrong("vm resize web-03 --memory much"), @"`--memory`: `much` is not a size; write it like 512MiB, 2GiB or 1TiB: vm resize VM [--cpus N] [--memory SIZE] [--disk SIZE]");
     insta::assert_snapshot!(wrong("vm create web-03 --user-data seed.yaml"), @"`--user-data` names a file, and what is in it has no place in a chat: type it in a shell: muster vm create ... --user-data FILE");
-    insta::assert_snapshot!(wrong("vm create web-03 --ssh-key=id.pub"), @"`--ssh-key` names a file, and what is in it has no place in a chat: type it in a shell: muster vm create ... --ssh-key FILE");
     insta::assert_snapshot!(wrong("vm exec web-03 uptime"), @"a ` -- ` belongs between machine and program: vm exec VM [--timeout TIME] -- COMMAND");
     insta::assert_snapshot!(wrong("vm exec web-03 --"), @"the program is missing: vm exec VM [--timeout TIME] -- COMMAND");
     insta::assert_snapshot!(wrong("vm stop web-03 -- now"), @"`--` means nothing here: vm stop VM [--grace TIME]");
     insta::assert_snapshot!(wrong("hypervisor burn hv-1"), @"there is no command `hypervisor burn`; `help` says what there is");
+}
+
+#[test]
+fn a_machine_is_configured_and_has_keys_by_their_names() {
+    let it = create(
+        "vm create web-03 --image i --cpus 1 --memory 1GiB --ssh-key ana --ssh-key=bruno@x \
+         --configure deploy --param version=1.4.2 --param 'why=a b=c'",
+    );
+    assert_eq!(it.ssh_keys, ["ana", "bruno@x"]);
+    let configure = it.configure.clone().unwrap();
+    assert_eq!(configure.scenario.as_str(), "deploy");
+    assert_eq!(configure.params["version"], "1.4.2");
+    assert_eq!(configure.params["why"], "a b=c");
+    let mut lines = Vec::new();
+    MachineCommand::Create(Box::new(it)).spelled(&mut |line| lines.push(line));
+    insta::assert_snapshot!(lines.join("\n"), @r#"
+    make the machine web-03
+      image = i
+      processors = 1
+      memory = 1GiB
+      ssh keys = ana, bruno@x
+      configured by deploy
+        version = 1.4.2
+        why = "a b=c"
+    "#);
+    let wrong = |more: &str| {
+        let line = format!("vm create web-03 --image i --cpus 1 --memory 1GiB {more}");
+        let said = said(&line).unwrap_err();
+        let (why, usage) = said.split_once(": vm create").unwrap();
+        assert!(usage.contains("--configure SCENARIO"), "{usage}");
+        why.to_owned()
+    };
+    insta::assert_snapshot!(wrong("--param version=1"), @"`--param` is one of `--configure`, which is missing");
+    insta::assert_snapshot!(wrong("--configure deploy --param version"), @"`--param version` is written like version=1.4.2");
+    insta::assert_snapshot!(wrong("--configure deploy --param a=1 --param a=2"), @"the parameter a is given twice");
+    insta::assert_snapshot!(wrong("--configure 'De ploy'"), @"`--configure`: `De ploy` is not a valid scenario name: `D` is not allowed; it takes small letters, digits and `-_`");
+    for secret in [
+        "~/.ssh/id_ed25519",
+        "'-----BEGIN OPENSSH PRIVATE KEY-----'",
+        "'ssh-rsa AAAA'",
+    ] {
+        let said = wrong(&format!("--ssh-key {secret}"));
+        assert_eq!(
+            said,
+            "`--ssh-key` takes the name of a key here (muster ssh-key list), and no file"
+        );
+    }
 }
 
 #[test]
