@@ -9,7 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{ApiError, ApiJson, ApiPath, AppState, finish};
-use crate::authz::{Action, Caller};
+use crate::authz::{Action, Authorized, Caller};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
@@ -22,6 +22,18 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 fn parsed<T: std::str::FromStr<Err = NameError>>(text: &str) -> Result<T, ApiError> {
     text.parse()
         .map_err(|e: NameError| ApiError::new(Kind::InvalidRequest, e.to_string()))
+}
+
+/// What is to be changed, by somebody who may, here where it is changed.
+async fn managed<T: 'static>(
+    state: &AppState,
+    caller: &Caller,
+    what: T,
+) -> Result<Authorized<T>, ApiError> {
+    let what = state.authorize(caller, Action::ManageTenants, what);
+    let what = what.await?;
+    state.active()?;
+    Ok(what)
 }
 
 fn all<T>(items: Vec<T>) -> ApiJson<Page<T>> {
@@ -76,8 +88,7 @@ async fn put_key(
     ApiJson(put): ApiJson<PutSshKey>,
 ) -> Result<ApiJson<SshKeyView>, ApiError> {
     let put = (parsed(&name)?, put);
-    let put = state.authorize(&caller, Action::ManageTenants, put).await?;
-    state.active()?;
+    let put = managed(&state, &caller, put).await?;
     let view = finish(async move { state.machines.put_ssh_key(put).await }).await?;
     Ok(ApiJson(view))
 }
@@ -94,11 +105,7 @@ async fn remove_key(
     caller: Caller,
     ApiPath(name): ApiPath<String>,
 ) -> Result<StatusCode, ApiError> {
-    let name = parsed(&name)?;
-    let name = state
-        .authorize(&caller, Action::ManageTenants, name)
-        .await?;
-    state.active()?;
+    let name = managed(&state, &caller, parsed(&name)?).await?;
     finish(async move { state.machines.remove_ssh_key(name).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -136,8 +143,7 @@ async fn put_account(
     ApiJson(put): ApiJson<PutAccount>,
 ) -> Result<ApiJson<AccountView>, ApiError> {
     let put = (parsed(&name)?, put);
-    let put = state.authorize(&caller, Action::ManageTenants, put).await?;
-    state.active()?;
+    let put = managed(&state, &caller, put).await?;
     let view = finish(async move { state.machines.put_account(put).await }).await?;
     Ok(ApiJson(view))
 }
@@ -158,11 +164,7 @@ async fn remove_account(
     caller: Caller,
     ApiPath(name): ApiPath<String>,
 ) -> Result<StatusCode, ApiError> {
-    let name = parsed(&name)?;
-    let name = state
-        .authorize(&caller, Action::ManageTenants, name)
-        .await?;
-    state.active()?;
+    let name = managed(&state, &caller, parsed(&name)?).await?;
     finish(async move { state.machines.remove_account(name).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
