@@ -9,6 +9,7 @@
 mod args;
 pub mod failure;
 pub mod find;
+mod input;
 pub mod stack;
 pub mod ui;
 pub mod up;

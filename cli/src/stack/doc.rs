@@ -1,21 +1,25 @@
 //! A TOML file of which everything has its place: what is wrong in it is
 //! collected, so that a person sees all of it at once.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::ops::Range;
 use std::str::FromStr;
 
 use muster_protocol::text::printable;
+use muster_protocol::vm::is_private_key;
 use muster_scenarios::fault::{Fault, Place};
+use serde_json::{Map, Number, Value};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::vars::{Known, Scalar, Unfilled, fill, one_of};
+use super::vars::{Known, Room, Scalar, Unfilled, fill, one_of};
 
 /// Most mistakes that are shown.
 const MAX_FAULTS: usize = 50;
+/// Most that are collected before they are sorted: the rest is counted.
+const MAX_COLLECTED: usize = 1_000;
 /// Longest source line that is shown, in characters.
 const MAX_SHOWN: usize = 200;
 
@@ -28,8 +32,14 @@ pub(super) struct Doc<'a> {
     file: &'a str,
     text: &'a str,
     faults: RefCell<Vec<(usize, Fault)>>,
+    /// Mistakes that are not among them.
+    unshown: Cell<usize>,
+    /// Whether there is a secret in it: then none of its lines is shown.
+    secret: bool,
     /// Variables, once they are known.
     pub(super) vars: Known,
+    /// What they may make yet.
+    pub(super) room: Room,
 }
 
 impl<'a> Doc<'a> {
@@ -38,12 +48,19 @@ impl<'a> Doc<'a> {
             file,
             text,
             faults: RefCell::default(),
+            unshown: Cell::new(0),
+            secret: is_private_key(text),
             vars: Known::new(),
+            room: Room::new(),
         }
     }
 
     /// Something is wrong there.
     pub(super) fn wrong(&self, at: &At, message: impl Into<String>, hint: Option<String>) {
+        if self.is_full() {
+            self.unshown.set(self.unshown.get() + 1);
+            return;
+        }
         let start = (0..=at.start.min(self.text.len()))
             .rev()
             .find(|start| self.text.is_char_boundary(*start))
@@ -63,7 +80,7 @@ impl<'a> Doc<'a> {
                 column: column + 1,
             }),
             width: meant.chars().count().max(1),
-            source: Some(printable(&source.replace('\t', " "), MAX_SHOWN)),
+            source: (!self.secret).then(|| printable(&source.replace('\t', " "), MAX_SHOWN)),
             message: message.into(),
             hint,
         };
@@ -79,8 +96,17 @@ impl<'a> Doc<'a> {
         }
     }
 
+    /// Whether one more mistake is only counted.
+    pub(super) fn is_full(&self) -> bool {
+        self.faults.borrow().len() >= MAX_COLLECTED
+    }
+
     /// Something is wrong, in no place of it.
     pub(super) fn wrong_anywhere(&self, message: impl Into<String>, hint: Option<String>) {
+        if self.is_full() {
+            self.unshown.set(self.unshown.get() + 1);
+            return;
+        }
         let fault = Fault {
             file: self.file.to_owned(),
             at: None,
@@ -96,7 +122,7 @@ impl<'a> Doc<'a> {
     pub(super) fn faults(&self) -> Vec<Fault> {
         let mut all = self.faults.take();
         all.sort_by_key(|(start, _)| *start);
-        let more = all.len().saturating_sub(MAX_FAULTS);
+        let more = all.len().saturating_sub(MAX_FAULTS) + self.unshown.get();
         all.truncate(MAX_FAULTS);
         let mut faults: Vec<Fault> = all.into_iter().map(|(_, fault)| fault).collect();
         if more > 0 {
@@ -114,7 +140,7 @@ impl<'a> Doc<'a> {
 
     /// A text with its variables; whether there were any.
     pub(super) fn fill(&self, text: &str, at: &At) -> Option<(Scalar, bool)> {
-        match fill(text, &self.vars) {
+        match fill(text, &self.vars, &self.room) {
             Ok(filled) => Some(filled),
             Err(Unfilled::Said) => None,
             Err(Unfilled::Wrong(message, hint)) => {
@@ -213,6 +239,11 @@ impl<'d> Block<'d> {
         self.doc.wrong(at, message, hint);
     }
 
+    /// An error of that place: behind its last semicolon is what to do.
+    pub(super) fn refused(&self, at: &At, error: &dyn Display) {
+        self.doc.refused(at, error);
+    }
+
     /// The value of a key.
     pub(super) fn value(&mut self, key: &'static str) -> Option<&'d Spanned<DeValue<'d>>> {
         self.asked.insert(key);
@@ -249,9 +280,14 @@ impl<'d> Block<'d> {
         self.parse(&text, &at)
     }
 
-    fn parse<T: FromStr<Err: Display>>(&self, text: &str, at: &At) -> Option<T> {
+    pub(super) fn parse<T: FromStr<Err: Display>>(&self, text: &str, at: &At) -> Option<T> {
         match text.parse() {
             Ok(parsed) => Some(parsed),
+            // What is wrong with it is not said: it would be shown with that.
+            Err(_) if is_private_key(text) => {
+                self.wrong(at, "a private key has no place here", None);
+                None
+            }
             Err(error) => {
                 self.doc.refused(at, &error);
                 None
@@ -338,6 +374,61 @@ impl<'d> Block<'d> {
             Some((parsed_key?, self.parse(&text, &value.span())?, at))
         });
         pairs.collect()
+    }
+
+    /// A table of whatever values JSON has, too.
+    pub(super) fn json(&mut self, key: &'static str) -> Option<(Map<String, Value>, At)> {
+        let value = self.value(key)?;
+        let Some(table) = value.get_ref().as_table() else {
+            let hint = format!("write {key} = {{ version = \"1.4.2\" }}");
+            self.wrong(&value.span(), format!("`{key}` takes a table"), Some(hint));
+            return None;
+        };
+        Some((self.json_table(table)?, value.span()))
+    }
+
+    fn json_table(&self, table: &DeTable<'_>) -> Option<Map<String, Value>> {
+        let mut all = Map::new();
+        let mut well = true;
+        for (name, _, value) in entries(table) {
+            match self.json_value(name, value) {
+                Some(value) => drop(all.insert(name.to_owned(), value)),
+                None => well = false,
+            }
+        }
+        well.then_some(all)
+    }
+
+    fn json_value(&self, name: &str, value: &Spanned<DeValue<'_>>) -> Option<Value> {
+        match value.get_ref() {
+            DeValue::Array(list) => {
+                let all: Vec<_> = list
+                    .iter()
+                    .map(|value| self.json_value(name, value))
+                    .collect();
+                all.into_iter()
+                    .collect::<Option<Vec<_>>>()
+                    .map(Value::Array)
+            }
+            DeValue::Table(table) => self.json_table(table).map(Value::Object),
+            DeValue::Float(float) => {
+                let number = float.as_str().replace('_', "").parse().ok();
+                let number = number.and_then(Number::from_f64);
+                if number.is_none() {
+                    let message = format!("`{}` takes no such number", printable(name, 60));
+                    self.wrong(&value.span(), message, None);
+                }
+                number.map(Value::Number)
+            }
+            _ => {
+                let what = format!("`{}`", printable(name, 60));
+                Some(match self.doc.scalar(&what, value)?.0 {
+                    Scalar::Text(text) => Value::String(text),
+                    Scalar::Number(number) => number.into(),
+                    Scalar::Flag(flag) => flag.into(),
+                })
+            }
+        }
     }
 
     /// That it has the key, which it needs.

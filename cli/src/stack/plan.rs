@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use muster_protocol::api::{NetworkView, VmStatus, VmView};
+use muster_protocol::api::{Configure, NetworkView, VmStatus, VmView};
 use muster_protocol::ids::RunId;
-use muster_protocol::names::{LabelValue, LanName};
+use muster_protocol::names::LanName;
 use muster_protocol::text::printable;
 use muster_protocol::units::{Size as Exact, Timestamp};
 use muster_protocol::vm::{Size, VmId};
 use serde::Serialize;
 
-use super::{Machine, Network, Stack, label};
+use super::{Labels, Machine, Stack, StackId, configure, is_own, network};
 
 /// What there is: all machines, those that were destroyed too, and networks.
 #[derive(Clone, Copy, Debug)]
@@ -27,8 +27,9 @@ pub struct There<'a> {
 /// more.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
-    /// The stack's name.
-    pub stack: LabelValue,
+    /// Which stack.
+    #[serde(flatten)]
+    pub id: StackId,
     /// Each network and each machine.
     pub items: Vec<Item>,
 }
@@ -88,8 +89,8 @@ pub enum Is {
     /// The name is somebody else's: nothing is done at all.
     Foreign {
         /// The stack that it is of, if any.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        stack: Option<LabelValue>,
+        #[serde(flatten)]
+        of: Option<StackId>,
     },
     /// Nothing can be done with it now.
     Blocked {
@@ -145,11 +146,39 @@ pub enum Change {
         /// From now on.
         protect: bool,
     },
+    /// What configures it.
+    Configure {
+        /// By which scenario it is to be.
+        configure: Configure,
+        /// Why it is not yet.
+        why: Why,
+    },
     /// A network.
     Network {
         /// What of it.
         differences: Vec<Difference>,
     },
+}
+
+/// Why a machine is not configured as its stack says.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "why")]
+pub enum Why {
+    /// Nothing ever configured it.
+    Never,
+    /// Something else does, or the same with other parameters.
+    Otherwise {
+        /// What, for people.
+        is: String,
+    },
+    /// It did not work.
+    Failed {
+        /// Why not.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// It is being configured; that is waited for.
+    UnderWay,
 }
 
 impl Plan {
@@ -164,7 +193,9 @@ impl Plan {
             .collect();
         for (at, network) in stack.networks.iter().enumerate() {
             let view = networks.get(network.name.as_str()).copied();
-            items.push(network_item(stack, at, network, view));
+            let mut item = network::item_of(&stack.id, network, view);
+            item.of = Some(at);
+            items.push(item);
         }
         // One that is there counts before one of its name that was destroyed.
         let machines: BTreeMap<&str, &VmView> = there
@@ -175,30 +206,33 @@ impl Plan {
             .collect();
         for (at, machine) in stack.machines.iter().enumerate() {
             let view = machines.get(machine.name.as_str()).copied();
-            let mut item = item_of(&stack.name, machine, view);
+            let mut item = item_of(&stack.id, machine, view);
             item.of = Some(at);
             items.push(item);
         }
         let named: BTreeSet<&str> = stack.machines.iter().map(|m| m.name.as_str()).collect();
-        let ours = |labels: &BTreeMap<_, _>| labels.get(&label()) == Some(&stack.name);
+        let ours = |labels: &Labels| stack.id.owns(labels);
         for view in there.vms {
             if ours(&view.labels) && !named.contains(view.name.as_str()) {
-                items.push(vanished(
-                    Kind::Machine,
-                    view.name.as_str(),
-                    view.protected,
-                    Some(view.id),
-                ));
+                let is = Is::Vanished {
+                    protected: view.protected,
+                    id: Some(view.id),
+                };
+                items.push(Item::of(Kind::Machine, view.name.as_str(), is));
             }
         }
         let named: BTreeSet<&LanName> = stack.networks.iter().map(|n| &n.name).collect();
         for view in there.networks {
             if ours(&view.labels) && !named.contains(&view.name) {
-                items.push(vanished(Kind::Network, view.name.as_str(), false, None));
+                let is = Is::Vanished {
+                    protected: false,
+                    id: None,
+                };
+                items.push(Item::of(Kind::Network, view.name.as_str(), is));
             }
         }
         Self {
-            stack: stack.name.clone(),
+            id: stack.id.clone(),
             items,
         }
     }
@@ -224,6 +258,17 @@ impl Plan {
 }
 
 impl Item {
+    pub(super) fn of(kind: Kind, name: &str, is: Is) -> Self {
+        Self {
+            kind,
+            name: name.to_owned(),
+            is,
+            fixed: Vec::new(),
+            notes: Vec::new(),
+            of: None,
+        }
+    }
+
     /// Whether it is otherwise than in the file, and stays so.
     #[must_use]
     pub fn stays_otherwise(&self) -> bool {
@@ -243,23 +288,12 @@ impl Is {
     }
 }
 
-fn vanished(kind: Kind, name: &str, protected: bool, id: Option<VmId>) -> Item {
-    Item {
-        kind,
-        name: name.to_owned(),
-        is: Is::Vanished { protected, id },
-        fixed: Vec::new(),
-        notes: Vec::new(),
-        of: None,
-    }
-}
-
 /// A number of bytes, exactly.
 pub(super) fn exact(size: Size) -> String {
     Exact::new(size.bytes()).to_string()
 }
 
-fn joined<T: ToString>(all: impl IntoIterator<Item = T>) -> String {
+pub(super) fn joined<T: ToString>(all: impl IntoIterator<Item = T>) -> String {
     let all: Vec<String> = all.into_iter().map(|one| one.to_string()).collect();
     if all.is_empty() {
         "-".to_owned()
@@ -268,46 +302,9 @@ fn joined<T: ToString>(all: impl IntoIterator<Item = T>) -> String {
     }
 }
 
-fn network_item(stack: &Stack, at: usize, network: &Network, view: Option<&NetworkView>) -> Item {
-    let put = &network.put;
-    let is = match view {
-        None => Is::New {
-            text: format!("{} on {}", joined(&put.pools), put.bridge),
-        },
-        Some(view) if view.labels.get(&label()) != Some(&stack.name) => Is::Foreign {
-            stack: view.labels.get(&label()).cloned(),
-        },
-        Some(view) => {
-            let mtu = |mtu: Option<u16>| mtu.unwrap_or(1500).to_string();
-            let pairs = [
-                ("bridge", view.bridge.to_string(), put.bridge.to_string()),
-                ("pools", joined(&view.pools), joined(&put.pools)),
-                ("gateways", joined(&view.gateways), joined(&put.gateways)),
-                ("dns", joined(&view.dns), joined(&put.dns)),
-                ("reserved", joined(&view.reserved), joined(&put.reserved)),
-                ("mtu", mtu(view.mtu), mtu(put.mtu)),
-            ];
-            let differences = different(pairs);
-            if differences.is_empty() {
-                Is::Same
-            } else {
-                Is::Changed {
-                    changes: vec![Change::Network { differences }],
-                }
-            }
-        }
-    };
-    Item {
-        kind: Kind::Network,
-        name: network.name.to_string(),
-        is,
-        fixed: Vec::new(),
-        notes: Vec::new(),
-        of: Some(at),
-    }
-}
-
-fn different(pairs: impl IntoIterator<Item = (&'static str, String, String)>) -> Vec<Difference> {
+pub(super) fn different(
+    pairs: impl IntoIterator<Item = (&'static str, String, String)>,
+) -> Vec<Difference> {
     let all = pairs.into_iter().filter(|(_, is, wanted)| is != wanted);
     all.map(|(what, is, wanted)| Difference { what, is, wanted })
         .collect()
@@ -315,15 +312,8 @@ fn different(pairs: impl IntoIterator<Item = (&'static str, String, String)>) ->
 
 /// A machine of a stack, held against the machine of its name.
 #[must_use]
-pub fn item_of(stack: &LabelValue, machine: &Machine, view: Option<&VmView>) -> Item {
-    let mut item = Item {
-        kind: Kind::Machine,
-        name: machine.name.to_string(),
-        is: Is::Same,
-        fixed: Vec::new(),
-        notes: Vec::new(),
-        of: None,
-    };
+pub fn item_of(stack: &StackId, machine: &Machine, view: Option<&VmView>) -> Item {
+    let mut item = Item::of(Kind::Machine, machine.name.as_str(), Is::Same);
     let view = view.filter(|view| view.status != VmStatus::Deleted || view.kept_until.is_some());
     let Some(view) = view else {
         item.is = Is::New {
@@ -331,24 +321,32 @@ pub fn item_of(stack: &LabelValue, machine: &Machine, view: Option<&VmView>) -> 
         };
         return item;
     };
-    let theirs = view.labels.get(&label());
-    if theirs != Some(stack) {
-        item.is = Is::Foreign {
-            stack: theirs.cloned(),
-        };
+    if !stack.owns(&view.labels) {
+        let of = StackId::of(&view.labels);
+        item.is = Is::Foreign { of };
         return item;
     }
     if let Some(is) = unfit(view) {
         item.is = is;
         return item;
     }
-    let changes;
+    let mut changes;
     (changes, item.fixed) = differences(machine, view);
+    let shown = |text: &str| printable(text, 200);
+    item.notes = view.drift.iter().map(|drift| shown(&drift.text)).collect();
+    if let Some(change) = configure::change(machine, view) {
+        // Nobody takes orders in one that does not run.
+        let starts = changes.contains(&Change::Running { running: true });
+        if starts || view.status == VmStatus::Running {
+            changes.push(change);
+        } else {
+            let text = format!("{}, once it runs", super::changed(&change));
+            item.notes.push(text);
+        }
+    }
     if !changes.is_empty() {
         item.is = Is::Changed { changes };
     }
-    let shown = |text: &str| printable(text, 200);
-    item.notes = view.drift.iter().map(|drift| shown(&drift.text)).collect();
     if view.status == VmStatus::Unreachable {
         let text = format!("{} cannot be heard", view.hypervisor);
         item.notes.push(text);
@@ -370,6 +368,9 @@ fn new_text(machine: &Machine) -> String {
     }
     if !create.roles.is_empty() {
         parts.push(format!("role {}", joined(&create.roles)));
+    }
+    if let Some(configure) = &create.configure {
+        parts.push(format!("configured by {}", configure::text(configure)));
     }
     parts.join(", ")
 }
@@ -419,8 +420,8 @@ fn unfit(view: &VmView) -> Option<Is> {
 fn differences(machine: &Machine, view: &VmView) -> (Vec<Change>, Vec<Difference>) {
     let create = &machine.create;
     let yes = |yes: bool| yes.to_string();
-    let labels = |labels: &BTreeMap<_, _>| {
-        let all = labels.iter().filter(|(key, _)| **key != label());
+    let labels = |labels: &Labels| {
+        let all = labels.iter().filter(|(key, _)| !is_own(key));
         joined(all.map(|(key, value)| format!("{key}={value}")))
     };
     let mut fixed = different([

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use muster_broker::vm::{MAX_AT_ONCE, Names};
-use muster_protocol::api::{CreateVms, PutNetwork, Strategy};
+use muster_protocol::api::{CreateVms, MAX_USER_DATA, PutNetwork, Strategy};
 use muster_protocol::names::{GroupName, LabelValue, LanName, SshKeyName, VmName};
 use muster_protocol::predicate::Predicate;
 use muster_protocol::text::printable;
 use muster_protocol::units::Span;
 use muster_protocol::vm::{
     MAX_CPUS, MAX_DISK, MAX_MEMORY, MAX_NICS, MIN_MEMORY, MachineError, Readiness, Size,
+    is_private_key,
 };
 use muster_scenarios::fault::Fault;
 use toml::Spanned;
@@ -18,7 +19,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::doc::{At, Block, Doc, entries};
 use super::vars::{Known, Scalar, is_name, named, one_of};
-use super::{Asked, LABEL, MAX_FILE, MAX_MACHINES, Machine, Network, Stack, label};
+use super::{Asked, MAX_FILE, MAX_MACHINES, Machine, Network, Stack, StackId, is_own};
+use crate::verbs::vm::key_lines;
 
 /// Reads a file's text. `load` reads a file that it names, or says why it
 /// cannot.
@@ -46,7 +48,7 @@ pub fn read(
         return Err(doc.faults());
     }
     doc.vars = variables(&doc, root.get_ref(), asked);
-    let stack = whole(&doc, root.get_ref(), load);
+    let stack = whole(&doc, root.get_ref(), asked, load);
     let faults = doc.faults();
     match stack {
         Some(stack) if faults.is_empty() => Ok(stack),
@@ -68,6 +70,12 @@ fn named_tables<'d>(
         return Vec::new();
     };
     if let Some(table) = value.get_ref().as_table() {
+        if table.len() > MAX_MACHINES {
+            let message = format!("`{key}` has {} entries", table.len());
+            let hint = format!("at most {MAX_MACHINES}");
+            doc.wrong(&value.span(), message, Some(hint));
+            return Vec::new();
+        }
         return entries(table);
     }
     let hint = format!("write [{key}.NAME]");
@@ -102,8 +110,11 @@ fn variables<'d>(doc: &Doc<'_>, root: &'d Table<'d>, asked: &Asked) -> Known {
     let names: BTreeSet<&str> = raw.keys().copied().collect();
     let envs = named_tables(doc, root, "env");
     for (env, at, value) in &envs {
-        let Some(table) = value.get_ref().as_table() else {
-            doc.wrong(at, format!("[env.{env}] is a table of variables"), None);
+        let table = value.get_ref().as_table();
+        let Some(table) = table.filter(|table| table.len() <= MAX_MACHINES) else {
+            let shown = printable(env, 40);
+            let message = format!("[env.{shown}] is a table of at most {MAX_MACHINES} variables");
+            doc.wrong(at, message, None);
             continue;
         };
         for (name, at, value) in entries(table) {
@@ -172,7 +183,7 @@ fn resolved(doc: &Doc<'_>, raw: &BTreeMap<&str, (Scalar, At, bool)>, mut known: 
                         later.push(name);
                         continue;
                     }
-                    match super::vars::fill(text, &known) {
+                    match super::vars::fill(text, &known, &doc.room) {
                         Ok((value, _)) => Some(value),
                         Err(super::vars::Unfilled::Said) => None,
                         Err(super::vars::Unfilled::Wrong(message, hint)) => {
@@ -227,6 +238,7 @@ struct Like {
 fn whole<'d>(
     doc: &'d Doc<'d>,
     root: &'d Table<'d>,
+    asked: &Asked,
     load: &dyn Fn(&str) -> Result<String, String>,
 ) -> Option<Stack> {
     for (key, at, _) in entries(root) {
@@ -251,9 +263,16 @@ fn whole<'d>(
             block.finish();
         }
     }
+    let env = asked.env.as_deref().map(str::parse).transpose();
+    let env: Option<LabelValue> = env.unwrap_or_else(|error| {
+        // It is a label of all that is made.
+        doc.wrong_anywhere(format!("--env: {error}"), None);
+        None
+    });
+    let id = name.map(|name| StackId { name, env });
     let mut networks: Vec<Network> = Vec::new();
     for (key, at, value) in named_tables(doc, root, "network") {
-        if let Some(network) = network(doc, key, &at, value, name.as_ref()) {
+        if let Some(network) = network(doc, key, &at, value, id.as_ref()) {
             if networks.iter().any(|other| other.name == network.name) {
                 doc.wrong(
                     &at,
@@ -266,11 +285,11 @@ fn whole<'d>(
     }
     let tables = named_tables(doc, root, "vm").into_iter();
     let blocks: Vec<Read> = tables
-        .filter_map(|(key, at, value)| machine(doc, key, &at, value, name.as_ref(), load))
+        .filter_map(|(key, at, value)| machine(doc, key, &at, value, id.as_ref(), load))
         .collect();
     let machines = joined(doc, &blocks);
     Some(Stack {
-        name: name?,
+        id: id?,
         networks,
         machines,
     })
@@ -286,7 +305,7 @@ fn network<'d>(
     key: &str,
     at: &At,
     value: &'d Value<'d>,
-    stack: Option<&LabelValue>,
+    stack: Option<&StackId>,
 ) -> Option<Network> {
     let text = name_of(doc, key, at)?;
     let name: Option<LanName> = text
@@ -317,10 +336,7 @@ fn network<'d>(
         reserved,
         mtu,
         replace: false,
-        labels: stack
-            .map(|stack| (label(), stack.clone()))
-            .into_iter()
-            .collect(),
+        labels: stack.into_iter().flat_map(StackId::labels).collect(),
     };
     // In the form in which the broker keeps them.
     match muster_broker::vm::networks::pool::Plan::read(&put) {
@@ -406,26 +422,49 @@ fn user_data(
 ) -> Option<String> {
     let (text, at) = block.text("user_data")?;
     // Everything that cloud-init reads begins so, but what comes in parts.
-    if text.starts_with('#') {
-        return Some(text);
+    let text = if text.starts_with('#') {
+        text
+    } else if is_private_key(&text) {
+        block.wrong(
+            &at,
+            "`user_data` is a file, or text that begins with `#`",
+            None,
+        );
+        return None;
+    } else {
+        load(&text)
+            .map_err(|why| block.wrong(&at, why, None))
+            .ok()?
+    };
+    if text.len() > MAX_USER_DATA {
+        let message = format!("{} bytes of user-data are too many", text.len());
+        block.wrong(&at, message, Some(format!("at most {MAX_USER_DATA}")));
+        return None;
     }
-    load(&text).map_err(|why| block.wrong(&at, why, None)).ok()
+    Some(text)
 }
 
 fn ssh_keys(block: &mut Block<'_>, load: &dyn Fn(&str) -> Result<String, String>) -> Vec<String> {
     let mut keys = Vec::new();
     for (text, at) in block.texts("ssh_keys") {
         // A key itself has its kind and its bytes, and blanks between them.
-        if text.contains(' ') {
-            keys.push(text);
+        // What it is is not repeated: it may be a secret.
+        if is_private_key(&text) || text.contains([' ', '\n']) {
+            match key_lines(&text) {
+                Ok(lines) => keys.extend(lines),
+                Err(why) => block.refused(&at, &why),
+            }
             continue;
         }
         match load(&text) {
             // A name has no slash in it, and what is there is a file.
             Err(_) if !text.contains('/') && text.parse::<SshKeyName>().is_ok() => keys.push(text),
-            Ok(lines) => match crate::verbs::vm::key_lines(&lines) {
+            Ok(lines) => match key_lines(&lines) {
                 Ok(lines) => keys.extend(lines),
-                Err(why) => block.wrong(&at, format!("{}: {why}", printable(&text, 80)), None),
+                Err(why) => {
+                    let what = printable(&text, 80);
+                    block.refused(&at, &format_args!("{what}: {why}"));
+                }
             },
             Err(why) => block.wrong(&at, why, None),
         }
@@ -484,7 +523,7 @@ fn machine<'d>(
     key: &str,
     at: &At,
     value: &'d Value<'d>,
-    stack: Option<&LabelValue>,
+    stack: Option<&StackId>,
     load: &dyn Fn(&str) -> Result<String, String>,
 ) -> Option<Read> {
     let base = name_of(doc, key, at)?;
@@ -506,13 +545,13 @@ fn machine<'d>(
     let ready = ready(&mut block, agent);
     let mut labels: BTreeMap<_, _> = BTreeMap::new();
     for (key, value, at) in block.pairs("labels") {
-        if key == label() {
-            let message = format!("the label `{LABEL}` says which stack a machine is of");
+        if is_own(&key) {
+            let message = format!("the label `{key}` says which stack a machine is of");
             block.wrong(&at, message, Some("choose another one".to_owned()));
         }
         labels.insert(key, value);
     }
-    labels.extend(stack.map(|stack| (label(), stack.clone())));
+    labels.extend(stack.into_iter().flat_map(StackId::labels));
     let groups: Vec<GroupName> = block.list("groups");
     if !groups.is_empty() {
         let at = block.value("groups").map_or(at.clone(), Spanned::span);
@@ -540,6 +579,7 @@ fn machine<'d>(
     roles.dedup();
     let ssh_keys = ssh_keys(&mut block, load);
     let user_data = user_data(&mut block, load);
+    let configure = super::configure::read(&mut block, agent);
     let autostart = block.flag("autostart").unwrap_or(true);
     let running = block.flag("running");
     let protect = block.flag("protect");
@@ -566,7 +606,7 @@ fn machine<'d>(
             groups,
             ssh_keys,
             user_data,
-            configure: None,
+            configure,
             autostart,
             protect: protect.unwrap_or(false),
             dry_run: false,
@@ -635,8 +675,10 @@ fn joined(doc: &Doc<'_>, blocks: &[Read]) -> Vec<Machine> {
                 Some(before) => after.extend(before.iter().copied()),
                 None => {
                     let message = format!("there is no machine `{}` in it", printable(name, 60));
-                    let hint = one_of(name, known.iter().copied(), "it has none");
-                    doc.wrong(at, message, Some(hint));
+                    // To look for what was meant takes its time.
+                    let hint = !doc.is_full();
+                    let hint = hint.then(|| one_of(name, known.iter().copied(), "it has none"));
+                    doc.wrong(at, message, hint);
                 }
             }
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use muster_protocol::text::printable_line;
 use muster_protocol::vm::Size;
 
+use super::StackId;
 use super::plan::{Change, Difference, Is, Item, Kind, Plan, exact};
 use crate::ui::{Paint, count, pad};
 
@@ -14,7 +15,7 @@ const MAX_NAME: usize = 40;
 /// Each line of it, and a sum.
 #[must_use]
 pub fn render(plan: &Plan, file: &str, prune: bool, paint: Paint) -> String {
-    let mut out = format!("stack {}, of {file}\n", plan.stack);
+    let mut out = format!("stack {}, of {file}\n", plan.id);
     let title = |item: &Item| match item.kind {
         Kind::Network => format!("network {}", item.name),
         Kind::Machine => item.name.clone(),
@@ -22,7 +23,7 @@ pub fn render(plan: &Plan, file: &str, prune: bool, paint: Paint) -> String {
     let width = plan.items.iter().map(|item| title(item).chars().count());
     let width = width.max().unwrap_or(0).min(MAX_NAME);
     for item in &plan.items {
-        let (sign, text) = line(item, prune);
+        let (sign, text) = line(&plan.id, item, prune);
         let sign = match sign {
             '+' | '~' => paint.good(&sign.to_string()),
             '!' => paint.bad(&sign.to_string()),
@@ -59,7 +60,7 @@ pub fn render(plan: &Plan, file: &str, prune: bool, paint: Paint) -> String {
     out
 }
 
-fn line(item: &Item, prune: bool) -> (char, String) {
+fn line(id: &StackId, item: &Item, prune: bool) -> (char, String) {
     match &item.is {
         Is::New { text } => ('+', text.clone()),
         Is::BeingMade { .. } => ('+', "is being made".to_owned()),
@@ -69,9 +70,12 @@ fn line(item: &Item, prune: bool) -> (char, String) {
         }
         Is::Same if item.fixed.is_empty() => ('=', String::new()),
         Is::Same => ('!', "is otherwise than in the file".to_owned()),
-        Is::Foreign { stack } => {
-            let whose = match stack {
-                Some(stack) => format!("is of the stack {stack}"),
+        Is::Foreign { of } => {
+            let whose = match of {
+                Some(other) if other.name == id.name && other.env.is_none() => {
+                    format!("is of the stack {other} without --env")
+                }
+                Some(other) => format!("is of the stack {other}"),
                 None => "is of no stack".to_owned(),
             };
             let then = match item.kind {
@@ -132,6 +136,7 @@ pub fn changed(change: &Change) -> String {
         Change::Running { running: false } => "is stopped".to_owned(),
         Change::Protect { protect: true } => "is protected".to_owned(),
         Change::Protect { protect: false } => "is protected no more".to_owned(),
+        Change::Configure { configure, why } => super::configure::changed(configure, why),
         Change::Network { differences } => {
             let all: Vec<String> = differences.iter().map(difference).collect();
             all.join(", ")

@@ -267,7 +267,7 @@ fn whether_it_runs_is_only_asked_where_the_file_says_it() {
     let changes = |running: &str, status: &str, should: bool| {
         let stack = with(&text(running), None, &[]).expect("a stack");
         let view = db(json!({ "status": status, "should_run": should }));
-        item_of(&stack.name, &stack.machines[0], Some(&view)).is
+        item_of(&stack.id, &stack.machines[0], Some(&view)).is
     };
     let running = |running| Is::Changed {
         changes: vec![Change::Running { running }],
@@ -469,6 +469,265 @@ fn what_is_no_toml_is_said_where_it_is() {
     assert!(with(&deep, None, &[]).is_err());
     let large = format!("#{}", "x".repeat(MAX_FILE));
     assert!(with(&large, None, &[]).is_err());
+}
+
+#[test]
+fn a_variant_of_a_stack_is_another_one() {
+    let vms = [
+        db(json!({})),
+        vm("web-01", json!({})),
+        vm("web-09", json!({})),
+    ];
+    let stack = with(SHOP, Some("test"), &[]).expect("a stack");
+    let labels = &stack.machines[0].create.labels;
+    assert_eq!(labels.get("stack-env").map(|l| l.as_str()), Some("test"));
+    assert_eq!(stack.networks[0].put.labels, *labels);
+    let there = There {
+        vms: &vms,
+        deleted: &[],
+        networks: &[network("shop", json!({})), network("shop-2", json!({}))],
+    };
+    // What was made without --env is not touched, nor destroyed.
+    let plan = Plan::of(&stack, there);
+    assert!(plan.is_refused() && !plan.has_work(true));
+    insta::assert_snapshot!(shown(&plan, true), @"
+    stack shop (--env test), of shop.toml
+    ! network shop  is of the stack shop without --env: machines can be in it all the same: take its table out
+    ! db-01         is of the stack shop without --env: choose another name; it is never taken over
+    ! web-01        is of the stack shop without --env: choose another name; it is never taken over
+    1 network and 2 machines that cannot be as in the file
+    ");
+    // And the other way round; its own are.
+    let labels = json!({ "tier": "front", "zone": "gva2", "stack": "shop", "stack-env": "test" });
+    let test = [
+        vm(
+            "web-01",
+            json!({ "labels": labels, "memory": 512u64 << 20 }),
+        ),
+        vm("web-09", json!({ "labels": labels })),
+    ];
+    let plan = |stack: &Stack| {
+        let there = There {
+            vms: &test,
+            deleted: &[],
+            networks: &[],
+        };
+        let plan = Plan::of(stack, there);
+        let is = |name: &str| plan.items.iter().find(|item| item.name == name).cloned();
+        (
+            is("web-01").map(|item| item.is),
+            is("web-09").map(|item| item.is),
+        )
+    };
+    assert!(matches!(
+        plan(&stack),
+        (Some(Is::Same), Some(Is::Vanished { .. }))
+    ));
+    assert!(matches!(plan(&shop()), (Some(Is::Foreign { .. }), None)));
+    let text = SHOP.replace("[env.test]", "[env.'a b']");
+    let said = with(&text, Some("a b"), &[]).expect_err("no label");
+    assert!(
+        said.contains("--env: `a b` is not a valid label value"),
+        "{said}"
+    );
+    let said = with(&SHOP.replace("tier", "stack-env"), None, &[]).expect_err("refused");
+    assert!(
+        said.contains("the label `stack-env` says which stack"),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_configures_a_machine_is_planned() {
+    let more = "configure = \"deploy\"\nparams = { version = \"1.4.${count}\", n = 3, on = true, x = 1.5, \
+                all = [\"${zone}\", { a = 1 }] }\nafter = [\"db-01\"]";
+    let text = SHOP.replace("after = [\"db-01\"]", more);
+    let stack = with(&text, None, &[]).expect("a stack");
+    let web = &stack.machines[1];
+    let configure = web.create.configure.clone().expect("a scenario");
+    let params = json!({ "version": "1.4.2", "n": 3, "on": true, "x": 1.5,
+        "all": ["gva2", { "a": 1 }] });
+    assert_eq!(Value::Object(configure.params), params);
+    let is = |more: Value| item_of(&stack.id, web, Some(&vm("web-01", more)));
+    let said = |more: Value| match is(more).is {
+        Is::Changed { changes } => changes.iter().map(changed).collect::<Vec<_>>().join("; "),
+        other => format!("{other:?}"),
+    };
+    let run = "7f3k000000000000000000000g";
+    let at = "2026-11-22T07:00:00Z";
+    let ended = |state: Option<&str>| {
+        json!({ "configure": { "scenario": "deploy", "params": params },
+            "configured": { "run": run, "scenario": "deploy", "state": state, "why": "no package", "at": at } })
+    };
+    insta::assert_snapshot!(said(json!({})), @r#"is configured by deploy version=1.4.2 n=3 on=true x=1.5 all=["gva2",{"a":1}]"#);
+    assert_eq!(is(ended(Some("succeeded"))).is, Is::Same);
+    insta::assert_snapshot!(said(ended(Some("failed"))), @r#"is configured by deploy version=1.4.2 n=3 on=true x=1.5 all=["gva2",{"a":1}] again, which did not work: no package"#);
+    insta::assert_snapshot!(said(ended(None)), @r#"is being configured by deploy version=1.4.2 n=3 on=true x=1.5 all=["gva2",{"a":1}]"#);
+    let mut other = ended(Some("succeeded"));
+    other["configure"]["params"] = json!({ "version": "1.3" });
+    insta::assert_snapshot!(said(other.clone()), @r#"is configured by deploy version=1.3 → deploy version=1.4.2 n=3 on=true x=1.5 all=["gva2",{"a":1}]"#);
+    // As text or as JSON: the same.
+    let mut text = ended(Some("succeeded"));
+    text["configure"]["params"] = json!({ "x": 1.5, "n": "3", "on": true, "version": "1.4.2",
+        "all": ["gva2", { "a": 1 }] });
+    assert_eq!(is(text).is, Is::Same);
+    // Nobody takes orders in one that does not run.
+    other["status"] = json!("stopped");
+    let item = is(other);
+    assert_eq!(item.is, Is::Same);
+    assert!(item.notes[0].ends_with("once it runs"), "{:?}", item.notes);
+    // A file that says nothing of it changes nothing.
+    let plain = item_of(
+        &stack.id,
+        &shop().machines[1],
+        Some(&vm("web-01", ended(Some("failed")))),
+    );
+    assert_eq!(plain.is, Is::Same);
+    let nothing = There {
+        vms: &[],
+        deleted: &[],
+        networks: &[],
+    };
+    let all = shown(&Plan::of(&stack, nothing), false);
+    assert!(
+        all.contains("role web, configured by deploy version=1.4.2 n=3"),
+        "{all}"
+    );
+
+    let wrong = |more: &str| {
+        let text = SHOP.replace("after = [\"db-01\"]", more);
+        with(&text, None, &[]).expect_err("refused")
+    };
+    insta::assert_snapshot!(wrong("params = { a = 1 }"), @r#"
+    error: shop.toml:38:10: `params` are those of `configure`, which is not there
+       38 | params = { a = 1 }
+          |          ^^^^^^^^^ like configure = "deploy"
+    "#);
+    insta::assert_snapshot!(wrong("configure = \"De ploy\"\nagent = false\nparams = { a = 2026-11-22 }"), @r#"
+    error: shop.toml:38:13: without an agent nobody here takes orders in it, so it cannot be configured
+       38 | configure = "De ploy"
+          |             ^^^^^^^^^ leave `configure` out, or agent = false
+    error: shop.toml:38:13: `De ploy` is not a valid scenario name: `D` is not allowed
+       38 | configure = "De ploy"
+          |             ^^^^^^^^^ it takes small letters, digits and `-_`
+    error: shop.toml:40:16: `a` takes no datetime
+       40 | params = { a = 2026-11-22 }
+          |                ^^^^^^^^^^
+    "#);
+}
+
+#[test]
+fn a_network_is_looked_at_again() {
+    let stack = shop();
+    let wanted = Some(&stack.networks[0]);
+    let seen = |was: Option<Value>, now: Option<Value>| {
+        let view = |more: Option<Value>| more.map(|more| network("shop", more));
+        still(&stack.id, wanted, view(was).as_ref(), view(now).as_ref())
+    };
+    let mtu = || Some(json!({ "mtu": 9000 }));
+    assert_eq!(seen(None, None), Still::AsPlanned);
+    assert_eq!(seen(mtu(), mtu()), Still::AsPlanned);
+    // Machines come and go.
+    let used = json!({ "mtu": 9000, "used": 7, "free": 3 });
+    assert_eq!(seen(mtu(), Some(used)), Still::AsPlanned);
+    // Somebody did the same, or something else with it.
+    assert_eq!(seen(None, Some(json!({}))), Still::Right);
+    assert_eq!(seen(mtu(), Some(json!({}))), Still::Right);
+    let otherwise = |why: &str| Still::Otherwise(why.to_owned());
+    let changed = json!({ "mtu": 9000, "dns": ["192.0.2.2"], "by": "bruno" });
+    assert_eq!(
+        seen(mtu(), Some(changed)),
+        otherwise("was changed by bruno meanwhile")
+    );
+    let theirs = json!({ "mtu": 9000, "labels": {}, "by": "bruno" });
+    assert_eq!(
+        seen(mtu(), Some(theirs.clone())),
+        otherwise("was changed by bruno meanwhile")
+    );
+    assert_eq!(
+        seen(None, Some(theirs)),
+        otherwise("was made by ana meanwhile".replace("ana", "bruno").as_str())
+    );
+    assert_eq!(seen(mtu(), None), otherwise("was removed meanwhile"));
+    let removed = |was: Value, now: Option<Value>| {
+        let now = now.map(|now| network("old", now));
+        still(&stack.id, None, Some(&network("old", was)), now.as_ref())
+    };
+    assert_eq!(removed(json!({}), None), Still::Right);
+    assert_eq!(
+        removed(json!({}), Some(json!({ "used": 2 }))),
+        Still::AsPlanned
+    );
+    let made = json!({ "made": "2026-11-22T10:00:01Z" });
+    assert!(matches!(
+        removed(json!({}), Some(made)),
+        Still::Otherwise(_)
+    ));
+}
+
+#[test]
+fn a_private_key_is_refused_and_never_repeated() {
+    let secret = "b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ";
+    let head = "-----BEGIN OPENSSH PRIVATE KEY-----";
+    for line in [
+        format!("ssh_keys = [\"{head}\\n{secret}\\n-----END OPENSSH PRIVATE KEY-----\"]"),
+        format!("ssh_keys = [\"\"\"\n{head}\n{secret}\n\"\"\"]"),
+        format!("ssh_keys = [\"{secret}\"]"),
+        format!("ssh_keys = [\"{head} {secret}\"] # and more = what is wrong"),
+        format!("user_data = \"{head}\\n{secret}\""),
+        format!("ssh_keys = [\"{head}\\n{secret}\" oops"),
+        format!("image = \"{head}{secret}\""),
+    ] {
+        let text = SHOP.replace("protect = true", &line);
+        let said = with(&text, None, &[]).expect_err("refused");
+        assert!(!said.contains(&secret[..12]), "{said}");
+        assert!(said.contains("error: shop.toml:"), "{said}");
+    }
+    let text = SHOP.replace("protect = true", "ssh_keys = [\"rsa what is this\"]");
+    insta::assert_snapshot!(with(&text, None, &[]).expect_err("refused"), @r#"
+    error: shop.toml:27:13: this is no public key for ssh
+       27 | ssh_keys = ["rsa what is this"]
+          |             ^^^^^^^^^^^^^^^^^^ give a line of a file like id_ed25519.pub
+    "#);
+}
+
+#[test]
+fn variables_that_grow_are_refused_before_they_have() {
+    let mut text = String::from("[stack]\nname = \"x\"\n[vars]\nv00 = \"0123456789abcdef\"\n");
+    for n in 1..60 {
+        let before = format!("${{v{:02}}}", n - 1);
+        text.push_str(&format!("v{n:02} = \"{before}{before}\"\n"));
+    }
+    text.push_str("[network.a]\nbridge = \"${v59}\"\npools = [\"${v59}\"]\n");
+    let said = with(&text, None, &[]).expect_err("refused");
+    assert_eq!(said.matches("error:").count(), 1, "{said}");
+    assert!(said.contains("has more than 8388608 bytes"), "{said}");
+    // Each of them once, many times.
+    let long = "x".repeat(MAX_FILE / 2);
+    let many = "\"${v}\",".repeat(1_000);
+    let text = format!("[stack]\nname = \"x\"\n[vars]\nv = \"{long}\"\n[vm.a]\nafter = [{many}]\n");
+    let said = with(&text, None, &[]).expect_err("refused");
+    assert!(said.contains("has more than 8388608 bytes"), "{said}");
+}
+
+#[test]
+fn very_many_of_anything_are_refused() {
+    let many = |line: &dyn Fn(usize) -> String| (0..20_000).map(line).collect::<String>();
+    for text in [
+        format!(
+            "[vars]\n{}",
+            many(&|n| format!("v{n} = \"${{v{}}}\"\n", n + 1))
+        ),
+        format!(
+            "[vars]\na = 1\n[env.x]\n{}",
+            many(&|n| format!("v{n} = 1\n"))
+        ),
+        many(&|n| format!("[vm.v{n}]\nimage = 1\n")),
+        many(&|n| format!("x{n} = 1\n")),
+    ] {
+        let said = with(&text, None, &[]).expect_err("refused");
+        assert!(said.lines().count() < 400, "{said}");
+    }
 }
 
 #[test]

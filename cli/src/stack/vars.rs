@@ -1,9 +1,13 @@
 //! Variables of a stack, and `${name}` in texts.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 
 use muster_protocol::text::{nearest, printable};
+
+/// Most bytes that variables make of a file.
+pub(super) const MAX_FILLED: usize = 8 * super::MAX_FILE;
 
 /// The value of a variable.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -23,6 +27,14 @@ impl Scalar {
         }
     }
 
+    /// How much of a text it makes, at most.
+    fn length(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Number(_) | Self::Flag(_) => 20,
+        }
+    }
+
     /// A value from the command line, of the same kind as this one.
     pub(super) fn like(&self, text: &str) -> Option<Self> {
         match self {
@@ -39,6 +51,35 @@ impl fmt::Display for Scalar {
             Self::Text(text) => f.write_str(text),
             Self::Number(number) => write!(f, "{number}"),
             Self::Flag(flag) => write!(f, "{flag}"),
+        }
+    }
+}
+
+/// How much text variables may make yet, in all of a file: some that name each
+/// other make of a few lines more than any machine has.
+#[derive(Debug)]
+pub(super) struct Room(Cell<usize>);
+
+impl Room {
+    pub(super) fn new() -> Self {
+        Self(Cell::new(MAX_FILLED))
+    }
+
+    /// Takes so much of it.
+    fn take(&self, bytes: usize) -> Result<(), Unfilled> {
+        let left = self.0.get();
+        let rest = left.checked_sub(bytes);
+        self.0.set(rest.unwrap_or(0));
+        match (rest, left) {
+            (Some(_), _) => Ok(()),
+            // It was said once.
+            (None, 0) => Err(Unfilled::Said),
+            (None, _) => Err(Unfilled::Wrong(
+                format!(
+                    "with what its variables stand for the file has more than {MAX_FILLED} bytes"
+                ),
+                Some("variables that stand for each other grow fast: make them shorter".to_owned()),
+            )),
         }
     }
 }
@@ -110,7 +151,7 @@ pub(super) type Known = BTreeMap<String, Option<Scalar>>;
 
 /// A text with the values of its variables: the value itself where the text is
 /// one variable and nothing else. Whether there was any.
-pub(super) fn fill(text: &str, known: &Known) -> Result<(Scalar, bool), Unfilled> {
+pub(super) fn fill(text: &str, known: &Known, room: &Room) -> Result<(Scalar, bool), Unfilled> {
     let pieces = pieces(text)?;
     let value = |name: &str| match known.get(name) {
         Some(Some(value)) => Ok(value),
@@ -120,6 +161,13 @@ pub(super) fn fill(text: &str, known: &Known) -> Result<(Scalar, bool), Unfilled
             Err(Unfilled::Wrong(message, Some(others(name, known))))
         }
     };
+    // Before anything is made.
+    for piece in &pieces {
+        room.take(match piece {
+            Piece::Text(text) => text.len(),
+            Piece::Var(name) => value(name)?.length(),
+        })?;
+    }
     if let [Piece::Var(name)] = pieces.as_slice() {
         return Ok((value(name)?.clone(), true));
     }
@@ -182,13 +230,14 @@ mod tests {
     }
 
     fn filled(text: &str) -> Result<String, Unfilled> {
-        fill(text, &known()).map(|(value, _)| value.to_string())
+        fill(text, &known(), &Room::new()).map(|(value, _)| value.to_string())
     }
 
     #[test]
     fn variables_are_filled_in() {
         assert_eq!(filled("a-${zone}-${n}"), Ok("a-gva2-3".to_owned()));
-        assert_eq!(fill("${n}", &known()), Ok((Scalar::Number(3), true)));
+        let room = Room::new();
+        assert_eq!(fill("${n}", &known(), &room), Ok((Scalar::Number(3), true)));
         assert_eq!(
             filled("$${n} costs $5 or $$"),
             Ok("${n} costs $5 or $$".into())

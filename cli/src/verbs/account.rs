@@ -8,6 +8,7 @@ use crate::Context;
 use crate::failure::Failure;
 use crate::ui::table::{Cell, Table, Tone};
 use crate::ui::{Paint, thousands};
+use crate::verbs::listed::{ListArgs, listed};
 
 /// Arguments of `muster account`.
 #[derive(Args, Debug)]
@@ -45,14 +46,6 @@ pub struct AddArgs {
     pub json: bool,
 }
 
-/// Arguments of `muster account list`.
-#[derive(Args, Debug)]
-pub struct ListArgs {
-    /// One JSON array
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// Arguments of `muster account remove`.
 #[derive(Args, Debug)]
 pub struct RemoveArgs {
@@ -79,13 +72,10 @@ pub async fn run(context: &Context, args: AccountArgs) -> Result<u8, Failure> {
         }
         AccountVerb::List(args) => {
             let all = context.client()?.accounts().await?;
-            if args.json {
-                term.json(&all)?;
-            } else if all.is_empty() {
-                term.note("no accounts yet: `muster account add` declares one");
-            } else {
-                term.say(&table(&all, term.out, term.width))?;
-            }
+            let none = "no accounts yet: `muster account add` declares one";
+            listed(context, &args, &all, none, |all| {
+                table(all, term.out, term.width)
+            })?;
         }
         AccountVerb::Remove(args) => {
             context.client()?.remove_account(&args.name).await?;

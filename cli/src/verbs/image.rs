@@ -17,9 +17,11 @@ use sha2::{Digest as _, Sha256 as Hash};
 
 use crate::Context;
 use crate::failure::Failure;
+use crate::input;
 use crate::ui::table::Table;
 use crate::ui::time::ago;
 use crate::ui::{Paint, Term, count};
+use crate::verbs::listed::{ListArgs, listed};
 use crate::verbs::now;
 
 /// So often an upload goes on by itself after it broke off.
@@ -99,14 +101,6 @@ pub struct AddArgs {
     #[arg(long)]
     pub replace: bool,
     /// One JSON object
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Arguments of `muster image list`.
-#[derive(Args, Debug)]
-pub struct ListArgs {
-    /// One JSON array
     #[arg(long)]
     pub json: bool,
 }
@@ -252,12 +246,8 @@ impl Local {
     fn open(args: &AddArgs, term: &Term) -> Result<Self, Failure> {
         let path = PathBuf::from(&args.from);
         let fail = |error: std::io::Error| cannot(&path, &error);
-        let mut file = File::open(&path).map_err(fail)?;
-        let found = file.metadata().map_err(fail)?;
-        if !found.is_file() {
-            return Err(cannot(&path, &"it is no file"));
-        }
-        let bytes = Size(found.len());
+        let mut file = input::open(&path).map_err(fail)?;
+        let bytes = Size(file.metadata().map_err(fail)?.len());
         let mut head = Vec::new();
         file.by_ref()
             .take(IMAGE_HEAD as u64)
@@ -356,7 +346,7 @@ impl Local {
         };
         let missing: u64 = offer.missing.iter().map(|part| length(*part)).sum();
         progress.at(size.saturating_sub(missing));
-        let mut file = File::open(&self.path).map_err(changed)?;
+        let mut file = input::open(&self.path).map_err(changed)?;
         for part in offer.missing {
             let mut data = vec![0; usize::try_from(length(part)).unwrap_or(0)];
             file.seek(SeekFrom::Start(u64::from(part) * IMAGE_PART))
@@ -481,16 +471,11 @@ impl Drop for Progress<'_> {
 
 async fn list(context: &Context, args: &ListArgs) -> Result<u8, Failure> {
     let all = context.client()?.images().await?;
-    if args.json {
-        context.term.json(&all)?;
-    } else if all.is_empty() {
-        context
-            .term
-            .note("no images yet: `muster image add` brings one");
-    } else {
-        let text = table(&all, now(), context.term.out, context.term.width);
-        context.term.say(&text)?;
-    }
+    let none = "no images yet: `muster image add` brings one";
+    let term = &context.term;
+    listed(context, args, &all, none, |all| {
+        table(all, now(), term.out, term.width)
+    })?;
     Ok(0)
 }
 

@@ -15,6 +15,7 @@ pub mod hypervisor;
 pub mod image;
 pub mod irc;
 pub mod keys;
+pub mod listed;
 pub mod matching;
 pub mod network;
 pub mod node;

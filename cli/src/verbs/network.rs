@@ -12,6 +12,7 @@ use crate::ui::Paint;
 use crate::ui::table::{Cell, Table, Tone};
 use crate::ui::thousands;
 use crate::ui::time::moment;
+use crate::verbs::listed::{ListArgs, listed};
 
 /// Arguments of `muster network`.
 #[derive(Args, Debug)]
@@ -74,14 +75,6 @@ pub struct AddArgs {
     #[arg(long)]
     pub replace: bool,
     /// One JSON object
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Arguments of `muster network list`.
-#[derive(Args, Debug)]
-pub struct ListArgs {
-    /// One JSON array
     #[arg(long)]
     pub json: bool,
 }
@@ -160,17 +153,11 @@ fn free(view: &NetworkView) -> String {
 
 async fn list(context: &Context, args: &ListArgs) -> Result<u8, Failure> {
     let all = context.client()?.networks().await?;
-    if args.json {
-        context.term.json(&all)?;
-    } else if all.is_empty() {
-        context
-            .term
-            .note("no networks yet: `muster network add` makes one");
-    } else {
-        context
-            .term
-            .say(&table(&all, context.term.out, context.term.width))?;
-    }
+    let none = "no networks yet: `muster network add` makes one";
+    let term = &context.term;
+    listed(context, args, &all, none, |all| {
+        table(all, term.out, term.width)
+    })?;
     Ok(0)
 }
 

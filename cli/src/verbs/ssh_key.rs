@@ -9,9 +9,11 @@ use muster_protocol::vm::{SshKey, SshKeyError};
 
 use crate::Context;
 use crate::failure::Failure;
+use crate::input;
 use crate::ui::Paint;
 use crate::ui::table::Table;
 use crate::ui::time::moment;
+use crate::verbs::listed::{ListArgs, listed};
 
 /// Arguments of `muster ssh-key`.
 #[derive(Args, Debug)]
@@ -47,14 +49,6 @@ pub struct AddArgs {
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// One JSON object
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Arguments of `muster ssh-key list`.
-#[derive(Args, Debug)]
-pub struct ListArgs {
-    /// One JSON array
     #[arg(long)]
     pub json: bool,
 }
@@ -98,13 +92,10 @@ pub async fn run(context: &Context, args: SshKeyArgs) -> Result<u8, Failure> {
         }
         SshKeyVerb::List(args) => {
             let all = context.client()?.ssh_keys().await?;
-            if args.json {
-                term.json(&all)?;
-            } else if all.is_empty() {
-                term.note("no ssh keys yet: `muster ssh-key add` keeps one");
-            } else {
-                term.say(&table(&all, term.out, term.width))?;
-            }
+            let none = "no ssh keys yet: `muster ssh-key add` keeps one";
+            listed(context, &args, &all, none, |all| {
+                table(all, term.out, term.width)
+            })?;
         }
         SshKeyVerb::Show(args) => {
             let view = context.client()?.ssh_key(&args.name).await?;
@@ -126,8 +117,7 @@ pub async fn run(context: &Context, args: SshKeyArgs) -> Result<u8, Failure> {
 /// is in no message.
 fn key_of(file: &std::path::Path) -> Result<SshKey, Failure> {
     let shown = file.display();
-    let text = std::fs::read_to_string(file)
-        .map_err(|e| Failure::usage(format!("cannot read {shown}: {e}")))?;
+    let text = input::text(file, input::MAX_KEYS).map_err(Failure::usage)?;
     let lines = text.lines().map(str::trim);
     let keys: Vec<&str> = lines
         .filter(|line| !line.is_empty() && !line.starts_with('#'))

@@ -17,9 +17,12 @@ name = "shop"
 [vars]
 memory = "64MiB"
 
-[env.large]
+[env.test]
 memory = "96MiB"
 "#;
+
+/// Other values, and the same stack.
+const LARGE: [&str; 2] = ["--var", "memory=96MiB"];
 
 const NETWORK: &str = r#"
 [network.shop]
@@ -123,20 +126,34 @@ fn a_stack_is_made_changed_and_pruned() -> Result<()> {
     stack.apply(&[])?.shows(&["nothing is to be done"]);
     stack.run("plan", &["--check", "--prune"]).exits(0);
 
-    // What is otherwise in a variant is changed, once.
-    stack
-        .apply(&["--env", "large"])?
-        .shows(&["memory 64MiB → 96MiB"]);
+    // What is otherwise in a variable is changed, once.
+    stack.apply(&LARGE)?.shows(&["memory 64MiB → 96MiB"]);
     assert_eq!(cloud.vm("web-01")?["memory"], 96 << 20);
-    stack
-        .apply(&["--env", "large"])?
-        .shows(&["nothing is to be done"]);
+    stack.apply(&LARGE)?.shows(&["nothing is to be done"]);
 
     // A line that vanished destroys nothing.
     stack.says(&[NETWORK, &db])?;
+    stack.apply(&LARGE)?.shows(&["nothing is to be done"]);
+    assert_eq!(stack.domains()?, ["db-01", "web-01"]);
+
+    // A variant is another stack: it takes nothing over, and prunes nothing.
+    let variant = ["--env", "test", "--yes"];
+    let refused = stack.run("apply", &[&variant[..], &["--prune"]].concat());
+    refused
+        .exits(1)
+        .shows(&["db-01", "is of the stack shop without --env"]);
+    stack.says(&[&machine("test-01", "").replace("\"shop\"", "\"lan\"")])?;
     stack
-        .apply(&["--env", "large"])?
-        .shows(&["nothing is to be done"]);
+        .run("apply", &[&variant[..], &["--prune"]].concat())
+        .exits(0);
+    assert_eq!(cloud.vm("test-01")?["labels"]["stack-env"], "test");
+    assert_eq!(stack.domains()?, ["db-01", "test-01", "web-01"]);
+    let said = stack.run("plan", &["--prune"]).exits(0);
+    said.shows(&["! test-01", "is of the stack shop (--env test)", "- db-01"]);
+    stack.says(&[])?;
+    stack
+        .run("apply", &[&variant[..], &["--prune", "--purge"]].concat())
+        .exits(0);
     assert_eq!(stack.domains()?, ["db-01", "web-01"]);
 
     // A name that is somebody else's is left alone, and all else with it.
@@ -152,15 +169,16 @@ fn a_stack_is_made_changed_and_pruned() -> Result<()> {
     // A protected one stays, and the others go.
     stack.says(&[NETWORK, &db])?;
     cloud.well(&["vm", "protect", "web-01"])?;
-    stack.apply(&["--env", "large", "--prune"])?;
+    stack.apply(&[&LARGE[..], &["--prune"]].concat())?;
     assert_eq!(stack.domains()?, ["db-01", "web-01"]);
     cloud.well(&["vm", "unprotect", "web-01"])?;
-    let gone = stack.apply(&["--env", "large", "--prune"])?;
+    let gone = stack.apply(&[&LARGE[..], &["--prune"]].concat())?;
     gone.shows(&["web-01 is destroyed; its disk is kept"]);
     assert_eq!(stack.domains()?, ["db-01"]);
     // It is not made anew as long as its disk is kept.
     stack.says(&[NETWORK, &db, &web])?;
-    let kept = stack.run("apply", &["--env", "large", "--yes"]).exits(1);
+    let kept = stack.run("apply", &[&LARGE[..], &["--yes"]].concat());
+    let kept = kept.exits(1);
     kept.shows(&["muster vm undelete web-01"]);
     cloud.well(&["vm", "destroy", "web-01", "--purge", "--yes"])?;
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::Args;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use muster_client::{Client, ClientError, Key, Reference};
-use muster_protocol::api::{PutNetwork, VmAction, VmStatus, VmView};
+use muster_protocol::api::{Presence, PutNetwork, VmAction, VmStatus, VmView};
 use muster_protocol::ids::RunId;
-use muster_protocol::names::{LanName, VmName};
+use muster_protocol::names::{LanName, NodeName, VmName};
 use muster_protocol::problem::Kind as Problem;
 use muster_protocol::run::RunPhase;
 use muster_protocol::vm::VmId;
@@ -17,15 +17,17 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::create::{head, step};
+use super::destroy;
 use super::plan::{Found, StackArgs};
-use super::wait::{Steps, failed, settled, wait};
+use super::provision::configured;
+use super::wait::{Steps, as_wanted, failed, found, settled, wait};
 use crate::Context;
 use crate::failure::{DENIED, Failure, NOT_ALL, UNREACHABLE};
 use crate::stack::{
-    Change, Is, Item, Kind, LABEL, Machine, Plan, Stack, changed, item_of, render, summary,
+    Change, Is, Item, Kind, LABEL, Machine, Network, Plan, Stack, Still, Why, changed, item_of,
+    render, still, summary,
 };
 use crate::ui::count;
-use crate::ui::time::moment;
 use crate::verbs::confirm;
 
 /// Machines that something is done with at a time.
@@ -34,6 +36,8 @@ const AT_ONCE: usize = 8;
 const MAX_STEPS: usize = 12;
 /// How long a broker that is away is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the agent of a machine that was started may take to be heard.
+const HEARD_WITHIN: Duration = Duration::from_secs(300);
 /// How often it is asked meanwhile.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -74,7 +78,8 @@ pub struct ApplyArgs {
 pub(super) async fn run(context: &Context, args: &ApplyArgs) -> Result<u8, Failure> {
     let stack = args.stack.read(context, args.json)?;
     let client = context.client()?;
-    let plan = Found::ask(&client).await?.plan(&stack);
+    let found = Found::ask(&client).await?;
+    let plan = found.plan(&stack);
     let file = args.stack.file.display().to_string();
     let text = render(&plan, &file, args.prune, context.term.err);
     if plan.is_refused() {
@@ -106,6 +111,7 @@ pub(super) async fn run(context: &Context, args: &ApplyArgs) -> Result<u8, Failu
         context,
         client: &client,
         stack: &stack,
+        found: &found,
         args,
         width: width.unwrap_or(0),
         done: RefCell::default(),
@@ -125,7 +131,7 @@ pub(super) async fn run(context: &Context, args: &ApplyArgs) -> Result<u8, Failu
             if !args.json {
                 context
                     .term
-                    .line(&format!("{} is as {file} says", stack.name))?;
+                    .line(&format!("{} is as {file} says", stack.id))?;
             }
             otherwise(&plan, &file)
         }
@@ -222,6 +228,8 @@ struct Work<'a> {
     context: &'a Context,
     client: &'a Client,
     stack: &'a Stack,
+    /// As it was when the plan was shown.
+    found: &'a Found,
     args: &'a ApplyArgs,
     width: usize,
     done: RefCell<Vec<Done>>,
@@ -241,17 +249,9 @@ impl Work<'_> {
             let Some(network) = network.filter(|_| item.is.is_work(false)) else {
                 continue;
             };
-            let replace = matches!(item.is, Is::Changed { .. });
-            let put = PutNetwork {
-                replace,
-                ..network.put.clone()
-            };
-            match self.client.put_network(&network.name, &put).await {
-                Ok(_) => self.did(item, if replace { "is changed" } else { "is made" }),
-                Err(error) => {
-                    bad_networks.push(network.name.clone());
-                    failures.push((title(item), error.into()));
-                }
+            if let Err(failure) = self.network(item, network).await {
+                bad_networks.push(network.name.clone());
+                failures.push((title(item), failure));
             }
         }
         let items: Vec<&Item> = plan.items.iter().filter(of(Kind::Machine)).collect();
@@ -291,16 +291,61 @@ impl Work<'_> {
             }
         }
         for item in networks {
-            let Ok(name) = item.name.parse::<LanName>() else {
-                continue;
-            };
-            match self.client.remove_network(&name).await {
-                Ok(()) => self.did(item, "is removed"),
-                Err(ClientError::Problem(problem)) if problem.kind == Problem::NotFound => {}
-                Err(error) => failures.push((title(item), error.into())),
+            if let Err(failure) = self.remove_network(item).await {
+                failures.push((title(item), failure));
             }
         }
         failures
+    }
+
+    /// Makes or changes a network that is as it was when somebody said yes.
+    async fn network(&self, item: &Item, network: &Network) -> Result<(), Failure> {
+        let replace = self.found.network(&network.name).is_some();
+        if !self.is_as_planned(&network.name, Some(network)).await? {
+            return Ok(());
+        }
+        let put = PutNetwork {
+            replace,
+            ..network.put.clone()
+        };
+        self.client.put_network(&network.name, &put).await?;
+        self.did(item, if replace { "is changed" } else { "is made" });
+        Ok(())
+    }
+
+    /// The same, of one that the file names no more.
+    async fn remove_network(&self, item: &Item) -> Result<(), Failure> {
+        let Ok(name) = item.name.parse::<LanName>() else {
+            return Ok(());
+        };
+        if !self.is_as_planned(&name, None).await? {
+            return Ok(());
+        }
+        match self.client.remove_network(&name).await {
+            Ok(()) => self.did(item, "is removed"),
+            Err(ClientError::Problem(problem)) if problem.kind == Problem::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Whether a network is as it was when somebody said yes, so that
+    /// something is to be done with it; not, when nothing is left to do.
+    async fn is_as_planned(
+        &self,
+        name: &LanName,
+        wanted: Option<&Network>,
+    ) -> Result<bool, Failure> {
+        let now = found(self.client.network(name).await)?;
+        let was = self.found.network(name);
+        match still(&self.stack.id, wanted, was, now.as_ref()) {
+            Still::AsPlanned => Ok(true),
+            Still::Right => Ok(false),
+            Still::Otherwise(why) => {
+                let text = format!("{why}, and nothing was done with it");
+                Err(Failure::new(NOT_ALL, text).hint("muster vm plan says what is to be done now"))
+            }
+        }
     }
 
     /// Machines of the file: each once those before it are right.
@@ -422,7 +467,7 @@ impl Work<'_> {
     async fn next(&self, machine: &Machine, memory: &mut Memory) -> Result<Next, Failure> {
         let name = &machine.name;
         let view = self.look(name).await?;
-        let item = item_of(&self.stack.name, machine, view.as_ref());
+        let item = item_of(&self.stack.id, machine, view.as_ref());
         match item.is {
             Is::Same => Ok(Next::Right),
             Is::New { .. } if memory.made => {
@@ -444,6 +489,12 @@ impl Work<'_> {
             Is::BeingMade { run } => {
                 memory.made = true;
                 self.made(name, run).await
+            }
+            Is::Changed { changes } if is_under_way(&changes) => {
+                if let Some(view) = view {
+                    self.is_configured(view).await?;
+                }
+                Ok(Next::Again)
             }
             Is::Changed { changes } => {
                 // Somebody who was here before may not be done yet.
@@ -475,19 +526,12 @@ impl Work<'_> {
     }
 
     async fn look(&self, name: &VmName) -> Result<Option<VmView>, Failure> {
-        match self.client.vm(name).await {
-            Ok(view) => Ok(Some(view)),
-            Err(ClientError::Problem(problem)) if problem.kind == Problem::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        found(self.client.vm(name).await)
     }
 
     async fn is_open(&self, run: RunId) -> Result<bool, Failure> {
-        match self.client.run(&Reference::from(run)).await {
-            Ok(view) => Ok(!view.brief.state.is_final()),
-            Err(ClientError::Problem(problem)) if problem.kind == Problem::NotFound => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        let view = found(self.client.run(&Reference::from(run)).await)?;
+        Ok(view.is_some_and(|view| !view.brief.state.is_final()))
     }
 
     /// Waits until a machine is up.
@@ -508,10 +552,45 @@ impl Work<'_> {
             return Err(failed(&view, "was not made"));
         }
         let vm = settled(self.client, name).await?;
+        as_wanted(&vm, &[VmStatus::Running], "was made")?;
         let at = vm.addresses.first();
         let at = at.map(|at| format!(" at {at}")).unwrap_or_default();
         self.says(Kind::Machine, name.as_str(), &format!("is up{at}"));
+        self.is_configured(vm).await?;
         Ok(Next::Again)
+    }
+
+    /// Waits until what configures a machine has ended, if anything does.
+    async fn is_configured(&self, vm: VmView) -> Result<(), Failure> {
+        let (vm, failure) = configured(self.context, self.client, vm, true).await?;
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        if let Some(configured) = &vm.configured {
+            let text = format!("is configured by {}", configured.scenario);
+            self.says(Kind::Machine, vm.name.as_str(), &text);
+        }
+        Ok(())
+    }
+
+    /// Waits until the node of a machine that was started takes orders.
+    async fn is_heard(&self, name: &VmName) -> Result<(), Failure> {
+        let Ok(node) = name.as_str().parse::<NodeName>() else {
+            return Ok(());
+        };
+        let since = Instant::now();
+        loop {
+            let view = found(self.client.node(&node).await)?;
+            if view.is_some_and(|view| view.state == Presence::Up) {
+                return Ok(());
+            }
+            if since.elapsed() > HEARD_WITHIN {
+                let text = "runs, and its agent is not heard, so it is not configured";
+                return Err(Failure::new(NOT_ALL, text)
+                    .hint(format!("muster vm console {name} says what it does")));
+            }
+            sleep(PAUSE).await;
+        }
     }
 
     async fn change(&self, name: &VmName, change: &Change) -> Result<(), Failure> {
@@ -526,6 +605,13 @@ impl Work<'_> {
             Change::Running { running: false } => VmAction::Stop { grace: None },
             Change::Protect { protect: true } => VmAction::Protect,
             Change::Protect { protect: false } => VmAction::Unprotect,
+            Change::Configure { configure, .. } => {
+                self.is_heard(name).await?;
+                let configure = Some(configure.clone());
+                let action = VmAction::Provision { configure };
+                let asked = self.client.act_on_vm(name, &action).await?;
+                return self.is_configured(asked.vm).await;
+            }
             Change::Network { .. } => return Ok(()),
         };
         let asked = self.client.act_on_vm(name, &action).await?;
@@ -568,11 +654,7 @@ impl Work<'_> {
             }
         }
         let vm = settled(self.client, &name).await?;
-        let kept = vm.kept_until.map(|until| {
-            let until = moment(until);
-            format!("; its disk is kept until {until}: muster vm undelete {name}")
-        });
-        let text = format!("is destroyed{}", kept.unwrap_or_default());
+        let text = destroy::said(&vm)?;
         self.says(Kind::Machine, name.as_str(), &text);
         Ok(())
     }
@@ -590,12 +672,26 @@ impl Work<'_> {
         if view.status == VmStatus::Deleted {
             return Ok(None);
         }
-        if Some(view.id) != id || view.labels.get(LABEL) != Some(&self.stack.name) {
+        if Some(view.id) != id || !self.stack.id.owns(&view.labels) {
             let text = "is another machine now; it stays";
             return Err(Failure::new(NOT_ALL, text));
         }
         Ok(Some(view))
     }
+}
+
+/// Whether a machine is being configured as it should be.
+fn is_under_way(changes: &[Change]) -> bool {
+    let open = |change: &Change| {
+        matches!(
+            change,
+            Change::Configure {
+                why: Why::UnderWay,
+                ..
+            }
+        )
+    };
+    changes.iter().any(open)
 }
 
 fn title(item: &Item) -> String {

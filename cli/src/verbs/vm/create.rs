@@ -5,22 +5,29 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use muster_client::{Client, Key};
-use muster_protocol::api::{CreateVms, Frame, Strategy, VmPlan, VmStatus, VmsCreated};
+use muster_protocol::api::{
+    CreateVms, Frame, MAX_USER_DATA, Strategy, VmPlan, VmStatus, VmView, VmsCreated,
+};
+use muster_protocol::ids::RunId;
 use muster_protocol::names::{
     AccountName, GroupName, ImageName, LabelKey, LabelValue, LanName, NodeName, RoleName,
-    ScenarioName, SshKeyName,
+    ScenarioName, SshKeyName, VmName,
 };
 use muster_protocol::run::{Outcome, RunPhase};
 use muster_protocol::text::printable;
 use muster_protocol::units::Span;
-use muster_protocol::vm::{Readiness, Size, is_private_key};
+use muster_protocol::vm::{Readiness, Size, SshKeyError, check_key_line, is_private_key};
 
 use super::provision::{configure, configured};
 use super::wait::{Steps, as_wanted, failed, settled, wait};
 use crate::Context;
-use crate::failure::{Failure, NOT_ALL};
+use crate::failure::{DENIED, Failure, NOT_ALL, UNREACHABLE};
+use crate::input;
 use crate::ui::count;
 use crate::ui::time::took;
+
+/// Machines of which it is said in the end what went wrong.
+const MAX_TOLD: usize = 10;
 
 const AFTER: &str = "\
 The name can be a range (web-{01..05}), or be made of labels of the hypervisor that is chosen:
@@ -151,22 +158,19 @@ impl From<When> for Readiness {
     }
 }
 
-fn read(path: &std::path::Path) -> Result<String, Failure> {
-    std::fs::read_to_string(path)
-        .map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display())))
-}
-
 /// The keys in a file of them.
-pub(crate) fn key_lines(text: &str) -> Result<Vec<String>, &'static str> {
+pub(crate) fn key_lines(text: &str) -> Result<Vec<String>, SshKeyError> {
+    // Of all of it: of a part nobody could say it.
     if is_private_key(text) {
-        return Err("it holds a private key; give the public one, the file that ends in .pub");
+        return Err(SshKeyError::Private);
     }
     let lines = text.lines().map(str::trim);
     let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
     let keys: Vec<String> = keys.map(str::to_owned).collect();
     if keys.is_empty() {
-        return Err("it holds no key");
+        return Err(SshKeyError::Shape);
     }
+    keys.iter().try_for_each(|key| check_key_line(key))?;
     Ok(keys)
 }
 
@@ -181,11 +185,18 @@ impl CreateArgs {
                 ssh_keys.push(key.clone());
                 continue;
             }
-            let keys = key_lines(&read(path)?);
+            if is_private_key(key) {
+                let text = format!("--ssh-key: {}", SshKeyError::Private);
+                return Err(Failure::usage(text));
+            }
+            let text = input::text(path, input::MAX_KEYS).map_err(Failure::usage)?;
+            let keys = key_lines(&text);
             let keys = keys.map_err(|why| Failure::usage(format!("{}: {why}", path.display())))?;
             ssh_keys.extend(keys);
         }
-        let user_data = self.user_data.as_deref().map(read).transpose()?;
+        let user_data = self.user_data.as_deref();
+        let user_data = user_data.map(|path| input::text(path, MAX_USER_DATA));
+        let user_data = user_data.transpose().map_err(Failure::usage)?;
         Ok(CreateVms {
             name: self.name.clone(),
             count: self.count,
@@ -331,6 +342,16 @@ fn contact(frame: &Frame, expected: &mut Option<NodeName>, since: Instant) -> Op
     Some(format!("  {what:<11} {how:<35} {time}"))
 }
 
+/// What came of a machine.
+enum Came {
+    /// It is as it was asked for.
+    Well,
+    /// It is up, and not configured.
+    Unconfigured(Failure),
+    /// It is not up.
+    NotUp(Failure),
+}
+
 async fn follow(
     context: &Context,
     client: &Client,
@@ -345,72 +366,112 @@ async fn follow(
         let Some(run) = plan.vm.run else {
             continue;
         };
-        let name = &plan.vm.name;
         if !args.json {
-            let short = run.prefix(4);
+            let (short, name) = (run.prefix(4), &plan.vm.name);
             let text = head(plan, request.strategy, false);
             let text = format!("run {short}  vm-create {name}\n{text}");
             context.term.note(text.trim_end());
         }
-        let quiet = args.json || many;
-        let steps = if quiet { Steps::Quiet } else { Steps::Told };
-        let mut expected = None;
-        let view = wait(context, client, run, steps, |frame| {
-            let line = contact(frame, &mut expected, since).or_else(|| step(frame, since));
-            line.filter(|_| !quiet)
-        })
-        .await?;
-        let vm = settled(client, name).await?;
-        let up = as_wanted(&vm, &[VmStatus::Running], "was made");
-        if view.brief.state != RunPhase::Succeeded {
-            bad.push(failed(&view, &format!("{name} was not made")));
-        } else if let Err(failure) = up {
-            bad.push(failure);
+        let steps = if args.json || many {
+            Steps::Quiet
         } else {
-            let at = vm.addresses.first();
-            let at = at.map(|at| format!(" at {at}")).unwrap_or_default();
-            let orders = if vm.agent { " and takes orders" } else { "" };
-            if !args.json {
-                context.term.line(&format!("{name} is up{at}{orders}"))?;
-            }
-            if vm.configure.is_some() {
-                match configured(context, client, vm, args.json).await? {
-                    (vm, None) => views.push(vm),
-                    (vm, Some(failure)) => {
-                        unconfigured.push(failure);
-                        views.push(vm);
-                    }
+            Steps::Told
+        };
+        match one(context, client, args, &plan.vm.name, (run, steps, since)).await {
+            Ok((vm, came)) => {
+                match came {
+                    Came::Well => {}
+                    Came::Unconfigured(failure) => unconfigured.push(failure),
+                    Came::NotUp(failure) => bad.push(failure),
                 }
-                continue;
+                views.push(vm);
             }
+            // Nobody can be asked of the others either.
+            Err(failure) if matches!(failure.code, DENIED | UNREACHABLE) => {
+                bad.push(failure);
+                break;
+            }
+            Err(failure) => bad.push(failure),
         }
-        views.push(vm);
     }
     if args.json {
         context.term.json(&views)?;
     }
-    // What was not made is worse than what was not configured.
-    if bad.is_empty()
-        && let Some(first) = unconfigured.into_iter().next()
-    {
-        return Err(first);
+    ended(created.machines.len(), bad, unconfigured)
+}
+
+/// Follows a machine until it is up, and configured.
+async fn one(
+    context: &Context,
+    client: &Client,
+    args: &CreateArgs,
+    name: &VmName,
+    (run, steps, since): (RunId, Steps, Instant),
+) -> Result<(VmView, Came), Failure> {
+    let mut expected = None;
+    let view = wait(context, client, run, steps, |frame| {
+        let line = contact(frame, &mut expected, since).or_else(|| step(frame, since));
+        line.filter(|_| steps == Steps::Told)
+    })
+    .await?;
+    let vm = settled(client, name).await?;
+    if view.brief.state != RunPhase::Succeeded {
+        let failure = failed(&view, &format!("{name} was not made"));
+        return Ok((vm, Came::NotUp(failure)));
     }
-    let failures = bad.len();
-    match bad.into_iter().next() {
-        None => Ok(0),
-        Some(first) if failures == 1 => Err(first),
-        Some(first) => {
-            let text = format!(
-                "{} of {} are not up",
-                failures,
-                count(created.machines.len(), "machine")
-            );
-            let detail = format!("{}\n{}", first.message, first.detail.unwrap_or_default());
-            Err(Failure::new(NOT_ALL, text)
-                .detail(detail.trim_end().to_owned())
-                .hint("muster vm list --deleted says why of each"))
-        }
+    if let Err(failure) = as_wanted(&vm, &[VmStatus::Running], "was made") {
+        return Ok((vm, Came::NotUp(failure)));
     }
+    let at = vm.addresses.first();
+    let at = at.map(|at| format!(" at {at}")).unwrap_or_default();
+    let orders = if vm.agent { " and takes orders" } else { "" };
+    if !args.json {
+        context.term.line(&format!("{name} is up{at}{orders}"))?;
+    }
+    if vm.configure.is_none() {
+        return Ok((vm, Came::Well));
+    }
+    Ok(
+        match configured(context, client, vm.clone(), args.json).await {
+            Ok((vm, None)) => (vm, Came::Well),
+            Ok((vm, Some(failure))) => (vm, Came::Unconfigured(failure)),
+            Err(failure) => (vm, Came::Unconfigured(failure)),
+        },
+    )
+}
+
+/// What is said in the end of so many machines. What was not made is worse
+/// than what was not configured.
+fn ended(all: usize, bad: Vec<Failure>, unconfigured: Vec<Failure>) -> Result<u8, Failure> {
+    let machines = count(all, "machine");
+    let text = match (bad.len(), unconfigured.len()) {
+        (0, 0) => return Ok(0),
+        (bad, 0) => format!("{bad} of {machines} are not up"),
+        (0, un) => format!("{un} of {machines} are up, and not configured"),
+        (bad, un) => format!("{bad} of {machines} are not up, and {un} are not configured"),
+    };
+    let hint = if bad.is_empty() {
+        "muster vm list says why of each"
+    } else {
+        "muster vm list --deleted says why of each"
+    };
+    let mut failures: Vec<Failure> = bad.into_iter().chain(unconfigured).collect();
+    if failures.len() == 1 {
+        return failures.pop().map_or(Ok(0), Err);
+    }
+    let more = failures.len().saturating_sub(MAX_TOLD);
+    let mut lines = Vec::new();
+    for failure in failures.into_iter().take(MAX_TOLD) {
+        lines.push(failure.message);
+        let detail = failure.detail.unwrap_or_default();
+        lines.extend(detail.lines().map(|line| format!("  {line}")));
+    }
+    if more > 0 {
+        lines.push(format!("and {more} more"));
+    }
+    Err(Failure::new(NOT_ALL, text)
+        .detail(lines.join("\n"))
+        .hint(hint))
 }
 
 #[cfg(test)]

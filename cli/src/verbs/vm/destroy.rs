@@ -93,22 +93,29 @@ pub(super) async fn run(context: &Context, args: &DestroyArgs) -> Result<u8, Fai
         return Err(failed(&view, &format!("{} may be there still", args.name)));
     }
     let vm = settled(&client, &args.name).await?;
-    as_wanted(&vm, &[VmStatus::Deleted], "was destroyed")?;
+    let text = said(&vm)?;
     if args.json {
         context.term.json(&vm)?;
     } else {
-        let text = match vm.kept_until {
-            Some(until) => format!(
-                "{} is destroyed; its disk is kept until {}: muster vm undelete {}",
-                args.name,
-                moment(until),
-                args.name
-            ),
-            None => format!("{} is destroyed", args.name),
-        };
-        context.term.line(&text)?;
+        context.term.line(&format!("{} {text}", args.name))?;
     }
     Ok(0)
+}
+
+/// That it is destroyed, where that is so.
+///
+/// # Errors
+/// How it is instead.
+pub(super) fn said(vm: &VmView) -> Result<String, Failure> {
+    as_wanted(vm, &[VmStatus::Deleted], "was destroyed")?;
+    Ok(match vm.kept_until {
+        Some(until) => format!(
+            "is destroyed; its disk is kept until {}: muster vm undelete {}",
+            moment(until),
+            vm.name
+        ),
+        None => "is destroyed".to_owned(),
+    })
 }
 
 #[cfg(test)]

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use muster_client::Client;
 use muster_protocol::api::{NetworkView, VmView};
-use muster_protocol::text::printable;
+use muster_protocol::names::LanName;
 
 use crate::Context;
 use crate::failure::{Failure, NOT_ALL};
-use crate::stack::{Asked, MAX_FILE, Plan, Stack, There, read, render};
+use crate::input;
+use crate::stack::{Asked, MAX_FILE, MAX_LOADED, Plan, Stack, There, read, render};
 use crate::ui::count;
 use crate::verbs::scenario::rendered;
 
@@ -65,13 +66,13 @@ impl StackArgs {
     /// What is wrong with it, each thing with its place.
     pub(super) fn read(&self, context: &Context, json: bool) -> Result<Stack, Failure> {
         let name = self.file.display().to_string();
-        let text = text_of(&self.file).map_err(Failure::usage)?;
+        let text = input::text(&self.file, MAX_FILE).map_err(Failure::usage)?;
         let dir = self.file.parent().unwrap_or(Path::new(""));
         let asked = Asked {
             env: self.env.clone(),
             vars: self.vars.clone(),
         };
-        let load = |path: &str| text_of(&dir.join(path));
+        let load = |path: &str| input::text(&dir.join(path), MAX_LOADED);
         read(&name, &text, &asked, &load).map_err(|faults| {
             if json {
                 let value = serde_json::json!({ "file": name, "errors": faults });
@@ -86,19 +87,6 @@ impl StackArgs {
             Failure::usage(format!("{errors} in {name}; nothing was done"))
         })
     }
-}
-
-/// The text of a file, which is not endless.
-fn text_of(path: &Path) -> Result<String, String> {
-    let shown = printable(&path.display().to_string(), 200);
-    let wrong = |why: &dyn std::fmt::Display| format!("cannot read {shown}: {why}");
-    let length = std::fs::metadata(path).map_err(|e| wrong(&e))?.len();
-    if length > MAX_FILE as u64 {
-        return Err(wrong(&format!(
-            "{length} bytes are too many, at most {MAX_FILE}"
-        )));
-    }
-    std::fs::read_to_string(path).map_err(|e| wrong(&e))
 }
 
 /// What there is.
@@ -119,6 +107,11 @@ impl Found {
             deleted: client.vms(None, true).await?,
             networks: client.networks().await?,
         })
+    }
+
+    /// The network of a name, as it was when this was asked.
+    pub(super) fn network(&self, name: &LanName) -> Option<&NetworkView> {
+        self.networks.iter().find(|view| view.name == *name)
     }
 
     /// What is to be done.

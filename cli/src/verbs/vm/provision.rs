@@ -1,16 +1,24 @@
 //! `muster vm provision`: a scenario configures a machine.
 
+use std::time::Duration;
+
 use clap::Args;
-use muster_client::Client;
+use muster_client::{Client, Reference};
 use muster_protocol::api::{Configure, VmAction, VmView};
+use muster_protocol::ids::RunId;
 use muster_protocol::names::{ScenarioName, VmName};
 use muster_protocol::run::RunPhase;
 use muster_protocol::text::printable;
 use serde_json::{Map, Value};
+use tokio::time::{Instant, sleep};
 
-use super::wait::{Steps, settled, wait};
+use super::wait::{LOOK, SETTLED_WITHIN, Steps, found, wait};
 use crate::Context;
 use crate::failure::{CANCELLED, Failure, NOT_ALL};
+
+/// How long what configures a machine may take to begin: it waits while
+/// everything is frozen, say.
+const BEGINS_WITHIN: Duration = Duration::from_secs(60);
 
 /// Arguments of `muster vm provision`.
 #[derive(Args, Debug)]
@@ -115,20 +123,7 @@ pub(super) async fn configured(
             let text = format!("run {short}  {} configures {}", begun.scenario, vm.name);
             context.term.note(&text);
         }
-        // The run may not be there yet: it is asked for a moment later.
-        vm = client.vm(&vm.name).await?;
-        if vm
-            .configured
-            .as_ref()
-            .is_some_and(|now| now.state.is_none())
-        {
-            let ended = wait(context, client, begun.run, Steps::Quiet, |_| None).await;
-            vm = settled(client, &vm.name).await?;
-            let open = |vm: &VmView| vm.configured.as_ref().is_some_and(|c| c.state.is_none());
-            if open(&vm) {
-                ended?;
-            }
-        }
+        vm = ended(context, client, &vm.name, begun.run).await?;
     }
     let Some(now) = vm.configured.clone() else {
         return Ok((vm, None));
@@ -143,6 +138,19 @@ pub(super) async fn configured(
             }
             None
         }
+        None => {
+            let text = format!(
+                "{name} is up, and {} has not configured it yet",
+                now.scenario
+            );
+            let hint = format!("it goes on by itself; muster vm show {name} says how it is");
+            let why = now.why.as_deref().unwrap_or("its run has not ended");
+            Some(
+                Failure::new(NOT_ALL, text)
+                    .detail(printable(why, 2_000))
+                    .hint(hint),
+            )
+        }
         state => {
             let code = if state == Some(RunPhase::Cancelled) {
                 CANCELLED
@@ -150,11 +158,13 @@ pub(super) async fn configured(
                 NOT_ALL
             };
             let text = format!("{name} is up, and {} did not configure it", now.scenario);
-            let hint = format!(
-                "muster runs show {} has all of it; muster vm provision {name} tries it again",
-                now.run.prefix(8)
-            );
-            let why = now.why.as_deref().unwrap_or("its run has not ended");
+            let mut hint = format!("muster vm provision {name} tries it again");
+            // There is none where it was refused.
+            if found(client.run(&Reference::from(now.run)).await)?.is_some() {
+                let run = now.run.prefix(8);
+                hint = format!("muster runs show {run} has all of it; {hint}");
+            }
+            let why = now.why.as_deref().unwrap_or("no reason is known");
             Some(
                 Failure::new(code, text)
                     .detail(printable(why, 2_000))
@@ -163,6 +173,36 @@ pub(super) async fn configured(
         }
     };
     Ok((vm, failure))
+}
+
+/// The machine, once what configures it has ended, or was refused; as it is
+/// when that does not begin for long.
+async fn ended(
+    context: &Context,
+    client: &Client,
+    name: &VmName,
+    run: RunId,
+) -> Result<VmView, Failure> {
+    let mut since = Instant::now();
+    let mut patience = BEGINS_WITHIN;
+    let mut over = false;
+    loop {
+        let vm = client.vm(name).await?;
+        let now = vm.configured.as_ref();
+        let open = now.is_some_and(|now| now.run == run && now.state.is_none());
+        if !open || since.elapsed() > patience {
+            return Ok(vm);
+        }
+        // It is asked for a moment after the machine is up, and when it is
+        // refused there never is such a run: the machine says that.
+        let there = !over && found(client.run(&Reference::from(run)).await)?.is_some();
+        if there {
+            wait(context, client, run, Steps::Quiet, |_| None).await?;
+            (since, patience, over) = (Instant::now(), SETTLED_WITHIN, true);
+        } else {
+            sleep(LOOK).await;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use muster_client::{Client, Reference, RunEvents, Watch};
+use muster_client::{Client, ClientError, Reference, RunEvents, Watch};
 use muster_protocol::api::{Frame, RunView, VmStatus, VmView};
 use muster_protocol::ids::RunId;
 use muster_protocol::names::VmName;
 use muster_protocol::note::{Note, Read, Reader};
+use muster_protocol::problem::Kind;
 use muster_protocol::run::{RunPhase, Stream};
 use muster_protocol::text::printable;
 
@@ -17,9 +18,9 @@ use crate::Context;
 use crate::failure::{CANCELLED, Failure, NOT_ALL};
 
 /// How long the broker may take to draw the consequences of a run's end.
-const SETTLED_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 /// How often it is asked.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// A step is looked for so often: it is told of before it is there.
 const STEP_TRIES: u32 = 10;
@@ -158,6 +159,18 @@ pub(super) async fn settled(client: &Client, name: &VmName) -> Result<VmView, Fa
             return Ok(vm);
         }
         sleep(LOOK).await;
+    }
+}
+
+/// What was asked for; none where there is no such thing.
+///
+/// # Errors
+/// [`Failure`]: it cannot be said whether there is.
+pub(super) fn found<T>(answer: Result<T, ClientError>) -> Result<Option<T>, Failure> {
+    match answer {
+        Ok(view) => Ok(Some(view)),
+        Err(ClientError::Problem(problem)) if problem.kind == Kind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
