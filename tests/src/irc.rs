@@ -1,6 +1,7 @@
 //! Real IRC networks on this machine: a server, services where it has them,
 //! in a directory of their own, ended when dropped.
 
+mod bot;
 mod conf;
 mod person;
 
@@ -16,6 +17,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 
 use sha2::{Digest as _, Sha256};
 
+pub use bot::{Bot, private};
 pub use person::Person;
 
 use crate::{free_port, wait_for};

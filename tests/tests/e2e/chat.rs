@@ -3,12 +3,10 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use muster_tests::irc::{IrcNetwork, Person};
+use muster_tests::irc::{Bot, IrcNetwork, Person, private};
 use muster_tests::{Up, bin, finish, lines, wait_for};
 use serde_json::{Value, json};
 
@@ -26,23 +24,6 @@ kind = "person"
 role = "operator"
 irc = ["ops:bruno"]
 "#;
-
-fn private(path: &Path, text: &str) -> Result<()> {
-    let mut file = std::fs::File::create(path)?;
-    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
-    file.write_all(text.as_bytes())?;
-    Ok(())
-}
-
-/// `muster-bot`, ended with this.
-struct Bot(Child);
-
-impl Drop for Bot {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// All of it.
 struct Ops {
@@ -67,64 +48,17 @@ impl Ops {
         let mut up = Up::not_yet(&["web-01:role=web", "web-02:role=web", "db-01:role=db"])?;
         private(&up.dir.path().join("hooks.toml"), hooks)?;
         up.launch()?;
-        let policy = up.dir.path().join("policy");
-        let policy_text = policy.to_string_lossy().into_owned();
-        up.muster(&["policy", "show", "--out", &policy_text])
-            .exits(0);
-        std::fs::write(policy.join("principals.toml"), PRINCIPALS)?;
-        up.muster(&["policy", "put", &policy_text]).exits(0);
-        let made = up.muster(&["token", "create", "--for", "irc:ops", "--role", "witness"]);
-        private(&irc.path().join("ops.token"), made.exits(0).out.trim())?;
-        private(&irc.path().join("pw"), "muster-pass\n")?;
-        let (port, _) = network.tls().context("it has TLS")?;
-        private(
-            &irc.path().join("bot.toml"),
-            &format!(
-                r##"
-state = "{}/bot"
-[broker]
-url = "{}"
-[networks.ops]
-server = "127.0.0.1:{port}"
-nick = "muster"
-channels = ["#ops", "#dev"]
-tls_ca_file = "ca.pem"
-token_file = "ops.token"
-sasl = {{ mechanism = "plain", account = "muster", password_file = "pw" }}
-colours = false
-symbols = false
-burst = 20
-rate = 50
-"##,
-                irc.path().display(),
-                up.url()
-            ),
-        )?;
-        let mut ops = Self {
-            bot: None,
+        let bot = Bot::start(irc.path(), &network, &up, PRINCIPALS, "")?;
+        Ok(Some(Self {
+            bot: Some(bot),
             network,
             up,
             irc,
-        };
-        ops.start_bot()?;
-        Ok(Some(ops))
-    }
-
-    fn start_bot(&mut self) -> Result<()> {
-        let log = std::fs::File::create(self.irc.path().join("bot.log"))?;
-        let mut command = Command::new(bin("muster-bot"));
-        command
-            .arg("--config")
-            .arg(self.irc.path().join("bot.toml"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        self.bot = Some(Bot(command.spawn()?));
-        Ok(())
+        }))
     }
 
     fn bot_log(&self) -> String {
-        std::fs::read_to_string(self.irc.path().join("bot.log")).unwrap_or_default()
+        self.bot.as_ref().map(Bot::log).unwrap_or_default()
     }
 
     /// Somebody who is logged in, in both channels, once the bot is there.
@@ -393,7 +327,7 @@ repository = "acme/webapp"
     drop(bot);
     ana.hears(&["QUIT"])?;
     ops.event("git.push", "p2", &push("While nobody listened"))?;
-    ops.start_bot()?;
+    ops.bot = Some(Bot::of(ops.irc.path())?);
     ana.hears(&["PRIVMSG #dev", "While nobody listened"])?;
     let all = ana.heard_by_now()?;
     ensure!(
@@ -435,9 +369,7 @@ fn a_network_without_accounts_takes_links_and_codes() -> Result<()> {
             network.port()
         ),
     )?;
-    let mut command = Command::new(bin("muster-bot"));
-    command.arg("--config").arg(irc.path().join("bot.toml"));
-    let _bot = Bot(command.stdin(Stdio::null()).spawn()?);
+    let _bot = Bot::of(irc.path())?;
     let mut person = network.person("ghost")?;
     person.join("#ops")?;
     wait_for("the bot is there", || {

@@ -1,16 +1,11 @@
 //! Machines from the ops channel: a real IRC network with services, the bot,
 //! the broker, a real libvirt and a real guest.
 
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-
 use anyhow::{Context as _, Result, ensure};
-use muster_tests::irc::{IrcNetwork, Person};
+use muster_tests::irc::{Bot, IrcNetwork, Person, private};
 use muster_tests::vm::capability;
 use muster_tests::vm::guest::GUEST_PATIENCE;
-use muster_tests::{Up, bin, wait_for, wait_within};
+use muster_tests::{wait_for, wait_within};
 
 use crate::cloud::Cloud;
 
@@ -36,69 +31,6 @@ machine = "start"
 role = "operator"
 "##;
 
-fn private(path: &Path, text: &str) -> Result<()> {
-    let mut file = std::fs::File::create(path)?;
-    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
-    file.write_all(text.as_bytes())?;
-    Ok(())
-}
-
-/// `muster-bot`, ended with this.
-struct Bot(Child);
-
-impl Drop for Bot {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn bot(dir: &Path, network: &IrcNetwork, up: &Up) -> Result<Bot> {
-    let policy = up.dir.path().join("policy");
-    let policy_text = policy.to_string_lossy().into_owned();
-    up.muster(&["policy", "show", "--out", &policy_text])
-        .exits(0);
-    std::fs::write(policy.join("principals.toml"), PRINCIPALS)?;
-    up.muster(&["policy", "put", &policy_text]).exits(0);
-    let made = up.muster(&["token", "create", "--for", "irc:ops", "--role", "witness"]);
-    private(&dir.join("ops.token"), made.exits(0).out.trim())?;
-    private(&dir.join("pw"), "muster-pass\n")?;
-    let (port, _) = network.tls().context("it has TLS")?;
-    let text = format!(
-        r##"
-state = "{}/bot"
-[broker]
-url = "{}"
-ca_file = "{}"
-[networks.ops]
-server = "127.0.0.1:{port}"
-nick = "muster"
-channels = ["#ops", "#dev"]
-tls_ca_file = "ca.pem"
-token_file = "ops.token"
-sasl = {{ mechanism = "plain", account = "muster", password_file = "pw" }}
-colours = false
-symbols = false
-max_lines = 12
-burst = 20
-rate = 50
-"##,
-        dir.display(),
-        up.url(),
-        up.state().join("keys/ca.pem").display(),
-    );
-    private(&dir.join("bot.toml"), &text)?;
-    let log = std::fs::File::create(dir.join("bot.log"))?;
-    let mut command = Command::new(bin("muster-bot"));
-    command
-        .arg("--config")
-        .arg(dir.join("bot.toml"))
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
-    Ok(Bot(command.spawn()?))
-}
-
 /// Waits as long as a guest may take.
 fn hears(person: &mut Person, parts: &[&str]) -> Result<String> {
     let mut last = None;
@@ -122,8 +54,14 @@ fn a_line_in_the_channel_boots_a_machine_that_takes_orders() -> Result<()> {
     for name in ["muster", "ana"] {
         network.account(name, &format!("{name}-pass"))?;
     }
-    let bot = bot(dir.path(), &network, &cloud.up)?;
-    let log = || std::fs::read_to_string(dir.path().join("bot.log")).unwrap_or_default();
+    let bot = Bot::start(
+        dir.path(),
+        &network,
+        &cloud.up,
+        PRINCIPALS,
+        "max_lines = 12",
+    )?;
+    let log = || bot.log();
     let mut ana = network.person_as("ana", "ana", "ana-pass")?;
     ana.join("#ops")?;
     let mut dev = network.person("watcher")?;
