@@ -5,8 +5,8 @@ mod read;
 mod write;
 
 pub use read::{
-    Capabilities, Definition, MAX_XML, read_capabilities, read_domain, read_pool_path,
-    read_snapshot_is_of_disk, read_snapshot_name,
+    Capabilities, Definition, DiskRead, DiskSource, MAX_XML, read_capabilities, read_disks,
+    read_domain, read_pool_path, read_snapshot_is_of_disk, read_snapshot_name,
 };
 pub use write::{Paths, domain, snapshot, volume};
 

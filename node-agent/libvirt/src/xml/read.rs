@@ -175,6 +175,73 @@ struct Capable {
     kinds: BTreeMap<String, Option<String>>,
 }
 
+/// Where the bytes of a disk are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum DiskSource {
+    /// A file or a device of the host.
+    Path(String),
+    /// A volume of a storage pool.
+    Volume {
+        /// Which pool.
+        pool: String,
+        /// Which volume.
+        volume: String,
+    },
+    /// Not on the host, as far as can be seen: by which protocol or kind.
+    Elsewhere(String),
+}
+
+/// A disk of a domain, or of a snapshot.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct DiskRead {
+    /// Whether it is a drive for media, which may be empty.
+    pub removable: bool,
+    /// Whether its bytes are the guest's own, with nothing in them that QEMU
+    /// obeys.
+    pub raw: bool,
+    /// Where its bytes are, with what libvirt knows of the layers below it.
+    pub sources: Vec<DiskSource>,
+}
+
+/// The disks of a domain or of a snapshot, with all layers that libvirt knows
+/// of. None when that cannot be read.
+#[must_use]
+pub fn read_disks(xml: &str) -> Option<Vec<DiskRead>> {
+    let empty = || DiskRead {
+        removable: false,
+        raw: false,
+        sources: Vec::new(),
+    };
+    let (mut all, mut now) = (Vec::new(), empty());
+    walk(xml, |node| match node.path {
+        [.., "disk", "driver"] => now.raw = node.attribute("type").as_deref() == Some("raw"),
+        [.., "source"] if node.path.contains(&"disk") => now.sources.extend(source(&node)),
+        [.., "disk"] => {
+            let kind = node.attribute("device");
+            now.removable = matches!(kind.as_deref(), Some("cdrom" | "floppy"));
+            all.push(std::mem::replace(&mut now, empty()));
+        }
+        _ => {}
+    })?;
+    Some(all)
+}
+
+/// What one says; none of an empty drive.
+fn source(node: &Node<'_>) -> Option<DiskSource> {
+    if let Some(path) = node.attribute("file").or_else(|| node.attribute("dev")) {
+        return Some(DiskSource::Path(path));
+    }
+    if let (Some(pool), Some(volume)) = (node.attribute("pool"), node.attribute("volume")) {
+        return Some(DiskSource::Volume { pool, volume });
+    }
+    // The socket of who reserves a device for it has a path, and no protocol.
+    let other = node.attribute("protocol").or_else(|| {
+        let kind = node.attribute("type")?;
+        node.attribute("path").is_none().then_some(kind)
+    });
+    other.map(DiskSource::Elsewhere)
+}
+
 /// The directory of a storage pool.
 #[must_use]
 pub fn read_pool_path(xml: &str) -> Option<String> {

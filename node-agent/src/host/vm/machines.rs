@@ -219,6 +219,14 @@ pub enum VmError {
         /// What there are.
         all: Vec<String>,
     },
+    /// What the disks of a domain are layers over is not known.
+    #[error("the disks of the domain `{name}` cannot be read: {why}; so no image is removed")]
+    Disks {
+        /// Whose.
+        name: String,
+        /// Why.
+        why: String,
+    },
     /// The guest agent.
     #[error(transparent)]
     Guest(#[from] GuestError),
@@ -283,6 +291,10 @@ pub(super) struct Inner {
     locks: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
     /// Held by whoever needs an image to stay, and alone by who removes some.
     pub(super) making: tokio::sync::RwLock<()>,
+    /// Told when a machine is left as it should not be.
+    pub(super) cut: tokio::sync::Notify,
+    /// Held as long as disks are read to see what they are layers over.
+    pub(super) looking: Arc<tokio::sync::Mutex<()>>,
     /// Machines that libvirt was asked to make something of, without an answer.
     open: Mutex<HashSet<VmId>>,
     changes: watch::Sender<u64>,
@@ -305,6 +317,8 @@ impl Machines {
             patience: PATIENCE,
             locks: Mutex::default(),
             making: tokio::sync::RwLock::default(),
+            cut: tokio::sync::Notify::new(),
+            looking: Arc::default(),
             open: Mutex::default(),
             changes: watch::Sender::new(0),
         }))

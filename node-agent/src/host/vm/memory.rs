@@ -210,10 +210,15 @@ impl Memory {
 
     /// Puts a domain there that nobody asked for, or has one be otherwise.
     pub fn put(&self, domain: Domain) {
+        self.put_as(domain, "<domain/>");
+    }
+
+    /// The same, with its definition.
+    pub fn put_as(&self, domain: Domain, xml: &str) {
         let mut state = self.state();
         let known = Known {
             domain,
-            xml: String::new(),
+            xml: xml.to_owned(),
             snapshots: Vec::new(),
         };
         state.domains.insert(known.domain.uuid, known);

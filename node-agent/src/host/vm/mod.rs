@@ -11,6 +11,7 @@ mod collect;
 mod files;
 mod guest;
 mod images;
+mod layers;
 mod machines;
 mod making;
 mod memory;

@@ -3,7 +3,8 @@
 //! When libvirt sets a disk back it sets the domain's definition back, too,
 //! and holds the domain. Whoever does that may be killed in the middle of it,
 //! or not hear of its end. So what is to be as before is written down first,
-//! and put right by whoever does something with the machine next.
+//! and put right by whoever does something with the machine next, or by the
+//! agent itself when nobody does.
 
 use std::time::Duration;
 
@@ -81,6 +82,7 @@ impl Inner {
                     Ok(()) => Err(first.into()),
                     Err(then) => {
                         let then = then.to_string();
+                        self.cut.notify_one();
                         Err(VmError::Unmended { then })
                     }
                 }

@@ -154,6 +154,8 @@ answers! {
     named(name: &str) -> Option<Domain> = Call::Named { name: name.to_owned() }, Reply::Domain(domain) => domain;
     /// A domain's definition, as it is written down.
     definition(uuid: VmId) -> String = Call::Definition { uuid }, Reply::Text(text) => text;
+    /// What a domain is now: where it runs, with the layers of its disks.
+    xml(uuid: VmId) -> String = Call::Xml { uuid }, Reply::Text(text) => text;
     /// Whether libvirt works on a domain still.
     busy(uuid: VmId) -> bool = Call::Busy { uuid }, Reply::Busy(is) => is;
     /// What libvirt knows of the domain's snapshots, parents first.

@@ -104,6 +104,119 @@ async fn an_image_stays_under_any_disk_and_where_one_cannot_be_read() {
     assert_eq!(collected(&bench).await, [image()]);
 }
 
+/// A domain of somebody else's with such a disk.
+fn strangers(bench: &Bench, disk: &str) {
+    let uuid = "6f0c3a5e-0000-4000-8000-000000000001"
+        .parse()
+        .expect("a UUID");
+    let xml = format!("<domain><devices>{disk}</devices></domain>");
+    bench.memory.put_as(foreign("somebodys", uuid), &xml);
+}
+
+fn qcow2(source: &str) -> String {
+    format!("<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>{source}</disk>")
+}
+
+#[tokio::test]
+async fn an_image_stays_under_a_strangers_disk_wherever_it_is() {
+    let bench = Bench::with_image().await;
+    old(&bench, &image(), 100);
+    let there = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| there.path().join(name);
+    let base = bench.pool(&image());
+    let head = |over: &str| {
+        layer(&bench, "somebody.qcow2", over);
+        let bytes = std::fs::read(bench.pool("somebody.qcow2")).expect("there");
+        std::fs::remove_file(bench.pool("somebody.qcow2")).expect("removed");
+        bytes
+    };
+    std::os::unix::fs::symlink(&base, at("link")).expect("linked");
+    let path = base.display().to_string();
+    let named =
+        |name: &str| format!("json:{{\"driver\":\"qcow2\",\"file\":{{\"filename\":\"{name}\"}}}}");
+    let top = format!("<source file='{}'/>", at("top").display());
+    for (below, lowest) in [
+        // Through one in between, named by its place beside the other one.
+        ("middle".to_owned(), path.clone()),
+        (format!("file:{}", at("middle").display()), path.clone()),
+        (named("middle"), path.clone()),
+        // Named in the end by something that leads to it.
+        ("middle".to_owned(), "link".to_owned()),
+    ] {
+        std::fs::write(at("top"), head(&below)).expect("written");
+        std::fs::write(at("middle"), head(&lowest)).expect("written");
+        strangers(&bench, &qcow2(&top));
+        assert_eq!(collected(&bench).await, [""; 0], "{below} {lowest}");
+        old(&bench, &image(), 100);
+    }
+    // What libvirt knows is below it, and disks that are no layers.
+    for disk in [
+        qcow2(&format!(
+            "<source file='{0}'/><backingStore type='file'><source file='{path}'/></backingStore>",
+            at("link").display()
+        )),
+        format!("<disk type='file'><source file='{path}'/></disk>"),
+        format!(
+            "<disk type='file'><driver type='raw'/><source file='{}'/></disk>",
+            at("link").display()
+        ),
+        qcow2(&format!("<source pool='default' volume='{}'/>", image())),
+    ] {
+        strangers(&bench, &disk);
+        assert_eq!(collected(&bench).await, [""; 0], "{disk}");
+        old(&bench, &image(), 100);
+    }
+
+    // What cannot be read may be a layer over anything.
+    let mut elsewhere = head("link");
+    elsewhere[79] = 4;
+    let is_no_file = head(&there.path().display().to_string());
+    for (bytes, says) in [
+        (head("none"), "No such file"),
+        (head("nbd://10.0.0.1/x"), "not on this host"),
+        (head("json:{\"driver\":\"nbd\"}"), "not on this host"),
+        (head("json:{"), "EOF"),
+        (is_no_file, "neither a file nor a disk"),
+        (head("link")[..19].to_vec(), "cut off"),
+        (elsewhere, "in another file"),
+    ] {
+        std::fs::write(at("top"), bytes).expect("written");
+        strangers(&bench, &qcow2(&top));
+        let said = bench.machines.collect(DAY).await.expect_err("unread");
+        assert!(said.to_string().contains(says), "{said}");
+    }
+    for (disk, says) in [
+        (qcow2("<source file='/nowhere/x'/>"), "No such file"),
+        (
+            qcow2("<source dev='/dev/zero'/>"),
+            "neither a file nor a disk",
+        ),
+        (qcow2("<source protocol='rbd' name='x'/>"), "(rbd)"),
+        (
+            qcow2("<source pool='default' volume='../x'/>"),
+            "No such file",
+        ),
+        (
+            qcow2("<source pool='other' volume='x'/>"),
+            "other/x is not there",
+        ),
+        ("<disk>".to_owned(), "odd"),
+    ] {
+        strangers(&bench, &disk);
+        let said = bench.machines.collect(DAY).await.expect_err("unread");
+        assert!(said.to_string().contains(says), "{disk}: {said}");
+    }
+    assert!(base.exists());
+
+    // A drive, and a disk that holds what its guest wrote, are none.
+    strangers(
+        &bench,
+        "<disk device='cdrom'><source file='/nowhere/x.iso'/></disk><disk device='cdrom'/>\
+         <disk><driver type='raw'/><source file='/nowhere/x.raw'/></disk>",
+    );
+    assert_eq!(collected(&bench).await, [image()]);
+}
+
 #[tokio::test]
 async fn nothing_goes_while_a_machine_is_made_and_old_parts_do() {
     let bench = Bench::with_image().await;

@@ -114,6 +114,67 @@ async fn whoever_is_killed_in_a_way_back_leaves_it_to_the_next_one() {
 }
 
 #[tokio::test]
+async fn what_was_cut_is_put_right_behind_what_cannot_be_read() {
+    let bench = bench().await;
+    bench.memory.cut_restore(3);
+    bench.refuses(restore("before")).await;
+    assert_eq!(bench.state(id("web-01")), Some(GuestState::Paused));
+    // Notes that are none, before and behind it in any order of the directory.
+    let others: Vec<_> = (0..20).map(|n| id(&format!("web-{}", n + 2))).collect();
+    for (n, other) in others.iter().enumerate() {
+        let path = bench.pool(&format!("muster-{other}.json"));
+        match n % 3 {
+            0 => std::fs::write(path, "{").expect("written"),
+            1 => std::fs::create_dir(path).expect("made"),
+            _ => std::os::unix::fs::symlink("/nowhere", path).expect("linked"),
+        }
+    }
+    let mut said = std::collections::HashMap::new();
+    bench.machines.mend_all(&mut said).await.expect("looked at");
+    let first = said.clone();
+    assert_eq!(said.len(), others.len());
+    let all = bench.memory.domains();
+    assert_eq!(all[0].state, GuestState::Running);
+    assert_eq!(all[0].memory, Size(4 * GIB));
+    assert!(
+        !bench
+            .pool(&format!("muster-{}.json", id("web-01")))
+            .exists()
+    );
+
+    // The same is said once; of what is gone nothing is said any more.
+    for other in &others[1..] {
+        let path = bench.pool(&format!("muster-{other}.json"));
+        let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path));
+    }
+    bench.machines.mend_all(&mut said).await.expect("looked at");
+    assert_eq!(said.len(), 1);
+    assert_eq!(said.get(&others[0]), first.get(&others[0]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_cut_while_the_agent_runs_is_put_right_by_itself() {
+    let bench = bench().await;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let week = Duration::from_secs(7 * 86_400);
+    let tidying = tokio::spawn(bench.machines.clone().tidy(week, stop.clone()));
+    // It has looked once when it waits.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bench.memory.cut_restore(6);
+    bench.refuses(restore("before")).await;
+    assert_eq!(bench.state(id("web-01")), Some(GuestState::Paused));
+    let mended = async {
+        while bench.state(id("web-01")) != Some(GuestState::Running) {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+    };
+    let within = Duration::from_secs(600);
+    tokio::time::timeout(within, mended).await.expect("mended");
+    stop.cancel();
+    tidying.await.expect("it ends");
+}
+
+#[tokio::test]
 async fn a_disk_that_is_kept_keeps_its_snapshots() {
     let bench = bench().await;
     bench.does(snapshot("after")).await;
