@@ -126,6 +126,26 @@ impl Hypervisor {
         self.dir.join("lib/images")
     }
 
+    /// Has its kernel follow the connections of guests, as one with a firewall
+    /// between them does. False where there is nothing that could.
+    ///
+    /// # Errors
+    /// When it can, and does not.
+    pub fn follow_connections(&self) -> Result<bool> {
+        let by_bridges = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+        let is_there = self.run(&["test", "-e", by_bridges]).code == 0;
+        if super::capability::program("nft").is_none() || !is_there {
+            return Ok(false);
+        }
+        let set = format!("echo 1 > {by_bridges}");
+        self.inside.done(&["sh", "-c", &set])?;
+        let rules = "table inet watched { chain forward { \
+                     type filter hook forward priority 0; \
+                     ct state established,related accept; }; }";
+        self.inside.done(&["nft", rules])?;
+        Ok(true)
+    }
+
     /// Starts its libvirtd, unless it runs, and waits until it answers.
     ///
     /// # Errors

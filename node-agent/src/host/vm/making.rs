@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
@@ -11,8 +12,11 @@ use muster_protocol::envelope::Mode;
 use muster_protocol::text::printable;
 use muster_protocol::vm::{GuestState, ImageRef, Machine, Owner, VmId};
 use muster_scenarios::node::Performed;
+use rustix::io::Errno;
+use tracing::{debug, warn};
 
 use super::collect;
+use super::conntrack;
 use super::files::{self, Files, Note, volume};
 use super::images::{self, is_here};
 use super::machines::{Done, Inner, Progress, VmError, changed, is_on, state_name, unchanged};
@@ -407,6 +411,9 @@ impl Inner {
                 });
             }
         }
+        if let Some(machine) = &domain.machine {
+            forget(machine).await;
+        }
         self.sweep(id, purge, &files, mode).await?;
         self.came(id);
         let disk = self.ask().volume(pool, &volume(id)).await?;
@@ -494,6 +501,31 @@ impl Inner {
             (_, Mode::Apply) => changed(mode, "what was left of it is gone"),
         })
     }
+}
+
+/// Has the kernel forget the connections of a machine that is gone. It is gone
+/// whether they are or not: they end by themselves, too.
+async fn forget(machine: &Machine) {
+    let nics = machine.nics.iter();
+    let addresses: Vec<IpAddr> = nics.flat_map(|nic| nic.addresses.clone()).collect();
+    let name = machine.name.clone();
+    let done = tokio::task::spawn_blocking(move || conntrack::forget(&addresses)).await;
+    match done.unwrap_or_else(|e| Err(io::Error::other(e))) {
+        Ok(0) => {}
+        Ok(count) => debug!("{count} connections of {name} are forgotten"),
+        // A kernel that follows none.
+        Err(e) if is_none(&e) => debug!("connections of {name} are not looked for: {e}"),
+        Err(e) => warn!("the kernel may remember connections of {name} a while longer: {e}"),
+    }
+}
+
+/// Whether there is nothing in the kernel that could be asked.
+fn is_none(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(
+        code,
+        Some(Errno::INVAL | Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT | Errno::OPNOTSUPP)
+    )
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {

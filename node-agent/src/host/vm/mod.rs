@@ -8,6 +8,7 @@
 //! | [`Watcher`] | tells the broker what there is |
 
 mod collect;
+mod conntrack;
 mod files;
 mod guest;
 mod images;
