@@ -332,6 +332,14 @@ fn answer(
                 let data = chunk.data.bytes().unwrap();
                 heard.output.insert((id, chunk.chunk), (chunk.stream, data));
             }
+            // As a broker does: an agent that was killed may have written to
+            // a socket what never left the machine.
+            let came = |n: &u32| heard.output.contains_key(&(id, *n));
+            let missing: Vec<u32> = (0..report.chunks).filter(|n| !came(n)).collect();
+            if matches!(receipt, Receipt::Stored) && !missing.is_empty() {
+                let answer = OutcomeAnswer::Missing { chunks: missing };
+                return Some(serde_json::to_vec(&answer).unwrap());
+            }
             heard.outcomes.push(report);
             let answer = match receipt {
                 Receipt::Silence => return None,
