@@ -64,6 +64,11 @@ impl<'a, B: Serialize + ?Sized> Ask<'a, B> {
         }
     }
 
+    /// What it is, for errors.
+    pub(crate) fn what(&self) -> String {
+        describe(&self.method, self.path)
+    }
+
     /// Whether doing it twice does no harm.
     fn is_repeatable(&self) -> bool {
         self.method.is_safe() || self.key.is_some()
@@ -108,14 +113,22 @@ impl Client {
         &self,
         ask: Ask<'_, B>,
     ) -> Result<T, ClientError> {
+        self.ask_for(&ask).await
+    }
+
+    /// The same, of what may be asked again.
+    pub(crate) async fn ask_for<B: Serialize + ?Sized, T: DeserializeOwned>(
+        &self,
+        ask: &Ask<'_, B>,
+    ) -> Result<T, ClientError> {
         let mut changes = 0;
         loop {
             let target = self.target(TAKEOVER).await?;
-            let error = match self.ask_at(&target, &ask).await {
+            let error = match self.ask_at(&target, ask).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            self.may_repeat(&target, &ask, &mut changes, error)?;
+            self.may_repeat(&target, ask, &mut changes, error)?;
         }
     }
 

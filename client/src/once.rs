@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
-use crate::client::{Ask, Client, describe};
+use crate::client::{Ask, Client};
 use crate::error::ClientError;
 
 /// How long a request of which nobody knows what came of it is repeated.
@@ -99,19 +99,28 @@ impl Client {
     ) -> Result<T, ClientError> {
         let query: Vec<_> = wait.iter().map(|wait| ("wait", wait.to_string())).collect();
         let wait = wait.map_or(Duration::ZERO, Span::get);
+        let ask = Ask {
+            method: Method::POST,
+            path,
+            query: &query,
+            body: Some(body),
+            extra_time: wait,
+            key: Some(key),
+        };
+        self.until_known(ask).await
+    }
+
+    /// Sends a request that has a key until it is known what came of it.
+    pub(crate) async fn until_known<B: Serialize + ?Sized, T: DeserializeOwned>(
+        &self,
+        ask: Ask<'_, B>,
+    ) -> Result<T, ClientError> {
+        let wait = ask.extra_time;
         let begun = Instant::now();
         let mut pause = FIRST_PAUSE;
         let mut unsure = false;
         loop {
-            let ask = Ask {
-                method: Method::POST,
-                path,
-                query: &query,
-                body: Some(body),
-                extra_time: wait,
-                key: Some(key),
-            };
-            let error = match self.ask(ask).await {
+            let error = match self.ask_for(&ask).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -120,7 +129,7 @@ impl Client {
             }
             if begun.elapsed() >= REPEAT_FOR + wait {
                 return Err(ClientError::Unsure {
-                    what: describe(&Method::POST, path),
+                    what: ask.what(),
                     why: Box::new(error),
                 });
             }

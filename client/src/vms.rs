@@ -7,6 +7,7 @@ use muster_protocol::api::{
     HypervisorView, VmAction, VmBrief, VmChanged, VmView, VmsCreated,
 };
 use muster_protocol::names::{NodeName, VmName};
+use muster_protocol::vm::VmId;
 use reqwest::Method;
 
 use crate::client::{Ask, Client};
@@ -85,7 +86,7 @@ impl Client {
         request: &CreateVms,
         key: &Key,
     ) -> Result<VmsCreated, ClientError> {
-        self.ask(Ask {
+        self.until_known(Ask {
             method: Method::POST,
             path: &["v1", "vms"],
             query: &[],
@@ -96,23 +97,49 @@ impl Client {
         .await
     }
 
-    /// `DELETE /v1/vms/{name}`: with `purge` its disk goes, too.
+    /// `DELETE /v1/vms/{name}`: with `purge` its disk goes, too. It is done
+    /// once, however often it has to be asked for.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn destroy_vm(&self, name: &VmName, purge: bool) -> Result<VmChanged, ClientError> {
-        self.ask::<(), _>(Ask {
+        self.destroy(name, None, purge).await
+    }
+
+    /// The same, of the machine of that UUID: another one that has the name by
+    /// now stays.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn destroy_this_vm(
+        &self,
+        (name, id): (&VmName, VmId),
+        purge: bool,
+    ) -> Result<VmChanged, ClientError> {
+        self.destroy(name, Some(id), purge).await
+    }
+
+    async fn destroy(
+        &self,
+        name: &VmName,
+        id: Option<VmId>,
+        purge: bool,
+    ) -> Result<VmChanged, ClientError> {
+        let mut query = vec![("purge", purge.to_string())];
+        query.extend(id.map(|id| ("id", id.to_string())));
+        self.until_known::<(), _>(Ask {
             method: Method::DELETE,
             path: &["v1", "vms", name.as_str()],
-            query: &[("purge", purge.to_string())],
+            query: &query,
             body: None,
             extra_time: Duration::ZERO,
-            key: None,
+            key: Some(&Key::random()),
         })
         .await
     }
 
-    /// `POST /v1/vms/{name}/actions`.
+    /// `POST /v1/vms/{name}/actions`. It is done once, however often it has to
+    /// be asked for.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -121,13 +148,13 @@ impl Client {
         name: &VmName,
         action: &VmAction,
     ) -> Result<VmChanged, ClientError> {
-        self.ask(Ask {
+        self.until_known(Ask {
             method: Method::POST,
             path: &["v1", "vms", name.as_str(), "actions"],
             query: &[],
             body: Some(action),
             extra_time: Duration::ZERO,
-            key: None,
+            key: Some(&Key::random()),
         })
         .await
     }

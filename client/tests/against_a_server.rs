@@ -371,3 +371,36 @@ async fn what_happens_is_followed_through_lost_connections() {
         "{line}"
     );
 }
+
+#[tokio::test]
+async fn what_is_done_with_a_machine_is_asked_for_until_it_is_known_under_one_name() {
+    let nobody =
+        r#"{"type":"urn:muster:problem:not-found","kind":"not-found","title":"no","status":404}"#;
+    let lost = || "HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{".to_owned();
+    let no = || answer("404 Not Found", "application/problem+json", nobody);
+    let server = server(vec![lost(), no(), lost(), lost(), no()]).await;
+    let client = client(&server.url);
+    let name = "web-1".parse().expect("a name");
+    let exec = muster_protocol::api::VmAction::Exec {
+        argv: vec!["date".to_owned()],
+        timeout: None,
+    };
+    let error = client.act_on_vm(&name, &exec).await.expect_err("no such");
+    assert_eq!(error.kind(), Some(Kind::NotFound));
+    let error = client.destroy_vm(&name, true).await.expect_err("no such");
+    assert_eq!(error.kind(), Some(Kind::NotFound));
+    let asked = server.asked.lock().expect("lock").clone();
+    let keys: Vec<String> = asked
+        .iter()
+        .filter_map(|head| {
+            let line = head
+                .lines()
+                .find(|l| l.to_ascii_lowercase().starts_with("idempotency-key"))?;
+            Some(line.rsplit(' ').next()?.to_owned())
+        })
+        .collect();
+    assert_eq!(keys.len(), 5, "{asked:?}");
+    assert_eq!(keys[0], keys[1]);
+    assert_eq!((&keys[2], &keys[3]), (&keys[3], &keys[4]));
+    assert_ne!(keys[0], keys[2]);
+}
