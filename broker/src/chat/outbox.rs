@@ -212,11 +212,17 @@ impl Outbox {
 
     /// What whoever asked for a run in chat is told of it.
     async fn answer(&self, event: &ClusterEvent, settings: &Settings) -> Option<Say> {
-        if vms::is_of_machine(event)
-            && let Some(run) = event.fields.get("run").and_then(|run| run.as_str())
+        if let Some(run) = event.fields.get("run").and_then(|run| run.as_str())
             && let Ok(run) = run.parse()
             && let Some(of) = self.ran.machine_of(run)
         {
+            // Of what configures it, the machine's own event tells the end.
+            if !vms::is_of_machine(event) && event.kind == "run.ended" {
+                return None;
+            }
+            if !vms::is_of_machine(event) {
+                return self.of_run(event, settings).await;
+            }
             return match event.kind.as_str() {
                 "run.begun" => runs::begun(event),
                 "run.progress" if of.is_one_of_many => None,
@@ -226,6 +232,10 @@ impl Outbox {
                 _ => None,
             };
         }
+        self.of_run(event, settings).await
+    }
+
+    async fn of_run(&self, event: &ClusterEvent, settings: &Settings) -> Option<Say> {
         match event.kind.as_str() {
             "run.begun" => runs::begun(event),
             "run.progress" => Some(runs::progress(event)),

@@ -20,6 +20,7 @@ use super::Chat;
 use super::handle::{Parts, Stores};
 use super::outputs::Ran;
 use super::result::Outputs;
+use super::sentences::vms::OfMachine;
 use super::spoken::STREAM;
 use crate::events::Events;
 use crate::events::place::Places;
@@ -53,6 +54,23 @@ impl Ran for Nobody {
     }
 }
 
+/// Every run is one of a machine.
+#[derive(Debug)]
+struct Machines;
+
+impl Ran for Machines {
+    fn came_to(&self, _: RunId) -> BoxFuture<'_, Option<(RunView, Outputs)>> {
+        Box::pin(async { None })
+    }
+
+    fn machine_of(&self, _: RunId) -> Option<OfMachine> {
+        Some(OfMachine {
+            name: "web-03".parse().unwrap(),
+            is_one_of_many: false,
+        })
+    }
+}
+
 /// Everything of a broker that chat needs.
 struct World {
     js: Context,
@@ -76,6 +94,10 @@ impl World {
 
     /// One time of being the active broker.
     async fn term(&self) -> Term {
+        self.term_with(Arc::new(Nobody)).await
+    }
+
+    async fn term_with(&self, ran: Arc<dyn Ran>) -> Term {
         let lease = Lease::fixed(1);
         let keep = Duration::from_secs(3_600);
         let events = Events::open(self.js.clone(), lease.clone(), keep);
@@ -102,7 +124,7 @@ impl World {
             routes: routes.clone(),
         };
         let chat = Chat::open(parts).await.unwrap();
-        tokio::spawn(chat.clone().keep(Arc::new(Nobody), cancel.clone()));
+        tokio::spawn(chat.clone().keep(ran, cancel.clone()));
         wait_for("the outbox has its place", async || {
             self.places.get("chat").await.unwrap()
         })
@@ -391,6 +413,39 @@ async fn who_asked_for_a_run_is_told_where_they_asked_and_others_by_their_routes
     assert_eq!(ops[0], "8k2d deploy started by ana (irc): 12 nodes");
     assert_eq!(ops.len(), 3, "{ops:?}");
     assert_eq!(lines_in(&world, "#dev").await.len(), 3);
+}
+
+#[tokio::test]
+async fn who_had_a_machine_configured_is_told_its_end_once_by_the_machine() {
+    let world = World::new("").await;
+    let term = world.term_with(Arc::new(Machines)).await;
+    let chat = json!({ "network": "ops", "channel": "#dev", "person": { "nick": "ana" } });
+    let fields = json!({
+        "run": RunId::from_bytes([7; 16]), "scenario": "deploy", "nodes": 1, "chat": chat,
+        "waited": true, "state": "succeeded",
+    });
+    let told = [
+        ("run.begun", "deploy"),
+        ("run.ended", "deploy: succeeded, 1 succeeded"),
+        ("vm.configured", "machine web-03 is configured by deploy"),
+    ];
+    for (kind, text) in told {
+        let fields = fields.as_object().unwrap().clone();
+        term.events
+            .tell(kind, "8k2d", text.to_owned(), fields)
+            .await;
+    }
+    wait_for("the machine's end is said", async || {
+        let said = world.said().await;
+        let last = said.last()?.1.say.lines.first()?.clone();
+        last.contains("configured").then_some(())
+    })
+    .await;
+    let said = lines_in(&world, "#dev").await;
+    assert_eq!(
+        said,
+        ["8k2d started: 1 node", "web-03 is configured by deploy"]
+    );
 }
 
 /// A request for the feed; the stream of the answer.

@@ -25,7 +25,14 @@ pub struct Batch {
 }
 
 /// What is told to whoever asked, beside whomever routes name.
-const ANSWERS: [&str; 4] = ["vm.created", "vm.failed", "vm.deleted", "vm.changed"];
+const ANSWERS: [&str; 6] = [
+    "vm.created",
+    "vm.failed",
+    "vm.deleted",
+    "vm.changed",
+    "vm.configured",
+    "vm.configure-failed",
+];
 
 impl Machines {
     /// Where whoever asked is told of it, and what they need to know.
@@ -94,8 +101,7 @@ impl Machines {
     /// The machine that a run does something with, or did so last.
     #[must_use]
     pub fn of_run(&self, run: muster_protocol::ids::RunId) -> Option<std::sync::Arc<StoredVm>> {
-        let all = self.parts().records.all().into_iter();
-        all.map(|held| held.vm).find(|vm| vm.run == Some(run))
+        self.parts().records.by_run(run).map(|held| held.vm)
     }
 }
 

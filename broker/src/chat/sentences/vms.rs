@@ -48,7 +48,12 @@ pub fn is_of_machine(event: &ClusterEvent) -> bool {
 #[must_use]
 pub fn asked_at(event: &ClusterEvent) -> Option<ChatPlace> {
     let field = match event.kind.as_str() {
-        "vm.created" | "vm.failed" | "vm.deleted" | "vm.changed" => "chat",
+        "vm.created"
+        | "vm.failed"
+        | "vm.deleted"
+        | "vm.changed"
+        | "vm.configured"
+        | "vm.configure-failed" => "chat",
         "alarm.vm-doubtful" => "asker",
         _ => return None,
     };
@@ -60,8 +65,8 @@ pub fn asked_at(event: &ClusterEvent) -> Option<ChatPlace> {
 
 fn tone(event: &ClusterEvent) -> Tone {
     match event.kind.as_str() {
-        "vm.created" | "vm.changed" | "vm.drift-ended" => Tone::Good,
-        "vm.failed" | "alarm.vm-doubtful" => Tone::Bad,
+        "vm.created" | "vm.changed" | "vm.configured" | "vm.drift-ended" => Tone::Good,
+        "vm.failed" | "vm.configure-failed" | "alarm.vm-doubtful" => Tone::Bad,
         "vm.drift" => Tone::Warn,
         _ => Tone::Plain,
     }

@@ -54,6 +54,29 @@ fn whoever_asked_is_told_the_end() {
 }
 
 #[test]
+fn whoever_had_a_machine_configured_hears_what_came_of_it() {
+    let chat = json!({ "network": "ops", "channel": "#ops" });
+    let data = json!({ "run": RUN, "chat": chat });
+    let well = event(
+        "vm.configured",
+        "machine web-03 is configured by deploy",
+        &data,
+    );
+    assert!(asked_at(&well).is_some());
+    assert_snapshot!(shown(&ended(&well)), @r"
+    [Reply/Good 5t0w]
+    web-03 is configured by deploy
+    ");
+    let text = "machine web-03 is up, and deploy did not configure it: ana (person) may not run anything; muster vm provision web-03 tries it again";
+    let failed = event("vm.configure-failed", text, &data);
+    assert!(asked_at(&failed).is_some());
+    assert_snapshot!(shown(&ended(&failed)), @r"
+    [Reply/Bad 5t0w]
+    web-03 is up, and deploy did not configure it: ana (person) may not run anything; muster vm provision web-03 tries it again
+    ");
+}
+
+#[test]
 fn machines_that_were_asked_for_together_are_one_answer() {
     let of = |up: &[&str], failed: &[&str], open: usize| {
         let batch = json!({
