@@ -364,7 +364,7 @@ fn main_frames(state: &RunState, event: &RunEvent) -> Vec<Frame> {
             Some((of, Back::Machine { machine, .. })) => {
                 let name = &machine.name;
                 let text = match end {
-                    MachineEnd::Gone => format!("machine {name} is gone"),
+                    MachineEnd::Gone => format!("machine {name} is taken back"),
                     MachineEnd::Left { why } => {
                         format!("machine {name} could not be taken back: {why}")
                     }
