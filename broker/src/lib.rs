@@ -33,6 +33,7 @@ pub mod ping;
 pub mod plans;
 pub mod policy;
 pub mod presence;
+mod refusal;
 pub mod releases;
 pub mod resolve;
 pub mod retention;

@@ -76,6 +76,16 @@ pub enum OnceError {
     Damaged(&'static str),
 }
 
+/// What is done when a request comes again of which it is not known what came
+/// of the first one.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Unfinished {
+    /// Nothing: whoever asks has to look.
+    Unknown,
+    /// It is asked for again: the work finds what was done for it by itself.
+    Again,
+}
+
 /// The answers. Cheap to clone.
 #[derive(Clone)]
 pub struct Once(Arc<Inner>);
@@ -167,6 +177,7 @@ impl Once {
     pub async fn answer<T, E>(
         &self,
         named: Named,
+        unfinished: Unfinished,
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E>
     where
@@ -184,20 +195,25 @@ impl Once {
             .get(&named.place)
             .await
             .map_err(OnceError::from)?;
-        if let Some(kept) = kept {
-            if kept.value.request != named.request {
+        let (mut stored, revision) = match kept {
+            Some(kept) if kept.value.request != named.request => {
                 return Err(OnceError::Other.into());
             }
-            let sealed = kept.value.answer.ok_or(OnceError::Unknown)?;
-            return Ok(open(&named, &sealed)?);
-        }
-        let mut stored = StoredOnce {
-            request: named.request.clone(),
-            at: Timestamp::now(),
-            answer: None,
+            Some(kept) => match (&kept.value.answer, unfinished) {
+                (Some(sealed), _) => return Ok(open(&named, sealed)?),
+                (None, Unfinished::Unknown) => return Err(OnceError::Unknown.into()),
+                (None, Unfinished::Again) => (kept.value, kept.revision),
+            },
+            None => {
+                let stored = StoredOnce {
+                    request: named.request.clone(),
+                    at: Timestamp::now(),
+                    answer: None,
+                };
+                let created = self.0.bucket.create(&named.place, &stored).await;
+                (stored, created.map_err(OnceError::from)?)
+            }
         };
-        let created = self.0.bucket.create(&named.place, &stored).await;
-        let revision = created.map_err(OnceError::from)?;
         let done = match work.await {
             Ok(done) => done,
             Err(error) => {

@@ -1,12 +1,15 @@
 //! `Idempotency-Key`: a request that is sent again does the same thing once.
 
 use axum::http::HeaderMap;
+use muster_protocol::ids::RunId;
 use muster_protocol::problem::Kind;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
 
 use super::{ApiError, AppState, finish};
 use crate::authz::Caller;
+use crate::once::Unfinished;
 
 /// Header under which a client repeats a request without doing it twice.
 pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -37,6 +40,32 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiEr
     }
 }
 
+/// The run that a principal asks for under the key of its request, if that has
+/// one: the same run, however often it is asked for.
+///
+/// # Errors
+/// As for [`idempotency_key`].
+pub(super) fn named_run(
+    caller: &Caller,
+    route: &str,
+    headers: &HeaderMap,
+) -> Result<Option<RunId>, ApiError> {
+    let Some(key) = idempotency_key(headers)? else {
+        return Ok(None);
+    };
+    let mut hash = Sha256::new();
+    hash.update(b"muster idempotency key 1\0");
+    hash.update(route);
+    hash.update(b"\0");
+    hash.update(caller.principal.as_str());
+    hash.update(b"\0");
+    hash.update(key);
+    let digest: [u8; 32] = hash.finalize().into();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    Ok(Some(RunId::from_bytes(bytes)))
+}
+
 /// Does what was asked for and authorised: to its end, also when the client
 /// goes away, and with an `Idempotency-Key` once, however often it is asked.
 /// `request` is all that it says.
@@ -55,6 +84,25 @@ where
     T: Serialize + DeserializeOwned + Send + Sync + 'static,
     E: Into<ApiError> + Send + 'static,
 {
+    let asked = (caller, route, headers);
+    once_or_again(state, asked, request, Unfinished::Unknown, work).await
+}
+
+/// The same, of work that may have been left unfinished by a broker before.
+///
+/// # Errors
+/// As above.
+pub(super) async fn once_or_again<T, E>(
+    state: &AppState,
+    (caller, route, headers): (&Caller, &str, &HeaderMap),
+    request: &impl Serialize,
+    unfinished: Unfinished,
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, ApiError>
+where
+    T: Serialize + DeserializeOwned + Send + Sync + 'static,
+    E: Into<ApiError> + Send + 'static,
+{
     let Some(key) = idempotency_key(headers)? else {
         return finish(work).await;
     };
@@ -63,7 +111,7 @@ where
     let once = state.once.clone();
     finish(async move {
         let work = async { work.await.map_err(Into::into) };
-        once.answer::<T, ApiError>(named, work).await
+        once.answer::<T, ApiError>(named, unfinished, work).await
     })
     .await
 }

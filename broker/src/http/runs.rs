@@ -7,19 +7,17 @@ use axum::http::HeaderMap;
 use muster_protocol::api::{
     AnswerRequest, Page, Plan, RetryRequest, RunBrief, RunRequest, RunView,
 };
-use muster_protocol::ids::RunId;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::Wish;
 use muster_protocol::text::printable;
 use muster_protocol::units::Span;
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 use tokio::time::{sleep, timeout};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::gate::{LONGEST_WAIT, Slot};
-use super::once::idempotency_key;
+use super::once::named_run;
 use super::sse::watcher;
 use super::{ApiError, ApiJson, ApiPath, ApiQuery, AppState};
 use crate::authz::{Action, Caller, RunAsk};
@@ -539,29 +537,11 @@ async fn ended(
     Ok(ApiJson(engine.show(run).await?))
 }
 
-/// Under which id this is asked for.
+/// Under which id this is asked for: the journal then holds it once, also when
+/// two requests race or this broker starts again in between.
 fn asked(caller: &Caller, route: &str, headers: &HeaderMap) -> Result<Asked, ApiError> {
-    Ok(match idempotency_key(headers)? {
-        None => Asked::once(),
-        Some(key) => Asked::under(derived_id(caller, route, key)),
-    })
-}
-
-/// The id of the run that a principal asks for under that key: the journal
-/// then holds it once, also when two requests race or this broker starts
-/// again in between.
-fn derived_id(caller: &Caller, route: &str, key: &str) -> RunId {
-    let mut hash = Sha256::new();
-    hash.update(b"muster idempotency key 1\0");
-    hash.update(route);
-    hash.update(b"\0");
-    hash.update(caller.principal.as_str());
-    hash.update(b"\0");
-    hash.update(key);
-    let digest: [u8; 32] = hash.finalize().into();
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&digest[..16]);
-    RunId::from_bytes(bytes)
+    let named = named_run(caller, route, headers)?;
+    Ok(named.map_or_else(Asked::once, Asked::under))
 }
 
 #[cfg(test)]

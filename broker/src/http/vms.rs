@@ -11,7 +11,7 @@ use muster_protocol::api::{
 use muster_protocol::names::{NameError, VmName};
 use muster_protocol::predicate::{Attributes, Predicate};
 use muster_protocol::problem::{Kind, Problem};
-use muster_protocol::vm::SeedText;
+use muster_protocol::vm::{SeedText, VmId};
 use muster_protocol::wire::SeedRequest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -19,11 +19,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::matching::refused;
-use super::once::once;
+use super::once::{named_run, once_or_again};
 use super::{
     ApiError, ApiJson, ApiPath, ApiQuery, AppState, OpenDoor, Paging, finish, page, page_of,
 };
 use crate::authz::{Action, Caller};
+use crate::once::Unfinished;
 use crate::resolve::ResolveError;
 use crate::vm::{Act, Destroy, StoredVm};
 
@@ -256,8 +257,11 @@ pub(crate) async fn create_vms(
         .await?;
     state.active()?;
     let machines = state.machines.clone();
-    let work = async move { Box::pin(machines.create(asked)).await };
-    once(state, caller, "POST /v1/vms", headers, &request, work).await
+    let route = "POST /v1/vms";
+    let under = named_run(caller, route, headers)?;
+    let work = async move { Box::pin(machines.create_once(asked, under)).await };
+    let asked = (caller, route, headers);
+    once_or_again(state, asked, &request, Unfinished::Again, work).await
 }
 
 /// One machine, also one that was destroyed.
@@ -298,17 +302,27 @@ struct How {
     /// Whether its disk goes, too; else it is kept for a day.
     #[serde(default)]
     purge: bool,
+    /// The UUID of the machine that is meant: another one that has the name by
+    /// now stays.
+    #[serde(default)]
+    #[param(value_type = Option<String>)]
+    id: Option<VmId>,
 }
 
 /// Destroys a machine. Its disk and its addresses are kept for a day, unless
 /// it is purged.
+///
+/// With an `Idempotency-Key` a repeated request answers with the run of the
+/// first one, also after another broker has taken over.
 #[utoipa::path(
-    delete, path = "/v1/vms/{name}", tag = "machines", params(("name" = VmName, Path), How),
+    delete, path = "/v1/vms/{name}", tag = "machines",
+    params(("name" = VmName, Path), How, ("Idempotency-Key" = Option<String>, Header, description = "sent again with the same key, it is done once")),
     security(("bearer" = [])),
     responses(
         (status = 200, body = VmChanged),
         (status = 404, body = Problem),
         (status = 409, description = "it is protected, or something is done with it", body = Problem),
+        (status = 410, description = "another machine has the name by now", body = Problem),
     ),
     extensions(("x-authorisation" = json!("make, change or destroy machines")))
 )]
@@ -317,10 +331,15 @@ async fn destroy(
     caller: Caller,
     ApiPath(name): ApiPath<String>,
     ApiQuery(how): ApiQuery<How>,
+    headers: HeaderMap,
 ) -> Result<ApiJson<VmChanged>, ApiError> {
+    let name = vm_name(&name)?;
+    let under = named_run(&caller, &format!("DELETE /v1/vms/{name}"), &headers)?;
     let asked = Destroy {
-        name: vm_name(&name)?,
+        name,
         purge: how.purge,
+        only: how.id,
+        under,
     };
     destroy_vm(&state, &caller, asked).await.map(ApiJson)
 }
@@ -341,8 +360,12 @@ pub(crate) async fn destroy_vm(
 
 /// Does something with a machine. What a node has to do is a run, which the
 /// answer names.
+///
+/// With an `Idempotency-Key` a repeated request answers with the run of the
+/// first one, also after another broker has taken over.
 #[utoipa::path(
-    post, path = "/v1/vms/{name}/actions", tag = "machines", params(("name" = VmName, Path)),
+    post, path = "/v1/vms/{name}/actions", tag = "machines",
+    params(("name" = VmName, Path), ("Idempotency-Key" = Option<String>, Header, description = "sent again with the same key, it is done once")),
     request_body = VmAction, security(("bearer" = [])),
     responses(
         (status = 200, body = VmChanged),
@@ -356,12 +379,12 @@ async fn act(
     State(state): State<AppState>,
     caller: Caller,
     ApiPath(name): ApiPath<String>,
+    headers: HeaderMap,
     ApiJson(what): ApiJson<VmAction>,
 ) -> Result<ApiJson<VmChanged>, ApiError> {
-    let asked = Act {
-        name: vm_name(&name)?,
-        what,
-    };
+    let name = vm_name(&name)?;
+    let under = named_run(&caller, &format!("POST /v1/vms/{name}/actions"), &headers)?;
+    let asked = Act { name, what, under };
     act_on_vm(&state, &caller, asked).await.map(ApiJson)
 }
 

@@ -306,8 +306,9 @@ impl Engine {
         shared
             .fits(&spec, &targets)
             .map_err(CreateError::TooLarge)?;
-        // A run that has begun may go on: its parts do not count.
-        if spec.part_of.is_none() && shared.busy() >= MOST_OPEN {
+        // A run that has begun may go on: its parts do not count, nor does what
+        // takes back what it did.
+        if spec.part_of.is_none() && !spec.takes_back && shared.busy() >= MOST_OPEN {
             return Err(CreateError::Busy);
         }
         // Room is being made at this moment, if there can be any.

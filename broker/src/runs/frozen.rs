@@ -13,7 +13,7 @@ pub(super) use crate::freeze::changed;
 
 /// Whether it takes back what another run did.
 pub(super) fn is_undo(spec: &RunSpec) -> bool {
-    spec.part_of.is_some_and(|part| part.undo)
+    spec.takes_back || spec.part_of.is_some_and(|part| part.undo)
 }
 
 /// Whether a freeze keeps this run from going on. What people can still do
@@ -63,6 +63,11 @@ impl Engine {
     #[must_use]
     pub fn frozen(&self) -> Option<Freeze> {
         self.0.freezer.get().and_then(Freezer::frozen)
+    }
+
+    /// What keeps this run from being begun, if something does.
+    pub(crate) fn halted(&self, spec: &RunSpec) -> Option<Freeze> {
+        self.0.frozen(spec)
     }
 }
 

@@ -465,6 +465,7 @@ fn spec(run: RunId, node: &NodeRecord, report: &LocalReport) -> Result<RunSpec, 
         rebuilt: None,
         main: None,
         part_of: None,
+        takes_back: false,
         chat: None,
         // By this broker's clock: with the node's, it could be the newest
         // run for ever, or old enough to be forgotten at once.

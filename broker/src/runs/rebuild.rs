@@ -483,6 +483,7 @@ fn spec(request: &Request, key: KeyId, node: Serial) -> Option<RunSpec> {
         local: None,
         main: None,
         part_of: None,
+        takes_back: false,
         chat: None,
         rebuilt: Some(Box::new(Rebuilt {
             node,

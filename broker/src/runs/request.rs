@@ -359,6 +359,7 @@ impl Checked {
             rebuilt: None,
             main: None,
             part_of: None,
+            takes_back: false,
             chat: None,
             created: now,
         };
@@ -389,6 +390,7 @@ pub fn retry(
         local: None,
         rebuilt: None,
         part_of: None,
+        takes_back: false,
         chat: None,
         created: now,
         gates: Gates {

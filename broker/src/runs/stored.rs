@@ -404,6 +404,7 @@ impl Ready {
             rebuilt: None,
             main: None,
             part_of: None,
+            takes_back: false,
             chat: None,
             created: now,
         };

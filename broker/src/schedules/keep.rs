@@ -17,6 +17,7 @@ use super::stored::StoredSchedule;
 use super::{Schedules, SchedulesError};
 use crate::events::Once;
 use crate::freeze::changed as freeze_changed;
+use crate::refusal::Refusal;
 use crate::submit::{Asked, Submit, Submitted};
 
 /// How long nobody looks at the clock at most: it may be set.
@@ -136,7 +137,7 @@ impl Schedules {
                 Err(error) if error.kind == Kind::Conflict && self.is_there(submit, id) => {
                     (Some(id), None)
                 }
-                Err(error) if passes(&error) => {
+                Err(error) if Refusal::of(&error).passes() => {
                     tracing::warn!(schedule = %name, error = error.title, "a schedule cannot start its run now");
                     return true;
                 }
@@ -237,14 +238,6 @@ impl Schedules {
             events.emit("schedule.missed", name.as_str(), text).await;
         }
     }
-}
-
-/// Whether waiting may cure it.
-fn passes(error: &Problem) -> bool {
-    matches!(
-        error.kind,
-        Kind::Unavailable | Kind::RateLimited | Kind::NoRoom | Kind::Frozen
-    )
 }
 
 impl From<SchedulesError> for crate::http::ApiError {

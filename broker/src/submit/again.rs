@@ -48,7 +48,7 @@ impl Submit {
                     taken: Some(*taken),
                     hash,
                     asks: false,
-                    asked: asked.id,
+                    asked,
                 },
                 Confirmed::Before(run) => return self.shown(caller, run).await,
             },
@@ -59,7 +59,7 @@ impl Submit {
                     taken: None,
                     hash,
                     asks,
-                    asked: asked.id,
+                    asked,
                 }
             }
         };

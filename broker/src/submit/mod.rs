@@ -20,6 +20,7 @@ use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::units::Timestamp;
 use muster_scenarios::upgrade::{self, Upgrade, UpgradeRequest};
 use muster_scenarios::{Builtin, command};
+use serde_json::Value;
 
 use crate::authz::{Action, Authorized, Caller, Denied, Guard, RunAsk, Unauthorized};
 use crate::bus::Nodes;
@@ -56,6 +57,8 @@ pub struct Asked {
     /// Whether the same request may have come before, under the same id: then
     /// it is answered with what came of it.
     pub repeatable: bool,
+    /// Whether it takes back what a run did: a freeze does not stop it.
+    pub takes_back: bool,
 }
 
 impl Asked {
@@ -65,6 +68,7 @@ impl Asked {
         Self {
             id: RunId::random(),
             repeatable: false,
+            takes_back: false,
         }
     }
 
@@ -74,6 +78,16 @@ impl Asked {
         Self {
             id,
             repeatable: true,
+            takes_back: false,
+        }
+    }
+
+    /// The same, to take back what a run did.
+    #[must_use]
+    pub(crate) fn taking_back(self) -> Self {
+        Self {
+            takes_back: true,
+            ..self
         }
     }
 }
@@ -141,7 +155,7 @@ struct Begin {
     /// The scenario wants a person to see it first.
     asks: bool,
     /// Under which id it was asked for.
-    asked: RunId,
+    asked: Asked,
 }
 
 impl Submit {
@@ -202,7 +216,7 @@ impl Submit {
             taken,
             hash,
             asks: false,
-            asked: asked.id,
+            asked,
         };
         self.begin(caller, &request.confirm, begin).await
     }
@@ -223,7 +237,7 @@ impl Submit {
                         taken: Some(*taken),
                         hash,
                         asks: false,
-                        asked: asked.id,
+                        asked,
                     };
                     return self.begin(caller, &request.confirm, begin).await;
                 }
@@ -251,7 +265,7 @@ impl Submit {
             taken: None,
             hash,
             asks,
-            asked: asked.id,
+            asked,
         };
         let submitted = self.begin(caller, &request.confirm, begin).await?;
         if let (Some(frozen), Submitted::Run(run)) = (rehearsed, &submitted) {
@@ -313,6 +327,32 @@ impl Submit {
         } else {
             Err(used_key(&old))
         }
+    }
+
+    /// Whether a run does what is asked for, whatever these parameters are.
+    pub(crate) async fn is_like(
+        &self,
+        old: &RunView,
+        request: &RunRequest,
+        aside: &[&str],
+    ) -> bool {
+        // The scenario may have changed since: what counts is what ran.
+        let pinned = RunRequest {
+            version: request.version.or(old.brief.version),
+            ..request.clone()
+        };
+        let Ok((_, ready)) = self.ready(&pinned).await else {
+            return false;
+        };
+        let rest = |mut params: Value| {
+            if let Value::Object(all) = &mut params {
+                all.retain(|name, _| !aside.contains(&name.as_str()));
+            }
+            params
+        };
+        old.brief.scenario == request.scenario
+            && old.brief.mode == request.mode
+            && rest(old.params.clone()) == rest(ready.params())
     }
 
     /// Puts what this broker knows of a release into the request to upgrade
@@ -407,13 +447,14 @@ impl Submit {
             // It comes about now, not when it was shown.
             frozen.spec.created = Timestamp::now();
         }
+        frozen.spec.takes_back = asked.takes_back;
         let settings = &self.nodes.settings;
         runs::confirm_later(&mut frozen, confirm, settings.confirm_within);
         let authorized = self.allowed_run(caller, frozen).await?;
         if self.lease.epoch().is_none() {
             return Err(refused(not_active()));
         }
-        if let Some(freeze) = self.nodes.engine.frozen() {
+        if let Some(freeze) = self.nodes.engine.halted(&authorized.get().spec) {
             return Err(refused(CreateError::Frozen(Box::new(freeze)).problem()));
         }
         self.fits(authorized.get())?;
@@ -438,7 +479,7 @@ impl Submit {
                 created => created.map_err(|error| refused(error.problem()))?,
             };
             if let Some(plan) = taken {
-                plan.used(asked);
+                plan.used(asked.id);
             }
             Ok(Submitted::Run(Box::new(created)))
         });

@@ -12,7 +12,7 @@ use muster_protocol::run::{Outcome, Target};
 use muster_protocol::units::Timestamp;
 use muster_scenarios::manifest::Shape;
 
-use super::{Begin, Refused, Submit, Submitted, create, engine, hash_of, refused, stored};
+use super::{Asked, Begin, Refused, Submit, Submitted, create, engine, hash_of, refused, stored};
 use crate::authz::Caller;
 use crate::plans::{Rehearsal, RequestHash};
 use crate::runs::{FrozenRun, Program, gates};
@@ -139,7 +139,7 @@ impl Submit {
             taken: None,
             hash: hash_of(request),
             asks: true,
-            asked,
+            asked: Asked::under(asked),
         };
         self.begin(caller, &Confirm::Ask, begin).await
     }

@@ -115,12 +115,23 @@ impl Machinery for Broker {
         })
     }
 
+    fn call_off(&self, of: PartOf) -> BoxFuture<'_, Result<(), Problem>> {
+        Box::pin(async move {
+            let machines = self.machines.clone();
+            let done = tokio::spawn(async move { machines.call_off(of).await });
+            match done.await {
+                Ok(done) => done.map_err(VmError::problem),
+                Err(error) => Err(Problem::new(Kind::Internal, error.to_string())),
+            }
+        })
+    }
+
     fn unmake(&self, caller: Caller, of: PartOf) -> BoxFuture<'_, Result<(), Problem>> {
         Box::pin(async move {
             let Some(name) = self.machines.name_of(of) else {
                 return Ok(());
             };
-            let asked = Destroy { name, purge: true };
+            let asked = Destroy::named(name, true);
             let guard = &self.submit.guard;
             let asked = guard
                 .authorize(&caller, Action::ManageMachines, asked)

@@ -17,12 +17,14 @@ use tokio::sync::watch;
 use super::images::Images;
 use super::networks::Networks;
 use super::only;
-use super::ports::{Addresses, Doorman, ForMachine, Look, Pictures, Reserves, Works, refused};
+use super::ports::{
+    Addresses, Before, Doorman, ForMachine, Look, Pictures, Reserves, WHICH, Works, refused,
+};
 use crate::authz::Caller;
 use crate::enroll::{EnrollError, Enrolment};
 use crate::http::ApiError;
 use crate::inventory::{Inventory, InventoryError, NodeControl};
-use crate::runs::EngineError;
+use crate::runs::{CreateError, EngineError};
 use crate::submit::{Asked, Refused, Submit, Submitted, is_builtin};
 
 impl Works for Submit {
@@ -63,15 +65,39 @@ impl Works for Submit {
         &'a self,
         caller: &'a Caller,
         request: RunRequest,
-        run: RunId,
+        asked: Asked,
     ) -> BoxFuture<'a, Result<(), Refused>> {
         Box::pin(async move {
-            match self.run(caller, request, Asked::under(run)).await? {
+            match self.run(caller, request, asked).await? {
                 Submitted::Run(_) => Ok(()),
                 Submitted::Confirm(_) => Err(refused(Problem::new(
                     Kind::Internal,
                     "the run waits for a confirmation that nobody can give",
                 ))),
+            }
+        })
+    }
+
+    fn stopped(&self, takes_back: bool) -> Option<Refused> {
+        let freeze = self.nodes.engine.frozen().filter(|_| !takes_back)?;
+        Some(refused(CreateError::Frozen(Box::new(freeze)).problem()))
+    }
+
+    fn before<'a>(&'a self, request: &'a RunRequest, run: RunId) -> BoxFuture<'a, Before> {
+        Box::pin(async move {
+            let engine = &self.nodes.engine;
+            match engine.lookup(&run.to_string()) {
+                Ok(_) => {}
+                Err(EngineError::Lookup(_)) => return Before::Nothing,
+                Err(_) => return Before::NotNow,
+            }
+            let Ok(old) = engine.show(run).await else {
+                return Before::NotNow;
+            };
+            if self.is_like(&old, request, &WHICH).await {
+                Before::Same
+            } else {
+                Before::Other
             }
         })
     }

@@ -3,17 +3,20 @@
 use std::sync::Arc;
 
 use muster_protocol::api::{VmAction, VmChanged};
+use muster_protocol::ids::RunId;
 use muster_protocol::names::VmName;
 use muster_protocol::units::{Span, Timestamp};
-use muster_protocol::vm::Size;
+use muster_protocol::vm::{Size, VmId};
 
-use super::create::{given, is_unsure, strangers};
+use super::create::{given, strangers};
 use super::error::VmError;
 use super::keep::Held;
 use super::machines::Machines;
 use super::placement::{lacks, room};
+use super::ports::Look;
 use super::records::{End, Life, Order, StoredVm};
 use crate::authz::{Authorized, Caller};
+use crate::refusal::Refusal;
 
 /// A machine to be destroyed.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -22,6 +25,24 @@ pub struct Destroy {
     pub name: VmName,
     /// Whether its disk goes, too.
     pub purge: bool,
+    /// That machine, and no other one of that name; any when absent.
+    pub only: Option<VmId>,
+    /// The run that it is to be, where the request names itself: whoever sends
+    /// it again is answered with that run.
+    pub under: Option<RunId>,
+}
+
+impl Destroy {
+    /// Whatever machine has that name.
+    #[must_use]
+    pub fn named(name: VmName, purge: bool) -> Self {
+        Self {
+            name,
+            purge,
+            only: None,
+            under: None,
+        }
+    }
 }
 
 /// Something to be done with a machine.
@@ -31,6 +52,8 @@ pub struct Act {
     pub name: VmName,
     /// What.
     pub what: VmAction,
+    /// The run that it is to be, as in [`Destroy`].
+    pub under: Option<RunId>,
 }
 
 /// The longest time that anything may take in a machine.
@@ -56,11 +79,23 @@ impl Machines {
         is_it: impl Fn(&StoredVm) -> bool,
     ) -> Result<VmChanged, VmError> {
         let caller = asked.caller().clone();
-        let Destroy { name, purge } = asked.into_inner();
+        let Destroy {
+            name,
+            purge,
+            only,
+            under,
+        } = asked.into_inner();
         let _turn = self.turn(&name).await;
         let held = self.settled(&name).await?;
+        let asks = held.vm.destroyed_by(purge);
+        if let Some(before) = self.repeated(&held, under, asks.as_ref()).await? {
+            return Ok(before);
+        }
         if !is_it(&held.vm) {
             return Err(VmError::NoVm(name));
+        }
+        if only.is_some_and(|id| id != held.vm.id) {
+            return Err(VmError::Another(name));
         }
         if held.vm.protected {
             return Err(VmError::Protected(name));
@@ -68,6 +103,13 @@ impl Machines {
         let end = if purge { End::Purge } else { End::Keep };
         match &held.vm.life {
             Life::Ready { .. } => {}
+            Life::Creating { run } if self.is_never_taken(*run).await => {
+                self.0.refusals.taken(*run);
+                let why = format!("{} had it destroyed before it was begun", caller.principal);
+                let held = self.take_back(&held, &why).await?;
+                let vm = self.view(&held.vm);
+                return Ok(VmChanged { vm, run: None });
+            }
             Life::Kept { .. } | Life::Doubtful { .. } if purge => {}
             _ => return Err(cannot(&held.vm)),
         }
@@ -79,7 +121,7 @@ impl Machines {
             Arc::make_mut(&mut held.vm).order = Order {
                 // The answer says it.
                 chat: None,
-                ..Order::of(&caller)
+                ..Order::of(&caller).under(under)
             };
             let held = self
                 .end(&held, "its hypervisor is no node any more")
@@ -87,10 +129,11 @@ impl Machines {
             let vm = self.view(&held.vm);
             return Ok(VmChanged { vm, run: None });
         }
-        let order = Some(Order::of(&caller));
+        let order = Some(Order::of(&caller).under(under));
         let next = held
             .vm
             .running(order, |run| Life::Destroying { run, end, tries: 0 });
+        self.is_stopped(&next)?;
         let before = held.vm.clone();
         let held = self.parts().records.change(&held, next).await?;
         self.ordered(before, held, &caller).await
@@ -107,7 +150,7 @@ impl Machines {
 
     /// The same, of which it is known that the caller may.
     pub(super) async fn act_as(&self, caller: &Caller, act: Act) -> Result<VmChanged, VmError> {
-        let Act { name, what } = act;
+        let Act { name, what, under } = act;
         // Room is given to one after the other, as places are; and before a
         // turn, as places are.
         let grows = matches!(what, VmAction::Resize { .. } | VmAction::Undelete);
@@ -119,7 +162,11 @@ impl Machines {
         let _turn = self.turn(&name).await;
         let held = self.settled(&name).await?;
         let vm = &held.vm;
-        let order = Some(Order::of(caller));
+        let asks = vm.asked_by(&what);
+        if let Some(before) = self.repeated(&held, under, asks.as_ref()).await? {
+            return Ok(before);
+        }
+        let order = Some(Order::of(caller).under(under));
         let next = match (&vm.life, what) {
             (Life::Gone { .. }, _) => return Err(VmError::NoVm(name)),
             (Life::Kept { since, until }, VmAction::Undelete) => {
@@ -167,6 +214,7 @@ impl Machines {
         };
         // Its run would go to whoever has the hypervisor's name now.
         self.check_key(vm)?;
+        self.is_stopped(&next)?;
         if room.is_some() {
             self.has_room(vm, &next)?;
         }
@@ -174,6 +222,18 @@ impl Machines {
         let held = self.parts().records.change(&held, next).await?;
         drop(room);
         self.ordered(before, held, caller).await
+    }
+
+    /// Nothing is written down that nobody would do now.
+    fn is_stopped(&self, next: &StoredVm) -> Result<(), VmError> {
+        let why = self.parts().works.stopped(next.is_taken_back());
+        why.map_or(Ok(()), |why| Err(why.into()))
+    }
+
+    /// Whether a run was refused for certain whenever it was asked for, and so
+    /// nothing of it was done. Whoever calls has the turn of its machine.
+    pub(super) async fn is_never_taken(&self, run: RunId) -> bool {
+        self.0.refusals.never_taken(run) && self.parts().works.look(run).await == Look::Nothing
     }
 
     /// Whether its hypervisor can give it what it is to have, as it is counted
@@ -205,6 +265,7 @@ impl Machines {
         next: StoredVm,
         caller: &Caller,
     ) -> Result<VmChanged, VmError> {
+        self.is_stopped(&next)?;
         let before = held.vm.clone();
         let held = self.parts().records.change(held, next).await?;
         self.ordered(before, held, caller).await
@@ -219,17 +280,28 @@ impl Machines {
     ) -> Result<VmChanged, VmError> {
         muster_checkpoint::at("broker.vm.ordered", || held.vm.name.to_string()).await;
         if let Err(error) = self.ask(&held.vm, caller).await {
-            if is_unsure(&error) {
-                self.0.restless.notify_one();
-                return Err(VmError::Unsure {
-                    names: vec![held.vm.name.clone()],
-                    done: match held.vm.life {
-                        Life::Destroying { .. } => "destroyed",
-                        Life::Returning { .. } => "brought back",
-                        _ => "changed",
-                    },
-                    why: error,
-                });
+            match Refusal::of(&error) {
+                Refusal::Unsure => {
+                    if let Some(run) = held.vm.run {
+                        self.0.refusals.unsure(run);
+                    }
+                    self.0.restless.notify_one();
+                    return Err(VmError::Unsure {
+                        names: vec![held.vm.name.clone()],
+                        done: match held.vm.life {
+                            Life::Destroying { .. } => "destroyed",
+                            Life::Returning { .. } => "brought back",
+                            _ => "changed",
+                        },
+                        why: error,
+                    });
+                }
+                // Whoever takes it back would only ask again: that is done for
+                // them, ever more rarely.
+                Refusal::Later if held.vm.is_taken_back() => {
+                    return Ok(self.asked_for(&held));
+                }
+                Refusal::Later | Refusal::Final => {}
             }
             // The number of its run is used up all the same.
             let mut back = StoredVm::clone(&before);
@@ -239,11 +311,15 @@ impl Machines {
             }
             return Err(error.into());
         }
+        Ok(self.asked_for(&held))
+    }
+
+    fn asked_for(&self, held: &Held) -> VmChanged {
         self.0.restless.notify_one();
-        Ok(VmChanged {
+        VmChanged {
             run: held.vm.run,
             vm: self.view(&held.vm),
-        })
+        }
     }
 
     /// The machine after everything that has ended of it was looked after.
@@ -265,7 +341,7 @@ impl Machines {
 /// Why nothing can be done with it now.
 fn cannot(vm: &StoredVm) -> VmError {
     let name = vm.name.clone();
-    let busy = |doing, run: Option<muster_protocol::ids::RunId>| VmError::Busy {
+    let busy = |doing, run: Option<RunId>| VmError::Busy {
         name: vm.name.clone(),
         doing,
         run: run.map_or_else(|| "-".to_owned(), |run| run.prefix(8).to_owned()),
@@ -273,6 +349,9 @@ fn cannot(vm: &StoredVm) -> VmError {
     match &vm.life {
         Life::Reserved => busy("being made", None),
         Life::Creating { run } => busy("being made", Some(*run)),
+        Life::Changing { run, .. } if vm.is_being_configured() => {
+            busy("being configured", Some(*run))
+        }
         Life::Changing { run, .. } => busy("being changed", Some(*run)),
         Life::Destroying { run, .. } => busy("being destroyed", Some(*run)),
         Life::Returning { run, .. } => busy("being brought back", Some(*run)),

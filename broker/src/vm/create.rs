@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use muster_protocol::api::{CreateVms, MAX_USER_DATA, Secret, VmPlan, VmsCreated};
-use muster_protocol::ids::Serial;
+use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::{LabelKey, NodeName, RoleName, VmName};
-use muster_protocol::problem::Kind;
 use muster_protocol::run::PartOf;
 use muster_protocol::units::{Span, Timestamp};
 use muster_protocol::vm::{MAX_NICS, Nic, Readiness, Size, SshKeyError, check_key_line};
@@ -24,8 +23,9 @@ use super::ports::{Look, refused};
 use super::records::{HeldNic, Life, Made, Order, StoredVm, Takes, Wish};
 use crate::authz::{Authorized, Caller};
 use crate::inventory::{MAX_LABELS, MAX_ROLES, NodeRecord, Snapshot};
+use crate::refusal::Refusal;
 use crate::resolve::parse;
-use crate::submit::Refused;
+use crate::submit::{Asked, Refused};
 
 /// How long a machine may take to be up, when nobody says.
 const READY_WITHIN: Span = Span::from_secs(600);
@@ -46,6 +46,8 @@ struct Wanted {
     protect: bool,
     /// The call of a run that asks.
     part: Option<PartOf>,
+    /// What the request is called, if it names itself.
+    under: Option<RunId>,
 }
 
 /// A name with its place.
@@ -67,7 +69,20 @@ impl Machines {
     /// # Errors
     /// [`VmError`]: nothing of them is there, unless it says otherwise.
     pub async fn create(&self, asked: Authorized<CreateVms>) -> Result<VmsCreated, VmError> {
-        self.create_as(asked, None).await
+        self.create_as(asked, None, None).await
+    }
+
+    /// The same, of a request that names itself: however often it comes, and
+    /// to whichever broker, it makes them once.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn create_once(
+        &self,
+        asked: Authorized<CreateVms>,
+        under: Option<RunId>,
+    ) -> Result<VmsCreated, VmError> {
+        self.create_as(asked, None, under).await
     }
 
     /// The same, as a call of a run asks for it, which is in the record.
@@ -75,17 +90,23 @@ impl Machines {
         &self,
         asked: Authorized<CreateVms>,
         part: Option<PartOf>,
+        under: Option<RunId>,
     ) -> Result<VmsCreated, VmError> {
         let caller = asked.caller().clone();
         let request = asked.into_inner();
         let dry_run = request.dry_run;
+        if let Some(under) = under.filter(|_| !dry_run)
+            && let Some(before) = self.made_before(under, &request).await?
+        {
+            return Ok(before);
+        }
         let mut wanted = self.check(request)?;
         if part.is_some() && wanted.names.count() != 1 {
             return Err(VmError::Wrong(
                 "one call makes one machine; give it a name without a range".to_owned(),
             ));
         }
-        wanted.part = part;
+        (wanted.part, wanted.under) = (part, under);
         if let Some(configure) = &wanted.wish.configure {
             if !wanted.wish.agent {
                 return Err(VmError::Wrong(
@@ -96,6 +117,9 @@ impl Machines {
         }
         if dry_run {
             return self.plan(&wanted, &caller);
+        }
+        if let Some(why) = self.parts().works.stopped(false) {
+            return Err(why.into());
         }
         let taken = {
             let _one = self.0.making.lock().await;
@@ -239,6 +263,7 @@ impl Machines {
             apart,
             protect: request.protect,
             part: None,
+            under: None,
         })
     }
 
@@ -463,10 +488,14 @@ impl Machines {
         if let Some(first) = rest.next() {
             match self.ask(&first.held.vm, caller).await {
                 Ok(()) => begun.push((first.held, first.placed)),
+                // It goes on with the broker after this one, so it waits here, too.
+                Err(why) if self.waits(&first.held.vm, &why) => {
+                    begun.push((first.held, first.placed));
+                }
                 Err(why) => {
                     let mut all = vec![first];
                     all.extend(rest);
-                    let names = if is_unsure(&why) {
+                    let names = if self.is_unsure(&all, &why) {
                         named(&all)
                     } else {
                         self.give_back(&all, &why.title).await
@@ -493,7 +522,7 @@ impl Machines {
                 Ok(()) => begun.push((one.held, one.placed)),
                 Err(error) => {
                     let one = [one];
-                    unsure.extend(if is_unsure(&error) {
+                    unsure.extend(if self.is_unsure(&one, &error) {
                         named(&one)
                     } else {
                         self.give_back(&one, &error.title).await
@@ -521,6 +550,28 @@ impl Machines {
         Err(problem.into())
     }
 
+    /// Whether a machine that a run asks for is made once its own run is taken:
+    /// nobody is there who would ask again. What was refused is noted.
+    fn waits(&self, vm: &StoredVm, why: &Refused) -> bool {
+        let refusal = Refusal::of(why);
+        let waits = vm.made.part.is_some() && refusal == Refusal::Later;
+        if let Some(run) = vm.run.filter(|_| waits) {
+            self.0.refusals.refused(run, Timestamp::now(), refusal);
+        }
+        waits
+    }
+
+    /// Whether runs that were asked for may be there all the same, or come yet.
+    fn is_unsure(&self, all: &[Taken], why: &Refused) -> bool {
+        let unsure = Refusal::of(why) == Refusal::Unsure;
+        for run in all.iter().filter_map(|one| one.held.vm.run) {
+            if unsure {
+                self.0.refusals.unsure(run);
+            }
+        }
+        unsure
+    }
+
     /// Asks for the run that its record names. Well also when it was asked
     /// for before.
     pub(super) async fn ask(&self, vm: &StoredVm, caller: &Caller) -> Result<(), Refused> {
@@ -528,7 +579,12 @@ impl Machines {
             return Ok(());
         };
         let works = &self.parts().works;
-        match works.submit(caller, request, run).await {
+        let asked = if vm.is_taken_back() {
+            Asked::under(run).taking_back()
+        } else {
+            Asked::under(run)
+        };
+        match works.submit(caller, request, asked).await {
             Ok(()) => Ok(()),
             Err(error) => match works.look(run).await {
                 Look::Open | Look::Ended { .. } => Ok(()),
@@ -631,6 +687,7 @@ impl Wanted {
                 by: caller.principal.clone(),
                 at: Timestamp::now(),
                 part: self.part,
+                under: self.under,
             },
             order: Order::of(caller),
             runs: 0,
@@ -731,17 +788,4 @@ fn check_texts(keys: &[String], user_data: Option<&str>) -> Result<(), VmError> 
         ));
     }
     Ok(())
-}
-
-/// Whether a run that was asked for may be there all the same, or come yet.
-pub(super) fn is_unsure(error: &Refused) -> bool {
-    error.kind == Kind::Unavailable
-}
-
-/// Whether waiting may cure it.
-pub(super) fn passes(error: &Refused) -> bool {
-    matches!(
-        error.kind,
-        Kind::Unavailable | Kind::RateLimited | Kind::NoRoom | Kind::Frozen
-    )
 }

@@ -81,6 +81,7 @@ impl Machines {
         let act = Act {
             name,
             what: VmAction::Stop { grace: *grace },
+            under: None,
         };
         Some(match self.act_as(caller, act).await {
             Ok(changed) => DrainedVm {

@@ -1,5 +1,6 @@
 //! Why something about machines was not done.
 
+use muster_protocol::ids::RunId;
 use muster_protocol::names::{
     AccountName, GroupName, ImageName, LanName, NodeName, SshKeyName, VmName,
 };
@@ -95,6 +96,23 @@ pub enum VmError {
         doing: &'static str,
         /// Which run, in short.
         run: String,
+    },
+    /// The name is another one's by now.
+    #[error("{0} is another machine by now; ask again")]
+    Another(VmName),
+    /// A request was sent under the name of another one.
+    #[error("this Idempotency-Key was used for another request (run {}); use a new key for a new request", .0.short())]
+    Used(RunId),
+    /// It cannot be looked what became of a request.
+    #[error("it cannot be said now whether this was done before; try again in a few seconds")]
+    NotKnown,
+    /// Some of the machines of a request are there, and the others will not be.
+    #[error("the broker ended while it began this, and only {} of {of} machines are made: {}; ask for the others in a request of their own", .made.len(), join(.made))]
+    Partly {
+        /// Those that are made.
+        made: Vec<VmName>,
+        /// How many were asked for.
+        of: usize,
     },
     /// It was destroyed.
     #[error(
@@ -221,7 +239,10 @@ impl VmError {
             | Self::NoVm(_)
             | Self::NoHypervisor(_) => Kind::NotFound,
             Self::NoPlace(_) | Self::NoHypervisors { .. } | Self::NoRoom { .. } => Kind::NoMatch,
+            Self::Another(_) => Kind::PlanGone,
             Self::NodeThere(_)
+            | Self::Used(_)
+            | Self::Partly { .. }
             | Self::Busy { .. }
             | Self::Kept { .. }
             | Self::Doubtful { .. }
@@ -233,6 +254,7 @@ impl VmError {
             | Self::Record(RecordError::Taken { .. } | RecordError::Changed(_)) => Kind::Conflict,
             Self::Record(RecordError::NotActive | RecordError::Store(_))
             | Self::Store(_)
+            | Self::NotKnown
             | Self::Unsure { .. }
             | Self::NoPlaceYet(_) => Kind::Unavailable,
         };

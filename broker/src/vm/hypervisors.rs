@@ -139,6 +139,9 @@ impl Machines {
         let node = node.ok_or_else(|| VmError::NoHypervisor(name.clone()))?;
         let is_node = |serial| snapshot.get(serial).is_some();
         let cordons = &self.parts().cordons;
+        // Whoever has chosen it writes that down first: from then on nothing
+        // new comes, and what is there is seen.
+        let _one = self.0.making.lock().await;
         if cordons.set(node.serial, mark, by, is_node).await? {
             let text = match mark {
                 Mark::Open => format!("{by} ended that nothing new is put on {name}"),

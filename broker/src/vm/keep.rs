@@ -1,6 +1,6 @@
 //! The records of machines: in a bucket, and in memory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -75,6 +75,10 @@ struct Index {
     ids: HashMap<VmId, VmName>,
     /// Each by its newest run.
     runs: HashMap<RunId, VmName>,
+    /// Those that calls of runs asked for.
+    parts: HashMap<PartOf, VmName>,
+    /// Those that requests asked for which name themselves.
+    asked: HashMap<RunId, BTreeSet<VmName>>,
     /// How many machines had any name that is forgotten, at most: the count of
     /// a name goes on from there, and no UUID is given twice.
     floor: Option<(u64, u64)>,
@@ -92,8 +96,23 @@ impl Index {
         if let Some(run) = held.vm.run {
             self.runs.insert(run, name.clone());
         }
+        if let Some(part) = held.vm.made.part
+            && !self.has_another(part)
+        {
+            self.parts.insert(part, name.clone());
+        }
+        if let Some(under) = held.vm.made.under {
+            self.asked.entry(under).or_default().insert(name.clone());
+        }
         self.names.insert(name, held.clone());
         held
+    }
+
+    /// Whether a call has a machine already: one of another name that was
+    /// begun for it, and never was, does not count.
+    fn has_another(&self, part: PartOf) -> bool {
+        let other = self.parts.get(&part).and_then(|name| self.names.get(name));
+        other.is_some_and(|other| !matches!(other.vm.life, Life::Gone { .. }))
     }
 
     fn remove(&mut self, name: &VmName) {
@@ -101,6 +120,19 @@ impl Index {
             self.ids.remove(&old.vm.id);
             if let Some(run) = old.vm.run {
                 self.runs.remove(&run);
+            }
+            if let Some(part) = old.vm.made.part
+                && self.parts.get(&part) == Some(name)
+            {
+                self.parts.remove(&part);
+            }
+            if let Some(under) = old.vm.made.under
+                && let Some(names) = self.asked.get_mut(&under)
+            {
+                names.remove(name);
+                if names.is_empty() {
+                    self.asked.remove(&under);
+                }
             }
         }
     }
@@ -177,8 +209,19 @@ impl Records {
     #[must_use]
     pub fn of_part(&self, part: PartOf) -> Option<Held> {
         let index = self.index();
-        let mut all = index.names.values();
-        all.find(|held| held.vm.made.part == Some(part)).cloned()
+        let name = index.parts.get(&part)?;
+        index.names.get(name).cloned()
+    }
+
+    /// The machines that a request asked for which names itself, by name.
+    #[must_use]
+    pub fn of_request(&self, under: RunId) -> Vec<Held> {
+        let index = self.index();
+        let names = index.asked.get(&under).into_iter().flatten();
+        names
+            .filter_map(|name| index.names.get(name))
+            .cloned()
+            .collect()
     }
 
     /// Whether a name is in use.

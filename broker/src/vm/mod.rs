@@ -8,6 +8,7 @@
 
 pub mod adapters;
 mod adopt;
+mod again;
 mod answers;
 mod change;
 mod cordons;

@@ -2,7 +2,7 @@
 
 use muster_protocol::api::CreateVms;
 use muster_protocol::names::VmName;
-use muster_protocol::run::{MadeMachine, PartOf};
+use muster_protocol::run::{MadeMachine, PartOf, RunPhase};
 
 use super::change::Destroy;
 use super::create::node_of;
@@ -33,8 +33,11 @@ impl Machines {
             Life::Reserved | Life::Ending { never: true, .. } => MachineNow::Coming(None),
             Life::Creating { run } => MachineNow::Coming(Some(*run)),
             Life::Ready { .. } => MachineNow::Up(Box::new(self.as_up(vm, made))),
-            Life::Changing { .. } | Life::Returning { .. } => MachineNow::Busy(made),
-            Life::Destroying { end: End::Keep, .. } => MachineNow::Busy(made),
+            Life::Changing { run, .. } if vm.is_being_configured() => {
+                MachineNow::Busy(made, Some(*run))
+            }
+            Life::Changing { .. } | Life::Returning { .. } => MachineNow::Busy(made, None),
+            Life::Destroying { end: End::Keep, .. } => MachineNow::Busy(made, None),
             Life::Destroying { .. } | Life::Ending { .. } => MachineNow::Going(made),
             Life::Kept { .. } => MachineNow::Kept(made),
             Life::Doubtful { why, .. } => MachineNow::Doubtful(made, why.clone()),
@@ -57,13 +60,45 @@ impl Machines {
         asked: Authorized<CreateVms>,
         of: PartOf,
     ) -> Result<(), VmError> {
-        let made = Box::pin(self.create_as(asked, Some(of))).await;
+        let made = Box::pin(self.create_as(asked, Some(of), None)).await;
         made.map(drop).map_err(|error| match error {
             // A person looks again; a run that goes on with a new broker must
             // not fail because of that.
             VmError::NoPlace(none) if self.has_just_begun() => VmError::NoPlaceYet(none),
             error => error,
         })
+    }
+
+    /// Ends what makes or configures the machine that a call asked for, where
+    /// nobody has taken that: there is no run then that could be cancelled.
+    ///
+    /// # Errors
+    /// [`VmError`]; it is as before.
+    pub async fn call_off(&self, of: PartOf) -> Result<(), VmError> {
+        let Some(name) = self.name_of(of) else {
+            return Ok(());
+        };
+        let _turn = self.turn(&name).await;
+        let held = self.held(&name)?;
+        let vm = &held.vm;
+        if vm.made.part != Some(of) {
+            return Ok(());
+        }
+        let why = "it was cancelled before it was begun";
+        match &vm.life {
+            Life::Creating { run } if self.is_never_taken(*run).await => {
+                self.0.refusals.taken(*run);
+                self.take_back(&held, why).await.map(drop)
+            }
+            Life::Changing { run, .. }
+                if vm.is_being_configured() && self.is_never_taken(*run).await =>
+            {
+                self.0.refusals.taken(*run);
+                self.is_configured(&held, RunPhase::Cancelled, why.to_owned(), None)
+                    .await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Destroys the machine that a call asked for, and no other one: somebody

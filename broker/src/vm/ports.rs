@@ -15,7 +15,7 @@ use muster_protocol::units::Timestamp;
 use muster_protocol::vm::{ImageRef, VmId};
 
 use crate::authz::Caller;
-use crate::submit::Refused;
+use crate::submit::{Asked, Refused};
 
 /// Addresses of one interface.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -79,15 +79,40 @@ pub enum Look {
     },
 }
 
+/// What is known of a run that a request names.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Before {
+    /// It cannot be said now.
+    NotNow,
+    /// There is none of that id.
+    Nothing,
+    /// It is what is asked for.
+    Same,
+    /// It is something else.
+    Other,
+}
+
+/// Parameters that say which machine is meant, and how it is: what is asked
+/// for of a machine that has changed since is the same all the same.
+pub(super) const WHICH: [&str; 2] = ["id", "machine"];
+
 /// Who runs things.
 pub trait Works: Send + Sync {
-    /// Asks for a run under that id, once however often it is asked for.
+    /// Asks for a run, once however often it is asked for under that id.
     fn submit<'a>(
         &'a self,
         caller: &'a Caller,
         request: RunRequest,
-        run: RunId,
+        asked: Asked,
     ) -> BoxFuture<'a, Result<(), Refused>>;
+
+    /// Why nothing is begun now, if something stops everything; what takes
+    /// back what a run did is not stopped.
+    fn stopped(&self, takes_back: bool) -> Option<Refused>;
+
+    /// Whether a run of that id is what is asked for, whichever machine it is
+    /// done with.
+    fn before<'a>(&'a self, request: &'a RunRequest, run: RunId) -> BoxFuture<'a, Before>;
 
     /// What became of a run.
     fn look(&self, run: RunId) -> BoxFuture<'_, Look>;

@@ -208,6 +208,10 @@ pub struct Made {
     /// The call of a run that asked for it, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<PartOf>,
+    /// What the request for it is called, if it names itself: who sends it
+    /// again is answered with this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub under: Option<RunId>,
 }
 
 /// Who asked for something.
@@ -230,6 +234,10 @@ pub struct Order {
     /// All machines that were asked for with this one, where they are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub with: Vec<VmName>,
+    /// The run that it is to be, where the request names itself: who sends it
+    /// again is answered with that run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub under: Option<RunId>,
 }
 
 impl Order {
@@ -243,7 +251,14 @@ impl Order {
             origin: caller.origin.clone(),
             chat: caller.origin.chat_place().map(Box::new),
             with: Vec::new(),
+            under: None,
         }
+    }
+
+    /// The same, to be that run where one is named.
+    #[must_use]
+    pub fn under(self, under: Option<RunId>) -> Self {
+        Self { under, ..self }
     }
 
     /// As whom it is asked for again.
@@ -414,10 +429,12 @@ impl StoredVm {
         RunId::from_bytes(bytes)
     }
 
-    /// The same, for which [`StoredVm::next_run`] is asked for.
+    /// The same, for which the run that the order names is asked for, or else
+    /// [`StoredVm::next_run`].
     #[must_use]
     pub(super) fn running(&self, order: Option<Order>, life: impl FnOnce(RunId) -> Life) -> Self {
-        let run = self.next_run();
+        let named = order.as_ref().and_then(|order| order.under);
+        let run = named.unwrap_or_else(|| self.next_run());
         Self {
             runs: self.runs + 1,
             run: Some(run),
@@ -461,39 +478,27 @@ impl StoredVm {
         !matches!(self.life, Life::Ready { .. } | Life::Gone { .. })
     }
 
+    /// Whether nothing of it is there, or is to stay.
+    #[must_use]
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.life, Life::Ending { .. } | Life::Gone { .. })
+    }
+
     /// The run that is, or is to be, under way, with what is asked for.
     #[must_use]
     pub fn wanted(&self) -> Option<(RunId, RunRequest)> {
-        let id = serde_json::json!(self.id);
-        let (run, scenario, params) = match &self.life {
+        let (run, request) = match &self.life {
             Life::Creating { run } => {
                 let params = serde_json::json!({
                     "machine": self.machine(),
                     "within": self.wish.ready_within,
                     "agent": self.wish.agent,
                 });
-                (run, "vm-create", params)
+                (run, self.on_its_host("vm-create", params)?)
             }
-            Life::Returning { run, .. } => {
-                let params = serde_json::json!({ "machine": self.machine() });
-                (run, "vm-undelete", params)
-            }
-            Life::Destroying { run, end, .. } => {
-                let params = serde_json::json!({ "id": id, "purge": end.purges() });
-                (run, "vm-destroy", params)
-            }
-            Life::Changing {
-                run,
-                what: VmAction::Provision { configure },
-                ..
-            } => {
-                let node = node_of(&self.name)?;
-                return Some((*run, configuring(configure.as_ref()?, &node)));
-            }
-            Life::Changing { run, what, .. } => {
-                let (scenario, params) = self.change(what)?;
-                (run, scenario, params)
-            }
+            Life::Returning { run, .. } => (run, self.asked_by(&VmAction::Undelete)?),
+            Life::Destroying { run, end, .. } => (run, self.destroyed_by(end.purges())?),
+            Life::Changing { run, what, .. } => (run, self.asked_by(what)?),
             Life::Reserved
             | Life::Ready { .. }
             | Life::Kept { .. }
@@ -501,12 +506,56 @@ impl StoredVm {
             | Life::Ending { .. }
             | Life::Gone { .. } => return None,
         };
+        Some((*run, request))
+    }
+
+    /// What is asked for to have that done with it; nothing where no run does
+    /// it.
+    #[must_use]
+    pub(super) fn asked_by(&self, what: &VmAction) -> Option<RunRequest> {
+        if let VmAction::Provision { configure } = what {
+            let node = node_of(&self.name)?;
+            let configure = configure.as_ref().or(self.wish.configure.as_ref())?;
+            return Some(configuring(configure, &node));
+        }
+        let (scenario, params) = self.change(what)?;
+        self.on_its_host(scenario, params)
+    }
+
+    /// What is asked for to have it destroyed.
+    #[must_use]
+    pub(super) fn destroyed_by(&self, purge: bool) -> Option<RunRequest> {
+        let params = serde_json::json!({ "id": self.id, "purge": purge });
+        self.on_its_host("vm-destroy", params)
+    }
+
+    fn on_its_host(&self, scenario: &str, params: serde_json::Value) -> Option<RunRequest> {
         let mut request = RunRequest::of(scenario.parse().ok()?);
         request.predicate = Some(format!("name={}", self.place.node));
         request.params = params;
         // Whoever asked for the machine has said yes to what it takes.
         request.confirm = Confirm::Yes;
-        Some((*run, request))
+        Some(request)
+    }
+
+    /// Whether a run configures it.
+    #[must_use]
+    pub(super) fn is_being_configured(&self) -> bool {
+        let Life::Changing { what, .. } = &self.life else {
+            return false;
+        };
+        matches!(what, VmAction::Provision { .. })
+    }
+
+    /// Whether what is done with it takes back what a run did, on the word of
+    /// that run.
+    #[must_use]
+    pub(super) fn is_taken_back(&self) -> bool {
+        let Origin::Run { run, .. } = &self.order.origin else {
+            return false;
+        };
+        matches!(self.life, Life::Destroying { .. })
+            && self.made.part.is_some_and(|part| part.run == *run)
     }
 
     /// The same, to be configured next.
@@ -528,6 +577,7 @@ impl StoredVm {
             scenario,
             state: None,
             why: None,
+            refused: None,
             at: Timestamp::now(),
         });
         next
@@ -578,10 +628,8 @@ impl StoredVm {
                 let params = json!({ "id": id, "argv": argv, "timeout": timeout });
                 ("vm-exec", params)
             }
-            VmAction::Provision { .. }
-            | VmAction::Protect
-            | VmAction::Unprotect
-            | VmAction::Undelete => return None,
+            VmAction::Undelete => ("vm-undelete", json!({ "machine": self.machine() })),
+            VmAction::Provision { .. } | VmAction::Protect | VmAction::Unprotect => return None,
         })
     }
 }

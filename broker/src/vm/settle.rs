@@ -14,12 +14,13 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::answers::changed;
-use super::create::passes;
 use super::error::VmError;
 use super::keep::Held;
 use super::machines::Machines;
 use super::ports::Look;
 use super::records::{End, Life, StoredVm};
+use crate::refusal::Refusal;
+use crate::submit::Refused;
 
 /// How often ended runs are looked for while there are any.
 const LOOK: Duration = Duration::from_millis(200);
@@ -177,8 +178,9 @@ impl Machines {
                     refusals.taken(run);
                     return Ok(());
                 };
-                if passes(&error) {
-                    refusals.refused(run, now);
+                let refusal = Refusal::of(&error);
+                if refusal.passes() {
+                    refusals.refused(run, now, refusal);
                     return Ok(());
                 }
                 refusals.taken(run);
@@ -189,6 +191,12 @@ impl Machines {
                 // Nothing was sent to anybody.
                 if matches!(vm.life, Life::Creating { .. }) {
                     return self.take_back(held, &why).await.map(drop);
+                }
+                if vm.is_being_configured() {
+                    let why = printable(&why, MAX_WHY);
+                    return self
+                        .is_configured(held, RunPhase::Failed, why, Some(error))
+                        .await;
                 }
                 self.ended(held, RunPhase::Failed, &why, Timestamp::now())
                     .await
@@ -254,7 +262,7 @@ impl Machines {
             Life::Changing { what, .. } => {
                 let what = what.clone();
                 if let VmAction::Provision { .. } = what {
-                    return self.is_configured(held, phase, why).await;
+                    return self.is_configured(held, phase, why, None).await;
                 }
                 self.is_changed(held, &what, (!well).then_some(why)).await
             }
@@ -305,12 +313,14 @@ impl Machines {
         Ok(())
     }
 
-    /// What configures it has ended. Whatever came of it, the machine stays.
-    async fn is_configured(
+    /// What configures it has ended, or was `refused`. Whatever came of it, the
+    /// machine stays.
+    pub(super) async fn is_configured(
         &self,
         held: &Held,
         phase: RunPhase,
         why: String,
+        refused: Option<Refused>,
     ) -> Result<(), VmError> {
         let Life::Changing { run, since, .. } = held.vm.life else {
             return Ok(());
@@ -327,6 +337,7 @@ impl Machines {
             scenario: scenario.clone(),
             state: Some(phase),
             why: (!well).then(|| why.clone()),
+            refused,
             at: Timestamp::now(),
         });
         let held = self.parts().records.change(held, next).await?;
@@ -407,12 +418,17 @@ impl Machines {
         since: Timestamp,
         tries: u32,
     ) -> Result<(), VmError> {
-        let next = held.vm.living(Life::Doubtful {
+        // Nobody makes it any more, so nobody needs what it was to be given.
+        let never = matches!(end, End::Failed { .. });
+        let mut next = held.vm.living(Life::Doubtful {
             end,
             why: why.clone(),
             since,
             tries,
         });
+        if never {
+            next.wish.user_data = None;
+        }
         let held = self.parts().records.change(held, next).await?;
         let vm = &held.vm;
         // Once, however often it is tried.

@@ -1,5 +1,6 @@
 //! Machines with a real store, and everything else in memory.
 
+mod again;
 mod drained;
 mod killed;
 mod lab;

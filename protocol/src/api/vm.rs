@@ -12,6 +12,7 @@ use crate::names::{
     AccountName, GroupName, ImageName, LabelKey, LabelValue, LanName, NodeName, PoolName,
     PrincipalName, RoleName, ScenarioName, SnapshotName, VmName,
 };
+use crate::problem::Problem;
 use crate::run::RunPhase;
 use crate::units::{Span, Timestamp};
 use crate::vm::{
@@ -49,7 +50,7 @@ pub struct Configure {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Configured {
-    /// The run.
+    /// The run; there is none of that id where it was refused.
     pub run: RunId,
     /// Of which scenario.
     pub scenario: ScenarioName,
@@ -59,6 +60,9 @@ pub struct Configured {
     /// Why not well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// Why there was no run at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Box<Problem>>,
     /// When it was asked for, or when it has ended.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
@@ -160,7 +164,8 @@ pub struct VmsCreated {
 pub struct VmPlan {
     /// The machine.
     pub vm: VmView,
-    /// Hypervisors that were looked at.
+    /// Hypervisors that were looked at; 0 where the same request came before:
+    /// what was looked at then is not kept.
     pub looked_at: u32,
     /// Those that fit.
     pub fit: u32,

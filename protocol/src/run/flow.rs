@@ -29,7 +29,7 @@ pub const FAILURES_TOLD: usize = 20;
 
 /// Of which run this one is a part: it is a step of it, or a scenario that it
 /// has called.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PartOf {
     /// The run with the `main`.

@@ -186,6 +186,11 @@ pub struct RunSpec {
     /// The run that this one is a part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part_of: Option<PartOf>,
+    /// Whether it takes back what another run did, without being a part of
+    /// it: the end of a machine that the other one has made. A freeze does not
+    /// stop it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub takes_back: bool,
     /// Of a run that somebody asked for in a chat network: where they are
     /// told of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

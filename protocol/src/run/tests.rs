@@ -39,6 +39,7 @@ fn spec(targets: u32, batch: Option<Amount>, max_failures: Option<Amount>) -> Ru
         rebuilt: None,
         main: None,
         part_of: None,
+        takes_back: false,
         chat: None,
         created: Timestamp::UNIX_EPOCH,
     }

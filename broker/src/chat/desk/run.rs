@@ -330,6 +330,12 @@ impl Line<'_> {
         let waiting = match self.waiting(which) {
             Ok(waiting) => waiting,
             Err(missing) => {
+                // The same line was told to another broker, which did it.
+                let engine = &self.state.nodes.engine;
+                if engine.lookup(&self.run.to_string()).is_ok() {
+                    let run = engine.show(self.run).await?;
+                    return Ok(self.begun(&run).await);
+                }
                 if let (Missing::Unknown(_), Some(which)) = (&missing, which)
                     && let Some(said) = self.confirm_run(which).await?
                 {

@@ -5,6 +5,7 @@
 //! So it is looked first, then made, whoever was stopped when; and what is
 //! there of it when the run fails is known from the record, too.
 
+use muster_protocol::ids::RunId;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::{
     CallState, MachineEnd, MadeMachine, PartOf, Record, RunEvent, RunPhase,
@@ -19,10 +20,11 @@ use super::super::journal::JournalError;
 use super::super::task::Task;
 use super::MOST_LOG;
 use super::conduct::{PAUSE, too_old};
-use super::parts::caller;
+use super::parts::{Part, caller};
 use super::serve::LISTEN;
 use super::stage::{MachineNow, StageError, UpMachine};
 use super::turn::log_is_full;
+use crate::refusal::Refusal;
 
 /// How often what others do with a machine may be in the way of its end.
 const MOST_TRIES: u32 = 50;
@@ -54,13 +56,6 @@ fn words(problem: &Problem) -> String {
         text.push_str(&detail.replace('\n', "; "));
     }
     printable(&text, MOST_WHY)
-}
-
-fn passes(problem: &Problem) -> bool {
-    matches!(
-        problem.kind,
-        Kind::Unavailable | Kind::RateLimited | Kind::NoRoom | Kind::Frozen
-    )
 }
 
 /// What the script is told of a machine that is up.
@@ -99,12 +94,25 @@ impl Task {
         self.conductor().wake = Some(Instant::now() + LISTEN);
     }
 
+    /// Asks for the end of what makes or configures a machine: of its run, or,
+    /// where nobody has taken that yet, that it is not asked for any more.
+    async fn end_run_of(&mut self, call: u64, run: Option<RunId>) {
+        let none_open = self.end_parts(run.as_slice());
+        if none_open
+            && run.is_some_and(|run| self.engine.part(run) == Part::Missing)
+            && let Ok(Some(machinery)) = self.engine.0.stages.get().map(|s| s.machinery())
+            && let Err(problem) = machinery.call_off(self.asked_by(call)).await
+        {
+            tracing::debug!(why = problem.title, "a machine is not called off yet");
+        }
+        self.look_soon();
+    }
+
     /// Ends the making of a machine, if it is under way; whether it is not.
-    pub(super) fn machine_ended(&mut self, call: u64) -> bool {
+    pub(super) async fn machine_ended(&mut self, call: u64) -> bool {
         match self.machine_now(call) {
             Ok(MachineNow::Coming(run)) => {
-                self.end_parts(run.as_slice());
-                self.look_soon();
+                self.end_run_of(call, run).await;
                 false
             }
             Err(NoMachine::Stuck(_)) => {
@@ -138,22 +146,21 @@ impl Task {
         let name = printable(name, 80);
         match (now, end) {
             (MachineNow::Coming(run), Some(_)) => {
-                self.end_parts(run.as_slice());
-                self.look_soon();
+                self.end_run_of(number, run).await;
                 Ok(false)
             }
             (MachineNow::Nothing | MachineNow::Gone(_), Some(why)) => {
                 self.no_machine(number, why, None).await
             }
             (
-                MachineNow::Busy(made)
+                MachineNow::Busy(made, _)
                 | MachineNow::Kept(made)
                 | MachineNow::Going(made)
                 | MachineNow::Doubtful(made, _),
                 Some(why),
             ) => self.no_machine(number, why, Some(made)).await,
             (MachineNow::Nothing, None) => self.make_machine(number).await,
-            (MachineNow::Coming(_) | MachineNow::Busy(_), None) => {
+            (MachineNow::Coming(_) | MachineNow::Busy(..), None) => {
                 self.unstuck();
                 self.look_soon();
                 Ok(false)
@@ -228,7 +235,7 @@ impl Task {
                 self.look_soon();
                 Ok(false)
             }
-            Err(problem) if passes(&problem) => {
+            Err(problem) if Refusal::of(&problem).passes() => {
                 self.stuck(format!("machine {name}: {}", words(&problem)), PAUSE);
                 Ok(false)
             }
@@ -317,12 +324,12 @@ impl Task {
         let asked = self.conductor().unmaking.asked;
         match now {
             MachineNow::Nothing | MachineNow::Gone(_) => self.unmade(MachineEnd::Gone).await,
-            MachineNow::Coming(run) => {
-                self.end_parts(run.as_slice());
-                self.look_soon();
+            // It goes: nobody waits until it is configured.
+            MachineNow::Coming(run) | MachineNow::Busy(_, run) => {
+                self.end_run_of(of, run).await;
                 Ok(false)
             }
-            MachineNow::Going(_) | MachineNow::Busy(_) => {
+            MachineNow::Going(_) => {
                 self.look_soon();
                 Ok(false)
             }
@@ -353,7 +360,7 @@ impl Task {
                 self.look_soon();
                 Ok(false)
             }
-            Err(problem) if passes(&problem) => {
+            Err(problem) if Refusal::of(&problem).passes() => {
                 self.wait_a_moment(words(&problem));
                 Ok(false)
             }

@@ -33,7 +33,7 @@ impl Task {
     /// Does what the open call waits for, as far as that can be done now.
     pub(super) async fn serve(&mut self, open: CallState) -> Result<bool, JournalError> {
         if let Some(error) = self.conductor().diverged.clone() {
-            if !self.all_ended(&open) {
+            if !self.all_ended(&open).await {
                 return Ok(false);
             }
             self.main_ended(MainEnd::Diverged { error }, Vec::new())
@@ -141,9 +141,9 @@ impl Task {
     }
 
     /// Ends what a call has under way; whether all of it has ended.
-    fn all_ended(&mut self, open: &CallState) -> bool {
+    async fn all_ended(&mut self, open: &CallState) -> bool {
         let runs: Vec<RunId> = match &open.wanted {
-            Wanted::Machine { .. } => return self.machine_ended(open.number),
+            Wanted::Machine { .. } => return self.machine_ended(open.number).await,
             Wanted::Steps { steps } => steps.iter().map(|step| step.run).collect(),
             Wanted::Scenario { run, .. } => vec![*run],
             _ => Vec::new(),

@@ -96,8 +96,8 @@ pub enum MachineNow {
     Coming(Option<RunId>),
     /// It is there.
     Up(Box<UpMachine>),
-    /// Something else is done with it.
-    Busy(MadeMachine),
+    /// Something else is done with it: by that run, where it is configured.
+    Busy(MadeMachine, Option<RunId>),
     /// It was destroyed, and its disk is kept.
     Kept(MadeMachine),
     /// It is destroyed for good.
@@ -140,6 +140,10 @@ pub trait Machinery: Send + Sync {
         asked: CreateVms,
         of: PartOf,
     ) -> BoxFuture<'_, Result<(), Problem>>;
+
+    /// Ends its making, or its configuring, where nobody has taken the run that
+    /// does it.
+    fn call_off(&self, of: PartOf) -> BoxFuture<'_, Result<(), Problem>>;
 
     /// Begins to destroy it, with its disk.
     fn unmake(&self, caller: Caller, of: PartOf) -> BoxFuture<'_, Result<(), Problem>>;

@@ -125,3 +125,30 @@ async fn a_new_key_takes_over_what_it_has_when_somebody_says_so() {
     let said = machines.adopt(adopt(true)).await.unwrap();
     assert!(said.adopted.is_empty() && said.left.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cordon_waits_for_whoever_has_chosen_the_hypervisor() {
+    let lab = Lab::with(vec![node(1, "hv-1", &[])]).await;
+    let machines = lab.open().await;
+    let cordons = &machines.parts().cordons;
+    let choosing = machines.0.making.lock().await;
+    let change = HypervisorChange {
+        cordoned: Some(true),
+    };
+    let asked = may(("hv-1".parse().unwrap(), change));
+    let mut cordon = Box::pin(machines.change_hypervisor(asked));
+    // It has all the time that it needs.
+    let others = async {
+        for _ in 0..10 {
+            lab.open().await;
+        }
+    };
+    tokio::select! {
+        _ = &mut cordon => panic!("whoever has chosen it does not know"),
+        () = others => {}
+    }
+    assert!(!cordons.has(Serial(1)));
+    drop(choosing);
+    cordon.await.unwrap();
+    assert!(cordons.has(Serial(1)));
+}

@@ -32,11 +32,13 @@ use crate::inventory::{Inventory, NodeControl, NodeRecord, PresenceView, Standin
 use crate::lease::Lease;
 use crate::nats::testing::TestServer;
 use crate::store::kv::{BucketConfig, ensure_bucket};
-use crate::submit::Refused;
+use crate::submit::{Asked, Refused};
 use crate::vm::cordons::Cordons;
 use crate::vm::keep::Records;
 use crate::vm::observed::Observed;
-use crate::vm::ports::{Addresses, Doorman, ForMachine, Look, Pictures, Reserves, Works};
+use crate::vm::ports::{
+    Addresses, Before, Doorman, ForMachine, Look, Pictures, Reserves, WHICH, Works,
+};
 use crate::vm::records::{Life, StoredVm};
 use crate::vm::tenants::Tenants;
 use crate::vm::{Act, Destroy, Machines, Parts, VmError};
@@ -63,6 +65,19 @@ pub(super) fn ana() -> Caller {
 
 pub(super) fn may<T: 'static>(subject: T) -> Authorized<T> {
     authorize(&FixedRoles, &ana(), Action::ManageMachines, subject).unwrap()
+}
+
+/// As a call of a run asks for it.
+pub(super) fn run_may<T: 'static>(run: RunId, subject: T) -> Authorized<T> {
+    let caller = Caller {
+        origin: Origin::Run {
+            run,
+            asked: Timestamp::UNIX_EPOCH,
+            whence: Box::new(Origin::Unknown),
+        },
+        ..ana()
+    };
+    authorize(&FixedRoles, &caller, Action::ManageMachines, subject).unwrap()
 }
 
 pub(super) fn image() -> ImageRef {
@@ -194,6 +209,12 @@ pub(super) struct World {
 }
 
 impl World {
+    /// A freeze does not stop what takes back what a run did.
+    fn refuses_now(&self, takes_back: bool) -> Option<Kind> {
+        let kind = *self.refuses.lock().unwrap();
+        kind.filter(|kind| *kind != Kind::Frozen || !takes_back)
+    }
+
     /// Ends the newest run of that scenario.
     pub(super) fn end(&self, run: RunId, phase: RunPhase, why: &str) {
         let mut runs = self.runs.lock().unwrap();
@@ -298,11 +319,12 @@ impl Works for World {
         &'a self,
         _caller: &'a Caller,
         request: RunRequest,
-        run: RunId,
+        asked: Asked,
     ) -> BoxFuture<'a, Result<(), Refused>> {
         Box::pin(async move {
             self.trap.step().await;
-            if let Some(kind) = *self.refuses.lock().unwrap() {
+            let run = asked.id;
+            if let Some(kind) = self.refuses_now(asked.takes_back) {
                 self.refused.fetch_add(1, Ordering::SeqCst);
                 return Err(Box::new(Problem::new(kind, "nothing is run now")));
             }
@@ -312,6 +334,33 @@ impl Works for World {
                 None => runs.push((run, request, Look::Open)),
             }
             Ok(())
+        })
+    }
+
+    fn stopped(&self, takes_back: bool) -> Option<Refused> {
+        let kind = self.refuses_now(takes_back);
+        let kind = kind.filter(|kind| *kind == Kind::Frozen)?;
+        Some(Box::new(Problem::new(kind, "the fleet is frozen")))
+    }
+
+    fn before<'a>(&'a self, request: &'a RunRequest, run: RunId) -> BoxFuture<'a, Before> {
+        Box::pin(async move {
+            let runs = self.runs.lock().unwrap();
+            let Some((_, old, _)) = runs.iter().find(|(id, ..)| *id == run) else {
+                return Before::Nothing;
+            };
+            let rest = |request: &RunRequest| {
+                let mut params = request.params.clone();
+                if let Some(all) = params.as_object_mut() {
+                    all.retain(|name, _| !WHICH.contains(&name.as_str()));
+                }
+                (request.scenario.clone(), params)
+            };
+            if rest(old) == rest(request) {
+                Before::Same
+            } else {
+                Before::Other
+            }
         })
     }
 
@@ -529,12 +578,23 @@ impl Machines {
 
     pub(super) async fn end_of(&self, text: &str, purge: bool) -> Result<VmChanged, VmError> {
         let name = name(text);
-        self.destroy(may(Destroy { name, purge })).await
+        self.destroy(may(Destroy::named(name, purge))).await
     }
 
     pub(super) async fn does(&self, text: &str, what: VmAction) -> Result<VmChanged, VmError> {
         let name = name(text);
-        self.act(may(Act { name, what })).await
+        self.does_under(&name, what, None).await
+    }
+
+    /// The same, of a request that names itself.
+    pub(super) async fn does_under(
+        &self,
+        name: &VmName,
+        what: VmAction,
+        under: Option<RunId>,
+    ) -> Result<VmChanged, VmError> {
+        let name = name.clone();
+        self.act(may(Act { name, what, under })).await
     }
 
     pub(super) fn vm(&self, text: &str) -> Arc<StoredVm> {

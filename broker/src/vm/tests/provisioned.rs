@@ -163,3 +163,46 @@ async fn what_cannot_be_configured_is_refused_before_anything_is_made() {
     let why = vm.configured.clone().unwrap().why.unwrap();
     assert_eq!(why, "nothing is run now");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_allowed_to_configure_a_machine_says_why_not() {
+    let lab = Lab::start().await;
+    let machines = lab.open().await;
+    machines.up(&lab.world, configured("web-01")).await;
+    *lab.world.refuses.lock().unwrap() = Some(Kind::Denied);
+    machines.look(Timestamp::now()).await;
+    let view = machines.show(&name("web-01")).unwrap();
+    let last = view.configured.unwrap();
+    assert_eq!(last.state, Some(RunPhase::Failed));
+    let refused = last.refused.unwrap();
+    assert_eq!(
+        (refused.kind, refused.title.as_str()),
+        (Kind::Denied, "nothing is run now")
+    );
+    assert_eq!(last.why.as_deref(), Some("nothing is run now"));
+    // The next time nothing is left of that.
+    *lab.world.refuses.lock().unwrap() = None;
+    let again = VmAction::Provision { configure: None };
+    machines.does("web-01", again).await.unwrap();
+    let open = machines.vm("web-01").configured.clone().unwrap();
+    assert_eq!((open.state, open.refused), (None, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_machine_was_to_be_given_is_forgotten_once_nobody_makes_it() {
+    let lab = Lab::start().await;
+    let machines = lab.open().await;
+    let secret = CreateVms {
+        user_data: Some("#cloud-config\npassword: hunter2\n".into()),
+        ..wish("web-01")
+    };
+    let made = machines.make(secret).await.unwrap();
+    assert!(machines.vm("web-01").wish.user_data.is_some());
+    let run = made.machines[0].vm.run.unwrap();
+    lab.world
+        .end(run, RunPhase::UndoFailed, "hv-1 was not heard");
+    machines.look(Timestamp::now()).await;
+    let vm = machines.vm("web-01");
+    assert!(matches!(vm.life, Life::Doubtful { .. }), "{:?}", vm.life);
+    assert_eq!(vm.wish.user_data, None);
+}

@@ -9,6 +9,7 @@ use muster_protocol::run::RunPhase;
 use muster_protocol::units::{Timestamp, after};
 
 use super::lab::{Lab, cluster, name, wish};
+use crate::refusal::Refusal;
 use crate::vm::only::Wanted as _;
 use crate::vm::reconcile::nobodys;
 use crate::vm::records::Life;
@@ -68,7 +69,7 @@ async fn the_end_of_a_freeze_wakes_whoever_looks() {
     machines
         .0
         .refusals
-        .refused(run, after(now, Duration::from_secs(late)));
+        .refused(run, after(now, Duration::from_secs(late)), Refusal::Later);
     let cancel = tokio_util::sync::CancellationToken::new();
     let keeper = tokio::spawn(machines.clone().keep(cancel.clone()));
     *lab.world.refuses.lock().unwrap() = None;

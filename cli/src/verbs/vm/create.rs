@@ -279,7 +279,11 @@ pub(super) fn head(plan: &VmPlan, strategy: Strategy, dry: bool) -> String {
         Strategy::Spread => "most free memory",
         Strategy::Pack => "least free memory",
     };
-    let chosen = format!("chosen of {} ({} fit; {most})", plan.looked_at, plan.fit);
+    let chosen = match plan.looked_at {
+        // The same request came before, and what was looked at is not kept.
+        0 => "chosen before".to_owned(),
+        looked => format!("chosen of {looked} ({} fit; {most})", plan.fit),
+    };
     line("hypervisor", vm.hypervisor.as_str(), &chosen);
     let there = if plan.image_there {
         "already there"

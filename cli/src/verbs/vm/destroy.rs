@@ -65,11 +65,15 @@ fn question(vm: &VmView, purge: bool, now: Timestamp) -> String {
 /// [`Failure`].
 pub(super) async fn run(context: &Context, args: &DestroyArgs) -> Result<u8, Failure> {
     let client = context.client()?;
-    if !args.yes {
+    let changed = if args.yes {
+        client.destroy_vm(&args.name, args.purge).await?
+    } else {
         let vm = client.vm(&args.name).await?;
         confirm(context, false, &question(&vm, args.purge, now()))?;
-    }
-    let changed = client.destroy_vm(&args.name, args.purge).await?;
+        // What was shown, and no namesake that has come meanwhile.
+        let shown = (&args.name, vm.id);
+        client.destroy_this_vm(shown, args.purge).await?
+    };
     let Some(run) = changed.run else {
         if args.json {
             context.term.json(&changed.vm)?;

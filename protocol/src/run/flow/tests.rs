@@ -52,6 +52,7 @@ fn spec() -> RunSpec {
             origin: crate::origin::Origin::Unknown,
         })),
         part_of: None,
+        takes_back: false,
         chat: None,
         created: Timestamp::UNIX_EPOCH,
     }

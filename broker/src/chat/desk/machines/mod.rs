@@ -46,8 +46,8 @@ impl Line<'_> {
             MachineCommand::Act { name, what } => self.act_on_vm(name, what).await,
             MachineCommand::Destroy { name, purge, yes } => {
                 let asked = Destroy {
-                    name: name.clone(),
-                    purge: *purge,
+                    under: Some(self.run),
+                    ..Destroy::named(name.clone(), *purge)
                 };
                 if *yes {
                     return self.destroy_vm(asked).await;
@@ -112,6 +112,8 @@ impl Line<'_> {
         let asked = Act {
             name: name.clone(),
             what: what.clone(),
+            // A line that is told again, to whatever broker, does it once.
+            under: Some(self.run),
         };
         let changed = act_on_vm(self.state, &self.caller, asked).await?;
         let Some(run) = changed.run else {
@@ -176,11 +178,12 @@ impl Line<'_> {
     /// The yes: to the machine that was shown, and to no other one of that
     /// name.
     pub(super) async fn yes_destroy(&self, id: VmId, asked: Destroy) -> Answer {
-        let vm = show_vm(self.state, &self.caller, asked.name.clone()).await?;
-        if vm.id != id {
-            let line = format!("{} is another machine by now: ask again", vm.name);
-            return Err(no(Kind::PlanGone, line));
-        }
+        let asked = Destroy {
+            only: Some(id),
+            // The line that says yes is the one that may be told again.
+            under: Some(self.run),
+            ..asked
+        };
         self.destroy_vm(asked).await
     }
 

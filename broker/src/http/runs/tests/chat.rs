@@ -6,7 +6,7 @@ use muster_protocol::units::Timestamp;
 use super::*;
 use crate::authz::cedar::STOCK;
 
-const PRINCIPALS: &str = r#"
+pub(super) const PRINCIPALS: &str = r#"
 [principals.ana]
 kind = "person"
 role = "operator"
@@ -20,14 +20,14 @@ irc = ["ops:bruno"]
 
 /// Somebody in a channel.
 #[derive(Clone, Copy)]
-struct Who<'a> {
+pub(super) struct Who<'a> {
     nick: &'a str,
     sight: &'a str,
     account: Option<(&'a str, &'a str)>,
     channel: Option<&'a str>,
 }
 
-const ANA: Who<'static> = Who {
+pub(super) const ANA: Who<'static> = Who {
     nick: "ana",
     sight: "s-ana",
     account: Some(("ana", "tag")),
@@ -53,7 +53,7 @@ impl<'a> Who<'a> {
         Self { channel, ..self }
     }
 
-    fn line(self, id: &str, text: &str) -> Value {
+    pub(super) fn line(self, id: &str, text: &str) -> Value {
         let mut speaker = json!({
             "nick": self.nick, "mask": format!("{}!u@h", self.nick), "sight": self.sight,
         });
@@ -121,7 +121,7 @@ impl Chat {
     }
 }
 
-fn lines(answer: &Value) -> String {
+pub(super) fn lines(answer: &Value) -> String {
     let says = answer["says"].as_array().unwrap();
     let lines = says.iter().flat_map(|say| {
         let about = say["about"].as_str().map(|about| format!("{about} "));

@@ -1,6 +1,8 @@
 //! Virtual machines through the whole broker: HTTP in front, a hypervisor that
 //! speaks the protocol behind.
 
+mod again;
+
 use std::collections::HashMap;
 
 use muster_protocol::api::VmBrief;

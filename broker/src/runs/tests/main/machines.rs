@@ -21,6 +21,8 @@ struct State {
     told: Vec<String>,
     /// They are not up by themselves.
     slow: bool,
+    /// Nobody has taken the run that makes or configures them.
+    untaken: bool,
     /// Why none is made, or none destroyed.
     refuses: Option<Kind>,
     /// It cannot be said whether they went.
@@ -103,6 +105,22 @@ impl Machinery for Forge {
             state.told.push(format!("make {}", asked.name));
         }
         Box::pin(async move { refused.map_or(Ok(()), Err) })
+    }
+
+    fn call_off(&self, of: PartOf) -> BoxFuture<'_, Result<(), Problem>> {
+        let mut state = self.state();
+        if state.untaken {
+            state.told.push("call off web-25".into());
+            for (part, one) in &mut state.now {
+                if *part == of {
+                    *one = match one {
+                        MachineNow::Busy(..) => up(),
+                        _ => MachineNow::Gone("it was cancelled before it was begun".into()),
+                    };
+                }
+            }
+        }
+        Box::pin(std::future::ready(Ok(())))
     }
 
     fn unmake(&self, _: Caller, of: PartOf) -> BoxFuture<'_, Result<(), Problem>> {
@@ -248,6 +266,62 @@ async fn a_cancel_ends_the_making_and_leaves_nothing() {
         let view = play.ended(run).await;
         assert_eq!(view.brief.state, RunPhase::Cancelled, "{view:#?}");
         assert_eq!(forge.told(), told);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_waits_for_no_run_that_nobody_has_taken() {
+    let (play, forge) = grows().await;
+    let run = || Some(RunId::from_bytes([9; 16]));
+    let made_and_called_off = vec!["make web-25", "call off web-25"];
+    let and_destroyed = vec!["make web-25", "call off web-25", "destroy web-25"];
+    for (now, told) in [
+        (MachineNow::Coming(run()), made_and_called_off),
+        (MachineNow::Busy(made(), run()), and_destroyed),
+    ] {
+        forge.state().now.clear();
+        (forge.state().slow, forge.state().untaken) = (true, true);
+        let run = play.begin("grows", json!({})).await;
+        play.until(run, "it has asked for one", |_| {
+            !forge.state().now.is_empty()
+        })
+        .await;
+        forge.becomes(&now);
+        play.world.cancel(run).await;
+        let view = play.ended(run).await;
+        assert_eq!(view.brief.state, RunPhase::Cancelled, "{view:#?}");
+        assert_eq!(forge.told(), told);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_ends_the_run_that_configures_the_machine() {
+    let (play, forge) = grows().await;
+    forge.state().slow = true;
+    // Any run that is open: this one waits for its machine.
+    let configuring = play.begin("grows", json!({"caught": true})).await;
+    play.until(configuring, "it has asked for one", |_| {
+        !forge.state().now.is_empty()
+    })
+    .await;
+    let run = play.begin("grows", json!({})).await;
+    play.until(run, "it has asked for one", |_| {
+        forge.state().now.len() == 2
+    })
+    .await;
+    let busy = MachineNow::Busy(made(), Some(configuring));
+    if let Some((_, now)) = forge.state().now.last_mut() {
+        *now = busy;
+    }
+    play.world.cancel(run).await;
+    play.until(configuring, "it is ended, too", |view| {
+        view.brief.state == RunPhase::Cancelling
+    })
+    .await;
+    forge.becomes(&up());
+    for run in [run, configuring] {
+        let view = play.ended(run).await;
+        assert_eq!(view.brief.state, RunPhase::Cancelled, "{view:#?}");
     }
 }
 

@@ -1,0 +1,108 @@
+//! Requests that come twice: whoever has heard no answer sends the same one
+//! again, perhaps to the next broker. They name themselves, and what was done
+//! for them is found by that name.
+
+use muster_protocol::api::{CreateVms, RunRequest, VmChanged, VmPlan, VmsCreated};
+use muster_protocol::ids::RunId;
+
+use super::error::VmError;
+use super::keep::Held;
+use super::machines::Machines;
+use super::names::Names;
+use super::ports::{Before, Look};
+use super::records::{Life, StoredVm};
+
+impl Machines {
+    /// What the same request has made before: of one whose answer nobody has
+    /// heard, or that was begun although nobody could say so.
+    pub(super) async fn made_before(
+        &self,
+        under: RunId,
+        request: &CreateVms,
+    ) -> Result<Option<VmsCreated>, VmError> {
+        let records = &self.parts().records;
+        // What a broker before has left behind is put in order first.
+        for held in records.of_request(under) {
+            self.look_after(&held.vm.name).await;
+        }
+        let mut made = Vec::new();
+        for held in records.of_request(under) {
+            if self.was_begun(&held.vm).await {
+                made.push(held.vm);
+            }
+        }
+        let of = Names::parse(&request.name, request.count)?.count();
+        if made.is_empty() {
+            return Ok(None);
+        }
+        if made.len() < of {
+            let made = made.iter().map(|vm| vm.name.clone()).collect();
+            return Err(VmError::Partly { made, of });
+        }
+        let machines = made.iter().map(|vm| VmPlan {
+            vm: self.view(vm),
+            // What was looked at then is not kept.
+            looked_at: 0,
+            fit: 0,
+            image_there: self.has_image(vm),
+        });
+        Ok(Some(VmsCreated {
+            machines: machines.collect(),
+            dry_run: false,
+        }))
+    }
+
+    fn has_image(&self, vm: &StoredVm) -> bool {
+        let heard = self.parts().observed.of(vm.place.serial);
+        heard.is_some_and(|heard| heard.report.images.contains(&vm.wish.image.sha256))
+    }
+
+    /// Whether anything of a machine was ever asked for.
+    async fn was_begun(&self, vm: &StoredVm) -> bool {
+        let never = matches!(
+            vm.life,
+            Life::Reserved
+                | Life::Ending { never: true, .. }
+                | Life::Gone {
+                    failed: Some(_),
+                    ..
+                }
+        );
+        match vm.run {
+            Some(run) if never => self.parts().works.look(run).await != Look::Nothing,
+            None if never => false,
+            _ => true,
+        }
+    }
+
+    /// What a request that names its run has come to, if it came before: also
+    /// when that was another broker, which ended before it could say so.
+    pub(super) async fn repeated(
+        &self,
+        held: &Held,
+        under: Option<RunId>,
+        asks: Option<&RunRequest>,
+    ) -> Result<Option<VmChanged>, VmError> {
+        let (Some(run), Some(asks)) = (under, asks) else {
+            return Ok(None);
+        };
+        let vm = &held.vm;
+        let answer = |run| {
+            let vm = self.view(vm);
+            Ok(Some(VmChanged { vm, run }))
+        };
+        match self.parts().works.before(asks, run).await {
+            Before::Same => answer(Some(run)),
+            Before::Other => Err(VmError::Used(run)),
+            Before::NotNow => Err(VmError::NotKnown),
+            Before::Nothing => match vm.wanted().filter(|(id, _)| *id == run) {
+                // It is written down, and asked for until somebody takes it.
+                Some((_, wanted)) if wanted == *asks => answer(Some(run)),
+                Some(_) => Err(VmError::Used(run)),
+                // No run was needed.
+                None if vm.order.under == Some(run) && vm.is_over() => answer(None),
+                None => Ok(None),
+            },
+        }
+    }
+}
