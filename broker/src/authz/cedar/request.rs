@@ -265,7 +265,9 @@ pub(super) fn context(pairs: Vec<(String, Value)>) -> Result<Context, Unaskable>
 /// asked for with the group that it is in. No policy can say more of another
 /// than that it is not this one.
 pub(super) fn entities(own: Vec<Entity>, actions: &[EntityUid]) -> Result<Entities, Unaskable> {
-    let (asked, groups) = actions.split_first().ok_or_else(|| unaskable("no action"))?;
+    let (asked, groups) = actions
+        .split_first()
+        .ok_or_else(|| unaskable("no action"))?;
     let parents = groups.iter().cloned().collect();
     let asked = Entity::new(asked.clone(), HashMap::new(), parents).map_err(unaskable)?;
     let groups = groups.iter().cloned();
