@@ -35,7 +35,7 @@ The name can be a range (web-{01..05}), or be made of labels of the hypervisor t
 
 Examples:
   muster vm create web-25 --image debian-12 --cpus 2 --memory 2GiB --network public --role web
-  muster vm create web-26 --image debian-12 --cpus 2 --memory 2GiB --network public --configure deploy --param version=1.4.2
+  muster vm create web-26 --image debian-12 --cpus 2 --memory 2GiB --network public --configure web-node --param package=nginx
   muster vm create acme-db --image debian-12 --cpus 4 --memory 8GiB --network public --account acme --no-agent";
 
 /// Arguments of `muster vm create`.
