@@ -8,6 +8,7 @@ use muster_protocol::api::{Configure, InviteToken, RunRequest, RunView};
 use muster_protocol::freeze::Freeze;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::{ImageName, LanName, PrincipalName, VmName};
+use muster_protocol::predicate::Predicate;
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::run::Outcome;
 use muster_protocol::units::Timestamp;
@@ -42,6 +43,9 @@ impl Works for Submit {
             }
             let mut request = RunRequest::of(scenario.clone());
             request.params = serde_json::Value::Object(params.clone());
+            // Its node, which is not there yet: it runs there, whether it says
+            // where or not.
+            request.predicate = Some(Predicate::all().text().to_owned());
             let program = self.holds(&request).await?;
             let mut secret = program.manifest.params.iter().filter(|param| param.secret);
             if let Some(param) = secret.find(|param| params.contains_key(&param.name)) {

@@ -54,8 +54,12 @@ struct Stack {
 impl Stack {
     fn new(cloud: Cloud) -> Result<Self> {
         cloud.furnish_empty()?;
+        Ok(Self::of(cloud))
+    }
+
+    fn of(cloud: Cloud) -> Self {
         let file = cloud.up.dir.path().join("shop.toml");
-        Ok(Self { cloud, file })
+        Self { cloud, file }
     }
 
     fn says(&self, parts: &[&str]) -> Result<()> {
@@ -185,6 +189,96 @@ fn a_stack_is_made_changed_and_pruned() -> Result<()> {
     stack.says(&[])?;
     let gone = stack.apply(&["--prune", "--purge"])?;
     gone.shows(&["db-01 is destroyed", "network shop is removed"]);
+    assert_eq!((cloud.there()?, cloud.held()?), empty);
+    stack.cloud.end()
+}
+
+const CONFIGURED: &str = r#"
+[stack]
+name = "shop"
+
+[vars]
+text = "one"
+
+[vm.web-01]
+image = "guest"
+cpus = 1
+# A script has 256 MiB of stack, which a kernel with less memory in all does not
+# give.
+memory = "512MiB"
+networks = ["lan"]
+roles = ["web"]
+configure = "note"
+params = { text = "${text}" }
+"#;
+
+const NOTE: &str = r#"
+scenario("Write a note");
+param("text", #{ matches: "^[a-z]+$", help: "what is in it" });
+fn run(p) {
+    if p.text == "bad" { throw "no such note"; }
+    file("/srv/note").content(p.text + "\n");
+}
+"#;
+
+#[test]
+fn machines_of_a_stack_are_configured() -> Result<()> {
+    if !capability("guest") {
+        return Ok(());
+    }
+    let stack = Stack::of(Cloud::new()?);
+    let cloud = &stack.cloud;
+    cloud.furnish()?;
+    let note = cloud.up.dir.path().join("note.rhai");
+    std::fs::write(&note, NOTE)?;
+    cloud.well(&["scenario", "put", &note.to_string_lossy()])?;
+    std::fs::write(&stack.file, CONFIGURED)?;
+    let empty = (cloud.there()?, cloud.held()?);
+
+    let said = stack.run("plan", &[]).exits(0);
+    said.shows(&["role web, configured by note text=one"]);
+    let made = stack.apply(&[])?;
+    made.shows(&["web-01 is up at", "web-01 is configured by note"]);
+    let there = || {
+        let said = cloud.well(&[
+            "run",
+            "role=web",
+            "--yes",
+            "--json",
+            "--",
+            "cat",
+            "/srv/note",
+        ])?;
+        let mut each = said.output("stdout").into_values();
+        each.next().context("a note")
+    };
+    assert_eq!(there()?, "one\n");
+    stack.apply(&[])?.shows(&["nothing is to be done"]);
+
+    let other = ["--var", "text=other"];
+    let said = stack.apply(&other)?;
+    said.shows(&["configured by note text=one → note text=other"]);
+    assert_eq!(there()?, "other\n");
+    stack.apply(&other)?.shows(&["nothing is to be done"]);
+
+    // What does not work is said, and tried again by whoever applies again.
+    let bad = ["--var", "text=bad", "--yes"];
+    for what in [
+        "note text=other → note text=bad",
+        "again, which did not work",
+    ] {
+        let said = stack.run("apply", &bad).exits(1);
+        said.shows(&[
+            what,
+            "web-01 is up, and note did not configure it",
+            "no such note",
+        ]);
+    }
+    stack.apply(&[])?.shows(&["web-01 is configured by note"]);
+    assert_eq!(there()?, "one\n");
+
+    std::fs::write(&stack.file, "[stack]\nname = \"shop\"\n")?;
+    stack.apply(&["--prune", "--purge"])?;
     assert_eq!((cloud.there()?, cloud.held()?), empty);
     stack.cloud.end()
 }
