@@ -35,6 +35,14 @@ impl Machines {
         if made.is_empty() {
             return Ok(None);
         }
+        let is_else = |vm: &StoredVm| {
+            let asked = (&request.image, request.cpus, request.memory);
+            asked != (&vm.wish.image.name, vm.wish.cpus, vm.wish.memory)
+        };
+        let other = made.iter().find(|vm| vm.runs == 1 && is_else(vm));
+        if let Some(run) = other.and_then(|vm| vm.run) {
+            return Err(VmError::Used(run));
+        }
         if made.len() < of {
             let made = made.iter().map(|vm| vm.name.clone()).collect();
             return Err(VmError::Partly { made, of });

@@ -179,6 +179,13 @@ async fn whoever_was_told_that_it_is_unsure_is_answered_with_the_machine() {
     let machines = lab.open().await;
     let again = create(&machines, wish("web-1"), line(1)).await.unwrap();
     assert_eq!((again, times(&lab, "vm-create")), (vec!["web-1".into()], 2));
+    // The name of a request is no other one's.
+    let other = CreateVms {
+        cpus: 7,
+        ..wish("web-1")
+    };
+    let error = create(&machines, other, line(1)).await.unwrap_err();
+    assert!(matches!(error, VmError::Used(_)), "{error}");
     // Another request has its own name, and that machine is not its own.
     let error = create(&machines, wish("web-1"), line(3)).await.unwrap_err();
     assert!(error.to_string().contains("there is a machine web-1"));
