@@ -66,6 +66,9 @@ enum Key {
     /// Something of a `main`: its kind, the call, which of its steps, and
     /// whether it takes that back.
     Main(&'static str, u64, u32, bool),
+    /// A line of a call, which may have several: a machine is being made, is
+    /// up, is taken back.
+    Line(u64, String),
     Finished,
 }
 
@@ -87,8 +90,8 @@ impl Key {
             } => Self::Main(frame.event(), *call, *part, *undo),
             Frame::Sleeps { call, .. }
             | Frame::Asks { call, .. }
-            | Frame::Answered { call, .. }
-            | Frame::Logged { call, .. } => Self::Main(frame.event(), *call, 0, false),
+            | Frame::Answered { call, .. } => Self::Main(frame.event(), *call, 0, false),
+            Frame::Logged { call, text, .. } => Self::Line(*call, text.clone()),
             Frame::MainEnded { .. } => Self::Main(frame.event(), 0, 0, false),
             // The same can be so several times; who is told twice knows no
             // more.

@@ -147,6 +147,33 @@ async fn no_event_is_lost_or_repeated_however_the_connection_breaks() {
 }
 
 #[tokio::test]
+async fn all_lines_of_a_call_are_seen_and_none_twice() {
+    let line = |text: &str| {
+        format!(
+            r#"{{"type":"logged","run":"{}","call":3,"text":"{text}"}}"#,
+            run()
+        )
+    };
+    let (coming, up, back) = (line("is being made"), line("is up"), line("is taken back"));
+    let server = server(vec![
+        events(&format!("id: 1\ndata: {coming}\n\nid: 2\ndata: {up}\n\n")),
+        events(&format!(
+            "id: 2\ndata: {up}\n\nid: 3\ndata: {back}\n\nid: 4\ndata: {}\n\n",
+            finished()
+        )),
+    ])
+    .await;
+    let mut events = client(&server.url).run_events(&run().into());
+    let mut seen = Vec::new();
+    while let Ok(Some(next)) = tokio::time::timeout(Duration::from_secs(30), events.next()).await {
+        if let Watch::Frame(Frame::Logged { text, .. }) = next.expect("no error") {
+            seen.push(text);
+        }
+    }
+    assert_eq!(seen, ["is being made", "is up", "is taken back"]);
+}
+
+#[tokio::test]
 async fn what_the_broker_says_of_a_run_ends_the_watch() {
     let problem = r#"{"type":"urn:muster:problem:not-found","kind":"not-found","title":"there is no run 7f3k","status":404}"#;
     let server = server(vec![answer(
