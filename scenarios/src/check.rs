@@ -28,7 +28,7 @@ const WOVEN_IN: [&str; 5] = ["Fn", "call", "curry", "is_shared", "type_of"];
 /// # Errors
 /// Every fault that was found, in the order of the text; at least one.
 pub fn check(file: &str, text: &str) -> Result<Manifest, Vec<Fault>> {
-    engine::apart(None, || check_here(file, text, None))
+    engine::apart(Limits::MANIFEST, None, || check_here(file, text, None))
         .unwrap_or_else(|broken| Err(vec![Fault::new(file, text, None, broken)]))
 }
 
@@ -38,7 +38,7 @@ pub fn check(file: &str, text: &str) -> Result<Manifest, Vec<Fault>> {
 /// # Errors
 /// As [`check`].
 pub fn check_bundle(file: &str, bundle: &Bundle) -> Result<Manifest, Vec<Fault>> {
-    engine::apart(None, || {
+    engine::apart(Limits::MANIFEST, None, || {
         check_here(file, bundle.script(), Some(bundle.files()))
     })
     .unwrap_or_else(|broken| Err(vec![Fault::new(file, bundle.script(), None, broken)]))

@@ -3,8 +3,8 @@
 //! or run, in debug and release builds alike.
 //!
 //! A script is read and run on a thread of its own whose stack is known
-//! ([`apart`]): what it nests ends in a message, never in a process that is
-//! gone, and a panic below it is an error of that one call.
+//! ([`apart`]): what it nests ends in a message ([`crate::depth`]), never in a
+//! process that is gone, and a panic below it is an error of that one call.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -17,6 +17,7 @@ use rhai::packages::{
 };
 use rhai::{AST, Dynamic, Engine, EvalAltResult, Module, OptimizationLevel, Token};
 
+use crate::depth::{self, UsedUp};
 use crate::fault::{Fault, Place};
 use crate::text;
 
@@ -34,6 +35,10 @@ pub struct Limits {
     pub array: usize,
     /// Properties of one map, with those inside.
     pub map: usize,
+    /// Stack of the thread that a script runs on, in bytes. Only what is
+    /// touched of it takes memory; but a kernel gives no more at once than
+    /// the machine has, and nodes are small.
+    pub stack: usize,
 }
 
 impl Limits {
@@ -44,6 +49,7 @@ impl Limits {
         string: 64 * 1024,
         array: 1_000,
         map: 1_000,
+        stack: 8 << 20,
     };
     /// For a function on a node.
     pub const NODE: Self = Self {
@@ -52,6 +58,7 @@ impl Limits {
         string: 4 * 1024 * 1024,
         array: 20_000,
         map: 20_000,
+        stack: 32 << 20,
     };
     /// For `main` in the broker: 20,000 nodes must fit into an array.
     pub const MAIN: Self = Self {
@@ -60,13 +67,16 @@ impl Limits {
         string: 4 * 1024 * 1024,
         array: 100_000,
         map: 100_000,
+        stack: 256 << 20,
     };
 }
 
-/// Stack of the thread that a script runs on, in bytes. Only what is touched
-/// of it takes memory; a debug build needs several times what a release does
-/// for the same script, and this is enough for both.
-const STACK: usize = 256 * 1024 * 1024;
+/// How much of its stack a script's calls and expressions may use, in bytes:
+/// about three times what the deepest ones that are let through need. The rest
+/// is for what is done to one value: it takes up to 400 bytes for each level,
+/// and a value may be nested as deep as it is large, where no variable holds
+/// it while it grows.
+const ROOM: usize = 4 << 20;
 /// How many operations pass between two looks at whether to stop.
 const LOOK_EVERY: u64 = 64;
 
@@ -84,14 +94,16 @@ thread_local! {
 /// # Errors
 /// There is no thread to be had, or the work panicked: one line that says so.
 pub(crate) fn apart<T: Send>(
+    limits: Limits,
     stopped: Option<Stopped>,
     work: impl FnOnce() -> T + Send,
 ) -> Result<T, String> {
     thread::scope(|scope| {
         let thread = thread::Builder::new()
             .name("scenario".to_owned())
-            .stack_size(STACK)
+            .stack_size(limits.stack)
             .spawn_scoped(scope, move || {
+                depth::begin(ROOM.min(limits.stack / 2));
                 STOPPED.set(stopped);
                 work()
             })
@@ -118,6 +130,8 @@ const EXPRESSION_DEPTH: (usize, usize) = (48, 48);
 const MAX_FUNCTIONS: usize = 256;
 /// Variables in one scope chain.
 const MAX_VARIABLES: usize = 512;
+/// Of a value that cannot be worked with.
+const TOO_DEEP: &str = "a value is nested deeper than 256 levels, or holds itself";
 /// Words that Rhai keeps for a later day, and that are names here.
 const FREED: [&str; 2] = ["package", "default"];
 
@@ -162,6 +176,9 @@ pub fn engine(limits: Limits) -> Engine {
         .disable_symbol("print")
         .disable_symbol("debug");
     engine.on_progress(|operations| {
+        if depth::is_used_up() {
+            return Some(Dynamic::from(UsedUp));
+        }
         if operations % LOOK_EVERY != 0 {
             return None;
         }
@@ -178,6 +195,18 @@ pub fn engine(limits: Limits) -> Engine {
         deprecated,
         reason = "not deprecated but marked as subject to change; the version is pinned by Cargo.lock and the tests hold it"
     )]
+    engine.on_var(|name, _, context| {
+        let found = context.scope().get(name).into_iter();
+        let mut looked_at = found.chain(context.this_ptr());
+        match looked_at.any(depth::is_too_deep) {
+            true => Err(TOO_DEEP.into()),
+            false => Ok(None),
+        }
+    });
+    #[allow(
+        deprecated,
+        reason = "not deprecated but marked as subject to change; the version is pinned by Cargo.lock and the tests hold it"
+    )]
     engine.on_parse_token(|token, _, _| match token {
         Token::Reserved(word) if FREED.contains(&word.as_str()) => Token::Identifier(word),
         // `http(…).until(200)`; a loop has `do … while`.
@@ -185,6 +214,11 @@ pub fn engine(limits: Limits) -> Engine {
         token => token,
     });
     engine
+}
+
+/// Whether a script ended because it was told to; else it failed.
+pub(crate) fn is_stopped(error: &EvalAltResult) -> bool {
+    matches!(error, EvalAltResult::ErrorTerminated(token, _) if !token.is::<UsedUp>())
 }
 
 fn no_number() -> Result<(), Box<EvalAltResult>> {
@@ -254,8 +288,12 @@ fn raw(error: &EvalAltResult, endless: &str) -> String {
     match error {
         EvalAltResult::ErrorRuntime(value, _) => match value.clone().into_string() {
             Ok(text) => text,
+            Err(_) if depth::is_too_deep_anywhere(value) => TOO_DEEP.to_owned(),
             Err(_) => value.to_string(),
         },
+        EvalAltResult::ErrorTerminated(token, _) if token.is::<UsedUp>() => {
+            "calls and expressions are nested too deep here".to_owned()
+        }
         EvalAltResult::ErrorTooManyOperations(_) => endless.to_owned(),
         EvalAltResult::ErrorStackOverflow(_) => {
             "functions call each other too deep: a loop does the same".to_owned()
@@ -338,6 +376,112 @@ mod tests {
         ] {
             fails(script);
         }
+    }
+
+    /// What a script came to on its thread, and how much of the stack was in
+    /// use at most.
+    fn apart_from(limits: Limits, script: &str) -> (Result<String, String>, usize) {
+        apart(limits, None, || {
+            let engine = engine(limits);
+            let ended = engine.eval::<Dynamic>(script);
+            let said = ended.map(|value| value.to_string()).map_err(|error| {
+                let inner = error.unwrap_inner();
+                let at = Place::of(inner.position());
+                let at = at.map_or("?".to_owned(), |at| format!("{}:{}", at.line, at.column));
+                format!("{at} {}", said(inner, "without an end"))
+            });
+            (said, depth::PEAK.get())
+        })
+        .expect("it does not panic")
+    }
+
+    /// As deep as the parser lets it be.
+    fn deepest(limits: Limits, around: impl Fn(usize) -> String) -> String {
+        let mut found = None;
+        for levels in 1..200 {
+            let script = around(levels);
+            if engine(limits).compile(&script).is_err() {
+                break;
+            }
+            found = Some(script);
+        }
+        found.expect("some are read")
+    }
+
+    #[test]
+    fn all_that_may_be_nested_fits_the_stack() {
+        let call = "f(n - 1)";
+        let calls: [(&str, &str); 8] = [
+            ("(1+", ")"),
+            ("[", "]"),
+            ("#{a:", "}"),
+            ("{", "}"),
+            ("if true {", "}"),
+            ("switch 1 { 1 => ", "}"),
+            ("[1].map(|x| ", ")"),
+            ("`${", "}`"),
+        ];
+        for limits in [Limits::MANIFEST, Limits::NODE, Limits::MAIN] {
+            for (open, close) in calls {
+                let script = deepest(limits, |levels| {
+                    let depth = limits.call_depth - 2;
+                    let (open, close) = (open.repeat(levels), close.repeat(levels));
+                    format!(
+                        "fn f(n) {{ if n <= 0 {{ return 0; }} {open}{call}{close}; n }}\nf({depth})"
+                    )
+                });
+                let (ended, used) = apart_from(limits, &script);
+                if open.contains("map") {
+                    // Each of them is a call, too.
+                    let said = ended.expect_err(open);
+                    assert!(
+                        said.starts_with("1:") && said.contains("call each other"),
+                        "{said}"
+                    );
+                } else {
+                    assert_eq!(
+                        ended.as_deref(),
+                        Ok(&*(limits.call_depth - 2).to_string()),
+                        "{open}"
+                    );
+                }
+                assert!(used < ROOM / 2, "{open} uses {used}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_as_deep_as_it_is_large_fits_the_stack() {
+        // In a smaller measure: it takes long to make one.
+        let mut limits = Limits::NODE;
+        (limits.array, limits.map, limits.stack) = (2_000, 2_000, Limits::NODE.stack / 10);
+        let grow = "loop { this = [#{m: this, n: this[0].n + 1}]; if this[0].n > 950 { break; } }";
+        for (then, says) in [
+            ("0", "0"),
+            ("this.to_string().len() > 10000", "true"),
+            (
+                "this == this",
+                "3:22 calls and expressions are nested too deep here",
+            ),
+            ("switch this { 1 => 2 }", ""),
+            ("throw this", "a value is nested deeper than 256 levels"),
+            (
+                "let b = this; b.len()",
+                "2:30 a value is nested deeper than 256 levels",
+            ),
+        ] {
+            let script = format!(
+                "fn grow() {{ {grow}\n    let n = 0; {then} }}\nlet a = [#{{n: 0}}]; a.grow()"
+            );
+            let said = match apart_from(limits, &script).0 {
+                Ok(said) | Err(said) => said,
+            };
+            assert!(said.contains(says), "{then}: {said}");
+        }
+        // One that no look at its size ends.
+        let script = "fn grow() { loop { this = [#{m: this}]; } }\nlet a = 0; a.grow()";
+        let said = apart_from(limits, script).0.expect_err("it ends");
+        assert!(said.contains("larger than a script may have it"), "{said}");
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod bundle;
 pub mod catalogue;
 pub mod check;
 pub mod command;
+mod depth;
 pub mod durable;
 pub mod engine;
 pub mod fault;

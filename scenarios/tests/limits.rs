@@ -13,6 +13,7 @@ use muster_scenarios::check::check;
 use muster_scenarios::durable::{
     HostCall, Input, Member, Program, Records, Reply, StepReply, Turn, turn,
 };
+use muster_scenarios::fault::Fault;
 use muster_scenarios::node::{
     self, Call, Effect, Ended, Host, HostError, NodeFacts, Performed, Source,
 };
@@ -81,6 +82,16 @@ fn on_node(body: &str) -> String {
         Ok(done) => format!("gave {}", done.value),
         Err(Ended::Failed(fault)) => fault.message,
         Err(Ended::Stopped) => "stopped".to_owned(),
+    }
+}
+
+/// Where and why a function fails.
+fn node_fault(text: &str) -> Option<Fault> {
+    let bundle = Bundle::new(text.to_owned(), BTreeMap::new()).expect("a bundle");
+    let call = called(json!({}), json!({}));
+    match node::run("x.rhai", &bundle, &call, fragile(u64::MAX)) {
+        Err(Ended::Failed(fault)) => Some(*fault),
+        _ => None,
     }
 }
 
@@ -216,6 +227,39 @@ fn what_nests_deep_ends_in_a_message() {
         "what `run` returns cannot be sent: it is nested deeper than 32"
     );
 
+    // What no look at its size would end: each holds the one before.
+    for grows in [
+        "a = [a];",
+        "a = #{ a: a };",
+        "a = [0, #{ a: [a] }];",
+        "let b = a; a = || b;",
+        "let b = [a]; a = || b;",
+        "a = wrapped(a);",
+        "let f = a; a = Fn(\"f\").curry(f);",
+        "a.set();",
+        "[1].for_each(|| a = [a]);",
+    ] {
+        let body = format!("let a = || 0; loop {{ {grows} }}");
+        let said = |text: String| -> Fault {
+            let text = format!(
+                "fn f(n) {{ n }} fn wrapped(a) {{ [a] }} fn set() {{ let n = 1; this = [this, n]; }}\n{text}"
+            );
+            match node_fault(&text) {
+                Some(fault) => fault,
+                None => panic!("{grows}: it ended well"),
+            }
+        };
+        let fault = said(format!("fn run(p) {{ {body} }}"));
+        let is_deep = fault.message == "a value is nested deeper than 256 levels, or holds itself";
+        assert!(is_deep, "{grows}: {fault:?}");
+        assert!(fault.at.is_some(), "{grows}");
+        let message = in_main(
+            &body
+                .replace("wrapped(a)", "[a]")
+                .replace("a.set()", "a = [a]"),
+        );
+        assert!(message.contains("nested deeper"), "{grows}: {message}");
+    }
     // Deep text, which is parsed by such functions.
     let deep = |open: &str, inside: &str, close: &str, times: usize| {
         format!(

@@ -43,7 +43,7 @@ impl Program {
     /// # Errors
     /// A syntax error.
     pub fn new(file: &str, text: &str) -> Result<Self, Box<Fault>> {
-        let read = engine::apart(None, || {
+        let read = engine::apart(Limits::MAIN, None, || {
             let mut engine = engine(Limits::MAIN);
             register(&mut engine);
             let ast = parse(&engine, file, text)?;
@@ -186,7 +186,7 @@ pub fn turn(
     stopped: impl Fn() -> bool + Send + Sync + 'static,
 ) -> (Turn, Vec<Recorded>) {
     let inline: Inline = Arc::new(inline);
-    engine::apart(Some(Arc::new(stopped)), || {
+    engine::apart(Limits::MAIN, Some(Arc::new(stopped)), || {
         pass(program, input, records, inline)
     })
     .unwrap_or_else(|broken| (Turn::Broken(broken), Vec::new()))
@@ -267,11 +267,7 @@ fn pass(
         },
         // Nodes or a step's reply as the last value: nothing to keep.
         (None, Ok(value)) => Turn::Done(plain::to_json(&value).unwrap_or_default()),
-        (None, Err(error))
-            if matches!(error.unwrap_inner(), EvalAltResult::ErrorTerminated(..)) =>
-        {
-            Turn::Stopped
-        }
+        (None, Err(error)) if engine::is_stopped(error.unwrap_inner()) => Turn::Stopped,
         (None, Err(error)) => Turn::Failed {
             fault: failure(program, &error),
             undo,

@@ -19,7 +19,7 @@ use crate::fault::{Fault, Place, nearest};
 /// # Errors
 /// Every fault that was found; at least one.
 pub fn read(file: &str, text: &str) -> Result<Manifest, Vec<Fault>> {
-    engine::apart(None, || read_here(file, text))
+    engine::apart(Limits::MANIFEST, None, || read_here(file, text))
         .unwrap_or_else(|broken| Err(vec![Fault::new(file, text, None, broken)]))
 }
 

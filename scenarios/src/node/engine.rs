@@ -147,7 +147,7 @@ impl Program {
     /// # Errors
     /// A syntax error.
     pub fn new(file: &str, bundle: &Bundle) -> Result<Self, Box<Fault>> {
-        let read = engine::apart(None, || {
+        let read = engine::apart(Limits::NODE, None, || {
             let mut engine = engine(Limits::NODE);
             resources::register(&mut engine);
             let ast = parse(&engine, file, bundle.script())?;
@@ -190,13 +190,14 @@ impl Program {
     pub fn call(&self, call: &Call, host: Arc<dyn Host>) -> Result<Done, Ended> {
         let asked = Arc::clone(&host);
         let stopped = move || asked.stopped();
-        engine::apart(Some(Arc::new(stopped)), || self.called(call, host)).unwrap_or_else(
-            |broken| {
-                let broken = call.secrets.mask(&broken);
-                let fault = Fault::new(&self.file, &self.text, None, broken);
-                Err(Ended::Failed(Box::new(fault)))
-            },
-        )
+        engine::apart(Limits::NODE, Some(Arc::new(stopped)), || {
+            self.called(call, host)
+        })
+        .unwrap_or_else(|broken| {
+            let broken = call.secrets.mask(&broken);
+            let fault = Fault::new(&self.file, &self.text, None, broken);
+            Err(Ended::Failed(Box::new(fault)))
+        })
     }
 
     fn called(&self, call: &Call, host: Arc<dyn Host>) -> Result<Done, Ended> {
@@ -237,7 +238,7 @@ impl Program {
 
     fn ended(&self, error: &EvalAltResult, secrets: &Secrets) -> Ended {
         let inner = error.unwrap_inner();
-        if matches!(inner, EvalAltResult::ErrorTerminated(..)) {
+        if engine::is_stopped(inner) {
             return Ended::Stopped;
         }
         let text = engine::said(inner, "the function works without an end");

@@ -61,7 +61,7 @@ impl Trial {
         let text = bundle.script();
         let tests = manifest.tests().map(str::to_owned).collect();
         let subject = Subject::new(file, bundle, manifest)?;
-        let read = engine::apart(None, || {
+        let read = engine::apart(Limits::MAIN, None, || {
             let mut engine = engine(Limits::MAIN);
             bench::register(&mut engine);
             let ast = parse(&engine, file, text)?;
@@ -113,7 +113,7 @@ impl Trial {
         let fault = |at: Position, message: String| {
             Box::new(Fault::new(&self.file, &self.text, Place::of(at), message))
         };
-        engine::apart(None, || {
+        engine::apart(Limits::MAIN, None, || {
             let options = CallFnOptions::new().with_tag(carried).eval_ast(false);
             let ended: Result<Dynamic, _> =
                 self.engine
