@@ -8,7 +8,7 @@ use muster_protocol::names::VmName;
 use muster_protocol::units::{Span, Timestamp};
 use muster_protocol::vm::{Size, VmId};
 
-use super::create::{given, strangers};
+use super::choose::{given, strangers};
 use super::error::VmError;
 use super::keep::Held;
 use super::machines::Machines;

@@ -1,60 +1,31 @@
 //! New machines: everything is checked, then placed, then written down, then
 //! asked for.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use muster_protocol::api::{CreateVms, MAX_USER_DATA, Secret, VmPlan, VmsCreated};
-use muster_protocol::ids::{RunId, Serial};
-use muster_protocol::names::{LabelKey, NodeName, RoleName, VmName};
+use muster_protocol::api::{CreateVms, VmPlan, VmsCreated};
+use muster_protocol::ids::RunId;
+use muster_protocol::names::VmName;
 use muster_protocol::run::PartOf;
-use muster_protocol::units::{Span, Timestamp};
-use muster_protocol::vm::{MAX_NICS, Nic, Readiness, Size, SshKeyError, check_key_line};
+use muster_protocol::units::Timestamp;
+use muster_protocol::vm::Nic;
 use tokio::sync::OwnedMutexGuard;
 
+use super::choose::Chosen;
 use super::error::VmError;
 use super::keep::{Held, RecordError, Records};
 use super::machines::Machines;
-use super::names::Names;
-use super::observed::{Heard, is_hypervisor};
-use super::placement::{Apart, Candidate, Need, Placed, place};
+use super::placement::Placed;
 use super::ports::{Look, refused};
-use super::records::{HeldNic, Life, Made, Order, StoredVm, Takes, Wish};
+use super::records::{HeldNic, Life, StoredVm};
+use super::wanted::Wanted;
 use crate::authz::{Authorized, Caller};
-use crate::inventory::{MAX_LABELS, MAX_ROLES, NodeRecord, Snapshot};
 use crate::refusal::Refusal;
-use crate::resolve::parse;
 use crate::submit::{Asked, Refused};
 
-/// How long a machine may take to be up, when nobody says.
-const READY_WITHIN: Span = Span::from_secs(600);
-/// The longest.
-const LONGEST: Span = Span::from_secs(3_600);
-/// Most public keys.
-const MAX_KEYS: usize = 100;
 /// Machines that are begun at a time.
 const AT_ONCE: usize = 16;
-
-/// What was asked for, held against everything that can be known of it.
-struct Wanted {
-    names: Names,
-    wish: Wish,
-    on: Option<String>,
-    strategy: muster_protocol::api::Strategy,
-    apart: Option<Apart>,
-    protect: bool,
-    /// The call of a run that asks.
-    part: Option<PartOf>,
-    /// What the request is called, if it names itself.
-    under: Option<RunId>,
-}
-
-/// A name with its place.
-struct Chosen {
-    name: VmName,
-    placed: Placed,
-}
 
 /// A machine that is written down, while nobody else does anything with it.
 struct Taken {
@@ -163,212 +134,6 @@ impl Machines {
             dry_run: true,
         })
     }
-
-    /// Everything that does not depend on where it is put.
-    fn check(&self, request: CreateVms) -> Result<Wanted, VmError> {
-        let wrong = |text: &str| Err(VmError::Wrong(text.to_owned()));
-        let names = Names::parse(&request.name, request.count)?;
-        if let Some(group) = request.groups.into_iter().next() {
-            return Err(VmError::Groups(group));
-        }
-        let image = self.parts().pictures.get(&request.image);
-        let image = image.ok_or(VmError::NoImage(request.image))?;
-        let networks = request.networks;
-        if networks.len() > MAX_NICS {
-            return Err(muster_protocol::vm::MachineError::Nics(networks.len()).into());
-        }
-        let reserves = &self.parts().reserves;
-        if let Some(lan) = networks.iter().find(|lan| !reserves.knows(lan)) {
-            return Err(VmError::NoNetwork((*lan).clone()));
-        }
-        if networks.iter().collect::<HashSet<_>>().len() < networks.len() {
-            return wrong("a machine has one interface in a network; name each network once");
-        }
-        if request.roles.len() > MAX_ROLES || request.labels.len() > MAX_LABELS {
-            return Err(VmError::Wrong(format!(
-                "a machine has at most {MAX_ROLES} roles and {MAX_LABELS} labels"
-            )));
-        }
-        let ready = match (request.ready, request.agent) {
-            (None, true) => Readiness::Agent,
-            (None, false) => Readiness::Boot,
-            // What enrols it is taken away once it is up.
-            (Some(Readiness::Boot | Readiness::Ping | Readiness::GuestAgent), true) => {
-                return wrong(
-                    "a machine with an agent is up when that has enrolled; leave --ready out, or give --no-agent",
-                );
-            }
-            (Some(Readiness::Agent), false) => {
-                return wrong(
-                    "without an agent none says that the machine is up; give --ready boot, ping or guest-agent",
-                );
-            }
-            (Some(Readiness::Ping), _) if networks.is_empty() => {
-                return wrong("a machine without a network answers no ping; give it a --network");
-            }
-            (Some(ready), _) => ready,
-        };
-        let within = request.ready_within.unwrap_or(READY_WITHIN);
-        if within < Span::from_secs(10) || within > LONGEST {
-            return Err(VmError::Wrong(format!(
-                "{within} to be up is not possible; give 10s to {LONGEST}"
-            )));
-        }
-        let ssh_keys = self.parts().tenants.lines(request.ssh_keys)?;
-        check_texts(&ssh_keys, request.user_data.as_deref())?;
-        self.parts().tenants.owns(request.account.as_ref())?;
-        let mut roles = request.roles;
-        roles.sort();
-        roles.dedup();
-        let apart = match request.apart.as_deref() {
-            None => None,
-            Some("name") => Some(Apart::Name),
-            Some(key) => {
-                let key = key.parse::<LabelKey>();
-                Some(Apart::Label(
-                    key.map_err(|e| VmError::Wrong(e.to_string()))?,
-                ))
-            }
-        };
-        if apart.is_some() && request.account.is_none() && roles.is_empty() {
-            return wrong(
-                "machines are kept apart from those of the same account or role; give --account or --role",
-            );
-        }
-        let mib = 1 << 20;
-        let whole = image.virtual_size.0.div_ceil(mib).saturating_mul(mib);
-        let wish = Wish {
-            cpus: request.cpus,
-            memory: request.memory,
-            disk: request.disk.unwrap_or(Size(whole)),
-            image,
-            networks,
-            account: request.account,
-            agent: request.agent,
-            ready,
-            ready_within: within,
-            roles,
-            labels: request.labels,
-            ssh_keys,
-            user_data: request.user_data.map(Secret::new),
-            autostart: request.autostart,
-            configure: request.configure,
-        };
-        wish.check()?;
-        Ok(Wanted {
-            names,
-            wish,
-            on: request.on,
-            strategy: request.strategy,
-            apart,
-            protect: request.protect,
-            part: None,
-            under: None,
-        })
-    }
-
-    /// A place and a name for each. Nothing is reserved.
-    fn choose(&self, wanted: &Wanted) -> Result<Vec<Chosen>, VmError> {
-        let snapshot = self.parts().inventory.snapshot();
-        let on = wanted.on.as_deref();
-        let predicate = on.map(|on| parse(on, &snapshot, false)).transpose()?;
-        let nodes: Vec<&Arc<NodeRecord>> = snapshot
-            .iter()
-            .filter(|node| is_hypervisor(node))
-            .filter(|node| predicate.as_ref().is_none_or(|on| on.matches(&***node)))
-            .collect();
-        if nodes.is_empty() {
-            let on = predicate.map(|on| muster_protocol::text::printable(on.text(), 200));
-            return Err(VmError::NoHypervisors { on });
-        }
-        let records = self.parts().records.all();
-        let observed = &self.parts().observed;
-        let heard: Vec<Option<Arc<Heard>>> =
-            nodes.iter().map(|node| observed.of(node.serial)).collect();
-        let mut given = given(&records);
-        for (node, heard) in nodes.iter().zip(&heard) {
-            let strange = strangers(&self.parts().records, heard.as_deref());
-            let all = given.entry(node.serial).or_default();
-            *all = all.and(strange);
-        }
-        let mut candidates: Vec<Candidate<'_>> = nodes
-            .iter()
-            .zip(&heard)
-            .map(|(node, heard)| self.candidate(node, heard.as_deref(), &given))
-            .collect();
-        let mut need = Need {
-            takes: wanted.wish.takes(),
-            strategy: wanted.strategy,
-            apart: wanted
-                .apart
-                .clone()
-                .map(|apart| (neighbours(&wanted.wish, &apart, &records, &snapshot), apart))
-                .map(|(taken, apart)| (apart, taken)),
-            labels: wanted.names.labels(),
-            image: wanted.wish.image.sha256,
-        };
-        let mut chosen: Vec<Chosen> = Vec::new();
-        let mut names: HashSet<VmName> = HashSet::new();
-        for at in 0..wanted.names.count() {
-            let placed = place(&need, &candidates, &self.parts().settings)?;
-            let serial = placed.place.serial;
-            if let Some(taken) = candidates.iter_mut().find(|at| at.serial == serial) {
-                taken.given = taken.given.and(need.takes);
-            }
-            if let (Some((_, values)), Some(value)) = (&mut need.apart, &placed.value) {
-                values.insert(value.clone());
-            }
-            let has = |name: &VmName| {
-                names.contains(name)
-                    || self.parts().records.is_taken(name)
-                    || node_of(name).is_some_and(|node| snapshot.by_name(&node).is_some())
-            };
-            let name = match &wanted.names {
-                Names::Listed(listed) => {
-                    let Some(name) = listed.get(at).cloned() else {
-                        break;
-                    };
-                    name
-                }
-                Names::Placed { pattern, .. } => {
-                    let labels = snapshot.get(serial).map(|node| &node.assignment.labels);
-                    let none = BTreeMap::new();
-                    let name = pattern.at(labels.unwrap_or(&none), has);
-                    name.map_err(super::names::NamesError::from)?
-                }
-            };
-            if wanted.wish.agent
-                && let Some(node) = node_of(&name)
-                && snapshot.by_name(&node).is_some()
-                && !self.parts().records.is_taken(&name)
-            {
-                return Err(VmError::NodeThere(node));
-            }
-            names.insert(name.clone());
-            chosen.push(Chosen { name, placed });
-        }
-        Ok(chosen)
-    }
-
-    fn candidate<'a>(
-        &self,
-        node: &'a NodeRecord,
-        heard: Option<&'a Heard>,
-        given: &HashMap<Serial, Takes>,
-    ) -> Candidate<'a> {
-        let agent = self.parts().inventory.agent(node.serial);
-        Candidate {
-            serial: node.serial,
-            node: &node.assignment.name,
-            labels: &node.assignment.labels,
-            connected: node.is_active() && self.is_connected(node.serial),
-            able: agent.map(|agent| agent.capabilities.iter().any(|one| one == "vm")),
-            cordoned: self.parts().cordons.has(node.serial),
-            heard,
-            given: given.get(&node.serial).copied().unwrap_or_default(),
-        }
-    }
-
     /// Writes down all of them, or none.
     async fn take(
         &self,
@@ -661,131 +426,4 @@ fn apart<T, E>(all: Vec<Result<T, E>>) -> (Vec<T>, Option<E>) {
 /// Their names.
 fn named(all: &[Taken]) -> Vec<VmName> {
     all.iter().map(|one| one.held.vm.name.clone()).collect()
-}
-
-impl Wanted {
-    fn draft(
-        &self,
-        name: VmName,
-        id: muster_protocol::vm::VmId,
-        nth: u64,
-        placed: &Placed,
-        caller: &Caller,
-    ) -> StoredVm {
-        StoredVm {
-            name,
-            nth,
-            id,
-            place: placed.place.clone(),
-            wish: self.wish.clone(),
-            nics: Vec::new(),
-            should_run: true,
-            protected: self.protect,
-            invites: Vec::new(),
-            node: None,
-            made: Made {
-                by: caller.principal.clone(),
-                at: Timestamp::now(),
-                part: self.part,
-                under: self.under,
-            },
-            order: Order::of(caller),
-            runs: 0,
-            run: None,
-            configured: None,
-            drift: BTreeMap::new(),
-            repaired: None,
-            life: Life::Reserved,
-        }
-    }
-}
-
-/// The node that a machine of that name has.
-pub(super) fn node_of(name: &VmName) -> Option<NodeName> {
-    name.as_str().parse().ok()
-}
-
-/// What of each hypervisor is given to machines.
-pub(super) fn given(records: &[Held]) -> HashMap<Serial, Takes> {
-    let mut all: HashMap<Serial, Takes> = HashMap::new();
-    for Held { vm, .. } in records {
-        if let Some(takes) = vm.takes() {
-            let sum = all.entry(vm.place.serial).or_default();
-            *sum = sum.and(takes);
-        }
-    }
-    all
-}
-
-/// What domains take that are no machines of ours.
-pub(super) fn strangers(records: &Records, heard: Option<&Heard>) -> Takes {
-    let guests = heard.iter().flat_map(|heard| &heard.report.guests);
-    let strange = guests.filter(|guest| !is_ours(records, guest.id));
-    strange.fold(Takes::default(), |sum, guest| {
-        sum.and(Takes {
-            cpus: u64::from(guest.cpus),
-            memory: guest.memory,
-            disk: Size(0),
-        })
-    })
-}
-
-/// Whether there is a machine of that UUID.
-pub(super) fn is_ours(records: &Records, id: muster_protocol::vm::VmId) -> bool {
-    let held = records.by_id(id);
-    held.is_some_and(|held| !matches!(held.vm.life, Life::Gone { .. }))
-}
-
-/// Where machines are that one like this is kept apart from.
-fn neighbours(
-    wish: &Wish,
-    apart: &Apart,
-    records: &[Held],
-    snapshot: &Snapshot,
-) -> BTreeSet<String> {
-    let is_like = |other: &Wish| match &wish.account {
-        Some(account) => other.account.as_ref() == Some(account),
-        None => {
-            let shared = |role: &RoleName| other.roles.contains(role);
-            wish.roles.iter().any(shared)
-        }
-    };
-    let others = records
-        .iter()
-        .filter(|held| held.vm.takes().is_some() && is_like(&held.vm.wish));
-    others
-        .filter_map(|held| match apart {
-            Apart::Name => Some(held.vm.place.node.to_string()),
-            Apart::Label(key) => {
-                let node = snapshot.get(held.vm.place.serial)?;
-                let value = node.assignment.labels.get(key)?;
-                Some(value.to_string())
-            }
-        })
-        .collect()
-}
-
-/// Texts that go into the machine as they are.
-fn check_texts(keys: &[String], user_data: Option<&str>) -> Result<(), VmError> {
-    let wrong = |text: String| Err(VmError::Wrong(text));
-    if keys.len() > MAX_KEYS {
-        return wrong(format!(
-            "{} public keys are too many; at most {MAX_KEYS}",
-            keys.len()
-        ));
-    }
-    for (key, nth) in keys.iter().zip(1..) {
-        // What it is is not said: it may be a secret.
-        check_key_line(key).map_err(|error| match error {
-            SshKeyError::Private => VmError::PrivateKey,
-            error => VmError::Wrong(format!("ssh key {nth}: {error}")),
-        })?;
-    }
-    if let Some(text) = user_data.filter(|text| text.len() > MAX_USER_DATA) {
-        return wrong(format!(
-            "{} bytes of user-data are too many; at most {MAX_USER_DATA}",
-            text.len()
-        ));
-    }
-    Ok(())
 }

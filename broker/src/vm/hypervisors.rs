@@ -8,8 +8,8 @@ use muster_protocol::ids::Serial;
 use muster_protocol::names::{NodeName, PrincipalName};
 use muster_protocol::vm::{Sha256, Size};
 
+use super::choose::{given, is_ours, strangers};
 use super::cordons::Mark;
-use super::create::{given, is_ours, strangers};
 use super::error::VmError;
 use super::images::Uses;
 use super::keep::Held;

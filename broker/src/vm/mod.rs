@@ -11,6 +11,7 @@ mod adopt;
 mod again;
 mod answers;
 mod change;
+mod choose;
 mod cordons;
 mod create;
 mod drain;
@@ -38,6 +39,7 @@ mod tenants;
 #[cfg(test)]
 mod tests;
 mod view;
+mod wanted;
 
 pub use self::adopt::Adopt;
 pub use self::answers::Batch;

@@ -5,7 +5,7 @@ use muster_protocol::names::VmName;
 use muster_protocol::run::{MadeMachine, PartOf, RunPhase};
 
 use super::change::Destroy;
-use super::create::node_of;
+use super::choose::node_of;
 use super::error::VmError;
 use super::machines::Machines;
 use super::records::{End, Life, StoredVm};

@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::create::is_ours;
+use super::choose::is_ours;
 use super::drift::{Seen, drift};
 use super::error::VmError;
 use super::keep::{Held, Records};

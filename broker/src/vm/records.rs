@@ -17,7 +17,7 @@ use muster_protocol::vm::{Disk, ImageRef, Machine, MachineError, Nic, Readiness,
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::create::node_of;
+use super::choose::node_of;
 use super::repair::StoredRepair;
 use crate::authz::{Caller, Origin};
 

@@ -11,7 +11,7 @@ use muster_protocol::units::{Timestamp, after};
 use muster_protocol::vm::{Enrol, SeedText, VmId};
 use serde_json::{Value, json};
 
-use super::create::node_of;
+use super::choose::node_of;
 use super::error::VmError;
 use super::keep::Held;
 use super::machines::Machines;
