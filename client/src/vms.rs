@@ -86,7 +86,7 @@ impl Client {
         request: &CreateVms,
         key: &Key,
     ) -> Result<VmsCreated, ClientError> {
-        self.until_known(Ask {
+        self.ask(Ask {
             method: Method::POST,
             path: &["v1", "vms"],
             query: &[],
