@@ -10,7 +10,7 @@ use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::{ImageName, LanName, PrincipalName, VmName};
 use muster_protocol::predicate::Predicate;
 use muster_protocol::problem::{Kind, Problem};
-use muster_protocol::run::Outcome;
+use muster_protocol::run::{Outcome, RunPhase};
 use muster_protocol::units::Timestamp;
 use muster_protocol::vm::{ImageRef, VmId};
 use tokio::sync::watch;
@@ -19,7 +19,7 @@ use super::images::Images;
 use super::networks::Networks;
 use super::only;
 use super::ports::{
-    Addresses, Before, Doorman, ForMachine, Look, Pictures, Reserves, WHICH, Works, refused,
+    Addresses, Before, Begun, Doorman, ForMachine, Look, Pictures, Reserves, WHICH, Works, refused,
 };
 use crate::authz::Caller;
 use crate::enroll::{EnrollError, Enrolment};
@@ -85,6 +85,30 @@ impl Works for Submit {
     fn stopped(&self, takes_back: bool) -> Option<Refused> {
         let freeze = self.nodes.engine.frozen().filter(|_| !takes_back)?;
         Some(refused(CreateError::Frozen(Box::new(freeze)).problem()))
+    }
+
+    fn begun(&self, run: RunId) -> BoxFuture<'_, Begun> {
+        Box::pin(async move {
+            let engine = &self.nodes.engine;
+            match engine.lookup(&run.to_string()) {
+                Ok(_) => {}
+                Err(EngineError::Lookup(_)) => return Begun::Never,
+                Err(_) => return Begun::NotNow,
+            }
+            let Ok(view) = engine.show(run).await else {
+                return Begun::NotNow;
+            };
+            let state = view.brief.state;
+            // Whoever has ended otherwise says so of each of its nodes.
+            let cut = view.brief.summary.is_empty()
+                && view.cancelled_by.is_none()
+                && view.lapsed.is_none();
+            match state {
+                RunPhase::Preparing => Begun::NotNow,
+                state if state.is_final() && cut => Begun::Never,
+                _ => Begun::Yes,
+            }
+        })
     }
 
     fn before<'a>(&'a self, request: &'a RunRequest, run: RunId) -> BoxFuture<'a, Before> {

@@ -9,7 +9,7 @@ use super::error::VmError;
 use super::keep::Held;
 use super::machines::Machines;
 use super::names::Names;
-use super::ports::{Before, Look};
+use super::ports::{Before, Begun};
 use super::records::{Life, StoredVm};
 
 impl Machines {
@@ -27,7 +27,7 @@ impl Machines {
         }
         let mut made = Vec::new();
         for held in records.of_request(under) {
-            if self.was_begun(&held.vm).await {
+            if self.was_begun(&held.vm).await? {
                 made.push(held.vm);
             }
         }
@@ -65,21 +65,26 @@ impl Machines {
         heard.is_some_and(|heard| heard.report.images.contains(&vm.wish.image.sha256))
     }
 
-    /// Whether anything of a machine was ever asked for.
-    async fn was_begun(&self, vm: &StoredVm) -> bool {
-        let never = matches!(
+    /// Whether anything of a machine was ever begun.
+    async fn was_begun(&self, vm: &StoredVm) -> Result<bool, VmError> {
+        let open = matches!(
             vm.life,
             Life::Reserved
+                | Life::Creating { .. }
                 | Life::Ending { never: true, .. }
                 | Life::Gone {
                     failed: Some(_),
                     ..
                 }
         );
-        match vm.run {
-            Some(run) if never => self.parts().works.look(run).await != Look::Nothing,
-            None if never => false,
-            _ => true,
+        let Some(run) = vm.run.filter(|_| open) else {
+            return Ok(!open);
+        };
+        match self.parts().works.begun(run).await {
+            Begun::Yes => Ok(true),
+            // It is written down, and asked for until somebody takes it.
+            Begun::Never => Ok(matches!(vm.life, Life::Creating { .. })),
+            Begun::NotNow => Err(VmError::NotKnown),
         }
     }
 

@@ -92,6 +92,18 @@ pub enum Before {
     Other,
 }
 
+/// Whether anything of a run was ever begun.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Begun {
+    /// It cannot be said now.
+    NotNow,
+    /// Nothing: there is none, or it was cut while it was written down, and
+    /// nothing was sent.
+    Never,
+    /// It was.
+    Yes,
+}
+
 /// Parameters that say which machine is meant, and how it is: what is asked
 /// for of a machine that has changed since is the same all the same.
 pub(super) const WHICH: [&str; 2] = ["id", "machine"];
@@ -109,6 +121,9 @@ pub trait Works: Send + Sync {
     /// Why nothing is begun now, if something stops everything; what takes
     /// back what a run did is not stopped.
     fn stopped(&self, takes_back: bool) -> Option<Refused>;
+
+    /// Whether anything of a run was ever begun.
+    fn begun(&self, run: RunId) -> BoxFuture<'_, Begun>;
 
     /// Whether a run of that id is what is asked for, whichever machine it is
     /// done with.

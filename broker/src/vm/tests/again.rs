@@ -229,3 +229,23 @@ async fn killed_anywhere_a_create_that_is_asked_again_makes_one() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_cut_while_it_was_written_down_is_made_anew() {
+    let lab = Lab::start().await;
+    let machines = lab.open().await;
+    create(&machines, wish("web-1"), line(1)).await.unwrap();
+    let first = machines.vm("web-1");
+    *lab.world.cut.lock().unwrap() = first.run;
+    let machines = lab.open().await;
+    // Until it is ended nobody knows.
+    let error = create(&machines, wish("web-1"), line(1)).await.unwrap_err();
+    assert_eq!(error.problem().kind, Kind::Unavailable);
+    lab.world.end_all(RunPhase::Failed);
+    let made = create(&machines, wish("web-1"), line(1)).await.unwrap();
+    assert_eq!(made, ["web-1"]);
+    assert_ne!(machines.vm("web-1").id, first.id);
+    lab.world.end_all(RunPhase::Succeeded);
+    machines.look(Timestamp::now()).await;
+    assert_eq!(machines.list(false).len(), 1);
+}

@@ -37,7 +37,7 @@ use crate::vm::cordons::Cordons;
 use crate::vm::keep::Records;
 use crate::vm::observed::Observed;
 use crate::vm::ports::{
-    Addresses, Before, Doorman, ForMachine, Look, Pictures, Reserves, WHICH, Works,
+    Addresses, Before, Begun, Doorman, ForMachine, Look, Pictures, Reserves, WHICH, Works,
 };
 use crate::vm::records::{Life, StoredVm};
 use crate::vm::tenants::Tenants;
@@ -192,6 +192,8 @@ pub(super) struct World {
     pub(super) pool: AtomicUsize,
     /// Runs that were asked for, in order.
     pub(super) runs: Mutex<Vec<(RunId, RunRequest, Look)>>,
+    /// A run that was cut while it was written down.
+    pub(super) cut: Mutex<Option<RunId>>,
     /// How often somebody asked for a run, and was refused.
     pub(super) refused: AtomicUsize,
     /// When something has ended for which nothing was run.
@@ -341,6 +343,20 @@ impl Works for World {
         let kind = self.refuses_now(takes_back);
         let kind = kind.filter(|kind| *kind == Kind::Frozen)?;
         Some(Box::new(Problem::new(kind, "the fleet is frozen")))
+    }
+
+    fn begun(&self, run: RunId) -> BoxFuture<'_, Begun> {
+        Box::pin(async move {
+            let runs = self.runs.lock().unwrap();
+            let cut = Some(run) == *self.cut.lock().unwrap();
+            let there = runs.iter().find(|(id, ..)| *id == run);
+            match there.map(|(_, _, look)| look) {
+                None => Begun::Never,
+                Some(Look::Open) if cut => Begun::NotNow,
+                Some(_) if cut => Begun::Never,
+                Some(_) => Begun::Yes,
+            }
+        })
     }
 
     fn before<'a>(&'a self, request: &'a RunRequest, run: RunId) -> BoxFuture<'a, Before> {
