@@ -173,7 +173,7 @@ mod tests {
     fn what_is_nested_too_deep_is_seen_also_behind_much_that_is_not() {
         assert!(!is_too_deep(&nested(MAX_NESTED)));
         assert!(is_too_deep(&nested(MAX_NESTED + 1)));
-        let wide: Array = (0..10_000).map(|n| Dynamic::from_int(n)).collect();
+        let wide: Array = (0..10_000).map(Dynamic::from_int).collect();
         let mut hidden = wide.clone();
         hidden.push(nested(MAX_NESTED));
         let (wide, hidden) = (Dynamic::from_array(wide), Dynamic::from_array(hidden));

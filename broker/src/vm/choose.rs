@@ -13,7 +13,7 @@ use super::machines::Machines;
 use super::names::Names;
 use super::observed::{Heard, is_hypervisor};
 use super::placement::{Apart, Candidate, Need, Placed, place};
-use super::records::{Takes, Wish};
+use super::records::{Life, Takes, Wish};
 use super::wanted::Wanted;
 use crate::inventory::{NodeRecord, Snapshot};
 use crate::resolve::parse;

@@ -296,6 +296,17 @@ pub enum Role {
     Nats,
 }
 
+/// How a broker is started otherwise than it is by default.
+#[derive(Clone, Copy, Debug, Default)]
+struct Setup<'a> {
+    /// A file of webhooks.
+    hooks: Option<&'a Path>,
+    /// What it logs.
+    filter: Option<&'a str>,
+    /// Its settings (TOML).
+    settings: Option<&'a str>,
+}
+
 impl World {
     /// Starts one with so many real agents.
     ///
@@ -321,7 +332,28 @@ impl World {
         filter: &str,
         started: &Started,
     ) -> Result<Self, BenchError> {
-        Self::start_as(programs, below, agents, (None, Some(filter)), started)
+        let setup = Setup {
+            filter: Some(filter),
+            ..Setup::default()
+        };
+        Self::start_as(programs, below, agents, setup, started)
+    }
+
+    /// The same, whose broker has these settings (TOML).
+    ///
+    /// # Errors
+    /// [`BenchError`]; what was started is ended.
+    pub fn start_set(
+        programs: &Programs,
+        below: &Path,
+        settings: &str,
+        started: &Started,
+    ) -> Result<Self, BenchError> {
+        let setup = Setup {
+            settings: Some(settings),
+            ..Setup::default()
+        };
+        Self::start_as(programs, below, &[], setup, started)
     }
 
     /// The same with a file of webhooks.
@@ -335,32 +367,42 @@ impl World {
         hooks: Option<&Path>,
         started: &Started,
     ) -> Result<Self, BenchError> {
-        Self::start_as(programs, below, agents, (hooks, None), started)
+        let setup = Setup {
+            hooks,
+            ..Setup::default()
+        };
+        Self::start_as(programs, below, agents, setup, started)
     }
 
     fn start_as(
         programs: &Programs,
         below: &Path,
         agents: &[String],
-        (hooks, filter): (Option<&Path>, Option<&str>),
+        setup: Setup<'_>,
         started: &Started,
     ) -> Result<Self, BenchError> {
         let dir = tempfile::Builder::new()
             .prefix("muster-bench-")
             .tempdir_in(below)
             .map_err(BenchError::Directory)?;
+        let state = dir.path().join("state");
+        if let Some(settings) = setup.settings {
+            let made = fs::create_dir(&state);
+            made.and_then(|()| fs::write(state.join("broker.toml"), settings))
+                .map_err(BenchError::Directory)?;
+        }
         let mut command = programs.command("muster", dir.path());
         command
             .args(["up", "--json", "--listen", "127.0.0.1:0", "--state"])
-            .arg(dir.path().join("state"))
+            .arg(&state)
             .env("MUSTER_NATS_SERVER", &programs.nats_server);
         for agent in agents {
             command.args(["--node", agent]);
         }
-        if let Some(hooks) = hooks {
+        if let Some(hooks) = setup.hooks {
             command.arg("--hooks").arg(hooks);
         }
-        if let Some(filter) = filter {
+        if let Some(filter) = setup.filter {
             command.env("MUSTER_LOG", filter);
         }
         let mut up = Part::start("up", command, dir.path(), started)?;
