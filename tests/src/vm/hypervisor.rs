@@ -294,7 +294,12 @@ impl Hypervisor {
                 .split_whitespace()
                 .filter(|word| ["src=", "dst="].iter().any(|end| word.starts_with(end)))
                 .collect();
-            add("connection", &ends.join(" "));
+            // Its own with the broker come and go.
+            let own = ["=10.77.0.", "=127.", "=::1"];
+            let is_own = |end: &&str| own.iter().any(|own| end.contains(own));
+            if !ends.iter().all(|end| is_own(end)) {
+                add("connection", &ends.join(" "));
+            }
         }
         for network in self.virsh_done(&["net-list", "--name"])?.split_whitespace() {
             add("lease", &self.virsh_done(&["net-dhcp-leases", network])?);

@@ -1,5 +1,6 @@
 //! Machines that are made and that go, with everything that is theirs.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -393,6 +394,10 @@ impl Inner {
         if is_on(domain.state) {
             self.kill_now(id).await?;
         }
+        // While it is known still whose they are.
+        if let Some(machine) = &domain.machine {
+            self.forget(machine).await;
+        }
         let gone = self.ask().undefine(id).await;
         let missing = matches!(&gone, Err(e) if e.is(FailureKind::Missing));
         if !missing {
@@ -410,9 +415,9 @@ impl Inner {
                     name: printable(&there.name, 80),
                 });
             }
-        }
-        if let Some(machine) = &domain.machine {
-            forget(machine).await;
+            if let Some(machine) = &domain.machine {
+                self.forget(machine).await;
+            }
         }
         self.sweep(id, purge, &files, mode).await?;
         self.came(id);
@@ -501,22 +506,41 @@ impl Inner {
             (_, Mode::Apply) => changed(mode, "what was left of it is gone"),
         })
     }
+
+    /// Has the kernel forget the connections of a machine that does not run any
+    /// more. It goes whether they do or not: they end by themselves, too.
+    /// Networks on other bridges may have the same addresses: what another
+    /// machine here has stays.
+    async fn forget(&self, machine: &Machine) {
+        let name = machine.name.clone();
+        let others = match self.ask().domains().await {
+            Ok(all) => all,
+            Err(e) => {
+                warn!("connections of {name} are not looked for: {e}");
+                return;
+            }
+        };
+        let others = others.iter().filter(|domain| domain.uuid != machine.id);
+        let others = others.filter_map(|domain| domain.machine.as_ref());
+        let others: HashSet<IpAddr> = others.flat_map(|other| addresses(other)).collect();
+        let own: Vec<IpAddr> = addresses(machine)
+            .filter(|address| !others.contains(address))
+            .collect();
+        let done = tokio::task::spawn_blocking(move || conntrack::forget(&own)).await;
+        match done.unwrap_or_else(|e| Err(io::Error::other(e))) {
+            Ok(0) => {}
+            Ok(count) => debug!("{count} connections of {name} are forgotten"),
+            // A kernel that follows none.
+            Err(e) if is_none(&e) => debug!("connections of {name} are not looked for: {e}"),
+            Err(e) => warn!("the kernel may remember connections of {name} a while longer: {e}"),
+        }
+    }
 }
 
-/// Has the kernel forget the connections of a machine that is gone. It is gone
-/// whether they are or not: they end by themselves, too.
-async fn forget(machine: &Machine) {
+/// Its addresses.
+fn addresses(machine: &Machine) -> impl Iterator<Item = IpAddr> + '_ {
     let nics = machine.nics.iter();
-    let addresses: Vec<IpAddr> = nics.flat_map(|nic| nic.addresses.clone()).collect();
-    let name = machine.name.clone();
-    let done = tokio::task::spawn_blocking(move || conntrack::forget(&addresses)).await;
-    match done.unwrap_or_else(|e| Err(io::Error::other(e))) {
-        Ok(0) => {}
-        Ok(count) => debug!("{count} connections of {name} are forgotten"),
-        // A kernel that follows none.
-        Err(e) if is_none(&e) => debug!("connections of {name} are not looked for: {e}"),
-        Err(e) => warn!("the kernel may remember connections of {name} a while longer: {e}"),
-    }
+    nics.flat_map(|nic| nic.addresses.iter().copied())
 }
 
 /// Whether there is nothing in the kernel that could be asked.
