@@ -304,7 +304,7 @@ impl Verifier {
                 self.blind = true;
                 let behind = self.tail.map_or(0, |tail| tail.count);
                 let text = format!("what stands behind record {behind} cannot be read: {why}");
-                self.fault(behind + 1, FaultKind::Unreadable, text);
+                self.fault(behind.saturating_add(1), FaultKind::Unreadable, text);
             }
         }
     }
@@ -322,7 +322,7 @@ impl Verifier {
                     self.fault(1, FaultKind::Edited, text);
                 }
             }
-            Some(tail) if n == tail.count + 1 => {
+            Some(tail) if n == tail.count.saturating_add(1) => {
                 if record.prev != tail.head && !self.blind {
                     let text = format!(
                         "record {} is not what record {n} was built on: one of the two was edited",
@@ -332,7 +332,7 @@ impl Verifier {
                 }
             }
             Some(tail) if n > tail.count => {
-                let (from, to) = (tail.count + 1, n - 1);
+                let (from, to) = (tail.count.saturating_add(1), n - 1);
                 let text = if from == to {
                     format!("record {from} was dropped")
                 } else {
@@ -404,7 +404,7 @@ impl Verifier {
                     tail.count,
                     said.count - tail.count
                 );
-                self.fault(tail.count + 1, FaultKind::Dropped, text);
+                self.fault(tail.count.saturating_add(1), FaultKind::Dropped, text);
             }
             Some(tail) if said.count < tail.count => {
                 let text = format!(
@@ -446,19 +446,20 @@ impl Verifier {
         self.line = 0;
         let tail = self.tail.unwrap_or(Tail::START);
         if let Some((first, prev)) = self.start {
-            let said = |cut: &Checkpoint| cut.count + 1 == first && cut.head == prev;
+            let said =
+                |cut: &Checkpoint| cut.count.checked_add(1) == Some(first) && cut.head == prev;
             if !self.cuts.iter().any(said) {
                 let text = format!(
                     "it begins with record {first}, and no signed checkpoint says that what stood before was removed \
                      because of its age"
                 );
-                self.fault(first - 1, FaultKind::Beheaded, text);
+                self.fault(first.saturating_sub(1), FaultKind::Beheaded, text);
             }
         }
         let first = self.start.map_or(1, |(first, _)| first);
         // The record before the first one that is kept is known by its hash.
         if let Some((_, prev)) = self.start {
-            self.compare(first - 1, prev);
+            self.compare(first.saturating_sub(1), prev);
         }
         self.report.too_old = self
             .outside
@@ -476,7 +477,7 @@ impl Verifier {
                 anchor.at,
                 count - tail.count
             );
-            self.fault(tail.count + 1, FaultKind::Truncated, text);
+            self.fault(tail.count.saturating_add(1), FaultKind::Truncated, text);
         }
         if let Some(tail) = self.tail {
             self.report.last = Some(tail.count);
