@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::text::printable;
+use muster_protocol::vm::is_private_key;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -306,7 +307,13 @@ impl<T: serde::Serialize> IntoResponse for ApiJson<T> {
 }
 
 fn bad_json(rejection: &JsonRejection) -> ApiError {
-    let detail = printable(&rejection.body_text(), 300);
+    let text = rejection.body_text();
+    // It repeats what stood where something else was to stand.
+    let detail = if is_private_key(&text) {
+        "a private key is no part of a request".to_owned()
+    } else {
+        printable(&text, 300)
+    };
     match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             ApiError::new(Kind::TooLarge, "the body is larger than allowed").detail(detail)

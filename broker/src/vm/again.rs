@@ -4,6 +4,7 @@
 
 use muster_protocol::api::{CreateVms, RunRequest, VmChanged, VmPlan, VmsCreated};
 use muster_protocol::ids::RunId;
+use muster_protocol::units::{Timestamp, elapsed};
 
 use super::error::VmError;
 use super::keep::Held;
@@ -11,6 +12,7 @@ use super::machines::Machines;
 use super::names::Names;
 use super::ports::{Before, Begun};
 use super::records::{Life, StoredVm};
+use crate::once::KEPT;
 
 impl Machines {
     /// What the same request has made before: of one whose answer nobody has
@@ -25,13 +27,16 @@ impl Machines {
         for held in records.of_request(under) {
             self.look_after(&held.vm.name).await;
         }
+        let now = Timestamp::now();
         let mut made = Vec::new();
         for held in records.of_request(under) {
-            if self.was_begun(&held.vm).await? {
+            // After a day the same name is another request's, as everywhere.
+            if elapsed(held.vm.made.at, now) <= KEPT && self.was_begun(&held.vm).await? {
                 made.push(held.vm);
             }
         }
-        let of = Names::parse(&request.name, request.count)?.count();
+        let names = Names::parse(&request.name, request.count)?;
+        let of = names.count();
         if made.is_empty() {
             return Ok(None);
         }
@@ -39,7 +44,11 @@ impl Machines {
             let asked = (&request.image, request.cpus, request.memory);
             asked != (&vm.wish.image.name, vm.wish.cpus, vm.wish.memory)
         };
-        let other = made.iter().find(|vm| vm.runs == 1 && is_else(vm));
+        let is_not_named =
+            |vm: &StoredVm| matches!(&names, Names::Listed(all) if !all.contains(&vm.name));
+        let other = made
+            .iter()
+            .find(|vm| is_not_named(vm) || (vm.runs == 1 && is_else(vm)));
         if let Some(run) = other.and_then(|vm| vm.run) {
             return Err(VmError::Used(run));
         }
@@ -77,11 +86,18 @@ impl Machines {
                     ..
                 }
         );
+        // It is taken back still, and has its name until then.
+        let goes = matches!(vm.life, Life::Reserved | Life::Ending { never: true, .. });
         let Some(run) = vm.run.filter(|_| open) else {
-            return Ok(!open);
+            return if goes {
+                Err(VmError::NotKnown)
+            } else {
+                Ok(!open)
+            };
         };
         match self.parts().works.begun(run).await {
             Begun::Yes => Ok(true),
+            Begun::Never if goes => Err(VmError::NotKnown),
             // It is written down, and asked for until somebody takes it.
             Begun::Never => Ok(matches!(vm.life, Life::Creating { .. })),
             Begun::NotNow => Err(VmError::NotKnown),

@@ -106,6 +106,9 @@ impl Machines {
             Life::Creating { run } if self.is_never_taken(*run).await => {
                 self.0.refusals.taken(*run);
                 let why = format!("{} had it destroyed before it was begun", caller.principal);
+                let mut held = held.clone();
+                // Whoever asks again is answered with that.
+                Arc::make_mut(&mut held.vm).order.under = under;
                 let held = self.take_back(&held, &why).await?;
                 let vm = self.view(&held.vm);
                 return Ok(VmChanged { vm, run: None });

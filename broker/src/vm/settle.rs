@@ -340,8 +340,7 @@ impl Machines {
             refused,
             at: Timestamp::now(),
         });
-        let held = self.parts().records.change(held, next).await?;
-        let name = &held.vm.name;
+        let name = &next.name;
         let (kind, text) = if well {
             (
                 "vm.configured",
@@ -353,8 +352,11 @@ impl Machines {
             );
             ("vm.configure-failed", text)
         };
-        let mark = held.vm.runs.to_string();
-        self.tell(&held.vm, kind, &mark, text).await;
+        // Told first: nothing else tells whoever asked, and it is told once,
+        // whoever comes after.
+        let mark = next.runs.to_string();
+        self.tell(&next, kind, &mark, text).await;
+        self.parts().records.change(held, next).await?;
         Ok(())
     }
 

@@ -22,6 +22,7 @@ use super::say::count;
 use super::{Answer, Line, no, say, scenario_names};
 use crate::authz::Action;
 use crate::http::ApiError;
+use crate::runs::EngineError;
 use crate::submit::{Asked, Submitted};
 
 /// How long somebody waits for a dry run before it is said that it takes
@@ -332,9 +333,14 @@ impl Line<'_> {
             Err(missing) => {
                 // The same line was told to another broker, which did it.
                 let engine = &self.state.nodes.engine;
-                if engine.lookup(&self.run.to_string()).is_ok() {
-                    let run = engine.show(self.run).await?;
-                    return Ok(self.begun(&run).await);
+                match engine.lookup(&self.run.to_string()) {
+                    Ok(_) => {
+                        let run = engine.show(self.run).await?;
+                        return Ok(self.begun(&run).await);
+                    }
+                    Err(EngineError::Lookup(_)) => {}
+                    // It cannot be said yet: the line is told again.
+                    Err(error) => return Err(error.into()),
                 }
                 if let (Missing::Unknown(_), Some(which)) = (&missing, which)
                     && let Some(said) = self.confirm_run(which).await?

@@ -646,7 +646,8 @@ impl Work<'_> {
                 return Ok(());
             }
         }
-        let asked = self.client.destroy_vm(&name, self.args.purge).await?;
+        let that = (&name, view.id);
+        let asked = self.client.destroy_this_vm(that, self.args.purge).await?;
         if let Some(run) = asked.run {
             let view = wait(self.context, self.client, run, Steps::Quiet, |_| None).await?;
             if view.brief.state != RunPhase::Succeeded {
