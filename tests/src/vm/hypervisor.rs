@@ -297,7 +297,7 @@ impl Hypervisor {
             // Its own with the broker come and go.
             let own = ["=10.77.0.", "=127.", "=::1"];
             let is_own = |end: &&str| own.iter().any(|own| end.contains(own));
-            if !ends.iter().all(|end| is_own(end)) {
+            if !ends.iter().all(is_own) {
                 add("connection", &ends.join(" "));
             }
         }
