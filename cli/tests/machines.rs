@@ -203,7 +203,8 @@ fn what_was_to_be_destroyed_is_looked_at_before_that_is_said() {
             "GET /v1/networks" | "GET /v1/vms?deleted=true" => page(json!([])),
             "GET /v1/vms" => page(json!([vm("web-01", json!({}))])),
             "GET /v1/vms/web-01" => Some(vm("web-01", json!({}))),
-            "DELETE /v1/vms/web-01?purge=false" => {
+            // That very machine, and no other of its name.
+            asked if asked.starts_with("DELETE /v1/vms/web-01?purge=false&id=") => {
                 Some(json!({ "vm": vm("web-01", json!({})), "run": run(7) }))
             }
             path if path == events => finished(run(7)),
