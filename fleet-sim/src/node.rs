@@ -259,6 +259,8 @@ impl Node {
                 }
             }
             Ask::Freeze { freeze } => self.take_freeze(freeze, acts),
+            // It has no machines.
+            Ask::Groups(_) => {}
             Ask::Keys { list } => self.take_keys(list, acts),
         }
     }

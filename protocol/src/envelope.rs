@@ -224,6 +224,8 @@ pub enum Ask {
         /// Signed by a broker key.
         freeze: SignedText,
     },
+    /// What the machines' interfaces of a hypervisor may say and hear.
+    Groups(Box<crate::firewall::GroupsUpdate>),
     /// Take this key list.
     Keys {
         /// Signed by the root key.

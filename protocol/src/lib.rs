@@ -11,6 +11,7 @@ pub mod api;
 pub mod audit;
 pub mod chat;
 pub mod envelope;
+pub mod firewall;
 pub mod fold;
 pub mod freeze;
 pub mod ids;

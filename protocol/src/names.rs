@@ -229,6 +229,10 @@ name! {
     GroupName, "group name", "-_.", false, MAX_NAME, &[]
 }
 name! {
+    /// The name of a set of addresses, such as `office`.
+    SetName, "address set name", "-_.", false, MAX_NAME, &[]
+}
+name! {
     /// A function of a scenario.
     FunctionName, "function name", "_", true, MAX_NAME, &[]
 }

@@ -166,12 +166,14 @@ pub enum NodeSays {
     Freeze,
     /// [`crate::vm::HypervisorReport`]: what a hypervisor has.
     Machines,
+    /// [`crate::firewall::GroupsAnswer`]: what a hypervisor holds of groups.
+    Groups,
     /// [`crate::wire::Bye`].
     Bye,
 }
 
 impl NodeSays {
-    const ALL: [(Self, &'static str); 14] = [
+    const ALL: [(Self, &'static str); 15] = [
         (Self::Hello, "hello"),
         (Self::Beat, "beat"),
         (Self::Facts, "facts"),
@@ -185,6 +187,7 @@ impl NodeSays {
         (Self::Bundle, "bundle"),
         (Self::Freeze, "freeze"),
         (Self::Machines, "machines"),
+        (Self::Groups, "groups"),
         (Self::Bye, "bye"),
     ];
 

@@ -188,6 +188,7 @@ impl Ears {
             Said::Bundle(request) => self.bundles.serve(&self.bus, serial, request, reply),
             Said::Freeze(taken) => self.freezer.taken(serial, taken.revision),
             Said::Machines(report) => self.observed.hear(&record, *report),
+            Said::Groups(answer) => tracing::debug!(%serial, ?answer, "groups"),
             Said::Bye(bye) => self.presence.bye(serial, bye.instance),
         }
     }

@@ -248,9 +248,11 @@ impl Bus {
             Ask::Call(_) => Purpose::Call,
             Ask::Cancel => Purpose::Cancel,
             Ask::Ping => Purpose::Ping,
-            Ask::Refresh { .. } | Ask::Recall(_) | Ask::Freeze { .. } | Ask::Keys { .. } => {
-                Purpose::Other
-            }
+            Ask::Refresh { .. }
+            | Ask::Recall(_)
+            | Ask::Freeze { .. }
+            | Ask::Groups(_)
+            | Ask::Keys { .. } => Purpose::Other,
         };
         Ok(Signed {
             run: order.id.run,

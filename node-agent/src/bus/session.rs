@@ -556,6 +556,7 @@ impl<'a> Session<'a> {
                 recall_since(self.parts, *recall, at).await;
             }
             Ask::Freeze { freeze } => self.take_freeze(freeze).await,
+            Ask::Groups(_) => debug!("no groups are looked after here"),
             Ask::Keys { list } => self.take_keys(list),
         }
     }

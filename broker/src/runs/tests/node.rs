@@ -364,7 +364,11 @@ impl Shared {
                     self.release.notify_one();
                 }
             }
-            Ask::Refresh { .. } | Ask::Recall(_) | Ask::Freeze { .. } | Ask::Keys { .. } => {}
+            Ask::Refresh { .. }
+            | Ask::Recall(_)
+            | Ask::Freeze { .. }
+            | Ask::Groups(_)
+            | Ask::Keys { .. } => {}
         }
     }
 

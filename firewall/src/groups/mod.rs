@@ -1,0 +1,1 @@
+//! Security groups: what machines' interfaces may say and hear.

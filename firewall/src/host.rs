@@ -1,0 +1,1 @@
+//! The host firewall of a node.

@@ -1,0 +1,1 @@
+//! The host firewall, in force: confirmed, or rolled back.

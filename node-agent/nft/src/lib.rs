@@ -1,0 +1,5 @@
+//! The part of the agent that puts firewalls in force: `nft`, the kernel's
+//! connections, and what guards them.
+
+pub mod groups;
+pub mod host;

@@ -1,0 +1,20 @@
+//! Firewalls: what may pass.
+//!
+//! Two things share the words of this module: *security groups*, which say
+//! what machines' interfaces may say and hear ([`GroupRule`]), and the
+//! *host firewall* of a node. What a hypervisor holds of groups is a
+//! [`Holding`]; it is changed by [`GroupsUpdate`]s, never guessed.
+
+mod group;
+mod holding;
+mod traffic;
+
+pub use self::group::{
+    Comment, CommentError, Direction, GroupRule, MAX_COMMENT, MAX_GROUP_RULES, Peer, PeerError,
+    RuleError, RuleId, SetName,
+};
+pub use self::holding::{
+    AddressPair, Change, GroupsAnswer, GroupsMark, GroupsUpdate, Holding, Interface, MAX_UPDATE,
+    Members, MembersChange, MembersOf, UpdateError,
+};
+pub use self::traffic::{Icmp, MAX_PORTS, PortRange, Ports, PortsError, Traffic, TrafficError};
