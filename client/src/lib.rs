@@ -22,6 +22,7 @@ mod client;
 mod endpoint;
 mod error;
 mod freeze;
+mod groups;
 mod happenings;
 mod images;
 mod networks;
