@@ -76,6 +76,20 @@ impl Ids {
     }
 }
 
+impl FromIterator<(TapName, u16)> for Ids {
+    /// As they were written down. A number that is nobody's, or somebody
+    /// else's already, is left out.
+    fn from_iter<T: IntoIterator<Item = (TapName, u16)>>(all: T) -> Self {
+        let mut ids = Self::default();
+        for (tap, number) in all {
+            if number > 0 && !ids.numbers.contains_key(&tap) && ids.used.insert(number) {
+                ids.numbers.insert(tap, number);
+            }
+        }
+        ids
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -106,11 +106,6 @@ impl Listing {
         self.0.is_empty()
     }
 
-    /// How many tables of ours there are.
-    pub(crate) fn tables(&self) -> usize {
-        self.0.keys().filter(|name| name.ends_with(" table")).count()
-    }
-
     /// An element came, or went, by our own doing.
     pub(crate) fn element(&mut self, family: Family, set: &str, element: &str, comes: bool) {
         let object = self.0.entry(key(family, &format!("set {set}"))).or_default();
@@ -299,6 +294,5 @@ mod tests {
         listing.element(Family::Inet, "m4", "10.0.0.9", true);
         listing.element(Family::Inet, "m4", "10.0.0.1", false);
         assert_eq!(listing, read(&TEXT.replace("10.0.0.1,", "10.0.0.9,")));
-        assert_eq!(listing.tables(), 1);
     }
 }

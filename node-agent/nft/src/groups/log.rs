@@ -354,8 +354,9 @@ mod tests {
             let (_, read) = Log::open(dir.path()).expect("opens");
             match read {
                 Found::Records(all) => {
-                    assert!(at >= last, "byte {at}");
-                    assert_eq!(all.len(), 2);
+                    // Without the line end before it, the last two are one.
+                    assert!(at + 1 >= last, "byte {at}");
+                    assert_eq!(all.len(), if at < last { 1 } else { 2 });
                 }
                 Found::Damaged { aside } => {
                     // A line end in the last record makes two of it.

@@ -1,0 +1,6 @@
+//! The engine of security groups, in network namespaces with real tables and
+//! real connections.
+
+mod space;
+mod updates;
+mod world;
