@@ -89,6 +89,7 @@ const CHAINS: &[FixedChain] = &[
         Some("type filter hook prerouting priority -300; policy accept;"),
         &[
             "iifname != \"mt*\" accept",
+            "ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 drop",
             // One that is not known has no hardware address either.
             "iifname . ether saddr != @macs drop",
             "meta mark set iifname map @marks-from",

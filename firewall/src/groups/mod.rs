@@ -9,6 +9,7 @@ mod build;
 mod check;
 mod fixed;
 pub mod ids;
+pub mod judge;
 pub mod objects;
 pub mod text;
 
