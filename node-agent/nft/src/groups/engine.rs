@@ -21,7 +21,7 @@ use super::state::{Refused, State, Taken};
 use super::sysctl::{self, SwitchError};
 use super::tables::{Look, TableError, Tables};
 use super::{Setting, Unable};
-use crate::conntrack::{Connections, Tuple};
+use crate::conntrack::Connections;
 use crate::netlink::Kernel;
 use crate::nft::{Nft, NftError};
 
@@ -180,9 +180,7 @@ impl Engine {
     }
 
     /// What the rules have counted.
-    pub(crate) fn counters(
-        &mut self,
-    ) -> Result<BTreeMap<(GroupName, RuleId), Count>, TableError> {
+    pub(crate) fn counters(&mut self) -> Result<BTreeMap<(GroupName, RuleId), Count>, TableError> {
         let counts = self.tables.count()?;
         let all = counts.iter();
         Ok(all
@@ -299,7 +297,9 @@ impl Engine {
         if is_own || self.again.is_some_and(|(when, _)| when > now) {
             return;
         }
-        let wait = self.again.map_or(AGAIN[0], |(_, wait)| (wait * 2).min(AGAIN[1]));
+        let wait = self
+            .again
+            .map_or(AGAIN[0], |(_, wait)| (wait * 2).min(AGAIN[1]));
         self.again = Some((now + wait, wait));
     }
 
@@ -316,7 +316,9 @@ impl Engine {
 
     fn note(&mut self, found: &Listing) {
         let expected = self.tables.expected();
-        let lines = expected.map(|all| all.difference(found)).unwrap_or_default();
+        let lines = expected
+            .map(|all| all.difference(found))
+            .unwrap_or_default();
         let told = lines.join(", ");
         warn!("somebody had changed the rules of the groups: {told}");
         self.repaired.extend(lines);
@@ -362,10 +364,6 @@ impl Engine {
         }
         let (mut all, _) = self.concern.take().unwrap_or_default();
         all.join(concern);
-        // An address that somebody else has by now is not gone.
-        if let Some(held) = &self.state.held {
-            all.is_here(&held.holding);
-        }
         self.concern = Some((all, None));
     }
 
@@ -384,7 +382,7 @@ impl Engine {
             return;
         }
         let holding = &held.holding;
-        match concern.see_to(|tuple| allowed(holding, tuple)) {
+        match concern.see_to(holding) {
             Ok(ended) => {
                 if ended != Ended::default() {
                     info!(
@@ -417,7 +415,10 @@ impl Engine {
         let (Some(mark), Some(expected)) = (self.in_force, self.tables.expected()) else {
             return;
         };
-        let is_said = self.listed.as_ref().is_some_and(|listed| listed.mark == mark);
+        let is_said = self
+            .listed
+            .as_ref()
+            .is_some_and(|listed| listed.mark == mark);
         if is_said && !self.tables.is_new() {
             return;
         }
@@ -432,12 +433,6 @@ impl Engine {
         self.listed = Some(listed);
         self.tables.is_said();
     }
-}
-
-/// Whether a connection may go on.
-fn allowed(holding: &Holding, tuple: &Tuple) -> bool {
-    let _ = (holding, tuple);
-    true
 }
 
 /// Whether all that is needed is there: said once, before anything is done.

@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
+use muster_firewall::groups::judge::{Flow, Judge, Payload, Verdict, Way};
 use muster_firewall::groups::objects::WITHDRAWN;
 use muster_protocol::firewall::{Change, Holding, Interface, MembersOf};
-use muster_protocol::names::GroupName;
+use muster_protocol::names::{GroupName, TapName};
 
 use crate::conntrack::{Connections, Followed, Tuple};
 
@@ -18,10 +19,10 @@ use crate::conntrack::{Connections, Followed, Tuple};
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Concern {
     /// Connections of these may not be allowed any more.
-    addresses: HashSet<IpAddr>,
-    prefixes: BTreeSet<IpNet>,
-    /// Nobody here has these any more: what is left of their connections goes.
-    gone: BTreeSet<IpAddr>,
+    taps: BTreeSet<TapName>,
+    /// Whoever had these does not, as long as nobody else has them: what is
+    /// left of their connections goes.
+    gone: BTreeSet<IpNet>,
     /// Connections that were withdrawn may be allowed again.
     allows: bool,
 }
@@ -40,118 +41,171 @@ pub(crate) struct Ended {
 impl Concern {
     /// All interfaces.
     pub(crate) fn all(holding: &Holding) -> Self {
-        let mut all = Self {
+        Self {
+            taps: holding.interfaces.keys().cloned().collect(),
+            gone: BTreeSet::new(),
             allows: true,
-            ..Self::default()
-        };
-        all.interfaces(holding.interfaces.values());
-        all
+        }
     }
 
     /// Whom that change concerns. `before` may be without what did not change.
     pub(crate) fn of(before: &Holding, after: &Holding, change: &Change) -> Self {
-        let mut all = Self {
-            allows: !change.is_empty(),
-            ..Self::default()
-        };
-        let of_interfaces = change.interfaces.keys();
-        all.interfaces(of_interfaces.filter_map(|tap| after.interfaces.get(tap)));
         let is_less = |of: &MembersOf| {
             let change = change.members.get(of);
             change.is_some_and(|change| change.gone || !change.remove.is_empty())
         };
-        let rules = after.groups.iter();
-        let withdrawn: HashSet<&GroupName> = rules
+        let withdrawn: HashSet<&GroupName> = after
+            .groups
+            .iter()
             .filter(|(group, rules)| {
                 let mut named = rules.iter().filter_map(|rule| MembersOf::of(&rule.peer));
                 change.groups.contains_key(*group) || named.any(|of| is_less(&of))
             })
             .map(|(group, _)| group)
             .collect();
-        if !withdrawn.is_empty() {
-            let concerned = |interface: &&Interface| {
-                let mut groups = interface.groups.iter();
-                groups.any(|group| withdrawn.contains(group))
-            };
-            all.interfaces(after.interfaces.values().filter(concerned));
-        }
-        // Addresses that an interface had, and none has now. A tap that was
-        // used again for another machine is among them.
+        let concerned = |(tap, interface): &(&TapName, &Interface)| {
+            let mut groups = interface.groups.iter();
+            change.interfaces.contains_key(*tap) || groups.any(|group| withdrawn.contains(group))
+        };
+        let taps = after.interfaces.iter().filter(concerned);
+        // A tap that was used again for another machine is among them.
         let had = change.interfaces.keys();
         let had = had.filter_map(|tap| before.interfaces.get(tap));
-        let had: BTreeSet<IpAddr> = had.flat_map(|one| one.addresses.clone()).collect();
-        if !had.is_empty() {
-            let have = after.interfaces.values();
-            let have: HashSet<IpAddr> = have.flat_map(|one| one.addresses.clone()).collect();
-            all.gone = had.into_iter().filter(|one| !have.contains(one)).collect();
-        }
-        all
-    }
-
-    fn interfaces<'a>(&mut self, all: impl Iterator<Item = &'a Interface>) {
-        for interface in all {
-            self.addresses.extend(&interface.addresses);
-            self.prefixes.extend(interface.pairs.iter().map(|pair| pair.prefix));
+        Self {
+            taps: taps.map(|(tap, _)| tap.clone()).collect(),
+            gone: had.flat_map(uses).collect(),
+            allows: !change.is_empty(),
         }
     }
 
     /// Both.
     pub(crate) fn join(&mut self, other: Self) {
-        self.addresses.extend(other.addresses);
-        self.prefixes.extend(other.prefixes);
+        self.taps.extend(other.taps);
         self.gone.extend(other.gone);
         self.allows |= other.allows;
-    }
-
-    /// Forgets of what is gone what somebody has.
-    pub(crate) fn is_here(&mut self, holding: &Holding) {
-        if self.gone.is_empty() {
-            return;
-        }
-        for interface in holding.interfaces.values() {
-            for address in &interface.addresses {
-                self.gone.remove(address);
-            }
-        }
     }
 
     pub(crate) fn is_nobody(&self) -> bool {
         *self == Self::default()
     }
 
-    fn is_one(&self, address: IpAddr) -> bool {
-        self.addresses.contains(&address)
-            || self.prefixes.iter().any(|prefix| prefix.contains(&address))
-    }
-
     /// Judges them again.
-    pub(crate) fn see_to(&self, allowed: impl Fn(&Tuple) -> bool) -> io::Result<Ended> {
+    pub(crate) fn see_to(&self, holding: &Holding) -> io::Result<Ended> {
         let mut ended = Ended::default();
         if self.is_nobody() {
             return Ok(ended);
         }
+        let judge = Judge::new(holding);
         let kernel = Connections::open()?;
-        // One that another connection spoke of is allowed as that one is.
-        let allowed = |one: &Followed| allowed(&one.master.unwrap_or(one.original));
-        let whose = |one: &Followed| one.ends().any(|end| self.is_one(end));
-        let is_gone = |one: &Followed| one.ends().any(|end| self.gone.contains(&end));
-        if !self.gone.is_empty() || !self.addresses.is_empty() || !self.prefixes.is_empty() {
-            let all = kernel.all(|one| {
-                is_gone(one) || (one.mark & WITHDRAWN == 0 && whose(one) && !allowed(one))
-            })?;
-            for one in all {
-                if is_gone(&one) {
-                    ended.forgotten += usize::from(kernel.forget(&one)?);
-                } else {
-                    ended.withdrawn += usize::from(kernel.mark(&one, WITHDRAWN, WITHDRAWN)?);
+        if !self.taps.is_empty() || !self.gone.is_empty() {
+            let mut forget = Vec::new();
+            let withdraw = kernel.all(|one| {
+                if self.is_gone(&judge, one) {
+                    forget.push(one.clone());
+                    return false;
                 }
+                one.mark & WITHDRAWN == 0 && self.is_theirs(&judge, one) && !may_go_on(&judge, one)
+            })?;
+            for one in forget {
+                ended.forgotten += usize::from(kernel.forget(&one)?);
+            }
+            for one in withdraw {
+                ended.withdrawn += usize::from(kernel.mark(&one, WITHDRAWN, WITHDRAWN)?);
             }
         }
         if self.allows {
-            for one in kernel.marked(WITHDRAWN, allowed)? {
+            for one in kernel.marked(WITHDRAWN, |one| may_go_on(&judge, one))? {
                 ended.resumed += usize::from(kernel.mark(&one, 0, WITHDRAWN)?);
             }
         }
         Ok(ended)
+    }
+
+    fn is_theirs(&self, judge: &Judge<'_>, one: &Followed) -> bool {
+        let theirs = |end| {
+            judge
+                .who_has(end)
+                .iter()
+                .any(|tap| self.taps.contains(*tap))
+        };
+        one.ends().any(theirs)
+    }
+
+    fn is_gone(&self, judge: &Judge<'_>, one: &Followed) -> bool {
+        let had = |end: &IpAddr| self.gone.iter().any(|net| net.contains(end));
+        one.ends()
+            .any(|end| had(&end) && judge.who_has(end).is_empty())
+    }
+}
+
+/// All that an interface sends from.
+fn uses(interface: &Interface) -> impl Iterator<Item = IpNet> {
+    let [a, b, c, d, e, f] = *interface.mac.as_bytes();
+    let low = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    let link_local = u128::from(u64::from_be_bytes(low)) | 0xfe80 << 112;
+    let own = interface.addresses.iter().copied();
+    let own = own.chain([IpAddr::V6(Ipv6Addr::from(link_local))]);
+    let pairs = interface.pairs.iter().map(|pair| pair.prefix);
+    own.map(IpNet::from).chain(pairs)
+}
+
+/// Whether a connection may go on. One that another one spoke of may as long
+/// as that one may.
+fn may_go_on(judge: &Judge<'_>, one: &Followed) -> bool {
+    let flow = match &one.master {
+        Some(master) => {
+            let way = way(master, master.from, master.to);
+            Flow {
+                sent: way.clone(),
+                arrives: way,
+            }
+        }
+        None => {
+            let (original, reply) = (&one.original, &one.reply);
+            // Where it goes in the end is where answers come from.
+            let arrives = Tuple {
+                from: reply.to,
+                to: reply.from,
+                from_port: reply.to_port,
+                to_port: reply.from_port,
+                ..*original
+            };
+            Flow {
+                sent: way(original, original.from, original.to),
+                arrives: way(&arrives, arrives.from, arrives.to),
+            }
+        }
+    };
+    judge.flow(&flow).verdict == Verdict::Pass
+}
+
+fn way(tuple: &Tuple, source: IpAddr, target: IpAddr) -> Way {
+    let ports = (
+        tuple.from_port.unwrap_or_default(),
+        tuple.to_port.unwrap_or_default(),
+    );
+    let (kind, code) = tuple.icmp.unwrap_or_default();
+    let payload = match tuple.protocol {
+        6 => Payload::Tcp {
+            source: ports.0,
+            target: ports.1,
+            opens: true,
+        },
+        17 => Payload::Udp {
+            source: ports.0,
+            target: ports.1,
+        },
+        1 => Payload::Icmp { kind, code },
+        58 => Payload::Icmpv6 {
+            kind,
+            code,
+            about: None,
+        },
+        other => Payload::Other(other),
+    };
+    Way {
+        source,
+        target,
+        payload,
     }
 }

@@ -46,7 +46,12 @@ impl Listing {
                     name = Some(object);
                 }
                 (1, Some(_)) if said == "}" => name = None,
-                (_, None) => self.0.entry(key(family, "table")).or_default().lines.push(said.to_owned()),
+                (_, None) => self
+                    .0
+                    .entry(key(family, "table"))
+                    .or_default()
+                    .lines
+                    .push(said.to_owned()),
                 (_, Some(object)) => {
                     let object = self.0.entry(object.clone()).or_default();
                     let Some(first) = said.strip_prefix("elements = {") else {
@@ -108,7 +113,10 @@ impl Listing {
 
     /// An element came, or went, by our own doing.
     pub(crate) fn element(&mut self, family: Family, set: &str, element: &str, comes: bool) {
-        let object = self.0.entry(key(family, &format!("set {set}"))).or_default();
+        let object = self
+            .0
+            .entry(key(family, &format!("set {set}")))
+            .or_default();
         match comes {
             true => object.elements.insert(element.to_owned()),
             false => object.elements.remove(element),
@@ -240,13 +248,23 @@ mod tests {
         let names: Vec<&str> = listing.0.keys().map(String::as_str).collect();
         assert_eq!(
             names,
-            ["inet chain empty", "inet chain web", "inet counter web_1", "inet map v", "inet set m4", "inet table"]
+            [
+                "inet chain empty",
+                "inet chain web",
+                "inet counter web_1",
+                "inet map v",
+                "inet set m4",
+                "inet table"
+            ]
         );
         assert_eq!(listing.0["inet set m4"].elements.len(), 3);
         assert_eq!(listing.0["inet map v"].elements.len(), 2);
         assert_eq!(listing.0["inet chain web"].lines.len(), 3);
         // The order of elements is nobody's; that of rules is.
-        let other = TEXT.replace("10.0.0.1, 10.0.0.2,\n\t\t\t     10.0.0.3", "10.0.0.3, 10.0.0.1, 10.0.0.2");
+        let other = TEXT.replace(
+            "10.0.0.1, 10.0.0.2,\n\t\t\t     10.0.0.3",
+            "10.0.0.3, 10.0.0.1, 10.0.0.2",
+        );
         assert_eq!(read(&other), listing);
         assert_eq!(read(&other).digest(), listing.digest());
     }
@@ -261,7 +279,9 @@ mod tests {
         };
         assert!(listing.difference(&listing).is_empty());
         insta::assert_snapshot!(said(""), @"- both tables of the groups");
-        let other = TEXT.replace("{ 80, 443 }", "22").replace("10.0.0.2", "10.9.9.9");
+        let other = TEXT
+            .replace("{ 80, 443 }", "22")
+            .replace("10.0.0.2", "10.9.9.9");
         insta::assert_snapshot!(said(&other), @r#"
         - inet chain web: tcp dport { 80, 443 } counter name "web_1" accept
         + inet chain web: tcp dport 22 counter name "web_1" accept

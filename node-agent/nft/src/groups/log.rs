@@ -55,7 +55,9 @@ pub(crate) enum Found {
 #[non_exhaustive]
 pub enum LogError {
     /// A file.
-    #[error("what is held of groups cannot be kept in {path}: {source}; see whether the disk is full or read-only")]
+    #[error(
+        "what is held of groups cannot be kept in {path}: {source}; see whether the disk is full or read-only"
+    )]
     File {
         /// Which.
         path: PathBuf,
@@ -63,7 +65,9 @@ pub enum LogError {
         source: io::Error,
     },
     /// Somebody else has it.
-    #[error("{path} is another process's; only one agent can hold the groups of a hypervisor, see `fuser {path}`")]
+    #[error(
+        "{path} is another process's; only one agent can hold the groups of a hypervisor, see `fuser {path}`"
+    )]
     Locked {
         /// The lock.
         path: PathBuf,
@@ -147,7 +151,10 @@ impl Log {
     /// Appends a record: it is on disk afterwards, or nothing of it is.
     pub(crate) fn append(&mut self, record: &Record) -> Result<(), LogError> {
         let line = line(record)?;
-        let done = self.file.write_all(&line).and_then(|()| self.file.sync_data());
+        let done = self
+            .file
+            .write_all(&line)
+            .and_then(|()| self.file.sync_data());
         if let Err(source) = done {
             // What cannot be taken back is not followed by a line end, or is
             // a whole record that nobody was told of.

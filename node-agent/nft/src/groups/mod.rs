@@ -26,12 +26,12 @@ use muster_protocol::names::GroupName;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::engine::Engine;
 pub use self::engine::ForceError;
 pub use self::log::LogError;
 pub use self::state::{MAX_GROUPS, MAX_INTERFACES, MAX_MEMBERS, MAX_RULES, Refused};
 pub use self::sysctl::SwitchError;
 pub use self::tables::TableError;
-use self::engine::Engine;
 use crate::nft::{self, Nft, NftError};
 
 /// The time between two looks at whether somebody has changed something.
@@ -70,16 +70,22 @@ pub enum Unable {
     #[error(transparent)]
     Nft(NftError),
     /// The kernel has not all that the rules need.
-    #[error("the kernel cannot hold the rules of groups: {0}; it needs nf_tables with the bridge and inet families, sets, maps and connection tracking")]
+    #[error(
+        "the kernel cannot hold the rules of groups: {0}; it needs nf_tables with the bridge and inet families, sets, maps and connection tracking"
+    )]
     Rules(NftError),
     /// The kernel has no nftables, or the agent may not use it.
-    #[error("the kernel does not say of its rules: {0}; is the agent root, and does the kernel have nf_tables?")]
+    #[error(
+        "the kernel does not say of its rules: {0}; is the agent root, and does the kernel have nf_tables?"
+    )]
     Kernel(io::Error),
     /// Packets on bridges are shown to no rules.
     #[error(transparent)]
     Switches(#[from] SwitchError),
     /// It cannot be asked which connections there are.
-    #[error("the kernel does not say which connections it follows: {0}; `modprobe nf_conntrack_netlink`, and see that the agent is root")]
+    #[error(
+        "the kernel does not say which connections it follows: {0}; `modprobe nf_conntrack_netlink`, and see that the agent is root"
+    )]
     Connections(io::Error),
     /// What is held cannot be kept.
     #[error(transparent)]

@@ -97,7 +97,10 @@ pub(crate) struct Taken {
 impl State {
     /// What the next update must be for.
     pub(crate) fn mark(&self) -> Option<GroupsMark> {
-        self.staged.as_ref().or(self.held.as_ref()).map(|held| held.mark)
+        self.staged
+            .as_ref()
+            .or(self.held.as_ref())
+            .map(|held| held.mark)
     }
 
     /// What an update would do. Nothing is changed.
@@ -106,7 +109,11 @@ impl State {
             None => None,
             Some(base) => {
                 let before = self.staged.as_ref().or(self.held.as_ref());
-                Some(before.filter(|held| held.mark == base).ok_or(Refused::Base)?)
+                Some(
+                    before
+                        .filter(|held| held.mark == base)
+                        .ok_or(Refused::Base)?,
+                )
             }
         };
         if let (Some(held), None, false) = (before, &self.staged, update.more)
@@ -128,12 +135,16 @@ impl State {
             mark: update.mark,
             holding,
         };
-        let part = update.base.and(self.staged.is_none().then_some(&update.change));
+        let part = update
+            .base
+            .and(self.staged.is_none().then_some(&update.change));
         muster_firewall::groups::check(&next.holding, part)?;
         let held = self.held.as_ref();
         let change = match (&self.staged, update.base) {
             (None, Some(_)) => update.change.clone(),
-            _ => held.map_or(&nothing, |held| &held.holding).change_to(&next.holding),
+            _ => held
+                .map_or(&nothing, |held| &held.holding)
+                .change_to(&next.holding),
         };
         let mut ids = self.ids.clone();
         ids.assign_all(next.holding.interfaces.keys())?;
@@ -250,7 +261,9 @@ fn members_only(holding: &Holding, change: &Change) -> bool {
 fn named(holding: &Holding, change: &Change) -> (Holding, Holding) {
     let mut before = Holding::default();
     for (of, change) in &change.members {
-        let Some(held) = holding.members.get(of) else { continue };
+        let Some(held) = holding.members.get(of) else {
+            continue;
+        };
         let all = change.add.iter().chain(&change.remove);
         let all = all.filter(|net| held.contains(*net)).copied().collect();
         before.members.insert(of.clone(), all);
@@ -270,17 +283,32 @@ fn bound(count: usize, what: &'static str, most: usize) -> Result<(), Refused> {
 /// What is held after it, or a little more than that: what comes twice may
 /// count twice.
 fn limits(holding: &Holding, change: &Change) -> Result<(), Refused> {
-    let new = change.interfaces.iter().filter(|(_, value)| value.is_some());
+    let new = change
+        .interfaces
+        .iter()
+        .filter(|(_, value)| value.is_some());
     let new = new.filter(|(tap, _)| !holding.interfaces.contains_key(*tap));
     let interfaces = holding.interfaces.len() + new.count();
     bound(interfaces, "interfaces", MAX_INTERFACES)?;
-    let come = || change.groups.iter().filter_map(|(name, rules)| Some((name, rules.as_ref()?)));
+    let come = || {
+        change
+            .groups
+            .iter()
+            .filter_map(|(name, rules)| Some((name, rules.as_ref()?)))
+    };
     let longest = come().map(|(_, rules)| rules.len()).max().unwrap_or(0);
     bound(longest, "rules of a group", MAX_GROUP_RULES)?;
-    let stay = holding.groups.iter().filter(|(name, _)| !change.groups.contains_key(*name));
+    let stay = holding
+        .groups
+        .iter()
+        .filter(|(name, _)| !change.groups.contains_key(*name));
     let all = || stay.clone().chain(come());
     bound(all().count(), "groups", MAX_GROUPS)?;
-    bound(all().map(|(_, rules)| rules.len()).sum(), "rules", MAX_RULES)?;
+    bound(
+        all().map(|(_, rules)| rules.len()).sum(),
+        "rules",
+        MAX_RULES,
+    )?;
     let members: usize = holding.members.values().map(|all| all.len()).sum();
     let come: usize = change.members.values().map(|change| change.add.len()).sum();
     bound(members + come, "addresses", MAX_MEMBERS)

@@ -13,13 +13,17 @@ const SWITCHES: [&str; 2] = ["bridge-nf-call-iptables", "bridge-nf-call-ip6table
 #[non_exhaustive]
 pub enum SwitchError {
     /// The kernel has no `br_netfilter`.
-    #[error("the kernel shows bridged packets to no rules: there is no {path}; `modprobe br_netfilter`, and see that it is loaded at boot (/etc/modules-load.d)")]
+    #[error(
+        "the kernel shows bridged packets to no rules: there is no {path}; `modprobe br_netfilter`, and see that it is loaded at boot (/etc/modules-load.d)"
+    )]
     Missing {
         /// The switch.
         path: PathBuf,
     },
     /// It does not let us.
-    #[error("{path} cannot be set to 1: {source}; the agent must be root in the network namespace of the machines")]
+    #[error(
+        "{path} cannot be set to 1: {source}; the agent must be root in the network namespace of the machines"
+    )]
     Set {
         /// The switch.
         path: PathBuf,

@@ -30,7 +30,9 @@ pub enum TableError {
     #[error(transparent)]
     Nft(#[from] NftError),
     /// Directly.
-    #[error("the kernel does not take rules: {0}; is the agent root, and does the kernel have nf_tables?")]
+    #[error(
+        "the kernel does not take rules: {0}; is the agent root, and does the kernel have nf_tables?"
+    )]
     Kernel(#[from] io::Error),
 }
 
@@ -168,9 +170,12 @@ impl Tables {
     pub(crate) fn replace(&mut self, objects: &Objects) -> Result<(), TableError> {
         self.expected = None;
         if let Err(e) = self.count() {
-            warn!("the counters of the rules are not read, they go on from an earlier reading: {e}");
+            warn!(
+                "the counters of the rules are not read, they go on from an earlier reading: {e}"
+            );
         }
-        self.counts.retain(|name, _| objects.counters.contains(name));
+        self.counts
+            .retain(|name, _| objects.counters.contains(name));
         self.nft.apply(&whole(objects, &self.counts))?;
         let (listing, generation) = self.list()?;
         self.expect(listing, generation);
@@ -364,10 +369,15 @@ fn handles(text: &str, listed: &mut Listed) {
         match depth {
             0 => {
                 let is = |of: &Table| said == format!("table {of} {{");
-                table = Table::ALL.into_iter().find(is).or(table.filter(|_| said == "}"));
+                table = Table::ALL
+                    .into_iter()
+                    .find(is)
+                    .or(table.filter(|_| said == "}"));
             }
             1 => {
-                let name = said.strip_prefix("chain ").and_then(|rest| rest.strip_suffix(" {"));
+                let name = said
+                    .strip_prefix("chain ")
+                    .and_then(|rest| rest.strip_suffix(" {"));
                 chain = name.zip(table).map(|(name, table)| Name::new(table, name));
             }
             _ => {
@@ -411,6 +421,9 @@ table inet muster_groups { # handle 7
             handle,
             comment: comment.to_owned(),
         };
-        assert_eq!(listed, Listed::from([(name, vec![rule(40, "1 00ff"), rule(41, "")])]));
+        assert_eq!(
+            listed,
+            Listed::from([(name, vec![rule(40, "1 00ff"), rule(41, "")])])
+        );
     }
 }

@@ -10,7 +10,9 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Whether this can be tested here at all. Says so when not, and counts it.
 pub(crate) fn is_possible(test: &str) -> bool {
-    let out = Command::new("unshare").args(["-n", "nft", "list", "tables"]).output();
+    let out = Command::new("unshare")
+        .args(["-n", "nft", "list", "tables"])
+        .output();
     if out.is_ok_and(|out| out.status.success()) {
         return true;
     }
@@ -53,7 +55,8 @@ impl Space {
     pub(crate) fn guest(&self, tap: &str, mac: &str, address: &str) -> Self {
         let guest = Self::new("vm");
         guest.ip(&[
-            "link", "add", "eth0", "address", mac, "type", "veth", "peer", "name", tap, "netns", &self.0,
+            "link", "add", "eth0", "address", mac, "type", "veth", "peer", "name", tap, "netns",
+            &self.0,
         ]);
         self.ip(&["link", "set", tap, "master", "br0", "up"]);
         guest.ip(&["addr", "add", &format!("{address}/24"), "dev", "eth0"]);
@@ -86,7 +89,8 @@ impl Space {
         thread::scope(|scope| {
             let thread = scope.spawn(move || {
                 let kind = LinkNameSpaceType::Network;
-                move_into_link_name_space(std::os::fd::AsFd::as_fd(&space), Some(kind)).expect("root");
+                move_into_link_name_space(std::os::fd::AsFd::as_fd(&space), Some(kind))
+                    .expect("root");
                 what()
             });
             thread.join().expect("no panic")
@@ -101,6 +105,9 @@ impl Drop for Space {
 }
 
 fn ip(arguments: &[&str]) {
-    let out = Command::new("ip").args(arguments).output().expect("ip can be started");
+    let out = Command::new("ip")
+        .args(arguments)
+        .output()
+        .expect("ip can be started");
     assert!(out.status.success(), "ip {arguments:?}: {out:?}");
 }

@@ -152,7 +152,11 @@ impl Engine {
 
 /// The generation of the rules.
 pub(crate) fn generation(space: &Space) -> u32 {
-    space.here(|| Kernel::open().and_then(|kernel| kernel.generation()).expect("a kernel"))
+    space.here(|| {
+        Kernel::open()
+            .and_then(|kernel| kernel.generation())
+            .expect("a kernel")
+    })
 }
 
 /// Waits for a state.
