@@ -22,6 +22,7 @@ mod limit;
 mod matching;
 mod metrics;
 mod networks;
+mod node_firewall;
 mod nodes;
 mod once;
 mod page;
@@ -85,6 +86,7 @@ pub(crate) use self::freeze::view as freeze_view;
 pub use self::front::Front;
 pub(crate) use self::hypervisors::{change_hypervisor, drain_hypervisor};
 pub use self::limit::{Limiter, PrincipalLimiter};
+pub(crate) use self::node_firewall::request as firewall_request;
 pub(crate) use self::once::IDEMPOTENCY_KEY;
 pub use self::page::{Paging, page, page_of};
 pub use self::problem::{ApiError, ApiJson, ApiPath, ApiQuery};
@@ -238,6 +240,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(matching::routes())
         .merge(metrics::routes())
         .merge(networks::routes())
+        .merge(node_firewall::routes())
         .merge(nodes::routes())
         .merge(ping::routes())
         .merge(policy::routes())
