@@ -2,11 +2,12 @@
 //!
 //! Two things share the words of this module: *security groups*, which say
 //! what machines' interfaces may say and hear ([`GroupRule`]), and the
-//! *host firewall* of a node. What a hypervisor holds of groups is a
+//! *host firewall* of a node ([`host::HostRules`]). What a hypervisor holds of groups is a
 //! [`Holding`]; it is changed by [`GroupsUpdate`]s, never guessed.
 
 mod group;
 mod holding;
+pub mod host;
 mod node;
 mod traffic;
 
