@@ -86,7 +86,6 @@ pub(crate) use self::freeze::view as freeze_view;
 pub use self::front::Front;
 pub(crate) use self::hypervisors::{change_hypervisor, drain_hypervisor};
 pub use self::limit::{Limiter, PrincipalLimiter};
-pub(crate) use self::node_firewall::request as firewall_request;
 pub(crate) use self::once::IDEMPOTENCY_KEY;
 pub use self::page::{Paging, page, page_of};
 pub use self::problem::{ApiError, ApiJson, ApiPath, ApiQuery};

@@ -3,7 +3,7 @@
 use axum::extract::{Extension, State};
 use axum::http::HeaderMap;
 use muster_protocol::api::{NodeFirewallAsk, RunRequest, RunView};
-use muster_protocol::firewall::{AddressesRequest, Confirmation, ConfirmRequest, RoleAddresses};
+use muster_protocol::firewall::{AddressesRequest, ConfirmRequest, Confirmation, RoleAddresses};
 use muster_protocol::names::NodeName;
 use muster_protocol::problem::{Kind, Problem};
 use serde_json::json;
@@ -36,14 +36,7 @@ impl From<NodeFirewallError> for ApiError {
 }
 
 /// The run that asks something of a node's firewall.
-///
-/// # Errors
-/// A run that it names is none.
-pub(crate) fn request(
-    state: &AppState,
-    node: &NodeName,
-    ask: &NodeFirewallAsk,
-) -> Result<RunRequest, ApiError> {
+fn request(node: &NodeName, ask: &NodeFirewallAsk) -> Result<RunRequest, ApiError> {
     let scenario = ask.scenario().parse();
     let scenario = scenario.map_err(|e| ApiError::internal(&format!("{e}")))?;
     let mut request = RunRequest::of(scenario);
@@ -51,7 +44,7 @@ pub(crate) fn request(
     request.include_infrastructure = true;
     request.params = match ask {
         NodeFirewallAsk::Diff { run: Some(run) } => {
-            json!({ "run": state.nodes.engine.lookup(run)?.to_string() })
+            json!({ "run": run })
         }
         _ => json!({}),
     };
@@ -67,7 +60,6 @@ pub(crate) fn request(
     request_body = NodeFirewallAsk, security(("bearer" = [])),
     responses(
         (status = 200, description = "the run, begun", body = RunView),
-        (status = 404, description = "there is no such run", body = Problem),
         (status = 422, description = "there is no such node", body = Problem),
     ),
     extensions(("x-authorisation" = json!("run anything")))
@@ -80,8 +72,12 @@ async fn ask(
     ApiJson(what): ApiJson<NodeFirewallAsk>,
 ) -> Result<ApiJson<RunView>, ApiError> {
     let node = node_name(&name)?;
-    let under = asked(&caller, &format!("POST /v1/firewall/nodes/{node}"), &headers)?;
-    let request = request(&state, &node, &what)?;
+    let under = asked(
+        &caller,
+        &format!("POST /v1/firewall/nodes/{node}"),
+        &headers,
+    )?;
+    let request = request(&node, &what)?;
     answer(&state, state.submit.run(&caller, request, under).await?)
 }
 

@@ -37,7 +37,9 @@ const AT_ONCE: usize = 64;
 #[non_exhaustive]
 pub enum NodeFirewallError {
     /// It has no business to ask.
-    #[error("run {0} has no step that is open on this node: nothing about its firewall is answered")]
+    #[error(
+        "run {0} has no step that is open on this node: nothing about its firewall is answered"
+    )]
     NotOpen(String),
     /// Too much.
     #[error("{0}")]
@@ -133,7 +135,10 @@ impl NodeFirewall {
                 probes.len()
             )));
         }
-        let _room = inner.room.try_acquire().map_err(|_| NodeFirewallError::Busy)?;
+        let _room = inner
+            .room
+            .try_acquire()
+            .map_err(|_| NodeFirewallError::Busy)?;
         self.is_open(node, request).await?;
         let snapshot = inner.inventory.snapshot();
         let Some(record) = snapshot.get(node).cloned() else {

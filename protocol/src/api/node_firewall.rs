@@ -13,7 +13,8 @@ pub enum NodeFirewallAsk {
     History,
     /// What a change was to do, and how it ended.
     Diff {
-        /// The run that made it; the newest change when absent.
+        /// The run that made it, or how its id begins; the newest change when
+        /// absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         run: Option<String>,
     },

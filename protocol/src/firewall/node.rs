@@ -29,7 +29,7 @@ pub const MAX_ROLES_ASKED: usize = 64;
 /// Most probes that a change asks for.
 pub const MAX_PROBES_ASKED: usize = 16;
 /// Longest text that says why a probe did not pass, in characters.
-pub const MAX_WHY: usize = 200;
+pub(super) const MAX_WHY: usize = 200;
 
 /// `POST /v1/agent/firewall/addresses`: a node that is to change its firewall
 /// asks which addresses the operators gave to nodes of these roles.
