@@ -260,7 +260,7 @@ impl Node {
             }
             Ask::Freeze { freeze } => self.take_freeze(freeze, acts),
             // It has no machines.
-            Ask::Groups(_) => {}
+            Ask::Groups(_) | Ask::Probe(_) => {}
             Ask::Keys { list } => self.take_keys(list, acts),
         }
     }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use muster_nft::host::{self, HostFirewall};
+use muster_nft::nft::Nft;
 use muster_protocol::ids::InstanceId;
 use muster_protocol::seal::OpenKey;
 use tokio::sync::{mpsc, watch};
@@ -16,7 +18,8 @@ use crate::executor::{Builtins, Executor};
 use crate::facts::Gatherer;
 use crate::freeze::Frost;
 use crate::host::environment::Environment;
-use crate::host::program::own_id;
+use crate::host::firewall::{Door, Firewall};
+use crate::host::program::{own_id, own_path};
 use crate::host::vm::{Brokers, How, Machines, Program, Setting, Virt, Watcher};
 use crate::identity::Identity;
 use crate::journal::{Journal, JournalError};
@@ -34,6 +37,8 @@ const PRUNE_EVERY: Duration = Duration::from_secs(1800);
 const PRUNE_LOOK: Duration = Duration::from_secs(30);
 /// How long an agent that ends tries to deliver its last outcomes.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+/// Where changes of the firewall are in the state directory.
+pub const FIREWALL: &str = "firewall";
 /// The journal's file in the state directory.
 pub const JOURNAL_FILE: &str = "journal.db";
 
@@ -72,10 +77,15 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
 /// # Errors
 /// [`AgentError`] when it cannot begin.
 pub async fn run_on(
-    config: Config,
+    mut config: Config,
     libvirt: Option<Arc<dyn Virt>>,
     stop: CancellationToken,
 ) -> Result<Ending, AgentError> {
+    let dir = StateDir::open(&config.state)?;
+    let _lock = dir.lock()?;
+    // Before anything is promised to anybody: what cannot be done is not
+    // granted, and what waited to be confirmed is taken back.
+    let firewall = open_firewall(&mut config).await;
     let (builtins, jobs) = Builtins::new(&config);
     if let Some(cgroups) = builtins.commands().cgroups() {
         cgroups.sweep();
@@ -84,8 +94,6 @@ pub async fn run_on(
     }
     let builtins = Arc::new(builtins);
     let executor: Arc<dyn Executor> = builtins.clone();
-    let dir = StateDir::open(&config.state)?;
-    let _lock = dir.lock()?;
     let identity = Identity::load(&dir)?;
     let journal = Journal::open(&dir.path(JOURNAL_FILE))?;
     journal.begin().await?;
@@ -111,6 +119,13 @@ pub async fn run_on(
     };
     let (voice, bus) = Bus::new();
     builtins.ask(bus.clone());
+    if let Some(host) = firewall {
+        let (brokers, nats) = (config.brokers.clone(), config.nats.clone());
+        builtins.guard(Firewall::new(
+            host,
+            Door::new(identity.clone(), brokers, nats),
+        ));
+    }
     let watcher = config
         .capabilities
         .vm
@@ -288,6 +303,60 @@ pub async fn run_on(
         Ending::Become(_) => link.abort(),
     }
     Ok(ending)
+}
+
+/// This node's own firewall, where scenarios may change it and this system can.
+async fn open_firewall(config: &mut Config) -> Option<HostFirewall> {
+    let dir = config.state.join(FIREWALL);
+    let granted = config.capabilities.firewall;
+    if !granted && !dir.exists() {
+        return None;
+    }
+    let program = match own_path() {
+        Ok(program) => program,
+        Err(e) => {
+            error!("the capability `firewall` is not granted: the agent does not know where it is itself: {e}");
+            config.capabilities.firewall = false;
+            return None;
+        }
+    };
+    let mut setting = host::Setting::new(dir, Nft::new(nft()), program);
+    setting.boot_id.clone_from(&config.boot_id);
+    let opened = tokio::task::spawn_blocking(move || {
+        let restored = host::restore(&setting);
+        let opened = HostFirewall::open(setting);
+        (restored, opened)
+    });
+    let (restored, opened) = match opened.await {
+        Ok(both) => both,
+        Err(e) => {
+            error!("the firewall cannot be looked at: {e}");
+            config.capabilities.firewall = false;
+            return None;
+        }
+    };
+    match restored {
+        Ok(restored) => info!("the firewall: {restored}"),
+        Err(e) => error!("the firewall: {e}"),
+    }
+    match opened {
+        Ok(host) => granted.then_some(host),
+        Err(e) => {
+            error!("the capability `firewall` is not granted: {e}");
+            config.capabilities.firewall = false;
+            None
+        }
+    }
+}
+
+/// Where `nft` is: it is seldom on the path of a service.
+fn nft() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|dir| dir.join("nft"))
+        .find(|file| file.is_file())
+        .unwrap_or_else(|| PathBuf::from("/usr/sbin/nft"))
 }
 
 /// The machines of this node, for scenarios and for the broker.

@@ -26,6 +26,7 @@ use crate::bus::Bus;
 use crate::config::{Capabilities, Config};
 use crate::host::cgroup::Cgroups;
 use crate::host::environment::{Environment, marks};
+use crate::host::firewall::Firewall;
 use crate::host::process::{self, End, Sink, Spec, Why};
 use crate::host::tree::Ended;
 use crate::host::vm::Machines;
@@ -112,6 +113,12 @@ pub trait Executor: Send + Sync {
     /// A step that was prepared did not begin after all.
     fn abandon(&self, _request: RequestId) {}
 
+    /// Why the old rules of the firewall are in force again after a step that
+    /// was cut, if they are.
+    fn rolled_back(&self, _request: RequestId) -> BoxFuture<'_, Option<String>> {
+        Box::pin(std::future::ready(None))
+    }
+
     /// Executes it. The result's reason is for people; who cancelled is said
     /// by the caller. `None` when the machine is being restarted: the step
     /// goes on after it ([`Step::restarts`]).
@@ -187,6 +194,11 @@ impl Builtins {
     /// From now on scenarios have the machines of this hypervisor.
     pub fn keep(&self, machines: Machines) {
         self.scenarios.keep(machines);
+    }
+
+    /// From now on scenarios have this node's firewall.
+    pub fn guard(&self, firewall: Firewall) {
+        self.scenarios.guard(firewall);
     }
 
     /// Commands.
@@ -265,6 +277,10 @@ impl Executor for Builtins {
         } else {
             self.commands.call(call, step)
         }
+    }
+
+    fn rolled_back(&self, request: RequestId) -> BoxFuture<'_, Option<String>> {
+        self.scenarios.rolled_back(request)
     }
 
     fn capabilities(&self) -> Vec<String> {
@@ -436,6 +452,7 @@ fn result(serial: Serial, end: &End, timeout: Duration) -> NodeResult {
         value_bytes: None,
         tally: None,
         digest: None,
+        rolled_back: false,
     }
 }
 

@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod command;
 pub mod environment;
 pub mod file;
+pub mod firewall;
 pub mod package;
 pub mod proc;
 pub mod process;
