@@ -19,6 +19,7 @@ use crate::facts::Gatherer;
 use crate::freeze::Frost;
 use crate::host::environment::Environment;
 use crate::host::firewall::{Door, Firewall};
+use crate::host::groups;
 use crate::host::program::{own_id, own_path};
 use crate::host::vm::{Brokers, How, Machines, Program, Setting, Virt, Watcher};
 use crate::identity::Identity;
@@ -86,7 +87,17 @@ pub async fn run_on(
     // Before anything is promised to anybody: what cannot be done is not
     // granted, and what waited to be confirmed is taken back.
     let firewall = open_firewall(&mut config).await;
-    let (builtins, jobs) = Builtins::new(&config);
+    // The helpers end with it; the link stays until the last outcomes are out.
+    let helpers = CancellationToken::new();
+    let _ending = helpers.clone().drop_guard();
+    let (groups, grouping) = match open_groups(&config, &helpers).await {
+        Some((inlet, keeping)) => (Some(inlet), Some(keeping)),
+        None => (None, None),
+    };
+    let (mut builtins, jobs) = Builtins::new(&config);
+    if groups.is_some() {
+        builtins.add(groups::CAPABILITY);
+    }
     if let Some(cgroups) = builtins.commands().cgroups() {
         cgroups.sweep();
     } else {
@@ -175,10 +186,9 @@ pub async fn run_on(
         nats: config.nats.clone(),
         key,
         voice,
+        groups,
     });
-    // The helpers end with `stop`; the link stays until the last outcomes
-    // are out.
-    let (helpers, hang_up) = (CancellationToken::new(), CancellationToken::new());
+    let hang_up = CancellationToken::new();
     let worker_identity = identity.clone();
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(keeper.run(identity, config.brokers.clone(), helpers.clone()));
@@ -204,6 +214,9 @@ pub async fn run_on(
         }
         .keep(bus.clone(), helpers.clone()),
     );
+    if let Some(grouping) = grouping {
+        tasks.spawn(grouping.run(bus.clone(), helpers.clone()));
+    }
     if let Some((watcher, machines)) = watcher {
         tasks.spawn(watcher.run(bus.clone(), helpers.clone()));
         let unused = config.vm.keep_images.get();
@@ -315,7 +328,9 @@ async fn open_firewall(config: &mut Config) -> Option<HostFirewall> {
     let program = match own_path() {
         Ok(program) => program,
         Err(e) => {
-            error!("the capability `firewall` is not granted: the agent does not know where it is itself: {e}");
+            error!(
+                "the capability `firewall` is not granted: the agent does not know where it is itself: {e}"
+            );
             config.capabilities.firewall = false;
             return None;
         }
@@ -347,6 +362,18 @@ async fn open_firewall(config: &mut Config) -> Option<HostFirewall> {
             None
         }
     }
+}
+
+/// The security groups of this hypervisor, where it is one that may have
+/// firewalls.
+async fn open_groups(
+    config: &Config,
+    helpers: &CancellationToken,
+) -> Option<(groups::Inlet, groups::Keeping)> {
+    if !config.capabilities.vm || !config.capabilities.firewall {
+        return None;
+    }
+    groups::open(&config.state, &nft(), helpers.clone()).await
 }
 
 /// Where `nft` is: it is seldom on the path of a service.

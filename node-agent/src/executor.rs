@@ -166,6 +166,8 @@ pub struct Builtins {
     upgrades: Upgrades,
     scenarios: Scenarios,
     fetcher: Fetcher,
+    /// What this node can do beside executing anything.
+    beside: Vec<&'static str>,
 }
 
 impl Builtins {
@@ -182,8 +184,14 @@ impl Builtins {
             fetcher,
             commands,
             upgrades,
+            beside: Vec::new(),
         };
         (builtins, jobs)
+    }
+
+    /// From now on the broker is told that this node can do that, too.
+    pub fn add(&mut self, capability: &'static str) {
+        self.beside.push(capability);
     }
 
     /// From now on the broker is asked for scenarios that are not here.
@@ -289,6 +297,7 @@ impl Executor for Builtins {
             all.push(upgrade::CAPABILITY.to_owned());
         }
         all.extend(self.scenarios.capabilities());
+        all.extend(self.beside.iter().map(|&capability| capability.to_owned()));
         all
     }
 }

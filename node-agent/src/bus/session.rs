@@ -29,6 +29,7 @@ use super::connection::{
 use super::outage::Outage;
 use super::{SayError, Voice};
 use crate::freeze::Frost;
+use crate::host::groups::Inlet;
 use crate::identity::{Identity, NATS_CA_FILE};
 use crate::journal::Journal;
 use crate::keeper::Keeper;
@@ -86,6 +87,8 @@ pub struct LinkParts {
     pub key: OpenKey,
     /// Gives the bus its voice.
     pub voice: watch::Sender<Option<Arc<Voice>>>,
+    /// Who takes what is said of security groups, if anybody does here.
+    pub groups: Option<Inlet>,
 }
 
 /// The task that keeps a connection.
@@ -561,7 +564,10 @@ impl<'a> Session<'a> {
             }
             Ask::Freeze { freeze } => self.take_freeze(freeze).await,
             Ask::Probe(ask) => self.probe(request.id(), ask.clone()),
-            Ask::Groups(_) => debug!("no groups are looked after here"),
+            Ask::Groups(update) => match &self.parts.groups {
+                Some(groups) => groups.take(update.clone()),
+                None => debug!("no groups are looked after here"),
+            },
             Ask::Keys { list } => self.take_keys(list),
         }
     }
