@@ -2,6 +2,8 @@
 //! real connections.
 
 mod connections;
+mod faults;
 mod space;
 mod updates;
+mod watch;
 mod world;
