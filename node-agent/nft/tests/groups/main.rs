@@ -3,6 +3,7 @@
 
 mod connections;
 mod faults;
+mod sequences;
 mod space;
 mod updates;
 mod watch;
