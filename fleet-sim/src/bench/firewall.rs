@@ -229,7 +229,9 @@ impl Engine {
         }
         self.mark = Some(mark);
         // What follows an answer is no part of the next one.
-        self.runtime.block_on(self.groups.holding()).map_err(wrong)?;
+        self.runtime
+            .block_on(self.groups.holding())
+            .map_err(wrong)?;
         Ok(taken.as_secs_f64() * 1e3)
     }
 }
@@ -327,8 +329,12 @@ impl Guests {
     }
 
     fn seen(&self) -> io::Result<f64> {
-        let text = self.to.here(|| fs::read_to_string("/proc/thread-self/net/dev"))?;
-        let line = text.lines().find_map(|line| line.trim().strip_prefix("eth0:"));
+        let text = self
+            .to
+            .here(|| fs::read_to_string("/proc/thread-self/net/dev"))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("eth0:"));
         let packets = line.and_then(|line| line.split_whitespace().nth(1));
         let packets = packets.and_then(|packets| packets.parse().ok());
         packets.ok_or_else(|| io::Error::other("the interface of a machine does not count"))
@@ -346,6 +352,10 @@ fn ip(arguments: &[&str]) -> io::Result<()> {
     let said = String::from_utf8_lossy(&out.stderr);
     match out.status.success() {
         true => Ok(()),
-        false => Err(io::Error::other(format!("ip {}: {}", arguments.join(" "), said.trim()))),
+        false => Err(io::Error::other(format!(
+            "ip {}: {}",
+            arguments.join(" "),
+            said.trim()
+        ))),
     }
 }

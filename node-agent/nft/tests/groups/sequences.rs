@@ -134,7 +134,9 @@ fn rules(space: &Space) -> Vec<String> {
             }
             continue;
         }
-        lines.push(format!("{object}: {}", line.trim()));
+        if !line.trim().is_empty() {
+            lines.push(format!("{object}: {}", line.trim()));
+        }
     }
     lines.sort();
     lines

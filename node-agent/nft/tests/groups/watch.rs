@@ -25,6 +25,7 @@ fn tables_that_somebody_changes_are_restored_with_their_counters() {
     let mut engine = Engine::start(&space, dir.path());
     engine.hold(&web(&["10.7.0.2/32"]));
     let right = rules(&space);
+    // At once, before it was even listed; later again.
     space.nft(&["delete table inet muster_groups; delete table bridge muster_groups"]);
     let restored = engine.until(|answer| !answer.repaired.is_empty());
     assert_eq!(restored.repaired, ["- bridge table", "- inet table"]);
@@ -52,8 +53,8 @@ fn tables_that_somebody_changes_are_restored_with_their_counters() {
             "- inet set g4-lb: 10.7.0.2",
         ),
         ("add chain inet muster_groups theirs", "+ inet chain theirs"),
-        ("flush ruleset", "- inet table"),
         ("delete table bridge muster_groups", "- bridge table"),
+        ("flush ruleset", "- inet table"),
     ];
     for (change, line) in changes {
         space.nft(&[change]);
@@ -149,6 +150,7 @@ fn what_others_do_with_their_tables_touches_nothing() {
     );
     let mut engine = Engine::start(&space, dir.path());
     engine.hold(&web(&["10.7.0.2/32"]));
+    engine.settled();
     let right = rules(&space);
     let before = generation(&space);
     for number in 0..20 {
