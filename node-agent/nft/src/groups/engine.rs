@@ -19,7 +19,7 @@ use super::listing::Listing;
 use super::log::{Found, Log, LogError, Record};
 use super::state::{Refused, State, Taken};
 use super::sysctl::{self, SwitchError};
-use super::tables::{Look, TableError, Tables};
+use super::tables::{Look, Settled, TableError, Tables};
 use super::{Setting, Unable};
 use crate::conntrack::Connections;
 use crate::netlink::Kernel;
@@ -109,7 +109,7 @@ impl Engine {
         let mut engine = Self::begin(dir, nft)?;
         engine.first()?;
         engine.flows();
-        engine.remember();
+        engine.end();
         Ok(())
     }
 
@@ -200,6 +200,9 @@ impl Engine {
     }
 
     fn try_update(&mut self, update: &GroupsUpdate) -> Result<(), ForceError> {
+        if self.again.is_none() {
+            self.settle()?;
+        }
         self.state.release();
         let step = match self.state.step(update) {
             Ok(step) => step,
@@ -227,10 +230,12 @@ impl Engine {
             return Ok(());
         };
         let mark = held.mark;
+        // Only what is known can be changed; else all of it is replaced.
+        let is_known = self.tables.expected().is_some();
         let change = &taken.change;
         let after = taken.after.as_ref().unwrap_or(&held.holding);
         let known = taken.before.as_ref().filter(|_| self.again.is_none());
-        let known = known.filter(|_| self.in_force.is_some());
+        let known = known.filter(|_| is_known && self.in_force.is_some());
         let difference = known.map(|before| touched(before, after, change, &self.state.ids));
         let concern = match &taken.before {
             Some(before) => Concern::of(before, &held.holding, change),
@@ -351,9 +356,27 @@ impl Engine {
             Some(_) => self.replace()?,
             None => {}
         }
+        self.settle()?;
         if let Look::Changed(found) = self.tables.look()? {
             self.note(&found);
             self.replace()?;
+        }
+        Ok(())
+    }
+
+    /// Sees that it is known what the tables list when they are right.
+    fn settle(&mut self) -> Result<(), ForceError> {
+        let mut first = None;
+        while let Settled::Changed(found) = self.tables.settle()? {
+            first.get_or_insert(found);
+            self.replace()?;
+        }
+        // Whose change it was is seen by what it is when it is right.
+        match first {
+            Some(found) if self.tables.expected().is_some_and(|all| *all != found) => {
+                self.note(&found);
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -410,8 +433,16 @@ impl Engine {
         }
     }
 
+    /// The last that is done.
+    pub(crate) fn end(mut self) {
+        if let Err(e) = self.settle() {
+            warn!("what the kernel lists of the groups is not known: {e}");
+        }
+        self.remember();
+    }
+
     /// Writes down what is listed while all is right.
-    pub(crate) fn remember(&mut self) {
+    fn remember(&mut self) {
         let (Some(mark), Some(expected)) = (self.in_force, self.tables.expected()) else {
             return;
         };

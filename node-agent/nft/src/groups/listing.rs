@@ -106,11 +106,6 @@ impl Listing {
         self.0.remove(&key(family, &format!("{word} {name}")));
     }
 
-    /// Whether there is nothing of ours.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// An element came, or went, by our own doing.
     pub(crate) fn element(&mut self, family: Family, set: &str, element: &str, comes: bool) {
         let object = self
@@ -143,11 +138,19 @@ impl Listing {
     /// What somebody else made of it: `-` is missing now, `+` is new.
     pub(crate) fn difference(&self, found: &Self) -> Vec<String> {
         let mut all = Vec::new();
-        if found.is_empty() && !self.is_empty() {
-            return vec!["- both tables of the groups".to_owned()];
-        }
         let names: BTreeSet<&String> = self.0.keys().chain(found.0.keys()).collect();
-        for name in names {
+        // What is in a table goes with it.
+        let families = [Family::Bridge, Family::Inet].map(|family| key(family, ""));
+        let gone = |name: &&&String| {
+            let of = families.iter().find(|of| name.starts_with(of.as_str()));
+            of.is_some_and(|of| !found.0.contains_key(&format!("{of}table")))
+        };
+        let tables = names
+            .iter()
+            .filter(gone)
+            .filter(|name| name.ends_with(" table"));
+        all.extend(tables.map(|name| format!("- {name}")));
+        for name in names.iter().filter(|name| !gone(name)).copied() {
             match (self.0.get(name), found.0.get(name)) {
                 (Some(ours), Some(theirs)) => {
                     lines(&mut all, '-', name, &ours.lines, &theirs.lines);
@@ -278,7 +281,7 @@ mod tests {
             listing.difference(&found).join("\n")
         };
         assert!(listing.difference(&listing).is_empty());
-        insta::assert_snapshot!(said(""), @"- both tables of the groups");
+        insta::assert_snapshot!(said(""), @"- inet table");
         let other = TEXT
             .replace("{ 80, 443 }", "22")
             .replace("10.0.0.2", "10.9.9.9");

@@ -211,7 +211,7 @@ fn run(
             say.send_replace(engine.answer());
         }
     }
-    engine.remember();
+    engine.end();
 }
 
 /// For the boot, before there is a network, an agent or a broker: tables that

@@ -10,7 +10,6 @@ use muster_firewall::groups::objects::{
     Count, Difference, Key, Kind, Listed, ListedRule, NAME, Name, Objects, Table,
 };
 use muster_firewall::groups::{bare, update, whole};
-use serde::Deserialize;
 use tracing::warn;
 
 use super::listing::Listing;
@@ -45,6 +44,16 @@ pub(crate) enum Look {
     Changed(Listing),
 }
 
+/// Whether it is known what they list when they are right.
+#[derive(Debug)]
+pub(crate) enum Settled {
+    /// It is.
+    Known,
+    /// Somebody changed rules right after we did, his own or ours: it may not
+    /// be what we made of them. They are this now.
+    Changed(Listing),
+}
+
 /// The tables.
 #[derive(Debug)]
 pub(crate) struct Tables {
@@ -54,9 +63,25 @@ pub(crate) struct Tables {
     expected: Option<Listing>,
     /// The generation at which that was so.
     generation: u32,
+    /// What is to be listed before that is known.
+    unlisted: Option<Unlisted>,
+    /// How often in a row it could not be listed, because somebody changes
+    /// rules all the time.
+    restless: usize,
     /// Whether that is otherwise than what was said of it.
     is_new: bool,
     counts: BTreeMap<Name, Count>,
+}
+
+/// After a change of our own, which is answered before it is listed.
+#[derive(Debug)]
+struct Unlisted {
+    /// What is known of the rest.
+    known: Listing,
+    /// For `nft`; everything when absent.
+    questions: Option<String>,
+    /// The generation right after it.
+    generation: u32,
 }
 
 fn family(table: Table) -> Family {
@@ -72,6 +97,8 @@ impl Tables {
             nft,
             expected: None,
             generation: 0,
+            unlisted: None,
+            restless: 0,
             is_new: false,
             counts: BTreeMap::new(),
         }
@@ -85,6 +112,7 @@ impl Tables {
     /// What they list now is right.
     pub(crate) fn expect(&mut self, listing: Listing, generation: u32) {
         self.expected = Some(listing);
+        self.unlisted = None;
         self.generation = generation;
         self.is_new = true;
     }
@@ -126,8 +154,7 @@ impl Tables {
         match self.nft.ask(&["-s", "list", "table", table.family(), NAME]) {
             Ok(text) => Ok(Some(text)),
             Err(refused @ NftError::Refused { .. }) => {
-                let all = self.nft.ask(&["list", "tables"])?;
-                match all.lines().any(|line| line == format!("table {table}")) {
+                match Kernel::open()?.has_table(family(table), NAME)? {
                     true => Err(refused.into()),
                     false => Ok(None),
                 }
@@ -138,9 +165,12 @@ impl Tables {
 
     /// Whether they are there, whatever is in them.
     pub(crate) fn are_there(&self) -> Result<bool, TableError> {
-        let all = self.nft.ask(&["list", "tables"])?;
-        let there = |table: &Table| all.lines().any(|line| line == format!("table {table}"));
-        Ok(Table::ALL.iter().all(there))
+        for table in Table::ALL {
+            if !Kernel::open()?.has_table(family(table), NAME)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Tables that let nothing pass.
@@ -166,25 +196,56 @@ impl Tables {
         Ok(Look::Changed(listing))
     }
 
-    /// Replaces both, whatever they are; counters go on.
+    /// Replaces both, whatever they are; counters go on. What they list then
+    /// is to be settled.
     pub(crate) fn replace(&mut self, objects: &Objects) -> Result<(), TableError> {
         self.expected = None;
+        self.unlisted = None;
         if let Err(e) = self.count() {
-            warn!(
-                "the counters of the rules are not read, they go on from an earlier reading: {e}"
-            );
+            warn!("the counters of the rules go on from an earlier reading: {e}");
         }
         self.counts
             .retain(|name, _| objects.counters.contains(name));
+        let before = Kernel::open()?.generation()?;
         self.nft.apply(&whole(objects, &self.counts))?;
-        let (listing, generation) = self.list()?;
-        self.expect(listing, generation);
+        self.unlisted = Some(Unlisted {
+            known: Listing::default(),
+            questions: None,
+            generation: before.wrapping_add(1),
+        });
         Ok(())
+    }
+
+    /// Lists what was not listed since it was changed.
+    pub(crate) fn settle(&mut self) -> Result<Settled, TableError> {
+        let Some(unlisted) = &self.unlisted else {
+            return Ok(Settled::Known);
+        };
+        let (listing, now) = match &unlisted.questions {
+            Some(questions) => match self.nft.ask_by_text(&["-s"], questions) {
+                Ok(text) => {
+                    let mut listing = unlisted.known.clone();
+                    listing.read_tables(&text);
+                    (listing, Kernel::open()?.generation()?)
+                }
+                // Somebody took away what was put there just now.
+                Err(NftError::Refused { .. }) => return Ok(Settled::Changed(self.list()?.0)),
+                Err(e) => return Err(e.into()),
+            },
+            None => self.list()?,
+        };
+        if now != unlisted.generation && self.restless < TRIES {
+            self.restless += 1;
+            return Ok(Settled::Changed(self.list()?.0));
+        }
+        self.restless = 0;
+        self.expect(listing, now);
+        Ok(Settled::Known)
     }
 
     /// Changes what differs, in one transaction, right after a look that found
     /// all the same; false when what they are afterwards is not known, because
-    /// somebody else changed rules meanwhile.
+    /// somebody else changed rules meanwhile. What they list is to be settled.
     pub(crate) fn change(&mut self, difference: &Difference) -> Result<bool, TableError> {
         if difference.is_empty() {
             return Ok(true);
@@ -193,7 +254,7 @@ impl Tables {
             return Ok(true);
         }
         let listed = self.rules(difference)?;
-        let Some(mut expected) = self.expected.take() else {
+        let Some(expected) = self.expected.take() else {
             return Ok(false);
         };
         let before = self.generation;
@@ -206,55 +267,7 @@ impl Tables {
         if after != before.wrapping_add(1) {
             return Ok(false);
         }
-        let texts = self.touched(difference, &mut expected)?;
-        if Kernel::open()?.generation()? != after {
-            return Ok(false);
-        }
-        match texts {
-            true => {}
-            false => {
-                // More than one by one.
-                let (listing, generation) = self.list()?;
-                if generation != after {
-                    return Ok(false);
-                }
-                expected = listing;
-            }
-        }
-        self.expect(expected, after);
-        Ok(true)
-    }
-
-    /// What is listed now of what was touched; false when that is so much
-    /// that all should be listed.
-    fn touched(&self, d: &Difference, expected: &mut Listing) -> Result<bool, TableError> {
-        for name in &d.chains_gone {
-            expected.remove(family(name.table), "chain", &name.name);
-        }
-        for name in &d.sets_gone {
-            for word in ["set", "map"] {
-                expected.remove(family(name.table), word, &name.name);
-            }
-        }
-        for name in &d.counters_gone {
-            expected.remove(family(name.table), "counter", &name.name);
-        }
-        let chains = d.chains_new.keys().chain(d.chains_changed.keys());
-        let chains = chains.map(|name| ("chain", name));
-        let sets = d.sets_new.iter().map(|(name, set)| (set.kind.word(), name));
-        let kinds = d.kinds.iter().map(|(name, kind)| (kind.word(), name));
-        let counters = d.counters_new.iter().map(|name| ("counter", name));
-        let all: Vec<_> = chains.chain(sets).chain(kinds).chain(counters).collect();
-        if all.len() > ONE_BY_ONE {
-            return Ok(false);
-        }
-        let mut questions = String::new();
-        for (word, name) in &all {
-            expected.remove(family(name.table), word, &name.name);
-            let _ = writeln!(questions, "list {word} {name}");
-        }
-        let text = self.nft.ask_by_text(&["-s"], &questions)?;
-        expected.read_tables(&text);
+        self.unlisted = Some(unlisted(difference, expected, after));
         Ok(true)
     }
 
@@ -301,53 +314,61 @@ impl Tables {
 
     /// The handles of the rules that may be replaced one by one.
     fn rules(&self, difference: &Difference) -> Result<Listed, TableError> {
-        let mut listed = Listed::new();
-        let mut questions = String::new();
+        let mut all = Listed::new();
         for name in difference.to_list() {
-            listed.insert(name.clone(), Vec::new());
-            let _ = writeln!(questions, "list chain {name}");
+            let rules = all.entry(name.clone()).or_default();
+            let (family, chain) = (family(name.table), name.name.as_str());
+            Kernel::open()?.rules(family, NAME, chain, |handle, comment| {
+                let comment = comment.to_owned();
+                rules.push(ListedRule { handle, comment });
+            })?;
         }
-        if listed.is_empty() {
-            return Ok(listed);
-        }
-        let text = self.nft.ask_by_text(&["-a"], &questions)?;
-        handles(&text, &mut listed);
-        Ok(listed)
+        Ok(all)
     }
 
     /// What the rules have counted until now.
     pub(crate) fn count(&mut self) -> Result<&BTreeMap<Name, Count>, TableError> {
-        #[derive(Deserialize)]
-        struct Answer {
-            nftables: Vec<Item>,
-        }
-        #[derive(Deserialize)]
-        struct Item {
-            counter: Option<Counter>,
-        }
-        #[derive(Deserialize)]
-        struct Counter {
-            name: String,
-            packets: u64,
-            bytes: u64,
-        }
-        let table = Table::Inet;
-        let question = ["-j", "list", "counters", "table", table.family(), NAME];
-        let text = match self.nft.ask(&question) {
-            Ok(text) => text,
-            // There is no such table.
-            Err(NftError::Refused { .. }) if !self.are_there()? => return Ok(&self.counts),
-            Err(e) => return Err(e.into()),
-        };
-        let answer: Answer = serde_json::from_str(&text).map_err(io::Error::other)?;
-        for counter in answer.nftables.into_iter().filter_map(|item| item.counter) {
-            let name = Name::new(table, counter.name);
-            let count = self.counts.entry(name).or_default();
+        let (table, counts) = (Table::Inet, &mut self.counts);
+        Kernel::open()?.counters(family(table), NAME, |name, packets, bytes| {
+            let count = counts.entry(Name::new(table, name)).or_default();
             // Somebody may have made the table anew, or reset it.
-            count.packets = count.packets.max(counter.packets);
-            count.bytes = count.bytes.max(counter.bytes);
-        }
+            count.packets = count.packets.max(packets);
+            count.bytes = count.bytes.max(bytes);
+        })?;
         Ok(&self.counts)
+    }
+}
+
+/// What is to be listed after a change.
+fn unlisted(d: &Difference, mut known: Listing, generation: u32) -> Unlisted {
+    let gone = d.chains_gone.iter().map(|name| ("chain", name));
+    let gone = gone.chain(d.sets_gone.iter().map(|name| ("set", name)));
+    let gone = gone.chain(d.counters_gone.iter().map(|name| ("counter", name)));
+    for (word, name) in gone {
+        known.remove(family(name.table), word, &name.name);
+    }
+    let chains = d.chains_new.keys().chain(d.chains_changed.keys());
+    let chains = chains.map(|name| ("chain", name));
+    let sets = d.sets_new.iter().map(|(name, set)| (set.kind.word(), name));
+    let kinds = d.kinds.iter().map(|(name, kind)| (kind.word(), name));
+    let counters = d.counters_new.iter().map(|name| ("counter", name));
+    let all: Vec<_> = chains.chain(sets).chain(kinds).chain(counters).collect();
+    if all.len() > ONE_BY_ONE {
+        return Unlisted {
+            known,
+            questions: None,
+            generation,
+        };
+    }
+    let mut questions = String::new();
+    for (word, name) in &all {
+        known.remove(family(name.table), word, &name.name);
+        let _ = writeln!(questions, "list {word} {name}");
+    }
+    Unlisted {
+        known,
+        questions: Some(questions),
+        generation,
     }
 }
 
@@ -355,75 +376,5 @@ fn address(key: &Key) -> Option<IpAddr> {
     match key {
         Key::Net(net) if net.prefix_len() == net.max_prefix_len() => Some(net.addr()),
         _ => None,
-    }
-}
-
-/// Reads the rules of chains as they are listed with their handles.
-fn handles(text: &str, listed: &mut Listed) {
-    let mut table = None;
-    let mut chain = None;
-    for line in text.lines() {
-        let depth = line.bytes().take_while(|b| *b == b'\t').count();
-        let line = line.trim();
-        let (said, handle) = line.rsplit_once(" # handle ").unwrap_or((line, ""));
-        match depth {
-            0 => {
-                let is = |of: &Table| said == format!("table {of} {{");
-                table = Table::ALL
-                    .into_iter()
-                    .find(is)
-                    .or(table.filter(|_| said == "}"));
-            }
-            1 => {
-                let name = said
-                    .strip_prefix("chain ")
-                    .and_then(|rest| rest.strip_suffix(" {"));
-                chain = name.zip(table).map(|(name, table)| Name::new(table, name));
-            }
-            _ => {
-                let rules = chain.as_ref().and_then(|chain| listed.get_mut(chain));
-                let (Some(rules), Ok(handle)) = (rules, handle.parse()) else {
-                    continue;
-                };
-                let comment = said.rsplit_once(" comment \"").map(|(_, rest)| rest);
-                let comment = comment.and_then(|rest| rest.strip_suffix('"'));
-                rules.push(ListedRule {
-                    handle,
-                    comment: comment.unwrap_or_default().to_owned(),
-                });
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn handles_are_read_of_the_chains_that_were_asked_for() {
-        let text = "table inet muster_groups { # handle 7
-\tchain in-web { # handle 12
-\t\tip saddr @m4 counter name \"n-web-1\" accept comment \"1 00ff\" # handle 40
-\t\ttcp dport 80 accept # handle 41
-\t}
-}
-table inet muster_groups { # handle 7
-\tchain other { # handle 13
-\t\taccept comment \"x\" # handle 50
-\t}
-}
-";
-        let name = Name::new(Table::Inet, "in-web");
-        let mut listed = Listed::from([(name.clone(), Vec::new())]);
-        handles(text, &mut listed);
-        let rule = |handle, comment: &str| ListedRule {
-            handle,
-            comment: comment.to_owned(),
-        };
-        assert_eq!(
-            listed,
-            Listed::from([(name, vec![rule(40, "1 00ff"), rule(41, "")])])
-        );
     }
 }

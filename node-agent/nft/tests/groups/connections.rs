@@ -4,8 +4,6 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use muster_protocol::firewall::Holding;
-
 use crate::space::{Space, is_possible};
 use crate::world::{Engine, holding, mac, mark, wait_for, web};
 
@@ -152,21 +150,37 @@ fn connections_of_a_machine_that_goes_are_forgotten() {
 }
 
 #[test]
-fn the_end_of_a_connection_takes_less_than_a_second() {
-    if !is_possible("the_end_of_a_connection_takes_less_than_a_second") {
+fn many_connections_end_and_those_of_others_do_not() {
+    if !is_possible("many_connections_end_and_those_of_others_do_not") {
         return;
     }
     let (net, dir) = (net(), tempfile::tempdir().expect("a directory"));
     let mut engine = Engine::start(&net.hypervisor, dir.path());
-    engine.hold(&web(&["10.7.0.2/32"]));
-    let kept: Vec<_> = (0..1).map(|_| connection(&net, 80)).collect();
+    let rules: &[_] = &[
+        (1, "ingress", "tcp 80", "group:lb"),
+        (2, "ingress", "tcp 81", "any"),
+    ];
+    let both = |lb: &[&str]| {
+        holding(
+            &[(1, &["web"]), (2, &[])],
+            &[("web", rules)],
+            &[("group:lb", lb)],
+        )
+    };
+    engine.hold(&both(&["10.7.0.2/32"]));
+    let mut ended: Vec<_> = (0..40).map(|_| connection(&net, 80)).collect();
+    let (mut client, mut server) = connection(&net, 81);
     let begun = Instant::now();
-    engine.hold(&web(&[]));
-    wait_for("all are withdrawn", || {
-        withdrawn(&net.hypervisor) == kept.len()
+    engine.hold(&both(&[]));
+    wait_for("all of port 80 are withdrawn", || {
+        withdrawn(&net.hypervisor) == 40
     });
-    let taken = begun.elapsed();
-    eprintln!("withdrawn after {taken:?}");
+    eprintln!(
+        "40 connections were withdrawn {:?} after the change was told",
+        begun.elapsed()
+    );
+    assert!(says(&mut client, &mut server, PASSES));
+    let (client, server) = &mut ended[7];
+    assert!(!says(client, server, STUCK));
     engine.end();
-    let _: Option<Holding> = None;
 }

@@ -2,6 +2,9 @@
 //! real connections.
 
 mod connections;
+mod faults;
+mod sequences;
 mod space;
 mod updates;
+mod watch;
 mod world;

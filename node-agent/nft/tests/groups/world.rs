@@ -111,6 +111,12 @@ impl Engine {
         answer
     }
 
+    /// Waits until nothing is left to do of what was answered.
+    pub(crate) fn settled(&self) {
+        let holding = self.groups.holding();
+        self.runtime.block_on(holding).expect("it runs");
+    }
+
     /// The next update.
     pub(crate) fn change(&mut self, change: Change) -> GroupsUpdate {
         let base = (self.next > 0).then(|| mark(self.next));
