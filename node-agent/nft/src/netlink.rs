@@ -29,10 +29,28 @@ const NESTED: u16 = 0x8000;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const TABLES: u16 = 10;
+const GET_TABLE: u16 = TABLES << 8 | 1;
+const NEW_RULE: u16 = TABLES << 8 | 6;
+const GET_RULE: u16 = TABLES << 8 | 7;
 const NEW_ELEMENTS: u16 = TABLES << 8 | 12;
 const DELETE_ELEMENTS: u16 = TABLES << 8 | 14;
 const GET_GENERATION: u16 = TABLES << 8 | 16;
+const NEW_OBJECT: u16 = TABLES << 8 | 18;
+const GET_OBJECT: u16 = TABLES << 8 | 19;
 const CREATE: u16 = 0x400;
+const TABLE_NAME: u16 = 1;
+const RULE_TABLE: u16 = 1;
+const RULE_CHAIN: u16 = 2;
+const RULE_HANDLE: u16 = 3;
+const RULE_DATA: u16 = 7;
+const DATA_COMMENT: u8 = 0;
+const OBJECT_TABLE: u16 = 1;
+const OBJECT_NAME: u16 = 2;
+const OBJECT_TYPE: u16 = 3;
+const OBJECT_DATA: u16 = 4;
+const COUNTER: u32 = 1;
+const COUNTER_BYTES: u16 = 1;
+const COUNTER_PACKETS: u16 = 2;
 const LIST_TABLE: u16 = 1;
 const LIST_SET: u16 = 2;
 const LIST_ELEMENTS: u16 = 3;
@@ -127,6 +145,85 @@ impl Kernel {
             Next::Enough
         })?;
         found.ok_or_else(|| io::Error::other("the kernel says no generation of its rules"))
+    }
+
+    /// Whether there is a table of that name.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn has_table(&self, family: Family, table: &str) -> io::Result<bool> {
+        let name = attribute(TABLE_NAME, &text(table))?;
+        let body = [&[family.number(), 0, 0, 0][..], &name].concat();
+        self.ask(GET_TABLE, REQUEST | ACKNOWLEDGE, &body)?;
+        match self.read(Instant::now() + ANSWER_WITHIN, |_, _| Next::Go) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Shows the named counters of a table: name, packets, bytes.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn counters(
+        &self,
+        family: Family,
+        table: &str,
+        mut see: impl FnMut(&str, u64, u64),
+    ) -> io::Result<()> {
+        let of = attribute(OBJECT_TABLE, &text(table))?;
+        let kind = attribute(OBJECT_TYPE, &COUNTER.to_be_bytes())?;
+        let body = [&[family.number(), 0, 0, 0][..], &of, &kind].concat();
+        self.ask(GET_OBJECT, REQUEST | DUMP, &body)?;
+        self.read(Instant::now() + ANSWER_WITHIN, |kind, body| {
+            let body = body.get(FAMILY_HEAD..).unwrap_or_default();
+            let is_one = |kind, wanted: &[u8]| value(body, kind) == Some(wanted);
+            let name = value(body, OBJECT_NAME).and_then(plain);
+            let counts = value(body, OBJECT_DATA).unwrap_or_default();
+            let number = |kind| value(counts, kind).and_then(u64_of);
+            if kind == NEW_OBJECT
+                && is_one(OBJECT_TABLE, &text(table))
+                && is_one(OBJECT_TYPE, &COUNTER.to_be_bytes())
+                && let (Some(name), Some(packets), Some(bytes)) =
+                    (name, number(COUNTER_PACKETS), number(COUNTER_BYTES))
+            {
+                see(name, packets, bytes);
+            }
+            Next::Go
+        })
+    }
+
+    /// Shows the rules of a chain in their order: handle and comment, which is
+    /// empty when there is none.
+    ///
+    /// # Errors
+    /// There is no such chain, or the kernel does not say.
+    pub fn rules(
+        &self,
+        family: Family,
+        table: &str,
+        chain: &str,
+        mut see: impl FnMut(u64, &str),
+    ) -> io::Result<()> {
+        let of = attribute(RULE_TABLE, &text(table))?;
+        let in_chain = attribute(RULE_CHAIN, &text(chain))?;
+        let body = [&[family.number(), 0, 0, 0][..], &of, &in_chain].concat();
+        self.ask(GET_RULE, REQUEST | DUMP, &body)?;
+        self.read(Instant::now() + ANSWER_WITHIN, |kind, body| {
+            let body = body.get(FAMILY_HEAD..).unwrap_or_default();
+            let is_one = |kind, wanted: &str| value(body, kind) == Some(&text(wanted));
+            let handle = value(body, RULE_HANDLE).and_then(u64_of);
+            if kind == NEW_RULE
+                && is_one(RULE_TABLE, table)
+                && is_one(RULE_CHAIN, chain)
+                && let Some(handle) = handle
+            {
+                let data = value(body, RULE_DATA).unwrap_or_default();
+                see(handle, comment(data).unwrap_or_default());
+            }
+            Next::Go
+        })
     }
 
     /// Adds and removes elements, all of them or none, in one transaction.
@@ -236,8 +333,8 @@ fn elements(family: Family, table: &str, part: &[Element], number: u32) -> io::R
         list.extend(attribute(LIST_ELEMENT | NESTED, &key)?);
     }
     let mut body = vec![family.number(), 0, 0, 0];
-    body.extend(attribute(LIST_TABLE, &[table.as_bytes(), &[0]].concat())?);
-    body.extend(attribute(LIST_SET, &[first.set.as_bytes(), &[0]].concat())?);
+    body.extend(attribute(LIST_TABLE, &text(table))?);
+    body.extend(attribute(LIST_SET, &text(&first.set))?);
     body.extend(attribute(LIST_ELEMENTS | NESTED, &list)?);
     let (kind, create) = match first.comes {
         true => (NEW_ELEMENTS, CREATE),
@@ -258,6 +355,39 @@ fn message(kind: u16, flags: u16, number: u32, body: &[u8]) -> io::Result<Vec<u8
     message.extend(body);
     message.resize(message.len().next_multiple_of(4), 0);
     Ok(message)
+}
+
+/// A name, as the kernel writes it.
+fn text(name: &str) -> Vec<u8> {
+    [name.as_bytes(), &[0]].concat()
+}
+
+fn plain(text: &[u8]) -> Option<&str> {
+    std::str::from_utf8(text.strip_suffix(&[0])?).ok()
+}
+
+fn u64_of(value: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(*value.first_chunk()?))
+}
+
+fn value(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    let mut all = Attributes(attributes);
+    all.find(|(kind, ..)| *kind == wanted)
+        .map(|(_, value, _)| value)
+}
+
+/// The comment in what `nft` keeps beside a rule: kinds, lengths, values.
+fn comment(mut data: &[u8]) -> Option<&str> {
+    loop {
+        let [kind, length, rest @ ..] = data else {
+            return None;
+        };
+        let (value, after) = rest.split_at_checked(usize::from(*length))?;
+        if *kind == DATA_COMMENT {
+            return plain(value);
+        }
+        data = after;
+    }
 }
 
 /// An attribute of a message.

@@ -126,6 +126,14 @@ impl Nft {
         self.run(arguments, "")
     }
 
+    /// What it says to questions that are told as text.
+    ///
+    /// # Errors
+    /// [`NftError`].
+    pub fn ask_by_text(&self, flags: &[&str], text: &str) -> Result<String, NftError> {
+        self.run(&[flags, &["-f", "-"]].concat(), text)
+    }
+
     fn run(&self, arguments: &[&str], text: &str) -> Result<String, NftError> {
         let start = |cause: io::Error| match cause.kind() {
             io::ErrorKind::NotFound => NftError::Missing {
