@@ -235,9 +235,7 @@ impl Firewall {
                 said = self.door.confirm(request, &wanted.probes, until) => said,
             }
         };
-        self.host
-            .change(&id, &wanted.rules, within, confirm)
-            .await
+        self.host.change(&id, &wanted.rules, within, confirm).await
     }
 
     fn show(&self) -> Result<Performed, HostError> {
