@@ -494,6 +494,7 @@ impl Node {
                 value_bytes: None,
                 tally: None,
                 digest: None,
+                rolled_back: false,
             },
             chunks: u32::try_from(apart).unwrap_or(u32::MAX),
             inline,

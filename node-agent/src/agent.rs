@@ -10,7 +10,7 @@ use muster_protocol::ids::InstanceId;
 use muster_protocol::seal::OpenKey;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use crate::bus::{Bus, Link, LinkParts};
 use crate::config::Config;
@@ -30,6 +30,7 @@ use crate::report::Reporter;
 use crate::state::{StateDir, StateError};
 use crate::steps::{Steps, StepsParts};
 use crate::upgrade::{Intents, Pending, Resumed, Worker, resume};
+use crate::verbs::firewall::HOST_DIR;
 use crate::verify::Verifier;
 
 /// How often the journal is looked through for what can go.
@@ -38,8 +39,6 @@ const PRUNE_EVERY: Duration = Duration::from_secs(1800);
 const PRUNE_LOOK: Duration = Duration::from_secs(30);
 /// How long an agent that ends tries to deliver its last outcomes.
 const LAST_WORDS: Duration = Duration::from_secs(3);
-/// Where changes of the firewall are in the state directory.
-pub const FIREWALL: &str = "firewall";
 /// The journal's file in the state directory.
 pub const JOURNAL_FILE: &str = "journal.db";
 
@@ -320,7 +319,7 @@ pub async fn run_on(
 
 /// This node's own firewall, where scenarios may change it and this system can.
 async fn open_firewall(config: &mut Config) -> Option<HostFirewall> {
-    let dir = config.state.join(FIREWALL);
+    let dir = config.state.join(HOST_DIR);
     let granted = config.capabilities.firewall;
     if !granted && !dir.exists() {
         return None;
@@ -351,7 +350,17 @@ async fn open_firewall(config: &mut Config) -> Option<HostFirewall> {
         }
     };
     match restored {
-        Ok(restored) => info!("the firewall: {restored}"),
+        Ok(restored) => {
+            if let Some((change, ended)) = &restored.rolled_back {
+                warn!(%change, "a change of the firewall was cut: {ended}; the old rules are in force");
+            }
+            if let Some(change) = &restored.loaded {
+                info!(%change, "the firewall's confirmed rules are in force");
+            }
+            if restored.busy {
+                warn!("somebody else changes the firewall at this moment");
+            }
+        }
         Err(e) => error!("the firewall: {e}"),
     }
     match opened {

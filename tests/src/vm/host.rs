@@ -162,7 +162,8 @@ impl Host {
     /// where there is none.
     #[must_use]
     pub fn table(&self) -> String {
-        self.run(&["nft", "list", "table", "inet", "muster_host"]).out
+        self.run(&["nft", "list", "table", "inet", "muster_host"])
+            .out
     }
 
     /// Somebody who listens on a port in it, as long as the machine is there,

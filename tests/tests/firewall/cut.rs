@@ -79,6 +79,9 @@ fn a_machine_that_restarts_in_the_middle_has_its_old_rules() -> Result<()> {
     fleet.are_up(&["web-01"])?;
     // What was confirmed is there again, and not what was tried.
     let table = fleet.host("web-01").table();
-    assert!(table.contains("22") && !table.contains("dport 80"), "{table}");
+    assert!(
+        table.contains("22") && !table.contains("dport 80"),
+        "{table}"
+    );
     ends(&fleet, &run)
 }

@@ -86,12 +86,17 @@ fn a_change_that_closes_a_door_takes_itself_back() -> Result<()> {
         "the old rules are in force",
         "2 skipped",
     ]);
-    assert_eq!(without_counts(&fleet.host("web-01").table()), without_counts(&good));
+    assert_eq!(
+        without_counts(&fleet.host("web-01").table()),
+        without_counts(&good)
+    );
     let history = fleet.up.muster(&["firewall", "history", "web-01"]).exits(0);
     history.shows(&["confirmed", "rolled back after"]);
 
     // Back to what was before the present rules: there was nothing.
-    let back = fleet.up.muster(&["firewall", "rollback", "web-03", "--yes"]);
+    let back = fleet
+        .up
+        .muster(&["firewall", "rollback", "web-03", "--yes"]);
     assert_eq!(back.code, 1, "{back:#?}");
     back.shows(&["nothing to go back to"]);
     Ok(())

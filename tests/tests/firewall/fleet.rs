@@ -82,7 +82,11 @@ impl Fleet {
                 let said = self.up.muster(&["ping", &format!("name={name}"), "--json"]);
                 (said.code == 0).then_some(())
             });
-            ensure!(answers.is_ok(), "{name} is not up:\n{}", self.host(name).log());
+            ensure!(
+                answers.is_ok(),
+                "{name} is not up:\n{}",
+                self.host(name).log()
+            );
         }
         Ok(())
     }
@@ -103,7 +107,8 @@ impl Fleet {
 
     /// Runs one, to its end.
     pub fn run(&self, name: &str, args: &[&str]) -> Said {
-        self.up.muster(&[&["scenario", "run", name, "--yes"], args].concat())
+        self.up
+            .muster(&[&["scenario", "run", name, "--yes"], args].concat())
     }
 
     /// What all agents logged, for a failed test.
