@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType};
 
 /// How long anything may take that must happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A port of a bridge: its name, its bridge, and the hardware address of what
 /// is plugged in.
