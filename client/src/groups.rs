@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use muster_protocol::api::{
     AddRule, ChangeVmGroups, ChangeVmPairs, CreateGroup, GroupChanged, GroupVersion, GroupView,
-    Page, PutSet, RollbackGroup, SetVersion, SetView, VmGuarded,
+    PacketExplained, Page, PutSet, RollbackGroup, SetVersion, SetView, VmGuarded,
 };
 use muster_protocol::firewall::RuleId;
 use muster_protocol::names::{GroupName, SetName, VmName};
@@ -210,5 +210,27 @@ impl Client {
     ) -> Result<VmGuarded, ClientError> {
         let path = ["v1", "vms", name.as_str(), "address-pairs"];
         self.change(Method::POST, &path, Some(change)).await
+    }
+
+    /// `GET /v1/firewall/explain`: what becomes of a packet, without sending
+    /// one.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn explain_packet(
+        &self,
+        (from, to): (&str, &str),
+        proto: &str,
+    ) -> Result<PacketExplained, ClientError> {
+        let query = [
+            ("from", from.to_owned()),
+            ("to", to.to_owned()),
+            ("proto", proto.to_owned()),
+        ];
+        self.ask(Ask::<()> {
+            query: &query,
+            ..Ask::plain(Method::GET, &["v1", "firewall", "explain"], None)
+        })
+        .await
     }
 }

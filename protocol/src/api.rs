@@ -88,7 +88,7 @@
 //! | `POST /v1/address-sets/{name}/rollback` | [`RollbackGroup`] → [`GroupChanged`] |
 //! | `POST /v1/vms/{name}/groups` | [`ChangeVmGroups`] → [`VmGuarded`] |
 //! | `POST /v1/vms/{name}/address-pairs` | [`ChangeVmPairs`] → [`VmGuarded`] |
-//! | `GET /v1/firewall/explain?from=&to=&proto=` | → [`Explained`] |
+//! | `GET /v1/firewall/explain?from=&to=&proto=` | → [`PacketExplained`] |
 //! | `GET /v1/networks` | → [`Page`]`<`[`NetworkView`]`>` |
 //! | `GET /v1/networks/{name}` | → [`NetworkView`] |
 //! | `PUT /v1/networks/{name}` | [`PutNetwork`] → [`NetworkView`] |
@@ -106,6 +106,9 @@
 //! | `POST /v1/hypervisors/{node}/adopt` | [`AdoptHypervisor`] → [`Adopted`] |
 //! | `POST /v1/agent/image` (by node key) | [`crate::wire::ImageRequest`] → bytes |
 //! | `POST /v1/agent/seed` (by node key) | [`crate::wire::SeedRequest`] → [`crate::vm::SeedText`] |
+//! | `POST /v1/firewall/nodes/{name}` | [`NodeFirewallAsk`] → [`RunView`] |
+//! | `POST /v1/agent/firewall/addresses` (by node key) | [`crate::firewall::AddressesRequest`] → [`crate::firewall::RoleAddresses`] |
+//! | `POST /v1/agent/firewall/confirm` (by node key) | [`crate::firewall::ConfirmRequest`] → [`crate::firewall::Confirmation`] |
 //! | `GET /healthz`, `/readyz`, `/openapi.json` (open) | |
 //!
 //! Wherever a route takes `{run}`, a prefix of at least four characters that
@@ -121,6 +124,7 @@ mod group;
 mod hook;
 mod image;
 mod network;
+mod node_firewall;
 mod policy;
 mod release;
 mod run;
@@ -140,12 +144,13 @@ use utoipa::ToSchema;
 
 pub use self::cluster::{KeyView, Keys, Removed, Space};
 pub use self::group::{
-    AddRule, ChangeVmGroups, ChangeVmPairs, CreateGroup, Decided, Explained, GroupChanged,
-    GroupVersion, GroupView, InForce, PutSet, RollbackGroup, SetVersion, SetView, Version,
+    AddRule, ChangeVmGroups, ChangeVmPairs, CreateGroup, Decided, GroupChanged, GroupVersion,
+    GroupView, InForce, PacketExplained, PutSet, RollbackGroup, SetVersion, SetView, Version,
     VmGuarded,
 };
 pub use self::image::{IMAGE_PART, ImageUpload, ImageView, PutImage};
 pub use self::network::{NetworkView, PutNetwork};
+pub use self::node_firewall::NodeFirewallAsk;
 pub(crate) use self::secret::exposed;
 pub use self::tenant::{AccountView, PutAccount, PutSshKey, SshKeyView};
 pub use self::vm::{

@@ -9,6 +9,7 @@
 mod desk;
 mod drawer;
 mod error;
+mod explain;
 mod line;
 mod model;
 mod sets;
@@ -31,6 +32,7 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock, RwLockWriteGuard};
 pub use self::desk::{Alarm, Desk};
 use self::drawer::{Drawer, Held};
 pub use self::error::GroupsError;
+pub use self::explain::ExplainError;
 pub use self::sets::ChangeSet;
 pub use self::versions::{NotKept, Past, StoredGroup, StoredSet};
 use crate::authz::Authorized;
@@ -107,6 +109,18 @@ pub struct Change<T> {
     pub what: T,
     /// The version that it has.
     pub expect: Option<u32>,
+}
+
+impl Change<()> {
+    /// The same, of that.
+    #[must_use]
+    pub fn with<T>(self, what: T) -> Change<T> {
+        Change {
+            name: self.name,
+            what,
+            expect: self.expect,
+        }
+    }
 }
 
 impl Groups {

@@ -143,7 +143,19 @@ async fn create(
     headers: HeaderMap,
     ApiJson(request): ApiJson<CreateGroup>,
 ) -> Result<ApiJson<GroupChanged>, ApiError> {
-    let asked = managed(&state, &caller, request.clone()).await?;
+    create_group(&state, &caller, &headers, request)
+        .await
+        .map(ApiJson)
+}
+
+/// Makes a group, whatever the door.
+pub(crate) async fn create_group(
+    state: &AppState,
+    caller: &Caller,
+    headers: &HeaderMap,
+    request: CreateGroup,
+) -> Result<GroupChanged, ApiError> {
+    let asked = managed(state, caller, request.clone()).await?;
     let (groups, machines) = (state.groups.clone(), state.machines.clone());
     let work = async move {
         if let Some(account) = &asked.get().account {
@@ -151,15 +163,8 @@ async fn create(
         }
         groups.create(asked).await.map_err(VmError::from)
     };
-    once(
-        &state,
-        &caller,
-        ("POST /v1/groups", &headers),
-        &request,
-        work,
-    )
-    .await
-    .map(ApiJson)
+    let route = ("POST /v1/groups", headers);
+    once(state, caller, route, &request, work).await
 }
 
 /// Removes a group. Refused while a rule of another group names it, or a
@@ -187,11 +192,20 @@ async fn remove(
         what: (),
         expect: if_match(&headers)?,
     };
-    let asked = managed(&state, &caller, what).await?;
+    remove_group(&state, &caller, what).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Removes a group, whatever the door.
+pub(crate) async fn remove_group(
+    state: &AppState,
+    caller: &Caller,
+    what: Change<()>,
+) -> Result<(), ApiError> {
+    let asked = managed(state, caller, what).await?;
     state.active()?;
     let groups = state.groups.clone();
-    super::finish(async move { groups.remove(asked).await }).await?;
-    Ok(StatusCode::NO_CONTENT)
+    super::finish(async move { groups.remove(asked).await }).await
 }
 
 /// Adds a rule. A rule that is there already stays as it is.
@@ -219,18 +233,29 @@ async fn allow(
     ApiJson(rule): ApiJson<AddRule>,
 ) -> Result<ApiJson<GroupChanged>, ApiError> {
     let name: GroupName = name(&group)?;
-    let route = format!("POST /v1/groups/{name}/rules");
     let what = Change {
         name,
-        what: rule.clone(),
+        what: rule,
         expect: if_match(&headers)?,
     };
-    let asked = managed(&state, &caller, what).await?;
-    let groups = state.groups.clone();
-    let work = async move { groups.allow(asked).await };
-    once(&state, &caller, (&route, &headers), &rule, work)
+    allow_in_group(&state, &caller, &headers, what)
         .await
         .map(ApiJson)
+}
+
+/// Lets something pass, whatever the door.
+pub(crate) async fn allow_in_group(
+    state: &AppState,
+    caller: &Caller,
+    headers: &HeaderMap,
+    what: Change<AddRule>,
+) -> Result<GroupChanged, ApiError> {
+    let route = format!("POST /v1/groups/{}/rules", what.name);
+    let request = what.what.clone();
+    let asked = managed(state, caller, what).await?;
+    let groups = state.groups.clone();
+    let work = async move { groups.allow(asked).await };
+    once(state, caller, (&route, headers), &request, work).await
 }
 
 /// Takes a rule away. Connections that it had allowed end.
@@ -256,18 +281,29 @@ async fn deny(
     headers: HeaderMap,
 ) -> Result<ApiJson<GroupChanged>, ApiError> {
     let name: GroupName = name(&group)?;
-    let route = format!("DELETE /v1/groups/{name}/rules/{rule}");
     let what = Change {
         name,
         what: RuleId(rule),
         expect: if_match(&headers)?,
     };
-    let asked = managed(&state, &caller, what).await?;
-    let groups = state.groups.clone();
-    let work = async move { groups.deny(asked).await };
-    once(&state, &caller, (&route, &headers), &rule, work)
+    deny_in_group(&state, &caller, &headers, what)
         .await
         .map(ApiJson)
+}
+
+/// Takes a rule away, whatever the door.
+pub(crate) async fn deny_in_group(
+    state: &AppState,
+    caller: &Caller,
+    headers: &HeaderMap,
+    what: Change<RuleId>,
+) -> Result<GroupChanged, ApiError> {
+    let rule = what.what;
+    let route = format!("DELETE /v1/groups/{}/rules/{rule}", what.name);
+    let asked = managed(state, caller, what).await?;
+    let groups = state.groups.clone();
+    let work = async move { groups.deny(asked).await };
+    once(state, caller, (&route, headers), &rule, work).await
 }
 
 /// Its newest versions, the newest first: who changed what.
@@ -311,18 +347,29 @@ async fn rollback(
     ApiJson(to): ApiJson<RollbackGroup>,
 ) -> Result<ApiJson<GroupChanged>, ApiError> {
     let name: GroupName = name(&group)?;
-    let route = format!("POST /v1/groups/{name}/rollback");
     let what = Change {
         name,
-        what: to.clone(),
+        what: to,
         expect: if_match(&headers)?,
     };
-    let asked = managed(&state, &caller, what).await?;
-    let groups = state.groups.clone();
-    let work = async move { groups.rollback(asked).await };
-    once(&state, &caller, (&route, &headers), &to, work)
+    rollback_group(&state, &caller, &headers, what)
         .await
         .map(ApiJson)
+}
+
+/// Makes a group as it was, whatever the door.
+pub(crate) async fn rollback_group(
+    state: &AppState,
+    caller: &Caller,
+    headers: &HeaderMap,
+    what: Change<RollbackGroup>,
+) -> Result<GroupChanged, ApiError> {
+    let route = format!("POST /v1/groups/{}/rollback", what.name);
+    let request = what.what.clone();
+    let asked = managed(state, caller, what).await?;
+    let groups = state.groups.clone();
+    let work = async move { groups.rollback(asked).await };
+    once(state, caller, (&route, headers), &request, work).await
 }
 
 /// Puts a machine in groups, and takes it out of others: at once, also while
@@ -346,14 +393,24 @@ async fn vm_groups(
     ApiJson(change): ApiJson<ChangeVmGroups>,
 ) -> Result<ApiJson<VmGuarded>, ApiError> {
     let vm: VmName = name(&vm)?;
-    let route = format!("POST /v1/vms/{vm}/groups");
-    let what = (vm, Guarded::Groups(change.clone()));
-    let asked = managed(&state, &caller, what).await?;
-    let machines = state.machines.clone();
-    let work = async move { machines.guard(asked).await };
-    once(&state, &caller, (&route, &headers), &change, work)
+    change_vm_groups(&state, &caller, &headers, (vm, change))
         .await
         .map(ApiJson)
+}
+
+/// Puts a machine in groups, or takes it out, whatever the door.
+pub(crate) async fn change_vm_groups(
+    state: &AppState,
+    caller: &Caller,
+    headers: &HeaderMap,
+    (vm, change): (VmName, ChangeVmGroups),
+) -> Result<VmGuarded, ApiError> {
+    let route = format!("POST /v1/vms/{vm}/groups");
+    let what = (vm, Guarded::Groups(change.clone()));
+    let asked = managed(state, caller, what).await?;
+    let machines = state.machines.clone();
+    let work = async move { machines.guard(asked).await };
+    once(state, caller, (&route, headers), &change, work).await
 }
 
 /// Lets a machine use addresses beside its own, or not any more.

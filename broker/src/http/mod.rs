@@ -11,6 +11,7 @@ mod chat;
 mod chat_feed;
 mod document;
 mod events;
+mod firewall_explain;
 mod freeze;
 mod front;
 mod gate;
@@ -24,6 +25,7 @@ mod limit;
 mod matching;
 mod metrics;
 mod networks;
+mod node_firewall;
 mod nodes;
 mod once;
 mod page;
@@ -86,6 +88,10 @@ pub use self::auth::{OpenDoor, RemoteAddr};
 pub use self::document::document;
 pub(crate) use self::freeze::view as freeze_view;
 pub use self::front::Front;
+pub(crate) use self::groups::{
+    allow_in_group, change_vm_groups, create_group, deny_in_group, remove_group, rollback_group,
+    show_group,
+};
 pub(crate) use self::hypervisors::{change_hypervisor, drain_hypervisor};
 pub use self::limit::{Limiter, PrincipalLimiter};
 pub(crate) use self::once::IDEMPOTENCY_KEY;
@@ -238,6 +244,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(freeze::routes())
         .merge(groups::routes())
         .merge(address_sets::routes())
+        .merge(firewall_explain::routes())
         .merge(hypervisors::routes())
         .merge(images::routes())
         .merge(invites::routes())
@@ -245,6 +252,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(matching::routes())
         .merge(metrics::routes())
         .merge(networks::routes())
+        .merge(node_firewall::routes())
         .merge(nodes::routes())
         .merge(ping::routes())
         .merge(policy::routes())

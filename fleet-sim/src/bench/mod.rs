@@ -10,6 +10,7 @@
 
 mod chat;
 pub mod figures;
+mod firewall;
 mod hooks;
 mod http;
 mod large;
@@ -94,6 +95,8 @@ pub enum Part {
     Chat,
     /// Making and listing virtual machines
     Machines,
+    /// Security groups on a hypervisor
+    Firewall,
 }
 
 /// Why there is no table.

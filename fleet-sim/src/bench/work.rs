@@ -160,6 +160,7 @@ impl Work {
             Part::Watchers,
             Part::Chat,
             Part::Machines,
+            Part::Firewall,
         ] {
             if !self.wants(part) {
                 continue;
@@ -179,6 +180,10 @@ impl Work {
                     super::chat::rows(programs, dir, &self.started, self.plan.quick),
                 ),
                 Part::Machines => ("machines", self.machines(&mut notes, &mut failed)),
+                Part::Firewall => (
+                    "firewall",
+                    super::firewall::rows(dir, self.plan.quick, &mut notes),
+                ),
                 _ => (
                     "watchers",
                     super::watchers::rows(programs, dir, &self.started),

@@ -379,7 +379,7 @@ fn answer(
             return Some(serde_json::to_vec(&KeysAnswer::Taken).unwrap());
         }
         NodeSays::Bundle => heard.bundles.push(read(bytes)),
-        NodeSays::Machines | NodeSays::Groups => {}
+        NodeSays::Machines | NodeSays::Groups | NodeSays::Probed => {}
         NodeSays::Bye => heard.byes += 1,
     }
     None

@@ -226,7 +226,7 @@ pub struct Decided {
 
 /// What becomes of a packet, by what is asked for now. Nothing is sent.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
-pub struct Explained {
+pub struct PacketExplained {
     /// Whether it passes.
     pub passes: bool,
     /// From that address.

@@ -1,6 +1,8 @@
 //! What can be said to muster in a chat: words become a [`Command`], or an
 //! error that says how it is written.
 
+mod doors;
+pub mod groups;
 pub mod machines;
 mod spelled;
 
@@ -66,7 +68,18 @@ pub const VERBS: &[Verb] = &[
     ),
     verb("image", "list", "disk images"),
     verb("network", "list", "networks of machines"),
+    verb(
+        "group",
+        "list|show|allow|deny|... GROUP",
+        "security groups of machines",
+    ),
+    verb("address-set", "list|show", "sets of addresses"),
     verb("hypervisor", "list|cordon|drain|uncordon", "hypervisors"),
+    verb(
+        "firewall",
+        "show|history|diff|rollback NODE [--run RUN]",
+        "a node's own firewall",
+    ),
     verb("ack", "ALARM", "say that you look after an alarm"),
     verb(
         "silence",
@@ -400,6 +413,7 @@ fn valued(verb: &str) -> &'static [&'static str] {
             "timeout",
             "code",
         ],
+        "firewall" => &["run", "code"],
         "nodes" | "match" | "runs" | "last" | "show" | "more" | "diff" | "alarms" | "who"
         | "help" => &[],
         _ => &["code"],
@@ -410,6 +424,7 @@ fn switches(verb: &str) -> &'static [&'static str] {
     match verb {
         "run" => &["dry-run", "yes", "allow-unknown"],
         "cmd" => &["yes", "allow-unknown"],
+        "firewall" => &["yes"],
         verb => machines::switches(verb),
     }
 }
@@ -604,6 +619,7 @@ impl<'a> Rest<'a> {
             "no" => Command::No(self.next()),
             "approve" => Command::Approve(self.need("the run")?),
             "cancel" => Command::Cancel(self.need("the run")?),
+            "firewall" => self.firewall()?,
             "answer" => {
                 let run = self.need("the run")?;
                 let answer = self
@@ -641,6 +657,9 @@ impl<'a> Rest<'a> {
             ),
             "thaw" => Command::Thaw,
             "who" => Command::Who,
+            verb if groups::GROUP_VERBS.iter().any(|one| one.name == verb) => {
+                Command::Machines(self.groups()?)
+            }
             verb if verb.contains(' ') => Command::Machines(self.machines()?),
             _ => Command::Help(self.text()),
         };

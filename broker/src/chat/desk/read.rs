@@ -298,6 +298,7 @@ impl Line<'_> {
             "ack" | "silence" => may(&Action::ManageAlarms),
             "build" => may(&Action::StartBuilds),
             "vm" | "image" | "network" | "hypervisor" => may(&Action::ReadMachines),
+            "group" | "address-set" => may(&Action::ReadGroups),
             // Whether one may run something depends on what and where.
             _ => reads,
         });

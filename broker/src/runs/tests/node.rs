@@ -375,7 +375,11 @@ impl Shared {
                     self.release.notify_one();
                 }
             }
-            Ask::Refresh { .. } | Ask::Recall(_) | Ask::Freeze { .. } | Ask::Keys { .. } => {}
+            Ask::Refresh { .. }
+            | Ask::Recall(_)
+            | Ask::Freeze { .. }
+            | Ask::Probe(_)
+            | Ask::Keys { .. } => {}
             Ask::Groups(update) => {
                 let answer = self.take_groups(update);
                 if let Some(answer) = answer {

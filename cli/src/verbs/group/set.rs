@@ -93,7 +93,7 @@ pub struct RollbackArgs {
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(context: &Context, args: SetArgs) -> Result<u8, Failure> {
+pub(in crate::verbs) async fn run(context: &Context, args: SetArgs) -> Result<u8, Failure> {
     let client = context.client()?;
     let term = &context.term;
     match args.verb {

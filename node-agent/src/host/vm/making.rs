@@ -17,12 +17,12 @@ use rustix::io::Errno;
 use tracing::{debug, warn};
 
 use super::collect;
-use super::conntrack;
 use super::files::{self, Files, Note, volume};
 use super::images::{self, is_here};
 use super::machines::{Done, Inner, Progress, VmError, changed, is_on, state_name, unchanged};
 use super::seed;
 use super::virt::VirtError;
+use muster_nft::conntrack;
 
 /// Most bytes of what is written down of the snapshots of one disk.
 const MAX_SNAPSHOTS: usize = 4 << 20;

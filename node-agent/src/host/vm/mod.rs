@@ -8,7 +8,6 @@
 //! | [`Watcher`] | tells the broker what there is |
 
 mod collect;
-mod conntrack;
 mod files;
 mod guest;
 mod images;

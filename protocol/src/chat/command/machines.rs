@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde_json::{Map, Value};
 
+use super::groups::{self, GROUP_VERBS, GroupCommand};
 use super::{CommandError, Rest, Verb, verb};
 use crate::api::{Configure, CreateVms, Strategy, VmAction};
 use crate::chat::words::Word;
@@ -15,14 +16,21 @@ use crate::text::printable;
 use crate::vm::Readiness;
 
 /// First words that another word follows.
-pub const FAMILIES: [&str; 4] = ["vm", "image", "network", "hypervisor"];
+pub const FAMILIES: [&str; 6] = [
+    "vm",
+    "image",
+    "network",
+    "hypervisor",
+    "group",
+    "address-set",
+];
 
 /// What follows them, in the order in which help shows it.
 pub const MACHINE_VERBS: &[Verb] = &[
     verb(
         "vm create",
         "NAME --image IMAGE --cpus N --memory SIZE [--disk SIZE] [--network NETWORK]... [--role ROLE]... \
-         [--label K=V]... [--account ACCOUNT] [--on PREDICATE] [--count N] [--ssh-key NAME]... \
+         [--label K=V]... [--group GROUP]... [--account ACCOUNT] [--on PREDICATE] [--count N] [--ssh-key NAME]... \
          [--configure SCENARIO [--param K=V]...] [--no-agent] [--dry-run]",
         "make a machine, or several; you are told when they are up",
     ),
@@ -70,6 +78,11 @@ pub const MACHINE_VERBS: &[Verb] = &[
         "vm provision",
         "VM [SCENARIO [k=v ...]]",
         "configure it: what is recorded, or a scenario from now on",
+    ),
+    verb(
+        "vm group",
+        "VM add|remove GROUP...",
+        "put it in security groups, or take it out: at once",
     ),
     verb("image list", "", "disk images"),
     verb("network list", "", "networks, and how much of them is used"),
@@ -144,24 +157,28 @@ pub enum MachineCommand {
     },
     /// Put nothing new on a hypervisor that is to be empty.
     Drain(NodeName),
+    /// Something of security groups.
+    Groups(Box<GroupCommand>),
 }
 
 /// What `word` behind `family` is.
 #[must_use]
 pub fn find(family: &str, word: &str) -> Option<&'static Verb> {
-    MACHINE_VERBS
-        .iter()
-        .find(|verb| verb.name.split_once(' ') == Some((family, word)))
+    let mut all = MACHINE_VERBS.iter().chain(GROUP_VERBS);
+    all.find(|verb| verb.name.split_once(' ') == Some((family, word)))
 }
 
 /// All that can follow a first word.
 pub fn of_family(family: &str) -> impl Iterator<Item = &'static Verb> {
     let is_of = move |verb: &&Verb| verb.name.split_once(' ').is_some_and(|(f, _)| f == family);
-    MACHINE_VERBS.iter().filter(is_of)
+    MACHINE_VERBS.iter().chain(GROUP_VERBS).filter(is_of)
 }
 
 /// Flags that take a value; `None` of a command that is none of these.
 pub(super) fn valued(verb: &str) -> Option<&'static [&'static str]> {
+    if let Some(flags) = groups::valued(verb) {
+        return Some(flags);
+    }
     Some(match verb {
         "vm create" => &[
             "image",
@@ -225,7 +242,10 @@ impl Rest<'_> {
             .map_err(|error| self.wrong(format!("`--{flag}`: {error}")))
     }
 
-    fn value<T: FromStr>(&mut self, flag: &'static str) -> Result<Option<T>, CommandError>
+    pub(super) fn value<T: FromStr>(
+        &mut self,
+        flag: &'static str,
+    ) -> Result<Option<T>, CommandError>
     where
         T::Err: Display,
     {
@@ -254,7 +274,7 @@ impl Rest<'_> {
     }
 
     /// A name that is written next.
-    fn name<T: FromStr>(&mut self, what: &str) -> Result<T, CommandError>
+    pub(super) fn name<T: FromStr>(&mut self, what: &str) -> Result<T, CommandError>
     where
         T::Err: Display,
     {
@@ -275,6 +295,7 @@ impl Rest<'_> {
                 let on = self.predicate(usize::MAX);
                 return Ok(MachineCommand::List { on, deleted });
             }
+            ("vm", "group") => return self.vm_groups(),
             ("image", _) => return Ok(MachineCommand::Images),
             ("network", _) => return Ok(MachineCommand::Networks),
             ("hypervisor", "list") => return Ok(MachineCommand::Hypervisors),
@@ -460,6 +481,7 @@ impl MachineCommand {
     pub fn family(&self) -> &'static str {
         match self {
             Self::Images => "image",
+            Self::Groups(command) => command.family(),
             Self::Networks => "network",
             Self::Hypervisors | Self::Cordon { .. } | Self::Drain(_) => "hypervisor",
             _ => "vm",
@@ -494,6 +516,9 @@ impl MachineCommand {
                     if let Some(value) = value {
                         say(format!("  {name} = {value}"));
                     }
+                }
+                for group in &create.groups {
+                    say(format!("  group = {group}"));
                 }
                 for network in &create.networks {
                     say(format!("  network = {network}"));
@@ -540,6 +565,7 @@ impl MachineCommand {
                     say(format!("  {}", argv.join(" ")));
                 }
             }
+            Self::Groups(command) => say(command.to_string()),
             Self::Images => say("disk images".to_owned()),
             Self::Networks => say("networks".to_owned()),
             Self::Hypervisors => say("hypervisors".to_owned()),

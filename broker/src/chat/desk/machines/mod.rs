@@ -1,6 +1,7 @@
 //! Machines: judged and done as through any other door. What takes time is
 //! answered at once; its end is told when it comes.
 
+mod groups;
 mod show;
 
 use axum::http::{HeaderMap, HeaderValue};
@@ -68,6 +69,7 @@ impl Line<'_> {
                 self.allowed(Action::ReadMachines).await?;
                 Ok(vec![show::hypervisors(&self.state.machines.hypervisors())])
             }
+            MachineCommand::Groups(command) => self.groups(command).await,
             MachineCommand::Drain(node) => self.drain(node).await,
             MachineCommand::Cordon { node, cordoned } => self.cordon(node, *cordoned).await,
         }

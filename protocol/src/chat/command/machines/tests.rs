@@ -176,7 +176,7 @@ fn what_is_done_with_one() {
 #[test]
 fn mistakes_say_how_it_is_written() {
     let wrong = |line: &str| said(line).unwrap_err();
-    insta::assert_snapshot!(wrong("vm"), @"one of create, list, show, where, log, start, stop, reboot, resize, snapshot, restore, protect, unprotect, destroy, undelete, console, exec, provision belongs behind it: vm create|list|show|start|stop|destroy|... VM");
+    insta::assert_snapshot!(wrong("vm"), @"one of create, list, show, where, log, start, stop, reboot, resize, snapshot, restore, protect, unprotect, destroy, undelete, console, exec, provision, group belongs behind it: vm create|list|show|start|stop|destroy|... VM");
     insta::assert_snapshot!(wrong("vm strat web-03"), @"there is no command `vm strat`; did you mean `vm start`?");
     insta::assert_snapshot!(wrong("vm xyzzy web-03"), @"there is no command `vm xyzzy`; `help` says what there is");
     insta::assert_snapshot!(wrong("vm start"), @"the machine is missing: vm start VM");
@@ -268,6 +268,7 @@ fn every_verb_is_read_and_every_family_has_some() {
             "vm list" | "image list" | "network list" | "hypervisor list" => "",
             "vm snapshot" | "vm restore" => "web-03 before",
             "vm exec" => "web-03 -- true",
+            "vm group" => "web-03 add web",
             _ => "web-03",
         };
         let it = said(&format!("{} {more}", verb.name)).unwrap();
