@@ -11,6 +11,7 @@ mod fixed;
 pub mod ids;
 pub mod judge;
 pub mod objects;
+pub mod table;
 pub mod text;
 
 pub use build::{objects, touched};
