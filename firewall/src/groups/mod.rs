@@ -17,3 +17,6 @@ pub mod text;
 pub use build::{objects, touched};
 pub use check::{Refused, check};
 pub use text::{bare, update, whole};
+
+#[cfg(test)]
+mod tests;
