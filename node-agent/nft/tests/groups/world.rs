@@ -23,11 +23,14 @@ pub(crate) fn mac(number: u8) -> String {
     format!("52:54:00:00:00:{number:02x}")
 }
 
+/// Number, direction, traffic, peer.
+pub(crate) type Rule<'a> = (u32, &'a str, &'a str, &'a str);
+
 /// Machines with the taps `mt1`, `mt2` …, the addresses 10.7.0.1, … and these
 /// groups.
 pub(crate) fn holding(
     machines: &[(u8, &[&str])],
-    groups: &[(&str, &[(u32, &str, &str, &str)])],
+    groups: &[(&str, &[Rule<'_>])],
     members: &[(&str, &[&str])],
 ) -> Holding {
     let interfaces: BTreeMap<_, _> = machines
