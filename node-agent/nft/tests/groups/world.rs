@@ -26,8 +26,8 @@ pub(crate) fn mac(number: u8) -> String {
 /// Number, direction, traffic, peer.
 pub(crate) type Rule<'a> = (u32, &'a str, &'a str, &'a str);
 
-/// Machines with the taps `mt1`, `mt2` …, the addresses 10.7.0.1, … and these
-/// groups.
+/// Machines with the taps `mt1`, `mt2` …, the addresses 10.7.0.1, fd07::1 …
+/// and these groups.
 pub(crate) fn holding(
     machines: &[(u8, &[&str])],
     groups: &[(&str, &[Rule<'_>])],
@@ -39,7 +39,7 @@ pub(crate) fn holding(
             let interface = json!({
                 "machine": format!("0c7e1a52-93b4-8d3f-a1c2-5d6e7f8091{n:02x}"),
                 "name": format!("vm-{n}"), "bridge": "br0", "mac": mac(*n),
-                "addresses": [format!("10.7.0.{n}")], "groups": groups,
+                "addresses": [format!("10.7.0.{n}"), format!("fd07::{n}")], "groups": groups,
             });
             (format!("mt{n}"), interface)
         })
