@@ -243,7 +243,7 @@ impl Engine {
             None => Concern::all(&held.holding),
         };
         self.concern(concern);
-        let is_done = match (difference, self.tables.look()) {
+        let is_done = match (difference, self.tables.look(true)) {
             (Some(difference), Ok(Look::Same)) => {
                 self.tables.change(&difference).unwrap_or_else(|e| {
                     warn!("the groups' rules are replaced, as they could not be changed: {e}");
@@ -358,7 +358,7 @@ impl Engine {
             None => {}
         }
         self.settle()?;
-        if let Look::Changed(found) = self.tables.look()? {
+        if let Look::Changed(found) = self.tables.look(false)? {
             self.note(&found);
             self.replace()?;
         }
