@@ -8,6 +8,7 @@
 mod group;
 mod holding;
 pub mod host;
+mod node;
 mod traffic;
 
 pub use self::group::{
@@ -17,5 +18,9 @@ pub use self::group::{
 pub use self::holding::{
     AddressPair, Change, GroupsAnswer, GroupsMark, GroupsUpdate, Holding, Interface, MAX_UPDATE,
     Members, MembersChange, MembersOf, UpdateError,
+};
+pub use self::node::{
+    AddressesRequest, ConfirmRequest, Confirmation, MAX_PROBES_ASKED, MAX_ROLES_ASKED, ProbeAsk,
+    ProbeResult, ProbeWish, Probed, RoleAddresses,
 };
 pub use self::traffic::{Icmp, MAX_PORTS, PortRange, Ports, PortsError, Traffic, TrafficError};
