@@ -24,6 +24,7 @@ use tokio::time::timeout;
 use crate::bus::Bus;
 use crate::events::Events;
 use crate::freeze::Freezer;
+use crate::groups::Desk;
 use crate::inventory::{Absent, Inventory, NodeRecord, Standing};
 use crate::ping::Pinger;
 use crate::presence::{Older, Presence, Rival};
@@ -64,6 +65,7 @@ struct Inner {
     engine: Engine,
     past: Past,
     freezer: Freezer,
+    groups: Desk,
     checks: Semaphore,
     /// Nodes that are being checked.
     checking: Mutex<HashSet<Serial>>,
@@ -88,7 +90,7 @@ impl Porter {
         pinger: Pinger,
         events: Events,
         engine: Engine,
-        (past, freezer): (Past, Freezer),
+        (past, freezer, groups): (Past, Freezer, Desk),
     ) -> Self {
         Self(Arc::new(Inner {
             bus,
@@ -99,6 +101,7 @@ impl Porter {
             engine,
             past,
             freezer,
+            groups,
             checks: Semaphore::new(CHECKS),
             checking: Mutex::default(),
         }))
@@ -379,6 +382,7 @@ impl Porter {
         inner.bus.reply(serial, reply, &welcome).await;
         tracing::debug!(node = %name, version = hello.version, "welcomed");
         inner.engine.returned(serial);
+        inner.groups.greeted(serial);
     }
 
     /// Whether outcomes are missing here that this node was told are stored.

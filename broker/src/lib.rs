@@ -18,6 +18,7 @@ pub mod enroll;
 pub mod events;
 pub mod fit;
 pub mod freeze;
+pub mod groups;
 mod hello;
 pub mod hooks;
 pub mod http;

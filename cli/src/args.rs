@@ -94,6 +94,10 @@ pub(crate) enum Command {
     Image(verbs::image::ImageArgs),
     /// Networks that machines are in, and their addresses
     Network(verbs::network::NetworkArgs),
+    /// Security groups: what machines may hear and say
+    Group(verbs::group::GroupArgs),
+    /// Sets of addresses that rules name
+    AddressSet(verbs::group::SetArgs),
     /// Public keys that open machines by ssh
     SshKey(verbs::ssh_key::SshKeyArgs),
     /// Whom machines belong to

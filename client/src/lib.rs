@@ -23,6 +23,7 @@ mod endpoint;
 mod error;
 mod firewall;
 mod freeze;
+mod groups;
 mod happenings;
 mod images;
 mod networks;

@@ -72,6 +72,23 @@
 //! | `PUT /v1/images/{name}/parts/{part}` | bytes → 204 |
 //! | `POST /v1/images/{name}/commit` | → [`ImageView`] |
 //! | `DELETE /v1/images/{name}` | → 204 |
+//! | `GET /v1/groups?cursor=&limit=` | → [`Page`]`<`[`GroupView`]`>` |
+//! | `POST /v1/groups` | [`CreateGroup`] → [`GroupChanged`] |
+//! | `GET /v1/groups/{name}` | → [`GroupView`] |
+//! | `DELETE /v1/groups/{name}` | → 204 |
+//! | `POST /v1/groups/{name}/rules` | [`AddRule`] → [`GroupChanged`] |
+//! | `DELETE /v1/groups/{name}/rules/{rule}` | → [`GroupChanged`] |
+//! | `GET /v1/groups/{name}/history` | → [`Page`]`<`[`GroupVersion`]`>` |
+//! | `POST /v1/groups/{name}/rollback` | [`RollbackGroup`] → [`GroupChanged`] |
+//! | `GET /v1/address-sets?cursor=&limit=` | → [`Page`]`<`[`SetView`]`>` |
+//! | `GET /v1/address-sets/{name}` | → [`SetView`] |
+//! | `PUT /v1/address-sets/{name}` | [`PutSet`] → [`GroupChanged`] |
+//! | `DELETE /v1/address-sets/{name}` | → 204 |
+//! | `GET /v1/address-sets/{name}/history` | → [`Page`]`<`[`SetVersion`]`>` |
+//! | `POST /v1/address-sets/{name}/rollback` | [`RollbackGroup`] → [`GroupChanged`] |
+//! | `POST /v1/vms/{name}/groups` | [`ChangeVmGroups`] → [`VmGuarded`] |
+//! | `POST /v1/vms/{name}/address-pairs` | [`ChangeVmPairs`] → [`VmGuarded`] |
+//! | `GET /v1/firewall/explain?from=&to=&proto=` | → [`Explained`] |
 //! | `GET /v1/networks` | → [`Page`]`<`[`NetworkView`]`>` |
 //! | `GET /v1/networks/{name}` | → [`NetworkView`] |
 //! | `PUT /v1/networks/{name}` | [`PutNetwork`] → [`NetworkView`] |
@@ -103,6 +120,7 @@ mod cluster;
 mod event;
 mod frame;
 mod freeze;
+mod group;
 mod hook;
 mod image;
 mod network;
@@ -125,6 +143,11 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 pub use self::cluster::{KeyView, Keys, Removed, Space};
+pub use self::group::{
+    AddRule, ChangeVmGroups, ChangeVmPairs, CreateGroup, Decided, Explained, GroupChanged,
+    GroupVersion, GroupView, InForce, PutSet, RollbackGroup, SetVersion, SetView, Version,
+    VmGuarded,
+};
 pub use self::image::{IMAGE_PART, ImageUpload, ImageView, PutImage};
 pub use self::network::{NetworkView, PutNetwork};
 pub use self::node_firewall::NodeFirewallAsk;

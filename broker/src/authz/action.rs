@@ -112,6 +112,10 @@ pub enum Action {
     ManageNetworks,
     /// Declare accounts, and keep public keys under names.
     ManageTenants,
+    /// Read security groups, address sets and what they decide.
+    ReadGroups,
+    /// Change security groups and address sets, and who is in them.
+    ManageGroups,
     /// Learn who one is.
     WhoAmI,
 }
@@ -165,6 +169,8 @@ impl Action {
             Self::ManageImages,
             Self::ManageNetworks,
             Self::ManageTenants,
+            Self::ReadGroups,
+            Self::ManageGroups,
             Self::WhoAmI,
         ]
     }
@@ -213,6 +219,8 @@ impl Action {
             Self::ManageImages => "add or remove disk images",
             Self::ManageNetworks => "change networks or hypervisors",
             Self::ManageTenants => "change accounts or ssh keys",
+            Self::ReadGroups => "read security groups",
+            Self::ManageGroups => "change security groups",
             Self::WhoAmI => "ask who it is",
         }
     }
@@ -260,6 +268,8 @@ impl Action {
             Self::ManageImages => "manage-images",
             Self::ManageNetworks => "manage-networks",
             Self::ManageTenants => "manage-tenants",
+            Self::ReadGroups => "read-groups",
+            Self::ManageGroups => "manage-groups",
             Self::WhoAmI => "who-am-i",
         }
     }
@@ -281,6 +291,7 @@ impl Action {
             | Self::ReadEvents
             | Self::ReadHooks
             | Self::ReadMachines
+            | Self::ReadGroups
             | Self::WhoAmI => Group::Read,
             Self::CreateRun(_) => Group::Run,
             Self::Ping
@@ -296,7 +307,8 @@ impl Action {
             | Self::PutEvents
             | Self::ManageAlarms
             | Self::StartBuilds
-            | Self::ManageMachines => Group::Change,
+            | Self::ManageMachines
+            | Self::ManageGroups => Group::Change,
             Self::RemoveNodes
             | Self::ManageTokens
             | Self::ManageKeys

@@ -67,6 +67,8 @@ fn who_may_do_what() {
     add or remove disk images          admin
     change networks or hypervisors     admin
     change accounts or ssh keys        admin
+    read security groups               admin operator reader
+    change security groups             admin operator
     ask who it is                      admin operator reader node-enroller member witness
     ");
 }

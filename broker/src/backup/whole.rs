@@ -47,6 +47,8 @@ async fn delete_streams(server: &TestServer) {
         "KV_muster_policy",
         "KV_muster_networks",
         "KV_muster_addresses",
+        "KV_muster_groups",
+        "KV_muster_address_sets",
         "KV_muster_images",
     ] {
         js.delete_stream(name).await.unwrap();

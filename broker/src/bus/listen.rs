@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_nats::{Message as NatsMessage, StatusCode, Subject, SubscribeError};
 use futures_util::{StreamExt as _, stream};
+use muster_protocol::firewall::GroupsAnswer;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::keys::SignedText;
 use muster_protocol::subject::{self, NodeSays};
@@ -26,6 +27,7 @@ use super::{Bus, Purpose};
 use crate::events::Events;
 use crate::events::facts::{self, Patience};
 use crate::freeze::Freezer;
+use crate::groups::Desk;
 use crate::hello::Porter;
 use crate::inventory::{Inventory, NodeRecord, Snapshot};
 use crate::node_firewall::Prober;
@@ -33,7 +35,7 @@ use crate::ping::Pinger;
 use crate::presence::Presence;
 use crate::runs::Engine;
 use crate::runs::Message;
-use crate::vm::Observed;
+use crate::vm::{Observed, is_hypervisor};
 
 /// Facts that are being stored at a time.
 const FACTS_AT_ONCE: usize = 64;
@@ -54,6 +56,7 @@ pub(super) struct Ears {
     pub(super) porter: Porter,
     pub(super) freezer: Freezer,
     pub(super) observed: Observed,
+    pub(super) groups: Desk,
     pub(super) engine: Engine,
     pub(super) events: Events,
     pub(super) facts: Arc<FactsDesk>,
@@ -190,9 +193,23 @@ impl Ears {
             Said::Bundle(request) => self.bundles.serve(&self.bus, serial, request, reply),
             Said::Freeze(taken) => self.freezer.taken(serial, taken.revision),
             Said::Machines(report) => self.observed.hear(&record, *report),
-            Said::Groups(answer) => tracing::debug!(%serial, ?answer, "groups"),
             Said::Probed(probed) => self.prober.probed(serial, probed),
+            Said::Groups(answer) => self.hear_groups(&record, &answer),
             Said::Bye(bye) => self.presence.bye(serial, bye.instance),
+        }
+    }
+
+    /// A hypervisor says what it holds of groups.
+    fn hear_groups(&self, record: &NodeRecord, answer: &GroupsAnswer) {
+        if !is_hypervisor(record) {
+            return;
+        }
+        for alarm in self.groups.heard(record.serial, answer) {
+            let name = record.assignment.name.clone();
+            let (kind, text) = alarm.told(&name);
+            tracing::warn!(node = %name, "{text}");
+            let events = self.events.clone();
+            tokio::spawn(async move { events.emit(kind, name.as_str(), text).await });
         }
     }
 

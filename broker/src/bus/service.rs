@@ -19,6 +19,7 @@ use super::listen::{Ears, FactsDesk};
 use crate::authority::Authority;
 use crate::events::Events;
 use crate::freeze::Freezer;
+use crate::groups::Desk;
 use crate::hello::Porter;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
@@ -93,6 +94,8 @@ pub struct Deps {
     pub freezer: Freezer,
     /// What hypervisors say of their machines.
     pub observed: Observed,
+    /// What hypervisors hold of groups.
+    pub groups: Desk,
     /// How.
     pub settings: Settings,
     /// Ends everything.
@@ -125,6 +128,8 @@ pub struct Nodes {
     pub presence: Presence,
     /// For the inventory and the authority.
     pub control: Arc<dyn NodeControl>,
+    /// The broker's voice.
+    pub(crate) bus: Bus,
     /// As it was started.
     pub settings: Settings,
     tasks: TaskTracker,
@@ -157,6 +162,7 @@ impl Nodes {
             library,
             freezer,
             observed,
+            groups,
             settings,
             cancel,
         } = deps;
@@ -184,7 +190,7 @@ impl Nodes {
             pinger.clone(),
             events.clone(),
             engine.clone(),
-            (past.clone(), freezer.clone()),
+            (past.clone(), freezer.clone(), groups.clone()),
         );
         let control = Arc::new(Control {
             bus: bus.clone(),
@@ -203,6 +209,7 @@ impl Nodes {
             porter,
             freezer: freezer.clone(),
             observed,
+            groups,
             engine: engine.clone(),
             events,
             facts: Arc::new(FactsDesk::new()),
@@ -239,6 +246,7 @@ impl Nodes {
             plans: Plans::default(),
             presence,
             control,
+            bus,
             settings,
             tasks,
         })

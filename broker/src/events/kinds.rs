@@ -140,6 +140,21 @@ pub const KINDS: &[(&str, &str)] = &[
         "network.changed",
         "somebody made or changed a network of machines",
     ),
+    ("group.changed", "somebody made or changed a security group"),
+    ("group.removed", "somebody removed a security group"),
+    (
+        "address_set.changed",
+        "somebody made or changed a set of addresses",
+    ),
+    ("address_set.removed", "somebody removed a set of addresses"),
+    (
+        "vm.groups",
+        "somebody put a machine in security groups, or took it out, or changed which addresses it may use",
+    ),
+    (
+        "firewall.in-force",
+        "security groups of a hypervisor are in force again",
+    ),
     ("network.removed", "somebody removed a network of machines"),
     (
         "ssh_key.changed",
@@ -253,6 +268,14 @@ pub const KINDS: &[(&str, &str)] = &[
         "alarm.vm-doubtful",
         "it cannot be said whether a machine is there; muster looks again",
     ),
+    (
+        "alarm.firewall-repaired",
+        "somebody changed firewall tables of a hypervisor; they are as they were",
+    ),
+    (
+        "alarm.firewall-problem",
+        "security groups of a hypervisor are not in force: why",
+    ),
     ("alarm.store-went-back", "the store went back in time"),
 ];
 
@@ -260,10 +283,13 @@ pub const KINDS: &[(&str, &str)] = &[
 /// also those that it does not know yet.
 const OWN: &[&str] = &[
     "account",
+    "address_set",
     "audit",
     "broker",
     "cluster",
+    "firewall",
     "freeze",
+    "group",
     "hook",
     "hooks",
     "image",

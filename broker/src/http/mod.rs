@@ -1,6 +1,7 @@
 //! The HTTP API: every route with its authorisation, every error a problem
 //! document.
 
+mod address_sets;
 mod agent;
 mod audit;
 mod auth;
@@ -13,6 +14,7 @@ mod events;
 mod freeze;
 mod front;
 mod gate;
+mod groups;
 mod hooks;
 mod hypervisors;
 mod images;
@@ -63,6 +65,7 @@ use crate::config::Config;
 use crate::enroll::Enrolment;
 use crate::events::Events;
 use crate::freeze::Freezer;
+use crate::groups::Groups;
 use crate::hooks::Hooks;
 use crate::inventory::{Inventory, NodeControl};
 use crate::lease::Lease;
@@ -158,6 +161,8 @@ pub struct AppState {
     pub images: Images,
     /// Networks that machines are in, and who has which address.
     pub networks: Networks,
+    /// Security groups and sets of addresses.
+    pub groups: Groups,
     /// How much those without a token may ask.
     pub limiter: Arc<Limiter>,
     /// How much a principal may ask.
@@ -232,6 +237,8 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(events::routes())
         .merge(hooks::routes())
         .merge(freeze::routes())
+        .merge(groups::routes())
+        .merge(address_sets::routes())
         .merge(hypervisors::routes())
         .merge(images::routes())
         .merge(invites::routes())

@@ -252,6 +252,10 @@ pub(crate) async fn create_vms(
         // Whoever has a machine made that enrols itself invites it.
         state.admit(caller, Action::Invite).await?;
     }
+    if !request.groups.is_empty() {
+        // Others may let in whoever is in a group.
+        state.admit(caller, Action::ManageGroups).await?;
+    }
     let asked = state
         .authorize(caller, Action::ManageMachines, request.clone())
         .await?;

@@ -447,6 +447,7 @@ async fn hundreds_of_nodes_get_a_bundle_at_once_and_one_that_asks_too_much_waits
     let inventory = crate::inventory::Inventory::in_memory(crate::runs::tests::webs(NODES));
     let nodes = crate::bus::Nodes::start(crate::bus::Deps {
         observed: crate::vm::Observed::default(),
+        groups: crate::groups::Desk::default(),
         freezer: crate::freeze::Freezer::never(&authority),
         client: client.clone(),
         js,

@@ -121,6 +121,7 @@ async fn start(
     tokio::spawn(events.clone().follow(cancel.clone()));
     let nodes = Nodes::start(Deps {
         observed: crate::vm::Observed::default(),
+        groups: crate::groups::Desk::default(),
         freezer: crate::freeze::Freezer::never(authority),
         js: store::context(client.clone()),
         client,

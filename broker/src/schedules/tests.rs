@@ -353,6 +353,7 @@ impl Desk {
         let cancel = tokio_util::sync::CancellationToken::new();
         let nodes = crate::bus::Nodes::start(crate::bus::Deps {
             observed: crate::vm::Observed::default(),
+            groups: crate::groups::Desk::default(),
             freezer: crate::freeze::Freezer::never(&authority),
             js: js.clone(),
             client,

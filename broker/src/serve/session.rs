@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::enroll::{Connect, Enrolment};
 use crate::events::{Events, EventsError};
 use crate::freeze::Freezer;
+use crate::groups::{self, Groups};
 use crate::hooks::Hooks;
 use crate::http::{AppState, Limiter, PrincipalLimiter, router};
 use crate::inventory::{Inventory, InventoryError};
@@ -290,6 +291,7 @@ impl Session {
         .await
         .map_err(InventoryError::from)?;
         let observed = Observed::default();
+        let desk = groups::Desk::default();
         let nodes = Nodes::start(Deps {
             client: link.client.clone(),
             js: link.js.clone(),
@@ -303,6 +305,7 @@ impl Session {
             library: Some(library.clone()),
             freezer: freezer.clone(),
             observed: observed.clone(),
+            groups: desk.clone(),
             settings: bus::Settings {
                 runs: runs_settings(&parts.config),
                 confirm_above: parts.config.confirm_above,
@@ -355,7 +358,19 @@ impl Session {
             inventory: inventory.clone(),
             control: Arc::clone(&nodes.control),
         };
+        let groups = groups::Parts {
+            groups: stores.groups.clone(),
+            sets: stores.sets.clone(),
+            records: records.clone(),
+            desk,
+            inventory: inventory.clone(),
+            control: Arc::clone(&nodes.control),
+            events: events.clone(),
+            lease: lease.clone(),
+        };
+        let groups = Box::pin(Groups::load(groups)).await?;
         let machines = Machines::new(vm::Parts {
+            groups: groups.clone(),
             records,
             observed,
             cordons,
@@ -428,6 +443,7 @@ impl Session {
             machines: machines.clone(),
             images: images.clone(),
             networks,
+            groups: groups.clone(),
             limiter: Arc::new(Limiter::new(parts.config.open_requests_per_second)),
             principals: Arc::new(PrincipalLimiter::new(
                 parts.config.limits.requests_per_second,
@@ -456,6 +472,7 @@ impl Session {
         };
         tasks.spawn(chat.keep(Arc::new(ran), cancel.clone()));
         tasks.spawn(schedules.keep(submit, cancel.clone()));
+        tasks.spawn(groups.keep(nodes.bus.clone(), cancel.clone()));
         tasks.spawn(machines.clone().keep(cancel.clone()));
         tasks.spawn(machines.reconcile(cancel.clone()));
         tasks.spawn(tidy_library(library, nodes.engine.clone(), cancel.clone()));

@@ -111,13 +111,15 @@ const POLICY: &str = "KV_muster_policy";
 const MACHINES: &str = "KV_muster_vms";
 const NETWORKS: &str = "KV_muster_networks";
 const ADDRESSES: &str = "KV_muster_addresses";
+const GROUPS: &str = "KV_muster_groups";
+const SETS: &str = "KV_muster_address_sets";
 const IMAGES: &str = "KV_muster_images";
 const RUNS: &str = crate::runs::STREAM;
 const EVENTS: &str = crate::events::STREAM;
 const AUDIT: &str = crate::audit::STREAM;
 
 /// Everything that is followed.
-const ALL: [Followed; 16] = [
+const ALL: [Followed; 18] = [
     bucket(NODES, "$KV.muster_nodes.>"),
     bucket(FACTS, "$KV.muster_facts.>"),
     bucket(INVITES, "$KV.muster_invites.>"),
@@ -130,6 +132,8 @@ const ALL: [Followed; 16] = [
     bucket(MACHINES, "$KV.muster_vms.>"),
     bucket(NETWORKS, "$KV.muster_networks.>"),
     bucket(ADDRESSES, "$KV.muster_addresses.>"),
+    bucket(GROUPS, "$KV.muster_groups.>"),
+    bucket(SETS, "$KV.muster_address_sets.>"),
     bucket(IMAGES, "$KV.muster_images.>"),
     log(RUNS, subject::JOURNAL_ALL),
     log(EVENTS, subject::EVENT),

@@ -64,6 +64,7 @@ impl Machines {
                 .map(|(taken, apart)| (apart, taken)),
             labels: wanted.names.labels(),
             image: wanted.wish.image.sha256,
+            groups: !wanted.wish.groups.is_empty(),
         };
         let mut chosen: Vec<Chosen> = Vec::new();
         let mut names: HashSet<VmName> = HashSet::new();
@@ -120,6 +121,7 @@ impl Machines {
             node: &node.assignment.name,
             labels: &node.assignment.labels,
             connected: node.is_active() && self.is_connected(node.serial),
+            guards: self.parts().groups.is_able(node.serial) == Some(true),
             able: agent.map(|agent| agent.capabilities.iter().any(|one| one == "vm")),
             cordoned: self.parts().cordons.has(node.serial),
             heard,

@@ -96,6 +96,8 @@ impl Machines {
             let _one = self.0.making.lock().await;
             // Nobody removes it until the machine is its own.
             self.parts().tenants.owns(wanted.wish.account.as_ref())?;
+            let _groups = self.parts().groups.hold().await;
+            self.parts().groups.all_there(&wanted.wish.groups)?;
             let chosen = self.choose(&wanted)?;
             self.take(&wanted, chosen, &caller).await?
         };

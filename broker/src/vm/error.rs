@@ -1,9 +1,7 @@
 //! Why something about machines was not done.
 
 use muster_protocol::ids::RunId;
-use muster_protocol::names::{
-    AccountName, GroupName, ImageName, LanName, NodeName, SshKeyName, VmName,
-};
+use muster_protocol::names::{AccountName, ImageName, LanName, NodeName, SshKeyName, VmName};
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::units::Timestamp;
 use muster_protocol::vm::MachineError;
@@ -11,6 +9,7 @@ use muster_protocol::vm::MachineError;
 use super::keep::RecordError;
 use super::names::NamesError;
 use super::placement::NoPlace;
+use crate::groups::GroupsError;
 use crate::resolve::ResolveError;
 use crate::store::kv::KvError;
 use crate::submit::Refused;
@@ -32,8 +31,18 @@ pub enum VmError {
     #[error("{0}")]
     Wrong(String),
     /// Groups.
-    #[error("security groups are not built yet, so `{0}` cannot be given; leave --group out")]
-    Groups(GroupName),
+    #[error(transparent)]
+    Groups(#[from] GroupsError),
+    /// Its hypervisor cannot keep groups.
+    #[error(
+        "{node}, where {name} is, cannot keep security groups: its agent does not say that it can; upgrade or repair it (muster hypervisor list), or leave the machine without groups"
+    )]
+    NoGroupsThere {
+        /// The machine.
+        name: VmName,
+        /// Its hypervisor.
+        node: NodeName,
+    },
     /// No such image.
     #[error("there is no image {0}; muster image list shows them")]
     NoImage(ImageName),
@@ -226,10 +235,10 @@ impl VmError {
         let kind = match &self {
             Self::Refused(_) => Kind::Internal,
             Self::On(error) => return error.problem(),
+            Self::Groups(error) => return error.problem(),
             Self::Names(_)
             | Self::Machine(_)
             | Self::Wrong(_)
-            | Self::Groups(_)
             | Self::NoConfigure(_)
             | Self::PrivateKey => Kind::InvalidRequest,
             Self::NoImage(_)
@@ -250,6 +259,7 @@ impl VmError {
             | Self::NoAgent(_)
             | Self::NewKey { .. }
             | Self::Silent(_)
+            | Self::NoGroupsThere { .. }
             | Self::Protected(_)
             | Self::Record(RecordError::Taken { .. } | RecordError::Changed(_)) => Kind::Conflict,
             Self::Record(RecordError::NotActive | RecordError::Store(_))

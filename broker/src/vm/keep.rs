@@ -9,7 +9,7 @@ use muster_protocol::names::VmName;
 use muster_protocol::run::PartOf;
 use muster_protocol::units::{Timestamp, elapsed};
 use muster_protocol::vm::VmId;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use super::records::{Life, StoredVm};
 use crate::lease::Lease;
@@ -61,6 +61,8 @@ struct Inner {
     cluster: ClusterId,
     index: RwLock<Index>,
     forgetting: Mutex<()>,
+    /// Changes with every record.
+    changed: watch::Sender<u64>,
 }
 
 /// The key in `muster_cluster` of the number up to which machines of names that
@@ -82,6 +84,8 @@ struct Index {
     /// How many machines had any name that is forgotten, at most: the count of
     /// a name goes on from there, and no UUID is given twice.
     floor: Option<(u64, u64)>,
+    /// Records that were written or removed since somebody looked.
+    touched: BTreeSet<VmName>,
 }
 
 impl Index {
@@ -92,6 +96,7 @@ impl Index {
         };
         let name = held.vm.name.clone();
         self.remove(&name);
+        self.touched.insert(name.clone());
         self.ids.insert(held.vm.id, name.clone());
         if let Some(run) = held.vm.run {
             self.runs.insert(run, name.clone());
@@ -117,6 +122,7 @@ impl Index {
 
     fn remove(&mut self, name: &VmName) {
         if let Some(old) = self.names.remove(name) {
+            self.touched.insert(name.clone());
             self.ids.remove(&old.vm.id);
             if let Some(run) = old.vm.run {
                 self.runs.remove(&run);
@@ -168,7 +174,22 @@ impl Records {
             cluster,
             index: RwLock::new(index),
             forgetting: Mutex::new(()),
+            changed: watch::Sender::new(0),
         })))
+    }
+
+    /// Changes with every record that is written.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    /// The names of records that were written or removed since this was asked
+    /// last; of all, the first time.
+    #[must_use]
+    pub fn touched(&self) -> BTreeSet<VmName> {
+        let mut index = self.0.index.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut index.touched)
     }
 
     /// Whose machines they are.
@@ -257,7 +278,7 @@ impl Records {
             None => bucket.create(name.as_str(), &vm).await,
         };
         match written {
-            Ok(revision) => Ok(self.index_mut().put(vm, revision)),
+            Ok(revision) => Ok(self.put(vm, revision)),
             Err(KvError::Conflict { .. }) => {
                 self.look_again(name).await;
                 let now = self.get(name);
@@ -281,7 +302,7 @@ impl Records {
         self.active()?;
         let name = old.vm.name.clone();
         match self.0.bucket.update(name.as_str(), &vm, old.revision).await {
-            Ok(revision) => Ok(self.index_mut().put(vm, revision)),
+            Ok(revision) => Ok(self.put(vm, revision)),
             Err(error) => {
                 self.look_again(&name).await;
                 Err(match error {
@@ -348,7 +369,7 @@ impl Records {
             self.active()?;
             let name = &held.vm.name;
             match self.0.bucket.delete(name.as_str(), held.revision).await {
-                Ok(_) => self.index_mut().remove(name),
+                Ok(_) => self.removed(name),
                 // There is a new one of that name.
                 Err(KvError::Conflict { .. }) => self.look_again(name).await,
                 Err(error) => {
@@ -371,10 +392,21 @@ impl Records {
 
     async fn look_again(&self, name: &VmName) {
         match self.0.bucket.get(name.as_str()).await {
-            Ok(Some(entry)) => drop(self.index_mut().put(entry.value, entry.revision)),
-            Ok(None) => self.index_mut().remove(name),
+            Ok(Some(entry)) => drop(self.put(entry.value, entry.revision)),
+            Ok(None) => self.removed(name),
             Err(error) => tracing::warn!(vm = %name, %error, "a machine's record cannot be read"),
         }
+    }
+
+    fn put(&self, vm: StoredVm, revision: u64) -> Held {
+        let held = self.index_mut().put(vm, revision);
+        self.0.changed.send_modify(|times| *times += 1);
+        held
+    }
+
+    fn removed(&self, name: &VmName) {
+        self.index_mut().remove(name);
+        self.0.changed.send_modify(|times| *times += 1);
     }
 
     fn active(&self) -> Result<u64, RecordError> {

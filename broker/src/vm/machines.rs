@@ -22,6 +22,7 @@ use super::tenants::Tenants;
 use super::view::{brief, view};
 use crate::config::VmConfig;
 use crate::events::{Events, Once};
+use crate::groups::Groups;
 use crate::inventory::{Inventory, NodeControl};
 
 /// How long the disk of a machine that was destroyed is kept.
@@ -31,6 +32,8 @@ pub const KEEP_FOR: Duration = Duration::from_secs(86_400);
 pub struct Parts {
     /// The records.
     pub records: Records,
+    /// Security groups.
+    pub groups: Groups,
     /// What hypervisors say.
     pub observed: Observed,
     /// Where nothing new is put.

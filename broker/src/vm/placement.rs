@@ -33,6 +33,8 @@ pub struct Need {
     pub labels: Vec<LabelKey>,
     /// The image.
     pub image: Sha256,
+    /// Whether it has security groups.
+    pub groups: bool,
 }
 
 /// A hypervisor that could be taken.
@@ -48,6 +50,8 @@ pub struct Candidate<'a> {
     pub connected: bool,
     /// Whether its agent says that it can; none while it has said nothing.
     pub able: Option<bool>,
+    /// Whether its agent says that it can keep security groups.
+    pub guards: bool,
     /// Whether nothing new is put on it.
     pub cordoned: bool,
     /// What it said last.
@@ -137,6 +141,10 @@ fn fits(need: &Need, at: &Candidate<'_>, settings: &VmConfig) -> Result<Size, St
     // One that has not said so yet, to a broker that has just begun, will.
     if at.able == Some(false) {
         return Err("its agent does not grant `vm`".to_owned());
+    }
+    // Nothing would guard the machine there.
+    if need.groups && !at.guards {
+        return Err("cannot keep security groups: its agent does not say that it can".to_owned());
     }
     if at.cordoned {
         return Err("is cordoned".to_owned());

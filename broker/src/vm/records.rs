@@ -7,9 +7,11 @@ use muster_protocol::api::{
     ChatPlace, Configure, Configured, Confirm, Role, RunRequest, Secret, VmAction,
 };
 use muster_protocol::envelope::Door;
+use muster_protocol::firewall::AddressPair;
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::names::{
-    AccountName, LabelKey, LabelValue, LanName, NodeName, PoolName, PrincipalName, RoleName, VmName,
+    AccountName, GroupName, LabelKey, LabelValue, LanName, NodeName, PoolName, PrincipalName,
+    RoleName, VmName,
 };
 use muster_protocol::run::PartOf;
 use muster_protocol::units::{Span, Timestamp};
@@ -112,6 +114,12 @@ pub struct Wish {
     /// cloud-init's user-data, as long as it is needed: until it is up.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "hidden")]
     pub user_data: Option<Secret>,
+    /// Groups of its interfaces, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupName>,
+    /// Addresses that its interfaces may use beside their own, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pairs: Vec<AddressPair>,
     /// Whether it starts with its hypervisor.
     pub autostart: bool,
     /// What configures it once it is up.

@@ -256,6 +256,15 @@ impl Machines {
         Ok(())
     }
 
+    /// Whether something can be an account's: of those that were declared, as
+    /// soon as any was.
+    ///
+    /// # Errors
+    /// [`VmError::NoAccount`].
+    pub fn has_account(&self, account: &AccountName) -> Result<(), VmError> {
+        self.parts().tenants.owns(Some(account))
+    }
+
     /// All accounts, with what their machines have.
     #[must_use]
     pub fn accounts(&self) -> Vec<AccountView> {

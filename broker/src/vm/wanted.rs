@@ -46,9 +46,15 @@ impl Machines {
     pub(super) fn check(&self, request: CreateVms) -> Result<Wanted, VmError> {
         let wrong = |text: &str| Err(VmError::Wrong(text.to_owned()));
         let names = Names::parse(&request.name, request.count)?;
-        if let Some(group) = request.groups.into_iter().next() {
-            return Err(VmError::Groups(group));
+        let mut groups = request.groups;
+        groups.sort();
+        groups.dedup();
+        if !groups.is_empty() && request.networks.is_empty() {
+            return wrong(
+                "a machine without a network has no interface that groups could guard; give it a --network",
+            );
         }
+        self.parts().groups.all_there(&groups)?;
         let image = self.parts().pictures.get(&request.image);
         let image = image.ok_or(VmError::NoImage(request.image))?;
         let networks = request.networks;
@@ -129,6 +135,8 @@ impl Machines {
             labels: request.labels,
             ssh_keys,
             user_data: request.user_data.map(Secret::new),
+            groups,
+            pairs: Vec::new(),
             autostart: request.autostart,
             configure: request.configure,
         };

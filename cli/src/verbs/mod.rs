@@ -11,6 +11,7 @@ pub mod events;
 pub mod firewall;
 pub mod freeze;
 pub mod generate;
+pub mod group;
 pub mod hook;
 pub mod hypervisor;
 pub mod image;
@@ -69,6 +70,8 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Node(args) => node::run(context, args).await,
         Command::Image(args) => Box::pin(image::run(context, args)).await,
         Command::Network(args) => network::run(context, args).await,
+        Command::Group(args) => group::run(context, args).await,
+        Command::AddressSet(args) => group::run_set(context, args).await,
         Command::SshKey(args) => ssh_key::run(context, args).await,
         Command::Account(args) => account::run(context, args).await,
         Command::Agent(args) => agent::run(context, args).await,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use crate::firewall::AddressPair;
 use crate::ids::RunId;
 use crate::names::{
     AccountName, GroupName, ImageName, LabelKey, LabelValue, LanName, NodeName, PoolName,
@@ -271,6 +272,9 @@ pub struct VmView {
     pub labels: BTreeMap<LabelKey, LabelValue>,
     /// Its groups of rules.
     pub groups: Vec<GroupName>,
+    /// Addresses that its interfaces may use beside their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pairs: Vec<AddressPair>,
     /// Whether an agent is in it.
     pub agent: bool,
     /// When it counts as up.

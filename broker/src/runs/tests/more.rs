@@ -248,6 +248,7 @@ async fn the_server_says_at_once_that_a_node_is_gone_and_that_it_is_back() {
     let cancel = CancellationToken::new();
     let nodes = Nodes::start(Deps {
         observed: crate::vm::Observed::default(),
+        groups: crate::groups::Desk::default(),
         freezer: crate::freeze::Freezer::never(&authority),
         js: store::context(client.clone()),
         client,

@@ -13,6 +13,7 @@ use muster_protocol::PROTOCOL_VERSION;
 use muster_protocol::envelope::{
     Ask, Gate, HighWater, Incoming, KEY_HEADER, Mode, Request, SIGNATURE_HEADER,
 };
+use muster_protocol::firewall::{GroupsAnswer, GroupsMark, GroupsUpdate, Holding};
 use muster_protocol::ids::{InstanceId, RequestId, Serial};
 use muster_protocol::keys::KeyList;
 use muster_protocol::note::{Digest, Tally};
@@ -70,6 +71,12 @@ pub(crate) struct Log {
     pub(crate) answers: Vec<OutcomeAnswer>,
     /// Requests that it refused.
     pub(crate) refused: Vec<String>,
+    /// What it holds of groups.
+    pub(crate) groups: Option<(GroupsMark, Holding)>,
+    /// Updates of that which came.
+    pub(crate) updates: Vec<GroupsUpdate>,
+    /// Updates that are dropped before anything else.
+    pub(crate) deaf: u32,
 }
 
 pub(crate) struct Node {
@@ -163,7 +170,7 @@ impl Node {
     ) -> Self {
         let mut capabilities = vec!["command".to_owned()];
         if subjects.contains(&role_subject(crate::vm::HYPERVISOR)) {
-            capabilities.push("vm".to_owned());
+            capabilities.extend(["vm", "groups"].map(str::to_owned));
         }
         let mut heard = Vec::new();
         for subject in subjects {
@@ -212,6 +219,10 @@ impl Node {
             shared,
             task,
         }
+    }
+
+    pub(crate) async fn says<T: Serialize>(&self, kind: NodeSays, what: &T) {
+        self.shared.say(kind, what).await;
     }
 
     pub(crate) async fn hello(&self) {
@@ -367,10 +378,42 @@ impl Shared {
             Ask::Refresh { .. }
             | Ask::Recall(_)
             | Ask::Freeze { .. }
-            | Ask::Groups(_)
             | Ask::Probe(_)
             | Ask::Keys { .. } => {}
+            Ask::Groups(update) => {
+                let answer = self.take_groups(update);
+                if let Some(answer) = answer {
+                    self.say(NodeSays::Groups, &answer).await;
+                }
+            }
         }
+    }
+
+    /// Holds what it is told, as far as it fits to what it holds.
+    fn take_groups(&self, update: &GroupsUpdate) -> Option<GroupsAnswer> {
+        let mut log = self.log.lock().unwrap();
+        if log.deaf > 0 {
+            log.deaf -= 1;
+            return None;
+        }
+        log.updates.push(update.clone());
+        assert!(!update.more, "what tests tell is small");
+        let held = log.groups.as_ref().map(|(mark, _)| *mark);
+        if update.base.is_none() || update.base == held {
+            let (_, mut holding) = match update.base {
+                Some(_) => log.groups.take().expect("it is the base"),
+                None => (update.mark, Holding::default()),
+            };
+            holding.apply(&update.change);
+            assert_eq!(holding.check(), Ok(()));
+            log.groups = Some((update.mark, holding));
+        }
+        let held = log.groups.as_ref().map(|(mark, _)| *mark);
+        Some(GroupsAnswer {
+            held,
+            in_force: held,
+            ..GroupsAnswer::default()
+        })
     }
 
     async fn call(self: &Arc<Self>, request: &Request) {

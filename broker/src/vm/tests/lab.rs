@@ -28,6 +28,7 @@ use tokio::sync::{Notify, watch};
 use crate::authz::{Action, Authorized, Caller, FixedRoles, Origin, authorize};
 use crate::config::VmConfig;
 use crate::events::Events;
+use crate::groups::{Desk, Groups};
 use crate::inventory::{Inventory, NodeControl, NodeRecord, PresenceView, Standing};
 use crate::lease::Lease;
 use crate::nats::testing::TestServer;
@@ -556,8 +557,22 @@ impl Lab {
         let accounts = Box::pin(ensure_bucket(&js, BucketConfig::new("muster_cluster"))).await;
         let (keys, accounts) = (keys.unwrap(), accounts.unwrap());
         let tenants = Tenants::load(keys, accounts, lease.clone()).await;
+        let guarded = Box::pin(ensure_bucket(&js, BucketConfig::new("muster_groups"))).await;
+        let sets = Box::pin(ensure_bucket(&js, BucketConfig::new("muster_address_sets"))).await;
+        let records = records.unwrap();
+        let groups = Groups::load(crate::groups::Parts {
+            groups: guarded.unwrap(),
+            sets: sets.unwrap(),
+            records: records.clone(),
+            desk: Desk::default(),
+            inventory: self.inventory.clone(),
+            control: self.world.clone(),
+            events: Events::log_only(),
+            lease: lease.clone(),
+        });
         Machines::new(Parts {
-            records: records.unwrap(),
+            records,
+            groups: Box::pin(groups).await.unwrap(),
             observed: self.observed.clone(),
             cordons: Cordons::load(cordons.unwrap(), lease).await.unwrap(),
             tenants: tenants.unwrap(),

@@ -25,6 +25,7 @@ fn takes(cpus: u64, memory: u64, disk: u64) -> Takes {
 
 fn need(takes: Takes, strategy: Strategy) -> Need {
     Need {
+        groups: false,
         takes,
         strategy,
         apart: None,
@@ -62,6 +63,7 @@ impl Hv {
 
     fn at(&self, serial: u32) -> Candidate<'_> {
         Candidate {
+            guards: false,
             serial: Serial(serial),
             node: &self.name,
             labels: &self.labels,

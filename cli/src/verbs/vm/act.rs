@@ -196,6 +196,8 @@ fn deed(verb: VmVerb) -> Option<Deed> {
         | VmVerb::Where(_)
         | VmVerb::Log(_)
         | VmVerb::Provision(_)
+        | VmVerb::Group(_)
+        | VmVerb::AddressPair(_)
         | VmVerb::Destroy(_)
         | VmVerb::Plan(_)
         | VmVerb::Apply(_) => return None,

@@ -315,6 +315,9 @@ fn card(vm: &VmView, paint: Paint, now: Timestamp) -> String {
             .map(ToString::to_string)
             .unwrap_or_default(),
     );
+    let groups: Vec<&str> = vm.groups.iter().map(|group| group.as_str()).collect();
+    line("groups", groups.join(", "));
+    line("may use", super::guard::pairs_of(&vm.pairs));
     let roles: Vec<&str> = vm.roles.iter().map(|role| role.as_str()).collect();
     line("roles", roles.join(", "));
     line("labels", labels(&vm.labels));

@@ -4,6 +4,7 @@ mod act;
 mod apply;
 mod create;
 mod destroy;
+mod guard;
 mod list;
 mod plan;
 mod provision;
@@ -56,6 +57,10 @@ pub enum VmVerb {
     Console(act::ConsoleArgs),
     /// Run a program in it, by the QEMU guest agent
     Exec(act::ExecArgs),
+    /// Put it in security groups, or take it out: at once, also while it runs
+    Group(guard::GroupArgs),
+    /// Let it use addresses beside its own, or not any more
+    AddressPair(guard::PairArgs),
     /// It cannot be destroyed from now on
     Protect(act::OneArgs),
     /// It can be destroyed from now on
@@ -84,6 +89,8 @@ pub async fn run(context: &Context, args: VmArgs) -> Result<u8, Failure> {
         VmVerb::Destroy(args) => destroy::run(context, &args).await,
         VmVerb::Plan(args) => plan::run(context, &args).await,
         VmVerb::Apply(args) => Box::pin(apply::run(context, &args)).await,
+        VmVerb::Group(args) => guard::groups(context, args).await,
+        VmVerb::AddressPair(args) => guard::pairs(context, args).await,
         VmVerb::Provision(args) => provision::run(context, &args).await,
         verb => act::run(context, verb).await,
     }

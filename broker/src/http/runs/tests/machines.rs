@@ -2,6 +2,7 @@
 //! speaks the protocol behind.
 
 mod again;
+mod groups;
 
 use std::collections::HashMap;
 
