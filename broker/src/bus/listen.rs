@@ -193,8 +193,8 @@ impl Ears {
             Said::Bundle(request) => self.bundles.serve(&self.bus, serial, request, reply),
             Said::Freeze(taken) => self.freezer.taken(serial, taken.revision),
             Said::Machines(report) => self.observed.hear(&record, *report),
-            Said::Groups(answer) => self.hear_groups(&record, &answer),
             Said::Probed(probed) => self.prober.probed(serial, probed),
+            Said::Groups(answer) => self.hear_groups(&record, &answer),
             Said::Bye(bye) => self.presence.bye(serial, bye.instance),
         }
     }

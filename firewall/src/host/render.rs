@@ -220,40 +220,12 @@ fn fixed_lines(fixed: Fixed, direction: HostDirection) -> &'static [&'static str
 /// The lines of one rule: for each family, each kind of peer on one side and
 /// each on the other.
 fn matching(text: &mut String, rules: &Resolved, what: &HostMatch, name: &str) {
-    let verdict = verdict(what);
     let traffic = traffic(&what.traffic);
     let mut write = |place: &str| {
-        let parts = [place, &traffic.text].into_iter().filter(|p| !p.is_empty());
-        let about = parts.collect::<Vec<_>>().join(" ");
-        let about = match about.is_empty() {
-            true => about,
-            false => format!("{about} "),
-        };
-        let log = what.log.as_ref().map(|log| format!("log prefix \"{log}\""));
-        match (&what.rate, log) {
-            (Some(_), Some(log)) => line(
-                text,
-                2,
-                &format!("{about}limit name \"{name}\" {log} counter name \"{name}\" {verdict}"),
-            ),
-            (Some(_), None) => line(
-                text,
-                2,
-                &format!("{about}limit name \"{name}\" counter name \"{name}\" {verdict}"),
-            ),
-            (None, Some(log)) => {
-                line(text, 2, &format!("{about}{LOG_RATE} {log}"));
-                line(
-                    text,
-                    2,
-                    &format!("{about}counter name \"{name}\" {verdict}"),
-                );
-            }
-            (None, None) => line(
-                text,
-                2,
-                &format!("{about}counter name \"{name}\" {verdict}"),
-            ),
+        for (only, verdict) in verdicts(what) {
+            let parts = [place, &traffic.text, only];
+            let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+            rule(text, &parts.join(" "), what, name, verdict);
         }
     };
     if what.from.is_empty() && what.to.is_empty() {
@@ -272,6 +244,26 @@ fn matching(text: &mut String, rules: &Resolved, what: &HostMatch, name: &str) {
             }
         }
     }
+}
+
+/// The lines for one kind of packets; a line of its own for the log, where
+/// that has another rate than the rule.
+fn rule(text: &mut String, about: &str, what: &HostMatch, name: &str, verdict: &str) {
+    let about = match about.is_empty() {
+        true => String::new(),
+        false => format!("{about} "),
+    };
+    let log = what.log.as_ref();
+    let log = log.map_or(String::new(), |log| format!("log prefix \"{log}\" "));
+    let end = format!("counter name \"{name}\" {verdict}");
+    if what.rate.is_some() {
+        line(text, 2, &format!("{about}limit name \"{name}\" {log}{end}"));
+        return;
+    }
+    if !log.is_empty() {
+        line(text, 2, &format!("{about}{LOG_RATE} {}", log.trim_end()));
+    }
+    line(text, 2, &format!("{about}{end}"));
 }
 
 /// What the addresses of one side must be, one way after the other; once
@@ -359,12 +351,18 @@ fn ports_text(ports: &Ports) -> String {
     }
 }
 
-fn verdict(what: &HostMatch) -> &'static str {
+/// What becomes of it, by kinds of packets where that is not the same: who
+/// wants to connect waits on after an ICMPv6 error, and not after a reset.
+fn verdicts(what: &HostMatch) -> &'static [(&'static str, &'static str)] {
     match (what.action, &what.traffic) {
-        (HostAction::Accept, _) => "accept",
-        (HostAction::Drop, _) => "drop",
-        (HostAction::Reject, Traffic::Tcp(_)) => "reject with tcp reset",
-        (HostAction::Reject, _) => "reject with icmpx type admin-prohibited",
+        (HostAction::Accept, _) => &[("", "accept")],
+        (HostAction::Drop, _) => &[("", "drop")],
+        (HostAction::Reject, Traffic::Tcp(_)) => &[("", "reject with tcp reset")],
+        (HostAction::Reject, Traffic::Any) => &[
+            ("meta l4proto tcp", "reject with tcp reset"),
+            ("", "reject"),
+        ],
+        (HostAction::Reject, _) => &[("", "reject")],
     }
 }
 

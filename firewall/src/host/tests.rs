@@ -30,7 +30,7 @@ fn whole() -> Value {
             {"accept": "udp 53", "to": ["::/0", "0.0.0.0/0"]},
             {"drop": "proto 47", "from": ["10.0.0.0/8", "10.1.0.0/16", "172.16.0.0/12"], "log": "gre "},
             {"reject": "tcp 25", "direction": "output"},
-            {"reject": "any", "direction": "forward", "to": "set:office"},
+            {"reject": "any", "direction": "forward", "to": "set:office", "log": "no "},
             {"raw": "tcp dport { 8080 } ct count over 10 drop"},
             {"accept": "any", "direction": "output"},
         ],
@@ -46,12 +46,11 @@ fn rules_are_the_text_that_nft_takes() {
     	counter r51037dcf84d6a679 { packets 0 bytes 0 }
     	counter r6c60c02557c1995c { packets 0 bytes 0 }
     	counter r7d39f6e08ea51d4b { packets 0 bytes 0 }
-    	counter r8bc04f81200d337a { packets 0 bytes 0 }
     	counter r96209a1da12eb2f4 { packets 0 bytes 0 }
     	counter r9c64c5865d0b1e86 { packets 0 bytes 0 }
     	counter ra21171f23b6c191b { packets 0 bytes 0 }
     	counter rb9263d75afe2b867 { packets 0 bytes 0 }
-    	counter rda1cad5bf0fb4d67 { packets 0 bytes 0 }
+    	counter re4705f1f46b702e3 { packets 0 bytes 0 }
     	limit rb9263d75afe2b867 { rate 500/second burst 1000 packets }
     	limit r6c60c02557c1995c { rate 5/second burst 5 packets }
     	set set-office-v4 {
@@ -124,8 +123,14 @@ fn rules_are_the_text_that_nft_takes() {
     		ct state established,related accept
     		icmp type { destination-unreachable, time-exceeded, parameter-problem } accept
     		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
-    		ip daddr @set-office-v4 counter name "r8bc04f81200d337a" reject with icmpx type admin-prohibited
-    		ip6 daddr @set-office-v6 counter name "r8bc04f81200d337a" reject with icmpx type admin-prohibited
+    		ip daddr @set-office-v4 meta l4proto tcp limit rate 10/second burst 20 packets log prefix "no "
+    		ip daddr @set-office-v4 meta l4proto tcp counter name "re4705f1f46b702e3" reject with tcp reset
+    		ip daddr @set-office-v4 limit rate 10/second burst 20 packets log prefix "no "
+    		ip daddr @set-office-v4 counter name "re4705f1f46b702e3" reject
+    		ip6 daddr @set-office-v6 meta l4proto tcp limit rate 10/second burst 20 packets log prefix "no "
+    		ip6 daddr @set-office-v6 meta l4proto tcp counter name "re4705f1f46b702e3" reject with tcp reset
+    		ip6 daddr @set-office-v6 limit rate 10/second burst 20 packets log prefix "no "
+    		ip6 daddr @set-office-v6 counter name "re4705f1f46b702e3" reject
     	}
     }
     "#);

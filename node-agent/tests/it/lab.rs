@@ -301,8 +301,8 @@ fn answer(
             return Some(serde_json::to_vec(&welcome).unwrap());
         }
         NodeSays::Local => panic!("nobody started a local run here"),
-        // That it has learnt of a freeze.
-        NodeSays::Freeze => {}
+        // That it has learnt of a freeze; nobody has it probe anything.
+        NodeSays::Freeze | NodeSays::Probed => {}
         NodeSays::Beat => heard.beats.push(read(bytes)),
         NodeSays::Facts => {
             heard.facts.push(read(bytes));
@@ -379,7 +379,7 @@ fn answer(
             return Some(serde_json::to_vec(&KeysAnswer::Taken).unwrap());
         }
         NodeSays::Bundle => heard.bundles.push(read(bytes)),
-        NodeSays::Machines | NodeSays::Groups | NodeSays::Probed => {}
+        NodeSays::Machines | NodeSays::Groups => {}
         NodeSays::Bye => heard.byes += 1,
     }
     None

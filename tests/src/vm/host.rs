@@ -76,6 +76,8 @@ impl Host {
     pub fn restart(&mut self, world: &World) -> Result<()> {
         self.agent = None;
         if let Some(inside) = self.inside.take() {
+            // A kernel takes its time with what is left of a network.
+            let _ = world.run(&["ip", "link", "del", &self.name]);
             inside.end()?;
         }
         self.boot(world)

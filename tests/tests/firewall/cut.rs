@@ -27,7 +27,11 @@ fn begin(fleet: &Fleet) -> Result<String> {
     assert_eq!(said.code, 0, "{said:#?}");
     let run = said.run();
     let tried = wait_for("the rules to be in force", || {
-        fleet.host("web-01").table().contains("80").then_some(())
+        fleet
+            .host("web-01")
+            .table()
+            .contains("dport 80")
+            .then_some(())
     });
     assert!(tried.is_ok(), "{}", fleet.logs());
     Ok(run)

@@ -50,14 +50,12 @@ fn a_change_that_closes_a_door_takes_itself_back() -> Result<()> {
     // nothing, and the others are left alone.
     let said = fleet.run("deaf", &[]);
     assert_eq!(said.code, 1, "{said:#?}\n{}", fleet.logs());
-    let said = said.shows(&[
-        "web-01",
-        "rolled back after",
+    said.shows(&[
+        "failed: rolled back after",
         "the old rules are in force",
         "1 failed, 2 skipped",
         "What was tried: muster firewall diff web-01 --run",
     ]);
-    assert!(!said.out.contains("deaf.rhai:"), "{said:#?}");
     for name in ["web-01", "web-02", "web-03"] {
         assert_eq!(fleet.host(name).table(), "", "{name}");
     }

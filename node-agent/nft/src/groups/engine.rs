@@ -108,7 +108,6 @@ impl Engine {
         }
         let mut engine = Self::begin(dir, nft)?;
         engine.first()?;
-        engine.flows();
         engine.end();
         Ok(())
     }
@@ -156,10 +155,12 @@ impl Engine {
         if mark.is_none_or(|mark| self.listed == Some(Listed { mark, digest })) {
             self.tables.expect(listing, generation);
             self.in_force = mark;
-            return Ok(());
+        } else {
+            self.replace()?;
         }
-        self.replace()?;
-        self.compact();
+        if self.log.is_long() {
+            self.compact();
+        }
         Ok(())
     }
 
@@ -242,7 +243,7 @@ impl Engine {
             None => Concern::all(&held.holding),
         };
         self.concern(concern);
-        let is_done = match (difference, self.tables.look()) {
+        let is_done = match (difference, self.tables.look(true)) {
             (Some(difference), Ok(Look::Same)) => {
                 self.tables.change(&difference).unwrap_or_else(|e| {
                     warn!("the groups' rules are replaced, as they could not be changed: {e}");
@@ -339,7 +340,7 @@ impl Engine {
             self.fail(&e);
         }
         self.flows();
-        if self.changed.elapsed() >= QUIET {
+        if self.concern.is_none() && self.changed.elapsed() >= QUIET {
             self.remember();
         }
         if !self.news {
@@ -357,7 +358,7 @@ impl Engine {
             None => {}
         }
         self.settle()?;
-        if let Look::Changed(found) = self.tables.look()? {
+        if let Look::Changed(found) = self.tables.look(false)? {
             self.note(&found);
             self.replace()?;
         }
@@ -438,7 +439,15 @@ impl Engine {
         if let Err(e) = self.settle() {
             warn!("what the kernel lists of the groups is not known: {e}");
         }
-        self.remember();
+        // Else the next process looks at all connections.
+        self.flows();
+        if self
+            .concern
+            .as_ref()
+            .is_none_or(|(_, first)| first.is_some())
+        {
+            self.remember();
+        }
     }
 
     /// Writes down what is listed while all is right.

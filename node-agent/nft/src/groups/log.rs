@@ -136,7 +136,7 @@ impl Log {
         }
         self.file.seek(SeekFrom::Start(self.length))?;
         self.file.sync_all()?;
-        self.first = self.length;
+        self.first = header;
         sync(&self.dir)
     }
 

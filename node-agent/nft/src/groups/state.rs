@@ -60,6 +60,17 @@ pub(crate) struct State {
     pub(crate) ids: Ids,
 }
 
+/// What an update is for.
+#[derive(Clone, Copy)]
+enum From<'a> {
+    /// Nothing: it begins anew.
+    Nothing,
+    /// The parts of the next state.
+    Staged(&'a Held),
+    /// What is held whole.
+    Held(&'a Held),
+}
+
 /// What an update does, before it is done.
 #[derive(Debug)]
 pub(crate) enum Step {
@@ -103,20 +114,23 @@ impl State {
             .map(|held| held.mark)
     }
 
+    /// What an update is for: the parts of the next state, else what is held
+    /// whole. (Parts that did not become whole are in the log, and are nobody's
+    /// when what was held before them goes on.)
+    fn from(&self, base: Option<GroupsMark>) -> Result<From<'_>, Refused> {
+        let Some(base) = base else {
+            return Ok(From::Nothing);
+        };
+        let is_base = |held: &&Held| held.mark == base;
+        let staged = self.staged.as_ref().filter(is_base).map(From::Staged);
+        let held = || self.held.as_ref().filter(is_base).map(From::Held);
+        staged.or_else(held).ok_or(Refused::Base)
+    }
+
     /// What an update would do. Nothing is changed.
     pub(crate) fn step(&self, update: &GroupsUpdate) -> Result<Step, Refused> {
-        let before = match update.base {
-            None => None,
-            Some(base) => {
-                let before = self.staged.as_ref().or(self.held.as_ref());
-                Some(
-                    before
-                        .filter(|held| held.mark == base)
-                        .ok_or(Refused::Base)?,
-                )
-            }
-        };
-        if let (Some(held), None, false) = (before, &self.staged, update.more)
+        let from = self.from(update.base)?;
+        if let (From::Held(held), false) = (from, update.more)
             && members_only(&held.holding, &update.change)
         {
             limits(&held.holding, &update.change)?;
@@ -124,27 +138,30 @@ impl State {
             return Ok(Step::Members { before, after });
         }
         let nothing = Holding::default();
-        let from = before.map_or(&nothing, |held| &held.holding);
-        limits(from, &update.change)?;
+        let before = match from {
+            From::Nothing => &nothing,
+            From::Staged(held) | From::Held(held) => &held.holding,
+        };
+        limits(before, &update.change)?;
         if update.more {
             return Ok(Step::Part);
         }
-        let mut holding = from.clone();
+        let mut holding = before.clone();
         holding.apply(&update.change);
         let next = Held {
             mark: update.mark,
             holding,
         };
-        let part = update
-            .base
-            .and(self.staged.is_none().then_some(&update.change));
+        // What was in force is not looked at once more.
+        let part = match from {
+            From::Held(_) => Some(&update.change),
+            From::Nothing | From::Staged(_) => None,
+        };
         muster_firewall::groups::check(&next.holding, part)?;
-        let held = self.held.as_ref();
-        let change = match (&self.staged, update.base) {
-            (None, Some(_)) => update.change.clone(),
-            _ => held
-                .map_or(&nothing, |held| &held.holding)
-                .change_to(&next.holding),
+        let held = self.held.as_ref().map_or(&nothing, |held| &held.holding);
+        let change = match part {
+            Some(change) => change.clone(),
+            None => held.change_to(&next.holding),
         };
         let mut ids = self.ids.clone();
         ids.assign_all(next.holding.interfaces.keys())?;
@@ -155,9 +172,12 @@ impl State {
     pub(crate) fn take(&mut self, update: &GroupsUpdate, step: Step) -> Option<Taken> {
         match step {
             Step::Part => {
-                let held = self.staged.take().or_else(|| self.held.clone());
-                let held = update.base.and(held).map(|held| held.holding);
-                let mut holding = held.unwrap_or_default();
+                let mut holding = match self.from(update.base) {
+                    Ok(From::Staged(_)) => self.staged.take().map(|held| held.holding),
+                    Ok(From::Held(held)) => Some(held.holding.clone()),
+                    Ok(From::Nothing) | Err(_) => None,
+                }
+                .unwrap_or_default();
                 holding.apply(&update.change);
                 self.staged = Some(Held {
                     mark: update.mark,
@@ -166,6 +186,7 @@ impl State {
                 None
             }
             Step::Members { before, after } => {
+                self.staged = None;
                 let held = self.held.as_mut()?;
                 held.holding.apply(&update.change);
                 held.mark = update.mark;
@@ -312,4 +333,135 @@ fn limits(holding: &Holding, change: &Change) -> Result<(), Refused> {
     let members: usize = holding.members.values().map(|all| all.len()).sum();
     let come: usize = change.members.values().map(|change| change.add.len()).sum();
     bound(members + come, "addresses", MAX_MEMBERS)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn mark(sequence: u64) -> GroupsMark {
+        GroupsMark { epoch: 1, sequence }
+    }
+
+    fn update(base: Option<u64>, next: u64, more: bool, change: Value) -> GroupsUpdate {
+        GroupsUpdate {
+            base: base.map(mark),
+            mark: mark(next),
+            more,
+            change: serde_json::from_value(change).expect("a change"),
+        }
+    }
+
+    fn interface(number: u8, groups: &[&str]) -> Value {
+        json!({
+            "machine": format!("0c7e1a52-93b4-8d3f-a1c2-5d6e7f8091{number:02x}"),
+            "name": format!("vm-{number}"), "bridge": "br0",
+            "mac": format!("52:54:00:00:00:{number:02x}"),
+            "addresses": [format!("10.7.0.{number}")], "groups": groups,
+        })
+    }
+
+    /// As the engine does it: what is refused leaves no parts.
+    fn take(state: &mut State, update: &GroupsUpdate) -> Result<Option<Taken>, Refused> {
+        state.release();
+        match state.step(update) {
+            Ok(step) => Ok(state.take(update, step)),
+            Err(e) => {
+                if e != Refused::Base {
+                    state.unstage();
+                }
+                Err(e)
+            }
+        }
+    }
+
+    #[test]
+    fn the_log_of_what_was_taken_is_what_is_held() {
+        let rules =
+            json!([{"id": 1, "direction": "ingress", "traffic": "tcp 80", "peer": "group:lb"}]);
+        let parts = [
+            json!({"interfaces": {"mt1": interface(1, &["web"]), "mt2": interface(2, &[])}}),
+            json!({"groups": {"web": rules}, "members": {"group:lb": {"add": ["10.0.0.1/32"]}}}),
+            json!({"members": {"group:lb": {"add": ["10.0.0.2/32"], "remove": ["10.0.0.1/32"]}}}),
+            json!({"members": {"group:lb": {"add": ["10.1.0.0/16"]}}}),
+            json!({"interfaces": {"mt2": null}}),
+            json!({"interfaces": {"mt3": interface(3, &["web"])}}),
+            json!({"interfaces": {"mt4": interface(4, &["db"])}}),
+            json!({"groups": {"web": null}}),
+            json!({}),
+        ];
+        for seed in 1..400_u64 {
+            let mut chance = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mut below = |limit: u64| {
+                chance ^= chance << 13;
+                chance ^= chance >> 7;
+                chance ^= chance << 17;
+                (chance >> 20) % limit
+            };
+            let (mut state, mut log) = (State::default(), Vec::new());
+            let mut marks = vec![None];
+            for next in 1..25 {
+                let back = marks.len() - 1 - below(marks.len().min(3) as u64) as usize;
+                let base = match below(4) {
+                    0 => None,
+                    1 => marks[back],
+                    _ => state.mark().map(|mark| mark.sequence),
+                };
+                let part = parts[below(parts.len() as u64) as usize].clone();
+                let update = update(base, next, below(3) == 0, part);
+                let before = state.clone();
+                match take(&mut state, &update) {
+                    Ok(taken) => {
+                        log.push(Record::Update(update.clone()));
+                        marks.push(Some(next));
+                        let held = state.held.as_ref();
+                        assert_eq!(held.map(|held| held.mark) == Some(mark(next)), !update.more);
+                        if let (Some(taken), Some(held)) = (taken, held) {
+                            let mut made = taken.before.clone().unwrap_or_default();
+                            made.apply(&taken.change);
+                            assert_eq!(made, taken.after.unwrap_or_else(|| held.holding.clone()));
+                        }
+                    }
+                    Err(_) => assert_eq!(state.held, before.held),
+                }
+                let mut read = State::read(log.clone()).expect("what was taken is read");
+                // Numbers of those that are gone are free at the next update.
+                let mut now = state.clone();
+                read.release();
+                now.release();
+                assert_eq!((read.held, read.ids), (now.held, now.ids), "seed {seed}");
+                if below(6) == 0 {
+                    log = state.record().map_or(log, |record| vec![record]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_is_refused() {
+        let mut state = State::default();
+        let said = |state: &mut State, change: Value| {
+            take(state, &update(None, 1, false, change))
+                .map(drop)
+                .expect_err("refused")
+                .to_string()
+        };
+        let rule =
+            |n: usize| json!({"id": n, "direction": "ingress", "traffic": "any", "peer": "any"});
+        let rules = |count: usize| (1..=count).map(rule).collect::<Vec<_>>();
+        insta::assert_snapshot!(said(&mut state, json!({"groups": {"web": rules(1_001)}})), @"1001 rules of a group; a hypervisor holds at most 1000");
+        let groups: serde_json::Map<_, _> =
+            (0..10_001).map(|n| (format!("g{n}"), json!([]))).collect();
+        insta::assert_snapshot!(said(&mut state, json!({"groups": groups})), @"10001 groups; a hypervisor holds at most 10000");
+        let thousand = rules(1_000);
+        let groups: serde_json::Map<_, _> = (0..201)
+            .map(|n| (format!("g{n}"), json!(thousand)))
+            .collect();
+        insta::assert_snapshot!(said(&mut state, json!({"groups": groups})), @"201000 rules; a hypervisor holds at most 200000");
+        insta::assert_snapshot!(said(&mut state, json!({"interfaces": {"mt1": interface(1, &["web"])}})), @"interface mt1 is in the group `web`, of which nothing is known");
+        insta::assert_snapshot!(said(&mut state, json!({"interfaces": {"eth0": interface(1, &[])}})), @"`eth0` is no interface of a machine: their names begin with `mt`");
+        assert_eq!(state, State::default());
+    }
 }

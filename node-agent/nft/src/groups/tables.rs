@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use muster_firewall::groups::objects::{
     Count, Difference, Key, Kind, Listed, ListedRule, NAME, Name, Objects, Table,
@@ -18,6 +19,10 @@ use crate::nft::{Nft, NftError};
 
 /// More objects than this are not listed one by one.
 const ONE_BY_ONE: usize = 64;
+/// A listing is followed by a rest so many times as long, and at most so
+/// long: what somebody changes is put right within 2 s.
+const REST: u32 = 4;
+const MOST_REST: Duration = Duration::from_millis(800);
 /// How often a listing is begun anew because somebody changes rules meanwhile.
 const TRIES: usize = 5;
 
@@ -68,6 +73,8 @@ pub(crate) struct Tables {
     /// How often in a row it could not be listed, because somebody changes
     /// rules all the time.
     restless: usize,
+    /// They are not listed again before.
+    rest: Instant,
     /// Whether that is otherwise than what was said of it.
     is_new: bool,
     counts: BTreeMap<Name, Count>,
@@ -99,6 +106,7 @@ impl Tables {
             generation: 0,
             unlisted: None,
             restless: 0,
+            rest: Instant::now(),
             is_new: false,
             counts: BTreeMap::new(),
         }
@@ -181,14 +189,19 @@ impl Tables {
 
     /// Whether they have been changed by somebody else since they were last
     /// looked at. One short message to the kernel when nobody did anything.
-    pub(crate) fn look(&mut self) -> Result<Look, TableError> {
+    /// Unless it is wanted at once, not too often.
+    pub(crate) fn look(&mut self, at_once: bool) -> Result<Look, TableError> {
         let Some(expected) = &self.expected else {
             return Ok(Look::Same);
         };
-        if Kernel::open()?.generation()? == self.generation {
+        let now = Instant::now();
+        let is_later = !at_once && now < self.rest;
+        if is_later || Kernel::open()?.generation()? == self.generation {
             return Ok(Look::Same);
         }
         let (listing, generation) = self.list()?;
+        // Others may change their own tables all the time.
+        self.rest = Instant::now() + (now.elapsed() * REST).min(MOST_REST);
         if listing == *expected {
             self.generation = generation;
             return Ok(Look::Same);
@@ -301,13 +314,16 @@ impl Tables {
             }
         }
         Kernel::open()?.elements(family(table), NAME, &all)?;
-        // What somebody has changed is found at the next look: it is not the
-        // number of our own transactions then.
         for element in all {
             let text = element.address.to_string();
             expected.element(family(table), &element.set, &text, element.comes);
         }
-        self.generation = self.generation.wrapping_add(1);
+        // If it is another number, somebody did something, too: then it is
+        // found at the next look what that was.
+        let next = self.generation.wrapping_add(1);
+        if Kernel::open()?.generation()? == next {
+            self.generation = next;
+        }
         self.is_new = true;
         Ok(true)
     }

@@ -20,6 +20,8 @@ const GUARD_WITHIN: Duration = Duration::from_secs(15);
 const BEFORE_MS: u64 = 60_000;
 /// How long a lock may be somebody's who only looks.
 const LOCK_WITHIN: Duration = Duration::from_secs(1);
+/// How long it may be held by whoever puts the table right.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What a change did.
@@ -160,13 +162,17 @@ impl HostFirewall {
     }
 
     fn lock(&self) -> Result<Lock, HostError> {
-        let until = Instant::now() + LOCK_WITHIN;
+        let begun = Instant::now();
         loop {
             if let Some(lock) = self.store.lock()? {
                 return Ok(lock);
             }
-            if Instant::now() >= until {
-                let other = self.store.in_flight().ok().flatten();
+            let other = self.store.in_flight().ok().flatten();
+            let patience = match other {
+                Some(_) => LOCK_WITHIN,
+                None => REPAIRED_WITHIN,
+            };
+            if begun.elapsed() >= patience {
                 return Err(busy(other.as_ref().map(|marker| &marker.change)));
             }
             sleep(LOOK_EVERY);
@@ -183,7 +189,9 @@ impl HostFirewall {
         let before = foreign().map_err(|e| not(&e))?;
         let counters = self.table.counters().map_err(|e| not(&e))?;
         self.table.open(&marker.token).map_err(|e| not(&e))?;
-        let deadline_ms = clock::now_ms().saturating_add(record.within_ms);
+        let deadline_ms = clock::now_ms()
+            .saturating_add(record.within_ms)
+            .min(marker.latest_ms);
         self.store
             .set_deadline(marker.number, deadline_ms)
             .map_err(|e| not(&e))?;
@@ -214,7 +222,7 @@ impl HostFirewall {
         let why = match said {
             Ok(()) => match self.store.confirm(&marker) {
                 Ok(Decided::Now) => {
-                    finish(&self.store, &self.table, marker.number, &marker.token);
+                    finish(&self.store, &self.table, &marker, &record);
                     info!(change = %marker.change, "new rules of the host firewall are confirmed");
                     drop(lock);
                     return Ok(Changed::Confirmed(record.difference));

@@ -20,6 +20,7 @@ pub mod guard;
 mod settle;
 mod store;
 mod table;
+mod watch;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,8 +33,9 @@ use crate::nft::{Nft, NftError};
 pub use self::change::Changed;
 pub use self::settle::{Restored, restore};
 pub use self::store::{By, ChangeId, ChangeIdError, Ended, Entry, StoreError};
+pub use self::watch::Repaired;
 
-use self::store::Store;
+use self::store::{Record, Store};
 use self::table::Table;
 
 /// Where things are.
@@ -196,7 +198,7 @@ impl HostFirewall {
         let old = confirmed.as_ref().map(|record| &record.rules);
         let mut lines = difference(old, rules);
         if let Some(record) = &confirmed
-            && self.is_changed(record.number)?
+            && self.is_changed(record)?
         {
             lines.push("~ somebody else has changed the table inet muster_host; it becomes what these rules say".to_owned());
         }
@@ -204,10 +206,10 @@ impl HostFirewall {
     }
 
     /// Whether the kernel's table is another one than what was confirmed.
-    fn is_changed(&self, number: u64) -> Result<bool, HostError> {
-        let listing = self.table.listing()?;
+    fn is_changed(&self, record: &Record) -> Result<bool, HostError> {
+        let listing = self.table.listing(&record.rules)?;
         // A listing that was lost says nothing of it.
-        let known = self.store.listing(number)?;
+        let known = self.store.listing(record.number).ok().flatten();
         Ok(listing.is_none() || known.is_some_and(|known| Some(known) != listing))
     }
 
@@ -219,7 +221,7 @@ impl HostFirewall {
         let confirmed = self.store.confirmed()?;
         let in_flight = self.store.in_flight()?;
         let foreign = match &confirmed {
-            Some(record) if in_flight.is_none() => self.is_changed(record.number)?,
+            Some(record) if in_flight.is_none() => self.is_changed(record)?,
             _ => false,
         };
         Ok(Show {

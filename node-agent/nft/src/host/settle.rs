@@ -133,16 +133,16 @@ impl Undo<'_> {
 }
 
 /// Writes down what is left to write of a change that was confirmed.
-pub(super) fn finish(store: &Store, table: &Table, number: u64, token: &str) {
+pub(super) fn finish(store: &Store, table: &Table, marker: &Marker, record: &Record) {
     // Without rules in it, the chain harms nobody if it stays.
-    if let Err(e) = table.close(token) {
+    if let Err(e) = table.close(&marker.token) {
         warn!("a change cannot be closed: {e}");
     }
-    let listing = table.listing().ok().flatten();
+    let listing = table.listing(&record.rules).ok().flatten();
     let ended = Ended::Confirmed {
         at: Timestamp::now(),
     };
-    if let Err(e) = store.end(number, &ended, listing) {
+    if let Err(e) = store.end(marker.number, &ended, listing) {
         warn!("how a change ended cannot be written down: {e}");
     }
 }
@@ -218,7 +218,7 @@ pub fn restore(setting: &Setting) -> Result<Restored, HostError> {
         if !table.is_there()? {
             table.load(Some(&record.text))?;
             info!(change = %record.change, "the host firewall's confirmed rules are in force");
-            restored.loaded = Some(record.change);
+            restored.loaded = Some(record.change.clone());
         }
         for token in table.left_open()? {
             table.close(&token)?;
@@ -227,7 +227,7 @@ pub fn restore(setting: &Setting) -> Result<Restored, HostError> {
             let ended = store.ended(record.number).unwrap_or(Ended::Confirmed {
                 at: Timestamp::now(),
             });
-            store.end(record.number, &ended, table.listing()?)?;
+            store.end(record.number, &ended, table.listing(&record.rules)?)?;
         }
     }
     drop(lock);

@@ -1,6 +1,7 @@
 //! The one table that is muster's, in the kernel.
 
 use muster_firewall::host::{Count, Counters, TABLE};
+use muster_protocol::firewall::host::Resolved;
 use serde::Deserialize;
 
 use crate::nft::{Nft, NftError};
@@ -49,10 +50,12 @@ impl Table {
     }
 
     /// It, without what it has counted: what was put there, unless somebody
-    /// has changed it.
-    pub(super) fn listing(&self) -> Result<Option<String>, NftError> {
+    /// has changed it. Raw rules may collect addresses, so that with them it
+    /// is without those.
+    pub(super) fn listing(&self, rules: &Resolved) -> Result<Option<String>, NftError> {
         let [a, b, c, d] = LIST;
         match self.is_there()? {
+            true if rules.rules().is_raw() => self.nft.ask(&["-s", "-t", a, b, c, d]).map(Some),
             true => self.nft.ask(&["-s", a, b, c, d]).map(Some),
             false => Ok(None),
         }
@@ -141,7 +144,7 @@ impl Table {
 
     /// Changes that nobody has closed.
     pub(super) fn left_open(&self) -> Result<Vec<String>, NftError> {
-        let listing = self.listing()?.unwrap_or_default();
+        let listing = self.text()?.unwrap_or_default();
         let chains = listing.lines().filter_map(|line| {
             let name = line.trim().strip_prefix("chain try_")?;
             Some(name.strip_suffix(" {")?.to_owned())

@@ -22,6 +22,9 @@ fn net() -> Net {
     let hypervisor = Space::hypervisor();
     let one = hypervisor.guest("mt1", &mac(1), "10.7.0.1");
     let two = hypervisor.guest("mt2", &mac(2), "10.7.0.2");
+    for (guest, address) in [(&one, "fd07::1/64"), (&two, "fd07::2/64")] {
+        guest.ip(&["addr", "add", address, "dev", "eth0", "nodad"]);
+    }
     Net {
         hypervisor,
         one,
@@ -31,7 +34,10 @@ fn net() -> Net {
 
 /// A connection from `two` to a port of `one`: both ends.
 fn connection(net: &Net, port: u16) -> (TcpStream, TcpStream) {
-    let at: SocketAddr = ([10, 7, 0, 1], port).into();
+    connection_to(net, ([10, 7, 0, 1], port).into())
+}
+
+fn connection_to(net: &Net, at: SocketAddr) -> (TcpStream, TcpStream) {
     let listener = net.one.here(|| TcpListener::bind(at).expect("binds"));
     let client = net
         .two
@@ -182,5 +188,37 @@ fn many_connections_end_and_those_of_others_do_not() {
     assert!(says(&mut client, &mut server, PASSES));
     let (client, server) = &mut ended[7];
     assert!(!says(client, server, STUCK));
+    engine.end();
+}
+
+#[test]
+fn connections_by_ipv6_end_and_go_on_and_do_not_open_from_the_other_side() {
+    if !is_possible("connections_by_ipv6_end_and_go_on") {
+        return;
+    }
+    let (net, dir) = (net(), tempfile::tempdir().expect("a directory"));
+    let mut engine = Engine::start(&net.hypervisor, dir.path());
+    let (both, none) = (["10.7.0.2/32", "fd07::2/128"], ["10.7.0.2/32"]);
+    engine.hold(&web(&both));
+    let at: SocketAddr = "[fd07::1]:80".parse().expect("an address");
+    let (mut client, mut server) = connection_to(&net, at);
+    assert!(says(&mut client, &mut server, PASSES));
+    engine.hold(&web(&none));
+    wait_for("it is withdrawn", || withdrawn(&net.hypervisor) == 1);
+    assert!(!says(&mut client, &mut server, STUCK));
+    // The machine that may not be spoken to may speak to whom it likes, but
+    // not by what was begun by the other one.
+    assert!(!says(&mut server, &mut client, STUCK));
+    // A process that begins anew in this state leaves it so.
+    engine.end();
+    let mut engine = Engine::start(&net.hypervisor, dir.path());
+    assert_eq!(withdrawn(&net.hypervisor), 1);
+    assert!(!says(&mut server, &mut client, STUCK));
+    engine.hold(&web(&both));
+    wait_for("it is not withdrawn", || withdrawn(&net.hypervisor) == 0);
+    for to in [&mut server, &mut client] {
+        to.set_read_timeout(Some(PASSES)).expect("an option");
+        assert!(to.read(&mut [0; 1]).is_ok_and(|length| length == 1));
+    }
     engine.end();
 }

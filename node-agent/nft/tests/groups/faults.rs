@@ -60,6 +60,12 @@ fn set(space: &Space) -> String {
     space.nft(&["list", "set", "inet", "muster_groups", "g4-lb"])
 }
 
+fn set_is_missing(space: &Space) -> bool {
+    let rules = space.nft(&["list", "ruleset"]);
+    assert!(rules.contains("table bridge muster_groups"), "{rules}");
+    !rules.contains("g4-lb")
+}
+
 /// A change that is more than an element.
 fn other(address: &str) -> muster_protocol::firewall::Holding {
     let mut other = web(&[address]);
@@ -280,6 +286,15 @@ fn the_boot_has_a_bare_table_or_what_was_held() {
     next.here(|| boot(copy.path(), "nft")).expect("boots");
     assert_eq!(generation(&next), before);
     engine.end();
+
+    // One whose log is damaged has tables, too.
+    let log = copy.path().join("groups.log");
+    let mut bytes = fs::read(&log).expect("a log");
+    bytes[30] ^= 1;
+    fs::write(&log, [bytes.as_slice(), b"more\n"].concat()).expect("write");
+    let damaged = Space::hypervisor();
+    damaged.here(|| boot(copy.path(), "nft")).expect("boots");
+    assert!(set_is_missing(&damaged));
 
     // A new hypervisor, or one whose log is lost.
     let (bare, empty) = (

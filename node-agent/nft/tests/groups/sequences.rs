@@ -11,7 +11,7 @@ use muster_nft::groups::boot;
 use muster_protocol::firewall::{Holding, MembersOf};
 
 use crate::space::{Space, is_possible};
-use crate::world::{Engine, generation, holding, mac, mark, web};
+use crate::world::{Engine, Rule, generation, holding, mac, mark, web};
 
 /// Numbers that look random; the same ones for the same seed.
 struct Chance(u64);
@@ -73,7 +73,7 @@ fn any(chance: &mut Chance) -> Holding {
             (chance.below(3) > 0).then_some((n, groups))
         })
         .collect();
-    let groups: Vec<(&str, Vec<(u32, &str, &str, &str)>)> = GROUPS
+    let groups: Vec<(&str, Vec<Rule<'_>>)> = GROUPS
         .iter()
         .map(|group| {
             let rules = chance.some(&RULES);

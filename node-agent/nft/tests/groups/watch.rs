@@ -1,6 +1,8 @@
 //! What somebody else changes is put right; what is right is left alone.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use crate::space::{Space, is_possible};
 use crate::world::{Engine, generation, holding, mark, web};
@@ -173,5 +175,51 @@ fn what_others_do_with_their_tables_touches_nothing() {
     space.nft(&["flush ruleset"]);
     let engine = Engine::start(&space, dir.path());
     assert_eq!(rules(&space), right);
+    engine.end();
+}
+
+#[test]
+fn somebody_who_changes_rules_all_the_time_is_no_hindrance() {
+    if !is_possible("somebody_who_changes_rules_all_the_time_is_no_hindrance") {
+        return;
+    }
+    let (space, dir) = (
+        Space::hypervisor(),
+        tempfile::tempdir().expect("a directory"),
+    );
+    let mut engine = Engine::start(&space, dir.path());
+    engine.hold(&web(&["10.7.0.2/32"]));
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            let mut changes = 0;
+            while !done.load(Ordering::Relaxed) {
+                space.nft(&["add table ip theirs; add chain ip theirs c; delete table ip theirs"]);
+                changes += 1;
+            }
+            changes
+        });
+        for number in 1..=12_u8 {
+            let mut next = web(&["10.7.0.2/32"]);
+            for rules in next.groups.values_mut() {
+                rules[0].traffic = format!("tcp {number}").parse().expect("traffic");
+            }
+            let answer = engine.hold(&next);
+            assert_eq!(answer.in_force, answer.held, "{answer:?}");
+            assert!(answer.repaired.is_empty(), "{answer:?}");
+        }
+        // What he does to ours is found nevertheless.
+        space.nft(&["flush chain inet muster_groups in-web"]);
+        let said = engine.until(|answer| !answer.repaired.is_empty());
+        assert!(
+            said.repaired[0].starts_with("- inet chain in-web: "),
+            "{said:?}"
+        );
+        done.store(true, Ordering::Relaxed);
+        let changes = others.join().expect("no panic");
+        assert!(changes > 10, "{changes} changes");
+    });
+    let chain = space.nft(&["list", "chain", "inet", "muster_groups", "in-web"]);
+    assert!(chain.contains("tcp dport 12"), "{chain}");
     engine.end();
 }

@@ -23,11 +23,14 @@ pub(crate) fn mac(number: u8) -> String {
     format!("52:54:00:00:00:{number:02x}")
 }
 
-/// Machines with the taps `mt1`, `mt2` …, the addresses 10.7.0.1, … and these
-/// groups.
+/// Number, direction, traffic, peer.
+pub(crate) type Rule<'a> = (u32, &'a str, &'a str, &'a str);
+
+/// Machines with the taps `mt1`, `mt2` …, the addresses 10.7.0.1, fd07::1 …
+/// and these groups.
 pub(crate) fn holding(
     machines: &[(u8, &[&str])],
-    groups: &[(&str, &[(u32, &str, &str, &str)])],
+    groups: &[(&str, &[Rule<'_>])],
     members: &[(&str, &[&str])],
 ) -> Holding {
     let interfaces: BTreeMap<_, _> = machines
@@ -36,7 +39,7 @@ pub(crate) fn holding(
             let interface = json!({
                 "machine": format!("0c7e1a52-93b4-8d3f-a1c2-5d6e7f8091{n:02x}"),
                 "name": format!("vm-{n}"), "bridge": "br0", "mac": mac(*n),
-                "addresses": [format!("10.7.0.{n}")], "groups": groups,
+                "addresses": [format!("10.7.0.{n}"), format!("fd07::{n}")], "groups": groups,
             });
             (format!("mt{n}"), interface)
         })

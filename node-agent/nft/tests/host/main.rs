@@ -3,6 +3,8 @@
 
 mod changes;
 mod faults;
+mod packets;
 mod processes;
 mod restarts;
+mod watch;
 mod world;

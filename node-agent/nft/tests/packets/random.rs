@@ -181,10 +181,12 @@ struct Shot {
     wanted: Vec<&'static str>,
 }
 
-fn address(dice: &mut Dice, v4: bool, of: &Port) -> IpAddr {
+/// One of its addresses, or of others; when `plain`, its own.
+fn address(dice: &mut Dice, v4: bool, of: &Port, plain: bool) -> IpAddr {
     let last = of.mac[5];
     let short = u16::from(last) - 0x10 + 10;
-    let text = match (v4, of.name, dice.below(14)) {
+    let which = if plain { 13 } else { dice.below(14) };
+    let text = match (v4, of.name, which) {
         (true, _, 0) => "192.0.2.77".to_owned(),
         (true, _, 1) => "198.51.100.70".to_owned(),
         (true, _, 2) => "192.0.2.13".to_owned(),
@@ -214,6 +216,14 @@ fn forth(from: &Port, to: &Port) -> bool {
     from.mac[5] < to.mac[5]
 }
 
+fn has_no_own_ports(payload: &Payload) -> bool {
+    match payload {
+        Payload::Other(_) => true,
+        Payload::Udp { source, .. } => *source < 20_000,
+        _ => false,
+    }
+}
+
 fn payload(dice: &mut Dice, v4: bool, number: u64, unique: bool) -> Payload {
     let source = 20_000 + u16::try_from(number % 40_000).expect("16 bits");
     let target = dice.of(PORT_EDGES);
@@ -225,7 +235,7 @@ fn payload(dice: &mut Dice, v4: bool, number: u64, unique: bool) -> Payload {
         },
         4..=6 => Payload::Udp { source, target },
         7 if unique => Payload::Other(dice.of(&[99, 200])),
-        8 => match v4 {
+        8 if unique => match v4 {
             true => Payload::Udp {
                 source: dice.of(&[67, 68, source]),
                 target: dice.of(&[67, 68]),
@@ -273,7 +283,9 @@ fn shot(dice: &mut Dice, world: &mut World, judge: &Judge<'_>) -> Shot {
     let from = &PORTS[dice.of(&[0, 0, 1, 1, 2, 3, 4, 5, 5, 5, 6])];
     let to = loop {
         let to = &PORTS[dice.of(&[0, 1, 2, 3, 5, 6])];
-        if to.name != from.name {
+        // The host does not know where that one is.
+        let unknown = to.name == "vnet9" && from.bridge != to.bridge;
+        if to.name != from.name && !unknown {
             break to;
         }
     };
@@ -303,7 +315,7 @@ fn shot(dice: &mut Dice, world: &mut World, judge: &Judge<'_>) -> Shot {
             sender: match dice.below(4) {
                 0 => Ipv4Addr::UNSPECIFIED,
                 1 => "192.0.2.77".parse().expect("an address"),
-                _ => match address(dice, true, from) {
+                _ => match address(dice, true, from, false) {
                     IpAddr::V4(a) => a,
                     IpAddr::V6(_) => Ipv4Addr::BROADCAST,
                 },
@@ -315,12 +327,16 @@ fn shot(dice: &mut Dice, world: &mut World, judge: &Judge<'_>) -> Shot {
         },
         2 if !other_bridge => Content::Other(dice.of(&[0x88cc, 0x8863, 0x9000, 0x22f0])),
         _ => {
+            let forth = forth(from, to) && !many;
+            let mut payload = payload(dice, v4, number, forth);
+            // Without ports of its own, it could be the answer to another one.
+            let plain = forth && has_no_own_ports(&payload);
             let target = match (many && dice.once_in(2), v4, dice.once_in(2)) {
                 (true, true, true) => "224.0.0.251".parse().expect("an address"),
                 (true, true, false) => "255.255.255.255".parse().expect("an address"),
                 (true, false, _) => "ff02::fb".parse().expect("an address"),
                 (false, ..) => loop {
-                    let to = address(dice, v4, to);
+                    let to = address(dice, v4, to, plain);
                     let known = ["192.0.2.11", "192.0.2.12", "192.0.2.13", "203.0.113.14"];
                     let known = known.iter().any(|k| k.parse() == Ok(to))
                         || [
@@ -337,9 +353,8 @@ fn shot(dice: &mut Dice, world: &mut World, judge: &Judge<'_>) -> Shot {
                     }
                 },
             };
-            let mut payload = payload(dice, v4, number, forth(from, to) && !many);
-            let mut source = address(dice, v4, from);
-            if dice.once_in(8) && !other_bridge && from.name.starts_with("mt") {
+            let mut source = address(dice, v4, from, plain);
+            if !plain && dice.once_in(8) && !other_bridge && from.name.starts_with("mt") {
                 source = match v4 {
                     true => Ipv4Addr::UNSPECIFIED.into(),
                     false => "::".parse().expect("an address"),

@@ -28,6 +28,8 @@ use crate::pace::Backoff;
 
 /// How long one try takes at most.
 const TRY: Duration = Duration::from_secs(15);
+/// How long a NATS server has to say who it is, each time.
+const NATS_WITHIN: Duration = Duration::from_secs(2);
 /// How long before the end the last try has to be over, so that it is said
 /// what it came to.
 const LAST: Duration = Duration::from_millis(1_500);
@@ -246,7 +248,7 @@ impl Door {
         let mut last = "no address of NATS is known".to_owned();
         for url in urls {
             let answers = server_answers(url, credentials.nats_ca.as_deref());
-            last = match timeout(TRY / 3, answers).await {
+            last = match timeout(NATS_WITHIN, answers).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(why)) => why,
                 Err(_) => "no answer".to_owned(),

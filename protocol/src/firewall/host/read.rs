@@ -323,8 +323,15 @@ fn rules(fields: &Fields<'_>) -> Result<HostRules, HostRulesError> {
 /// How many the kernel is told for it, at most.
 fn lines(rule: &HostRule) -> usize {
     match &rule.body {
-        // With a line for its log, for both families.
-        RuleBody::Match(what) => 4 * what.from.len().max(1) * what.to.len().max(1),
+        // For both families, with a line for its log; connections are
+        // rejected otherwise than the rest.
+        RuleBody::Match(what) => {
+            let kinds = match (what.action, &what.traffic) {
+                (HostAction::Reject, Traffic::Any) => 8,
+                _ => 4,
+            };
+            kinds * what.from.len().max(1) * what.to.len().max(1)
+        }
         RuleBody::Raw(_) => 1,
     }
 }
