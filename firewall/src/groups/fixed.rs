@@ -166,7 +166,8 @@ const CHAINS: &[FixedChain] = &[
         Some("type filter hook forward priority -300; policy accept;"),
         &[
             // Not judged as egress: br_netfilter is off.
-            "meta mark & 0xffff0000 == 0x6d650000 ether type { ip, 0x86dd } drop",
+            "meta mark & 0xffff0000 == 0x6d650000 ether type ip drop",
+            "meta mark & 0xffff0000 == 0x6d650000 ether type 0x86dd drop",
             "oifname != \"mt*\" accept",
             "oifname != @taps drop",
             "meta mark set oifname map @marks-to",
@@ -232,7 +233,12 @@ const CHAINS: &[FixedChain] = &[
             "icmpv6 type 136 meta mark . @th,64,128 @neighbor accept",
             "icmpv6 type 136 meta mark . @th,64,128 @neighbor-pairs accept",
             // Nobody else's address, no router, nobody who asks for listeners.
-            "icmpv6 type { 130, 134, 136, 137 } drop",
+            // (One by one: while a table is replaced, a packet may be held
+            // against a set that is empty already, and has to be dropped then.)
+            "icmpv6 type 130 drop",
+            "icmpv6 type 134 drop",
+            "icmpv6 type 136 drop",
+            "icmpv6 type 137 drop",
             "meta nfproto ipv4 udp sport 68 udp dport 67 accept",
             "meta nfproto ipv6 udp sport 546 udp dport 547 accept",
             "ip6 hoplimit 255 icmpv6 type { 133, 135 } accept",

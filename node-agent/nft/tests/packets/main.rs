@@ -1,6 +1,9 @@
 //! What the kernel does with real packets, against what groups mean.
 
 mod capability;
+mod changes;
 mod frames;
+mod lab;
+mod named;
 mod random;
 mod world;

@@ -239,9 +239,19 @@ impl World {
         run("ip", &all, input)
     }
 
+    /// The hypervisor's namespace.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
     /// Applies it, as one transaction.
     pub(crate) fn apply(&self, text: &str) {
-        if let Err(e) = self.nft(&["-f", "-"], text) {
+        Self::apply_in(&self.host, text);
+    }
+
+    /// The same from another thread.
+    pub(crate) fn apply_in(host: &str, text: &str) {
+        if let Err(e) = run("ip", &["netns", "exec", host, "nft", "-f", "-"], text) {
             let e: String = e.chars().take(2_000).collect();
             panic!("{e}\nof:\n{}", text.chars().take(6_000).collect::<String>());
         }
