@@ -27,6 +27,7 @@ pub mod library;
 pub mod link;
 pub mod metrics;
 pub mod nats;
+pub mod node_firewall;
 pub mod once;
 pub mod peers;
 pub mod ping;

@@ -84,6 +84,8 @@ pub(crate) enum Command {
     Schedule(verbs::schedule::ScheduleArgs),
     /// Make, list, change and destroy virtual machines
     Vm(verbs::vm::VmArgs),
+    /// What may pass: nodes' own firewalls
+    Firewall(verbs::firewall::FirewallArgs),
     /// List hypervisors, and keep new machines away from one
     Hypervisor(verbs::hypervisor::HypervisorArgs),
     /// Invite, label and remove nodes

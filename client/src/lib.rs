@@ -21,6 +21,7 @@ mod chat;
 mod client;
 mod endpoint;
 mod error;
+mod firewall;
 mod freeze;
 mod happenings;
 mod images;

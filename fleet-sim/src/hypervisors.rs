@@ -383,6 +383,8 @@ fn config(home: &Path) -> Config {
             puppet: false,
             reboot: false,
             vm: true,
+            firewall: false,
+            firewall_raw: false,
         },
         command: Commands {
             cgroup: false,

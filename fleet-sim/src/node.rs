@@ -260,7 +260,7 @@ impl Node {
             }
             Ask::Freeze { freeze } => self.take_freeze(freeze, acts),
             // It has no machines.
-            Ask::Groups(_) => {}
+            Ask::Groups(_) | Ask::Probe(_) => {}
             Ask::Keys { list } => self.take_keys(list, acts),
         }
     }
@@ -494,6 +494,7 @@ impl Node {
                 value_bytes: None,
                 tally: None,
                 digest: None,
+                rolled_back: false,
             },
             chunks: u32::try_from(apart).unwrap_or(u32::MAX),
             inline,

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use muster_nft::host::{self, HostFirewall};
+use muster_nft::nft::Nft;
 use muster_protocol::ids::InstanceId;
 use muster_protocol::seal::OpenKey;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use crate::bus::{Bus, Link, LinkParts};
 use crate::config::Config;
@@ -16,7 +18,9 @@ use crate::executor::{Builtins, Executor};
 use crate::facts::Gatherer;
 use crate::freeze::Frost;
 use crate::host::environment::Environment;
-use crate::host::program::own_id;
+use crate::host::firewall::{Door, Firewall};
+use crate::host::groups;
+use crate::host::program::{own_id, own_path};
 use crate::host::vm::{Brokers, How, Machines, Program, Setting, Virt, Watcher};
 use crate::identity::Identity;
 use crate::journal::{Journal, JournalError};
@@ -26,6 +30,7 @@ use crate::report::Reporter;
 use crate::state::{StateDir, StateError};
 use crate::steps::{Steps, StepsParts};
 use crate::upgrade::{Intents, Pending, Resumed, Worker, resume};
+use crate::verbs::firewall::HOST_DIR;
 use crate::verify::Verifier;
 
 /// How often the journal is looked through for what can go.
@@ -72,11 +77,26 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<Ending, Agen
 /// # Errors
 /// [`AgentError`] when it cannot begin.
 pub async fn run_on(
-    config: Config,
+    mut config: Config,
     libvirt: Option<Arc<dyn Virt>>,
     stop: CancellationToken,
 ) -> Result<Ending, AgentError> {
-    let (builtins, jobs) = Builtins::new(&config);
+    let dir = StateDir::open(&config.state)?;
+    let _lock = dir.lock()?;
+    // Before anything is promised to anybody: what cannot be done is not
+    // granted, and what waited to be confirmed is taken back.
+    let firewall = open_firewall(&mut config).await;
+    // The helpers end with it; the link stays until the last outcomes are out.
+    let helpers = CancellationToken::new();
+    let _ending = helpers.clone().drop_guard();
+    let (groups, grouping) = match open_groups(&config, &helpers).await {
+        Some((inlet, keeping)) => (Some(inlet), Some(keeping)),
+        None => (None, None),
+    };
+    let (mut builtins, jobs) = Builtins::new(&config);
+    if groups.is_some() {
+        builtins.add(groups::CAPABILITY);
+    }
     if let Some(cgroups) = builtins.commands().cgroups() {
         cgroups.sweep();
     } else {
@@ -84,8 +104,6 @@ pub async fn run_on(
     }
     let builtins = Arc::new(builtins);
     let executor: Arc<dyn Executor> = builtins.clone();
-    let dir = StateDir::open(&config.state)?;
-    let _lock = dir.lock()?;
     let identity = Identity::load(&dir)?;
     let journal = Journal::open(&dir.path(JOURNAL_FILE))?;
     journal.begin().await?;
@@ -111,6 +129,13 @@ pub async fn run_on(
     };
     let (voice, bus) = Bus::new();
     builtins.ask(bus.clone());
+    if let Some(host) = firewall {
+        let (brokers, nats) = (config.brokers.clone(), config.nats.clone());
+        builtins.guard(Firewall::new(
+            host,
+            Door::new(identity.clone(), brokers, nats),
+        ));
+    }
     let watcher = config
         .capabilities
         .vm
@@ -160,10 +185,9 @@ pub async fn run_on(
         nats: config.nats.clone(),
         key,
         voice,
+        groups,
     });
-    // The helpers end with `stop`; the link stays until the last outcomes
-    // are out.
-    let (helpers, hang_up) = (CancellationToken::new(), CancellationToken::new());
+    let hang_up = CancellationToken::new();
     let worker_identity = identity.clone();
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(keeper.run(identity, config.brokers.clone(), helpers.clone()));
@@ -189,6 +213,9 @@ pub async fn run_on(
         }
         .keep(bus.clone(), helpers.clone()),
     );
+    if let Some(grouping) = grouping {
+        tasks.spawn(grouping.run(bus.clone(), helpers.clone()));
+    }
     if let Some((watcher, machines)) = watcher {
         tasks.spawn(watcher.run(bus.clone(), helpers.clone()));
         let unused = config.vm.keep_images.get();
@@ -288,6 +315,84 @@ pub async fn run_on(
         Ending::Become(_) => link.abort(),
     }
     Ok(ending)
+}
+
+/// This node's own firewall, where scenarios may change it and this system can.
+async fn open_firewall(config: &mut Config) -> Option<HostFirewall> {
+    let dir = config.state.join(HOST_DIR);
+    let granted = config.capabilities.firewall;
+    if !granted && !dir.exists() {
+        return None;
+    }
+    let program = match own_path() {
+        Ok(program) => program,
+        Err(e) => {
+            error!(
+                "the capability `firewall` is not granted: the agent does not know where it is itself: {e}"
+            );
+            config.capabilities.firewall = false;
+            return None;
+        }
+    };
+    let mut setting = host::Setting::new(dir, Nft::new(nft()), program);
+    setting.boot_id.clone_from(&config.boot_id);
+    let opened = tokio::task::spawn_blocking(move || {
+        let restored = host::restore(&setting);
+        let opened = HostFirewall::open(setting);
+        (restored, opened)
+    });
+    let (restored, opened) = match opened.await {
+        Ok(both) => both,
+        Err(e) => {
+            error!("the firewall cannot be looked at: {e}");
+            config.capabilities.firewall = false;
+            return None;
+        }
+    };
+    match restored {
+        Ok(restored) => {
+            if let Some((change, ended)) = &restored.rolled_back {
+                warn!(%change, "a change of the firewall was cut: {ended}; the old rules are in force");
+            }
+            if let Some(change) = &restored.loaded {
+                info!(%change, "the firewall's confirmed rules are in force");
+            }
+            if restored.busy {
+                warn!("somebody else changes the firewall at this moment");
+            }
+        }
+        Err(e) => error!("the firewall: {e}"),
+    }
+    match opened {
+        Ok(host) => granted.then_some(host),
+        Err(e) => {
+            error!("the capability `firewall` is not granted: {e}");
+            config.capabilities.firewall = false;
+            None
+        }
+    }
+}
+
+/// The security groups of this hypervisor, where it is one that may have
+/// firewalls.
+async fn open_groups(
+    config: &Config,
+    helpers: &CancellationToken,
+) -> Option<(groups::Inlet, groups::Keeping)> {
+    if !config.capabilities.vm || !config.capabilities.firewall {
+        return None;
+    }
+    groups::open(&config.state, &nft(), helpers.clone()).await
+}
+
+/// Where `nft` is: it is seldom on the path of a service.
+fn nft() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|dir| dir.join("nft"))
+        .find(|file| file.is_file())
+        .unwrap_or_else(|| PathBuf::from("/usr/sbin/nft"))
 }
 
 /// The machines of this node, for scenarios and for the broker.

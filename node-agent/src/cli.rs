@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::upgrade::guard;
-use crate::verbs::{enroll, local, run, status};
+use crate::verbs::{enroll, firewall, local, run, status};
 
 /// The agent of muster: it runs on every node, and does what the operators'
 /// signed requests ask.
@@ -35,6 +35,13 @@ enum Verb {
     /// Take an upgrade back that was not confirmed, before the service starts
     #[command(hide = true)]
     UpgradeUndo(guard::UndoArgs),
+    /// Watch over a change of the firewall, and take it back when nobody
+    /// confirms it
+    #[command(hide = true, name = muster_nft::host::guard::VERB)]
+    FirewallGuard(firewall::GuardArgs),
+    /// Put this machine's confirmed firewall in force, before its network is
+    /// there
+    FirewallRestore(firewall::RestoreArgs),
 }
 
 /// What a verb ends with when it fails: one line for people, and the exit
@@ -78,6 +85,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Verb::Status(args) => status::main(&args),
         Verb::UpgradeGuard(args) => guard::main(&args),
         Verb::UpgradeUndo(args) => guard::undo(&args),
+        Verb::FirewallGuard(args) => firewall::guard(&args),
+        Verb::FirewallRestore(args) => firewall::restore_all(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

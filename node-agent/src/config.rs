@@ -79,6 +79,10 @@ pub struct Capabilities {
     pub reboot: bool,
     /// Virtual machines by libvirt, by scenarios: this node is a hypervisor.
     pub vm: bool,
+    /// This node's own firewall, by scenarios.
+    pub firewall: bool,
+    /// Rules of it in nft's own words, of which muster knows nothing.
+    pub firewall_raw: bool,
 }
 
 /// Bounds that no request can lift.
@@ -220,6 +224,9 @@ impl Default for Capabilities {
             reboot: true,
             // Most nodes are no hypervisors.
             vm: false,
+            // A firewall is somebody's already, mostly.
+            firewall: false,
+            firewall_raw: false,
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::bus::Bus;
 use crate::config::{Capabilities, Config};
 use crate::host::cgroup::Cgroups;
 use crate::host::environment::{Environment, marks};
+use crate::host::firewall::Firewall;
 use crate::host::process::{self, End, Sink, Spec, Why};
 use crate::host::tree::Ended;
 use crate::host::vm::Machines;
@@ -112,6 +113,12 @@ pub trait Executor: Send + Sync {
     /// A step that was prepared did not begin after all.
     fn abandon(&self, _request: RequestId) {}
 
+    /// Why the old rules of the firewall are in force again after a step that
+    /// was cut, if they are.
+    fn rolled_back(&self, _request: RequestId) -> BoxFuture<'_, Option<String>> {
+        Box::pin(std::future::ready(None))
+    }
+
     /// Executes it. The result's reason is for people; who cancelled is said
     /// by the caller. `None` when the machine is being restarted: the step
     /// goes on after it ([`Step::restarts`]).
@@ -159,6 +166,8 @@ pub struct Builtins {
     upgrades: Upgrades,
     scenarios: Scenarios,
     fetcher: Fetcher,
+    /// What this node can do beside executing anything.
+    beside: Vec<&'static str>,
 }
 
 impl Builtins {
@@ -175,8 +184,14 @@ impl Builtins {
             fetcher,
             commands,
             upgrades,
+            beside: Vec::new(),
         };
         (builtins, jobs)
+    }
+
+    /// From now on the broker is told that this node can do that, too.
+    pub fn add(&mut self, capability: &'static str) {
+        self.beside.push(capability);
     }
 
     /// From now on the broker is asked for scenarios that are not here.
@@ -187,6 +202,11 @@ impl Builtins {
     /// From now on scenarios have the machines of this hypervisor.
     pub fn keep(&self, machines: Machines) {
         self.scenarios.keep(machines);
+    }
+
+    /// From now on scenarios have this node's firewall.
+    pub fn guard(&self, firewall: Firewall) {
+        self.scenarios.guard(firewall);
     }
 
     /// Commands.
@@ -267,12 +287,17 @@ impl Executor for Builtins {
         }
     }
 
+    fn rolled_back(&self, request: RequestId) -> BoxFuture<'_, Option<String>> {
+        self.scenarios.rolled_back(request)
+    }
+
     fn capabilities(&self) -> Vec<String> {
         let mut all = self.commands.capabilities();
         if self.upgrades.granted() {
             all.push(upgrade::CAPABILITY.to_owned());
         }
         all.extend(self.scenarios.capabilities());
+        all.extend(self.beside.iter().map(|&capability| capability.to_owned()));
         all
     }
 }
@@ -436,6 +461,7 @@ fn result(serial: Serial, end: &End, timeout: Duration) -> NodeResult {
         value_bytes: None,
         tally: None,
         digest: None,
+        rolled_back: false,
     }
 }
 

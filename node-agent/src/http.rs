@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use muster_protocol::api::Challenge;
+use muster_protocol::firewall::{AddressesRequest, ConfirmRequest, Confirmation, RoleAddresses};
 use muster_protocol::problem::{Kind, Problem};
 use muster_protocol::text::printable;
 use muster_protocol::vm::SeedText;
@@ -411,6 +412,28 @@ impl Client {
     /// [`HttpError`].
     pub async fn seed(&self, request: &SeedRequest) -> Result<SeedText, HttpError> {
         self.post("v1/agent/seed", request).await
+    }
+
+    /// Asks which addresses nodes of some roles have.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub async fn firewall_addresses(
+        &self,
+        request: &AddressesRequest,
+    ) -> Result<RoleAddresses, HttpError> {
+        self.post("v1/agent/firewall/addresses", request).await
+    }
+
+    /// Asks whether new rules of this node's firewall may stay.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub async fn confirm_firewall(
+        &self,
+        request: &ConfirmRequest,
+    ) -> Result<Confirmation, HttpError> {
+        self.post("v1/agent/firewall/confirm", request).await
     }
 
     fn url(&self, path: &str) -> Result<reqwest::Url, HttpError> {

@@ -38,6 +38,7 @@ pub mod keeper;
 pub mod local;
 pub mod logging;
 pub mod pace;
+pub mod probe;
 pub mod release;
 pub mod report;
 pub mod scenario;

@@ -89,6 +89,9 @@
 //! | `POST /v1/hypervisors/{node}/adopt` | [`AdoptHypervisor`] → [`Adopted`] |
 //! | `POST /v1/agent/image` (by node key) | [`crate::wire::ImageRequest`] → bytes |
 //! | `POST /v1/agent/seed` (by node key) | [`crate::wire::SeedRequest`] → [`crate::vm::SeedText`] |
+//! | `POST /v1/firewall/nodes/{name}` | [`NodeFirewallAsk`] → [`RunView`] |
+//! | `POST /v1/agent/firewall/addresses` (by node key) | [`crate::firewall::AddressesRequest`] → [`crate::firewall::RoleAddresses`] |
+//! | `POST /v1/agent/firewall/confirm` (by node key) | [`crate::firewall::ConfirmRequest`] → [`crate::firewall::Confirmation`] |
 //! | `GET /healthz`, `/readyz`, `/openapi.json` (open) | |
 //!
 //! Wherever a route takes `{run}`, a prefix of at least four characters that
@@ -103,6 +106,7 @@ mod freeze;
 mod hook;
 mod image;
 mod network;
+mod node_firewall;
 mod policy;
 mod release;
 mod run;
@@ -123,6 +127,7 @@ use utoipa::ToSchema;
 pub use self::cluster::{KeyView, Keys, Removed, Space};
 pub use self::image::{IMAGE_PART, ImageUpload, ImageView, PutImage};
 pub use self::network::{NetworkView, PutNetwork};
+pub use self::node_firewall::NodeFirewallAsk;
 pub(crate) use self::secret::exposed;
 pub use self::tenant::{AccountView, PutAccount, PutSshKey, SshKeyView};
 pub use self::vm::{

@@ -226,6 +226,9 @@ pub enum Ask {
     },
     /// What the machines' interfaces of a hypervisor may say and hear.
     Groups(Box<crate::firewall::GroupsUpdate>),
+    /// Connect to a node whose firewall has changed, and answer with
+    /// [`crate::firewall::Probed`].
+    Probe(crate::firewall::ProbeAsk),
     /// Take this key list.
     Keys {
         /// Signed by the root key.

@@ -2,11 +2,13 @@
 //!
 //! Two things share the words of this module: *security groups*, which say
 //! what machines' interfaces may say and hear ([`GroupRule`]), and the
-//! *host firewall* of a node. What a hypervisor holds of groups is a
+//! *host firewall* of a node ([`host::HostRules`]). What a hypervisor holds of groups is a
 //! [`Holding`]; it is changed by [`GroupsUpdate`]s, never guessed.
 
 mod group;
 mod holding;
+pub mod host;
+mod node;
 mod traffic;
 
 pub use self::group::{
@@ -16,5 +18,9 @@ pub use self::group::{
 pub use self::holding::{
     AddressPair, Change, GroupsAnswer, GroupsMark, GroupsUpdate, Holding, Interface, MAX_UPDATE,
     Members, MembersChange, MembersOf, UpdateError,
+};
+pub use self::node::{
+    AddressesRequest, ConfirmRequest, Confirmation, MAX_PROBES_ASKED, MAX_ROLES_ASKED, ProbeAsk,
+    ProbeResult, ProbeWish, Probed, RoleAddresses,
 };
 pub use self::traffic::{Icmp, MAX_PORTS, PortRange, Ports, PortsError, Traffic, TrafficError};

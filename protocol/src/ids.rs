@@ -223,7 +223,19 @@ impl FromStr for Serial {
 }
 
 /// What a node answers for exactly once: one step of one run.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Deserialize,
+    Eq,
+    Hash,
+    Ord,
+    PartialEq,
+    PartialOrd,
+    Serialize,
+    utoipa::ToSchema,
+)]
 pub struct RequestId {
     /// The run.
     pub run: RunId,

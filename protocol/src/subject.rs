@@ -168,12 +168,14 @@ pub enum NodeSays {
     Machines,
     /// [`crate::firewall::GroupsAnswer`]: what a hypervisor holds of groups.
     Groups,
+    /// [`crate::firewall::Probed`]: what came of a probe.
+    Probed,
     /// [`crate::wire::Bye`].
     Bye,
 }
 
 impl NodeSays {
-    const ALL: [(Self, &'static str); 15] = [
+    const ALL: [(Self, &'static str); 16] = [
         (Self::Hello, "hello"),
         (Self::Beat, "beat"),
         (Self::Facts, "facts"),
@@ -188,6 +190,7 @@ impl NodeSays {
         (Self::Freeze, "freeze"),
         (Self::Machines, "machines"),
         (Self::Groups, "groups"),
+        (Self::Probed, "probed"),
         (Self::Bye, "bye"),
     ];
 

@@ -372,6 +372,31 @@ pub const NODE: &[Entry] = &[
         "vm::guest_ping(id)",
         "Whether the QEMU guest agent in it answers.",
     ),
+    function(
+        Side::Node,
+        "firewall::host(rules)",
+        "The node's own firewall has these rules; they stay when the broker confirms them over a new connection and every probe passes, else the old ones are back.",
+    ),
+    function(
+        Side::Node,
+        "firewall::show()",
+        "The rules in force: `#{ change, rules, text }`.",
+    ),
+    function(
+        Side::Node,
+        "firewall::history()",
+        "The changes of the node's firewall, newest first, each `#{ change, at, difference, ended }`.",
+    ),
+    function(
+        Side::Node,
+        "firewall::diff(run?)",
+        "One of them: that of this run, or the newest.",
+    ),
+    function(
+        Side::Node,
+        "firewall::rollback()",
+        "The rules before the present ones are in force; confirmed as every change.",
+    ),
     method(
         Side::Node,
         "content(text, options?)",
@@ -650,6 +675,14 @@ pub const TOLD: &[(&str, &str)] = &[
         "vm::guest_ping(\"0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102\")",
         "vm guest_ping 0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102",
     ),
+    (
+        "firewall::host(#{ rules: [#{ accept: \"tcp 22\" }] })",
+        "firewall host",
+    ),
+    ("firewall::show()", "firewall show"),
+    ("firewall::history()", "firewall history"),
+    ("firewall::diff()", "firewall diff"),
+    ("firewall::rollback()", "firewall rollback"),
 ];
 
 /// The entry of this name and form that may be called on a side.

@@ -356,10 +356,13 @@ impl<'a> Checker<'a> {
                     .map(|entry| entry.name)
                     .chain(self.own.keys().map(String::as_str));
                 let near = nearest(&call.name, known).map(str::to_owned);
-                // A word about machines without what stands in front of it.
-                let whole = format!("{}::{}", engine::VM, call.name);
-                let is_there = catalogue::find(&whole, call.form).next().is_some();
-                let near = near.or_else(|| is_there.then_some(whole));
+                // A word about machines or firewalls without what stands in
+                // front of it.
+                let whole = [engine::VM, engine::FIREWALL]
+                    .map(|module| format!("{module}::{}", call.name))
+                    .into_iter()
+                    .find(|whole| catalogue::find(whole, call.form).next().is_some());
+                let near = near.or(whole);
                 self.faults.push(match near {
                     Some(near) => fault.hint(format!("did you mean `{near}`?")),
                     None => fault,

@@ -137,6 +137,8 @@ const FREED: [&str; 2] = ["package", "default"];
 
 /// In front of every word about machines: `vm::create`.
 pub(crate) const VM: &str = "vm";
+/// In front of every word about a node's own firewall: `firewall::host`.
+pub(crate) const FIREWALL: &str = "firewall";
 
 /// An engine that has the language and nothing of muster yet.
 #[must_use]
@@ -194,6 +196,7 @@ pub fn engine(limits: Limits) -> Engine {
     });
     // Known wherever a script is read; what is in it is for nodes only.
     engine.register_static_module(VM, Module::new().into());
+    engine.register_static_module(FIREWALL, Module::new().into());
     text::register(&mut engine, limits);
     // Rhai's own would hold its thread, and nothing could end it.
     engine.register_fn("sleep", |_: i64| no_number());

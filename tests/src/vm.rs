@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod capability;
 pub mod guest;
+pub mod host;
 pub mod hypervisor;
 pub mod image;
 pub mod namespace;
@@ -11,6 +12,7 @@ pub mod parts;
 pub mod world;
 
 pub use capability::capability;
+pub use host::Host;
 pub use hypervisor::{Hypervisor, Inside};
 pub use image::Image;
 pub use world::World;

@@ -28,6 +28,7 @@ use crate::events::facts::{self, Patience};
 use crate::freeze::Freezer;
 use crate::hello::Porter;
 use crate::inventory::{Inventory, NodeRecord, Snapshot};
+use crate::node_firewall::Prober;
 use crate::ping::Pinger;
 use crate::presence::Presence;
 use crate::runs::Engine;
@@ -49,6 +50,7 @@ pub(super) struct Ears {
     pub(super) inventory: Inventory,
     pub(super) presence: Presence,
     pub(super) pinger: Pinger,
+    pub(super) prober: Prober,
     pub(super) porter: Porter,
     pub(super) freezer: Freezer,
     pub(super) observed: Observed,
@@ -189,6 +191,7 @@ impl Ears {
             Said::Freeze(taken) => self.freezer.taken(serial, taken.revision),
             Said::Machines(report) => self.observed.hear(&record, *report),
             Said::Groups(answer) => tracing::debug!(%serial, ?answer, "groups"),
+            Said::Probed(probed) => self.prober.probed(serial, probed),
             Said::Bye(bye) => self.presence.bye(serial, bye.instance),
         }
     }
@@ -319,6 +322,7 @@ impl Ears {
             Purpose::Call => self.engine.unheard(run, serial, Message::Call),
             Purpose::Cancel => self.engine.unheard(run, serial, Message::Cancel),
             Purpose::Ping => self.pinger.unheard(run, serial),
+            Purpose::Probe => self.prober.unheard(run, serial),
             Purpose::Other => {}
         }
     }

@@ -109,6 +109,7 @@ pub(crate) enum Purpose {
     Call,
     Cancel,
     Ping,
+    Probe,
     /// Nobody wants to know.
     Other,
 }
@@ -119,12 +120,13 @@ impl Purpose {
             Self::Call => "call",
             Self::Cancel => "cancel",
             Self::Ping => "ping",
+            Self::Probe => "probe",
             Self::Other => "other",
         }
     }
 
     fn parse(token: &str) -> Option<Self> {
-        [Self::Call, Self::Cancel, Self::Ping]
+        [Self::Call, Self::Cancel, Self::Ping, Self::Probe]
             .into_iter()
             .find(|p| p.token() == token)
     }
@@ -248,6 +250,7 @@ impl Bus {
             Ask::Call(_) => Purpose::Call,
             Ask::Cancel => Purpose::Cancel,
             Ask::Ping => Purpose::Ping,
+            Ask::Probe(_) => Purpose::Probe,
             Ask::Refresh { .. }
             | Ask::Recall(_)
             | Ask::Freeze { .. }

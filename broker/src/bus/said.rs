@@ -3,7 +3,7 @@
 use async_nats::Subject;
 use bytes::Bytes;
 use muster_protocol::envelope::{KEY_HEADER, MAX_PAYLOAD, SIGNATURE_HEADER};
-use muster_protocol::firewall::GroupsAnswer;
+use muster_protocol::firewall::{GroupsAnswer, Probed};
 use muster_protocol::freeze::FreezeTaken;
 use muster_protocol::ids::Serial;
 use muster_protocol::keys::SignedText;
@@ -40,6 +40,7 @@ pub(super) enum Said {
     Freeze(FreezeTaken),
     Machines(Box<HypervisorReport>),
     Groups(GroupsAnswer),
+    Probed(Probed),
     Bye(Bye),
 }
 
@@ -78,6 +79,7 @@ pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said
         | NodeSays::Bundle
         | NodeSays::Freeze
         | NodeSays::Groups
+        | NodeSays::Probed
         | NodeSays::Bye => 16 * 1024,
     };
     if bytes.len() > limit {
@@ -127,6 +129,7 @@ pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said
         NodeSays::Freeze => Said::Freeze(json(kind, bytes)?),
         NodeSays::Machines => Said::Machines(json(kind, bytes)?),
         NodeSays::Groups => Said::Groups(json(kind, bytes)?),
+        NodeSays::Probed => Said::Probed(json(kind, bytes)?),
         NodeSays::Bye => Said::Bye(json(kind, bytes)?),
     })
 }
@@ -173,7 +176,8 @@ mod tests {
         fn no_bytes_make_it_panic(payload in prop::collection::vec(any::<u8>(), 0..200)) {
             for kind in [NodeSays::Hello, NodeSays::Beat, NodeSays::Facts, NodeSays::Pong, NodeSays::Accepted,
                 NodeSays::Output, NodeSays::Outcome, NodeSays::Local, NodeSays::Proof, NodeSays::Keys,
-                NodeSays::Bundle, NodeSays::Machines, NodeSays::Groups, NodeSays::Bye]
+                NodeSays::Bundle, NodeSays::Machines, NodeSays::Groups, NodeSays::Probed,
+                NodeSays::Bye]
             {
                 if let Err(Nonsense(why)) = read(kind, &message(&payload)) {
                     let safe = !why.contains('\x1b') && why.len() < 1_000;

@@ -25,6 +25,7 @@ use crate::lease::Lease;
 use crate::library::Library;
 use crate::nats::admin::SystemClient;
 use crate::nats::keys::AccountKey;
+use crate::node_firewall::{NodeFirewall, Prober};
 use crate::ping::Pinger;
 use crate::plans::Plans;
 use crate::presence::{Journals, Presence, follow_connections};
@@ -116,6 +117,8 @@ pub struct Nodes {
     pub engine: Engine,
     /// Pings.
     pub pinger: Pinger,
+    /// Changes of nodes' own firewalls.
+    pub firewall: NodeFirewall,
     /// Plans that wait for a confirmation.
     pub plans: Plans,
     /// Who is there.
@@ -188,12 +191,15 @@ impl Nodes {
             presence: presence.clone(),
             inventory: inventory.clone(),
         });
+        let prober = Prober::new(bus.clone());
+        let firewall = NodeFirewall::new(inventory.clone(), engine.clone(), prober.clone());
         let ears = Ears {
             control: control.clone(),
             bus: bus.clone(),
             inventory: inventory.clone(),
             presence: presence.clone(),
             pinger: pinger.clone(),
+            prober: prober.clone(),
             porter,
             freezer: freezer.clone(),
             observed,
@@ -229,6 +235,7 @@ impl Nodes {
         Ok(Self {
             engine,
             pinger,
+            firewall,
             plans: Plans::default(),
             presence,
             control,

@@ -55,6 +55,19 @@ impl Enrolment {
         Ok(record)
     }
 
+    /// Whether it is an enrolled node that asks about its firewall.
+    ///
+    /// # Errors
+    /// [`EnrollError`].
+    pub async fn prove_firewalled(
+        &self,
+        serial: Serial,
+        challenge: &str,
+        proof: &Signature,
+    ) -> Result<(), EnrollError> {
+        self.proven(serial, challenge, proof).await.map(drop)
+    }
+
     /// Whether it is an enrolled node that asks for the seed of a machine.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ mod limit;
 mod matching;
 mod metrics;
 mod networks;
+mod node_firewall;
 mod nodes;
 mod once;
 mod page;
@@ -238,6 +239,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .merge(matching::routes())
         .merge(metrics::routes())
         .merge(networks::routes())
+        .merge(node_firewall::routes())
         .merge(nodes::routes())
         .merge(ping::routes())
         .merge(policy::routes())

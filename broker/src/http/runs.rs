@@ -458,7 +458,7 @@ pub(crate) async fn wish(
 }
 
 /// What is answered to whoever asked for a run.
-fn answer(state: &AppState, submitted: Submitted) -> Result<ApiJson<RunView>, ApiError> {
+pub(super) fn answer(state: &AppState, submitted: Submitted) -> Result<ApiJson<RunView>, ApiError> {
     let plan = match submitted {
         Submitted::Run(run) => return Ok(ApiJson(*run)),
         Submitted::Confirm(plan) => plan,
@@ -539,7 +539,7 @@ async fn ended(
 
 /// Under which id this is asked for: the journal then holds it once, also when
 /// two requests race or this broker starts again in between.
-fn asked(caller: &Caller, route: &str, headers: &HeaderMap) -> Result<Asked, ApiError> {
+pub(super) fn asked(caller: &Caller, route: &str, headers: &HeaderMap) -> Result<Asked, ApiError> {
     let named = named_run(caller, route, headers)?;
     Ok(named.map_or_else(Asked::once, Asked::under))
 }

@@ -478,6 +478,7 @@ pub fn run_node(serial: Serial, node: &NodeState) -> RunNode {
         value_bytes: result.and_then(|r| r.value_bytes),
         tally: result.and_then(|r| r.tally),
         digest: result.and_then(|r| r.digest),
+        rolled_back: result.is_some_and(|r| r.rolled_back),
         taken_back: false,
         late: node.late.iter().map(|r| r.outcome).collect(),
     }

@@ -114,6 +114,14 @@ pub struct Entry {
 }
 
 impl Book {
+    /// The first node, by name, that has its old firewall again.
+    #[must_use]
+    pub fn rolled_back(&self) -> Option<&NodeName> {
+        let rolled = |entry: &Entry| entry.result.as_ref().is_some_and(|r| r.rolled_back);
+        let mut nodes = self.nodes.iter();
+        nodes.find(|(_, entry)| rolled(entry)).map(|(node, _)| node)
+    }
+
     /// With what a view of the run says, before any frame.
     #[must_use]
     pub fn from_view(view: &RunView) -> Self {

@@ -383,6 +383,12 @@ pub enum Onward {
 impl Onward {
     fn hint(self, book: &Book) -> Option<String> {
         let short = &book.short;
+        // Rules that are not in force any more can be read in one place only.
+        if let Some(node) = book.rolled_back() {
+            return Some(format!(
+                "What was tried: muster firewall diff {node} --run {short}"
+            ));
+        }
         match self {
             Self::Show => Some(format!("muster runs show {short}")),
             Self::Watch => Some(format!("muster runs watch {short}")),

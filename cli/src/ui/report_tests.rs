@@ -58,6 +58,7 @@ fn ended(book: &mut Book, node: &str, outcome: Outcome, reason: Option<&str>, ex
         value_bytes: None,
         tally: None,
         digest: None,
+        rolled_back: false,
         taken_back: false,
         late: vec![],
     };
@@ -223,6 +224,7 @@ fn output_that_the_broker_lost_is_said() {
                 value_bytes: None,
                 tally: None,
                 digest: None,
+                rolled_back: false,
                 taken_back: false,
                 late: vec![],
             },
@@ -256,6 +258,7 @@ fn truncated_late_and_cancelled_are_marked() {
             value_bytes: None,
             tally: None,
             digest: None,
+            rolled_back: false,
             taken_back: false,
             late: vec![],
         },

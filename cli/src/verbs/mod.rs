@@ -8,6 +8,7 @@ pub mod bot;
 pub mod broker;
 pub mod doctor;
 pub mod events;
+pub mod firewall;
 pub mod freeze;
 pub mod generate;
 pub mod hook;
@@ -63,6 +64,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Failu
         Command::Scenario(args) => scenario::run(context, &args).await,
         Command::Schedule(args) => schedule::run(context, args).await,
         Command::Vm(args) => Box::pin(vm::run(context, args)).await,
+        Command::Firewall(args) => Box::pin(firewall::run(context, args)).await,
         Command::Hypervisor(args) => hypervisor::run(context, &args).await,
         Command::Node(args) => node::run(context, args).await,
         Command::Image(args) => Box::pin(image::run(context, args)).await,

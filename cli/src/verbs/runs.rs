@@ -505,6 +505,7 @@ mod tests {
             value_bytes: None,
             tally: None,
             digest: None,
+            rolled_back: false,
             taken_back: false,
             late: vec![],
         };

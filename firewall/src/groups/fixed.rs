@@ -183,6 +183,17 @@ const CHAINS: &[FixedChain] = &[
     ),
     (
         Table::Bridge,
+        "elsewhere",
+        // Behind br_netfilter's: what is bridged to a port that is none of
+        // ours goes through `inet postrouting`, too, where it looks like what
+        // the host sends.
+        Some("type filter hook forward priority 300; policy accept;"),
+        &[
+            "oifname != \"mt*\" meta mark & 0xffff0000 == 0x00000000 ether type { ip, 0x86dd } meta mark set meta mark | 0x6d6e0000",
+        ],
+    ),
+    (
+        Table::Bridge,
         "postrouting",
         Some("type filter hook postrouting priority 0; policy accept;"),
         &[
@@ -258,6 +269,8 @@ const CHAINS: &[FixedChain] = &[
         Some("type filter hook postrouting priority 150; policy accept;"),
         &[
             "oifname \"mt*\" drop",
+            // Bridged to a port that is none of ours: it gets its mark back.
+            "meta mark & 0xffff0000 == 0x6d6e0000 meta mark set meta mark & 0x0000ffff accept",
             // Bridged, and judged when it was forwarded.
             "meta mark & 0xffff0000 == 0x6d6b0000 accept",
             "meta mark set oifname . ip daddr map @routed4",

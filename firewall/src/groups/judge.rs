@@ -215,6 +215,33 @@ pub enum Fixed {
 }
 
 impl Fixed {
+    /// All of them.
+    pub const ALL: [Self; 23] = [
+        Self::Unknown,
+        Self::Tagged,
+        Self::EtherType,
+        Self::Reserved,
+        Self::SourceMac,
+        Self::SourceAddress,
+        Self::ArpSender,
+        Self::RarpSender,
+        Self::DhcpServer,
+        Self::Router,
+        Self::Advertisement,
+        Self::NotForIt,
+        Self::NoConnection,
+        Self::NoIngressRule,
+        Self::NoEgressRule,
+        Self::HostToMany,
+        Self::EgressOpen,
+        Self::Dhcp,
+        Self::Neighbor,
+        Self::Listener,
+        Self::Arp,
+        Self::Rarp,
+        Self::NotOurs,
+    ];
+
     /// Whether it lets pass.
     #[must_use]
     pub fn verdict(self) -> Verdict {

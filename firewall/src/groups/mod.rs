@@ -11,8 +11,12 @@ mod fixed;
 pub mod ids;
 pub mod judge;
 pub mod objects;
+pub mod table;
 pub mod text;
 
 pub use build::{objects, touched};
 pub use check::{Refused, check};
 pub use text::{bare, update, whole};
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@
 //! | `0x6d67NNNN` | the same, and the inet table has seen it                 |
 //! | `0x6d69NNNN` | goes to interface N, and nobody has judged it yet        |
 //! | `0x6d6bNNNN` | the same, and the inet table has seen it                 |
+//! | `0x6d6eXXXX` | bridged to a port that is none of ours; its own mark was X |
 //!
 //! What is not seen by the inet table reaches no interface: with br_netfilter
 //! off nothing passes, rather than everything.

@@ -10,8 +10,9 @@ use futures_util::stream::SelectAll;
 use futures_util::{FutureExt as _, StreamExt as _};
 use muster_protocol::PROTOCOL_VERSION;
 use muster_protocol::envelope::{Ask, Request};
+use muster_protocol::firewall::{ProbeAsk, Probed};
 use muster_protocol::freeze::FreezeTaken;
-use muster_protocol::ids::InstanceId;
+use muster_protocol::ids::{InstanceId, RequestId};
 use muster_protocol::seal::{OpenKey, SECRETS_HEADER, SecretBox};
 use muster_protocol::subject::NodeSays;
 use muster_protocol::text::printable;
@@ -28,10 +29,12 @@ use super::connection::{
 use super::outage::Outage;
 use super::{SayError, Voice};
 use crate::freeze::Frost;
+use crate::host::groups::Inlet;
 use crate::identity::{Identity, NATS_CA_FILE};
 use crate::journal::Journal;
 use crate::keeper::Keeper;
 use crate::pace::{Backoff, Comeback, spread};
+use crate::probe::Probes;
 use crate::report::Reporter;
 use crate::steps::Steps;
 use crate::verify::{Verdict, Verifier};
@@ -84,6 +87,8 @@ pub struct LinkParts {
     pub key: OpenKey,
     /// Gives the bus its voice.
     pub voice: watch::Sender<Option<Arc<Voice>>>,
+    /// Who takes what is said of security groups, if anybody does here.
+    pub groups: Option<Inlet>,
 }
 
 /// The task that keeps a connection.
@@ -239,6 +244,7 @@ struct Session<'a> {
     beat_every: Duration,
     next_beat: Instant,
     held: Vec<Message>,
+    probes: Probes,
     asked_keys: Option<Instant>,
     /// This node has gone back in time: what was signed before may have been
     /// followed already.
@@ -272,6 +278,7 @@ impl<'a> Session<'a> {
             beat_every: BEAT_EVERY.get(),
             next_beat: Instant::now(),
             held: Vec::new(),
+            probes: Probes::default(),
             asked_keys: None,
             follow_after: None,
             connection,
@@ -556,9 +563,27 @@ impl<'a> Session<'a> {
                 recall_since(self.parts, *recall, at).await;
             }
             Ask::Freeze { freeze } => self.take_freeze(freeze).await,
-            Ask::Groups(_) => debug!("no groups are looked after here"),
+            Ask::Probe(ask) => self.probe(request.id(), ask.clone()),
+            Ask::Groups(update) => match &self.parts.groups {
+                Some(groups) => groups.take(update.clone()),
+                None => debug!("no groups are looked after here"),
+            },
             Ask::Keys { list } => self.take_keys(list),
         }
+    }
+
+    /// Tries whether another node can be reached, for the broker to know
+    /// whether that one's new rules may stay.
+    fn probe(&self, request: RequestId, ask: ProbeAsk) {
+        let voice = Voice::new(self.connection.client.clone(), self.serial);
+        let probes = self.probes.clone();
+        tokio::spawn(async move {
+            let result = probes.make(&ask).await;
+            debug!(address = %ask.address, tcp = ask.tcp, ?result, "a probe");
+            let _ = voice
+                .say(NodeSays::Probed, &Probed { request, result })
+                .await;
+        });
     }
 
     /// Whether a call may have been followed before this node went back.

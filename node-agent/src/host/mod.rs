@@ -6,6 +6,8 @@ pub mod cgroup;
 pub mod command;
 pub mod environment;
 pub mod file;
+pub mod firewall;
+pub mod groups;
 pub mod package;
 pub mod proc;
 pub mod process;

@@ -302,6 +302,14 @@ impl Tools {
         let _ = self.shared.said.send(said).await;
     }
 
+    /// Returns when the step is to end.
+    pub async fn ends(&self) {
+        tokio::select! {
+            () = self.shared.cancel.cancelled() => {}
+            () = tokio::time::sleep_until(self.shared.deadline) => {}
+        }
+    }
+
     /// Waits for something else than a program, unless the step is to end.
     ///
     /// # Errors

@@ -4,13 +4,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use muster_protocol::envelope::Mode;
+use muster_protocol::ids::RequestId;
 use muster_protocol::note::{Digest, EVENT_PREFIX, MAX_EVENT, MAX_EVENTS, Note, Tally};
 use muster_protocol::text::printable;
-use muster_scenarios::node::{Change, Effect, Host, HostError, NodeFacts, Performed, Source};
+use muster_scenarios::node::{
+    Change, Effect, FirewallCall, Host, HostError, NodeFacts, Performed, Source,
+};
 use muster_scenarios::secret::Secrets;
 use serde_json::{Map, Value};
 
 use crate::config::Capabilities;
+use crate::host::firewall::{Asking, Came, Firewall};
 use crate::host::package::{self, Packages};
 use crate::host::tools::{Said, ToolError, Tools};
 use crate::host::vm::{self, Machines};
@@ -34,7 +38,7 @@ impl Grants {
     }
 
     /// What can be granted, and whether it is.
-    fn all(self) -> [(&'static str, bool); 10] {
+    fn all(self) -> [(&'static str, bool); 12] {
         [
             ("command", self.0.command),
             ("shell", self.0.shell),
@@ -46,6 +50,8 @@ impl Grants {
             ("puppet", self.0.puppet),
             ("reboot", self.0.reboot),
             ("vm", self.0.vm),
+            ("firewall", self.0.firewall),
+            ("firewall_raw", self.0.firewall_raw),
         ]
     }
 
@@ -77,12 +83,18 @@ pub(super) struct Effects {
     facts: Arc<NodeFacts>,
     secrets: Secrets,
     machines: Option<Machines>,
+    firewall: Option<Firewall>,
+    request: RequestId,
     counted: Mutex<Counted>,
 }
 
 struct Counted {
     tally: Tally,
     events: u32,
+    /// Changes of the firewall that were asked for.
+    firewalls: u32,
+    /// Why its old rules are in force again, if they are.
+    rolled_back: Option<String>,
     /// Over what would change so far.
     digest: Digest,
 }
@@ -94,7 +106,8 @@ impl Effects {
         mode: Mode,
         facts: Arc<NodeFacts>,
         secrets: Secrets,
-        machines: Option<Machines>,
+        (machines, firewall): (Option<Machines>, Option<Firewall>),
+        request: RequestId,
     ) -> Self {
         Self {
             tools,
@@ -105,9 +118,13 @@ impl Effects {
             facts,
             secrets,
             machines,
+            firewall,
+            request,
             counted: Mutex::new(Counted {
                 tally: Tally::default(),
                 events: 0,
+                firewalls: 0,
+                rolled_back: None,
                 digest: Digest::NOTHING,
             }),
         }
@@ -117,6 +134,11 @@ impl Effects {
     pub(super) fn counted(&self) -> (Tally, Digest) {
         let counted = self.counts();
         (counted.tally, counted.digest)
+    }
+
+    /// Why the old rules of the firewall are in force again, if they are.
+    pub(super) fn rolled_back(&self) -> Option<String> {
+        self.counts().rolled_back.clone()
     }
 
     /// Goes on where an earlier start of the agent stopped counting.
@@ -143,7 +165,18 @@ impl Effects {
     /// Whether this node lets scripts do that.
     pub(super) fn granted(&self, effect: &Effect) -> Result<(), HostError> {
         match effect.capability() {
-            Some(capability) if !self.grants.has(capability) => Err(not_granted(capability)),
+            Some(capability) if !self.grants.has(capability) => {
+                return Err(not_granted(capability));
+            }
+            _ => {}
+        }
+        // Nobody but nft knows what such rules do.
+        match effect {
+            Effect::Firewall(FirewallCall::Host { order })
+                if order.rules.is_raw() && !self.grants.has("firewall_raw") =>
+            {
+                Err(not_granted("firewall_raw"))
+            }
             _ => Ok(()),
         }
     }
@@ -193,6 +226,30 @@ impl Effects {
             });
         }
         Ok(())
+    }
+
+    fn firewall(&self, call: &FirewallCall, mode: Mode) -> Result<Performed, HostError> {
+        let firewall = self.firewall.as_ref().ok_or_else(no_firewall)?;
+        let change = {
+            let mut counted = self.counts();
+            let change = counted.firewalls;
+            if call.changes() && mode == Mode::Apply {
+                counted.firewalls += 1;
+            }
+            change
+        };
+        let asking = Asking {
+            request: self.request,
+            change,
+        };
+        let Came {
+            performed,
+            rolled_back,
+        } = firewall.perform(&self.tools, call, mode, asking);
+        if rolled_back.is_some() {
+            self.counts().rolled_back = rolled_back;
+        }
+        performed
     }
 
     /// The same change with no secret in what it says.
@@ -272,8 +329,16 @@ impl Effects {
                 let machines = self.machines.as_ref().ok_or_else(no_machines)?;
                 vm::perform(tools, machines, call, mode)?
             }
+            Effect::Firewall(call) => self.firewall(call, mode)?,
         })
     }
+}
+
+fn no_firewall() -> HostError {
+    HostError::Failed(
+        "the firewall is looked after by the running agent, in a run that a broker confirms: this cannot be run locally"
+            .to_owned(),
+    )
 }
 
 fn no_machines() -> HostError {

@@ -31,6 +31,7 @@ use crate::config::Config;
 use crate::executor::{Executor, Refused, Step};
 use crate::host::cgroup::Cgroups;
 use crate::host::environment::{Environment, marks};
+use crate::host::firewall::Firewall;
 use crate::host::tools::{Shared, Tools};
 use crate::host::vm::Machines;
 
@@ -55,6 +56,8 @@ pub struct Scenarios {
     kill_grace: Span,
     /// Where this node is a hypervisor, and the agent runs.
     machines: OnceLock<Machines>,
+    /// Where scenarios may change it, and the agent runs.
+    firewall: OnceLock<Firewall>,
     /// The last used one is last.
     programs: Mutex<Vec<(BundleHash, Program)>>,
 }
@@ -75,6 +78,8 @@ struct Tried {
     restarting: bool,
     /// The machine was restarted before it ended.
     restarted: bool,
+    /// Why the old rules of the firewall are in force again, if they are.
+    rolled_back: Option<String>,
 }
 
 /// A step, apart from where its output goes.
@@ -111,6 +116,7 @@ impl Scenarios {
             cgroups,
             kill_grace: config.command.kill_grace,
             machines: OnceLock::new(),
+            firewall: OnceLock::new(),
             programs: Mutex::default(),
         }
     }
@@ -119,6 +125,12 @@ impl Scenarios {
     pub fn keep(&self, machines: Machines) {
         // Once: an agent has one libvirt.
         let _ = self.machines.set(machines);
+    }
+
+    /// From now on scenarios have this firewall.
+    pub fn guard(&self, firewall: Firewall) {
+        // Once: a node has one.
+        let _ = self.firewall.set(firewall);
     }
 
     /// Whether a call may be one of a scenario that this node has.
@@ -260,6 +272,17 @@ impl Scenarios {
             ms: Some(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)),
             ..NodeResult::new(serial, tried.verdict.outcome, "")
         };
+        if let (Some(why), Outcome::Failed) = (tried.rolled_back, result.outcome) {
+            result.rolled_back = true;
+            // What people look for, without where in the script it was.
+            if result
+                .reason
+                .as_ref()
+                .is_some_and(|reason| reason.ends_with(&why))
+            {
+                result.reason = Some(printable(&why, 500));
+            }
+        }
         if result.outcome != Outcome::Declined {
             result.tally = (!tried.tally.is_empty()).then_some(tried.tally);
             let well = result.outcome == Outcome::Succeeded;
@@ -385,7 +408,8 @@ impl Scenarios {
             mode,
             Arc::clone(trying.facts),
             step.secrets.clone(),
-            self.machines.get().cloned(),
+            (self.machines.get().cloned(), self.firewall.get().cloned()),
+            step.request,
         );
         let effects = Arc::new(effects);
         // What is done and cannot be done again is remembered only where it
@@ -444,6 +468,7 @@ impl Scenarios {
             digest,
             restarting: host.is_restarting(),
             restarted: host.has_restarted(),
+            rolled_back: effects.rolled_back(),
         }
     }
 }
@@ -539,6 +564,15 @@ impl Executor for Scenarios {
 
     fn capabilities(&self) -> Vec<String> {
         self.grants.beyond_commands()
+    }
+
+    fn rolled_back(&self, request: RequestId) -> BoxFuture<'_, Option<String>> {
+        Box::pin(async move {
+            match self.firewall.get() {
+                Some(firewall) => firewall.rolled_back(request).await,
+                None => None,
+            }
+        })
     }
 }
 

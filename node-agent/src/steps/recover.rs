@@ -45,6 +45,7 @@ impl Steps {
             if self.goes_on(&step, orphans).await? {
                 continue;
             }
+            let rolled_back = self.0.parts.executor.rolled_back(id).await;
             let (outcome, reason) = if step.start.is_some() {
                 let serial = self.0.parts.identity.now().serial();
                 let boot_id = &self.0.parts.boot_id;
@@ -58,6 +59,11 @@ impl Steps {
             };
             warn!(run = %id.run, step = id.step, %outcome, "{reason}");
             let mut result = self.0.result(outcome, reason);
+            if let (Some(why), Outcome::Unknown) = (rolled_back, outcome) {
+                // What it did is known: nothing that is still there.
+                result = self.0.result(Outcome::Failed, why);
+                result.rolled_back = true;
+            }
             let journal = &self.0.parts.journal;
             let mut chunks = 0;
             while let Some(chunk) = journal.chunk(id, chunks).await? {

@@ -1,6 +1,7 @@
 //! The verbs of the command line.
 
 pub mod enroll;
+pub mod firewall;
 pub mod local;
 pub mod run;
 pub mod status;

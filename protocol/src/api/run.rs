@@ -388,6 +388,7 @@ impl RunNode {
             value_bytes: None,
             tally: None,
             digest: None,
+            rolled_back: false,
             taken_back: false,
             late: Vec::new(),
         }
@@ -432,6 +433,10 @@ pub struct RunNode {
     /// Over all that would change, in a dry run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// Whether it changed its firewall, that was not confirmed, and its old
+    /// rules are in force again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rolled_back: bool,
     /// Whether what the run did there was taken back, all of it that has an
     /// `.undo`.
     #[serde(default, skip_serializing_if = "is_zero")]

@@ -1,6 +1,7 @@
 //! What can be said to muster in a chat: words become a [`Command`], or an
 //! error that says how it is written.
 
+mod doors;
 pub mod machines;
 mod spelled;
 
@@ -67,6 +68,11 @@ pub const VERBS: &[Verb] = &[
     verb("image", "list", "disk images"),
     verb("network", "list", "networks of machines"),
     verb("hypervisor", "list|cordon|drain|uncordon", "hypervisors"),
+    verb(
+        "firewall",
+        "show|history|diff|rollback NODE [--run RUN]",
+        "a node's own firewall",
+    ),
     verb("ack", "ALARM", "say that you look after an alarm"),
     verb(
         "silence",
@@ -400,6 +406,7 @@ fn valued(verb: &str) -> &'static [&'static str] {
             "timeout",
             "code",
         ],
+        "firewall" => &["run", "code"],
         "nodes" | "match" | "runs" | "last" | "show" | "more" | "diff" | "alarms" | "who"
         | "help" => &[],
         _ => &["code"],
@@ -410,6 +417,7 @@ fn switches(verb: &str) -> &'static [&'static str] {
     match verb {
         "run" => &["dry-run", "yes", "allow-unknown"],
         "cmd" => &["yes", "allow-unknown"],
+        "firewall" => &["yes"],
         verb => machines::switches(verb),
     }
 }
@@ -604,6 +612,7 @@ impl<'a> Rest<'a> {
             "no" => Command::No(self.next()),
             "approve" => Command::Approve(self.need("the run")?),
             "cancel" => Command::Cancel(self.need("the run")?),
+            "firewall" => self.firewall()?,
             "answer" => {
                 let run = self.need("the run")?;
                 let answer = self

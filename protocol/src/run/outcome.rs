@@ -187,6 +187,10 @@ pub struct NodeResult {
     /// Over all that would change, in a dry run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// It changed its firewall, that was not confirmed, and its old rules are
+    /// in force again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rolled_back: bool,
 }
 
 pub(crate) fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
@@ -210,6 +214,7 @@ impl NodeResult {
             value_bytes: None,
             tally: None,
             digest: None,
+            rolled_back: false,
         }
     }
 

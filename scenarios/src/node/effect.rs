@@ -8,6 +8,8 @@ use muster_protocol::vm::VmCall;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::firewall::FirewallCall;
+
 /// One thing that a script wants.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "do", deny_unknown_fields)]
@@ -52,6 +54,8 @@ pub enum Effect {
     Puppet(PuppetRun),
     /// A hypervisor's machines.
     Vm(VmCall),
+    /// The node's own firewall.
+    Firewall(FirewallCall),
     /// Wait.
     Sleep {
         /// So long.
@@ -368,6 +372,7 @@ impl Effect {
             Self::Puppet(_) => Some("puppet"),
             Self::Reboot => Some("reboot"),
             Self::Vm(_) => Some("vm"),
+            Self::Firewall(_) => Some("firewall"),
             Self::Emit { .. } | Self::Log { .. } | Self::Sleep { .. } => None,
         }
     }
@@ -389,6 +394,7 @@ impl Effect {
             Self::Puppet(PuppetRun::Agent) => "puppet agent".to_owned(),
             Self::Reboot => "reboot".to_owned(),
             Self::Vm(call) => machine(call),
+            Self::Firewall(call) => format!("firewall {}", call.name()),
             Self::Emit { kind, .. } => format!("emit {kind}"),
             Self::Log { .. } => "log".to_owned(),
             Self::Sleep { span } => format!("sleep {span}"),
@@ -440,6 +446,7 @@ impl Effect {
             Self::Run(_)
             | Self::Puppet(_)
             | Self::Reboot
+            | Self::Firewall(_)
             | Self::Emit { .. }
             | Self::Log { .. }
             | Self::Sleep { .. } => return self.subject(),

@@ -7,6 +7,7 @@
 
 mod effect;
 mod engine;
+mod firewall;
 mod machines;
 mod needs;
 pub(crate) mod resources;
@@ -17,5 +18,6 @@ pub use effect::{
     RunWhat, ServiceWish, UserWish,
 };
 pub use engine::{Call, Done, Ended, Host, HostError, NodeFacts, Performed, Program, Source, run};
+pub use firewall::FirewallCall;
 pub use needs::Capabilities;
 pub(crate) use template::broken as broken_template;

@@ -31,6 +31,9 @@ fn asked_by(word: &str) -> Option<&'static str> {
     if word.starts_with("vm::") {
         return Some("vm");
     }
+    if word.starts_with("firewall::") {
+        return Some("firewall");
+    }
     let found = ASKING.iter().find(|(asking, _)| *asking == word);
     found.map(|(_, capability)| *capability)
 }
@@ -108,6 +111,7 @@ fn none(p) { log("x"); template("a", p); sleep("1s"); }
 fn by_name(p) { let f = Fn("none"); f.call(p); }
 fn by_any(p) { let f = Fn(p.name); f.call(p); }
 fn machine(p) { for one in vm::list() { vm::stop(one.id); } }
+fn doors(p) { firewall::host(#{ rules: [] }); }
 "#;
         assert_eq!(of(script, "run"), ["file", "package", "reboot", "shell"]);
         assert_eq!(of(script, "deeper"), ["package", "reboot"]);
@@ -115,9 +119,10 @@ fn machine(p) { for one in vm::list() { vm::stop(one.id); } }
         assert_eq!(of(script, "by_name"), Vec::<&str>::new());
         assert_eq!(
             of(script, "by_any"),
-            ["file", "package", "reboot", "shell", "vm"]
+            ["file", "firewall", "package", "reboot", "shell", "vm"]
         );
         assert_eq!(of(script, "machine"), ["vm"]);
+        assert_eq!(of(script, "doors"), ["firewall"]);
         // A function of the script's own is its own, whatever it is called.
         assert_eq!(
             of("fn run(p) { user(p) } fn user(p) { 1 }", "run"),

@@ -158,6 +158,7 @@ pub(crate) fn register(engine: &mut Engine) {
     users(engine);
     http(engine);
     super::machines::register(engine);
+    super::firewall::register(engine);
     rest(engine);
 }
 

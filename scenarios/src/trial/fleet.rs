@@ -14,8 +14,8 @@ use rhai::Position;
 use serde_json::{Map, Value, json};
 
 use crate::node::{
-    Change, Effect, FileWish, Host, HostError, HttpWish, NodeFacts, Performed, Run, ServiceWish,
-    Source,
+    Change, Effect, FileWish, FirewallCall, Host, HostError, HttpWish, NodeFacts, Performed, Run,
+    ServiceWish, Source,
 };
 
 /// Most characters of what a step printed on a node.
@@ -226,6 +226,8 @@ impl Fleet {
         // A machine is one thing, whatever is said to it.
         let (subject, slot) = match effect {
             Effect::Vm(call) => machine(call),
+            Effect::Firewall(FirewallCall::Host { .. }) => ("firewall".to_owned(), "is".to_owned()),
+            Effect::Firewall(_) => ("firewall".to_owned(), String::new()),
             _ => (subject, slot),
         };
         let wish = json!(effect).to_string();
@@ -330,6 +332,22 @@ impl FakeHost {
 }
 
 impl FakeHost {
+    /// What is known of a node's firewall.
+    fn firewall(call: &FirewallCall, rule: Option<&mut Rule>) -> Value {
+        let mut value = match call {
+            FirewallCall::Show => json!({"change": null, "rules": null, "text": ""}),
+            FirewallCall::History => json!({"changes": []}),
+            _ => json!({"change": "", "at": "", "difference": [], "ended": ""}),
+        };
+        if let Some(rule) = rule {
+            rule.over(&mut value);
+        }
+        match call {
+            FirewallCall::History => value["changes"].take(),
+            _ => value,
+        }
+    }
+
     /// What is known of a machine; none where it is about something that can
     /// be so or not.
     fn machine(call: &VmCall, rule: Option<&mut Rule>) -> Option<Value> {
@@ -425,6 +443,10 @@ impl Host for FakeHost {
                     value,
                 }
             }
+            Effect::Firewall(call) if !call.changes() => Performed {
+                change: None,
+                value: Self::firewall(call, rule),
+            },
             Effect::Vm(call) if Self::machine(call, None).is_some() => Performed {
                 change: matches!(call, VmCall::GuestExec { .. }).then(|| changed(title)),
                 value: Self::machine(call, rule).unwrap_or_default(),

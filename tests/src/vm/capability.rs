@@ -14,8 +14,8 @@ pub const REQUIRE: &str = "MUSTER_TESTS_REQUIRE";
 pub const SKIPPED: &str = "MUSTER_TESTS_SKIPPED";
 
 /// Whether this machine has what is named: `libvirt` (a libvirt and a QEMU, and
-/// root, who can make namespaces for them) or `guest` (that, and what the disk
-/// of a guest is made of). Where it has not, the test that asks is to end; it
+/// root, who can make namespaces for them), `guest` (that, and what the disk
+/// of a guest is made of) or `nft` (nftables in namespaces). Where it has not, the test that asks is to end; it
 /// is said, and counted by `make test`.
 ///
 /// # Panics
@@ -27,6 +27,7 @@ pub fn capability(name: &str) -> bool {
         "guest" => libvirt()
             .map(|why| ("libvirt", why))
             .or_else(|| guest().map(|why| ("guest", why))),
+        "nft" => nft().map(|why| ("nft", why)),
         _ => Some((name, format!("nothing is called `{name}`"))),
     };
     let Some((lacking, why)) = lacks else {
@@ -100,6 +101,34 @@ fn libvirt() -> Option<String> {
             Ok(made) if made.status.success() => None,
             Ok(made) => Some(format!(
                 "no namespaces can be made: {}",
+                String::from_utf8_lossy(&made.stderr).trim()
+            )),
+            Err(e) => Some(format!("unshare: {e}")),
+        }
+    })
+    .clone()
+}
+
+/// Why no firewall can be changed in a namespace.
+fn nft() -> Option<String> {
+    static WHY: OnceLock<Option<String>> = OnceLock::new();
+    WHY.get_or_init(|| {
+        if !rustix::process::geteuid().is_root() {
+            return Some("this is not root, who can make namespaces".to_owned());
+        }
+        let programs = ["unshare", "nsenter", "ip", "nft"];
+        if let Some(name) = programs.iter().find(|name| program(name).is_none()) {
+            return Some(format!("`{name}` is not installed (scripts/setup.sh test)"));
+        }
+        let rule = "table inet x { chain y { type filter hook input priority 0; ct state new; }; }";
+        let made = Command::new("unshare")
+            .args(["--net", "nft", rule])
+            .stdin(Stdio::null())
+            .output();
+        match made {
+            Ok(made) if made.status.success() => None,
+            Ok(made) => Some(format!(
+                "the kernel takes no rules in a namespace: {}",
                 String::from_utf8_lossy(&made.stderr).trim()
             )),
             Err(e) => Some(format!("unshare: {e}")),

@@ -340,7 +340,7 @@ pub struct Inside {
 }
 
 impl Inside {
-    fn new(mut child: Child, log: PathBuf) -> Result<Self> {
+    pub(super) fn new(mut child: Child, log: PathBuf) -> Result<Self> {
         // The child is `nsenter`, which waits for the program.
         let pid = wait_for("a program in a hypervisor", || match child.try_wait() {
             Ok(None) => only_child(child.id()).ok().map(Some),

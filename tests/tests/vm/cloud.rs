@@ -20,6 +20,7 @@ pub(crate) struct Cloud {
     pub(crate) up: Up,
     pub(crate) hypervisor: Hypervisor,
     agent: Mutex<Option<Inside>>,
+    config: String,
     env: Vec<(String, String)>,
     _dir: tempfile::TempDir,
 }
@@ -27,6 +28,16 @@ pub(crate) struct Cloud {
 impl Cloud {
     pub(crate) fn new() -> Result<Self> {
         Self::with(&[], |_| Ok(())).map(|(cloud, ())| cloud)
+    }
+
+    /// The same, and its machines' interfaces are looked after.
+    pub(crate) fn with_groups() -> Result<Self> {
+        let mut cloud = Self::new()?;
+        cloud.kill_agent()?;
+        let with = "[capabilities]\nfirewall = true\n";
+        cloud.config = AGENT.replacen("[capabilities]\n", with, 1);
+        cloud.run_agent()?;
+        Ok(cloud)
     }
 
     /// The same with a node beside it, on this side of the cable, with the
@@ -63,6 +74,7 @@ impl Cloud {
             up,
             hypervisor,
             agent: Mutex::default(),
+            config: AGENT.to_owned(),
             env: Vec::new(),
             _dir: dir,
         };
@@ -85,7 +97,7 @@ impl Cloud {
     pub(crate) fn run_agent(&self) -> Result<()> {
         let each = self.env.iter();
         let env: Vec<(&str, &str)> = each.map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        *self.agent() = Some(self.hypervisor.run_agent(AGENT, &env)?);
+        *self.agent() = Some(self.hypervisor.run_agent(&self.config, &env)?);
         self.heard()
     }
 

@@ -5,6 +5,7 @@ mod back;
 mod channel;
 mod cloud;
 mod created;
+mod groups;
 mod guest;
 mod inside;
 mod killed;

@@ -57,8 +57,14 @@ fn every_route_has_a_function_in_the_client() {
     let mut routes = BTreeSet::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         // Services send these, with signatures of their own; agents ask for
-        // releases, images and seeds with proofs.
-        let of_agents = ["/v1/agent/release", "/v1/agent/image", "/v1/agent/seed"];
+        // releases, images and seeds, and about their firewalls, with proofs.
+        let of_agents = [
+            "/v1/agent/release",
+            "/v1/agent/image",
+            "/v1/agent/seed",
+            "/v1/agent/firewall/addresses",
+            "/v1/agent/firewall/confirm",
+        ];
         if path.starts_with("/hooks/") || of_agents.contains(&path.as_str()) {
             continue;
         }

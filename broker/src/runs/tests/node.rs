@@ -368,6 +368,7 @@ impl Shared {
             | Ask::Recall(_)
             | Ask::Freeze { .. }
             | Ask::Groups(_)
+            | Ask::Probe(_)
             | Ask::Keys { .. } => {}
         }
     }

@@ -191,7 +191,7 @@ pub(super) fn as_wanted(vm: &VmView, wanted: &[VmStatus], done: &str) -> Result<
 }
 
 /// Why a run did not end well, with its exit code.
-pub(super) fn failed(view: &RunView, what: &str) -> Failure {
+pub(in crate::verbs) fn failed(view: &RunView, what: &str) -> Failure {
     let state = view.brief.state;
     let code = if state == RunPhase::Cancelled {
         CANCELLED

@@ -1,0 +1,235 @@
+//! How a change ends when nobody confirms it, and what a start finds.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use muster_protocol::units::{Timestamp, elapsed};
+use tracing::{info, warn};
+
+use super::store::{By, ChangeId, Decided, Ended, Marker, Record, Store};
+use super::table::Table;
+use super::{HostError, Setting, clock};
+use crate::nft::NftError;
+
+/// How often old rules are put back in one go until it counts as failed.
+const TRIES: u32 = 3;
+/// How long somebody else who puts them back is left alone with it.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long a lock may be somebody's who only looks.
+const LOCK_WITHIN: Duration = Duration::from_secs(1);
+
+/// What came of taking a change back.
+#[derive(Debug)]
+pub(super) enum Undone {
+    /// The old rules are in force.
+    Done(Ended),
+    /// It had been confirmed.
+    Confirmed,
+}
+
+/// A change that may be taken back.
+pub(super) struct Undo<'a> {
+    pub(super) store: &'a Store,
+    pub(super) table: &'a Table,
+    pub(super) marker: &'a Marker,
+    pub(super) record: &'a Record,
+    pub(super) by: By,
+    /// Of this start of the machine.
+    pub(super) this_boot: bool,
+}
+
+impl Undo<'_> {
+    /// Takes it back, unless it is confirmed. Blocks.
+    pub(super) fn run(&self, why: &str, applied: bool) -> Result<Undone, HostError> {
+        let number = self.marker.number;
+        let ended = self.ended(why, applied);
+        let sure = match self.store.refuse(self.marker) {
+            Ok(Decided::Now) => false,
+            Ok(Decided::Before) => {
+                self.leave_to_other();
+                if !self.store.is_undoing(number) {
+                    return Ok(match self.store.ended(number) {
+                        Some(ended @ (Ended::RolledBack { .. } | Ended::NotApplied { .. })) => {
+                            Undone::Done(ended)
+                        }
+                        _ if self.store.is_confirmed(number) => Undone::Confirmed,
+                        _ => Undone::Done(ended),
+                    });
+                }
+                false
+            }
+            Err(e) => {
+                // Then nobody can confirm it either.
+                warn!(change = %self.marker.change, "{e}; the old rules are put back all the same");
+                true
+            }
+        };
+        self.put_back(sure).map_err(|cause| HostError::Stuck {
+            why: why.to_owned(),
+            cause,
+        })?;
+        warn!(change = %self.marker.change, "{ended}");
+        if let Err(e) = self.store.end(number, &ended, None) {
+            warn!("how a change ended cannot be written down: {e}");
+        }
+        Ok(Undone::Done(ended))
+    }
+
+    fn ended(&self, why: &str, applied: bool) -> Ended {
+        let (at, why) = (Timestamp::now(), why.to_owned());
+        let Some(deadline) = self
+            .store
+            .deadline_set(self.marker.number)
+            .filter(|_| applied)
+        else {
+            return Ended::NotApplied { at, why };
+        };
+        let after_ms = match self.this_boot {
+            true => clock::now_ms().saturating_sub(deadline.saturating_sub(self.record.within_ms)),
+            // What it was before is not known any more.
+            false => u64::try_from(elapsed(self.record.at, at).as_millis()).unwrap_or(u64::MAX),
+        };
+        Ended::RolledBack {
+            at,
+            after_ms,
+            why,
+            by: self.by,
+        }
+    }
+
+    /// Waits until somebody else is done, who may have ended himself.
+    fn leave_to_other(&self) {
+        let until = Instant::now() + PATIENCE;
+        while self.store.is_undoing(self.marker.number) && Instant::now() < until {
+            sleep(LOOK_EVERY);
+        }
+    }
+
+    fn put_back(&self, sure: bool) -> Result<(), NftError> {
+        let old = self.record.old.as_deref();
+        let mut tries = 0;
+        loop {
+            let Err(_) = self.table.put_back(&self.marker.token, old) else {
+                return Ok(());
+            };
+            // The change is closed already, or somebody has taken the whole
+            // table away.
+            if !sure && !self.store.is_undoing(self.marker.number) {
+                return Ok(());
+            }
+            match self.table.load(old) {
+                Ok(()) => return Ok(()),
+                Err(e) => {
+                    tries += 1;
+                    if tries == TRIES {
+                        return Err(e);
+                    }
+                    sleep(LOOK_EVERY);
+                }
+            }
+        }
+    }
+}
+
+/// Writes down what is left to write of a change that was confirmed.
+pub(super) fn finish(store: &Store, table: &Table, number: u64, token: &str) {
+    // Without rules in it, the chain harms nobody if it stays.
+    if let Err(e) = table.close(token) {
+        warn!("a change cannot be closed: {e}");
+    }
+    let listing = table.listing().ok().flatten();
+    let ended = Ended::Confirmed {
+        at: Timestamp::now(),
+    };
+    if let Err(e) = store.end(number, &ended, listing) {
+        warn!("how a change ended cannot be written down: {e}");
+    }
+}
+
+/// Takes back what somebody has left in flight. Whoever calls it holds the
+/// lock, so nobody waits for a confirmation any more.
+pub(super) fn left_behind(
+    store: &Store,
+    table: &Table,
+    setting: &Setting,
+) -> Result<Option<(ChangeId, Ended)>, HostError> {
+    let mut taken_back = None;
+    for marker in [store.in_flight()?, store.undoing()?].into_iter().flatten() {
+        let record = store.record(marker.number)?;
+        let this_boot = marker.boot_id == clock::boot_id(&setting.boot_id);
+        let undo = Undo {
+            store,
+            table,
+            marker: &marker,
+            record: &record,
+            by: By::Restore,
+            this_boot,
+        };
+        let why = match this_boot {
+            true => "the agent ended before it was confirmed",
+            false => "the machine was restarted before it was confirmed",
+        };
+        if let Undone::Done(ended) = undo.run(why, true)? {
+            taken_back = Some((marker.change, ended));
+        }
+    }
+    Ok(taken_back)
+}
+
+/// What a start has found and done.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Restored {
+    /// A change that was taken back, and how it ended.
+    pub rolled_back: Option<(ChangeId, Ended)>,
+    /// The change whose rules were put in force.
+    pub loaded: Option<ChangeId>,
+    /// Somebody makes a change at this moment; all is left to him.
+    pub busy: bool,
+}
+
+/// At a start of the machine, before its network, and of the agent: a change
+/// that nobody can confirm any more is taken back, and the confirmed rules
+/// are put in force if the kernel has none. A table that is there is left
+/// alone. Where nothing was ever changed, nothing is done. Blocks.
+///
+/// # Errors
+/// [`HostError`]; what is in force stays in force.
+pub fn restore(setting: &Setting) -> Result<Restored, HostError> {
+    let mut restored = Restored::default();
+    if !setting.dir.join("lock").exists() {
+        return Ok(restored);
+    }
+    let store = Store::open(&setting.dir)?;
+    let table = Table::new(setting.nft.clone());
+    let until = Instant::now() + LOCK_WITHIN;
+    let lock = loop {
+        match store.lock()? {
+            Some(lock) => break lock,
+            None if Instant::now() >= until => {
+                restored.busy = true;
+                return Ok(restored);
+            }
+            None => sleep(LOOK_EVERY),
+        }
+    };
+    restored.rolled_back = left_behind(&store, &table, setting)?;
+    if let Some(record) = store.confirmed()? {
+        if !table.is_there()? {
+            table.load(Some(&record.text))?;
+            info!(change = %record.change, "the host firewall's confirmed rules are in force");
+            restored.loaded = Some(record.change);
+        }
+        for token in table.left_open()? {
+            table.close(&token)?;
+        }
+        if restored.loaded.is_some() || store.ended(record.number).is_none() {
+            let ended = store.ended(record.number).unwrap_or(Ended::Confirmed {
+                at: Timestamp::now(),
+            });
+            store.end(record.number, &ended, table.listing()?)?;
+        }
+    }
+    drop(lock);
+    Ok(restored)
+}

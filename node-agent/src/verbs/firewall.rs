@@ -1,0 +1,112 @@
+//! `muster-agent firewall-guard` and `muster-agent firewall-restore`.
+
+use std::path::PathBuf;
+
+use muster_nft::host::{Restored, Setting, guard, restore};
+use muster_nft::nft::Nft;
+use tracing::{info, warn};
+
+use crate::cli::Failure;
+use crate::config::{BOOT_ID, Config, DEFAULT_STATE};
+use crate::host::program;
+use crate::logging::{self, LogFormat};
+
+/// Where the host firewall's changes are kept, in the state directory.
+pub const HOST_DIR: &str = "firewall/host";
+/// The program that sets rules.
+const NFT: &str = "/usr/sbin/nft";
+
+/// Arguments of `firewall-guard`.
+#[derive(Debug, clap::Args)]
+pub struct GuardArgs {
+    /// Where changes are kept
+    #[arg(long)]
+    dir: PathBuf,
+    /// The program that sets rules
+    #[arg(long)]
+    nft: PathBuf,
+    /// Which change
+    #[arg(long)]
+    token: String,
+    /// This program
+    #[arg(long)]
+    program: PathBuf,
+    /// Watch, in place of starting the one that does
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Stands guard over a change of the firewall, and takes it back when nobody
+/// confirms it.
+///
+/// # Errors
+/// [`Failure`].
+pub fn guard(args: &GuardArgs) -> Result<(), Failure> {
+    let fail = |e: &dyn std::fmt::Display| Failure::new(1, e);
+    crate::host::close_inherited();
+    logging::init(LogFormat::default()).map_err(|e| fail(&e))?;
+    guard::main(&guard::Args {
+        dir: args.dir.clone(),
+        nft: args.nft.clone(),
+        token: args.token.clone(),
+        program: args.program.clone(),
+        watch: args.watch,
+    })
+    .map_err(|e| fail(&e))
+}
+
+/// Arguments of `firewall-restore`.
+#[derive(Debug, clap::Args)]
+pub struct RestoreArgs {
+    /// The state directory; wins over the configuration
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// The configuration; without this and without --state, the system's
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The program that sets rules
+    #[arg(long, value_name = "FILE", default_value = NFT)]
+    nft: PathBuf,
+    /// The file with the machine's boot id
+    #[arg(long, value_name = "FILE", default_value = BOOT_ID, hide = true)]
+    boot_id: PathBuf,
+}
+
+/// Before the network of a machine that starts, and before its agent: a
+/// change that nobody confirmed is taken back, and the confirmed rules are
+/// put in force.
+///
+/// # Errors
+/// [`Failure`].
+pub fn restore_all(args: &RestoreArgs) -> Result<(), Failure> {
+    let fail = |e: &dyn std::fmt::Display| Failure::new(1, e);
+    logging::init(LogFormat::default()).map_err(|e| fail(&e))?;
+    let state = match Config::load(args.config.as_deref(), args.state.as_deref()) {
+        Ok(config) => config.state,
+        // A mistake in the configuration must not leave the machine open.
+        Err(e) => {
+            warn!("{e}; the state is taken to be in {DEFAULT_STATE}");
+            PathBuf::from(DEFAULT_STATE)
+        }
+    };
+    let setting = Setting {
+        dir: state.join(HOST_DIR),
+        nft: Nft::new(&args.nft),
+        program: program::own_path().map_err(|e| fail(&e))?,
+        boot_id: args.boot_id.clone(),
+    };
+    let host = restore(&setting).map(|restored| told(&restored));
+    host.map_err(|e| fail(&e))
+}
+
+fn told(restored: &Restored) {
+    if let Some((change, ended)) = &restored.rolled_back {
+        warn!(%change, "a change of the host firewall was not confirmed: {ended}");
+    }
+    if let Some(change) = &restored.loaded {
+        info!(%change, "the confirmed rules of the host firewall are in force");
+    }
+    if restored.busy {
+        info!("a change of the host firewall is being made; it was left alone");
+    }
+}
