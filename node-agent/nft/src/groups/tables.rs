@@ -23,7 +23,8 @@ const ONE_BY_ONE: usize = 64;
 /// long: what somebody changes is put right within 2 s.
 const REST: u32 = 4;
 const MOST_REST: Duration = Duration::from_millis(800);
-/// How often a listing is begun anew because somebody changes rules meanwhile.
+/// How often in a row our own change is made anew because somebody changes
+/// rules before it is listed.
 const TRIES: usize = 5;
 
 /// Why the kernel is not as it should be.
@@ -135,26 +136,17 @@ impl Tables {
         self.is_new = false;
     }
 
-    /// Both tables as they are listed, and the generation that they are of.
+    /// Both tables as they are listed, and the generation before it: what
+    /// somebody changes meanwhile is found by that at the next look.
     pub(crate) fn list(&self) -> Result<(Listing, u32), TableError> {
-        let mut generation = Kernel::open()?.generation()?;
-        let mut tries = TRIES;
-        loop {
-            let mut listing = Listing::default();
-            for table in Table::ALL {
-                if let Some(text) = self.table(table)? {
-                    listing.read(family(table), &text);
-                }
+        let generation = Kernel::open()?.generation()?;
+        let mut listing = Listing::default();
+        for table in Table::ALL {
+            if let Some(text) = self.table(table)? {
+                listing.read(family(table), &text);
             }
-            let now = Kernel::open()?.generation()?;
-            tries -= 1;
-            // Somebody changes his own tables all the time: then what was
-            // listed is looked at again soon.
-            if now == generation || tries == 0 {
-                return Ok((listing, generation));
-            }
-            generation = now;
         }
+        Ok((listing, generation))
     }
 
     /// The listing of a table, if it is there.
@@ -234,25 +226,27 @@ impl Tables {
         let Some(unlisted) = &self.unlisted else {
             return Ok(Settled::Known);
         };
-        let (listing, now) = match &unlisted.questions {
+        let before = Kernel::open()?.generation()?;
+        let listing = match &unlisted.questions {
             Some(questions) => match self.nft.ask_by_text(&["-s"], questions) {
                 Ok(text) => {
                     let mut listing = unlisted.known.clone();
                     listing.read_tables(&text);
-                    (listing, Kernel::open()?.generation()?)
+                    listing
                 }
                 // Somebody took away what was put there just now.
                 Err(NftError::Refused { .. }) => return Ok(Settled::Changed(self.list()?.0)),
                 Err(e) => return Err(e.into()),
             },
-            None => self.list()?,
+            None => self.list()?.0,
         };
-        if now != unlisted.generation && self.restless < TRIES {
+        let after = Kernel::open()?.generation()?;
+        if after != unlisted.generation && self.restless < TRIES {
             self.restless += 1;
             return Ok(Settled::Changed(self.list()?.0));
         }
         self.restless = 0;
-        self.expect(listing, now);
+        self.expect(listing, before);
         Ok(Settled::Known)
     }
 
