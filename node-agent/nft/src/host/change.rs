@@ -142,6 +142,12 @@ impl HostFirewall {
             self.forget(&marker, &record, &e.to_string());
             return Err(e.into());
         }
+        // Open before anybody can take it back: what this process does later
+        // than that, the kernel refuses.
+        if let Err(e) = self.table.open(&marker.token) {
+            self.forget(&marker, &record, &e.to_string());
+            return Err(e.into());
+        }
         if let Err(why) = guard::start(&self.setting, &marker, GUARD_WITHIN) {
             self.forget(&marker, &record, &why);
             return Err(HostError::Guard(why));
@@ -188,7 +194,6 @@ impl HostFirewall {
         };
         let before = foreign().map_err(|e| not(&e))?;
         let counters = self.table.counters().map_err(|e| not(&e))?;
-        self.table.open(&marker.token).map_err(|e| not(&e))?;
         let deadline_ms = clock::now_ms()
             .saturating_add(record.within_ms)
             .min(marker.latest_ms);
@@ -265,6 +270,13 @@ impl HostFirewall {
     /// Ends a change of which nothing came in force, and nobody stands guard.
     fn forget(&self, marker: &Marker, record: &Record, why: &str) {
         let _ = self.store.refuse(marker);
+        let closed = match record.old {
+            Some(_) => self.table.close(&marker.token),
+            // Opening it has made the table.
+            None => self.table.put_back(&marker.token, None),
+        };
+        // It was not opened, or is a chain without rules that harms nobody.
+        drop(closed);
         let ended = Ended::NotApplied {
             at: record.at,
             why: why.to_owned(),

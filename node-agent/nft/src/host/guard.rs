@@ -24,6 +24,8 @@ pub const VERB: &str = "firewall-guard";
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// So much later than the agent, which knows better why.
 const SLACK_MS: u64 = 1_000;
+/// How long it looks on when a change has ended, and nothing says how.
+const ENDED_FOR: Duration = Duration::from_secs(2);
 /// How long somebody else who takes it back is left alone with it.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Old rules that cannot be put back are tried again as long as this.
@@ -262,6 +264,10 @@ impl Guard {
             // Renamed between the two looks, it is at one of both places.
             return match self.store.is_undoing(number) {
                 true => Seen::Undoing,
+                // With its directory, say: nobody has decided it.
+                false if self.store.is_forgotten(number) => {
+                    Seen::Over("all that was known of it was taken away")
+                }
                 false => Seen::Ended,
             };
         }
@@ -277,9 +283,21 @@ impl Guard {
 
     fn watch(&self) -> Result<(), GuardError> {
         let mut undoing: Option<Instant> = None;
+        let mut ended: Option<Instant> = None;
         loop {
             let why = match self.look() {
-                Seen::Ended => return Ok(()),
+                // How is not written down on a full disk; and a directory is
+                // not gone in one moment.
+                Seen::Ended => {
+                    let since = *ended.get_or_insert_with(Instant::now);
+                    let number = self.marker.number;
+                    let told =
+                        self.store.is_confirmed(number) || self.store.ended(number).is_some();
+                    if told || since.elapsed() >= ENDED_FOR {
+                        return Ok(());
+                    }
+                    None
+                }
                 Seen::Waiting => None,
                 Seen::Over(why) => Some(why),
                 Seen::Undoing => {

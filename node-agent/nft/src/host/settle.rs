@@ -49,13 +49,7 @@ impl Undo<'_> {
             Ok(Decided::Before) => {
                 self.leave_to_other();
                 if !self.store.is_undoing(number) {
-                    return Ok(match self.store.ended(number) {
-                        Some(ended @ (Ended::RolledBack { .. } | Ended::NotApplied { .. })) => {
-                            Undone::Done(ended)
-                        }
-                        _ if self.store.is_confirmed(number) => Undone::Confirmed,
-                        _ => Undone::Done(ended),
-                    });
+                    return Ok(self.decided_before(ended));
                 }
                 false
             }
@@ -74,6 +68,27 @@ impl Undo<'_> {
             warn!("how a change ended cannot be written down: {e}");
         }
         Ok(Undone::Done(ended))
+    }
+
+    /// Somebody else has decided and is done with it, or all that was known
+    /// of it is gone.
+    fn decided_before(&self, own: Ended) -> Undone {
+        let number = self.marker.number;
+        let theirs = self.store.ended(number);
+        if self.store.is_confirmed(number) || matches!(theirs, Some(Ended::Confirmed { .. })) {
+            return Undone::Confirmed;
+        }
+        // Whoever was quicker has closed the change, and the kernel refuses
+        // this. If it was nobody, the new rules are still there.
+        if self
+            .table
+            .put_back(&self.marker.token, self.record.old.as_deref())
+            .is_ok()
+        {
+            warn!(change = %self.marker.change, "{own}");
+        }
+        self.store.forget_deadline(number);
+        Undone::Done(theirs.unwrap_or(own))
     }
 
     fn ended(&self, why: &str, applied: bool) -> Ended {

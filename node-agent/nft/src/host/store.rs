@@ -355,6 +355,11 @@ impl Store {
         self.read(&self.deadline_path(number)).ok().flatten()
     }
 
+    /// Takes that away.
+    pub(super) fn forget_deadline(&self, number: u64) {
+        let _ = fs::remove_file(self.deadline_path(number));
+    }
+
     /// Until when it can be confirmed at most.
     pub(super) fn deadline(&self, marker: &Marker) -> u64 {
         let set = self.deadline_set(marker.number);
@@ -406,6 +411,12 @@ impl Store {
         self.undoing_path(number).exists()
     }
 
+    /// Whether nothing is known of it any more.
+    pub(super) fn is_forgotten(&self, number: u64) -> bool {
+        let gone = |path: PathBuf| matches!(path.try_exists(), Ok(false));
+        gone(self.record_path(number)) && gone(self.end_path(number))
+    }
+
     /// Whether its rules are those that are to be in force.
     pub(super) fn is_confirmed(&self, number: u64) -> bool {
         let confirmed = self.marker("confirmed.json").ok().flatten();
@@ -425,7 +436,7 @@ impl Store {
         };
         let written = self.write(&self.end_path(number), &end);
         // A disk that is full still takes files away.
-        let _ = fs::remove_file(self.deadline_path(number));
+        self.forget_deadline(number);
         let undoing = self.undoing_path(number);
         match fs::remove_file(&undoing) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {

@@ -9,7 +9,8 @@ use muster_nft::host::{Changed, HostError, HostFirewall, Setting, restore};
 use muster_nft::nft::Nft;
 
 use crate::changes::{ssh, web};
-use crate::world::{World, capable, id, resolved, runtime, until};
+use crate::processes::Agent;
+use crate::world::{World, capable, id, kill_all, resolved, runtime, until};
 
 /// What is said, without what differs from run to run.
 fn said(world: &World, error: &HostError) -> String {
@@ -150,6 +151,36 @@ fn a_step_that_is_given_up_is_taken_back() {
     let ended = world.ended("second");
     assert!(ended.contains("\"by\":\"guard\""), "{ended}");
     assert!(world.reaches(22) && !world.reaches(80));
+}
+
+#[test]
+fn a_change_of_which_nothing_is_known_any_more_is_taken_back() {
+    if !capable() {
+        return;
+    }
+    let mut world = World::new();
+    world.listen(22);
+    world.listen(80);
+    let state = world.path("state");
+    for alone in ["the agent", "the guard"] {
+        world.confirm("first", ssh()).expect("confirmed");
+        until("nobody stands guard", || world.guards().is_empty());
+        let agent = Agent::start(&world, web(), Duration::from_secs(60));
+        agent.asks();
+        assert!(!world.reaches(22) && world.reaches(80));
+        if alone == "the agent" {
+            kill_all(&world.guards());
+            fs::remove_dir_all(&state).expect("removed");
+            world.file("answer", "yes");
+            let said = agent.said();
+            assert!(said.ends_with("the old rules are in force"), "{said}");
+        } else {
+            agent.signal("-STOP");
+            fs::remove_dir_all(&state).expect("removed");
+            until("nobody stands guard", || world.guards().is_empty());
+        }
+        assert!(world.reaches(22) && !world.reaches(80), "{alone}");
+    }
 }
 
 /// A small file system in a world's state.
