@@ -11,7 +11,7 @@ use muster_protocol::units::Timestamp;
 use tracing::info;
 
 use super::settle::{Undo, Undone, finish, left_behind};
-use super::store::{By, ChangeId, Decided, Ended, Lock, Marker, Record};
+use super::store::{By, ChangeId, Decided, Ended, Kept, Lock, Marker, Record};
 use super::{HostError, HostFirewall, clock, guard};
 
 /// How long the guard has until it stands.
@@ -247,7 +247,7 @@ impl HostFirewall {
             store: &self.store,
             table: &self.table,
             marker,
-            record,
+            record: &Kept::from(record),
             by: By::Agent,
             this_boot: true,
         };

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, warn};
 
 use super::settle::{Undo, Undone};
-use super::store::{By, Marker, Record, Store, StoreError};
+use super::store::{By, Kept, Marker, Store, StoreError};
 use super::table::Table;
 use super::{HostError, Setting, clock};
 use crate::nft::Nft;
@@ -210,7 +210,7 @@ pub fn main(args: &Args) -> Result<(), GuardError> {
         return Err(nothing());
     }
     // Read now: later the disk may not let it.
-    let record = store.record(marker.number)?;
+    let record = store.kept(marker.number)?;
     let guard = Guard {
         table: Table::new(Nft::new(&args.nft)),
         store,
@@ -242,7 +242,7 @@ struct Guard {
     store: Store,
     table: Table,
     marker: Marker,
-    record: Record,
+    record: Kept,
 }
 
 /// What the guard finds when it looks.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use muster_protocol::units::{Timestamp, elapsed};
 use tracing::{info, warn};
 
-use super::store::{By, ChangeId, Decided, Ended, Marker, Record, Store};
+use super::store::{By, ChangeId, Decided, Ended, Kept, Marker, Record, Store};
 use super::table::Table;
 use super::{HostError, Setting, clock};
 use crate::nft::NftError;
@@ -33,7 +33,7 @@ pub(super) struct Undo<'a> {
     pub(super) store: &'a Store,
     pub(super) table: &'a Table,
     pub(super) marker: &'a Marker,
-    pub(super) record: &'a Record,
+    pub(super) record: &'a Kept,
     pub(super) by: By,
     /// Of this start of the machine.
     pub(super) this_boot: bool,
@@ -138,12 +138,36 @@ impl Undo<'_> {
                 Err(e) => {
                     tries += 1;
                     if tries == TRIES {
-                        return Err(e);
+                        return self.confirmed_instead().ok_or(e);
                     }
                     sleep(LOOK_EVERY);
                 }
             }
         }
+    }
+
+    /// What was in force cannot be loaded, because of what somebody else has
+    /// added to it, say; but what was confirmed can.
+    fn confirmed_instead(&self) -> Option<()> {
+        let kept = self.store.confirmed_kept().ok().flatten()?;
+        let left_out = load_confirmed(self.table, &kept).ok()?;
+        warn!(change = %kept.change, "what was in force cannot be loaded; the confirmed rules are in force");
+        if let Some(cause) = left_out {
+            warn!("they are without their raw lines: {cause}");
+        }
+        Some(())
+    }
+}
+
+/// Loads them without their raw lines if it must be, and says why then: they
+/// are what may need something that is not there at a start.
+fn load_confirmed(table: &Table, kept: &Kept) -> Result<Option<NftError>, NftError> {
+    let Err(cause) = table.load(Some(&kept.text)) else {
+        return Ok(None);
+    };
+    match kept.without_raw() {
+        Some(rest) => table.load(Some(&rest)).map(|()| Some(cause)),
+        None => Err(cause),
     }
 }
 
@@ -170,26 +194,47 @@ pub(super) fn left_behind(
     setting: &Setting,
 ) -> Result<Option<(ChangeId, Ended)>, HostError> {
     let mut taken_back = None;
-    for marker in [store.in_flight()?, store.undoing()?].into_iter().flatten() {
-        let record = store.record(marker.number)?;
-        let this_boot = marker.boot_id == clock::boot_id(&setting.boot_id);
-        let undo = Undo {
-            store,
-            table,
-            marker: &marker,
-            record: &record,
-            by: By::Restore,
-            this_boot,
+    let mut failed = None;
+    for found in [store.in_flight(), store.undoing()] {
+        let done = match found {
+            Ok(None) => continue,
+            Ok(Some(marker)) => take_back(store, table, setting, marker),
+            Err(e) => Err(e.into()),
         };
-        let why = match this_boot {
-            true => "the agent ended before it was confirmed",
-            false => "the machine was restarted before it was confirmed",
-        };
-        if let Undone::Done(ended) = undo.run(why, true)? {
-            taken_back = Some((marker.change, ended));
+        match done {
+            Ok(done) => taken_back = done.or(taken_back),
+            Err(e) => failed = failed.or(Some(e)),
         }
     }
-    Ok(taken_back)
+    match failed {
+        Some(e) => Err(e),
+        None => Ok(taken_back),
+    }
+}
+
+fn take_back(
+    store: &Store,
+    table: &Table,
+    setting: &Setting,
+    marker: Marker,
+) -> Result<Option<(ChangeId, Ended)>, HostError> {
+    let this_boot = marker.boot_id == clock::boot_id(&setting.boot_id);
+    let undo = Undo {
+        store,
+        table,
+        marker: &marker,
+        record: &store.kept(marker.number)?,
+        by: By::Restore,
+        this_boot,
+    };
+    let why = match this_boot {
+        true => "the agent ended before it was confirmed",
+        false => "the machine was restarted before it was confirmed",
+    };
+    Ok(match undo.run(why, true)? {
+        Undone::Done(ended) => Some((marker.change, ended)),
+        Undone::Confirmed => None,
+    })
 }
 
 /// What a start has found and done.
@@ -228,23 +273,57 @@ pub fn restore(setting: &Setting) -> Result<Restored, HostError> {
             None => sleep(LOOK_EVERY),
         }
     };
-    restored.rolled_back = left_behind(&store, &table, setting)?;
-    if let Some(record) = store.confirmed()? {
-        if !table.is_there()? {
-            table.load(Some(&record.text))?;
-            info!(change = %record.change, "the host firewall's confirmed rules are in force");
-            restored.loaded = Some(record.change.clone());
-        }
-        for token in table.left_open()? {
-            table.close(&token)?;
-        }
-        if restored.loaded.is_some() || store.ended(record.number).is_none() {
-            let ended = store.ended(record.number).unwrap_or(Ended::Confirmed {
-                at: Timestamp::now(),
-            });
-            store.end(record.number, &ended, table.listing(&record.rules)?)?;
+    // Whatever is wrong with it, the confirmed rules are better than none.
+    let taken_back = left_behind(&store, &table, setting);
+    let done = put_confirmed(&store, &table, taken_back.is_err(), &mut restored);
+    drop(lock);
+    match taken_back {
+        Ok(taken_back) => restored.rolled_back = taken_back,
+        Err(e) => {
+            if let Err(more) = done {
+                warn!("{more}");
+            }
+            return Err(e);
         }
     }
-    drop(lock);
-    Ok(restored)
+    done.map(|()| restored)
+}
+
+/// Puts the confirmed rules in force if the kernel has no table; or if it has
+/// one of a change in flight of which nothing is known (`lost`).
+fn put_confirmed(
+    store: &Store,
+    table: &Table,
+    lost: bool,
+    restored: &mut Restored,
+) -> Result<(), HostError> {
+    let Some(kept) = store.confirmed_kept()? else {
+        return Ok(());
+    };
+    let mut left_out = None;
+    if !table.is_there()? || (lost && !table.left_open()?.is_empty()) {
+        left_out = load_confirmed(table, &kept)?;
+        info!(change = %kept.change, "the host firewall's confirmed rules are in force");
+        restored.loaded = Some(kept.change.clone());
+    }
+    for token in table.left_open()? {
+        table.close(&token)?;
+    }
+    if let Some(cause) = left_out {
+        // What is written down of the table is that of all of them.
+        let change = kept.change;
+        return Err(HostError::WithoutRaw { change, cause });
+    }
+    let ended = store.ended(kept.number);
+    if restored.loaded.is_some() || ended.is_none() {
+        let ended = ended.unwrap_or(Ended::Confirmed {
+            at: Timestamp::now(),
+        });
+        let listing = match store.record(kept.number) {
+            Ok(record) => table.listing(&record.rules)?,
+            Err(_) => None,
+        };
+        store.end(kept.number, &ended, listing)?;
+    }
+    Ok(())
 }

@@ -1,0 +1,164 @@
+//! What a start makes of changes and rules that are not as this version would
+//! write them, or that the kernel does not take yet.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use muster_nft::host::{Changed, HostError, restore};
+use serde_json::{Value, json};
+
+use crate::changes::{ssh, web};
+use crate::processes::Agent;
+use crate::world::{World, capable, id, kill_all, until};
+
+/// Its first change is confirmed.
+pub(crate) fn ready() -> Option<World> {
+    capable().then(|| {
+        let world = World::new();
+        world.confirm("first", ssh()).expect("confirmed");
+        until("nobody stands guard", || world.guards().is_empty());
+        world
+    })
+}
+
+/// A change is in force, and neither who made it nor who guarded it lives.
+fn left_alone(world: &World) {
+    let agent = Agent::start(world, web(), Duration::from_secs(60));
+    agent.asks();
+    kill_all(&world.guards());
+    agent.kill();
+}
+
+fn edit(world: &World, name: &str, with: impl FnOnce(&mut Value)) {
+    let path = world.path("state").join(name);
+    let text = fs::read(&path).expect("read");
+    let mut value: Value = serde_json::from_slice(&text).expect("JSON");
+    with(&mut value);
+    fs::write(path, value.to_string()).expect("written");
+}
+
+#[track_caller]
+fn only_ssh(world: &World) {
+    let table = world.node.table().expect("a table");
+    assert!(table.contains("tcp dport 22"), "{table}");
+    assert!(!table.contains("tcp dport 80"), "{table}");
+    assert!(!table.contains("try_"), "{table}");
+}
+
+fn without_eth0(world: &World) {
+    let done = Command::new("ip")
+        .args(["-n", world.node.name(), "link", "del", "eth0"])
+        .status();
+    assert!(done.is_ok_and(|status| status.success()));
+}
+
+#[test]
+fn what_was_in_force_and_cannot_be_loaded_is_what_was_confirmed() {
+    let Some(mut world) = ready() else {
+        return;
+    };
+    let rule = "insert rule inet muster_host input iif eth0 tcp dport 9 accept";
+    world.node.nft(&[rule]);
+    left_alone(&world);
+    world.reboot("second");
+    without_eth0(&world);
+    let restored = restore(&world.setting()).expect("restored");
+    assert!(restored.rolled_back.is_some());
+    only_ssh(&world);
+    assert!(!world.node.table().expect("a table").contains("dport 9"));
+}
+
+#[test]
+fn what_another_version_wrote_is_read() {
+    let Some(mut world) = ready() else {
+        return;
+    };
+    for boot in ["first", "second"] {
+        left_alone(&world);
+        let newest = fs::read_dir(world.path("state")).expect("a directory");
+        let newest = newest
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .find(|name| name.starts_with("change."));
+        let newest = newest.expect("a change in flight");
+        let number = newest.trim_start_matches("change.").to_owned();
+        for name in [
+            newest.as_str(),
+            "confirmed.json",
+            "history/1.json",
+            "history/1.end.json",
+            &format!("history/{number}"),
+        ] {
+            edit(&world, name, |value| value["of a later version"] = json!(1));
+        }
+        if boot == "second" {
+            world.reboot(boot);
+        }
+        let restored = restore(&world.setting()).expect("restored");
+        assert!(restored.rolled_back.is_some());
+        only_ssh(&world);
+        let again = restore(&world.setting()).expect("looked");
+        assert_eq!((again.rolled_back, again.loaded), (None, None));
+        fs::remove_file(world.path("state/history").join(number)).expect("removed");
+    }
+}
+
+#[test]
+fn raw_lines_that_cannot_be_loaded_are_left_out() {
+    let Some(mut world) = ready() else {
+        return;
+    };
+    // This version does not take it, another one did.
+    edit(&world, "history/1.json", |record| {
+        let rules = record.pointer_mut("/rules/rules/rules").expect("rules");
+        let rules = rules.as_array_mut().expect("a list");
+        rules.push(json!({"raw": "iif eth0 tcp dport 9 accept"}));
+        let text = record["text"].as_str().expect("text").replacen(
+            "\t}\n\tchain output",
+            "\t\tiif eth0 tcp dport 9 accept\n\t}\n\tchain output",
+            1,
+        );
+        assert!(text.contains("dport 9"));
+        record["text"] = json!(text);
+    });
+    world.reboot("second");
+    let restored = restore(&world.setting()).expect("restored");
+    assert_eq!(restored.loaded, Some(id("first")));
+    only_ssh(&world);
+    assert!(world.node.table().expect("a table").contains("dport 9"));
+
+    world.reboot("third");
+    without_eth0(&world);
+    let without = restore(&world.setting()).expect_err("not all of them");
+    assert!(matches!(without, HostError::WithoutRaw { .. }), "{without}");
+    only_ssh(&world);
+    assert!(!world.node.table().expect("a table").contains("dport 9"));
+    // It is no reason not to have others.
+    assert!(matches!(
+        world.confirm("second", web()),
+        Ok(Changed::Confirmed(_))
+    ));
+}
+
+#[test]
+fn a_change_of_which_nothing_can_be_read_does_not_stay() {
+    let Some(mut world) = ready() else {
+        return;
+    };
+    for boot in ["first", "second"] {
+        left_alone(&world);
+        let marker = world.path("state/change.2.json");
+        fs::write(&marker, "{").expect("written");
+        if boot == "second" {
+            world.reboot(boot);
+        }
+        let damaged = restore(&world.setting()).expect_err("damaged");
+        assert!(damaged.to_string().contains(" is damaged: "), "{damaged}");
+        only_ssh(&world);
+        fs::remove_file(marker).expect("removed");
+        for name in ["history/2.json", "deadline.2"] {
+            fs::remove_file(world.path("state").join(name)).expect("removed");
+        }
+    }
+}
