@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use muster_protocol::units::{Timestamp, elapsed};
 use tracing::{info, warn};
 
-use super::store::{By, ChangeId, Decided, Ended, Kept, Marker, Record, Store};
+use super::store::{By, ChangeId, Decided, Ended, Kept, Lock, Marker, Record, Store, StoreError};
 use super::table::Table;
 use super::{HostError, Setting, clock};
 use crate::nft::NftError;
@@ -257,25 +257,33 @@ pub struct Restored {
 /// [`HostError`]; what is in force stays in force.
 pub fn restore(setting: &Setting) -> Result<Restored, HostError> {
     let mut restored = Restored::default();
-    if !setting.dir.join("lock").exists() {
+    if !setting.dir.exists() {
         return Ok(restored);
     }
-    let store = Store::open(&setting.dir)?;
     let table = Table::new(setting.nft.clone());
-    let until = Instant::now() + LOCK_WITHIN;
-    let lock = loop {
-        match store.lock()? {
-            Some(lock) => break lock,
-            None if Instant::now() >= until => {
-                restored.busy = true;
-                return Ok(restored);
+    let (store, lock) = match opened(setting) {
+        Ok((store, Some(lock))) => (store, lock),
+        Ok((_, None)) => {
+            restored.busy = true;
+            return Ok(restored);
+        }
+        // A disk on which nothing can be written yet: what is in flight must
+        // wait, and the machine must not be open as long.
+        Err(e) => {
+            let store = Store::existing(&setting.dir);
+            if let Err(more) = put_confirmed(&store, &table, Found::Unlocked, &mut restored) {
+                warn!("{more}");
             }
-            None => sleep(LOOK_EVERY),
+            return Err(e.into());
         }
     };
     // Whatever is wrong with it, the confirmed rules are better than none.
     let taken_back = left_behind(&store, &table, setting);
-    let done = put_confirmed(&store, &table, taken_back.is_err(), &mut restored);
+    let found = match &taken_back {
+        Ok(_) => Found::Settled,
+        Err(_) => Found::Lost,
+    };
+    let done = put_confirmed(&store, &table, found, &mut restored);
     drop(lock);
     match taken_back {
         Ok(taken_back) => restored.rolled_back = taken_back,
@@ -289,25 +297,51 @@ pub fn restore(setting: &Setting) -> Result<Restored, HostError> {
     done.map(|()| restored)
 }
 
+/// The directory, and its lock unless somebody else keeps it.
+fn opened(setting: &Setting) -> Result<(Store, Option<Lock>), StoreError> {
+    let store = Store::open(&setting.dir)?;
+    let until = Instant::now() + LOCK_WITHIN;
+    loop {
+        match store.lock()? {
+            None if Instant::now() < until => sleep(LOOK_EVERY),
+            lock => return Ok((store, lock)),
+        }
+    }
+}
+
+/// What is known of changes in flight.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Found {
+    /// There is none any more.
+    Settled,
+    /// There may be one that cannot be taken back.
+    Lost,
+    /// Somebody may be making one.
+    Unlocked,
+}
+
 /// Puts the confirmed rules in force if the kernel has no table; or if it has
-/// one of a change in flight of which nothing is known (`lost`).
+/// one of a change in flight of which nothing is known.
 fn put_confirmed(
     store: &Store,
     table: &Table,
-    lost: bool,
+    found: Found,
     restored: &mut Restored,
 ) -> Result<(), HostError> {
     let Some(kept) = store.confirmed_kept()? else {
         return Ok(());
     };
     let mut left_out = None;
-    if !table.is_there()? || (lost && !table.left_open()?.is_empty()) {
+    if !table.is_there()? || (found == Found::Lost && !table.left_open()?.is_empty()) {
         left_out = load_confirmed(table, &kept)?;
         info!(change = %kept.change, "the host firewall's confirmed rules are in force");
         restored.loaded = Some(kept.change.clone());
     }
-    for token in table.left_open()? {
-        table.close(&token)?;
+    // Whoever holds no lock does not know whether somebody makes a change.
+    if found != Found::Unlocked {
+        for token in table.left_open()? {
+            table.close(&token)?;
+        }
     }
     if let Some(cause) = left_out {
         // What is written down of the table is that of all of them.

@@ -2,6 +2,7 @@
 //! write them, or that the kernel does not take yet.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -160,5 +161,48 @@ fn a_change_of_which_nothing_can_be_read_does_not_stay() {
         for name in ["history/2.json", "deadline.2"] {
             fs::remove_file(world.path("state").join(name)).expect("removed");
         }
+    }
+}
+
+/// A world's state, on which nothing can be written.
+struct ReadOnly(PathBuf);
+
+impl ReadOnly {
+    fn new(world: &World) -> Self {
+        let at = world.path("state");
+        for options in ["bind", "bind,remount,ro"] {
+            let mut mount = Command::new("mount");
+            mount.args(["-o", options]).args([&at, &at]);
+            assert!(mount.status().is_ok_and(|status| status.success()));
+        }
+        Self(at)
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_disk_that_cannot_be_written_yet_is_no_open_door() {
+    let Some(mut world) = ready() else {
+        return;
+    };
+    for in_flight in [false, true] {
+        if in_flight {
+            left_alone(&world);
+        }
+        world.reboot(&format!("flight: {in_flight}"));
+        let disk = ReadOnly::new(&world);
+        let failed = restore(&world.setting()).expect_err("nothing can be written");
+        assert!(failed.to_string().contains("Read-only"), "{failed}");
+        only_ssh(&world);
+        drop(disk);
+        // The agent's start, later.
+        let later = restore(&world.setting()).expect("restored");
+        assert_eq!(later.rolled_back.is_some(), in_flight);
+        only_ssh(&world);
     }
 }
