@@ -224,6 +224,7 @@ impl HostFirewall {
             Ok(()) if !in_time => Err(unconfirmed(Duration::from_millis(record.within_ms))),
             said => said,
         };
+        let said = said.and_then(|()| self.still_there(&marker));
         let why = match said {
             Ok(()) => match self.store.confirm(&marker) {
                 Ok(Decided::Now) => {
@@ -240,6 +241,19 @@ impl HostFirewall {
         let error = self.undo(&marker, &record, &why, true);
         drop(lock);
         Err(error)
+    }
+
+    /// What was tried out must be what is confirmed: a table that somebody
+    /// took away lets everybody in.
+    fn still_there(&self, marker: &Marker) -> Result<(), String> {
+        match self.table.left_open() {
+            Ok(open) if open.contains(&marker.token) => Ok(()),
+            Ok(_) => Err(
+                "somebody else took the table inet muster_host away, or put another there, before it was confirmed (`nft monitor` shows who)"
+                    .to_owned(),
+            ),
+            Err(e) => Err(format!("whether the new rules are still there cannot be seen: {e}")),
+        }
     }
 
     fn undo(&self, marker: &Marker, record: &Record, why: &str, applied: bool) -> HostError {

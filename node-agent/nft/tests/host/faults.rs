@@ -183,6 +183,30 @@ fn a_change_of_which_nothing_is_known_any_more_is_taken_back() {
     }
 }
 
+#[test]
+fn a_table_that_somebody_took_away_is_not_confirmed() {
+    if !capable() {
+        return;
+    }
+    let mut world = World::new();
+    world.listen(22);
+    world.listen(80);
+    world.confirm("first", ssh()).expect("confirmed");
+    let gone = world.change("second", web(), Duration::from_secs(20), async {
+        world.node.nft(&["flush", "ruleset"]);
+        // Whoever probes gets through: there are no rules.
+        Ok(())
+    });
+    let gone = gone.expect_err("it is not there");
+    assert!(
+        gone.to_string()
+            .contains("somebody else took the table inet muster_host away"),
+        "{gone}"
+    );
+    assert!(world.reaches(22) && !world.reaches(80));
+    assert!(world.entry("first").in_force);
+}
+
 /// A small file system in a world's state.
 struct Small(PathBuf);
 
