@@ -15,6 +15,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 /// How long one call may take.
 pub const WITHIN: Duration = Duration::from_secs(20);
+/// How long one that was killed may take to be gone.
+const KILLED_WITHIN: Duration = Duration::from_secs(1);
 /// What it may write at most; more is a fault of it.
 const MOST_OUTPUT: u64 = 256 << 20;
 /// What is told of its complaints.
@@ -92,6 +94,13 @@ impl Nft {
     /// With another limit of its time.
     #[must_use]
     pub fn within(self, within: Duration) -> Self {
+        Self { within, ..self }
+    }
+
+    /// With no more of its time than this.
+    #[must_use]
+    pub fn at_most(self, within: Duration) -> Self {
+        let within = within.min(self.within);
         Self { within, ..self }
     }
 
@@ -199,7 +208,7 @@ impl Nft {
                 length.is_ok_and(|length| length > MOST_OUTPUT)
             });
             if since >= self.within || large {
-                kill(&mut child);
+                kill(child);
                 return Err(match large {
                     true => fail(io::ErrorKind::FileTooLarge.into()),
                     false => NftError::Hangs {
@@ -221,13 +230,21 @@ impl Nft {
 }
 
 /// Kills it and what it has started.
-fn kill(child: &mut Child) {
+fn kill(mut child: Child) {
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         // Gone already is as well.
         let _ = kill_process_group(group, Signal::KILL);
     }
     let _ = child.kill();
-    let _ = child.wait();
+    let until = Instant::now() + KILLED_WITHIN;
+    while matches!(child.try_wait(), Ok(None)) {
+        if Instant::now() >= until {
+            // The kernel keeps it, for whatever reason; nobody else waits.
+            thread::spawn(move || child.wait());
+            return;
+        }
+        thread::sleep(LOOK[1]);
+    }
 }
 
 fn memory() -> io::Result<File> {

@@ -264,6 +264,7 @@ impl HostFirewall {
             record: &Kept::from(record),
             by: By::Agent,
             this_boot: true,
+            until: None,
         };
         match undo.run(why, applied) {
             Ok(Undone::Done(Ended::RolledBack { after_ms, why, .. })) => HostError::RolledBack {

@@ -322,6 +322,7 @@ impl Guard {
             record: &self.record,
             by: By::Guard,
             this_boot: true,
+            until: None,
         };
         let begun = Instant::now();
         let mut pause = LOOK_EVERY;

@@ -15,6 +15,11 @@ use crate::nft::NftError;
 const TRIES: u32 = 3;
 /// How long somebody else who puts them back is left alone with it.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a start may take with putting old rules back; the confirmed ones
+/// come after that, and the machine waits for it.
+const START_WITHIN: Duration = Duration::from_secs(30);
+/// So long a program has in any case.
+const AT_LEAST: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long a lock may be somebody's who only looks.
 const LOCK_WITHIN: Duration = Duration::from_secs(1);
@@ -37,6 +42,8 @@ pub(super) struct Undo<'a> {
     pub(super) by: By,
     /// Of this start of the machine.
     pub(super) this_boot: bool,
+    /// Until when it is tried, where others wait for it.
+    pub(super) until: Option<Instant>,
 }
 
 impl Undo<'_> {
@@ -81,7 +88,7 @@ impl Undo<'_> {
         // Whoever was quicker has closed the change, and the kernel refuses
         // this. If it was nobody, the new rules are still there.
         if self
-            .table
+            .table()
             .put_back(&self.marker.token, self.record.old.as_deref())
             .is_ok()
         {
@@ -125,7 +132,7 @@ impl Undo<'_> {
         let old = self.record.old.as_deref();
         let mut tries = 0;
         loop {
-            let Err(_) = self.table.put_back(&self.marker.token, old) else {
+            let Err(_) = self.table().put_back(&self.marker.token, old) else {
                 return Ok(());
             };
             // The change is closed already, or somebody has taken the whole
@@ -133,10 +140,13 @@ impl Undo<'_> {
             if !sure && !self.store.is_undoing(self.marker.number) {
                 return Ok(());
             }
-            match self.table.load(old) {
+            match self.table().load(old) {
                 Ok(()) => return Ok(()),
                 Err(e) => {
                     tries += 1;
+                    if self.until.is_some_and(|until| Instant::now() >= until) {
+                        return Err(e);
+                    }
                     if tries == TRIES {
                         return self.confirmed_instead().ok_or(e);
                     }
@@ -146,11 +156,22 @@ impl Undo<'_> {
         }
     }
 
+    /// The table, with what is left of the time.
+    fn table(&self) -> Table {
+        match self.until {
+            Some(until) => {
+                let left = until.saturating_duration_since(Instant::now());
+                self.table.within(left.max(AT_LEAST))
+            }
+            None => self.table.clone(),
+        }
+    }
+
     /// What was in force cannot be loaded, because of what somebody else has
     /// added to it, say; but what was confirmed can.
     fn confirmed_instead(&self) -> Option<()> {
         let kept = self.store.confirmed_kept().ok().flatten()?;
-        let left_out = load_confirmed(self.table, &kept).ok()?;
+        let left_out = load_confirmed(&self.table(), &kept).ok()?;
         warn!(change = %kept.change, "what was in force cannot be loaded; the confirmed rules are in force");
         if let Some(cause) = left_out {
             warn!("they are without their raw lines: {cause}");
@@ -195,10 +216,11 @@ pub(super) fn left_behind(
 ) -> Result<Option<(ChangeId, Ended)>, HostError> {
     let mut taken_back = None;
     let mut failed = None;
+    let until = Instant::now() + START_WITHIN;
     for found in [store.in_flight(), store.undoing()] {
         let done = match found {
             Ok(None) => continue,
-            Ok(Some(marker)) => take_back(store, table, setting, marker),
+            Ok(Some(marker)) => take_back(store, table, setting, marker, until),
             Err(e) => Err(e.into()),
         };
         match done {
@@ -217,6 +239,7 @@ fn take_back(
     table: &Table,
     setting: &Setting,
     marker: Marker,
+    until: Instant,
 ) -> Result<Option<(ChangeId, Ended)>, HostError> {
     let this_boot = marker.boot_id == clock::boot_id(&setting.boot_id);
     let undo = Undo {
@@ -226,6 +249,7 @@ fn take_back(
         record: &store.kept(marker.number)?,
         by: By::Restore,
         this_boot,
+        until: Some(until),
     };
     let why = match this_boot {
         true => "the agent ended before it was confirmed",

@@ -206,3 +206,31 @@ fn a_disk_that_cannot_be_written_yet_is_no_open_door() {
         only_ssh(&world);
     }
 }
+
+#[test]
+fn a_start_does_not_wait_for_ever_for_a_program_that_hangs() {
+    let Some(mut world) = ready() else {
+        return;
+    };
+    left_alone(&world);
+    world.reboot("second");
+    // Only the old rules cannot be loaded: they say what was counted.
+    edit(&world, "history/2.json", |record| {
+        let old = record["old"].as_str().expect("a table");
+        record["old"] = json!(format!("# the old ones\n{old}"));
+    });
+    let dir = world.dir.path().display();
+    world.hook(&format!(
+        "if [ \"$*\" = '-f -' ]; then
+            cat > {dir}/text.$$
+            if grep -q 'the old ones' {dir}/text.$$; then echo >> {dir}/hung; sleep 600; fi
+            exec < {dir}/text.$$
+        fi"
+    ));
+    let stuck = restore(&world.setting()).expect_err("it hangs");
+    assert!(matches!(stuck, HostError::Stuck { .. }), "{stuck}");
+    // 20 s, and what is left of 30; each of the three tries took 40.
+    let hung = fs::read_to_string(world.path("hung")).expect("read");
+    assert_eq!(hung.lines().count(), 2);
+    only_ssh(&world);
+}
