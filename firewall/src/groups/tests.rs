@@ -311,8 +311,10 @@ fn the_text_of_a_state() {
           jump out-web comment "1 e04c7173946c"
           drop comment "2 f1a2a766dcd5"
         chain in-web {
-          ip saddr @g4-lb tcp dport { 80, 443 } counter name n-web-1 accept comment "1/4 4f312663114e"
-          ip6 saddr @g6-lb tcp dport { 80, 443 } counter name n-web-1 accept comment "1/6 f6a409623c0e"
+          ip saddr @g4-lb tcp dport 80 counter name n-web-1 accept comment "1/4 71319c415262"
+          ip saddr @g4-lb tcp dport 443 counter name n-web-1 accept comment "1/4+1 c1c4c09ff2ad"
+          ip6 saddr @g6-lb tcp dport 80 counter name n-web-1 accept comment "1/6 831c0ec63a3b"
+          ip6 saddr @g6-lb tcp dport 443 counter name n-web-1 accept comment "1/6+1 a134a79847f4"
           meta nfproto ipv4 meta l4proto icmp icmp type 3 icmp code 4 counter name n-web-2 accept comment "2 bf6ba4603834"
           ip6 saddr 2001:db8::/32 udp dport 5000-5010 counter name n-web-3 accept comment "3 a3c5efe2baeb"
         chain out-web {
@@ -334,7 +336,7 @@ fn one_rule_that_changes_is_one_rule() {
     after["groups"]["web"][1]["traffic"] = "icmp 3/3".into();
     insta::assert_snapshot!(changed(&small(), &after), @r#"
         add rule inet muster_groups in-web meta nfproto ipv4 meta l4proto icmp icmp type 3 icmp code 3 counter name n-web-2 accept comment "2 3073ec709954"
-        delete rule inet muster_groups in-web handle 12
+        delete rule inet muster_groups in-web handle 14
         "#);
     let mut after = small();
     after["groups"]["web"]
@@ -342,7 +344,7 @@ fn one_rule_that_changes_is_one_rule() {
         .expect("rules")
         .remove(2);
     insta::assert_snapshot!(changed(&small(), &after), @r#"
-        delete rule inet muster_groups in-web handle 13
+        delete rule inet muster_groups in-web handle 15
         delete counter inet muster_groups n-web-3
         "#);
     // A comment is nothing to the kernel.
@@ -365,8 +367,10 @@ fn one_member_is_one_element() {
     after["members"]["group:lb"] = json!(["192.0.2.8/32", "2001:db8::8/128", "10.0.0.0/8"]);
     insta::assert_snapshot!(changed(&small(), &after), @r#"
         add element inet muster_groups g4p-lb { 10.0.0.0/8 }
-        add rule inet muster_groups in-web ip saddr @g4p-lb tcp dport { 80, 443 } counter name n-web-1 accept comment "1/4p 09e2b6445cae"
-        add rule inet muster_groups in-web ip6 saddr @g6p-lb tcp dport { 80, 443 } counter name n-web-1 accept comment "1/6p 1e7debb55079"
+        add rule inet muster_groups in-web ip saddr @g4p-lb tcp dport 80 counter name n-web-1 accept comment "1/4p d9addac9b9ff"
+        add rule inet muster_groups in-web ip saddr @g4p-lb tcp dport 443 counter name n-web-1 accept comment "1/4p+1 5ccb69c358c3"
+        add rule inet muster_groups in-web ip6 saddr @g6p-lb tcp dport 80 counter name n-web-1 accept comment "1/6p 5f7d2878fc5a"
+        add rule inet muster_groups in-web ip6 saddr @g6p-lb tcp dport 443 counter name n-web-1 accept comment "1/6p+1 066207e1b44a"
         "#);
 }
 
