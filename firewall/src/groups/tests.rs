@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::ids::Ids;
+use super::judge::{Flow, Judge, Payload, Verdict, Way, flow};
 use super::objects::{Count, Listed, ListedRule, counter, counter_of};
 use super::{bare, check, objects, touched, update, whole};
 
@@ -520,6 +521,64 @@ fn an_interface_without_a_number_is_not_there() {
     let holding = holding(small());
     let text = whole(&objects(&holding, &Ids::default()), &BTreeMap::new());
     assert!(!text.contains("\"mta\""));
+}
+
+#[test]
+fn a_flow_goes_on_as_long_as_it_could_begin() {
+    let mut state = small();
+    state["interfaces"]["mtlb"] = interface(8, &[]);
+    let ask = |state: &Value, source: &str, target: &str, port: u16| {
+        let way = Way {
+            source: source.parse().expect("an address"),
+            target: target.parse().expect("an address"),
+            payload: Payload::Tcp {
+                source: 40_000,
+                target: port,
+                opens: true,
+            },
+        };
+        let held = holding(state.clone());
+        let judged = flow(
+            &held,
+            &Flow {
+                sent: way.clone(),
+                arrives: way,
+            },
+        );
+        (judged.verdict == Verdict::Pass, judged.why().to_string())
+    };
+    let (lb, web, far) = ("192.0.2.8", "192.0.2.7", "198.51.100.9");
+    assert_eq!(ask(&state, lb, web, 443), (true, "rule 1 of web".into()));
+    assert!(!ask(&state, lb, web, 444).0);
+    assert!(!ask(&state, far, web, 443).0);
+    // From one that has rules for what goes out.
+    assert_eq!(ask(&state, web, far, 25), (true, "rule 6 of web".into()));
+    assert!(!ask(&state, web, "203.0.113.1", 25).0);
+    // None of ours.
+    assert!(ask(&state, far, "203.0.113.1", 25).0);
+    // A rule goes, and a member.
+    let mut less = state.clone();
+    less["groups"]["web"]
+        .as_array_mut()
+        .expect("rules")
+        .remove(0);
+    assert!(!ask(&less, lb, web, 443).0);
+    let mut less = state.clone();
+    less["members"]["group:lb"] = json!([]);
+    assert!(!ask(&less, lb, web, 443).0);
+    // The longest prefix beside own addresses says whose an address is.
+    state["interfaces"]["mta"]["pairs"] = json!([{"prefix": "10.0.0.0/8"}]);
+    state["interfaces"]["mtlb"]["pairs"] = json!([{"prefix": "10.1.0.0/16"}]);
+    let held = holding(state);
+    let judge = Judge::new(&held);
+    let who = |address: &str| -> Vec<String> {
+        let taps = judge.who_has(address.parse().expect("an address"));
+        taps.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(who("10.1.2.3"), ["mtlb"]);
+    assert_eq!(who("10.2.2.3"), ["mta"]);
+    assert_eq!(who("192.0.2.8"), ["mtlb"]);
+    assert_eq!(who("192.0.2.99"), [""; 0]);
 }
 
 /// Some state: the numbers say what is in it.
