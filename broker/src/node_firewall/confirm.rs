@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use muster_protocol::envelope::Mode;
 use muster_protocol::firewall::{
     Confirmation, MAX_PROBES_ASKED, MAX_ROLES_ASKED, ProbeAsk, ProbeResult, ProbeWish,
     RoleAddresses,
@@ -21,6 +22,7 @@ use super::probe::{NotProbed, Prober};
 use crate::inventory::{Inventory, NodeRecord};
 use crate::resolve::{Options, ResolveError, resolve};
 use crate::runs::{Engine, EngineError};
+use crate::submit::is_builtin;
 use crate::vm::records::StoredVm;
 
 /// Most nodes that make a probe: the first of those that match, by name.
@@ -98,12 +100,18 @@ impl NodeFirewall {
                 roles.len()
             )));
         }
-        self.is_open(node, request).await?;
+        self.is_open(node, request, true).await?;
         Ok(of_roles(roles, &self.0.inventory.snapshot(), machines))
     }
 
-    /// Whether that step is open on that node now.
-    async fn is_open(&self, node: Serial, request: RequestId) -> Result<(), NodeFirewallError> {
+    /// Whether that step is open on that node now, and can be about a
+    /// firewall at all: what is built in is not.
+    async fn is_open(
+        &self,
+        node: Serial,
+        request: RequestId,
+        dry_runs: bool,
+    ) -> Result<(), NodeFirewallError> {
         let closed = || NodeFirewallError::NotOpen(request.run.short().to_string());
         let state = match self.0.engine.state(request.run).await {
             Ok(state) => state,
@@ -112,7 +120,11 @@ impl NodeFirewall {
         };
         let sent = state.nodes.get(&node).map(|node| &node.phase);
         let open = matches!(sent, Some(NodePhase::Sent { .. })) && !state.phase.is_final();
-        (open && request.step == 0).then_some(()).ok_or_else(closed)
+        let spec = &state.spec;
+        let may = !is_builtin(&spec.scenario) && (dry_runs || spec.mode == Mode::Apply);
+        (open && may && request.step == 0)
+            .then_some(())
+            .ok_or_else(closed)
     }
 
     /// Has the probes made that a node's new rules have to let through, and
@@ -139,7 +151,7 @@ impl NodeFirewall {
             .room
             .try_acquire()
             .map_err(|_| NodeFirewallError::Busy)?;
-        self.is_open(node, request).await?;
+        self.is_open(node, request, false).await?;
         let snapshot = inner.inventory.snapshot();
         let Some(record) = snapshot.get(node).cloned() else {
             return Err(NodeFirewallError::NotOpen(request.run.short().to_string()));

@@ -194,13 +194,13 @@ impl HostFirewall {
         };
         let before = foreign().map_err(|e| not(&e))?;
         let counters = self.table.counters().map_err(|e| not(&e))?;
+        let text = render_with(&record.rules, &counters);
         let deadline_ms = clock::now_ms()
             .saturating_add(record.within_ms)
             .min(marker.latest_ms);
         self.store
             .set_deadline(marker.number, deadline_ms)
             .map_err(|e| not(&e))?;
-        let text = render_with(&record.rules, &counters);
         self.table.put(&marker.token, &text).map_err(|e| not(&e))?;
         let after = foreign().map_err(|e| (e.to_string(), true))?;
         if before != after {
