@@ -29,7 +29,7 @@ fn without_nft_nothing_is_promised() {
         ..world.setting()
     };
     let missing = HostFirewall::open(missing).expect_err("there is none");
-    insta::assert_snapshot!(said(&world, &missing), @"nothing was changed: there is no program DIR/none to set rules with; install nftables, or name another in the agent's configuration");
+    insta::assert_snapshot!(said(&world, &missing), @"nothing was changed: there is no program DIR/none to set rules with; install nftables: it is looked for along PATH, and in /usr/sbin and /sbin");
     world.hook("echo 'Error: no such thing in this kernel' >&2; exit 1");
     let refused = HostFirewall::open(world.setting()).expect_err("it refuses");
     insta::assert_snapshot!(said(&world, &refused), @"nothing was changed: DIR/nft refused (exit status: 1), nothing was changed: Error: no such thing in this kernel");
