@@ -83,28 +83,48 @@ pub(super) fn start(setting: &Setting, marker: &Marker, within: Duration) -> Res
         program: setting.program.clone(),
         watch: true,
     };
-    let until = Instant::now() + within;
-    let unit = match has_systemd() {
-        true => transient(&args, until).map_err(|e| warn!("no transient unit: {e}")),
-        false => Err(()),
-    };
-    if unit.is_err() {
-        args.watch = false;
-        let mut command = Command::new(&args.program);
-        command.args(args.line());
-        run(command, until)?;
-    }
     let ready = ready_path(&setting.dir, &marker.token);
+    let unit = has_systemd().then(|| transient(&args));
+    args.watch = false;
+    stand(unit, &args, &ready, within)?;
+    let _ = fs::remove_file(ready);
+    Ok(())
+}
+
+/// As a unit of systemd's, or else as a process that leaves this one's session.
+fn stand(unit: Option<Command>, args: &Args, ready: &Path, within: Duration) -> Result<(), String> {
+    let begun = Instant::now();
+    let until = begun + within;
+    let mut no_unit = String::new();
+    if let Some(unit) = unit {
+        // One that hangs leaves as much time to the other way.
+        let first = begun + within / 2;
+        match run(unit, first).and_then(|()| stands(args, ready, first)) {
+            Ok(()) => return Ok(()),
+            Err(e) => {
+                warn!("no transient unit: {e}");
+                no_unit = format!("; and before that, {e}");
+            }
+        }
+    }
+    let mut command = Command::new(&args.program);
+    command.args(args.line());
+    run(command, until)
+        .and_then(|()| stands(args, ready, until))
+        .map_err(|e| format!("{e}{no_unit}"))
+}
+
+/// Waits until it says that it stands.
+fn stands(args: &Args, ready: &Path, until: Instant) -> Result<(), String> {
     while !ready.exists() {
         if Instant::now() >= until {
             return Err(format!(
                 "{} was started and does not say that it stands",
-                setting.program.display()
+                args.program.display()
             ));
         }
         sleep(Duration::from_millis(5));
     }
-    let _ = fs::remove_file(ready);
     Ok(())
 }
 
@@ -118,7 +138,7 @@ fn has_systemd() -> bool {
     Path::new(SYSTEMD).is_dir() && same("net") && same("mnt")
 }
 
-fn transient(args: &Args, until: Instant) -> Result<(), String> {
+fn transient(args: &Args) -> Command {
     let mut command = Command::new("systemd-run");
     command
         .args(["--quiet", "--collect", "--no-ask-password"])
@@ -127,7 +147,7 @@ fn transient(args: &Args, until: Instant) -> Result<(), String> {
         .arg("--")
         .arg(&args.program)
         .args(args.line());
-    run(command, until)
+    command
 }
 
 /// Runs something that ends at once.
@@ -219,7 +239,10 @@ pub fn main(args: &Args) -> Result<(), GuardError> {
     };
     let ready = ready_path(guard.store.dir(), &args.token);
     guard.store.write(&ready, &std::process::id())?;
-    guard.watch()
+    let watched = guard.watch();
+    // Nobody may have waited for it any more.
+    let _ = fs::remove_file(ready);
+    watched
 }
 
 /// Leaves the control groups of whoever started this, where that is allowed.
@@ -337,5 +360,47 @@ impl Guard {
                 Err(e) => return Err(GuardError::Stuck(e)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_systemd_that_hangs_leaves_time_for_the_other_way() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ready = dir.path().join("ready");
+        let program = dir.path().join("agent");
+        let mut args = Args {
+            dir: dir.path().to_owned(),
+            nft: "nft".into(),
+            token: "a".into(),
+            program: program.clone(),
+            watch: false,
+        };
+        let hangs = || {
+            let mut command = Command::new("sleep");
+            command.arg("600");
+            Some(command)
+        };
+        // Another program writes it, see those of `nft`.
+        let mut write = Command::new("sh");
+        write.args([
+            "-c",
+            "printf '#!/bin/sh\\n: > %s\\n' \"$1\" > \"$2\" && chmod 755 \"$2\"",
+            "sh",
+        ]);
+        let status = write.arg(&ready).arg(&program).status();
+        assert!(status.is_ok_and(|status| status.success()));
+        stand(hangs(), &args, &ready, Duration::from_secs(8)).expect("it stands");
+        fs::remove_file(&ready).expect("it said so");
+        // What both ways said.
+        args.program = dir.path().join("none");
+        let none = stand(hangs(), &args, &ready, Duration::from_millis(200));
+        let none = none
+            .expect_err("neither")
+            .replace(&dir.path().display().to_string(), "DIR");
+        insta::assert_snapshot!(none, @"DIR/none: No such file or directory (os error 2); and before that, sleep: it did not end in time");
     }
 }
