@@ -85,13 +85,15 @@ pub enum HostError {
     },
     /// It should have been taken back and could not be.
     #[error(
-        "{why}; and the old rules could not be put back: {cause}; the guard goes on trying, and so does the next start of the agent or `muster-agent firewall-restore`"
+        "{why}; and the old rules could not be put back: {cause}; {}", .by.tries_again()
     )]
     Stuck {
         /// Why it should.
         why: String,
         /// Why it could not.
         cause: NftError,
+        /// Who tried.
+        by: By,
     },
     /// They are in force, but not all of them.
     #[error(

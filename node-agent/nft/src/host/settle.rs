@@ -69,6 +69,7 @@ impl Undo<'_> {
         self.put_back(sure).map_err(|cause| HostError::Stuck {
             why: why.to_owned(),
             cause,
+            by: self.by,
         })?;
         warn!(change = %self.marker.change, "{ended}");
         if let Err(e) = self.store.end(number, &ended, None) {

@@ -28,6 +28,7 @@ use muster_protocol::units::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tracing::warn;
 
 /// How many changes are kept.
 pub(super) const KEPT: usize = 50;
@@ -50,7 +51,7 @@ pub enum StoreError {
     },
     /// A file is not what it should be.
     #[error(
-        "{path} is damaged: {why}; what is in force stays in force; remove the file and put the node's rules in force again"
+        "{path} is damaged: {why}; what is in force stays in force, and a start of the machine puts nothing in force from it; {}", mend(.path)
     )]
     Damaged {
         /// The file.
@@ -58,6 +59,17 @@ pub enum StoreError {
         /// In which way.
         why: String,
     },
+}
+
+/// What people can do about a file.
+fn mend(path: &Path) -> &'static str {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    match name.starts_with("change.") || name.starts_with("undoing.") {
+        true => "it is of a change that was in flight: move it away",
+        false => {
+            "move it away, with the `confirmed.json` by which the confirmed rules are known (or the `change.NUMBER.json` of a change in flight), and put the node's rules in force again"
+        }
+    }
 }
 
 impl StoreError {
@@ -122,6 +134,21 @@ pub enum By {
     Guard,
     /// The next start of the agent, or of the machine.
     Restore,
+}
+
+impl By {
+    /// Who tries again when it failed.
+    pub(super) fn tries_again(self) -> &'static str {
+        match self {
+            Self::Agent | Self::Guard => {
+                "the guard goes on trying, and so does the next start of the agent or `muster-agent firewall-restore`"
+            }
+            // Nobody stands guard at a start.
+            Self::Restore => {
+                "the next start of the agent tries again, and so does `muster-agent firewall-restore`"
+            }
+        }
+    }
 }
 
 /// How a change ended.
@@ -453,7 +480,14 @@ impl Store {
     fn decide(&self, marker: &Marker, to: &Path) -> Result<Decided, StoreError> {
         let from = self.change_path(marker.number);
         match fs::rename(&from, to) {
-            Ok(()) => self.sync(&self.dir).map(|()| Decided::Now),
+            Ok(()) => {
+                // Renamed it is, for all who look. Only a machine that loses
+                // its power at this moment may find it as it was.
+                if let Err(e) = self.sync(&self.dir) {
+                    warn!(change = %marker.change, "how a change was decided may not be on the disk yet: {e}");
+                }
+                Ok(Decided::Now)
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Decided::Before),
             Err(e) => Err(StoreError::io("cannot rename", &from)(e)),
         }
@@ -651,5 +685,49 @@ impl Store {
                 path: path.to_owned(),
                 why: e.to_string(),
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+
+    use super::*;
+
+    #[test]
+    fn what_was_renamed_is_decided() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(dir.path()).expect("opened");
+        let marker = Marker {
+            number: 1,
+            change: "run/0".parse().expect("a change"),
+            token: "a".into(),
+            boot_id: "b".into(),
+            begun_ms: 0,
+            latest_ms: 1,
+        };
+        let path = store.change_path(1);
+        store.write(&path, &marker).expect("written");
+        // It can be renamed in there, and not be opened to be synced.
+        let mode = |mode| fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode));
+        mode(0o300).expect("set");
+        let own = store.clone();
+        let confirm = std::thread::spawn(move || {
+            let none = CapabilitySet::empty();
+            let none = CapabilitySets {
+                effective: none,
+                permitted: none,
+                inheritable: none,
+            };
+            set_capabilities(None, none).expect("it may have fewer");
+            assert!(own.sync(&own.dir).is_err());
+            own.confirm(&marker)
+        });
+        let decided = confirm.join().expect("it does not panic");
+        mode(0o700).expect("set");
+        assert_eq!(decided.expect("decided"), Decided::Now);
+        assert!(store.is_confirmed(1));
     }
 }

@@ -293,6 +293,10 @@ fn what_is_damaged_opens_nothing() {
             assert!(damaged.to_string().contains(" is damaged: "), "{damaged}");
             let refused = world.confirm("second", web()).expect_err("damaged");
             assert!(refused.to_string().contains(" is damaged: "), "{refused}");
+            assert!(
+                refused.to_string().contains("with the `confirmed.json`"),
+                "{refused}"
+            );
             assert_eq!(world.node.table(), table);
         }
         fs::write(&path, whole).expect("written");
