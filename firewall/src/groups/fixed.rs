@@ -221,7 +221,9 @@ const CHAINS: &[FixedChain] = &[
     (
         Table::Inet,
         "prerouting",
-        Some("type filter hook prerouting priority -150; policy accept;"),
+        // Right behind the tracking of connections (-200), and before all that
+        // sets marks (mangle, -150): what comes with another mark is not ours.
+        Some("type filter hook prerouting priority -199; policy accept;"),
         &[
             // A port of a bridge is no interface of the host.
             "iifname \"mt*\" drop",
@@ -256,7 +258,7 @@ const CHAINS: &[FixedChain] = &[
         "seen",
         // Behind the chain above: what it let pass goes on without a mark, and
         // is routed as if there were none.
-        Some("type filter hook prerouting priority -149; policy accept;"),
+        Some("type filter hook prerouting priority -198; policy accept;"),
         &["meta mark & 0xffff0000 == 0x6d670000 meta mark set 0x00000000"],
     ),
     (

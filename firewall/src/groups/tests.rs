@@ -226,7 +226,7 @@ fn the_text_of_a_state() {
             goto ingress comment "postrouting 7 ce51a6b63a61"
           }
           chain prerouting {
-            type filter hook prerouting priority -150; policy accept;
+            type filter hook prerouting priority -199; policy accept;
             iifname "mt*" drop comment "prerouting 1 96ff9f09b8b3"
             meta mark & 0xffff0000 != 0x6d650000 accept comment "prerouting 2 7466d9610660"
             meta mark set meta mark | 0x00020000 comment "prerouting 3 35cc8f62b3a2"
@@ -249,7 +249,7 @@ fn the_text_of_a_state() {
             drop comment "prerouting 20 f1a2a766dcd5"
           }
           chain seen {
-            type filter hook prerouting priority -149; policy accept;
+            type filter hook prerouting priority -198; policy accept;
             meta mark & 0xffff0000 == 0x6d670000 meta mark set 0x00000000 comment "seen 1 f5ab79242c06"
           }
         }
