@@ -212,7 +212,7 @@ const CHAINS: &[FixedChain] = &[
             "oifname . meta mark @judged accept",
             // The host's own, to addresses that no interface has.
             "ether type ip udp sport 67 udp dport 68 accept",
-            "ether type 0x86dd udp sport 547 udp dport 546 accept",
+            "ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept",
             "ip6 hoplimit 255 icmpv6 type { 134, 135, 136, 137 } accept",
             "ip6 hoplimit 1 icmpv6 type { 130, 131, 132, 143 } accept",
             "drop",
@@ -232,8 +232,8 @@ const CHAINS: &[FixedChain] = &[
             // No answers to who asks for an address.
             "meta nfproto ipv4 udp dport 68 drop",
             "meta nfproto ipv6 udp dport 546 drop",
-            "icmpv6 type 136 meta mark . @th,64,128 @neighbor accept",
-            "icmpv6 type 136 meta mark . @th,64,128 @neighbor-pairs accept",
+            "ip6 hoplimit 255 icmpv6 type 136 meta mark . @th,64,128 @neighbor accept",
+            "ip6 hoplimit 255 icmpv6 type 136 meta mark . @th,64,128 @neighbor-pairs accept",
             // Nobody else's address, no router, nobody who asks for listeners.
             // (One by one: while a table is replaced, a packet may be held
             // against a set that is empty already, and has to be dropped then.)
@@ -241,11 +241,12 @@ const CHAINS: &[FixedChain] = &[
             "icmpv6 type 134 drop",
             "icmpv6 type 136 drop",
             "icmpv6 type 137 drop",
-            "meta nfproto ipv4 udp sport 68 udp dport 67 accept",
-            "meta nfproto ipv6 udp sport 546 udp dport 547 accept",
+            "ct mark & 0x40000000 == 0x40000000 drop",
+            // Only to all: to anybody, it would be a way out for anything.
+            "ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
+            "ip6 daddr { fe80::/10, ff02::/16 } udp sport 546 udp dport 547 accept",
             "ip6 hoplimit 255 icmpv6 type { 133, 135 } accept",
             "ip6 hoplimit 1 icmpv6 type { 131, 132, 143 } accept",
-            "ct mark & 0x40000000 == 0x40000000 drop",
             "ct state established,related accept",
             // Somebody who goes on with what is not known, or is no more.
             "tcp flags & (fin | syn | rst | ack) != syn drop",
@@ -293,11 +294,11 @@ const CHAINS: &[FixedChain] = &[
         None,
         &[
             "meta mark set meta mark | 0x00020000",
+            "ct mark & 0x40000000 == 0x40000000 drop",
             "meta nfproto ipv4 udp sport 67 udp dport 68 accept",
-            "meta nfproto ipv6 udp sport 547 udp dport 546 accept",
+            "ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept",
             "ip6 hoplimit 255 icmpv6 type { 134, 135, 136, 137 } accept",
             "ip6 hoplimit 1 icmpv6 type { 130, 131, 132, 143 } accept",
-            "ct mark & 0x40000000 == 0x40000000 drop",
             "ct state established,related accept",
             "tcp flags & (fin | syn | rst | ack) != syn drop",
             "meta mark vmap @to-mark",

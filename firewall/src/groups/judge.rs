@@ -501,7 +501,7 @@ impl<'a> Judge<'a> {
         let way = &flow.arrives;
         Judged::of(egress, || {
             best(self.who_has(way.target), &|interface| {
-                let fixed = comes_fixed(way.target, 255, &way.payload);
+                let fixed = comes_fixed(way.source, 255, &way.payload);
                 fixed.unwrap_or_else(|| self.ingress(interface, way.source, &way.payload))
             })
         })
@@ -601,7 +601,7 @@ impl<'a> Judge<'a> {
                 hops,
                 payload,
             } => {
-                let fixed = comes_fixed(*target, *hops, payload);
+                let fixed = comes_fixed(*source, *hops, payload);
                 // What a host sends itself goes where its address is.
                 let host = packet.from == End::Host;
                 if !host && !to_many && !may_use(interface, mac, *target) {
@@ -729,14 +729,14 @@ fn leaves_fixed(interface: &Interface, target: IpAddr, hops: u8, payload: &Paylo
                 target: 67,
             },
             true,
-        ) => Fixed::Dhcp,
+        ) if target == IpAddr::V4(Ipv4Addr::BROADCAST) => Fixed::Dhcp,
         (
             Payload::Udp {
                 source: 546,
                 target: 547,
             },
             false,
-        ) => Fixed::Dhcp,
+        ) if is_neighbour(target) || is_all_neighbours(target) => Fixed::Dhcp,
         (
             Payload::Icmpv6 {
                 kind: 136, about, ..
@@ -748,7 +748,7 @@ fn leaves_fixed(interface: &Interface, target: IpAddr, hops: u8, payload: &Paylo
                 let pairs = || interface.pairs.iter().any(|p| p.prefix.contains(&about));
                 interface.addresses.contains(&about) || link_local(interface) == about || pairs()
             });
-            match own {
+            match own && hops == 255 {
                 true => Fixed::Neighbor,
                 false => Fixed::Advertisement,
             }
@@ -778,8 +778,18 @@ fn leaves_fixed(interface: &Interface, target: IpAddr, hops: u8, payload: &Paylo
     Some(fixed.into())
 }
 
-fn comes_fixed(target: IpAddr, hops: u8, payload: &Payload) -> Option<Why> {
-    let fixed = match (payload, target.is_ipv4()) {
+/// Whether it is in `fe80::/10`.
+fn is_neighbour(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(a) if a.is_unicast_link_local())
+}
+
+/// Whether it is in `ff02::/16`.
+fn is_all_neighbours(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(a) if a.segments()[0] == 0xff02)
+}
+
+fn comes_fixed(source: IpAddr, hops: u8, payload: &Payload) -> Option<Why> {
+    let fixed = match (payload, source.is_ipv4()) {
         (
             Payload::Udp {
                 source: 67,
@@ -793,7 +803,7 @@ fn comes_fixed(target: IpAddr, hops: u8, payload: &Payload) -> Option<Why> {
                 target: 546,
             },
             false,
-        ) => Fixed::Dhcp,
+        ) if is_neighbour(source) => Fixed::Dhcp,
         (
             Payload::Icmpv6 {
                 kind: 134..=137, ..

@@ -262,7 +262,7 @@ fn what_everybody_needs_always_passes() {
         up,
         ip("0.0.0.0", "255.255.255.255", dhcp(68, 67)),
     );
-    asks(l, "again", up, ip(B, "192.0.2.250", dhcp(68, 67)));
+    asks(l, "with one", up, ip(B, "255.255.255.255", dhcp(68, 67)));
     asks(l, "DHCPv6", up, ip(B_LINK, "ff02::1:2", dhcp(546, 547)));
     asks(l, "server", no, ip(B, "255.255.255.255", dhcp(67, 68)));
     asks(l, "server 6", no, ip(B_LINK, "fe80::9", dhcp(547, 546)));
@@ -284,6 +284,7 @@ fn what_everybody_needs_always_passes() {
         up,
         icmpv6(B_LINK, all, 136, 255, Some(B_LINK)),
     );
+    asks(l, "far NA", no, icmpv6(B6, all, 136, 254, Some(B6)));
     asks(l, "others' NA", no, icmpv6(B6, all, 136, 255, Some(A6)));
     asks(
         l,
@@ -302,6 +303,12 @@ fn what_everybody_needs_always_passes() {
     };
     gets(l, "DHCP", true, ip(OUT, C, dhcp(67, 68)));
     gets(l, "DHCPv6", true, ip("fe80::50", C6, dhcp(547, 546)));
+    gets(
+        l,
+        "far DHCPv6",
+        false,
+        ip("2001:db8::50", C6, dhcp(547, 546)),
+    );
     gets(l, "no DHCP", false, ip(OUT, C, dhcp(999, 68)));
     gets(l, "RA", true, icmpv6("fe80::50", C6, 134, 255, None));
     gets(

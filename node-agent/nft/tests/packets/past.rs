@@ -1,8 +1,10 @@
 //! Ways past the groups that were there once: each was shown with packets
 //! like these before it was closed.
 
+use muster_firewall::groups::judge::Payload;
+
 use crate::capability;
-use crate::lab::{Lab, udp};
+use crate::lab::{Lab, icmpv6, ip, udp};
 
 const B: &str = "192.0.2.12";
 const C: &str = "192.0.2.13";
@@ -31,4 +33,36 @@ fn marks_of_other_software_open_nothing() {
             l.apply_whole();
         }
     }
+}
+
+#[test]
+fn asking_for_an_address_is_no_way_out() {
+    if !capability::nft() {
+        return;
+    }
+    let mut lab = Lab::new();
+    let l = &mut lab;
+    let dhcp = |source, target| Payload::Udp { source, target };
+    // B may only go to the web. C may go anywhere, and so renews what it has.
+    for (from, address, wanted) in [("mtbbb", B, &[] as &[_]), ("mtccc", C, &["up0"])] {
+        l.only("unicast", from, "up0", wanted, |_| {
+            ip(address, OUT, dhcp(68, 67))
+        });
+    }
+    let (b6, link, out6) = ("2001:db8::12", "fe80::5054:ff:fe00:12", "2001:db8::50");
+    l.only("far", "mtbbb", "up0", &[], |_| ip(b6, out6, dhcp(546, 547)));
+    l.only("near", "mtbbb", "up0", &["up0"], |_| {
+        ip(link, "fe80::50", dhcp(546, 547))
+    });
+    // Nor a way in: what is no answer of a neighbour is judged by the rules.
+    l.only("in", "up0", "mtccc", &[], |_| {
+        ip(out6, "2001:db8::13", dhcp(547, 546))
+    });
+    // Nor is one's own advertisement, once it has been routed.
+    l.only("NA", "mtbbb", "up0", &[], |_| {
+        icmpv6(b6, out6, 136, 254, Some(b6))
+    });
+    l.only("NA", "mtbbb", "up0", &["up0"], |_| {
+        icmpv6(b6, out6, 136, 255, Some(b6))
+    });
 }
