@@ -247,7 +247,11 @@ const CHAINS: &[FixedChain] = &[
             "ip6 daddr { fe80::/10, ff02::/16 } udp sport 546 udp dport 547 accept",
             "ip6 hoplimit 255 icmpv6 type { 133, 135 } accept",
             "ip6 hoplimit 1 icmpv6 type { 131, 132, 143 } accept",
-            "ct state established,related accept",
+            // What was once let go its own way, and answers to what was let in.
+            "ct direction original ct mark & 0x20000000 == 0x20000000 ct state established,related accept",
+            "ct direction reply ct mark & 0x10000000 == 0x10000000 ct state established,related accept",
+            // Another connection that one of them spoke of.
+            "ct direction original ct state related meta l4proto != { icmp, ipv6-icmp } accept",
             // Somebody who goes on with what is not known, or is no more.
             "tcp flags & (fin | syn | rst | ack) != syn drop",
             "meta mark vmap @from-mark",
@@ -260,7 +264,11 @@ const CHAINS: &[FixedChain] = &[
         // Behind the chain above: what it let pass goes on without a mark, and
         // is routed as if there were none.
         Some("type filter hook prerouting priority -198; policy accept;"),
-        &["meta mark & 0xffff0000 == 0x6d670000 meta mark set 0x00000000"],
+        &[
+            "meta mark & 0xffff0000 != 0x6d670000 accept",
+            "ct direction original ct mark & 0x20000000 != 0x20000000 ct mark set ct mark | 0x20000000",
+            "meta mark set 0x00000000",
+        ],
     ),
     (
         Table::Inet,
@@ -269,6 +277,15 @@ const CHAINS: &[FixedChain] = &[
         &[
             "meta mark & 0xffff0000 != 0x6d690000 accept",
             "goto ingress",
+        ],
+    ),
+    (
+        Table::Inet,
+        "let-in",
+        // Behind the chain above, and what it let pass.
+        Some("type filter hook forward priority -149; policy accept;"),
+        &[
+            "meta mark & 0xffff0000 == 0x6d6b0000 ct direction original ct mark & 0x10000000 != 0x10000000 ct mark set ct mark | 0x10000000",
         ],
     ),
     (
@@ -290,6 +307,14 @@ const CHAINS: &[FixedChain] = &[
     ),
     (
         Table::Inet,
+        "let-in-by-host",
+        Some("type filter hook postrouting priority 151; policy accept;"),
+        &[
+            "meta mark & 0xffff0000 == 0x6d6b0000 ct direction original ct mark & 0x10000000 != 0x10000000 ct mark set ct mark | 0x10000000",
+        ],
+    ),
+    (
+        Table::Inet,
         "ingress",
         None,
         &[
@@ -299,7 +324,11 @@ const CHAINS: &[FixedChain] = &[
             "ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept",
             "ip6 hoplimit 255 icmpv6 type { 134, 135, 136, 137 } accept",
             "ip6 hoplimit 1 icmpv6 type { 130, 131, 132, 143 } accept",
-            "ct state established,related accept",
+            // What was once let in, and answers to what was let go.
+            "ct direction original ct mark & 0x10000000 == 0x10000000 ct state established,related accept",
+            "ct direction reply ct mark & 0x20000000 == 0x20000000 ct state established,related accept",
+            // Another connection that one of them spoke of.
+            "ct direction original ct state related meta l4proto != { icmp, ipv6-icmp } accept",
             "tcp flags & (fin | syn | rst | ack) != syn drop",
             "meta mark vmap @to-mark",
             "drop",

@@ -210,10 +210,20 @@ fn the_text_of_a_state() {
             ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept comment "ingress 4 8d2a9bb6e38f"
             ip6 hoplimit 255 icmpv6 type { 134, 135, 136, 137 } accept comment "ingress 5 137ac81283f3"
             ip6 hoplimit 1 icmpv6 type { 130, 131, 132, 143 } accept comment "ingress 6 8a4cc916b98c"
-            ct state established,related accept comment "ingress 7 b3854bb523e9"
-            tcp flags & (fin | syn | rst | ack) != syn drop comment "ingress 8 f3cb82c7f6bf"
-            meta mark vmap @to-mark comment "ingress 9 be4f40ab34b9"
-            drop comment "ingress 10 f1a2a766dcd5"
+            ct direction original ct mark & 0x10000000 == 0x10000000 ct state established,related accept comment "ingress 7 eff922e630ba"
+            ct direction reply ct mark & 0x20000000 == 0x20000000 ct state established,related accept comment "ingress 8 569a2ce47df3"
+            ct direction original ct state related meta l4proto != { icmp, ipv6-icmp } accept comment "ingress 9 29fda15734dc"
+            tcp flags & (fin | syn | rst | ack) != syn drop comment "ingress 10 f3cb82c7f6bf"
+            meta mark vmap @to-mark comment "ingress 11 be4f40ab34b9"
+            drop comment "ingress 12 f1a2a766dcd5"
+          }
+          chain let-in {
+            type filter hook forward priority -149; policy accept;
+            meta mark & 0xffff0000 == 0x6d6b0000 ct direction original ct mark & 0x10000000 != 0x10000000 ct mark set ct mark | 0x10000000 comment "let-in 1 933581dcf85c"
+          }
+          chain let-in-by-host {
+            type filter hook postrouting priority 151; policy accept;
+            meta mark & 0xffff0000 == 0x6d6b0000 ct direction original ct mark & 0x10000000 != 0x10000000 ct mark set ct mark | 0x10000000 comment "let-in-by-host 1 933581dcf85c"
           }
           chain postrouting {
             type filter hook postrouting priority 150; policy accept;
@@ -243,14 +253,18 @@ fn the_text_of_a_state() {
             ip6 daddr { fe80::/10, ff02::/16 } udp sport 546 udp dport 547 accept comment "prerouting 14 91d820609602"
             ip6 hoplimit 255 icmpv6 type { 133, 135 } accept comment "prerouting 15 bf63cb1e7799"
             ip6 hoplimit 1 icmpv6 type { 131, 132, 143 } accept comment "prerouting 16 d2126c77ac5f"
-            ct state established,related accept comment "prerouting 17 b3854bb523e9"
-            tcp flags & (fin | syn | rst | ack) != syn drop comment "prerouting 18 f3cb82c7f6bf"
-            meta mark vmap @from-mark comment "prerouting 19 3ace0ae5aca3"
-            drop comment "prerouting 20 f1a2a766dcd5"
+            ct direction original ct mark & 0x20000000 == 0x20000000 ct state established,related accept comment "prerouting 17 83f89faaa243"
+            ct direction reply ct mark & 0x10000000 == 0x10000000 ct state established,related accept comment "prerouting 18 4c3e42ce80e9"
+            ct direction original ct state related meta l4proto != { icmp, ipv6-icmp } accept comment "prerouting 19 29fda15734dc"
+            tcp flags & (fin | syn | rst | ack) != syn drop comment "prerouting 20 f3cb82c7f6bf"
+            meta mark vmap @from-mark comment "prerouting 21 3ace0ae5aca3"
+            drop comment "prerouting 22 f1a2a766dcd5"
           }
           chain seen {
             type filter hook prerouting priority -198; policy accept;
-            meta mark & 0xffff0000 == 0x6d670000 meta mark set 0x00000000 comment "seen 1 f5ab79242c06"
+            meta mark & 0xffff0000 != 0x6d670000 accept comment "seen 1 96df574f25e7"
+            ct direction original ct mark & 0x20000000 != 0x20000000 ct mark set ct mark | 0x20000000 comment "seen 2 8c3fed68b377"
+            meta mark set 0x00000000 comment "seen 3 05f0459ddd96"
           }
         }
         "#);

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use muster_firewall::groups::judge::{Flow, Judge, Payload, Verdict, Way};
-use muster_firewall::groups::objects::WITHDRAWN;
+use muster_firewall::groups::objects::{SENT, TAKEN, WITHDRAWN};
 use muster_protocol::firewall::{Change, Holding, Interface, MembersOf};
 use muster_protocol::names::{GroupName, TapName};
 
@@ -25,6 +25,9 @@ pub(crate) struct Concern {
     gone: BTreeSet<IpNet>,
     /// Connections that were withdrawn may be allowed again.
     allows: bool,
+    /// There were no groups before: whatever connections there are began
+    /// without them, and go on where they could begin now.
+    begins: bool,
 }
 
 /// What became of them.
@@ -45,6 +48,15 @@ impl Concern {
             taps: holding.interfaces.keys().cloned().collect(),
             gone: BTreeSet::new(),
             allows: true,
+            begins: false,
+        }
+    }
+
+    /// All interfaces, and there were no groups before.
+    pub(crate) fn first(holding: &Holding) -> Self {
+        Self {
+            begins: true,
+            ..Self::all(holding)
         }
     }
 
@@ -75,6 +87,7 @@ impl Concern {
             taps: taps.map(|(tap, _)| tap.clone()).collect(),
             gone: had.flat_map(uses).collect(),
             allows: !change.is_empty(),
+            begins: false,
         }
     }
 
@@ -83,6 +96,7 @@ impl Concern {
         self.taps.extend(other.taps);
         self.gone.extend(other.gone);
         self.allows |= other.allows;
+        self.begins |= other.begins;
     }
 
     pub(crate) fn is_nobody(&self) -> bool {
@@ -98,14 +112,24 @@ impl Concern {
         let judge = Judge::new(holding);
         let kernel = Connections::open()?;
         if !self.taps.is_empty() || !self.gone.is_empty() {
-            let mut forget = Vec::new();
+            let (mut forget, mut go_on) = (Vec::new(), Vec::new());
             let withdraw = kernel.all(|one| {
                 if self.is_gone(&judge, one) {
                     forget.push(one.clone());
                     return false;
                 }
-                one.mark & WITHDRAWN == 0 && self.is_theirs(&judge, one) && !may_go_on(&judge, one)
+                if one.mark & WITHDRAWN != 0 || !self.is_theirs(&judge, one) {
+                    return false;
+                }
+                let may = may_go_on(&judge, one);
+                if may && self.begins && one.mark & (SENT | TAKEN) == 0 {
+                    go_on.push(one.clone());
+                }
+                !may
             })?;
+            for one in go_on {
+                kernel.mark(&one, SENT | TAKEN, SENT | TAKEN)?;
+            }
             for one in forget {
                 ended.forgotten += usize::from(kernel.forget(&one)?);
             }

@@ -222,3 +222,30 @@ fn connections_by_ipv6_end_and_go_on_and_do_not_open_from_the_other_side() {
     }
     engine.end();
 }
+
+#[test]
+fn connections_that_began_before_there_were_groups_go_on() {
+    if !is_possible("connections_that_began_before_there_were_groups_go_on") {
+        return;
+    }
+    let (net, dir) = (net(), tempfile::tempdir().expect("a directory"));
+    // The kernel follows them, as for anybody's rules.
+    let filter = "net.bridge.bridge-nf-call-iptables=1";
+    net.hypervisor.exec(&["sysctl", "-qw", filter]);
+    net.hypervisor.nft(&[
+        "add table inet other; add chain inet other c { type filter hook forward priority 0; }; add rule inet other c ct state established accept",
+    ]);
+    let (mut client, mut server) = connection(&net, 80);
+    let (mut other_client, mut other_server) = connection(&net, 81);
+    assert!(says(&mut client, &mut server, PASSES));
+    assert!(followed(&net.hypervisor, "10.7.0.2") >= 2);
+    let mut engine = Engine::start(&net.hypervisor, dir.path());
+    let answer = engine.hold(&web(&["10.7.0.2/32"]));
+    assert_eq!(answer.in_force, Some(mark(1)), "{answer:?}");
+    assert!(says(&mut client, &mut server, PASSES));
+    assert!(says(&mut server, &mut client, PASSES));
+    // Those that could not begin now end.
+    assert!(!says(&mut other_client, &mut other_server, STUCK));
+    assert!(!says(&mut other_server, &mut other_client, STUCK));
+    engine.end();
+}

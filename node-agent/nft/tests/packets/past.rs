@@ -5,7 +5,9 @@ use muster_firewall::groups::judge::Payload;
 
 use crate::capability;
 use crate::lab::{Lab, icmpv6, ip, udp};
+use crate::world::HOST_MACS;
 
+const A: &str = "192.0.2.11";
 const B: &str = "192.0.2.12";
 const C: &str = "192.0.2.13";
 const OUT: &str = "192.0.2.50";
@@ -25,9 +27,7 @@ fn marks_of_other_software_open_nothing() {
         let l = &mut lab;
         l.only("closed", "mtbbb", "up0", &[], |n| udp(B, OUT, 9, n));
         l.only("open", "mtccc", "up0", &["up0"], |n| udp(C, OUT, 9, n));
-        l.only("in", "up0", "mtaaa", &["mtaaa"], |n| {
-            udp(OUT, "192.0.2.11", 53, n)
-        });
+        l.only("in", "up0", "mtaaa", &["mtaaa"], |n| udp(OUT, A, 53, n));
         l.only("not in", "up0", "mtccc", &[], |n| udp(OUT, C, 53, n));
         if !again {
             l.apply_whole();
@@ -65,4 +65,69 @@ fn asking_for_an_address_is_no_way_out() {
     l.only("NA", "mtbbb", "up0", &["up0"], |_| {
         icmpv6(b6, out6, 136, 255, Some(b6))
     });
+}
+
+#[test]
+fn nobody_begins_a_connection_in_the_name_of_another() {
+    if !capability::nft() {
+        return;
+    }
+    let mut lab = Lab::new();
+    let l = &mut lab;
+    let udp = |from, source, to, target| ip(from, to, Payload::Udp { source, target });
+    let syn = |from, source, to, target| {
+        let opens = true;
+        let payload = Payload::Tcp {
+            source,
+            target,
+            opens,
+        };
+        ip(from, to, payload)
+    };
+    // B lets nothing in. A takes what says that it comes from B, and answers.
+    for what in ["as if from B", "again"] {
+        l.only(what, "up0", "mtaaa", &["mtaaa"], |_| udp(B, 161, A, 53));
+        l.only(what, "mtaaa", "mtbbb", &[], |_| udp(A, 53, B, 161));
+    }
+    l.only("TCP", "up0", "mtaaa", &["mtaaa"], |_| {
+        syn(B, 33_000, A, 8_000)
+    });
+    for _ in 0..2 {
+        l.only("at once", "mtaaa", "mtbbb", &[], |_| {
+            syn(A, 8_000, B, 33_000)
+        });
+    }
+    // Nor do two others make one up between themselves.
+    l.only("one", "up0", "vnet9", &["vnet9"], |_| udp(OUT, 7, C, 22));
+    l.only("other", "vnet9", "up0", &["up0"], |_| udp(C, 22, OUT, 7));
+    for _ in 0..2 {
+        l.only("in", "up0", "mtccc", &[], |_| udp(OUT, 7, C, 22));
+    }
+    // B may only go to the web.
+    l.only("one", "vnet9", "up0", &["up0"], |_| udp(B, 7, OUT, 22));
+    l.only("other", "up0", "vnet9", &["vnet9"], |_| udp(OUT, 22, B, 7));
+    for _ in 0..2 {
+        l.only("out", "mtbbb", "up0", &[], |_| udp(B, 7, OUT, 22));
+    }
+    l.only("one", "up0", "vnet9", &["vnet9"], |_| udp(OUT, 8, B, 23));
+    for _ in 0..2 {
+        l.only("as an answer", "mtbbb", "up0", &[], |_| udp(B, 23, OUT, 8));
+    }
+
+    // What is begun by who it is from goes both ways, at once and later.
+    for _ in 0..2 {
+        l.only("asks", "mtccc", "mtaaa", &["mtaaa"], |_| udp(C, 9, A, 53));
+        l.only("is told", "mtaaa", "mtccc", &["mtccc"], |_| {
+            udp(A, 53, C, 9)
+        });
+        l.only("asks", "mtccc", "up0", &["up0"], |_| udp(C, 10, OUT, 53));
+        l.only("is told", "up0", "mtccc", &["mtccc"], |_| {
+            udp(OUT, 53, C, 10)
+        });
+        let (d, host) = ("203.0.113.14", HOST_MACS[0]);
+        let got = l.send("mtccc", host, &["mtddd"], |_| udp(C, 11, d, 53));
+        assert_eq!(got, ["mtddd"], "by the host");
+        let got = l.send("mtddd", HOST_MACS[1], &["mtccc"], |_| udp(d, 53, C, 11));
+        assert_eq!(got, ["mtccc"], "and back");
+    }
 }
