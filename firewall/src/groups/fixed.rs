@@ -134,8 +134,10 @@ const CHAINS: &[FixedChain] = &[
             "arp operation != { request, reply } drop",
             "iifname . arp saddr ether . arp saddr ip @own4 accept",
             "iifname . arp saddr ether . arp saddr ip @pairs4 accept",
-            // A probe whether an address is free.
-            "arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether @macs accept",
+            // A probe whether its own address is free: for another one's, it
+            // would keep that one from taking it.
+            "arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether . arp daddr ip @own4 accept",
+            "arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether . arp daddr ip @pairs4 accept",
             "drop",
         ],
     ),
@@ -245,6 +247,11 @@ const CHAINS: &[FixedChain] = &[
             // Only to all: to anybody, it would be a way out for anything.
             "ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
             "ip6 daddr { fe80::/10, ff02::/16 } udp sport 546 udp dport 547 accept",
+            // Who asks for everybody whether an address is free can keep others
+            // from taking theirs.
+            "ip6 saddr :: ip6 hoplimit 255 icmpv6 type 135 meta mark . @th,64,128 @neighbor accept",
+            "ip6 saddr :: ip6 hoplimit 255 icmpv6 type 135 meta mark . @th,64,128 @neighbor-pairs accept",
+            "ip6 saddr :: icmpv6 type 135 drop",
             "ip6 hoplimit 255 icmpv6 type { 133, 135 } accept",
             "ip6 hoplimit 1 icmpv6 type { 131, 132, 143 } accept",
             // What was once let go its own way, and answers to what was let in.

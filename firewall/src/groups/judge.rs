@@ -65,6 +65,8 @@ pub enum Content {
         sender_mac: Option<RawMac>,
         /// The sender's address.
         sender: Ipv4Addr,
+        /// The one that is asked about.
+        target: Ipv4Addr,
     },
     /// RARP.
     Rarp {
@@ -301,7 +303,9 @@ impl Fixed {
             Self::RarpSender => "its RARP is not about the interface itself",
             Self::DhcpServer => "machines may not answer those who ask for an address",
             Self::Router => "machines may not say what only routers say",
-            Self::Advertisement => "it advertises an address that is not the interface's",
+            Self::Advertisement => {
+                "it advertises, or claims, an address that is not the interface's"
+            }
             Self::NotForIt => "it is addressed to somebody else",
             Self::NoConnection => "it is a TCP packet of a connection that is not known",
             Self::NoIngressRule => "no rule of the interface's groups allows it to come in",
@@ -528,11 +532,12 @@ impl<'a> Judge<'a> {
                 operation,
                 sender_mac,
                 sender,
+                target,
             } => {
                 let sender_mac = sender_mac.unwrap_or(mac);
                 let probe = *operation == 1
                     && sender.is_unspecified()
-                    && may_use_mac(interface, sender_mac);
+                    && may_use(interface, sender_mac, (*target).into());
                 let own = may_use(interface, sender_mac, (*sender).into());
                 match matches!(operation, 1 | 2) && (own || probe) {
                     true => Fixed::Arp.into(),
@@ -568,6 +573,11 @@ impl<'a> Judge<'a> {
                 };
                 if !may_use(interface, mac, *source) && !nobody_yet {
                     return Fixed::SourceAddress.into();
+                }
+                let probes =
+                    matches!(payload, Payload::Icmpv6 { kind: 135, .. }) && source.is_unspecified();
+                if probes && (*hops != 255 || !is_about_its_own(interface, payload)) {
+                    return Fixed::Advertisement.into();
                 }
                 if let Some(why) = leaves_fixed(interface, *target, *hops, payload) {
                     return why;
@@ -719,6 +729,19 @@ fn is_about(traffic: &Traffic, peer: IpAddr, payload: &Payload) -> bool {
     }
 }
 
+/// Whether neighbour discovery is about an address of the interface.
+fn is_about_its_own(interface: &Interface, payload: &Payload) -> bool {
+    let Payload::Icmpv6 {
+        about: Some(about), ..
+    } = payload
+    else {
+        return false;
+    };
+    let about = IpAddr::V6(*about);
+    let pairs = || interface.pairs.iter().any(|p| p.prefix.contains(&about));
+    interface.addresses.contains(&about) || link_local(interface) == about || pairs()
+}
+
 fn leaves_fixed(interface: &Interface, target: IpAddr, hops: u8, payload: &Payload) -> Option<Why> {
     let fixed = match (payload, target.is_ipv4()) {
         (Payload::Udp { target: 68, .. }, true) => Fixed::DhcpServer,
@@ -737,18 +760,8 @@ fn leaves_fixed(interface: &Interface, target: IpAddr, hops: u8, payload: &Paylo
             },
             false,
         ) if is_neighbour(target) || is_all_neighbours(target) => Fixed::Dhcp,
-        (
-            Payload::Icmpv6 {
-                kind: 136, about, ..
-            },
-            false,
-        ) => {
-            let own = about.is_some_and(|about| {
-                let about = IpAddr::V6(about);
-                let pairs = || interface.pairs.iter().any(|p| p.prefix.contains(&about));
-                interface.addresses.contains(&about) || link_local(interface) == about || pairs()
-            });
-            match own && hops == 255 {
+        (Payload::Icmpv6 { kind: 136, .. }, false) => {
+            match hops == 255 && is_about_its_own(interface, payload) {
                 true => Fixed::Neighbor,
                 false => Fixed::Advertisement,
             }

@@ -131,8 +131,9 @@ fn the_text_of_a_state() {
             arp operation != { request, reply } drop comment "from-arp 5 aae364806120"
             iifname . arp saddr ether . arp saddr ip @own4 accept comment "from-arp 6 3115cbe30a5b"
             iifname . arp saddr ether . arp saddr ip @pairs4 accept comment "from-arp 7 57b77954840a"
-            arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether @macs accept comment "from-arp 8 43754cca300a"
-            drop comment "from-arp 9 f1a2a766dcd5"
+            arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether . arp daddr ip @own4 accept comment "from-arp 8 0bc1847e40b5"
+            arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether . arp daddr ip @pairs4 accept comment "from-arp 9 7ee88e5ef2cd"
+            drop comment "from-arp 10 f1a2a766dcd5"
           }
           chain from-ipv4 {
             iifname . ether saddr . ip saddr @own4 accept comment "from-ipv4 1 4f80b7429fbc"
@@ -251,14 +252,17 @@ fn the_text_of_a_state() {
             ct mark & 0x40000000 == 0x40000000 drop comment "prerouting 12 1ad95ffb73d9"
             ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept comment "prerouting 13 343702227767"
             ip6 daddr { fe80::/10, ff02::/16 } udp sport 546 udp dport 547 accept comment "prerouting 14 91d820609602"
-            ip6 hoplimit 255 icmpv6 type { 133, 135 } accept comment "prerouting 15 bf63cb1e7799"
-            ip6 hoplimit 1 icmpv6 type { 131, 132, 143 } accept comment "prerouting 16 d2126c77ac5f"
-            ct direction original ct mark & 0x20000000 == 0x20000000 ct state established,related accept comment "prerouting 17 83f89faaa243"
-            ct direction reply ct mark & 0x10000000 == 0x10000000 ct state established,related accept comment "prerouting 18 4c3e42ce80e9"
-            ct direction original ct state related meta l4proto != { icmp, ipv6-icmp } accept comment "prerouting 19 29fda15734dc"
-            tcp flags & (fin | syn | rst | ack) != syn drop comment "prerouting 20 f3cb82c7f6bf"
-            meta mark vmap @from-mark comment "prerouting 21 3ace0ae5aca3"
-            drop comment "prerouting 22 f1a2a766dcd5"
+            ip6 saddr :: ip6 hoplimit 255 icmpv6 type 135 meta mark . @th,64,128 @neighbor accept comment "prerouting 15 ac7bb0dbd5c8"
+            ip6 saddr :: ip6 hoplimit 255 icmpv6 type 135 meta mark . @th,64,128 @neighbor-pairs accept comment "prerouting 16 04fb9bbba974"
+            ip6 saddr :: icmpv6 type 135 drop comment "prerouting 17 610fbbe40bb3"
+            ip6 hoplimit 255 icmpv6 type { 133, 135 } accept comment "prerouting 18 bf63cb1e7799"
+            ip6 hoplimit 1 icmpv6 type { 131, 132, 143 } accept comment "prerouting 19 d2126c77ac5f"
+            ct direction original ct mark & 0x20000000 == 0x20000000 ct state established,related accept comment "prerouting 20 83f89faaa243"
+            ct direction reply ct mark & 0x10000000 == 0x10000000 ct state established,related accept comment "prerouting 21 4c3e42ce80e9"
+            ct direction original ct state related meta l4proto != { icmp, ipv6-icmp } accept comment "prerouting 22 29fda15734dc"
+            tcp flags & (fin | syn | rst | ack) != syn drop comment "prerouting 23 f3cb82c7f6bf"
+            meta mark vmap @from-mark comment "prerouting 24 3ace0ae5aca3"
+            drop comment "prerouting 25 f1a2a766dcd5"
           }
           chain seen {
             type filter hook prerouting priority -198; policy accept;

@@ -196,18 +196,19 @@ fn nobody_says_he_is_somebody_else() {
             "{kind:x}"
         );
     }
-    let arp = |operation, sender_mac: Option<RawMac>, sender: &str| Content::Arp {
+    let asks = |operation, sender_mac: Option<RawMac>, sender: &str, target: &str| Content::Arp {
         operation,
         sender_mac,
         sender: sender.parse().expect("an address"),
+        target: target.parse().expect("an address"),
     };
+    let arp = |operation, sender_mac, sender: &str| asks(operation, sender_mac, sender, OUT);
     assert_eq!(from(l, own, up, false, arp(1, None, C)), up);
     assert_eq!(from(l, own, up, false, arp(2, None, C)), up);
-    assert_eq!(
-        from(l, own, up, false, arp(1, None, "0.0.0.0")),
-        up,
-        "a probe"
-    );
+    for (about, wanted) in [(C, up), ("198.51.100.64", up), (A, no), (OUT, no)] {
+        let got = from(l, own, wanted, false, asks(1, None, "0.0.0.0", about));
+        assert_eq!(got, wanted, "a probe of {about}");
+    }
     assert_eq!(from(l, own, no, false, arp(2, None, "0.0.0.0")), no);
     assert_eq!(from(l, own, up, false, arp(2, None, "198.51.100.64")), up);
     assert_eq!(
@@ -274,6 +275,7 @@ fn what_everybody_needs_always_passes() {
     );
     let all = "ff02::1";
     asks(l, "DAD", up, icmpv6("::", all, 135, 255, Some(B6)));
+    asks(l, "others' DAD", no, icmpv6("::", all, 135, 255, Some(A6)));
     asks(l, "NS", up, icmpv6(B6, all, 135, 255, Some(A6)));
     asks(l, "RS", up, icmpv6(B_LINK, all, 133, 255, None));
     asks(l, "MLD", up, icmpv6("::", all, 143, 1, None));
