@@ -239,6 +239,9 @@ const CHAINS: &[FixedChain] = &[
             // Nobody else's address, no router, nobody who asks for listeners.
             // (One by one: while a table is replaced, a packet may be held
             // against a set that is empty already, and has to be dropped then.)
+            "meta nfproto ipv4 icmp type 5 drop",
+            "meta nfproto ipv4 icmp type 9 drop",
+            "ip protocol igmp @th,0,8 0x11 drop",
             "icmpv6 type 130 drop",
             "icmpv6 type 134 drop",
             "icmpv6 type 136 drop",

@@ -114,7 +114,8 @@ pub enum Payload {
         /// Of which address it speaks; for neighbour discovery.
         about: Option<Ipv6Addr>,
     },
-    /// Another protocol.
+    /// Another protocol. (IGMP is one that does not ask who listens: those
+    /// that do are never let out.)
     Other(u8),
 }
 
@@ -766,6 +767,7 @@ fn leaves_fixed(interface: &Interface, target: IpAddr, hops: u8, payload: &Paylo
                 false => Fixed::Advertisement,
             }
         }
+        (Payload::Icmp { kind: 5 | 9, .. }, true) => Fixed::Router,
         (
             Payload::Icmpv6 {
                 kind: 130 | 134 | 137,

@@ -1,11 +1,13 @@
 //! Ways past the groups that were there once: each was shown with packets
 //! like these before it was closed.
 
+use etherparse::{IpNumber, Ipv4Header};
 use muster_firewall::groups::judge::Payload;
 
 use crate::capability;
+use crate::frames::head;
 use crate::lab::{Lab, icmpv6, ip, udp};
-use crate::world::HOST_MACS;
+use crate::world::{HOST_MACS, port, sign};
 
 const A: &str = "192.0.2.11";
 const B: &str = "192.0.2.12";
@@ -129,5 +131,34 @@ fn nobody_begins_a_connection_in_the_name_of_another() {
         assert_eq!(got, ["mtddd"], "by the host");
         let got = l.send("mtddd", HOST_MACS[1], &["mtccc"], |_| udp(d, 53, C, 11));
         assert_eq!(got, ["mtccc"], "and back");
+    }
+}
+
+#[test]
+fn no_machine_is_a_router_for_ipv4() {
+    if !capability::nft() {
+        return;
+    }
+    let mut lab = Lab::new();
+    let l = &mut lab;
+    let icmp = |kind| Payload::Icmp { kind, code: 1 };
+    for (kind, wanted) in [(5, &[] as &[_]), (9, &[]), (13, &["up0"]), (11, &["up0"])] {
+        l.only("ICMP", "mtccc", "up0", wanted, |_| ip(C, OUT, icmp(kind)));
+    }
+    // Who asks who listens gets all that is sent to many.
+    for (kind, wanted) in [(0x11, &[] as &[_]), (0x16, &["up0"]), (0x17, &["up0"])] {
+        let number = l.world.number();
+        let mut igmp = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+        igmp.extend(sign(number));
+        let length = u16::try_from(igmp.len()).expect("short");
+        let all = [224, 0, 0, 1];
+        let header = Ipv4Header::new(length, 1, IpNumber(2), [192, 0, 2, 13], all);
+        let mut header = header.expect("a header");
+        header.header_checksum = header.calc_header_checksum();
+        let mut bytes = Vec::new();
+        head(&mut bytes, port("mtccc").mac, port("up0").mac, 0x0800);
+        bytes.extend(header.to_bytes());
+        bytes.extend(igmp);
+        assert_eq!(l.world.one("mtccc", number, &bytes, wanted), wanted);
     }
 }
