@@ -469,6 +469,18 @@ impl<'a> Judge<'a> {
             .collect()
     }
 
+    /// The interfaces that have an address as their own, or as one beside it:
+    /// not those that have all of a prefix, which may be behind them or not.
+    #[must_use]
+    pub fn who_has_alone(&self, address: IpAddr) -> Vec<&'a TapName> {
+        if let Some(taps) = self.own.get(&address) {
+            return taps.iter().copied().collect();
+        }
+        let alone = IpNet::from(address);
+        let having = self.pairs.iter().filter(|(net, _)| *net == alone);
+        having.map(|(_, tap)| *tap).collect()
+    }
+
     /// What becomes of a packet.
     #[must_use]
     pub fn packet(&self, packet: &Packet) -> Judged {
