@@ -496,6 +496,11 @@ impl<'a> Judge<'a> {
 
     /// Whether a flow may go on: whether it could begin now. Where several
     /// interfaces have an address, one that allows it is enough.
+    ///
+    /// An address that is in a prefix of an interface may be behind it, or may
+    /// not: a router has all there are. So that one is asked only where neither
+    /// end is anybody's own; else a flow of a machine to the world would be
+    /// held against the rules of a router that it does not pass.
     #[must_use]
     pub fn flow(&self, flow: &Flow) -> Judged {
         let best = |taps: Vec<&TapName>, ask: &dyn Fn(&Interface) -> Why| {
@@ -510,14 +515,20 @@ impl<'a> Judge<'a> {
                 (None, false) => Some(said.swap_remove(0)),
             }
         };
-        let way = &flow.sent;
-        let egress = best(self.who_has(way.source), &|interface| {
+        let alone = |address| !self.who_has_alone(address).is_empty();
+        let whose = |end: IpAddr, others: [IpAddr; 2]| match alone(end) {
+            true => self.who_has_alone(end),
+            false if others.into_iter().any(alone) => Vec::new(),
+            false => self.who_has(end),
+        };
+        let (way, far) = (&flow.sent, flow.arrives.target);
+        let egress = best(whose(way.source, [way.target, far]), &|interface| {
             let fixed = leaves_fixed(interface, way.target, 255, &way.payload);
             fixed.unwrap_or_else(|| self.egress(interface, way.target, &way.payload))
         });
-        let way = &flow.arrives;
+        let (way, far) = (&flow.arrives, flow.sent.source);
         Judged::of(egress, || {
-            best(self.who_has(way.target), &|interface| {
+            best(whose(way.target, [way.source, far]), &|interface| {
                 let fixed = comes_fixed(way.source, 255, &way.payload);
                 fixed.unwrap_or_else(|| self.ingress(interface, way.source, &way.payload))
             })
