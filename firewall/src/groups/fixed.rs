@@ -39,6 +39,10 @@ pub(super) const TO: &str = "to-mark";
 pub(super) const ROUTED4: &str = "routed4";
 /// `bridge . IPv6 address : mark` of what goes to it.
 pub(super) const ROUTED6: &str = "routed6";
+/// `bridge . IPv4 addresses : mark`, of the prefixes beside.
+pub(super) const ROUTED_PAIRS4: &str = "routed-pairs4";
+/// `bridge . IPv6 addresses : mark`, of the prefixes beside.
+pub(super) const ROUTED_PAIRS6: &str = "routed-pairs6";
 /// `mark . IPv6 address` that it may advertise.
 pub(super) const NEIGHBOR: &str = "neighbor";
 /// `mark . IPv6 prefix` that it may advertise.
@@ -67,6 +71,16 @@ const SETS: &[(Table, &str, &str)] = &[
     (Table::Inet, TO, "type mark : verdict;"),
     (Table::Inet, ROUTED4, "type ifname . ipv4_addr : mark;"),
     (Table::Inet, ROUTED6, "type ifname . ipv6_addr : mark;"),
+    (
+        Table::Inet,
+        ROUTED_PAIRS4,
+        "type ifname . ipv4_addr : mark; flags interval;",
+    ),
+    (
+        Table::Inet,
+        ROUTED_PAIRS6,
+        "type ifname . ipv6_addr : mark; flags interval;",
+    ),
     (Table::Inet, NEIGHBOR, "typeof meta mark . @th,64,128;"),
     (
         Table::Inet,
@@ -309,6 +323,9 @@ const CHAINS: &[FixedChain] = &[
             "meta mark & 0xffff0000 == 0x6d6e0000 meta mark set meta mark & 0x0000ffff accept",
             // Bridged, and judged when it was forwarded.
             "meta mark & 0xffff0000 == 0x6d6b0000 accept",
+            // An address of its own is more than a prefix that it is in.
+            "meta mark set oifname . ip daddr map @routed-pairs4",
+            "meta mark set oifname . ip6 daddr map @routed-pairs6",
             "meta mark set oifname . ip daddr map @routed4",
             "meta mark set oifname . ip6 daddr map @routed6",
             "meta mark & 0xffff0000 != 0x6d690000 accept",

@@ -190,6 +190,12 @@ fn the_text_of_a_state() {
           set neighbor-pairs {
             typeof meta mark . @th,64,128; flags interval;
           }
+          map routed-pairs4 {
+            type ifname . ipv4_addr : mark; flags interval;
+          }
+          map routed-pairs6 {
+            type ifname . ipv6_addr : mark; flags interval;
+          }
           map routed4 {
             type ifname . ipv4_addr : mark;
           }
@@ -231,10 +237,12 @@ fn the_text_of_a_state() {
             oifname "mt*" drop comment "postrouting 1 5a595b29fb9e"
             meta mark & 0xffff0000 == 0x6d6e0000 meta mark set meta mark & 0x0000ffff accept comment "postrouting 2 95b787757c12"
             meta mark & 0xffff0000 == 0x6d6b0000 accept comment "postrouting 3 c3f6cc7b0608"
-            meta mark set oifname . ip daddr map @routed4 comment "postrouting 4 3fe6b8963e6f"
-            meta mark set oifname . ip6 daddr map @routed6 comment "postrouting 5 54a30ef64f35"
-            meta mark & 0xffff0000 != 0x6d690000 accept comment "postrouting 6 0f7c20719e1c"
-            goto ingress comment "postrouting 7 ce51a6b63a61"
+            meta mark set oifname . ip daddr map @routed-pairs4 comment "postrouting 4 e9340c727729"
+            meta mark set oifname . ip6 daddr map @routed-pairs6 comment "postrouting 5 23b8e439bc1c"
+            meta mark set oifname . ip daddr map @routed4 comment "postrouting 6 3fe6b8963e6f"
+            meta mark set oifname . ip6 daddr map @routed6 comment "postrouting 7 54a30ef64f35"
+            meta mark & 0xffff0000 != 0x6d690000 accept comment "postrouting 8 0f7c20719e1c"
+            goto ingress comment "postrouting 9 ce51a6b63a61"
           }
           chain prerouting {
             type filter hook prerouting priority -199; policy accept;
@@ -569,7 +577,9 @@ fn state(numbers: &[u8]) -> Holding {
         // Two may have one address.
         let mut one = interface(1 + next(3) + tap, &of);
         if next(3) == 0 {
-            one["pairs"] = json!([{"prefix": "10.0.0.0/8"}, {"prefix": "192.0.2.3/32"},
+            let inner = ["10.0.0.0/8", "10.0.0.0/9", "10.128.0.0/9", "10.200.0.0/16"];
+            let inner = inner[usize::from(next(4))];
+            one["pairs"] = json!([{"prefix": inner}, {"prefix": "192.0.2.3/32"},
                 {"prefix": "2001:db8:5::/64", "mac": "52:54:00:00:00:99"}]);
         }
         interfaces.insert(format!("mt{tap}"), one);

@@ -1,8 +1,11 @@
 //! Ways past the groups that were there once: each was shown with packets
 //! like these before it was closed.
 
+use std::process::Command;
+
 use etherparse::{IpNumber, Ipv4Header};
 use muster_firewall::groups::judge::Payload;
+use serde_json::json;
 
 use crate::capability;
 use crate::frames::head;
@@ -161,4 +164,49 @@ fn no_machine_is_a_router_for_ipv4() {
         bytes.extend(igmp);
         assert_eq!(l.world.one("mtccc", number, &bytes, wanted), wanted);
     }
+}
+
+#[test]
+fn what_the_host_routes_to_a_prefix_beside_arrives() {
+    if !capability::nft() {
+        return;
+    }
+    let mut lab = Lab::new();
+    // A has nearly all there is, and C a part of that.
+    lab.change(|state| {
+        state["interfaces"]["mtaaa"]["pairs"] =
+            json!([{"prefix": "0.0.0.0/0"}, {"prefix": "2001:db8:0:77::/64"}]);
+        state["interfaces"]["mtccc"]["pairs"] =
+            json!([{"prefix": "198.51.100.64/26"}, {"prefix": "2001:db8:0:77:8::/80"}]);
+        state["interfaces"]["mtccc"]["groups"] = json!(["web"]);
+    });
+    for (to, by) in [
+        ("198.51.100.0/24", A),
+        ("198.51.100.64/26", C),
+        ("2001:db8:0:77::/64", "2001:db8::11"),
+        ("2001:db8:0:77:8::/80", "2001:db8::13"),
+    ] {
+        let done = lab.world.on_host(move || {
+            let route = ["route", "add", to, "via", by, "dev", "br0"];
+            Command::new("ip").args(route).status()
+        });
+        assert!(done.expect("ip").success(), "{to}");
+    }
+    let l = &mut lab;
+    let mut reaches = |from: &str, to: &str, wanted: &[&'static str]| {
+        let got = l.send("up0", HOST_MACS[0], wanted, |n| udp(from, to, 53, n));
+        assert_eq!(got, wanted, "{to}");
+        let got = l.send("up0", HOST_MACS[0], &[], |n| udp(from, to, 54, n));
+        assert_eq!(got, [""; 0], "{to}");
+    };
+    let out6 = "2001:db8::50";
+    reaches(OUT, "198.51.100.1", &["mtaaa"]);
+    reaches(OUT, "198.51.100.63", &["mtaaa"]);
+    reaches(OUT, "198.51.100.64", &["mtccc"]);
+    reaches(OUT, "198.51.100.127", &["mtccc"]);
+    reaches(OUT, "198.51.100.128", &["mtaaa"]);
+    reaches(OUT, A, &["mtaaa"]);
+    reaches(out6, "2001:db8:0:77::1", &["mtaaa"]);
+    reaches(out6, "2001:db8:0:77:8::1", &["mtccc"]);
+    reaches(out6, "2001:db8:0:77:9::1", &["mtaaa"]);
 }
