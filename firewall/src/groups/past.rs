@@ -3,6 +3,7 @@
 use muster_protocol::firewall::Holding;
 use serde_json::{Value, json};
 
+use super::check;
 use super::judge::{Flow, Payload, Verdict, Way, flow};
 
 fn interface(last: u8, pairs: &[&str], groups: &[&str]) -> Value {
@@ -57,4 +58,16 @@ fn a_router_is_not_asked_about_the_flows_of_its_neighbours() {
     assert!(!goes_on(&holding, "192.0.2.2", "198.51.100.9", 53));
     // And what is nobody's own can only pass by it.
     assert!(!goes_on(&holding, "198.51.100.7", "8.8.8.8", 53));
+}
+
+#[test]
+fn a_bridge_is_not_named_as_an_interface_is() {
+    let said = |bridge: &str| {
+        let mut one = interface(1, &[], &[]);
+        one["bridge"] = bridge.into();
+        let state = json!({"interfaces": {"mta": one}, "groups": {}, "members": {}});
+        check(&holding(state), None).map_or_else(|e| e.to_string(), |()| "fine".to_owned())
+    };
+    insta::assert_snapshot!(said("mtlan"), @"the bridge mtlan of the interface mta has a name as interfaces of machines have: rename it, or nothing passes");
+    assert_eq!(said("lan-mt"), "fine");
 }
