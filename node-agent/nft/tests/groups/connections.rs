@@ -1,6 +1,6 @@
 //! Connections that a change ends, and that go on when it is taken back.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -37,8 +37,22 @@ fn connection(net: &Net, port: u16) -> (TcpStream, TcpStream) {
     connection_to(net, ([10, 7, 0, 1], port).into())
 }
 
+/// A program that another test starts just now may have the one before it
+/// still open, for a moment.
+fn listener(at: SocketAddr) -> TcpListener {
+    let begun = Instant::now();
+    loop {
+        match TcpListener::bind(at) {
+            Err(e) if e.kind() == ErrorKind::AddrInUse && begun.elapsed() < PASSES => {
+                std::thread::yield_now();
+            }
+            bound => return bound.expect("binds"),
+        }
+    }
+}
+
 fn connection_to(net: &Net, at: SocketAddr) -> (TcpStream, TcpStream) {
-    let listener = net.one.here(|| TcpListener::bind(at).expect("binds"));
+    let listener = net.one.here(|| listener(at));
     let client = net
         .two
         .here(|| TcpStream::connect_timeout(&at, PASSES).expect("connects"));
