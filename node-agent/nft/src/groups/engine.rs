@@ -240,7 +240,7 @@ impl Engine {
         let difference = known.map(|before| touched(before, after, change, &self.state.ids));
         let concern = match &taken.before {
             Some(before) => Concern::of(before, &held.holding, change),
-            None => Concern::all(&held.holding),
+            None => Concern::first(&held.holding),
         };
         self.concern(concern);
         let is_done = match (difference, self.tables.look(true)) {
