@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use muster_nft::host::{Restored, Setting, guard, restore};
+use muster_nft::host::{Restored, Setting, guard};
 use muster_nft::nft::Nft;
+use muster_nft::{Booted, Guests, boot};
 use tracing::{info, warn};
 
 use crate::cli::Failure;
 use crate::config::{BOOT_ID, Config, DEFAULT_STATE};
-use crate::host::program;
+use crate::host::{groups, program};
 use crate::logging::{self, LogFormat};
 
 /// Where the host firewall's changes are kept, in the state directory.
@@ -74,7 +75,8 @@ pub struct RestoreArgs {
 
 /// Before the network of a machine that starts, and before its agent: a
 /// change that nobody confirmed is taken back, and the confirmed rules are
-/// put in force.
+/// put in force; machines say and hear what their groups allow, and nothing
+/// else.
 ///
 /// # Errors
 /// [`Failure`].
@@ -95,11 +97,23 @@ pub fn restore_all(args: &RestoreArgs) -> Result<(), Failure> {
         program: program::own_path().map_err(|e| fail(&e))?,
         boot_id: args.boot_id.clone(),
     };
-    let host = restore(&setting).map(|restored| told(&restored));
-    host.map_err(|e| fail(&e))
+    let booted = boot(&setting, &state.join(groups::DIRECTORY));
+    told(&booted);
+    booted.failed().map_or(Ok(()), |failed| Err(fail(&failed)))
 }
 
-fn told(restored: &Restored) {
+fn told(booted: &Booted) {
+    if let Ok(restored) = &booted.host {
+        host_told(restored);
+    }
+    match booted.groups {
+        Ok(Guests::Closed) => info!("the security groups that were last held are in force"),
+        Ok(Guests::Busy) => info!("the security groups are left to the agent that runs"),
+        Ok(Guests::None) | Err(_) => {}
+    }
+}
+
+fn host_told(restored: &Restored) {
     if let Some((change, ended)) = &restored.rolled_back {
         warn!(%change, "a change of the host firewall was not confirmed: {ended}");
     }

@@ -7,7 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use muster_nft::groups::{Setting, Unable, boot};
-use muster_nft::nft::NftError;
+use muster_nft::host::Setting as Host;
+use muster_nft::nft::{Nft, NftError};
+use muster_nft::{Guests, boot as boot_all};
 
 use crate::space::{Space, is_possible};
 use crate::world::{Engine, generation, mark, web};
@@ -311,4 +313,41 @@ fn the_boot_has_a_bare_table_or_what_was_held() {
         .map(drop);
     insta::assert_snapshot!(none.expect_err("no nft"), @"there is no program /nonexistent/nft to set rules with; install nftables, or name another in the agent's configuration");
     drop(one);
+}
+
+#[test]
+fn the_boot_closes_the_machines_whatever_the_host_firewall_does() {
+    if !is_possible("the_boot_closes_the_machines_whatever_the_host_firewall_does") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let (held, of_host) = (dir.path().join("groups"), dir.path().join("host"));
+    let first = Space::hypervisor();
+    let mut engine = Engine::start(&first, &held);
+    engine.hold(&web(&["10.7.0.2/32"]));
+    let rules = first.nft(&["list", "ruleset"]);
+    let host = Host::new(of_host.clone(), Nft::new("nft"), dir.path().join("agent"));
+    // An agent that runs is left alone.
+    let booted = first.here(|| boot_all(&host, &held));
+    assert!(matches!(booted.groups, Ok(Guests::Busy)), "{booted:?}");
+    assert_eq!(booted.failed(), None);
+    assert_eq!(first.nft(&["list", "ruleset"]), rules);
+    engine.end();
+    // The host firewall's directory cannot be read.
+    fs::create_dir(&of_host).expect("made");
+    fs::write(of_host.join("lock"), "").expect("written");
+    fs::write(of_host.join("confirmed.json"), "no").expect("written");
+    let next = Space::hypervisor();
+    let booted = next.here(|| boot_all(&host, &held));
+    assert!(matches!(booted.groups, Ok(Guests::Closed)), "{booted:?}");
+    let failed = booted.failed().expect("a damaged file");
+    assert!(failed.contains("confirmed.json is damaged"), "{failed}");
+    assert_eq!(next.nft(&["list", "ruleset"]), rules);
+    // Where no groups were ever held, the host firewall's word is the last.
+    let none = Space::hypervisor();
+    fs::remove_file(of_host.join("confirmed.json")).expect("removed");
+    let booted = none.here(|| boot_all(&host, &dir.path().join("none")));
+    assert!(matches!(booted.groups, Ok(Guests::None)), "{booted:?}");
+    assert_eq!(booted.failed(), None);
+    assert_eq!(none.nft(&["list", "ruleset"]), "");
 }
