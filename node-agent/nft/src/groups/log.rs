@@ -85,6 +85,11 @@ pub(crate) struct Log {
     length: u64,
     /// Its length when it was written anew.
     first: u64,
+    /// Whether the directory is to be synced before anything is relied on: the
+    /// file was renamed, and that may not be on disk.
+    is_loose: bool,
+    /// Has the directory's own entries on disk.
+    sync: fn(&Path) -> io::Result<()>,
     _lock: File,
 }
 
@@ -116,6 +121,8 @@ impl Log {
             file,
             length: u64::try_from(good).unwrap_or(u64::MAX),
             first: 0,
+            is_loose: true,
+            sync,
             _lock: lock,
         };
         log.begin().map_err(at(path))?;
@@ -137,7 +144,16 @@ impl Log {
         self.file.seek(SeekFrom::Start(self.length))?;
         self.file.sync_all()?;
         self.first = header;
-        sync(&self.dir)
+        self.tie()
+    }
+
+    /// Sees that the file is found under its name when the machine goes down.
+    fn tie(&mut self) -> io::Result<()> {
+        if self.is_loose {
+            (self.sync)(&self.dir)?;
+            self.is_loose = false;
+        }
+        Ok(())
     }
 
     fn fail(&self) -> impl Fn(io::Error) -> LogError {
@@ -151,6 +167,7 @@ impl Log {
     /// Appends a record: it is on disk afterwards, or nothing of it is.
     pub(crate) fn append(&mut self, record: &Record) -> Result<(), LogError> {
         let line = line(record)?;
+        self.tie().map_err(self.fail())?;
         let done = self
             .file
             .write_all(&line)
@@ -182,13 +199,14 @@ impl Log {
             file.write_all(&line)?;
             file.sync_all()?;
             fs::rename(&new, &path)?;
-            sync(&self.dir)?;
             Ok(file)
         };
+        // From here on it is the file of that name, whatever fails then.
         self.file = write().map_err(self.fail())?;
         self.length = u64::try_from(HEADER.len() + line.len()).unwrap_or(0);
         self.first = self.length;
-        Ok(())
+        self.is_loose = true;
+        self.tie().map_err(self.fail())
     }
 }
 
@@ -403,5 +421,20 @@ mod tests {
         drop(log);
         assert_eq!(found(dir.path()).1, [held, update(1)]);
         assert_eq!(checksum(b"123456789"), 0xcbf4_3926);
+    }
+
+    #[test]
+    fn what_comes_after_a_half_done_replacement_is_not_lost() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut log, _) = found(dir.path());
+        log.append(&update(1)).expect("appends");
+        log.sync = |_| Err(io::ErrorKind::StorageFull.into());
+        // The new file has its name; whether that is on disk is not known.
+        log.replace(&update(2)).expect_err("not synced");
+        log.append(&update(3)).expect_err("it may be lost");
+        log.sync = sync;
+        log.append(&update(4)).expect("appends");
+        drop(log);
+        assert_eq!(found(dir.path()).1, [update(2), update(4)]);
     }
 }
