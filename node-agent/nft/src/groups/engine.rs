@@ -114,12 +114,20 @@ impl Engine {
 
     /// Reads what is held. Nothing is put in force.
     fn begin(dir: &Path, nft: Nft) -> Result<Self, LogError> {
-        let (log, found) = Log::open(dir)?;
+        let (mut log, found) = Log::open(dir)?;
         let state = match found {
-            Found::Records(all) => State::read(all).unwrap_or_else(|e| {
-                warn!("what was held of groups cannot be used, it is asked for anew: {e}");
-                State::default()
-            }),
+            Found::Records(all) => match State::read(all) {
+                Ok(state) => state,
+                Err(e) => {
+                    // What is appended to it could not be used either.
+                    let aside = log.put_aside()?;
+                    let aside = aside.display();
+                    warn!(
+                        "what was held of groups cannot be used ({e}) and now is {aside}; it is asked for anew"
+                    );
+                    State::default()
+                }
+            },
             Found::Damaged { aside } => {
                 let aside = aside.display();
                 warn!("what was held of groups is damaged and now {aside}; it is asked for anew");
@@ -500,3 +508,6 @@ fn write_listed(dir: &Path, listed: &Listed) -> io::Result<()> {
     fs::write(&new, serde_json::to_string(listed)?)?;
     fs::rename(new, dir.join(LISTED))
 }
+
+#[cfg(test)]
+mod tests;

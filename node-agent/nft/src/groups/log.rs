@@ -156,6 +156,22 @@ impl Log {
         Ok(())
     }
 
+    /// Puts what is there aside, because it cannot be used, and begins anew;
+    /// where it is now.
+    pub(crate) fn put_aside(&mut self) -> Result<PathBuf, LogError> {
+        let (path, aside) = (self.dir.join(NAME), self.dir.join(DAMAGED));
+        let mut anew = || -> io::Result<()> {
+            fs::rename(&path, &aside)?;
+            self.file = open(&path)?;
+            self.length = 0;
+            self.is_loose = true;
+            self.begin()
+        };
+        let done = anew();
+        done.map_err(self.fail())?;
+        Ok(aside)
+    }
+
     fn fail(&self) -> impl Fn(io::Error) -> LogError {
         let path = self.dir.join(NAME);
         move |source| LogError::File {
