@@ -7,6 +7,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use muster_protocol::firewall::{GroupsMark, GroupsUpdate, Holding};
 use muster_protocol::names::TapName;
@@ -20,6 +22,10 @@ const DAMAGED: &str = "groups.log.damaged";
 const LOCK: &str = "groups.lock";
 /// Below this size it is not worth writing anew.
 const SMALL: u64 = 1 << 20;
+/// The lock may be held a moment longer than its owner is there: by a program
+/// that he was just starting.
+const LOCK_WITHIN: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// One line of it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -242,12 +248,18 @@ fn lock(path: &Path) -> Result<File, LogError> {
         source,
     };
     let file = open(path).map_err(fail)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(LogError::Locked {
-            path: path.to_owned(),
-        }),
-        Err(TryLockError::Error(source)) => Err(fail(source)),
+    let until = Instant::now() + LOCK_WITHIN;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => sleep(LOOK_EVERY),
+            Err(TryLockError::WouldBlock) => {
+                return Err(LogError::Locked {
+                    path: path.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(fail(source)),
+        }
     }
 }
 
