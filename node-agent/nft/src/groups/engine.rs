@@ -62,6 +62,24 @@ struct Listed {
     digest: String,
 }
 
+/// Connections that are to be looked at.
+#[derive(Debug)]
+struct Looking {
+    /// Whose.
+    concern: Concern,
+    /// Whether they were looked at once.
+    is_second: bool,
+    /// Not before.
+    due: Instant,
+    /// It failed: so long it was waited for the next time.
+    wait: Option<Duration>,
+}
+
+/// How long is waited after one more failure.
+fn longer(wait: Option<Duration>) -> Duration {
+    wait.map_or(AGAIN[0], |wait| (wait * 2).min(AGAIN[1]))
+}
+
 #[derive(Debug)]
 pub(crate) struct Engine {
     dir: PathBuf,
@@ -76,9 +94,8 @@ pub(crate) struct Engine {
     news: bool,
     /// When to try again, and how long to wait after that.
     again: Option<(Instant, Duration)>,
-    /// Whose connections are to be looked at, and when they were for the
-    /// first time.
-    concern: Option<(Concern, Option<Instant>)>,
+    /// Whose connections are to be looked at.
+    concern: Option<Looking>,
     /// What the file of it says.
     listed: Option<Listed>,
     /// When the tables were changed last.
@@ -311,9 +328,7 @@ impl Engine {
         if is_own || self.again.is_some_and(|(when, _)| when > now) {
             return;
         }
-        let wait = self
-            .again
-            .map_or(AGAIN[0], |(_, wait)| (wait * 2).min(AGAIN[1]));
+        let wait = longer(self.again.map(|(_, wait)| wait));
         self.again = Some((now + wait, wait));
     }
 
@@ -394,27 +409,41 @@ impl Engine {
         if concern.is_nobody() {
             return;
         }
-        let (mut all, _) = self.concern.take().unwrap_or_default();
+        let before = self.concern.take();
+        let wait = before.as_ref().and_then(|looking| looking.wait);
+        let mut all = before.map(|looking| looking.concern).unwrap_or_default();
         all.join(concern);
-        self.concern = Some((all, None));
+        self.concern = Some(Looking {
+            concern: all,
+            is_second: false,
+            due: Instant::now(),
+            wait,
+        });
     }
 
-    /// Whether connections are still to be looked at.
+    /// Whether connections are to be looked at in a moment.
     pub(crate) fn is_busy(&self) -> bool {
-        self.concern.is_some()
+        let looking = self.concern.as_ref();
+        looking.is_some_and(|looking| looking.wait.is_none())
     }
 
     /// Ends connections that are not allowed any more.
     pub(crate) fn flows(&mut self) {
-        let (Some((concern, first)), Some(held)) = (&mut self.concern, &self.state.held) else {
+        self.flows_by(Instant::now(), Concern::see_to);
+    }
+
+    fn flows_by(
+        &mut self,
+        now: Instant,
+        see_to: impl FnOnce(&Concern, &Holding) -> io::Result<Ended>,
+    ) {
+        let (Some(looking), Some(held)) = (&mut self.concern, &self.state.held) else {
             return;
         };
-        let now = Instant::now();
-        if first.is_some_and(|first| now < first + SECOND_LOOK) {
+        if now < looking.due {
             return;
         }
-        let holding = &held.holding;
-        match concern.see_to(holding) {
+        match see_to(&looking.concern, &held.holding) {
             Ok(ended) => {
                 if ended != Ended::default() {
                     info!(
@@ -422,13 +451,20 @@ impl Engine {
                         ended.withdrawn, ended.resumed, ended.forgotten
                     );
                 }
-                match first {
-                    Some(_) => self.concern = None,
-                    None => *first = Some(now),
+                if looking.is_second {
+                    self.concern = None;
+                } else {
+                    looking.is_second = true;
+                    looking.due = now + SECOND_LOOK;
+                    looking.wait = None;
                 }
             }
-            // They are looked at again at the next tick.
-            Err(e) => warn!("connections that are not allowed any more may go on: {e}"),
+            Err(e) => {
+                let wait = longer(looking.wait);
+                looking.wait = Some(wait);
+                looking.due = now + wait;
+                warn!("connections that are not allowed any more may go on: {e}");
+            }
         }
     }
 
@@ -452,7 +488,7 @@ impl Engine {
         if self
             .concern
             .as_ref()
-            .is_none_or(|(_, first)| first.is_some())
+            .is_none_or(|looking| looking.is_second)
         {
             self.remember();
         }
