@@ -35,6 +35,9 @@ const AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(30
 const SECOND_LOOK: Duration = Duration::from_millis(300);
 /// What is listed is written down when nothing changes for so long.
 const QUIET: Duration = Duration::from_secs(1);
+/// What could not be put in force is tried again before its time when somebody
+/// changes rules meanwhile or takes ours away, but not more often than this.
+const DISTURBED: Duration = Duration::from_secs(1);
 
 /// Why what is held is not in force.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +97,8 @@ pub(crate) struct Engine {
     news: bool,
     /// When to try again, and how long to wait after that.
     again: Option<(Instant, Duration)>,
+    /// When that failed last, and the generation of the rules after it.
+    failed: Option<(Instant, u32)>,
     /// Whose connections are to be looked at.
     concern: Option<Looking>,
     /// What the file of it says.
@@ -161,6 +166,7 @@ impl Engine {
             repaired: Vec::new(),
             news: false,
             again: None,
+            failed: None,
             concern: None,
             listed: read_listed(&dir.join(LISTED)),
             changed: Instant::now(),
@@ -325,11 +331,24 @@ impl Engine {
         let is_own = matches!(error, ForceError::Log(_) | ForceError::Refused(_));
         let now = Instant::now();
         // What was not even written down is said again by who said it.
-        if is_own || self.again.is_some_and(|(when, _)| when > now) {
+        if is_own {
+            return;
+        }
+        self.failed = generation().ok().map(|generation| (now, generation));
+        if self.again.is_some_and(|(when, _)| when > now) {
             return;
         }
         let wait = longer(self.again.map(|(_, wait)| wait));
         self.again = Some((now + wait, wait));
+    }
+
+    /// Whether somebody has changed rules, his own or ours, since ours could
+    /// not be put in force.
+    fn is_disturbed(&self) -> Result<bool, ForceError> {
+        let Some((_, then)) = self.failed.filter(|(when, _)| when.elapsed() >= DISTURBED) else {
+            return Ok(false);
+        };
+        Ok(generation().is_ok_and(|now| now != then) || !self.tables.are_there()?)
     }
 
     fn switches(&mut self) -> Result<(), ForceError> {
@@ -376,7 +395,7 @@ impl Engine {
     fn watch(&mut self) -> Result<(), ForceError> {
         self.switches()?;
         match self.again {
-            Some((when, _)) if Instant::now() < when => return Ok(()),
+            Some((when, _)) if Instant::now() < when && !self.is_disturbed()? => return Ok(()),
             Some(_) => self.replace()?,
             None => {}
         }
@@ -517,6 +536,11 @@ impl Engine {
         self.listed = Some(listed);
         self.tables.is_said();
     }
+}
+
+/// The generation of the kernel's rules.
+fn generation() -> io::Result<u32> {
+    Kernel::open()?.generation()
 }
 
 /// Whether all that is needed is there: said once, before anything is done.
