@@ -38,6 +38,10 @@ const QUIET: Duration = Duration::from_secs(1);
 /// What could not be put in force is tried again before its time when somebody
 /// changes rules meanwhile or takes ours away, but not more often than this.
 const DISTURBED: Duration = Duration::from_secs(1);
+/// Where nothing was ever held, so often it is seen whether this machine can
+/// have groups, with that long between: a machine that starts is slow.
+const CHANCES: u32 = 3;
+const BETWEEN: Duration = Duration::from_secs(1);
 
 /// Why what is held is not in force.
 #[derive(Debug, thiserror::Error)]
@@ -112,8 +116,21 @@ impl Engine {
     /// held, if it is not already.
     pub(crate) fn start(setting: &Setting) -> Result<Self, Unable> {
         let nft = Nft::new(&setting.nft).within(setting.nft_within);
-        able(&nft)?;
+        let was_held = Log::is_there(&setting.dir);
+        let chances = if was_held { 1 } else { CHANCES };
+        let unable = able_in(&nft, chances).err();
+        let unable = match unable {
+            Some(e) if !was_held => return Err(e),
+            unable => unable,
+        };
         let mut engine = Self::begin(&setting.dir, nft)?;
+        if let Some(e) = unable {
+            if engine.state.held.is_none() {
+                return Err(e);
+            }
+            // Tables are there that have to be looked after.
+            warn!("security groups are held here and looked after, though: {e}");
+        }
         if let Err(e) = engine.first() {
             engine.fail(&e);
         }
@@ -541,6 +558,20 @@ impl Engine {
 /// The generation of the kernel's rules.
 fn generation() -> io::Result<u32> {
     Kernel::open()?.generation()
+}
+
+/// Whether all that is needed is there; asked again where `nft` was only slow.
+fn able_in(nft: &Nft, chances: u32) -> Result<(), Unable> {
+    for _ in 1..chances {
+        match able(nft) {
+            Err(Unable::Nft(e @ (NftError::Hangs { .. } | NftError::Start { .. }))) => {
+                warn!("it is seen again whether there can be security groups: {e}");
+                std::thread::sleep(BETWEEN);
+            }
+            done => return done,
+        }
+    }
+    able(nft)
 }
 
 /// Whether all that is needed is there: said once, before anything is done.

@@ -100,6 +100,11 @@ pub(crate) struct Log {
 }
 
 impl Log {
+    /// Whether there is one.
+    pub(crate) fn is_there(dir: &Path) -> bool {
+        dir.join(NAME).exists()
+    }
+
     /// Opens it, or begins it. An end that was not written whole is cut off.
     pub(crate) fn open(dir: &Path) -> Result<(Self, Found), LogError> {
         let at = |path: PathBuf| move |source| LogError::File { path, source };

@@ -15,7 +15,7 @@ use crate::space::{Space, is_possible};
 use crate::world::{Engine, generation, mark, web};
 
 /// An `nft` that does what the file `mode` beside it says: `well`, `fail`,
-/// `hang` (when it is to change rules).
+/// `hang` (when it is to change rules), `slow` (the first two times), `never`.
 struct Fake(PathBuf);
 
 impl Fake {
@@ -27,6 +27,8 @@ case "$1 $(cat "${0%/*}/mode")" in
 "-f die") kill -9 $$;;
 "-f after") nft "$@"; kill -9 $$;;
 "-f hang") sleep 1000;;
+*" slow") echo >> "$0.slow"; [ "$(wc -l < "$0.slow")" -gt 2 ] || sleep 1000; exec nft "$@";;
+*" never") sleep 1000;;
 *) exec nft "$@";;
 esac
 "#;
@@ -117,6 +119,44 @@ fn without_a_working_nft_there_are_no_groups() {
     // Nobody else may hold them at once.
     let second = Engine::with(&space, fake.setting(dir.path())).map(drop);
     assert!(matches!(second.expect_err("locked"), Unable::Log(_)));
+    engine.end();
+}
+
+#[test]
+fn a_slow_start_is_no_reason_to_be_without_groups() {
+    if !is_possible("a_slow_start_is_no_reason_to_be_without_groups") {
+        return;
+    }
+    let (space, dir) = (
+        Space::hypervisor(),
+        tempfile::tempdir().expect("a directory"),
+    );
+    let fake = Fake::new(dir.path());
+    // Where nothing is held it is tried a few times, and then given up.
+    fake.does("never");
+    let unable = Engine::with(&space, fake.setting(dir.path())).map(drop);
+    let unable = unable.expect_err("it never works");
+    assert!(
+        matches!(unable, Unable::Nft(NftError::Hangs { .. })),
+        "{unable}"
+    );
+    fake.does("slow");
+    let mut engine = Engine::with(&space, fake.setting(dir.path())).expect("starts");
+    fake.does("well");
+    let answer = engine.hold(&web(&["10.7.0.2/32"]));
+    assert_eq!(answer.in_force, Some(mark(1)));
+    engine.end();
+    // What is held is looked after as soon as it can be.
+    space.nft(&["flush ruleset"]);
+    fake.does("never");
+    let engine = Engine::with(&space, fake.setting(dir.path())).expect("looks after them");
+    let answer = engine.groups.answers().borrow().clone();
+    assert_eq!((answer.held, answer.in_force), (Some(mark(1)), None));
+    assert!(answer.problem.is_some());
+    fake.does("well");
+    let answer = engine.until(|answer| answer.in_force == answer.held);
+    assert_eq!(answer.problem, None);
+    assert!(set(&space).contains("10.7.0.2"));
     engine.end();
 }
 
