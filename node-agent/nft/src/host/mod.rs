@@ -93,6 +93,16 @@ pub enum HostError {
         /// Why it could not.
         cause: NftError,
     },
+    /// They are in force, but not all of them.
+    #[error(
+        "the confirmed rules ({change}) are in force without their raw lines, which cannot be loaded: {cause}; the agent tries again, or correct them"
+    )]
+    WithoutRaw {
+        /// Which change's.
+        change: ChangeId,
+        /// Why.
+        cause: NftError,
+    },
     /// Another change is on its way.
     #[error(
         "another change of this node's firewall{change} is not confirmed yet; it is confirmed or taken back in a moment, then try again"
@@ -194,9 +204,19 @@ impl HostFirewall {
     pub fn plan(&self, rules: &Resolved) -> Result<Plan, HostError> {
         let text = muster_firewall::host::render(rules);
         self.table.check(&text)?;
-        let confirmed = self.store.confirmed()?;
+        let (confirmed, unread) = match self.store.confirmed() {
+            Ok(confirmed) => (confirmed, None),
+            // Enough of it for a way back.
+            Err(e) if matches!(self.store.confirmed_kept(), Ok(Some(_))) => (None, Some(e)),
+            Err(e) => return Err(e.into()),
+        };
         let old = confirmed.as_ref().map(|record| &record.rules);
         let mut lines = difference(old, rules);
+        if let Some(e) = unread {
+            lines.push(format!(
+                "~ the confirmed rules are none that this version reads, so all are told as new: {e}"
+            ));
+        }
         if let Some(record) = &confirmed
             && self.is_changed(record)?
         {

@@ -13,6 +13,7 @@
 //! A change is decided by renaming its `change.NUMBER.json`, once. All else
 //! of its end can be lost without harm.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -26,6 +27,7 @@ use muster_protocol::text::printable;
 use muster_protocol::units::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// How many changes are kept.
 pub(super) const KEPT: usize = 50;
@@ -187,8 +189,10 @@ pub struct Entry {
 }
 
 /// What was tried, and what was before it.
+///
+/// Another version may have written more into it, as into the other files:
+/// what is not known is no reason to be without rules.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Record {
     pub(super) number: u64,
     pub(super) change: ChangeId,
@@ -201,9 +205,59 @@ pub(super) struct Record {
     pub(super) old: Option<String>,
 }
 
+/// What of a record is needed to put rules in force again. The rules need not
+/// be such as this version would take.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Kept {
+    pub(super) number: u64,
+    pub(super) change: ChangeId,
+    pub(super) at: Timestamp,
+    #[serde(default)]
+    pub(super) within_ms: u64,
+    pub(super) text: String,
+    pub(super) old: Option<String>,
+    #[serde(default)]
+    rules: Value,
+}
+
+impl Kept {
+    /// The table without its raw lines, if there are any.
+    pub(super) fn without_raw(&self) -> Option<String> {
+        let rules = self.rules.pointer("/rules/rules")?.as_array()?;
+        let mut raw: BTreeMap<&str, usize> = BTreeMap::new();
+        for rule in rules.iter().filter_map(|rule| rule.get("raw")?.as_str()) {
+            *raw.entry(rule.trim_matches(' ')).or_default() += 1;
+        }
+        // A line that is there more often is one of muster's own, too.
+        let is_raw = |line: &str| {
+            let times = || self.text.lines().filter(|own| own.trim() == line).count();
+            raw.get(line).is_some_and(|&known| known >= times())
+        };
+        let kept: Vec<&str> = self
+            .text
+            .lines()
+            .filter(|line| !is_raw(line.trim()))
+            .collect();
+        (!raw.is_empty()).then(|| format!("{}\n", kept.join("\n")))
+    }
+}
+
+impl From<&Record> for Kept {
+    fn from(record: &Record) -> Self {
+        Self {
+            number: record.number,
+            change: record.change.clone(),
+            at: record.at,
+            within_ms: record.within_ms,
+            text: record.text.clone(),
+            old: record.old.clone(),
+            rules: serde_json::to_value(&record.rules).unwrap_or_default(),
+        }
+    }
+}
+
 /// A change in flight.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Marker {
     pub(super) number: u64,
     pub(super) change: ChangeId,
@@ -218,7 +272,6 @@ pub(super) struct Marker {
 }
 
 #[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 struct End {
     ended: Ended,
     /// The table, when it was confirmed.
@@ -355,6 +408,11 @@ impl Store {
         self.read(&self.deadline_path(number)).ok().flatten()
     }
 
+    /// Takes that away.
+    pub(super) fn forget_deadline(&self, number: u64) {
+        let _ = fs::remove_file(self.deadline_path(number));
+    }
+
     /// Until when it can be confirmed at most.
     pub(super) fn deadline(&self, marker: &Marker) -> u64 {
         let set = self.deadline_set(marker.number);
@@ -406,6 +464,12 @@ impl Store {
         self.undoing_path(number).exists()
     }
 
+    /// Whether nothing is known of it any more.
+    pub(super) fn is_forgotten(&self, number: u64) -> bool {
+        let gone = |path: PathBuf| matches!(path.try_exists(), Ok(false));
+        gone(self.record_path(number)) && gone(self.end_path(number))
+    }
+
     /// Whether its rules are those that are to be in force.
     pub(super) fn is_confirmed(&self, number: u64) -> bool {
         let confirmed = self.marker("confirmed.json").ok().flatten();
@@ -425,7 +489,7 @@ impl Store {
         };
         let written = self.write(&self.end_path(number), &end);
         // A disk that is full still takes files away.
-        let _ = fs::remove_file(self.deadline_path(number));
+        self.forget_deadline(number);
         let undoing = self.undoing_path(number);
         match fs::remove_file(&undoing) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -452,10 +516,22 @@ impl Store {
 
     /// What was tried.
     pub(super) fn record(&self, number: u64) -> Result<Record, StoreError> {
+        self.of_number(number, |record: &Record| record.number)
+    }
+
+    /// What of it is needed to put rules in force again.
+    pub(super) fn kept(&self, number: u64) -> Result<Kept, StoreError> {
+        self.of_number(number, |kept: &Kept| kept.number)
+    }
+
+    fn of_number<T: DeserializeOwned>(
+        &self,
+        number: u64,
+        own: impl Fn(&T) -> u64,
+    ) -> Result<T, StoreError> {
         let path = self.record_path(number);
-        let record: Option<Record> = self.read(&path)?;
-        match record {
-            Some(record) if record.number == number => Ok(record),
+        match self.read(&path)? {
+            Some(record) if own(&record) == number => Ok(record),
             Some(_) => Err(StoreError::Damaged {
                 path,
                 why: "it is of another change".into(),
@@ -471,6 +547,14 @@ impl Store {
     pub(super) fn confirmed(&self) -> Result<Option<Record>, StoreError> {
         match self.marker("confirmed.json")? {
             Some(marker) => self.record(marker.number).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// What of that change is needed to put its rules in force.
+    pub(super) fn confirmed_kept(&self) -> Result<Option<Kept>, StoreError> {
+        match self.marker("confirmed.json")? {
+            Some(marker) => self.kept(marker.number).map(Some),
             None => Ok(None),
         }
     }

@@ -362,6 +362,11 @@ pub enum RawLineError {
     /// A word.
     #[error("`{0}` cannot be in a raw line: it is one rule of a chain, and nothing else")]
     Word(String),
+    /// An interface that is told by its number.
+    #[error(
+        "`{0}` in a raw line is the number that an interface has now: rules with it cannot be loaded while there is none of that name, as when the machine starts; write {0}name"
+    )]
+    Interface(String),
 }
 
 impl RawLine {
@@ -457,8 +462,14 @@ impl FromStr for RawLine {
         let refused = Some(first)
             .filter(|word| NOT_FIRST.contains(word))
             .or_else(|| words.find(|word| NEVER.contains(word)));
-        match refused {
-            Some(word) => Err(RawLineError::Word(printable(word, 40))),
+        if let Some(word) = refused {
+            return Err(RawLineError::Word(printable(word, 40)));
+        }
+        // Of the routing table it is asked what there is.
+        let mut words = bare.split(|c| !word(c));
+        let number = words.clone().find(|word| ["iif", "oif"].contains(word));
+        match number.filter(|_| !words.any(|word| word == "fib")) {
+            Some(word) => Err(RawLineError::Interface(word.to_owned())),
             None => Ok(Self(text.to_owned())),
         }
     }

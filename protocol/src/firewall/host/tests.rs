@@ -122,6 +122,8 @@ fn a_raw_line_cannot_leave_its_chain() {
         "tcp dport 22 meter seen { ip saddr limit rate 3/minute } accept",
         "udp dport 53 log prefix \"dns } \" drop",
         "ct state invalid counter drop comment \"include what is define\"",
+        "iifname \"eth0\" oifname br0 drop comment \"iif\"",
+        "fib saddr . iif oif missing drop",
     ] {
         assert_eq!(
             good.parse::<RawLine>().map(|l| l.to_string()),
@@ -134,6 +136,8 @@ fn a_raw_line_cannot_leave_its_chain() {
     insta::assert_snapshot!(said("flush ruleset"), @"`flush` cannot be in a raw line: it is one rule of a chain, and nothing else");
     insta::assert_snapshot!(said("include \"/etc/shadow\""), @"`include` cannot be in a raw line: it is one rule of a chain, and nothing else");
     insta::assert_snapshot!(said("accept; flush ruleset"), @r"`;` cannot be in a raw line: it is one rule, without line ends, `;`, `#`, `$`, `\` and what is not ASCII");
+    insta::assert_snapshot!(said("meta iif eth0 accept"), @"`iif` in a raw line is the number that an interface has now: rules with it cannot be loaded while there is none of that name, as when the machine starts; write iifname");
+    insta::assert_snapshot!(said("oif {eth0} accept"), @"`oif` in a raw line is the number that an interface has now: rules with it cannot be loaded while there is none of that name, as when the machine starts; write oifname");
     for bad in [
         "",
         " ",
