@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use muster_protocol::firewall::{GroupsAnswer, GroupsUpdate, Holding};
+use muster_protocol::firewall::{FirewallRepaired, GroupsAnswer, GroupsUpdate, Holding};
 use muster_protocol::ids::Serial;
 use muster_protocol::names::{GroupName, NodeName};
 use muster_protocol::text::printable;
@@ -161,6 +161,15 @@ impl Desk {
             _ => {}
         }
         alarms
+    }
+
+    /// A node had to put its own firewall right; what people must know of
+    /// that.
+    pub(crate) fn repaired(&self, serial: Serial, repaired: &FirewallRepaired) -> Option<Alarm> {
+        let now = self.now();
+        let may = self.table().may_tell(serial, now);
+        let lines = repaired.lines.iter().take(LINES);
+        may.then(|| Alarm::Repaired(lines.map(|line| printable(line, LENGTH)).collect()))
     }
 
     /// Changes what everything is made of; which change that was. Those whom

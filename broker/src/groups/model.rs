@@ -114,7 +114,10 @@ impl Machine {
         let nics = vm.nics.iter().map(|held| &held.nic);
         let own = nics.clone().flat_map(|nic| &nic.addresses);
         let own = own.map(|address| IpNet::from(*address));
+        // A prefix that it may send from is no member: a router has all there
+        // are, and who names its group does not mean everybody.
         let beside = vm.wish.pairs.iter().map(|pair| pair.prefix);
+        let beside = beside.filter(|net| net.prefix_len() == net.max_prefix_len());
         Some(Self {
             serial: vm.place.serial,
             interfaces: nics

@@ -1,7 +1,8 @@
 //! Whether a node's new rules may stay.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -63,6 +64,25 @@ struct Inner {
     engine: Engine,
     prober: Prober,
     room: Semaphore,
+    /// Nodes whose change is being confirmed: each takes one place.
+    busy: Mutex<HashSet<Serial>>,
+}
+
+/// A node's place; free again when it is dropped.
+struct Place<'a>(&'a Inner, Serial);
+
+impl<'a> Place<'a> {
+    fn take(inner: &'a Inner, node: Serial) -> Option<Self> {
+        let mut busy = inner.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.insert(node).then_some(Self(inner, node))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut busy = self.0.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.remove(&self.1);
+    }
 }
 
 impl std::fmt::Debug for NodeFirewall {
@@ -80,6 +100,7 @@ impl NodeFirewall {
             engine,
             prober,
             room: Semaphore::new(AT_ONCE),
+            busy: Mutex::default(),
         }))
     }
 
@@ -147,11 +168,12 @@ impl NodeFirewall {
                 probes.len()
             )));
         }
+        self.is_open(node, request, false).await?;
+        let _place = Place::take(inner, node).ok_or(NodeFirewallError::Busy)?;
         let _room = inner
             .room
             .try_acquire()
             .map_err(|_| NodeFirewallError::Busy)?;
-        self.is_open(node, request, false).await?;
         let snapshot = inner.inventory.snapshot();
         let Some(record) = snapshot.get(node).cloned() else {
             return Err(NodeFirewallError::NotOpen(request.run.short().to_string()));
@@ -162,7 +184,7 @@ impl NodeFirewall {
         }
         let Some(address) = address(&record, machines, remote) else {
             said.failed.push(format!(
-                "no probe was made: no address of {} is known from which others reach it; give it the label `address`",
+                "no probe was made: no address of {} is known at which others reach it; give it the label `address`",
                 record.assignment.name
             ));
             return Ok(said);
@@ -228,7 +250,9 @@ impl NodeFirewall {
 }
 
 /// Where others reach a node: the first address that the operators gave it,
-/// else where its own request came from, unless that is only this machine.
+/// else where its own request came from, unless that is only this machine, or
+/// an address that the node does not say that it has: then somebody stands
+/// between, whose door would be tried instead.
 fn address(
     node: &NodeRecord,
     machines: &[Arc<StoredVm>],
@@ -239,7 +263,12 @@ fn address(
         IpAddr::V6(v6) => Ipv6Addr::to_canonical(&v6),
         v4 => v4,
     });
-    given.or(came.filter(|ip| !ip.is_loopback() && !ip.is_unspecified()))
+    let its = |ip: &IpAddr| {
+        let all = node.facts.get("addresses").and_then(|all| all.as_array());
+        let mut all = all.into_iter().flatten().filter_map(|one| one.as_str());
+        all.any(|one| one.parse() == Ok(*ip))
+    };
+    given.or(came.filter(|ip| !ip.is_loopback() && !ip.is_unspecified() && its(ip)))
 }
 
 /// Whether a probe passed, and that in words.

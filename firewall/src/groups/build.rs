@@ -3,7 +3,8 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Bound;
 
 use ipnet::IpNet;
 use muster_protocol::firewall::{
@@ -79,7 +80,7 @@ pub fn touched(before: &Holding, after: &Holding, change: &Change, ids: &Ids) ->
             }
         }
     }
-    let (mut owners_before, mut owners_after) = (Owners::new(), Owners::new());
+    let (mut owners_before, mut owners_after) = (Owners::default(), Owners::default());
     if !taps.is_empty() {
         owners_before = owners(before);
         owners_after = owners(after);
@@ -92,8 +93,14 @@ pub fn touched(before: &Holding, after: &Holding, change: &Change, ids: &Ids) ->
             {
                 for address in single_addresses(interface) {
                     let at = (&interface.bridge, address);
-                    others.extend(owners_before.get(&at).copied());
-                    others.extend(owners_after.get(&at).copied());
+                    others.extend(owners_before.single.get(&at).copied());
+                    others.extend(owners_after.single.get(&at).copied());
+                }
+                // Prefixes are cut by those of others.
+                if prefixes_beside(interface).next().is_some() {
+                    for owners in [&owners_before, &owners_after] {
+                        others.extend(owners.ranges.keys().copied());
+                    }
                 }
             }
         }
@@ -379,16 +386,83 @@ fn traffics(traffic: &Traffic) -> Vec<String> {
 
 /// Who gets what goes to an address of a bridge. Where two interfaces have
 /// one address, the first one gets it: the kernel takes no address twice.
-type Owners<'a> = BTreeMap<(&'a BridgeName, IpAddr), &'a TapName>;
+#[derive(Default)]
+struct Owners<'a> {
+    single: BTreeMap<(&'a BridgeName, IpAddr), &'a TapName>,
+    /// From one address to another, of the prefixes beside their own: each is
+    /// of the longest prefix that it is in.
+    ranges: BTreeMap<&'a TapName, Vec<(IpAddr, IpAddr)>>,
+}
 
 fn owners(holding: &Holding) -> Owners<'_> {
-    let mut owners = Owners::new();
+    let mut owners = Owners::default();
+    let mut prefixes: BTreeMap<&BridgeName, BTreeMap<IpNet, &TapName>> = BTreeMap::new();
     for (tap, interface) in &holding.interfaces {
         for address in single_addresses(interface) {
-            owners.entry((&interface.bridge, address)).or_insert(tap);
+            let at = (&interface.bridge, address);
+            owners.single.entry(at).or_insert(tap);
+        }
+        for net in prefixes_beside(interface) {
+            let of = prefixes.entry(&interface.bridge).or_default();
+            of.entry(net).or_insert(tap);
         }
     }
+    for of in prefixes.values() {
+        put_ranges(&mut owners.ranges, of);
+    }
     owners
+}
+
+fn prefixes_beside(interface: &Interface) -> impl Iterator<Item = IpNet> {
+    let pairs = interface.pairs.iter().map(|pair| pair.prefix.trunc());
+    pairs.filter(|net| !is_single(*net))
+}
+
+/// What is left of each prefix without those that are in it.
+fn put_ranges<'a>(
+    into: &mut BTreeMap<&'a TapName, Vec<(IpAddr, IpAddr)>>,
+    of: &BTreeMap<IpNet, &'a TapName>,
+) {
+    for (net, tap) in of {
+        // In the order of their first addresses, a prefix before those in it.
+        let behind = of.range((Bound::Excluded(*net), Bound::Unbounded));
+        let inside = behind.map(|(other, _)| other);
+        let inside = inside.take_while(|other| net.contains(*other));
+        let mut next = Some(number(net.network()));
+        let last = number(net.broadcast());
+        let ranges = into.entry(*tap).or_default();
+        let mut put = |first: u128, last: u128| {
+            ranges.push((address(*net, first), address(*net, last)));
+        };
+        for other in inside {
+            let Some(first) = next else { break };
+            let begin = number(other.network());
+            if begin > first {
+                put(first, begin - 1);
+            }
+            next = number(other.broadcast())
+                .max(first.saturating_sub(1))
+                .checked_add(1);
+        }
+        if let Some(first) = next.filter(|first| *first <= last) {
+            put(first, last);
+        }
+    }
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(a) => u32::from(a).into(),
+        IpAddr::V6(a) => a.into(),
+    }
+}
+
+/// The address of a number, of the family of a prefix that it is in.
+fn address(within: IpNet, number: u128) -> IpAddr {
+    match (within, u32::try_from(number)) {
+        (IpNet::V4(_), Ok(number)) => Ipv4Addr::from(number).into(),
+        _ => Ipv6Addr::from(number).into(),
+    }
 }
 
 /// The address that follows from a hardware address (RFC 4291, appendix A).
@@ -531,7 +605,7 @@ fn put_interface(
         }
     }
     for address in single_addresses(interface) {
-        if owners.get(&(&interface.bridge, address)) == Some(&tap) {
+        if owners.single.get(&(&interface.bridge, address)) == Some(&tap) {
             let set = match address {
                 IpAddr::V4(_) => fixed::ROUTED4,
                 IpAddr::V6(_) => fixed::ROUTED6,
@@ -539,6 +613,17 @@ fn put_interface(
             let key = format!("\"{}\" . {address}", interface.bridge);
             put(Table::Inet, set, key, Some(to.clone()));
         }
+    }
+    for (first, last) in owners.ranges.get(tap).into_iter().flatten() {
+        let set = match first {
+            IpAddr::V4(_) => fixed::ROUTED_PAIRS4,
+            IpAddr::V6(_) => fixed::ROUTED_PAIRS6,
+        };
+        let key = match first == last {
+            true => format!("\"{}\" . {first}", interface.bridge),
+            false => format!("\"{}\" . {first}-{last}", interface.bridge),
+        };
+        put(Table::Inet, set, key, Some(to.clone()));
     }
     let goto = |word: &str| Some(format!("goto {word}-{tap}"));
     put(Table::Inet, fixed::FROM, from_seen, goto("from"));

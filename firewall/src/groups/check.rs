@@ -10,7 +10,7 @@ use muster_protocol::firewall::{
     Change, GroupRule, Holding, Interface, MAX_GROUP_RULES, Members, MembersOf, RuleError, RuleId,
     UpdateError,
 };
-use muster_protocol::names::{GroupName, TapName};
+use muster_protocol::names::{BridgeName, GroupName, TapName};
 
 use super::ids::MAX_INTERFACES;
 use super::objects::TAP_PREFIX;
@@ -28,6 +28,16 @@ pub enum Refused {
     /// Too many.
     #[error("{0} interfaces: a hypervisor takes {MAX_INTERFACES}")]
     Interfaces(usize),
+    /// The name of a bridge that the rules would take for an interface's.
+    #[error(
+        "the bridge {bridge} of the interface {tap} has a name as interfaces of machines have: rename it, or nothing passes"
+    )]
+    Bridge {
+        /// Whose.
+        tap: TapName,
+        /// Which.
+        bridge: BridgeName,
+    },
     /// An address that nobody can have.
     #[error("{address} of the interface {tap} is not the address of one interface")]
     Address {
@@ -105,6 +115,12 @@ pub fn check(after: &Holding, change: Option<&Change>) -> Result<(), Refused> {
 fn check_interface(tap: &TapName, interface: &Interface) -> Result<(), Refused> {
     if !tap.as_str().starts_with(TAP_PREFIX) {
         return Err(Refused::Tap(tap.clone()));
+    }
+    if interface.bridge.as_str().starts_with(TAP_PREFIX) {
+        return Err(Refused::Bridge {
+            tap: tap.clone(),
+            bridge: interface.bridge.clone(),
+        });
     }
     let nobody = |address: &&IpAddr| match address {
         IpAddr::V4(a) => {

@@ -39,6 +39,10 @@ pub(super) const TO: &str = "to-mark";
 pub(super) const ROUTED4: &str = "routed4";
 /// `bridge . IPv6 address : mark` of what goes to it.
 pub(super) const ROUTED6: &str = "routed6";
+/// `bridge . IPv4 addresses : mark`, of the prefixes beside.
+pub(super) const ROUTED_PAIRS4: &str = "routed-pairs4";
+/// `bridge . IPv6 addresses : mark`, of the prefixes beside.
+pub(super) const ROUTED_PAIRS6: &str = "routed-pairs6";
 /// `mark . IPv6 address` that it may advertise.
 pub(super) const NEIGHBOR: &str = "neighbor";
 /// `mark . IPv6 prefix` that it may advertise.
@@ -67,6 +71,16 @@ const SETS: &[(Table, &str, &str)] = &[
     (Table::Inet, TO, "type mark : verdict;"),
     (Table::Inet, ROUTED4, "type ifname . ipv4_addr : mark;"),
     (Table::Inet, ROUTED6, "type ifname . ipv6_addr : mark;"),
+    (
+        Table::Inet,
+        ROUTED_PAIRS4,
+        "type ifname . ipv4_addr : mark; flags interval;",
+    ),
+    (
+        Table::Inet,
+        ROUTED_PAIRS6,
+        "type ifname . ipv6_addr : mark; flags interval;",
+    ),
     (Table::Inet, NEIGHBOR, "typeof meta mark . @th,64,128;"),
     (
         Table::Inet,
@@ -134,8 +148,10 @@ const CHAINS: &[FixedChain] = &[
             "arp operation != { request, reply } drop",
             "iifname . arp saddr ether . arp saddr ip @own4 accept",
             "iifname . arp saddr ether . arp saddr ip @pairs4 accept",
-            // A probe whether an address is free.
-            "arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether @macs accept",
+            // A probe whether its own address is free: for another one's, it
+            // would keep that one from taking it.
+            "arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether . arp daddr ip @own4 accept",
+            "arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether . arp daddr ip @pairs4 accept",
             "drop",
         ],
     ),
@@ -185,10 +201,11 @@ const CHAINS: &[FixedChain] = &[
     (
         Table::Bridge,
         "elsewhere",
-        // Behind br_netfilter's: what is bridged to a port that is none of
-        // ours goes through `inet postrouting`, too, where it looks like what
-        // the host sends.
-        Some("type filter hook forward priority 300; policy accept;"),
+        // What is bridged to a port that is none of ours goes through `inet
+        // forward` and `inet postrouting`, too, where it looks like what the
+        // host routes and sends. Before br_netfilter's own, at 0: the host's
+        // firewall knows by it what only crosses a bridge.
+        Some("type filter hook forward priority -100; policy accept;"),
         &[
             "oifname != \"mt*\" meta mark & 0xffff0000 == 0x00000000 ether type { ip, 0x86dd } meta mark set meta mark | 0x6d6e0000",
         ],
@@ -212,7 +229,7 @@ const CHAINS: &[FixedChain] = &[
             "oifname . meta mark @judged accept",
             // The host's own, to addresses that no interface has.
             "ether type ip udp sport 67 udp dport 68 accept",
-            "ether type 0x86dd udp sport 547 udp dport 546 accept",
+            "ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept",
             "ip6 hoplimit 255 icmpv6 type { 134, 135, 136, 137 } accept",
             "ip6 hoplimit 1 icmpv6 type { 130, 131, 132, 143 } accept",
             "drop",
@@ -221,7 +238,9 @@ const CHAINS: &[FixedChain] = &[
     (
         Table::Inet,
         "prerouting",
-        Some("type filter hook prerouting priority -150; policy accept;"),
+        // Right behind the tracking of connections (-200), and before all that
+        // sets marks (mangle, -150): what comes with another mark is not ours.
+        Some("type filter hook prerouting priority -199; policy accept;"),
         &[
             // A port of a bridge is no interface of the host.
             "iifname \"mt*\" drop",
@@ -230,21 +249,34 @@ const CHAINS: &[FixedChain] = &[
             // No answers to who asks for an address.
             "meta nfproto ipv4 udp dport 68 drop",
             "meta nfproto ipv6 udp dport 546 drop",
-            "icmpv6 type 136 meta mark . @th,64,128 @neighbor accept",
-            "icmpv6 type 136 meta mark . @th,64,128 @neighbor-pairs accept",
+            "ip6 hoplimit 255 icmpv6 type 136 meta mark . @th,64,128 @neighbor accept",
+            "ip6 hoplimit 255 icmpv6 type 136 meta mark . @th,64,128 @neighbor-pairs accept",
             // Nobody else's address, no router, nobody who asks for listeners.
             // (One by one: while a table is replaced, a packet may be held
             // against a set that is empty already, and has to be dropped then.)
+            "meta nfproto ipv4 icmp type 5 drop",
+            "meta nfproto ipv4 icmp type 9 drop",
+            "ip protocol igmp @th,0,8 0x11 drop",
             "icmpv6 type 130 drop",
             "icmpv6 type 134 drop",
             "icmpv6 type 136 drop",
             "icmpv6 type 137 drop",
-            "meta nfproto ipv4 udp sport 68 udp dport 67 accept",
-            "meta nfproto ipv6 udp sport 546 udp dport 547 accept",
+            "ct mark & 0x40000000 == 0x40000000 drop",
+            // Only to all: to anybody, it would be a way out for anything.
+            "ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
+            "ip6 daddr { fe80::/10, ff02::/16 } udp sport 546 udp dport 547 accept",
+            // Who asks for everybody whether an address is free can keep others
+            // from taking theirs.
+            "ip6 saddr :: ip6 hoplimit 255 icmpv6 type 135 meta mark . @th,64,128 @neighbor accept",
+            "ip6 saddr :: ip6 hoplimit 255 icmpv6 type 135 meta mark . @th,64,128 @neighbor-pairs accept",
+            "ip6 saddr :: icmpv6 type 135 drop",
             "ip6 hoplimit 255 icmpv6 type { 133, 135 } accept",
             "ip6 hoplimit 1 icmpv6 type { 131, 132, 143 } accept",
-            "ct mark & 0x40000000 == 0x40000000 drop",
-            "ct state established,related accept",
+            // What was once let go its own way, and answers to what was let in.
+            "ct direction original ct mark & 0x20000000 == 0x20000000 ct state established,related accept",
+            "ct direction reply ct mark & 0x10000000 == 0x10000000 ct state established,related accept",
+            // Another connection that one of them spoke of.
+            "ct direction original ct state related meta l4proto != { icmp, ipv6-icmp } accept",
             // Somebody who goes on with what is not known, or is no more.
             "tcp flags & (fin | syn | rst | ack) != syn drop",
             "meta mark vmap @from-mark",
@@ -256,8 +288,12 @@ const CHAINS: &[FixedChain] = &[
         "seen",
         // Behind the chain above: what it let pass goes on without a mark, and
         // is routed as if there were none.
-        Some("type filter hook prerouting priority -149; policy accept;"),
-        &["meta mark & 0xffff0000 == 0x6d670000 meta mark set 0x00000000"],
+        Some("type filter hook prerouting priority -198; policy accept;"),
+        &[
+            "meta mark & 0xffff0000 != 0x6d670000 accept",
+            "ct direction original ct mark & 0x20000000 != 0x20000000 ct mark set ct mark | 0x20000000",
+            "meta mark set 0x00000000",
+        ],
     ),
     (
         Table::Inet,
@@ -266,6 +302,15 @@ const CHAINS: &[FixedChain] = &[
         &[
             "meta mark & 0xffff0000 != 0x6d690000 accept",
             "goto ingress",
+        ],
+    ),
+    (
+        Table::Inet,
+        "let-in",
+        // Behind the chain above, and what it let pass.
+        Some("type filter hook forward priority -149; policy accept;"),
+        &[
+            "meta mark & 0xffff0000 == 0x6d6b0000 ct direction original ct mark & 0x10000000 != 0x10000000 ct mark set ct mark | 0x10000000",
         ],
     ),
     (
@@ -279,6 +324,9 @@ const CHAINS: &[FixedChain] = &[
             "meta mark & 0xffff0000 == 0x6d6e0000 meta mark set meta mark & 0x0000ffff accept",
             // Bridged, and judged when it was forwarded.
             "meta mark & 0xffff0000 == 0x6d6b0000 accept",
+            // An address of its own is more than a prefix that it is in.
+            "meta mark set oifname . ip daddr map @routed-pairs4",
+            "meta mark set oifname . ip6 daddr map @routed-pairs6",
             "meta mark set oifname . ip daddr map @routed4",
             "meta mark set oifname . ip6 daddr map @routed6",
             "meta mark & 0xffff0000 != 0x6d690000 accept",
@@ -287,16 +335,28 @@ const CHAINS: &[FixedChain] = &[
     ),
     (
         Table::Inet,
+        "let-in-by-host",
+        Some("type filter hook postrouting priority 151; policy accept;"),
+        &[
+            "meta mark & 0xffff0000 == 0x6d6b0000 ct direction original ct mark & 0x10000000 != 0x10000000 ct mark set ct mark | 0x10000000",
+        ],
+    ),
+    (
+        Table::Inet,
         "ingress",
         None,
         &[
             "meta mark set meta mark | 0x00020000",
+            "ct mark & 0x40000000 == 0x40000000 drop",
             "meta nfproto ipv4 udp sport 67 udp dport 68 accept",
-            "meta nfproto ipv6 udp sport 547 udp dport 546 accept",
+            "ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept",
             "ip6 hoplimit 255 icmpv6 type { 134, 135, 136, 137 } accept",
             "ip6 hoplimit 1 icmpv6 type { 130, 131, 132, 143 } accept",
-            "ct mark & 0x40000000 == 0x40000000 drop",
-            "ct state established,related accept",
+            // What was once let in, and answers to what was let go.
+            "ct direction original ct mark & 0x10000000 == 0x10000000 ct state established,related accept",
+            "ct direction reply ct mark & 0x20000000 == 0x20000000 ct state established,related accept",
+            // Another connection that one of them spoke of.
+            "ct direction original ct state related meta l4proto != { icmp, ipv6-icmp } accept",
             "tcp flags & (fin | syn | rst | ack) != syn drop",
             "meta mark vmap @to-mark",
             "drop",

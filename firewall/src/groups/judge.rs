@@ -66,6 +66,8 @@ pub enum Content {
         sender_mac: Option<RawMac>,
         /// The sender's address.
         sender: Ipv4Addr,
+        /// The one that is asked about.
+        target: Ipv4Addr,
     },
     /// RARP.
     Rarp {
@@ -113,7 +115,8 @@ pub enum Payload {
         /// Of which address it speaks; for neighbour discovery.
         about: Option<Ipv6Addr>,
     },
-    /// Another protocol.
+    /// Another protocol. (IGMP is one that does not ask who listens: those
+    /// that do are never let out.)
     Other(u8),
 }
 
@@ -249,6 +252,18 @@ impl<'a> Judge<'a> {
             .collect()
     }
 
+    /// The interfaces that have an address as their own, or as one beside it:
+    /// not those that have all of a prefix, which may be behind them or not.
+    #[must_use]
+    pub fn who_has_alone(&self, address: IpAddr) -> Vec<&'a TapName> {
+        if let Some(taps) = self.own.get(&address) {
+            return taps.iter().copied().collect();
+        }
+        let alone = IpNet::from(address);
+        let having = self.pairs.iter().filter(|(net, _)| *net == alone);
+        having.map(|(_, tap)| *tap).collect()
+    }
+
     /// What becomes of a packet.
     #[must_use]
     pub fn packet(&self, packet: &Packet) -> Judged {
@@ -264,6 +279,11 @@ impl<'a> Judge<'a> {
 
     /// Whether a flow may go on: whether it could begin now. Where several
     /// interfaces have an address, one that allows it is enough.
+    ///
+    /// An address that is in a prefix of an interface may be behind it, or may
+    /// not: a router has all there are. So that one is asked only where neither
+    /// end is anybody's own; else a flow of a machine to the world would be
+    /// held against the rules of a router that it does not pass.
     #[must_use]
     pub fn flow(&self, flow: &Flow) -> Judged {
         let best = |taps: Vec<&TapName>, ask: &dyn Fn(&Interface) -> Why| {
@@ -278,15 +298,21 @@ impl<'a> Judge<'a> {
                 (None, false) => Some(said.swap_remove(0)),
             }
         };
-        let way = &flow.sent;
-        let egress = best(self.who_has(way.source), &|interface| {
+        let alone = |address| !self.who_has_alone(address).is_empty();
+        let whose = |end: IpAddr, others: [IpAddr; 2]| match alone(end) {
+            true => self.who_has_alone(end),
+            false if others.into_iter().any(alone) => Vec::new(),
+            false => self.who_has(end),
+        };
+        let (way, far) = (&flow.sent, flow.arrives.target);
+        let egress = best(whose(way.source, [way.target, far]), &|interface| {
             let fixed = leaves_fixed(interface, way.target, 255, &way.payload);
             fixed.unwrap_or_else(|| self.egress(interface, way.target, &way.payload))
         });
-        let way = &flow.arrives;
+        let (way, far) = (&flow.arrives, flow.sent.source);
         Judged::of(egress, || {
-            best(self.who_has(way.target), &|interface| {
-                let fixed = comes_fixed(way.target, 255, &way.payload);
+            best(whose(way.target, [way.source, far]), &|interface| {
+                let fixed = comes_fixed(way.source, 255, &way.payload);
                 fixed.unwrap_or_else(|| self.ingress(interface, way.source, &way.payload))
             })
         })
@@ -313,11 +339,12 @@ impl<'a> Judge<'a> {
                 operation,
                 sender_mac,
                 sender,
+                target,
             } => {
                 let sender_mac = sender_mac.unwrap_or(mac);
                 let probe = *operation == 1
                     && sender.is_unspecified()
-                    && may_use_mac(interface, sender_mac);
+                    && may_use(interface, sender_mac, (*target).into());
                 let own = may_use(interface, sender_mac, (*sender).into());
                 match matches!(operation, 1 | 2) && (own || probe) {
                     true => Fixed::Arp.into(),
@@ -354,6 +381,11 @@ impl<'a> Judge<'a> {
                 if !may_use(interface, mac, *source) && !nobody_yet {
                     return Fixed::SourceAddress.into();
                 }
+                let probes =
+                    matches!(payload, Payload::Icmpv6 { kind: 135, .. }) && source.is_unspecified();
+                if probes && (*hops != 255 || !is_about_its_own(interface, payload)) {
+                    return Fixed::Advertisement.into();
+                }
                 if let Some(why) = leaves_fixed(interface, *target, *hops, payload) {
                     return why;
                 }
@@ -386,7 +418,7 @@ impl<'a> Judge<'a> {
                 hops,
                 payload,
             } => {
-                let fixed = comes_fixed(*target, *hops, payload);
+                let fixed = comes_fixed(*source, *hops, payload);
                 // What a host sends itself goes where its address is.
                 let host = packet.from == End::Host;
                 if !host && !to_many && !may_use(interface, mac, *target) {
@@ -504,6 +536,19 @@ fn is_about(traffic: &Traffic, peer: IpAddr, payload: &Payload) -> bool {
     }
 }
 
+/// Whether neighbour discovery is about an address of the interface.
+fn is_about_its_own(interface: &Interface, payload: &Payload) -> bool {
+    let Payload::Icmpv6 {
+        about: Some(about), ..
+    } = payload
+    else {
+        return false;
+    };
+    let about = IpAddr::V6(*about);
+    let pairs = || interface.pairs.iter().any(|p| p.prefix.contains(&about));
+    interface.addresses.contains(&about) || link_local(interface) == about || pairs()
+}
+
 fn leaves_fixed(interface: &Interface, target: IpAddr, hops: u8, payload: &Payload) -> Option<Why> {
     let fixed = match (payload, target.is_ipv4()) {
         (Payload::Udp { target: 68, .. }, true) => Fixed::DhcpServer,
@@ -514,30 +559,21 @@ fn leaves_fixed(interface: &Interface, target: IpAddr, hops: u8, payload: &Paylo
                 target: 67,
             },
             true,
-        ) => Fixed::Dhcp,
+        ) if target == IpAddr::V4(Ipv4Addr::BROADCAST) => Fixed::Dhcp,
         (
             Payload::Udp {
                 source: 546,
                 target: 547,
             },
             false,
-        ) => Fixed::Dhcp,
-        (
-            Payload::Icmpv6 {
-                kind: 136, about, ..
-            },
-            false,
-        ) => {
-            let own = about.is_some_and(|about| {
-                let about = IpAddr::V6(about);
-                let pairs = || interface.pairs.iter().any(|p| p.prefix.contains(&about));
-                interface.addresses.contains(&about) || link_local(interface) == about || pairs()
-            });
-            match own {
+        ) if is_neighbour(target) || is_all_neighbours(target) => Fixed::Dhcp,
+        (Payload::Icmpv6 { kind: 136, .. }, false) => {
+            match hops == 255 && is_about_its_own(interface, payload) {
                 true => Fixed::Neighbor,
                 false => Fixed::Advertisement,
             }
         }
+        (Payload::Icmp { kind: 5 | 9, .. }, true) => Fixed::Router,
         (
             Payload::Icmpv6 {
                 kind: 130 | 134 | 137,
@@ -563,8 +599,18 @@ fn leaves_fixed(interface: &Interface, target: IpAddr, hops: u8, payload: &Paylo
     Some(fixed.into())
 }
 
-fn comes_fixed(target: IpAddr, hops: u8, payload: &Payload) -> Option<Why> {
-    let fixed = match (payload, target.is_ipv4()) {
+/// Whether it is in `fe80::/10`.
+fn is_neighbour(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(a) if a.is_unicast_link_local())
+}
+
+/// Whether it is in `ff02::/16`.
+fn is_all_neighbours(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(a) if a.segments()[0] == 0xff02)
+}
+
+fn comes_fixed(source: IpAddr, hops: u8, payload: &Payload) -> Option<Why> {
+    let fixed = match (payload, source.is_ipv4()) {
         (
             Payload::Udp {
                 source: 67,
@@ -578,7 +624,7 @@ fn comes_fixed(target: IpAddr, hops: u8, payload: &Payload) -> Option<Why> {
                 target: 546,
             },
             false,
-        ) => Fixed::Dhcp,
+        ) if is_neighbour(source) => Fixed::Dhcp,
         (
             Payload::Icmpv6 {
                 kind: 134..=137, ..

@@ -20,4 +20,6 @@ pub use check::{Refused, check};
 pub use text::{bare, update, whole};
 
 #[cfg(test)]
+mod past;
+#[cfg(test)]
 mod tests;

@@ -32,6 +32,16 @@ pub const NAME: &str = "muster_groups";
 /// its packets are dropped, in both directions. Taken away, it goes on.
 pub const WITHDRAWN: u32 = 0x4000_0000;
 
+/// This bit in the mark of a connection says that an interface was allowed to
+/// send what is its own direction, that of its first packet. Without it, no
+/// answer comes back as one: whoever can send from a port that is not ours
+/// could otherwise begin a connection in the name of any machine.
+pub const SENT: u32 = 0x2000_0000;
+
+/// And this one, that an interface was allowed to get it. Without it, no
+/// answer goes out as one.
+pub const TAKEN: u32 = 0x1000_0000;
+
 /// The names of the interfaces of machines begin with this.
 pub const TAP_PREFIX: &str = "mt";
 

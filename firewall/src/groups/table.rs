@@ -258,6 +258,10 @@ fn read(holding: &Holding, number: usize, raw: RawRow) -> Result<Row, RowError> 
                 Some(IpAddr::V4(sender)) => sender,
                 _ => return Err(RowError::Address("source", "sender", "IPv4")),
             },
+            target: match address(holding, &to, raw.target, true) {
+                Some(IpAddr::V4(target)) => target,
+                _ => Ipv4Addr::UNSPECIFIED,
+            },
         },
         "rarp" => {
             let own = own_mac(holding, &from).or(source_mac).unwrap_or([0; 6]);

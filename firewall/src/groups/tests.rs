@@ -106,7 +106,7 @@ fn the_text_of_a_state() {
             type ifname;
           }
           chain elsewhere {
-            type filter hook forward priority 300; policy accept;
+            type filter hook forward priority -100; policy accept;
             oifname != "mt*" meta mark & 0xffff0000 == 0x00000000 ether type { ip, 0x86dd } meta mark set meta mark | 0x6d6e0000 comment "elsewhere 1 f2d4b5d3e678"
           }
           chain forward {
@@ -132,8 +132,9 @@ fn the_text_of_a_state() {
             arp operation != { request, reply } drop comment "from-arp 5 aae364806120"
             iifname . arp saddr ether . arp saddr ip @own4 accept comment "from-arp 6 3115cbe30a5b"
             iifname . arp saddr ether . arp saddr ip @pairs4 accept comment "from-arp 7 57b77954840a"
-            arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether @macs accept comment "from-arp 8 43754cca300a"
-            drop comment "from-arp 9 f1a2a766dcd5"
+            arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether . arp daddr ip @own4 accept comment "from-arp 8 0bc1847e40b5"
+            arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether . arp daddr ip @pairs4 accept comment "from-arp 9 7ee88e5ef2cd"
+            drop comment "from-arp 10 f1a2a766dcd5"
           }
           chain from-ipv4 {
             iifname . ether saddr . ip saddr @own4 accept comment "from-ipv4 1 4f80b7429fbc"
@@ -174,7 +175,7 @@ fn the_text_of_a_state() {
           chain to-tap {
             oifname . meta mark @judged accept comment "to-tap 1 0ef5421f1ade"
             ether type ip udp sport 67 udp dport 68 accept comment "to-tap 2 9eeb6c503aa3"
-            ether type 0x86dd udp sport 547 udp dport 546 accept comment "to-tap 3 2adf7e3bfc5e"
+            ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept comment "to-tap 3 8d2a9bb6e38f"
             ip6 hoplimit 255 icmpv6 type { 134, 135, 136, 137 } accept comment "to-tap 4 137ac81283f3"
             ip6 hoplimit 1 icmpv6 type { 130, 131, 132, 143 } accept comment "to-tap 5 8a4cc916b98c"
             drop comment "to-tap 6 f1a2a766dcd5"
@@ -189,6 +190,12 @@ fn the_text_of_a_state() {
           }
           set neighbor-pairs {
             typeof meta mark . @th,64,128; flags interval;
+          }
+          map routed-pairs4 {
+            type ifname . ipv4_addr : mark; flags interval;
+          }
+          map routed-pairs6 {
+            type ifname . ipv6_addr : mark; flags interval;
           }
           map routed4 {
             type ifname . ipv4_addr : mark;
@@ -206,52 +213,74 @@ fn the_text_of_a_state() {
           }
           chain ingress {
             meta mark set meta mark | 0x00020000 comment "ingress 1 35cc8f62b3a2"
-            meta nfproto ipv4 udp sport 67 udp dport 68 accept comment "ingress 2 03ec79ad5656"
-            meta nfproto ipv6 udp sport 547 udp dport 546 accept comment "ingress 3 2e4db80cc259"
-            ip6 hoplimit 255 icmpv6 type { 134, 135, 136, 137 } accept comment "ingress 4 137ac81283f3"
-            ip6 hoplimit 1 icmpv6 type { 130, 131, 132, 143 } accept comment "ingress 5 8a4cc916b98c"
-            ct mark & 0x40000000 == 0x40000000 drop comment "ingress 6 1ad95ffb73d9"
-            ct state established,related accept comment "ingress 7 b3854bb523e9"
-            tcp flags & (fin | syn | rst | ack) != syn drop comment "ingress 8 f3cb82c7f6bf"
-            meta mark vmap @to-mark comment "ingress 9 be4f40ab34b9"
-            drop comment "ingress 10 f1a2a766dcd5"
+            ct mark & 0x40000000 == 0x40000000 drop comment "ingress 2 1ad95ffb73d9"
+            meta nfproto ipv4 udp sport 67 udp dport 68 accept comment "ingress 3 03ec79ad5656"
+            ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept comment "ingress 4 8d2a9bb6e38f"
+            ip6 hoplimit 255 icmpv6 type { 134, 135, 136, 137 } accept comment "ingress 5 137ac81283f3"
+            ip6 hoplimit 1 icmpv6 type { 130, 131, 132, 143 } accept comment "ingress 6 8a4cc916b98c"
+            ct direction original ct mark & 0x10000000 == 0x10000000 ct state established,related accept comment "ingress 7 eff922e630ba"
+            ct direction reply ct mark & 0x20000000 == 0x20000000 ct state established,related accept comment "ingress 8 569a2ce47df3"
+            ct direction original ct state related meta l4proto != { icmp, ipv6-icmp } accept comment "ingress 9 29fda15734dc"
+            tcp flags & (fin | syn | rst | ack) != syn drop comment "ingress 10 f3cb82c7f6bf"
+            meta mark vmap @to-mark comment "ingress 11 be4f40ab34b9"
+            drop comment "ingress 12 f1a2a766dcd5"
+          }
+          chain let-in {
+            type filter hook forward priority -149; policy accept;
+            meta mark & 0xffff0000 == 0x6d6b0000 ct direction original ct mark & 0x10000000 != 0x10000000 ct mark set ct mark | 0x10000000 comment "let-in 1 933581dcf85c"
+          }
+          chain let-in-by-host {
+            type filter hook postrouting priority 151; policy accept;
+            meta mark & 0xffff0000 == 0x6d6b0000 ct direction original ct mark & 0x10000000 != 0x10000000 ct mark set ct mark | 0x10000000 comment "let-in-by-host 1 933581dcf85c"
           }
           chain postrouting {
             type filter hook postrouting priority 150; policy accept;
             oifname "mt*" drop comment "postrouting 1 5a595b29fb9e"
             meta mark & 0xffff0000 == 0x6d6e0000 meta mark set meta mark & 0x0000ffff accept comment "postrouting 2 95b787757c12"
             meta mark & 0xffff0000 == 0x6d6b0000 accept comment "postrouting 3 c3f6cc7b0608"
-            meta mark set oifname . ip daddr map @routed4 comment "postrouting 4 3fe6b8963e6f"
-            meta mark set oifname . ip6 daddr map @routed6 comment "postrouting 5 54a30ef64f35"
-            meta mark & 0xffff0000 != 0x6d690000 accept comment "postrouting 6 0f7c20719e1c"
-            goto ingress comment "postrouting 7 ce51a6b63a61"
+            meta mark set oifname . ip daddr map @routed-pairs4 comment "postrouting 4 e9340c727729"
+            meta mark set oifname . ip6 daddr map @routed-pairs6 comment "postrouting 5 23b8e439bc1c"
+            meta mark set oifname . ip daddr map @routed4 comment "postrouting 6 3fe6b8963e6f"
+            meta mark set oifname . ip6 daddr map @routed6 comment "postrouting 7 54a30ef64f35"
+            meta mark & 0xffff0000 != 0x6d690000 accept comment "postrouting 8 0f7c20719e1c"
+            goto ingress comment "postrouting 9 ce51a6b63a61"
           }
           chain prerouting {
-            type filter hook prerouting priority -150; policy accept;
+            type filter hook prerouting priority -199; policy accept;
             iifname "mt*" drop comment "prerouting 1 96ff9f09b8b3"
             meta mark & 0xffff0000 != 0x6d650000 accept comment "prerouting 2 7466d9610660"
             meta mark set meta mark | 0x00020000 comment "prerouting 3 35cc8f62b3a2"
             meta nfproto ipv4 udp dport 68 drop comment "prerouting 4 de2a84daed6a"
             meta nfproto ipv6 udp dport 546 drop comment "prerouting 5 a17abee3b631"
-            icmpv6 type 136 meta mark . @th,64,128 @neighbor accept comment "prerouting 6 d3fa308cf34a"
-            icmpv6 type 136 meta mark . @th,64,128 @neighbor-pairs accept comment "prerouting 7 1a9be38763ef"
-            icmpv6 type 130 drop comment "prerouting 8 32a8654519ac"
-            icmpv6 type 134 drop comment "prerouting 9 7eb9c6cfc990"
-            icmpv6 type 136 drop comment "prerouting 10 81b383c12f1b"
-            icmpv6 type 137 drop comment "prerouting 11 92347e35760b"
-            meta nfproto ipv4 udp sport 68 udp dport 67 accept comment "prerouting 12 e9f223791ca5"
-            meta nfproto ipv6 udp sport 546 udp dport 547 accept comment "prerouting 13 0d5f30131906"
-            ip6 hoplimit 255 icmpv6 type { 133, 135 } accept comment "prerouting 14 bf63cb1e7799"
-            ip6 hoplimit 1 icmpv6 type { 131, 132, 143 } accept comment "prerouting 15 d2126c77ac5f"
-            ct mark & 0x40000000 == 0x40000000 drop comment "prerouting 16 1ad95ffb73d9"
-            ct state established,related accept comment "prerouting 17 b3854bb523e9"
-            tcp flags & (fin | syn | rst | ack) != syn drop comment "prerouting 18 f3cb82c7f6bf"
-            meta mark vmap @from-mark comment "prerouting 19 3ace0ae5aca3"
-            drop comment "prerouting 20 f1a2a766dcd5"
+            ip6 hoplimit 255 icmpv6 type 136 meta mark . @th,64,128 @neighbor accept comment "prerouting 6 cf1625288919"
+            ip6 hoplimit 255 icmpv6 type 136 meta mark . @th,64,128 @neighbor-pairs accept comment "prerouting 7 c312bd8c9b6d"
+            meta nfproto ipv4 icmp type 5 drop comment "prerouting 8 dbc95228ce4b"
+            meta nfproto ipv4 icmp type 9 drop comment "prerouting 9 39ee61f7eabc"
+            ip protocol igmp @th,0,8 0x11 drop comment "prerouting 10 12bac9f3e962"
+            icmpv6 type 130 drop comment "prerouting 11 32a8654519ac"
+            icmpv6 type 134 drop comment "prerouting 12 7eb9c6cfc990"
+            icmpv6 type 136 drop comment "prerouting 13 81b383c12f1b"
+            icmpv6 type 137 drop comment "prerouting 14 92347e35760b"
+            ct mark & 0x40000000 == 0x40000000 drop comment "prerouting 15 1ad95ffb73d9"
+            ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept comment "prerouting 16 343702227767"
+            ip6 daddr { fe80::/10, ff02::/16 } udp sport 546 udp dport 547 accept comment "prerouting 17 91d820609602"
+            ip6 saddr :: ip6 hoplimit 255 icmpv6 type 135 meta mark . @th,64,128 @neighbor accept comment "prerouting 18 ac7bb0dbd5c8"
+            ip6 saddr :: ip6 hoplimit 255 icmpv6 type 135 meta mark . @th,64,128 @neighbor-pairs accept comment "prerouting 19 04fb9bbba974"
+            ip6 saddr :: icmpv6 type 135 drop comment "prerouting 20 610fbbe40bb3"
+            ip6 hoplimit 255 icmpv6 type { 133, 135 } accept comment "prerouting 21 bf63cb1e7799"
+            ip6 hoplimit 1 icmpv6 type { 131, 132, 143 } accept comment "prerouting 22 d2126c77ac5f"
+            ct direction original ct mark & 0x20000000 == 0x20000000 ct state established,related accept comment "prerouting 23 83f89faaa243"
+            ct direction reply ct mark & 0x10000000 == 0x10000000 ct state established,related accept comment "prerouting 24 4c3e42ce80e9"
+            ct direction original ct state related meta l4proto != { icmp, ipv6-icmp } accept comment "prerouting 25 29fda15734dc"
+            tcp flags & (fin | syn | rst | ack) != syn drop comment "prerouting 26 f3cb82c7f6bf"
+            meta mark vmap @from-mark comment "prerouting 27 3ace0ae5aca3"
+            drop comment "prerouting 28 f1a2a766dcd5"
           }
           chain seen {
-            type filter hook prerouting priority -149; policy accept;
-            meta mark & 0xffff0000 == 0x6d670000 meta mark set 0x00000000 comment "seen 1 f5ab79242c06"
+            type filter hook prerouting priority -198; policy accept;
+            meta mark & 0xffff0000 != 0x6d670000 accept comment "seen 1 96df574f25e7"
+            ct direction original ct mark & 0x20000000 != 0x20000000 ct mark set ct mark | 0x20000000 comment "seen 2 8c3fed68b377"
+            meta mark set 0x00000000 comment "seen 3 05f0459ddd96"
           }
         }
         "#);
@@ -611,7 +640,9 @@ fn state(numbers: &[u8]) -> Holding {
         // Two may have one address.
         let mut one = interface(1 + next(3) + tap, &of);
         if next(3) == 0 {
-            one["pairs"] = json!([{"prefix": "10.0.0.0/8"}, {"prefix": "192.0.2.3/32"},
+            let inner = ["10.0.0.0/8", "10.0.0.0/9", "10.128.0.0/9", "10.200.0.0/16"];
+            let inner = inner[usize::from(next(4))];
+            one["pairs"] = json!([{"prefix": inner}, {"prefix": "192.0.2.3/32"},
                 {"prefix": "2001:db8:5::/64", "mac": "52:54:00:00:00:99"}]);
         }
         interfaces.insert(format!("mt{tap}"), one);

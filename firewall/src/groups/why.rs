@@ -176,7 +176,9 @@ impl Fixed {
             Self::RarpSender => "its RARP is not about the interface itself",
             Self::DhcpServer => "machines may not answer those who ask for an address",
             Self::Router => "machines may not say what only routers say",
-            Self::Advertisement => "it advertises an address that is not the interface's",
+            Self::Advertisement => {
+                "it advertises, or claims, an address that is not the interface's"
+            }
             Self::NotForIt => "it is addressed to somebody else",
             Self::NoConnection => "it is a TCP packet of a connection that is not known",
             Self::NoIngressRule => "no rule of the interface's groups allows it to come in",

@@ -7,9 +7,8 @@ use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
-use ipnet::IpNet;
 use muster_firewall::groups::judge::{Flow, Judge, Payload, Verdict, Way};
-use muster_firewall::groups::objects::WITHDRAWN;
+use muster_firewall::groups::objects::{SENT, TAKEN, WITHDRAWN};
 use muster_protocol::firewall::{Change, Holding, Interface, MembersOf};
 use muster_protocol::names::{GroupName, TapName};
 
@@ -22,9 +21,12 @@ pub(crate) struct Concern {
     taps: BTreeSet<TapName>,
     /// Whoever had these does not, as long as nobody else has them: what is
     /// left of their connections goes.
-    gone: BTreeSet<IpNet>,
+    gone: BTreeSet<IpAddr>,
     /// Connections that were withdrawn may be allowed again.
     allows: bool,
+    /// There were no groups before: whatever connections there are began
+    /// without them, and go on where they could begin now.
+    begins: bool,
 }
 
 /// What became of them.
@@ -45,6 +47,15 @@ impl Concern {
             taps: holding.interfaces.keys().cloned().collect(),
             gone: BTreeSet::new(),
             allows: true,
+            begins: false,
+        }
+    }
+
+    /// All interfaces, and there were no groups before.
+    pub(crate) fn first(holding: &Holding) -> Self {
+        Self {
+            begins: true,
+            ..Self::all(holding)
         }
     }
 
@@ -73,8 +84,9 @@ impl Concern {
         let had = had.filter_map(|tap| before.interfaces.get(tap));
         Self {
             taps: taps.map(|(tap, _)| tap.clone()).collect(),
-            gone: had.flat_map(uses).collect(),
+            gone: had.flat_map(had_alone).collect(),
             allows: !change.is_empty(),
+            begins: false,
         }
     }
 
@@ -83,6 +95,7 @@ impl Concern {
         self.taps.extend(other.taps);
         self.gone.extend(other.gone);
         self.allows |= other.allows;
+        self.begins |= other.begins;
     }
 
     pub(crate) fn is_nobody(&self) -> bool {
@@ -98,14 +111,24 @@ impl Concern {
         let judge = Judge::new(holding);
         let kernel = Connections::open()?;
         if !self.taps.is_empty() || !self.gone.is_empty() {
-            let mut forget = Vec::new();
+            let (mut forget, mut go_on) = (Vec::new(), Vec::new());
             let withdraw = kernel.all(|one| {
                 if self.is_gone(&judge, one) {
                     forget.push(one.clone());
                     return false;
                 }
-                one.mark & WITHDRAWN == 0 && self.is_theirs(&judge, one) && !may_go_on(&judge, one)
+                if one.mark & WITHDRAWN != 0 || !self.is_theirs(&judge, one) {
+                    return false;
+                }
+                let may = may_go_on(&judge, one);
+                if may && self.begins && one.mark & (SENT | TAKEN) == 0 {
+                    go_on.push(one.clone());
+                }
+                !may
             })?;
+            for one in go_on {
+                kernel.mark(&one, SENT | TAKEN, SENT | TAKEN)?;
+            }
             for one in forget {
                 ended.forgotten += usize::from(kernel.forget(&one)?);
             }
@@ -132,21 +155,22 @@ impl Concern {
     }
 
     fn is_gone(&self, judge: &Judge<'_>, one: &Followed) -> bool {
-        let had = |end: &IpAddr| self.gone.iter().any(|net| net.contains(end));
         one.ends()
-            .any(|end| had(&end) && judge.who_has(end).is_empty())
+            .any(|end| self.gone.contains(&end) && judge.who_has_alone(end).is_empty())
     }
 }
 
-/// All that an interface sends from.
-fn uses(interface: &Interface) -> impl Iterator<Item = IpNet> {
+/// The addresses that were an interface's alone. What is in a prefix beside
+/// them may be anybody's: a router has all there are.
+fn had_alone(interface: &Interface) -> impl Iterator<Item = IpAddr> {
     let [a, b, c, d, e, f] = *interface.mac.as_bytes();
     let low = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
     let link_local = u128::from(u64::from_be_bytes(low)) | 0xfe80 << 112;
     let own = interface.addresses.iter().copied();
     let own = own.chain([IpAddr::V6(Ipv6Addr::from(link_local))]);
     let pairs = interface.pairs.iter().map(|pair| pair.prefix);
-    own.map(IpNet::from).chain(pairs)
+    let pairs = pairs.filter(|net| net.prefix_len() == net.max_prefix_len());
+    own.chain(pairs.map(|net| net.addr()))
 }
 
 /// Whether a connection may go on. One that another one spoke of may as long
@@ -207,5 +231,29 @@ fn way(tuple: &Tuple, source: IpAddr, target: IpAddr) -> Way {
         source,
         target,
         payload,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_router_that_goes_takes_nobodys_connections_with_it() {
+        let state = json!({
+            "interfaces": {"mt1": {
+                "machine": "0c7e1a52-93b4-8d3f-a1c2-5d6e7f809102", "name": "router",
+                "bridge": "br0", "mac": "52:54:00:00:00:01", "addresses": ["10.7.0.1"],
+                "pairs": [{"prefix": "0.0.0.0/0"}, {"prefix": "10.7.0.9/32"}], "groups": [],
+            }},
+            "groups": {}, "members": {},
+        });
+        let before: Holding = serde_json::from_value(state).expect("a holding");
+        let after = Holding::default();
+        let concern = Concern::of(&before, &after, &before.change_to(&after));
+        let gone: Vec<_> = concern.gone.iter().map(ToString::to_string).collect();
+        assert_eq!(gone, ["10.7.0.1", "10.7.0.9", "fe80::5054:ff:fe00:1"]);
     }
 }

@@ -1,6 +1,7 @@
 //! What is held, as a fold of updates: the same for those that come and for
 //! those that are read from the log.
 
+use muster_firewall::groups::Refused as Rules;
 use muster_firewall::groups::ids::{Full, Ids};
 use muster_protocol::firewall::{
     Change, GroupsMark, GroupsUpdate, Holding, MAX_GROUP_RULES, MembersChange,
@@ -29,7 +30,7 @@ pub enum Refused {
     Full(#[from] Full),
     /// It cannot be said to the kernel.
     #[error(transparent)]
-    Rules(#[from] muster_firewall::groups::Refused),
+    Rules(#[from] Rules),
     /// It is too much.
     #[error("{count} {what}; a hypervisor holds at most {most}")]
     Many {
@@ -134,6 +135,7 @@ impl State {
             && members_only(&held.holding, &update.change)
         {
             limits(&held.holding, &update.change)?;
+            apart(&held.holding, &update.change)?;
             let (before, after) = named(&held.holding, &update.change);
             return Ok(Step::Members { before, after });
         }
@@ -277,6 +279,28 @@ fn members_only(holding: &Holding, change: &Change) -> bool {
         && members.all(|(of, change)| single(change) && holding.members.contains_key(of))
 }
 
+/// Whether no single address that comes is in a prefix that is held. None of
+/// those goes with it.
+fn apart(holding: &Holding, change: &Change) -> Result<(), Refused> {
+    for (of, change) in &change.members {
+        let Some(held) = holding.members.get(of) else {
+            continue;
+        };
+        for net in &change.add {
+            // None of them is in another one: it is the last before it, or none.
+            let last = held.range(..net).next_back();
+            if let Some(first) = last.filter(|first| first.contains(net)) {
+                return Err(Refused::Rules(Rules::Members {
+                    members: of.clone(),
+                    first: *first,
+                    second: *net,
+                }));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The addresses that a change names, as far as they are held, and what they
 /// are then.
 fn named(holding: &Holding, change: &Change) -> (Holding, Holding) {
@@ -375,6 +399,28 @@ mod tests {
                 Err(e)
             }
         }
+    }
+
+    #[test]
+    fn an_address_in_a_prefix_that_is_held_is_refused() {
+        let rule = json!({"id": 1, "direction": "ingress", "traffic": "any", "peer": "group:lb"});
+        let all = json!({"groups": {"web": [rule]}, "members": {"group:lb": {
+            "add": ["10.0.0.0/8", "192.0.2.1/32"],
+        }}});
+        let mut state = State::default();
+        assert!(take(&mut state, &update(None, 1, false, all)).is_ok());
+        let add =
+            |address: &str| json!({"members": {"group:lb": {"add": ["192.0.2.1/32", address]}}});
+        let held = state.clone();
+        let one = update(Some(1), 2, false, add("10.1.2.3/32"));
+        let refused = take(&mut state, &one).map_or_else(|e| e.to_string(), |_| "taken".to_owned());
+        assert_eq!(
+            refused,
+            "10.1.2.3/32 of group:lb has bits behind its prefix, or is a part of 10.0.0.0/8"
+        );
+        assert_eq!(state, held);
+        let one = update(Some(1), 2, false, add("11.1.2.3/32"));
+        assert!(take(&mut state, &one).is_ok());
     }
 
     #[test]

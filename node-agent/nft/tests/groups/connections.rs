@@ -1,6 +1,6 @@
 //! Connections that a change ends, and that go on when it is taken back.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -37,8 +37,22 @@ fn connection(net: &Net, port: u16) -> (TcpStream, TcpStream) {
     connection_to(net, ([10, 7, 0, 1], port).into())
 }
 
+/// A program that another test starts just now may have the one before it
+/// still open, for a moment.
+fn listener(at: SocketAddr) -> TcpListener {
+    let begun = Instant::now();
+    loop {
+        match TcpListener::bind(at) {
+            Err(e) if e.kind() == ErrorKind::AddrInUse && begun.elapsed() < PASSES => {
+                std::thread::yield_now();
+            }
+            bound => return bound.expect("binds"),
+        }
+    }
+}
+
 fn connection_to(net: &Net, at: SocketAddr) -> (TcpStream, TcpStream) {
-    let listener = net.one.here(|| TcpListener::bind(at).expect("binds"));
+    let listener = net.one.here(|| listener(at));
     let client = net
         .two
         .here(|| TcpStream::connect_timeout(&at, PASSES).expect("connects"));
@@ -220,5 +234,32 @@ fn connections_by_ipv6_end_and_go_on_and_do_not_open_from_the_other_side() {
         to.set_read_timeout(Some(PASSES)).expect("an option");
         assert!(to.read(&mut [0; 1]).is_ok_and(|length| length == 1));
     }
+    engine.end();
+}
+
+#[test]
+fn connections_that_began_before_there_were_groups_go_on() {
+    if !is_possible("connections_that_began_before_there_were_groups_go_on") {
+        return;
+    }
+    let (net, dir) = (net(), tempfile::tempdir().expect("a directory"));
+    // The kernel follows them, as for anybody's rules.
+    let filter = "net.bridge.bridge-nf-call-iptables=1";
+    net.hypervisor.exec(&["sysctl", "-qw", filter]);
+    net.hypervisor.nft(&[
+        "add table inet other; add chain inet other c { type filter hook forward priority 0; }; add rule inet other c ct state established accept",
+    ]);
+    let (mut client, mut server) = connection(&net, 80);
+    let (mut other_client, mut other_server) = connection(&net, 81);
+    assert!(says(&mut client, &mut server, PASSES));
+    assert!(followed(&net.hypervisor, "10.7.0.2") >= 2);
+    let mut engine = Engine::start(&net.hypervisor, dir.path());
+    let answer = engine.hold(&web(&["10.7.0.2/32"]));
+    assert_eq!(answer.in_force, Some(mark(1)), "{answer:?}");
+    assert!(says(&mut client, &mut server, PASSES));
+    assert!(says(&mut server, &mut client, PASSES));
+    // Those that could not begin now end.
+    assert!(!says(&mut other_client, &mut other_server, STUCK));
+    assert!(!says(&mut other_server, &mut other_client, STUCK));
     engine.end();
 }

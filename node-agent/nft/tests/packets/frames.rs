@@ -41,6 +41,7 @@ pub(crate) fn frame(
             operation,
             sender_mac,
             sender,
+            target: asked,
         } => {
             head(&mut out, source, target, 0x0806);
             out.extend([0, 1, 8, 0, 6, 4]);
@@ -48,7 +49,7 @@ pub(crate) fn frame(
             out.extend(sender_mac.unwrap_or(source));
             out.extend(sender.octets());
             out.extend([0; 6]);
-            out.extend([192, 0, 2, 250]);
+            out.extend(asked.octets());
             out.extend(sign(number));
         }
         Content::Rarp {

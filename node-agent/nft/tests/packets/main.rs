@@ -5,5 +5,6 @@ mod changes;
 mod frames;
 mod lab;
 mod named;
+mod past;
 mod random;
 mod world;

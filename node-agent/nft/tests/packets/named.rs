@@ -196,18 +196,19 @@ fn nobody_says_he_is_somebody_else() {
             "{kind:x}"
         );
     }
-    let arp = |operation, sender_mac: Option<RawMac>, sender: &str| Content::Arp {
+    let asks = |operation, sender_mac: Option<RawMac>, sender: &str, target: &str| Content::Arp {
         operation,
         sender_mac,
         sender: sender.parse().expect("an address"),
+        target: target.parse().expect("an address"),
     };
+    let arp = |operation, sender_mac, sender: &str| asks(operation, sender_mac, sender, OUT);
     assert_eq!(from(l, own, up, false, arp(1, None, C)), up);
     assert_eq!(from(l, own, up, false, arp(2, None, C)), up);
-    assert_eq!(
-        from(l, own, up, false, arp(1, None, "0.0.0.0")),
-        up,
-        "a probe"
-    );
+    for (about, wanted) in [(C, up), ("198.51.100.64", up), (A, no), (OUT, no)] {
+        let got = from(l, own, wanted, false, asks(1, None, "0.0.0.0", about));
+        assert_eq!(got, wanted, "a probe of {about}");
+    }
     assert_eq!(from(l, own, no, false, arp(2, None, "0.0.0.0")), no);
     assert_eq!(from(l, own, up, false, arp(2, None, "198.51.100.64")), up);
     assert_eq!(
@@ -262,7 +263,7 @@ fn what_everybody_needs_always_passes() {
         up,
         ip("0.0.0.0", "255.255.255.255", dhcp(68, 67)),
     );
-    asks(l, "again", up, ip(B, "192.0.2.250", dhcp(68, 67)));
+    asks(l, "with one", up, ip(B, "255.255.255.255", dhcp(68, 67)));
     asks(l, "DHCPv6", up, ip(B_LINK, "ff02::1:2", dhcp(546, 547)));
     asks(l, "server", no, ip(B, "255.255.255.255", dhcp(67, 68)));
     asks(l, "server 6", no, ip(B_LINK, "fe80::9", dhcp(547, 546)));
@@ -274,6 +275,7 @@ fn what_everybody_needs_always_passes() {
     );
     let all = "ff02::1";
     asks(l, "DAD", up, icmpv6("::", all, 135, 255, Some(B6)));
+    asks(l, "others' DAD", no, icmpv6("::", all, 135, 255, Some(A6)));
     asks(l, "NS", up, icmpv6(B6, all, 135, 255, Some(A6)));
     asks(l, "RS", up, icmpv6(B_LINK, all, 133, 255, None));
     asks(l, "MLD", up, icmpv6("::", all, 143, 1, None));
@@ -284,6 +286,7 @@ fn what_everybody_needs_always_passes() {
         up,
         icmpv6(B_LINK, all, 136, 255, Some(B_LINK)),
     );
+    asks(l, "far NA", no, icmpv6(B6, all, 136, 254, Some(B6)));
     asks(l, "others' NA", no, icmpv6(B6, all, 136, 255, Some(A6)));
     asks(
         l,
@@ -302,6 +305,12 @@ fn what_everybody_needs_always_passes() {
     };
     gets(l, "DHCP", true, ip(OUT, C, dhcp(67, 68)));
     gets(l, "DHCPv6", true, ip("fe80::50", C6, dhcp(547, 546)));
+    gets(
+        l,
+        "far DHCPv6",
+        false,
+        ip("2001:db8::50", C6, dhcp(547, 546)),
+    );
     gets(l, "no DHCP", false, ip(OUT, C, dhcp(999, 68)));
     gets(l, "RA", true, icmpv6("fe80::50", C6, 134, 255, None));
     gets(
@@ -487,18 +496,19 @@ fn a_flow_goes_on_until_it_is_withdrawn() {
     step(l, true, 0x10, true, "goes on");
     step(l, false, 0x10, true, "goes on");
     // What tells the kernel that it is withdrawn stands in another table here.
-    let mark = |l: &Lab, bit: &str| {
+    // (Of two chains of one priority, the one that comes later runs first.)
+    let mark = |l: &Lab, set: &str| {
         l.world.apply(&format!(
-            "table inet t {{\n chain c {{\n type filter hook prerouting priority -160\n ct mark set {bit}\n }}\n}}\n"
+            "table inet t {{\n chain c {{\n type filter hook prerouting priority -199\n ct mark set ct mark {set}\n }}\n}}\n"
         ));
     };
-    mark(l, "0x40000000");
+    mark(l, "| 0x40000000");
     step(l, true, 0x10, false, "withdrawn");
     step(l, false, 0x10, false, "withdrawn");
     step(l, false, 0x02, false, "nor anew from the other side");
     l.world.apply("delete table inet t");
     step(l, true, 0x10, false, "still");
-    mark(l, "0x0");
+    mark(l, "& 0xbfffffff");
     step(l, true, 0x10, true, "the same connection");
     step(l, false, 0x10, true, "the same connection");
 

@@ -312,6 +312,10 @@ fn shot(dice: &mut Dice, world: &mut World, judge: &Judge<'_>) -> Shot {
         0 if !other_bridge => Content::Arp {
             operation: dice.of(&[1, 1, 2, 2, 3]),
             sender_mac: dice.of(&[None, None, Some(mac(0, 0x12)), Some(mac(9, 0x77))]),
+            target: dice
+                .of(&["192.0.2.11", "192.0.2.12", "192.0.2.77", "198.51.100.70"])
+                .parse()
+                .expect("an address"),
             sender: match dice.below(4) {
                 0 => Ipv4Addr::UNSPECIFIED,
                 1 => "192.0.2.77".parse().expect("an address"),
