@@ -43,17 +43,17 @@ fn number_in(request: &str, change: &ChangeId) -> Option<u32> {
 /// rolled back is not made a second time: it keeps its name.
 fn next_id(request: RequestId, rules: &Resolved, history: &[Entry]) -> Result<ChangeId, HostError> {
     let request = request.to_string();
-    let own = || {
-        let numbered = |entry| Some((number_in(&request, &entry.change)?, entry));
-        history.iter().filter_map(numbered)
-    };
+    let own: Vec<(u32, &Entry)> = history
+        .iter()
+        .filter_map(|entry| Some((number_in(&request, &entry.change)?, entry)))
+        .collect();
     let was_rolled_back = |entry: &Entry| {
         entry.rules == *rules && matches!(entry.ended, Some(Ended::RolledBack { .. }))
     };
-    if let Some((_, entry)) = own().find(|(_, entry)| was_rolled_back(entry)) {
+    if let Some((_, entry)) = own.iter().find(|(_, entry)| was_rolled_back(entry)) {
         return Ok(entry.change.clone());
     }
-    let text = match own().map(|(number, _)| number).max() {
+    let text = match own.iter().map(|(number, _)| *number).max() {
         None => request.clone(),
         Some(last) => format!("{request}.{}", last.saturating_add(1)),
     };
