@@ -254,6 +254,21 @@ impl TestNode {
             .await
     }
 
+    /// Asks something about its firewall; the answer as it came.
+    pub(crate) async fn ask_firewall(
+        &self,
+        broker: &TestBroker,
+        (serial, what): (u32, &str),
+        mut body: Value,
+    ) -> (u16, Value) {
+        let (_, challenge, proof) = self.proof(broker).await;
+        body["serial"] = serial.into();
+        body["challenge"] = challenge.into();
+        body["proof"] = proof.into();
+        let path = format!("/v1/agent/firewall/{what}");
+        broker.send("POST", &path, None, Some(body)).await
+    }
+
     /// Gets fresh credentials.
     pub(crate) async fn refresh(&self, broker: &TestBroker, serial: u32) -> Joined {
         let (status, answer) = self.try_refresh(broker, serial).await;

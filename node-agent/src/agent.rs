@@ -18,7 +18,7 @@ use crate::executor::{Builtins, Executor};
 use crate::facts::Gatherer;
 use crate::freeze::Frost;
 use crate::host::environment::Environment;
-use crate::host::firewall::{Door, Firewall};
+use crate::host::firewall::{self as host_firewall, Door, Firewall};
 use crate::host::groups;
 use crate::host::program::{own_id, own_path};
 use crate::host::vm::{Brokers, How, Machines, Program, Setting, Virt, Watcher};
@@ -129,6 +129,7 @@ pub async fn run_on(
     };
     let (voice, bus) = Bus::new();
     builtins.ask(bus.clone());
+    let watched = firewall.clone();
     if let Some(host) = firewall {
         let (brokers, nats) = (config.brokers.clone(), config.nats.clone());
         builtins.guard(Firewall::new(
@@ -213,6 +214,13 @@ pub async fn run_on(
         }
         .keep(bus.clone(), helpers.clone()),
     );
+    if let Some(watched) = watched {
+        tasks.spawn(host_firewall::look_after(
+            watched,
+            bus.clone(),
+            helpers.clone(),
+        ));
+    }
     if let Some(grouping) = grouping {
         tasks.spawn(grouping.run(bus.clone(), helpers.clone()));
     }

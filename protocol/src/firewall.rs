@@ -20,7 +20,7 @@ pub use self::holding::{
     Members, MembersChange, MembersOf, UpdateError,
 };
 pub use self::node::{
-    AddressesRequest, ConfirmRequest, Confirmation, MAX_PROBES_ASKED, MAX_ROLES_ASKED, ProbeAsk,
-    ProbeResult, ProbeWish, Probed, RoleAddresses,
+    AddressesRequest, ConfirmRequest, Confirmation, FirewallRepaired, MAX_PROBES_ASKED,
+    MAX_ROLES_ASKED, ProbeAsk, ProbeResult, ProbeWish, Probed, RoleAddresses,
 };
 pub use self::traffic::{Icmp, MAX_PORTS, PortRange, Ports, PortsError, Traffic, TrafficError};

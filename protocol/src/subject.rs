@@ -170,12 +170,15 @@ pub enum NodeSays {
     Groups,
     /// [`crate::firewall::Probed`]: what came of a probe.
     Probed,
+    /// [`crate::firewall::FirewallRepaired`]: its own firewall was changed by
+    /// somebody else.
+    Repaired,
     /// [`crate::wire::Bye`].
     Bye,
 }
 
 impl NodeSays {
-    const ALL: [(Self, &'static str); 16] = [
+    const ALL: [(Self, &'static str); 17] = [
         (Self::Hello, "hello"),
         (Self::Beat, "beat"),
         (Self::Facts, "facts"),
@@ -191,6 +194,7 @@ impl NodeSays {
         (Self::Machines, "machines"),
         (Self::Groups, "groups"),
         (Self::Probed, "probed"),
+        (Self::Repaired, "repaired"),
         (Self::Bye, "bye"),
     ];
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_nats::{Message as NatsMessage, StatusCode, Subject, SubscribeError};
 use futures_util::{StreamExt as _, stream};
-use muster_protocol::firewall::GroupsAnswer;
+use muster_protocol::firewall::{FirewallRepaired, GroupsAnswer};
 use muster_protocol::ids::{RunId, Serial};
 use muster_protocol::keys::SignedText;
 use muster_protocol::subject::{self, NodeSays};
@@ -27,7 +27,7 @@ use super::{Bus, Purpose};
 use crate::events::Events;
 use crate::events::facts::{self, Patience};
 use crate::freeze::Freezer;
-use crate::groups::Desk;
+use crate::groups::{Alarm, Desk};
 use crate::hello::Porter;
 use crate::inventory::{Inventory, NodeRecord, Snapshot};
 use crate::node_firewall::Prober;
@@ -194,6 +194,7 @@ impl Ears {
             Said::Freeze(taken) => self.freezer.taken(serial, taken.revision),
             Said::Machines(report) => self.observed.hear(&record, *report),
             Said::Probed(probed) => self.prober.probed(serial, probed),
+            Said::Repaired(repaired) => self.hear_repaired(&record, &repaired),
             Said::Groups(answer) => self.hear_groups(&record, &answer),
             Said::Bye(bye) => self.presence.bye(serial, bye.instance),
         }
@@ -205,12 +206,23 @@ impl Ears {
             return;
         }
         for alarm in self.groups.heard(record.serial, answer) {
-            let name = record.assignment.name.clone();
-            let (kind, text) = alarm.told(&name);
-            tracing::warn!(node = %name, "{text}");
-            let events = self.events.clone();
-            tokio::spawn(async move { events.emit(kind, name.as_str(), text).await });
+            self.tell(record, alarm);
         }
+    }
+
+    /// A node says that its own firewall was changed by somebody else.
+    fn hear_repaired(&self, record: &NodeRecord, repaired: &FirewallRepaired) {
+        if let Some(alarm) = self.groups.repaired(record.serial, repaired) {
+            self.tell(record, alarm);
+        }
+    }
+
+    fn tell(&self, record: &NodeRecord, alarm: Alarm) {
+        let name = record.assignment.name.clone();
+        let (kind, text) = alarm.told(&name);
+        tracing::warn!(node = %name, "{text}");
+        let events = self.events.clone();
+        tokio::spawn(async move { events.emit(kind, name.as_str(), text).await });
     }
 
     /// Somebody who is not in the inventory is told so when it says hello.

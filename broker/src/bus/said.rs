@@ -3,7 +3,7 @@
 use async_nats::Subject;
 use bytes::Bytes;
 use muster_protocol::envelope::{KEY_HEADER, MAX_PAYLOAD, SIGNATURE_HEADER};
-use muster_protocol::firewall::{GroupsAnswer, Probed};
+use muster_protocol::firewall::{FirewallRepaired, GroupsAnswer, Probed};
 use muster_protocol::freeze::FreezeTaken;
 use muster_protocol::ids::Serial;
 use muster_protocol::keys::SignedText;
@@ -41,6 +41,7 @@ pub(super) enum Said {
     Machines(Box<HypervisorReport>),
     Groups(GroupsAnswer),
     Probed(Probed),
+    Repaired(FirewallRepaired),
     Bye(Bye),
 }
 
@@ -80,6 +81,7 @@ pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said
         | NodeSays::Freeze
         | NodeSays::Groups
         | NodeSays::Probed
+        | NodeSays::Repaired
         | NodeSays::Bye => 16 * 1024,
     };
     if bytes.len() > limit {
@@ -130,6 +132,7 @@ pub(super) fn read(kind: NodeSays, message: &async_nats::Message) -> Result<Said
         NodeSays::Machines => Said::Machines(json(kind, bytes)?),
         NodeSays::Groups => Said::Groups(json(kind, bytes)?),
         NodeSays::Probed => Said::Probed(json(kind, bytes)?),
+        NodeSays::Repaired => Said::Repaired(json(kind, bytes)?),
         NodeSays::Bye => Said::Bye(json(kind, bytes)?),
     })
 }
@@ -176,7 +179,7 @@ mod tests {
         fn no_bytes_make_it_panic(payload in prop::collection::vec(any::<u8>(), 0..200)) {
             for kind in [NodeSays::Hello, NodeSays::Beat, NodeSays::Facts, NodeSays::Pong, NodeSays::Accepted,
                 NodeSays::Output, NodeSays::Outcome, NodeSays::Local, NodeSays::Proof, NodeSays::Keys,
-                NodeSays::Bundle, NodeSays::Machines, NodeSays::Groups, NodeSays::Probed,
+                NodeSays::Bundle, NodeSays::Machines, NodeSays::Groups, NodeSays::Probed, NodeSays::Repaired,
                 NodeSays::Bye]
             {
                 if let Err(Nonsense(why)) = read(kind, &message(&payload)) {

@@ -270,7 +270,7 @@ pub const KINDS: &[(&str, &str)] = &[
     ),
     (
         "alarm.firewall-repaired",
-        "somebody changed firewall tables of a hypervisor; they are as they were",
+        "somebody changed firewall tables of a node; they are as they were",
     ),
     (
         "alarm.firewall-problem",

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use muster_protocol::firewall::{GroupsAnswer, GroupsUpdate, Holding};
+use muster_protocol::firewall::{FirewallRepaired, GroupsAnswer, GroupsUpdate, Holding};
 use muster_protocol::ids::Serial;
 use muster_protocol::names::{GroupName, NodeName};
 use muster_protocol::text::printable;
@@ -16,6 +16,9 @@ use super::model::Model;
 /// Most lines of a difference that are told, and their length.
 const LINES: usize = 20;
 const LENGTH: usize = 200;
+/// Most alarms of one hypervisor in an hour: more say nothing new.
+const ALARMS: u32 = 30;
+const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
@@ -37,6 +40,20 @@ struct Table {
     lines: BTreeMap<Serial, Line>,
     generation: u64,
     told: BTreeMap<Serial, Told>,
+    /// How many alarms there were of each since when.
+    alarms: BTreeMap<Serial, (u32, Duration)>,
+}
+
+impl Table {
+    /// Whether people are told of one thing more.
+    fn may_tell(&mut self, serial: Serial, now: Duration) -> bool {
+        let (times, since) = self.alarms.entry(serial).or_insert((0, now));
+        if now.saturating_sub(*since) > HOUR {
+            (*times, *since) = (0, now);
+        }
+        *times += 1;
+        *times <= ALARMS
+    }
 }
 
 /// What of a hypervisor was told to people.
@@ -125,9 +142,13 @@ impl Desk {
         };
         line.heard(answer, now);
         let before = table.told.insert(serial, told.clone()).unwrap_or_default();
+        let is_news = told != before && table.may_tell(serial, now);
         drop(table);
         self.0.heard.send_modify(|times| *times += 1);
         self.0.stir.notify_one();
+        if !is_news {
+            return Vec::new();
+        }
         let mut alarms = Vec::new();
         if !told.repaired.is_empty() && told.repaired != before.repaired {
             alarms.push(Alarm::Repaired(told.repaired));
@@ -140,6 +161,15 @@ impl Desk {
             _ => {}
         }
         alarms
+    }
+
+    /// A node had to put its own firewall right; what people must know of
+    /// that.
+    pub(crate) fn repaired(&self, serial: Serial, repaired: &FirewallRepaired) -> Option<Alarm> {
+        let now = self.now();
+        let may = self.table().may_tell(serial, now);
+        let lines = repaired.lines.iter().take(LINES);
+        may.then(|| Alarm::Repaired(lines.map(|line| printable(line, LENGTH)).collect()))
     }
 
     /// Changes what everything is made of; which change that was. Those whom
@@ -225,6 +255,7 @@ impl Desk {
         let mut table = self.table();
         table.lines.retain(|serial, _| nodes.contains(serial));
         table.told.retain(|serial, _| nodes.contains(serial));
+        table.alarms.retain(|serial, _| nodes.contains(serial));
     }
 
     /// There is something to send, or there may be.

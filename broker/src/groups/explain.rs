@@ -141,7 +141,7 @@ fn payload(
         Some(icmp) => (icmp.kind, icmp.code.unwrap_or_default()),
         None => (echo, 0),
     };
-    if to.is_some() && !matches!(traffic, Traffic::Tcp(_) | Traffic::Udp(_)) {
+    if to.is_some() && !matches!(traffic, Traffic::Any | Traffic::Tcp(_) | Traffic::Udp(_)) {
         return Err(ExplainError::Port(traffic.to_string()));
     }
     Ok(match traffic {
@@ -320,24 +320,24 @@ mod tests {
 
     #[test]
     fn the_rule_that_decides_is_named() {
-        insta::assert_snapshot!(said("lb-01", "web-01:80", "tcp"), @"");
-        insta::assert_snapshot!(said("lb-01", "web-01:443", "tcp"), @"");
-        insta::assert_snapshot!(said("198.51.100.7", "192.0.2.1:80", "tcp"), @"");
-        insta::assert_snapshot!(said("2001:db8:9::1", "web-01", "icmpv6"), @"");
-        insta::assert_snapshot!(said("web-01", "198.51.100.7:25", "tcp"), @"");
-        insta::assert_snapshot!(said("[2001:db8::2]:9", "[2001:db8::1]:80", "tcp"), @"");
+        insta::assert_snapshot!(said("lb-01", "web-01:80", "tcp"), @"tcp 80 from 192.0.2.2 to 192.0.2.1 passes: rule 3 of web");
+        insta::assert_snapshot!(said("lb-01", "web-01:443", "tcp"), @"tcp 443 from 192.0.2.2 to 192.0.2.1 does not pass: the interface's groups have egress rules, and none of them allows it");
+        insta::assert_snapshot!(said("198.51.100.7", "192.0.2.1:80", "tcp"), @"tcp 80 from 198.51.100.7 to 192.0.2.1 does not pass: no rule of the interface's groups allows it to come in");
+        insta::assert_snapshot!(said("2001:db8:9::1", "web-01", "icmpv6"), @"icmpv6 128/0 from 2001:db8:9::1 to 2001:db8::1 passes: rule 4 of web");
+        insta::assert_snapshot!(said("web-01", "198.51.100.7:25", "tcp"), @"tcp 25 from 192.0.2.1 to 198.51.100.7 passes: no group of the interface has egress rules, so all may go out");
+        insta::assert_snapshot!(said("[2001:db8::2]:9", "[2001:db8::1]:80", "tcp"), @"tcp 80 from 2001:db8::2 to 2001:db8::1 passes: rule 3 of web");
     }
 
     #[test]
     fn a_question_that_is_none_is_said_to_be() {
-        insta::assert_snapshot!(said("lb-01", "web-01", "tcp"), @"");
-        insta::assert_snapshot!(said("lb-01", "web-01:80", "icmp"), @"");
-        insta::assert_snapshot!(said("lb-01", "web-01:80", "any"), @"");
-        insta::assert_snapshot!(said("lb-01", "web-01:80", "tcp 80"), @"");
-        insta::assert_snapshot!(said("lb-01", "web-10", "icmp"), @"");
-        insta::assert_snapshot!(said("lb-01", "192.0.2.300", "icmp"), @"");
-        insta::assert_snapshot!(said("192.0.2.9", "2001:db8::1", "icmp"), @"");
-        insta::assert_snapshot!(said("192.0.2.9", "192.0.2.1", "icmpv6"), @"");
-        insta::assert_snapshot!(said("lb-01", "web-01:99999", "tcp"), @"");
+        insta::assert_snapshot!(said("lb-01", "web-01", "tcp"), @"tcp goes to a port; write it behind the one that it goes to: web-03:443");
+        insta::assert_snapshot!(said("lb-01", "web-01:80", "icmp"), @"icmp has no ports; leave it out behind the one that it goes to");
+        insta::assert_snapshot!(said("lb-01", "web-01:80", "any"), @"one packet is asked about; give tcp, udp, icmp TYPE, icmpv6 TYPE or proto NUMBER as its protocol, and the port behind the one that it goes to");
+        insta::assert_snapshot!(said("lb-01", "web-01:80", "tcp 80"), @"one packet is asked about; give tcp, udp, icmp TYPE, icmpv6 TYPE or proto NUMBER as its protocol, and the port behind the one that it goes to");
+        insta::assert_snapshot!(said("lb-01", "web-10", "icmp"), @"there is no machine web-10 with an interface; did you mean `web-01`?");
+        insta::assert_snapshot!(said("lb-01", "a b", "icmp"), @"`a b` is neither an address nor a machine; write 192.0.2.7, 192.0.2.7:443, [2001:db8::7]:443, web-03 or web-03:443");
+        insta::assert_snapshot!(said("192.0.2.9", "2001:db8::1", "icmp"), @"192.0.2.9 and 2001:db8::1 have no family of addresses in common; give an address in place of a name");
+        insta::assert_snapshot!(said("192.0.2.9", "192.0.2.1", "icmpv6"), @"icmpv6 is not said between 192.0.2.9 and 192.0.2.1; use icmp with IPv4, and icmpv6 with IPv6");
+        insta::assert_snapshot!(said("lb-01", "web-01:99999", "tcp"), @"`web-01:99999` is neither an address nor a machine; write 192.0.2.7, 192.0.2.7:443, [2001:db8::7]:443, web-03 or web-03:443");
     }
 }

@@ -1,10 +1,12 @@
 //! Whether a node's new rules may stay.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use muster_protocol::envelope::Mode;
 use muster_protocol::firewall::{
     Confirmation, MAX_PROBES_ASKED, MAX_ROLES_ASKED, ProbeAsk, ProbeResult, ProbeWish,
     RoleAddresses,
@@ -21,6 +23,7 @@ use super::probe::{NotProbed, Prober};
 use crate::inventory::{Inventory, NodeRecord};
 use crate::resolve::{Options, ResolveError, resolve};
 use crate::runs::{Engine, EngineError};
+use crate::submit::is_builtin;
 use crate::vm::records::StoredVm;
 
 /// Most nodes that make a probe: the first of those that match, by name.
@@ -61,6 +64,25 @@ struct Inner {
     engine: Engine,
     prober: Prober,
     room: Semaphore,
+    /// Nodes whose change is being confirmed: each takes one place.
+    busy: Mutex<HashSet<Serial>>,
+}
+
+/// A node's place; free again when it is dropped.
+struct Place<'a>(&'a Inner, Serial);
+
+impl<'a> Place<'a> {
+    fn take(inner: &'a Inner, node: Serial) -> Option<Self> {
+        let mut busy = inner.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.insert(node).then_some(Self(inner, node))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut busy = self.0.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.remove(&self.1);
+    }
 }
 
 impl std::fmt::Debug for NodeFirewall {
@@ -78,6 +100,7 @@ impl NodeFirewall {
             engine,
             prober,
             room: Semaphore::new(AT_ONCE),
+            busy: Mutex::default(),
         }))
     }
 
@@ -98,12 +121,18 @@ impl NodeFirewall {
                 roles.len()
             )));
         }
-        self.is_open(node, request).await?;
+        self.is_open(node, request, true).await?;
         Ok(of_roles(roles, &self.0.inventory.snapshot(), machines))
     }
 
-    /// Whether that step is open on that node now.
-    async fn is_open(&self, node: Serial, request: RequestId) -> Result<(), NodeFirewallError> {
+    /// Whether that step is open on that node now, and can be about a
+    /// firewall at all: what is built in is not.
+    async fn is_open(
+        &self,
+        node: Serial,
+        request: RequestId,
+        dry_runs: bool,
+    ) -> Result<(), NodeFirewallError> {
         let closed = || NodeFirewallError::NotOpen(request.run.short().to_string());
         let state = match self.0.engine.state(request.run).await {
             Ok(state) => state,
@@ -112,7 +141,11 @@ impl NodeFirewall {
         };
         let sent = state.nodes.get(&node).map(|node| &node.phase);
         let open = matches!(sent, Some(NodePhase::Sent { .. })) && !state.phase.is_final();
-        (open && request.step == 0).then_some(()).ok_or_else(closed)
+        let spec = &state.spec;
+        let may = !is_builtin(&spec.scenario) && (dry_runs || spec.mode == Mode::Apply);
+        (open && may && request.step == 0)
+            .then_some(())
+            .ok_or_else(closed)
     }
 
     /// Has the probes made that a node's new rules have to let through, and
@@ -135,11 +168,12 @@ impl NodeFirewall {
                 probes.len()
             )));
         }
+        self.is_open(node, request, false).await?;
+        let _place = Place::take(inner, node).ok_or(NodeFirewallError::Busy)?;
         let _room = inner
             .room
             .try_acquire()
             .map_err(|_| NodeFirewallError::Busy)?;
-        self.is_open(node, request).await?;
         let snapshot = inner.inventory.snapshot();
         let Some(record) = snapshot.get(node).cloned() else {
             return Err(NodeFirewallError::NotOpen(request.run.short().to_string()));
@@ -150,7 +184,7 @@ impl NodeFirewall {
         }
         let Some(address) = address(&record, machines, remote) else {
             said.failed.push(format!(
-                "no probe was made: no address of {} is known from which others reach it; give it the label `address`",
+                "no probe was made: no address of {} is known at which others reach it; give it the label `address`",
                 record.assignment.name
             ));
             return Ok(said);
@@ -216,7 +250,9 @@ impl NodeFirewall {
 }
 
 /// Where others reach a node: the first address that the operators gave it,
-/// else where its own request came from, unless that is only this machine.
+/// else where its own request came from, unless that is only this machine, or
+/// an address that the node does not say that it has: then somebody stands
+/// between, whose door would be tried instead.
 fn address(
     node: &NodeRecord,
     machines: &[Arc<StoredVm>],
@@ -227,7 +263,12 @@ fn address(
         IpAddr::V6(v6) => Ipv6Addr::to_canonical(&v6),
         v4 => v4,
     });
-    given.or(came.filter(|ip| !ip.is_loopback() && !ip.is_unspecified()))
+    let its = |ip: &IpAddr| {
+        let all = node.facts.get("addresses").and_then(|all| all.as_array());
+        let mut all = all.into_iter().flatten().filter_map(|one| one.as_str());
+        all.any(|one| one.parse() == Ok(*ip))
+    };
+    given.or(came.filter(|ip| !ip.is_loopback() && !ip.is_unspecified() && its(ip)))
 }
 
 /// Whether a probe passed, and that in words.

@@ -8,6 +8,8 @@
 mod addresses;
 mod confirm;
 pub mod probe;
+#[cfg(test)]
+mod tests;
 
 pub use self::addresses::{ADDRESS, ADDRESSES, assigned, of_roles};
 pub use self::confirm::{NodeFirewall, NodeFirewallError};

@@ -104,6 +104,11 @@ impl Machinery for Broker {
                 let invites = self.submit.guard.admit(&caller, Action::Invite).await;
                 invites.map_err(|e| *unauthorized(&e))?;
             }
+            if !asked.groups.is_empty() {
+                // Others may let in whoever is in a group.
+                let groups = self.submit.guard.admit(&caller, Action::ManageGroups).await;
+                groups.map_err(|e| *unauthorized(&e))?;
+            }
             let asked = self.judged(&caller, asked).await?;
             let machines = self.machines.clone();
             // What is begun to be written down is written down.

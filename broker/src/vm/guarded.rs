@@ -32,10 +32,11 @@ impl Machines {
     pub async fn guard(&self, asked: Authorized<(VmName, Guarded)>) -> Result<VmGuarded, VmError> {
         let by = asked.principal().clone();
         let (name, what) = asked.into_inner();
-        let _turn = self.turn(&name).await;
         let groups = &self.parts().groups;
-        // Until it is written down that the machine is in them.
+        // Until it is written down that the machine is in them. Before its
+        // turn, as where machines are made.
         let there = groups.hold().await;
+        let turn = self.turn(&name).await;
         let held = self.held(&name)?;
         if matches!(held.vm.life, Life::Ending { .. } | Life::Gone { .. }) {
             return Err(VmError::NoVm(name));
@@ -106,7 +107,8 @@ impl Machines {
         } else {
             held
         };
-        drop(there);
+        // Others need not wait until it is in force.
+        drop((turn, there));
         if changes {
             self.parts()
                 .events

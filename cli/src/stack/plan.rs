@@ -369,6 +369,9 @@ fn new_text(machine: &Machine) -> String {
     if !create.roles.is_empty() {
         parts.push(format!("role {}", joined(&create.roles)));
     }
+    if !create.groups.is_empty() {
+        parts.push(format!("group {}", joined(&create.groups)));
+    }
     if let Some(configure) = &create.configure {
         parts.push(format!("configured by {}", configure::text(configure)));
     }
@@ -434,6 +437,7 @@ fn differences(machine: &Machine, view: &VmView) -> (Vec<Change>, Vec<Difference
         ("account", joined(&view.account), joined(&create.account)),
         ("agent", yes(view.agent), yes(create.agent)),
         ("roles", joined(&view.roles), joined(&create.roles)),
+        ("groups", joined(&view.groups), joined(&create.groups)),
         ("labels", labels(&view.labels), labels(&create.labels)),
         ("autostart", yes(view.autostart), yes(create.autostart)),
     ]);

@@ -552,16 +552,9 @@ fn machine<'d>(
         labels.insert(key, value);
     }
     labels.extend(stack.into_iter().flat_map(StackId::labels));
-    let groups: Vec<GroupName> = block.list("groups");
-    if !groups.is_empty() {
-        let at = block.value("groups").map_or(at.clone(), Spanned::span);
-        let hint = "they come with security groups; leave `groups` out";
-        block.wrong(
-            &at,
-            "security groups are not built yet",
-            Some(hint.to_owned()),
-        );
-    }
+    let mut groups: Vec<GroupName> = block.list("groups");
+    groups.sort();
+    groups.dedup();
     let on = block.text("on").and_then(|(text, at)| {
         let checked = Predicate::parse(&text);
         checked

@@ -394,9 +394,6 @@ on = "zone="
     error: shop.toml:22:12: the label `stack` says which stack a machine is of
        22 | labels = { stack = "x" }
           |            ^^^^^ choose another one
-    error: shop.toml:23:10: security groups are not built yet
-       23 | groups = ["web"]
-          |          ^^^^^^^ they come with security groups; leave `groups` out
     error: shop.toml:24:9: a machine with an agent is up when that has enrolled
        24 | ready = "boot"
           |         ^^^^^^ leave `ready` out, or say agent = false

@@ -1,6 +1,7 @@
 //! What the kernel is to hold for what a hypervisor holds, and what of it a
 //! change touches.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Bound;
@@ -30,8 +31,9 @@ pub fn objects(holding: &Holding, ids: &Ids) -> Objects {
     for (tap, interface) in &holding.interfaces {
         put_interface(&mut objects, holding, ids, &owners, tap, interface);
     }
+    let shapes = Shapes::new(holding);
     for (group, rules) in &holding.groups {
-        put_group(&mut objects, holding, group, rules);
+        put_group(&mut objects, &shapes, group, rules);
     }
     for (of, members) in &holding.members {
         put_members(&mut objects, of, members);
@@ -112,9 +114,10 @@ pub fn touched(before: &Holding, after: &Holding, change: &Change, ids: &Ids) ->
                 put_interface(&mut part, holding, ids, owners, tap, interface);
             }
         }
+        let shapes = Shapes::new(holding);
         for group in &groups {
             if let Some(rules) = holding.groups.get(*group) {
-                put_group(&mut part, holding, group, rules);
+                put_group(&mut part, &shapes, group, rules);
             }
         }
         part
@@ -230,6 +233,32 @@ fn has_egress(rules: &[GroupRule]) -> bool {
     rules.iter().any(|rule| rule.direction == Direction::Egress)
 }
 
+/// Whether there are prefixes among somebody's addresses: asked by many rules,
+/// counted once.
+struct Shapes<'a> {
+    holding: &'a Holding,
+    known: RefCell<BTreeMap<MembersOf, bool>>,
+}
+
+impl<'a> Shapes<'a> {
+    fn new(holding: &'a Holding) -> Self {
+        Self {
+            holding,
+            known: RefCell::default(),
+        }
+    }
+
+    /// None when nothing is known of them.
+    fn has_prefixes(&self, of: &MembersOf) -> Option<bool> {
+        if let Some(known) = self.known.borrow().get(of) {
+            return Some(*known);
+        }
+        let has = has_prefixes(self.holding.members.get(of)?);
+        self.known.borrow_mut().insert(of.clone(), has);
+        Some(has)
+    }
+}
+
 fn put_members(objects: &mut Objects, of: &MembersOf, members: &Members) {
     for kind in Kinds::ALL {
         let nets = members.iter().filter(|net| Kinds::of(**net) == kind);
@@ -241,7 +270,7 @@ fn put_members(objects: &mut Objects, of: &MembersOf, members: &Members) {
     }
 }
 
-fn put_group(objects: &mut Objects, holding: &Holding, group: &GroupName, rules: &[GroupRule]) {
+fn put_group(objects: &mut Objects, shapes: &Shapes<'_>, group: &GroupName, rules: &[GroupRule]) {
     for direction in [Direction::Ingress, Direction::Egress] {
         let mut chain = Chain {
             hook: None,
@@ -250,26 +279,31 @@ fn put_group(objects: &mut Objects, holding: &Holding, group: &GroupName, rules:
         };
         for rule in rules.iter().filter(|rule| rule.direction == direction) {
             let counter = counter(group, rule.id);
-            put_rule(&mut chain.rules, holding, rule, &counter.name);
+            put_rule(&mut chain.rules, shapes, rule, &counter.name);
             objects.counters.insert(counter);
         }
         objects.chains.insert(group_chain(group, direction), chain);
     }
 }
 
-fn put_rule(into: &mut Vec<Rule>, holding: &Holding, rule: &GroupRule, counter: &str) {
-    let traffic = traffic(&rule.traffic);
+fn put_rule(into: &mut Vec<Rule>, shapes: &Shapes<'_>, rule: &GroupRule, counter: &str) {
+    let traffics = traffics(&rule.traffic);
     let only_v4 = matches!(rule.traffic, Traffic::Icmp(_));
     let only_v6 = matches!(rule.traffic, Traffic::Icmpv6(_));
     let mut put = |key: String, peer: String| {
-        let parts = [peer.as_str(), traffic.as_str()];
-        let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-        let matches = parts.join(" ");
-        let space = if matches.is_empty() { "" } else { " " };
-        into.push(Rule {
-            key,
-            text: format!("{matches}{space}counter name {counter} accept"),
-        });
+        for (at, traffic) in traffics.iter().enumerate() {
+            let parts = [peer.as_str(), traffic.as_str()];
+            let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+            let matches = parts.join(" ");
+            let space = if matches.is_empty() { "" } else { " " };
+            into.push(Rule {
+                key: match at {
+                    0 => key.clone(),
+                    _ => format!("{key}+{at}"),
+                },
+                text: format!("{matches}{space}counter name {counter} accept"),
+            });
+        }
     };
     let side = |v4: bool| match (v4, rule.direction) {
         (true, Direction::Ingress) => "ip saddr",
@@ -293,10 +327,9 @@ fn put_rule(into: &mut Vec<Rule>, holding: &Holding, rule: &GroupRule, counter: 
             let Some(of) = MembersOf::of(&rule.peer) else {
                 return;
             };
-            let Some(members) = holding.members.get(&of) else {
+            let Some(prefixes) = shapes.has_prefixes(&of) else {
                 return;
             };
-            let prefixes = has_prefixes(members);
             for kind in Kinds::ALL {
                 let wanted = if kind.is_v4() { !only_v6 } else { !only_v4 };
                 if wanted && (prefixes || matches!(kind, Kinds::Four | Kinds::Six)) {
@@ -310,16 +343,25 @@ fn put_rule(into: &mut Vec<Rule>, holding: &Holding, rule: &GroupRule, counter: 
     }
 }
 
-fn traffic(traffic: &Traffic) -> String {
+/// Up to so many ranges of ports are a rule each. More are a set: the kernel
+/// looks through all unnamed sets of a table for the name of each new one, so
+/// that tens of thousands of them take minutes.
+const FEW_PORTS: usize = 4;
+
+/// What matches it: any of these.
+fn traffics(traffic: &Traffic) -> Vec<String> {
     let ports = |word: &str, ports: &Option<Ports>| match ports {
-        None => format!("meta l4proto {word}"),
-        Some(ports) => match ports.ranges() {
-            [one] => format!("{word} dport {one}"),
-            many => {
-                let many: Vec<String> = many.iter().map(ToString::to_string).collect();
-                format!("{word} dport {{ {} }}", many.join(", "))
-            }
-        },
+        None => vec![format!("meta l4proto {word}")],
+        Some(ports) if ports.ranges().len() <= FEW_PORTS => {
+            let ranges = ports.ranges().iter();
+            ranges
+                .map(|range| format!("{word} dport {range}"))
+                .collect()
+        }
+        Some(ports) => {
+            let many: Vec<String> = ports.ranges().iter().map(ToString::to_string).collect();
+            vec![format!("{word} dport {{ {} }}", many.join(", "))]
+        }
     };
     let icmp = |family: &str, word: &str, icmp: &Option<Icmp>| {
         let of = format!("meta nfproto {family} meta l4proto {word}");
@@ -333,12 +375,12 @@ fn traffic(traffic: &Traffic) -> String {
         }
     };
     match traffic {
-        Traffic::Any => String::new(),
+        Traffic::Any => vec![String::new()],
         Traffic::Tcp(list) => ports("tcp", list),
         Traffic::Udp(list) => ports("udp", list),
-        Traffic::Icmp(kind) => icmp("ipv4", "icmp", kind),
-        Traffic::Icmpv6(kind) => icmp("ipv6", "icmpv6", kind),
-        Traffic::Protocol(number) => format!("meta l4proto {number}"),
+        Traffic::Icmp(kind) => vec![icmp("ipv4", "icmp", kind)],
+        Traffic::Icmpv6(kind) => vec![icmp("ipv6", "icmpv6", kind)],
+        Traffic::Protocol(number) => vec![format!("meta l4proto {number}")],
     }
 }
 
@@ -496,10 +538,10 @@ fn put_interface(
     );
 
     // What it may use: single addresses and prefixes, by hardware address.
-    let own = own_addresses(interface).map(|address| (interface.mac.clone(), address.into()));
+    let own = own_addresses(interface).map(|address| (interface.mac, address.into()));
     let pairs = interface.pairs.iter().map(|pair| {
         let mac = pair.mac.as_ref().unwrap_or(&interface.mac);
-        (mac.clone(), pair.prefix.trunc())
+        (*mac, pair.prefix.trunc())
     });
     let mut uses: BTreeMap<[u8; 6], (Mac, Vec<IpNet>)> = BTreeMap::new();
     for (mac, net) in own.chain(pairs) {

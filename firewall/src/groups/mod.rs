@@ -13,6 +13,7 @@ pub mod judge;
 pub mod objects;
 pub mod table;
 pub mod text;
+mod why;
 
 pub use build::{objects, touched};
 pub use check::{Refused, check};

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::ids::Ids;
+use super::judge::{Flow, Judge, Payload, Verdict, Way, flow};
 use super::objects::{Count, Listed, ListedRule, counter, counter_of};
 use super::{bare, check, objects, touched, update, whole};
 
@@ -340,8 +341,10 @@ fn the_text_of_a_state() {
           jump out-web comment "1 e04c7173946c"
           drop comment "2 f1a2a766dcd5"
         chain in-web {
-          ip saddr @g4-lb tcp dport { 80, 443 } counter name n-web-1 accept comment "1/4 4f312663114e"
-          ip6 saddr @g6-lb tcp dport { 80, 443 } counter name n-web-1 accept comment "1/6 f6a409623c0e"
+          ip saddr @g4-lb tcp dport 80 counter name n-web-1 accept comment "1/4 71319c415262"
+          ip saddr @g4-lb tcp dport 443 counter name n-web-1 accept comment "1/4+1 c1c4c09ff2ad"
+          ip6 saddr @g6-lb tcp dport 80 counter name n-web-1 accept comment "1/6 831c0ec63a3b"
+          ip6 saddr @g6-lb tcp dport 443 counter name n-web-1 accept comment "1/6+1 a134a79847f4"
           meta nfproto ipv4 meta l4proto icmp icmp type 3 icmp code 4 counter name n-web-2 accept comment "2 bf6ba4603834"
           ip6 saddr 2001:db8::/32 udp dport 5000-5010 counter name n-web-3 accept comment "3 a3c5efe2baeb"
         chain out-web {
@@ -363,7 +366,7 @@ fn one_rule_that_changes_is_one_rule() {
     after["groups"]["web"][1]["traffic"] = "icmp 3/3".into();
     insta::assert_snapshot!(changed(&small(), &after), @r#"
         add rule inet muster_groups in-web meta nfproto ipv4 meta l4proto icmp icmp type 3 icmp code 3 counter name n-web-2 accept comment "2 3073ec709954"
-        delete rule inet muster_groups in-web handle 12
+        delete rule inet muster_groups in-web handle 14
         "#);
     let mut after = small();
     after["groups"]["web"]
@@ -371,7 +374,7 @@ fn one_rule_that_changes_is_one_rule() {
         .expect("rules")
         .remove(2);
     insta::assert_snapshot!(changed(&small(), &after), @r#"
-        delete rule inet muster_groups in-web handle 13
+        delete rule inet muster_groups in-web handle 15
         delete counter inet muster_groups n-web-3
         "#);
     // A comment is nothing to the kernel.
@@ -394,8 +397,10 @@ fn one_member_is_one_element() {
     after["members"]["group:lb"] = json!(["192.0.2.8/32", "2001:db8::8/128", "10.0.0.0/8"]);
     insta::assert_snapshot!(changed(&small(), &after), @r#"
         add element inet muster_groups g4p-lb { 10.0.0.0/8 }
-        add rule inet muster_groups in-web ip saddr @g4p-lb tcp dport { 80, 443 } counter name n-web-1 accept comment "1/4p 09e2b6445cae"
-        add rule inet muster_groups in-web ip6 saddr @g6p-lb tcp dport { 80, 443 } counter name n-web-1 accept comment "1/6p 1e7debb55079"
+        add rule inet muster_groups in-web ip saddr @g4p-lb tcp dport 80 counter name n-web-1 accept comment "1/4p d9addac9b9ff"
+        add rule inet muster_groups in-web ip saddr @g4p-lb tcp dport 443 counter name n-web-1 accept comment "1/4p+1 5ccb69c358c3"
+        add rule inet muster_groups in-web ip6 saddr @g6p-lb tcp dport 80 counter name n-web-1 accept comment "1/6p 5f7d2878fc5a"
+        add rule inet muster_groups in-web ip6 saddr @g6p-lb tcp dport 443 counter name n-web-1 accept comment "1/6p+1 066207e1b44a"
         "#);
 }
 
@@ -545,6 +550,64 @@ fn an_interface_without_a_number_is_not_there() {
     let holding = holding(small());
     let text = whole(&objects(&holding, &Ids::default()), &BTreeMap::new());
     assert!(!text.contains("\"mta\""));
+}
+
+#[test]
+fn a_flow_goes_on_as_long_as_it_could_begin() {
+    let mut state = small();
+    state["interfaces"]["mtlb"] = interface(8, &[]);
+    let ask = |state: &Value, source: &str, target: &str, port: u16| {
+        let way = Way {
+            source: source.parse().expect("an address"),
+            target: target.parse().expect("an address"),
+            payload: Payload::Tcp {
+                source: 40_000,
+                target: port,
+                opens: true,
+            },
+        };
+        let held = holding(state.clone());
+        let judged = flow(
+            &held,
+            &Flow {
+                sent: way.clone(),
+                arrives: way,
+            },
+        );
+        (judged.verdict == Verdict::Pass, judged.why().to_string())
+    };
+    let (lb, web, far) = ("192.0.2.8", "192.0.2.7", "198.51.100.9");
+    assert_eq!(ask(&state, lb, web, 443), (true, "rule 1 of web".into()));
+    assert!(!ask(&state, lb, web, 444).0);
+    assert!(!ask(&state, far, web, 443).0);
+    // From one that has rules for what goes out.
+    assert_eq!(ask(&state, web, far, 25), (true, "rule 6 of web".into()));
+    assert!(!ask(&state, web, "203.0.113.1", 25).0);
+    // None of ours.
+    assert!(ask(&state, far, "203.0.113.1", 25).0);
+    // A rule goes, and a member.
+    let mut less = state.clone();
+    less["groups"]["web"]
+        .as_array_mut()
+        .expect("rules")
+        .remove(0);
+    assert!(!ask(&less, lb, web, 443).0);
+    let mut less = state.clone();
+    less["members"]["group:lb"] = json!([]);
+    assert!(!ask(&less, lb, web, 443).0);
+    // The longest prefix beside own addresses says whose an address is.
+    state["interfaces"]["mta"]["pairs"] = json!([{"prefix": "10.0.0.0/8"}]);
+    state["interfaces"]["mtlb"]["pairs"] = json!([{"prefix": "10.1.0.0/16"}]);
+    let held = holding(state);
+    let judge = Judge::new(&held);
+    let who = |address: &str| -> Vec<String> {
+        let taps = judge.who_has(address.parse().expect("an address"));
+        taps.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(who("10.1.2.3"), ["mtlb"]);
+    assert_eq!(who("10.2.2.3"), ["mta"]);
+    assert_eq!(who("192.0.2.8"), ["mtlb"]);
+    assert_eq!(who("192.0.2.99"), [""; 0]);
 }
 
 /// Some state: the numbers say what is in it.

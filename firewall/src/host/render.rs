@@ -286,11 +286,7 @@ fn side(rules: &Resolved, family: Family, field: &str, peers: &[HostPeer]) -> Ve
             HostPeer::Set(set) => format!("set-{set}"),
             HostPeer::Role(role) => format!("role-{role}"),
         };
-        if rules
-            .addresses(peer)
-            .iter()
-            .any(|prefix| family.has(prefix))
-        {
+        if rules.has_family(peer, family == Family::V6) {
             ways.push(format!("{header} {field} @{named}-{}", family.suffix()));
         }
     }

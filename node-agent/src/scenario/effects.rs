@@ -14,7 +14,7 @@ use muster_scenarios::secret::Secrets;
 use serde_json::{Map, Value};
 
 use crate::config::Capabilities;
-use crate::host::firewall::{Asking, Came, Firewall};
+use crate::host::firewall::{Came, Firewall};
 use crate::host::package::{self, Packages};
 use crate::host::tools::{Said, ToolError, Tools};
 use crate::host::vm::{self, Machines};
@@ -91,8 +91,6 @@ pub(super) struct Effects {
 struct Counted {
     tally: Tally,
     events: u32,
-    /// Changes of the firewall that were asked for.
-    firewalls: u32,
     /// Why its old rules are in force again, if they are.
     rolled_back: Option<String>,
     /// Over what would change so far.
@@ -123,7 +121,6 @@ impl Effects {
             counted: Mutex::new(Counted {
                 tally: Tally::default(),
                 events: 0,
-                firewalls: 0,
                 rolled_back: None,
                 digest: Digest::NOTHING,
             }),
@@ -230,23 +227,12 @@ impl Effects {
 
     fn firewall(&self, call: &FirewallCall, mode: Mode) -> Result<Performed, HostError> {
         let firewall = self.firewall.as_ref().ok_or_else(no_firewall)?;
-        let change = {
-            let mut counted = self.counts();
-            let change = counted.firewalls;
-            if call.changes() && mode == Mode::Apply {
-                counted.firewalls += 1;
-            }
-            change
-        };
-        let asking = Asking {
-            request: self.request,
-            change,
-        };
         let Came {
             performed,
             rolled_back,
-        } = firewall.perform(&self.tools, call, mode, asking);
-        if rolled_back.is_some() {
+        } = firewall.perform(&self.tools, call, mode, self.request);
+        // A script may catch it, and change something else.
+        if rolled_back.is_some() || (call.changes() && performed.is_ok()) {
             self.counts().rolled_back = rolled_back;
         }
         performed

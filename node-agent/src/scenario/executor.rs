@@ -272,7 +272,9 @@ impl Scenarios {
             ms: Some(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)),
             ..NodeResult::new(serial, tried.verdict.outcome, "")
         };
-        if let (Some(why), Outcome::Failed) = (tried.rolled_back, result.outcome) {
+        if let Some(why) = tried.rolled_back
+            && result.outcome != Outcome::Succeeded
+        {
             result.rolled_back = true;
             // What people look for, without where in the script it was.
             if result

@@ -1,15 +1,17 @@
 //! `muster-agent firewall-guard` and `muster-agent firewall-restore`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use muster_nft::groups::{ForceError, boot};
 use muster_nft::host::{Restored, Setting, guard, restore};
 use muster_nft::nft::Nft;
 use tracing::{info, warn};
 
 use crate::cli::Failure;
 use crate::config::{BOOT_ID, Config, DEFAULT_STATE};
-use crate::host::program;
+use crate::host::{groups, program};
 use crate::logging::{self, LogFormat};
+use crate::state::{StateDir, StateError};
 
 /// Where the host firewall's changes are kept, in the state directory.
 pub const HOST_DIR: &str = "firewall/host";
@@ -74,7 +76,7 @@ pub struct RestoreArgs {
 
 /// Before the network of a machine that starts, and before its agent: a
 /// change that nobody confirmed is taken back, and the confirmed rules are
-/// put in force.
+/// put in force; machines hear and say nothing but what their groups allow.
 ///
 /// # Errors
 /// [`Failure`].
@@ -96,7 +98,27 @@ pub fn restore_all(args: &RestoreArgs) -> Result<(), Failure> {
         boot_id: args.boot_id.clone(),
     };
     let host = restore(&setting).map(|restored| told(&restored));
-    host.map_err(|e| fail(&e))
+    // One that cannot be put in force is no reason to leave the other one out.
+    let groups = restore_groups(&state, &args.nft);
+    host.map_err(|e| fail(&e))?;
+    groups.map_err(|e| fail(&e))
+}
+
+/// What machines may say and hear, as it was last held. An agent that runs
+/// looks after that itself.
+fn restore_groups(state: &Path, nft: &Path) -> Result<(), ForceError> {
+    let dir = state.join(groups::DIRECTORY);
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    let lock = StateDir::open(state).and_then(|state| state.lock());
+    if matches!(lock, Err(StateError::Locked { .. })) {
+        info!("security groups are left to the agent that runs");
+        return Ok(());
+    }
+    boot(&dir, nft)?;
+    info!("the security groups that were last held are in force");
+    Ok(())
 }
 
 fn told(restored: &Restored) {

@@ -302,7 +302,7 @@ fn answer(
         }
         NodeSays::Local => panic!("nobody started a local run here"),
         // That it has learnt of a freeze; nobody has it probe anything.
-        NodeSays::Freeze | NodeSays::Probed => {}
+        NodeSays::Freeze | NodeSays::Probed | NodeSays::Repaired => {}
         NodeSays::Beat => heard.beats.push(read(bytes)),
         NodeSays::Facts => {
             heard.facts.push(read(bytes));

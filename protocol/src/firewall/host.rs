@@ -364,11 +364,18 @@ impl Resolved {
         }
     }
 
+    /// Whether there are addresses of IPv6 among them, or of IPv4.
+    #[must_use]
+    pub fn has_family(&self, peer: &HostPeer, six: bool) -> bool {
+        let (v4, v6) = self.families(peer);
+        if six { v6 } else { v4 }
+    }
+
     fn families(&self, peer: &HostPeer) -> (bool, bool) {
         match peer {
-            HostPeer::Prefix(prefix) => read::families([prefix]),
-            HostPeer::Set(set) => read::families(self.rules.sets.get(set).into_iter().flatten()),
-            HostPeer::Role(role) => read::families(self.roles.get(role).into_iter().flatten()),
+            HostPeer::Prefix(prefix) => read::family(prefix),
+            HostPeer::Set(set) => read::families(self.rules.sets.get(set)),
+            HostPeer::Role(role) => read::families(self.roles.get(role)),
         }
     }
 }

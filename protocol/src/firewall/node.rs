@@ -158,6 +158,16 @@ pub struct Probed {
     pub result: ProbeResult,
 }
 
+/// `NodeSays::Repaired`: somebody else had changed this node's own firewall,
+/// and it is as it was confirmed again.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct FirewallRepaired {
+    /// A few lines of the table: `-` in front of what was missing, `+` of
+    /// what should not have been there.
+    pub lines: Vec<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

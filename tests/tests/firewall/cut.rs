@@ -89,3 +89,29 @@ fn a_machine_that_restarts_in_the_middle_has_its_old_rules() -> Result<()> {
     );
     ends(&fleet, &run)
 }
+
+#[test]
+fn a_cancel_takes_the_rules_back_and_who_is_down_confirms_nothing() -> Result<()> {
+    if !capability("nft") {
+        return Ok(());
+    }
+    let mut fleet = Fleet::start(1)?;
+    fleet.store("never", NEVER)?;
+    fleet.store("shut", &GOOD.replace("30s", "6s"))?;
+    let run = begin(&fleet)?;
+    let said = fleet.up.muster(&["runs", "cancel", &run]);
+    assert_eq!(said.code, 0, "{said:#?}");
+    wait_for("the rules to be taken back", || {
+        fleet.host("web-01").table().is_empty().then_some(())
+    })?;
+    // What is a good change while the bastion is there is none without it.
+    fleet.host_mut("bastion-1").kill_agent()?;
+    let said = fleet.run("shut", &[]);
+    assert_eq!(said.code, 1, "{said:#?}\n{}", fleet.logs());
+    said.shows(&[
+        "rolled back after",
+        "probe from bastion-1 to tcp/22 was not made",
+    ]);
+    assert_eq!(fleet.host("web-01").table(), "");
+    Ok(())
+}

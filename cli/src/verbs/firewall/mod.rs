@@ -2,6 +2,7 @@
 
 mod explain;
 mod node;
+mod test;
 
 use clap::{Args, Subcommand};
 
@@ -29,6 +30,8 @@ pub enum FirewallVerb {
     Rollback(node::RollbackArgs),
     /// Which rule of the security groups decides of a packet, without sending one
     Explain(explain::ExplainArgs),
+    /// What becomes of the packets of a file, offline
+    Test(test::TestArgs),
 }
 
 /// Does it.
@@ -40,6 +43,7 @@ pub async fn run(context: &Context, args: FirewallArgs) -> Result<u8, Failure> {
         FirewallVerb::Show(args) => node::show(context, &args).await,
         FirewallVerb::History(args) => node::history(context, &args).await,
         FirewallVerb::Diff(args) => node::diff(context, &args).await,
+        FirewallVerb::Test(args) => test::run(context, &args),
         FirewallVerb::Explain(args) => explain::run(context, &args).await,
         FirewallVerb::Rollback(args) => node::rollback(context, &args).await,
     }

@@ -258,8 +258,24 @@ mod tests {
 
     #[test]
     fn a_change_is_shown_rule_by_rule() {
-        insta::assert_snapshot!(difference(&node(), &told(), Paint::plain()), @"");
-        insta::assert_snapshot!(table(&[told()], Paint::plain(), 100), @"");
+        insta::assert_snapshot!(difference(&node(), &told(), Paint::plain()), @r"
+        web-01, run 01k9: rolled back after 60 s; probe from bastion-1 to tcp/22 got no answer
+          - input accept tcp 22
+          + input accept tcp 80\x1b[2J
+        ");
+        let table = table(&[told()], Paint::plain(), 120);
+        let cells: Vec<&str> = table.split_whitespace().collect();
+        let head = [
+            "WHEN",
+            "RUN",
+            "RULES",
+            "ENDED",
+            "2026-11-22T20:00:00Z",
+            "01k9",
+            "+1",
+            "-1",
+        ];
+        assert_eq!(cells[..8], head, "{table}");
     }
 
     #[test]
@@ -271,6 +287,10 @@ mod tests {
             lines: vec!["input accept tcp 22".to_owned()],
             cut: true,
         };
-        insta::assert_snapshot!(in_words(&node(), &some), @"");
+        insta::assert_snapshot!(in_words(&node(), &some), @r"
+        web-01, since run 01k9
+          input accept tcp 22
+          …
+        ");
     }
 }

@@ -156,8 +156,22 @@ mod tests {
             "by": "ana", "at": "2026-11-22T10:00:00Z",
         }))
         .expect("a group");
-        insta::assert_snapshot!(card(&view, Paint::plain(), 100), @"");
-        insta::assert_snapshot!(table(&[view], Paint::plain(), 100), @"");
+        insta::assert_snapshot!(card(&view, Paint::plain(), 100), @r#"
+        group     web
+        account   acme
+        labels    -
+        machines  web-01, web-02 and 21 more
+        named by  db
+        version   4, 2026-11-22 10:00:00 by ana
+
+        RULE  DIRECTION  TRAFFIC     FROM/TO     COMMENT
+        1     ingress    tcp 80,443  any
+        3     ingress    tcp 22      set:office  the "front" door
+        "#);
+        insta::assert_snapshot!(table(&[view], Paint::plain(), 100), @"
+        NAME  RULES  MACHINES  VERSION  ACCOUNT  CHANGED
+        web   2      23        4        acme     2026-11-22 10:00:00 by ana
+        ");
     }
 
     #[test]
@@ -181,6 +195,10 @@ mod tests {
             {"version": 1, "by": "bob", "at": "2026-11-22T09:00:00Z", "what": "made: group web"},
         ]))
         .expect("versions");
-        insta::assert_snapshot!(versions(&all, Paint::plain(), 100), @"");
+        insta::assert_snapshot!(versions(&all, Paint::plain(), 100), @"
+        VERSION  WHEN                 WHO  WHAT
+        2        2026-11-22 10:00:00  ana  added rule 1: ingress tcp 80 from any
+        1        2026-11-22 09:00:00  bob  made: group web
+        ");
     }
 }

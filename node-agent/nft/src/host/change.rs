@@ -188,6 +188,7 @@ impl HostFirewall {
         };
         let before = foreign().map_err(|e| not(&e))?;
         let counters = self.table.counters().map_err(|e| not(&e))?;
+        let text = render_with(&record.rules, &counters);
         self.table.open(&marker.token).map_err(|e| not(&e))?;
         let deadline_ms = clock::now_ms()
             .saturating_add(record.within_ms)
@@ -195,7 +196,6 @@ impl HostFirewall {
         self.store
             .set_deadline(marker.number, deadline_ms)
             .map_err(|e| not(&e))?;
-        let text = render_with(&record.rules, &counters);
         self.table.put(&marker.token, &text).map_err(|e| not(&e))?;
         let after = foreign().map_err(|e| (e.to_string(), true))?;
         if before != after {

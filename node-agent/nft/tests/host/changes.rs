@@ -287,3 +287,45 @@ fn raw_lines_are_rules_and_nothing_else() {
     insta::assert_snapshot!(timeless(&changed.expect_err("refused")), @"rolled back after N s; tables that are not muster's were changed while the raw lines of these rules came in force; the old rules are in force");
     assert!(world.reaches(80) && !world.reaches(22));
 }
+
+#[test]
+fn as_many_rules_as_may_be_are_in_force_and_taken_back() {
+    if !capable() {
+        return;
+    }
+    let world = World::new();
+    let wide = |from: u32| -> Vec<String> {
+        let one = |n: u32| format!("10.{}.{}.{}", n >> 15, (n >> 7) & 255, (n << 1) & 255);
+        (from..from + 10_000).map(one).collect()
+    };
+    let rules: Vec<Value> = (1..=2_000)
+        .map(|port| json!({"accept": format!("tcp {port}"), "from": ["set:a", "set:b"]}))
+        .collect();
+    let most = json!({"sets": {"a": wide(0), "b": wide(10_000)}, "rules": rules});
+    world.confirm("first", most.clone()).expect("confirmed");
+    let table = world
+        .node
+        .nft(&["-s", "list", "table", "inet", "muster_host"]);
+    assert_eq!(
+        table
+            .lines()
+            .filter(|line| line.ends_with(" accept") && line.contains("@set-"))
+            .count(),
+        4_000
+    );
+    let refused = world.change("second", ssh(), Duration::from_secs(20), async {
+        Err("no".to_owned())
+    });
+    assert!(matches!(refused, Err(HostError::RolledBack { .. })));
+    let now = world
+        .node
+        .nft(&["-s", "list", "table", "inet", "muster_host"]);
+    assert!(now == table);
+    assert!(
+        world
+            .firewall()
+            .plan(&resolved(most))
+            .expect("a plan")
+            .is_empty()
+    );
+}

@@ -80,7 +80,7 @@ fn changes_lead_where_the_whole_would() {
     lab.apply_whole();
     assert_eq!(by_change, sorted(&lab.world));
     lab.change(|state| *state = crate::lab::state());
-    assert_eq!(sorted(&lab.world).join("\n").contains(&long), false);
+    assert!(!sorted(&lab.world).join("\n").contains(&long));
     let back = sorted(&lab.world);
     lab.apply_whole();
     assert_eq!(back, sorted(&lab.world));

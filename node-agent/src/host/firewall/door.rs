@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use async_nats::ServerAddr;
+use futures_util::future::select_ok;
 use muster_protocol::firewall::{
     AddressesRequest, ConfirmRequest, Confirmation, ProbeWish, RoleAddresses,
 };
@@ -245,17 +246,25 @@ impl Door {
         } else {
             &self.nats
         };
-        let mut last = "no address of NATS is known".to_owned();
-        for url in urls {
-            let answers = server_answers(url, credentials.nats_ca.as_deref());
-            last = match timeout(NATS_WITHIN, answers).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(why)) => why,
-                Err(_) => "no answer".to_owned(),
-            };
-            last = format!("NATS at {} is not reached: {last}", printable(url, 80));
+        // All at once: one that is silent must not use up the others' time.
+        let ca = credentials.nats_ca.as_deref();
+        let tries = urls.iter().map(|url| {
+            Box::pin(async move {
+                let why = match timeout(NATS_WITHIN, server_answers(url, ca)).await {
+                    Ok(Ok(())) => return Ok(()),
+                    Ok(Err(why)) => why,
+                    Err(_) => "no answer".to_owned(),
+                };
+                Err(format!(
+                    "NATS at {} is not reached: {why}",
+                    printable(url, 80)
+                ))
+            })
+        });
+        if urls.is_empty() {
+            return Err("no address of NATS is known".to_owned());
         }
-        Err(last)
+        select_ok(tries).await.map(|_| ())
     }
 }
 

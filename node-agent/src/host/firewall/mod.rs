@@ -6,9 +6,12 @@
 //! |---|---|
 //! | [`Firewall`] | what each call of a scenario means |
 //! | [`Door`] | the ways to the cluster, tried anew |
+//! | [`look_after`] | what somebody else changes is put right, and told |
 
 mod door;
 mod perform;
+mod watch;
 
 pub use door::{Door, DoorError};
-pub use perform::{Asking, Came, Firewall};
+pub use perform::{Came, Firewall};
+pub use watch::look_after;

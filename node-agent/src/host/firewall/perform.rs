@@ -30,24 +30,34 @@ pub struct Firewall {
     door: Door,
 }
 
-/// The step that asks, and how many changes it asked for before.
-#[derive(Clone, Copy, Debug)]
-pub struct Asking {
-    /// The step.
-    pub request: RequestId,
-    /// 0 for its first change.
-    pub change: u32,
+/// Which of a step's changes this is: its number, 0 for the first one.
+fn number_in(request: &str, change: &ChangeId) -> Option<u32> {
+    let id = change.to_string();
+    match id.strip_prefix(request)? {
+        "" => Some(0),
+        rest => rest.strip_prefix('.')?.parse().ok(),
+    }
 }
 
-impl Asking {
-    /// The change is known by that, here and to people.
-    fn id(self) -> Result<ChangeId, HostError> {
-        let text = match self.change {
-            0 => self.request.to_string(),
-            more => format!("{}.{more}", self.request),
-        };
-        text.parse().map_err(failed)
+/// What a step's next change is known by, here and to people. One that was
+/// rolled back is not made a second time: it keeps its name.
+fn next_id(request: RequestId, rules: &Resolved, history: &[Entry]) -> Result<ChangeId, HostError> {
+    let request = request.to_string();
+    let own = || {
+        let numbered = |entry| Some((number_in(&request, &entry.change)?, entry));
+        history.iter().filter_map(numbered)
+    };
+    let was_rolled_back = |entry: &Entry| {
+        entry.rules == *rules && matches!(entry.ended, Some(Ended::RolledBack { .. }))
+    };
+    if let Some((_, entry)) = own().find(|(_, entry)| was_rolled_back(entry)) {
+        return Ok(entry.change.clone());
     }
+    let text = match own().map(|(number, _)| number).max() {
+        None => request.clone(),
+        Some(last) => format!("{request}.{}", last.saturating_add(1)),
+    };
+    text.parse().map_err(failed)
 }
 
 /// What became of a change.
@@ -102,11 +112,7 @@ impl Firewall {
             Err(_) => return None,
         };
         let request = request.to_string();
-        let is_its = |entry: &&Entry| {
-            let id = entry.change.to_string();
-            id.strip_prefix(&request)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        };
+        let is_its = |entry: &&Entry| number_in(&request, &entry.change).is_some();
         // The newest is the first.
         let newest = known.iter().find(is_its)?;
         match &newest.ended {
@@ -118,13 +124,19 @@ impl Firewall {
     }
 
     /// Does what a script wants of the firewall, or says what it would do.
-    pub fn perform(&self, tools: &Tools, call: &FirewallCall, mode: Mode, asking: Asking) -> Came {
+    pub fn perform(
+        &self,
+        tools: &Tools,
+        call: &FirewallCall,
+        mode: Mode,
+        request: RequestId,
+    ) -> Came {
         match call {
             FirewallCall::Show => self.show().into(),
             FirewallCall::History => self.history().into(),
             FirewallCall::Diff { run } => self.diff(run.as_deref()).into(),
-            FirewallCall::Host { order } => match self.resolved(tools, order, asking.request) {
-                Ok(rules) => self.change(tools, &Wanted::of(order, rules), mode, asking),
+            FirewallCall::Host { order } => match self.resolved(tools, order, request) {
+                Ok(rules) => self.change(tools, &Wanted::of(order, rules), mode, request),
                 Err(error) => Err(error).into(),
             },
             FirewallCall::Rollback => match self.host.before() {
@@ -134,7 +146,7 @@ impl Firewall {
                         probes: Vec::new(),
                         within: ConfirmWithin::default(),
                     };
-                    self.change(tools, &wanted, mode, asking)
+                    self.change(tools, &wanted, mode, request)
                 }
                 Err(error) => Err(failed(error)).into(),
             },
@@ -161,7 +173,7 @@ impl Firewall {
         order.rules.resolve(&addresses).map_err(failed)
     }
 
-    fn change(&self, tools: &Tools, wanted: &Wanted, mode: Mode, asking: Asking) -> Came {
+    fn change(&self, tools: &Tools, wanted: &Wanted, mode: Mode, request: RequestId) -> Came {
         let plan = match self.host.plan(&wanted.rules) {
             Ok(plan) => plan,
             Err(error) => return Err(failed(error)).into(),
@@ -182,14 +194,18 @@ impl Firewall {
             })
             .into();
         }
-        let id = match asking.id() {
+        let history = match self.host.history() {
+            Ok(history) => history,
+            Err(error) => return Err(failed(error)).into(),
+        };
+        let id = match next_id(request, &wanted.rules, &history) {
             Ok(id) => id,
             Err(error) => return Err(error).into(),
         };
         let said = json!({ "change": id.to_string() });
         match tools
             .runtime()
-            .block_on(self.confirmed(tools, wanted, id, asking.request))
+            .block_on(self.confirmed(tools, wanted, id, request))
         {
             Ok(Changed::Unchanged) => Ok(Performed {
                 change: Some(Change::Unchanged),

@@ -237,22 +237,22 @@ mod tests {
 
     #[test]
     fn what_is_said_of_groups_is_read() {
-        insta::assert_snapshot!(said("group allow web ingress tcp 80,443 --from group:lb"), @"");
-        insta::assert_snapshot!(said("group allow web egress udp 53 --to 192.0.2.53"), @"");
-        insta::assert_snapshot!(said("group deny web 3"), @"");
-        insta::assert_snapshot!(said("group rollback web --to 2"), @"");
-        insta::assert_snapshot!(said("vm group web-03 add web lb"), @"");
-        insta::assert_snapshot!(said("vm group web-03 remove web"), @"");
-        insta::assert_snapshot!(said("address-set show office"), @"");
+        insta::assert_snapshot!(said("group allow web ingress tcp 80,443 --from group:lb"), @"allow in web: ingress tcp 80,443 from group:lb");
+        insta::assert_snapshot!(said("group allow web egress udp 53 --to 192.0.2.53"), @"allow in web: egress udp 53 to 192.0.2.53/32");
+        insta::assert_snapshot!(said("group deny web 3"), @"take rule 3 of web away");
+        insta::assert_snapshot!(said("group rollback web --to 2"), @"make the group web as in version 2");
+        insta::assert_snapshot!(said("vm group web-03 add web lb"), @"put the machine web-03 in web, lb");
+        insta::assert_snapshot!(said("vm group web-03 remove web"), @"take the machine web-03 out of web");
+        insta::assert_snapshot!(said("address-set show office"), @"the address set office");
     }
 
     #[test]
     fn what_makes_no_sense_is_said() {
-        insta::assert_snapshot!(said("group allow web inside tcp 80"), @"");
-        insta::assert_snapshot!(said("group allow web ingress tcp 0"), @"");
-        insta::assert_snapshot!(said("group allow web ingress tcp 80 --to any"), @"");
-        insta::assert_snapshot!(said("group deny web first"), @"");
-        insta::assert_snapshot!(said("vm group web-03 put web"), @"");
-        insta::assert_snapshot!(said("group alow web"), @"");
+        insta::assert_snapshot!(said("group allow web inside tcp 80"), @"`ingress` or `egress` belongs behind the group: group allow GROUP ingress|egress TRAFFIC [--from WHO] [--to WHO] [--comment TEXT]");
+        insta::assert_snapshot!(said("group allow web ingress tcp 0"), @"`0` is not a port; ports are 1 to 65535, written like 80,443,8000-8999: group allow GROUP ingress|egress TRAFFIC [--from WHO] [--to WHO] [--comment TEXT]");
+        insta::assert_snapshot!(said("group allow web ingress tcp 80 --to any"), @"ingress comes from somebody: `--from`: group allow GROUP ingress|egress TRAFFIC [--from WHO] [--to WHO] [--comment TEXT]");
+        insta::assert_snapshot!(said("group deny web first"), @"a rule is said by its number: !group show: group deny GROUP RULE");
+        insta::assert_snapshot!(said("vm group web-03 put web"), @"`add` or `remove` belongs behind the machine: vm group VM add|remove GROUP...");
+        insta::assert_snapshot!(said("group alow web"), @"there is no command `group alow`; did you mean `group allow`?");
     }
 }

@@ -419,8 +419,8 @@ fn rule(
     };
     if let RuleBody::Match(what) = &body {
         let of = |peer: &HostPeer| match peer {
-            HostPeer::Prefix(prefix) => families([prefix]),
-            HostPeer::Set(set) => families(sets.get(set).into_iter().flatten()),
+            HostPeer::Prefix(prefix) => family(prefix),
+            HostPeer::Set(set) => families(sets.get(set)),
             // Known only when it is asked for.
             HostPeer::Role(_) => (true, true),
         };
@@ -484,14 +484,25 @@ fn peers(
     Ok(peers)
 }
 
-/// Whether there are IPv4 ones among them, and IPv6 ones.
-pub(super) fn families<'a>(prefixes: impl IntoIterator<Item = &'a IpNet>) -> (bool, bool) {
-    prefixes
-        .into_iter()
-        .fold((false, false), |(four, six), prefix| match prefix {
-            IpNet::V4(_) => (true, six),
-            IpNet::V6(_) => (four, true),
-        })
+/// Whether there are IPv4 ones among them, and IPv6 ones. Those of IPv4 are
+/// in front.
+pub(super) fn families(members: Option<&Members>) -> (bool, bool) {
+    let (first, last) = match members {
+        Some(members) => (members.first(), members.last()),
+        None => (None, None),
+    };
+    (
+        matches!(first, Some(IpNet::V4(_))),
+        matches!(last, Some(IpNet::V6(_))),
+    )
+}
+
+/// The one of a prefix.
+pub(super) fn family(prefix: &IpNet) -> (bool, bool) {
+    (
+        matches!(prefix, IpNet::V4(_)),
+        matches!(prefix, IpNet::V6(_)),
+    )
 }
 
 /// Whether every peer of a rule can be in a packet that the rule is about.

@@ -182,7 +182,7 @@ fn mistakes_say_how_it_is_written() {
     insta::assert_snapshot!(wrong("vm start"), @"the machine is missing: vm start VM");
     insta::assert_snapshot!(wrong("vm start web-03 web-04"), @"`web-04` is too much: vm start VM");
     insta::assert_snapshot!(wrong("vm start web-03 --prge"), @"vm start has no `--prge`; it is written `vm start VM`");
-    insta::assert_snapshot!(wrong("vm create web-03 --cpus 2 --memory 2GiB"), @"`--image` is missing: vm create NAME --image IMAGE --cpus N --memory SIZE [--disk SIZE] [--network NETWORK]... [--role ROLE]... [--label K=V]... [--account ACCOUNT] [--on PREDICATE] [--count N] [--ssh-key NAME]... [--configure SCENARIO [--param K=V]...] [--no-agent] [--dry-run]");
+    insta::assert_snapshot!(wrong("vm create web-03 --cpus 2 --memory 2GiB"), @"`--image` is missing: vm create NAME --image IMAGE --cpus N --memory SIZE [--disk SIZE] [--network NETWORK]... [--role ROLE]... [--label K=V]... [--group GROUP]... [--account ACCOUNT] [--on PREDICATE] [--count N] [--ssh-key NAME]... [--configure SCENARIO [--param K=V]...] [--no-agent] [--dry-run]");
     insta::assert_snapshot!(wrong("vm resize web-03 --memory much"), @"`--memory`: `much` is not a size; write it like 512MiB, 2GiB or 1TiB: vm resize VM [--cpus N] [--memory SIZE] [--disk SIZE]");
     insta::assert_snapshot!(wrong("vm create web-03 --user-data seed.yaml"), @"`--user-data` names a file, and what is in it has no place in a chat: type it in a shell: muster vm create ... --user-data FILE");
     insta::assert_snapshot!(wrong("vm exec web-03 uptime"), @"a ` -- ` belongs between machine and program: vm exec VM [--timeout TIME] -- COMMAND");
