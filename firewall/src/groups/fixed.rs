@@ -201,10 +201,11 @@ const CHAINS: &[FixedChain] = &[
     (
         Table::Bridge,
         "elsewhere",
-        // Behind br_netfilter's: what is bridged to a port that is none of
-        // ours goes through `inet postrouting`, too, where it looks like what
-        // the host sends.
-        Some("type filter hook forward priority 300; policy accept;"),
+        // What is bridged to a port that is none of ours goes through `inet
+        // forward` and `inet postrouting`, too, where it looks like what the
+        // host routes and sends. Before br_netfilter's own, at 0: the host's
+        // firewall knows by it what only crosses a bridge.
+        Some("type filter hook forward priority -100; policy accept;"),
         &[
             "oifname != \"mt*\" meta mark & 0xffff0000 == 0x00000000 ether type { ip, 0x86dd } meta mark set meta mark | 0x6d6e0000",
         ],

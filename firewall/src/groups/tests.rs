@@ -106,7 +106,7 @@ fn the_text_of_a_state() {
             type ifname;
           }
           chain elsewhere {
-            type filter hook forward priority 300; policy accept;
+            type filter hook forward priority -100; policy accept;
             oifname != "mt*" meta mark & 0xffff0000 == 0x00000000 ether type { ip, 0x86dd } meta mark set meta mark | 0x6d6e0000 comment "elsewhere 1 f2d4b5d3e678"
           }
           chain forward {

@@ -169,6 +169,11 @@ fn chain(text: &mut String, rules: &Resolved, direction: HostDirection, names: &
         2,
         &format!("type filter hook {direction} priority filter; policy {policy};"),
     );
+    if direction == HostDirection::Forward {
+        for rule in BRIDGED {
+            line(text, 2, rule);
+        }
+    }
     for fixed in Fixed::ALL {
         if !rules.rules().without().contains(fixed) {
             for rule in fixed_lines(*fixed, direction) {
@@ -187,6 +192,11 @@ fn chain(text: &mut String, rules: &Resolved, direction: HostDirection, names: &
     line(text, 1, "}");
 }
 
+/// What only crosses a bridge is no business of the node's own rules, though
+/// br_netfilter shows it to them: security groups have judged it for a machine
+/// (0x6d6b), or it goes to a port that is no machine's (0x6d6e). They mark it so
+/// that it can be told from what the node routes.
+const BRIDGED: &[&str] = &["meta mark & 0xffff0000 == { 0x6d6b0000, 0x6d6e0000 } accept"];
 const ERRORS: &[&str] = &[
     "icmp type { destination-unreachable, time-exceeded, parameter-problem } accept",
     "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept",

@@ -120,6 +120,7 @@ fn rules_are_the_text_that_nft_takes() {
     	}
     	chain forward {
     		type filter hook forward priority filter; policy drop;
+    		meta mark & 0xffff0000 == { 0x6d6b0000, 0x6d6e0000 } accept
     		ct state established,related accept
     		icmp type { destination-unreachable, time-exceeded, parameter-problem } accept
     		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
@@ -166,6 +167,7 @@ fn without_any_rules_what_a_machine_needs_is_there() {
     	}
     	chain forward {
     		type filter hook forward priority filter; policy accept;
+    		meta mark & 0xffff0000 == { 0x6d6b0000, 0x6d6e0000 } accept
     		ct state established,related accept
     		icmp type { destination-unreachable, time-exceeded, parameter-problem } accept
     		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
@@ -183,6 +185,7 @@ fn without_any_rules_what_a_machine_needs_is_there() {
     	}
     	chain forward {
     		type filter hook forward priority filter; policy accept;
+    		meta mark & 0xffff0000 == { 0x6d6b0000, 0x6d6e0000 } accept
     	}
     }
     ");

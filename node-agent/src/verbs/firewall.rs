@@ -1,17 +1,16 @@
 //! `muster-agent firewall-guard` and `muster-agent firewall-restore`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use muster_nft::groups::{ForceError, boot};
-use muster_nft::host::{Restored, Setting, guard, restore};
+use muster_nft::host::{Restored, Setting, guard};
 use muster_nft::nft::Nft;
+use muster_nft::{Booted, Guests, boot};
 use tracing::{info, warn};
 
 use crate::cli::Failure;
 use crate::config::{BOOT_ID, Config, DEFAULT_STATE};
 use crate::host::{groups, program};
 use crate::logging::{self, LogFormat};
-use crate::state::{StateDir, StateError};
 
 /// Where the host firewall's changes are kept, in the state directory.
 pub const HOST_DIR: &str = "firewall/host";
@@ -76,7 +75,8 @@ pub struct RestoreArgs {
 
 /// Before the network of a machine that starts, and before its agent: a
 /// change that nobody confirmed is taken back, and the confirmed rules are
-/// put in force; machines hear and say nothing but what their groups allow.
+/// put in force; machines say and hear what their groups allow, and nothing
+/// else.
 ///
 /// # Errors
 /// [`Failure`].
@@ -97,31 +97,23 @@ pub fn restore_all(args: &RestoreArgs) -> Result<(), Failure> {
         program: program::own_path().map_err(|e| fail(&e))?,
         boot_id: args.boot_id.clone(),
     };
-    let host = restore(&setting).map(|restored| told(&restored));
-    // One that cannot be put in force is no reason to leave the other one out.
-    let groups = restore_groups(&state, &args.nft);
-    host.map_err(|e| fail(&e))?;
-    groups.map_err(|e| fail(&e))
+    let booted = boot(&setting, &state.join(groups::DIRECTORY));
+    told(&booted);
+    booted.failed().map_or(Ok(()), |failed| Err(fail(&failed)))
 }
 
-/// What machines may say and hear, as it was last held. An agent that runs
-/// looks after that itself.
-fn restore_groups(state: &Path, nft: &Path) -> Result<(), ForceError> {
-    let dir = state.join(groups::DIRECTORY);
-    if !dir.is_dir() {
-        return Ok(());
+fn told(booted: &Booted) {
+    if let Ok(restored) = &booted.host {
+        host_told(restored);
     }
-    let lock = StateDir::open(state).and_then(|state| state.lock());
-    if matches!(lock, Err(StateError::Locked { .. })) {
-        info!("security groups are left to the agent that runs");
-        return Ok(());
+    match booted.groups {
+        Ok(Guests::Closed) => info!("the security groups that were last held are in force"),
+        Ok(Guests::Busy) => info!("the security groups are left to the agent that runs"),
+        Ok(Guests::None) | Err(_) => {}
     }
-    boot(&dir, nft)?;
-    info!("the security groups that were last held are in force");
-    Ok(())
 }
 
-fn told(restored: &Restored) {
+fn host_told(restored: &Restored) {
     if let Some((change, ended)) = &restored.rolled_back {
         warn!(%change, "a change of the host firewall was not confirmed: {ended}");
     }

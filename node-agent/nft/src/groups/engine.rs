@@ -37,6 +37,13 @@ const SECOND_LOOK: Duration = Duration::from_millis(300);
 const WITHDRAWN_AGAIN: Duration = Duration::from_secs(10);
 /// What is listed is written down when nothing changes for so long.
 const QUIET: Duration = Duration::from_secs(1);
+/// What could not be put in force is tried again before its time when somebody
+/// changes rules meanwhile or takes ours away, but not more often than this.
+const DISTURBED: Duration = Duration::from_secs(1);
+/// Where nothing was ever held, so often it is seen whether this machine can
+/// have groups, with that long between: a machine that starts is slow.
+const CHANCES: u32 = 3;
+const BETWEEN: Duration = Duration::from_secs(1);
 
 /// Why what is held is not in force.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +71,24 @@ struct Listed {
     digest: String,
 }
 
+/// Connections that are to be looked at.
+#[derive(Debug)]
+struct Looking {
+    /// Whose.
+    concern: Concern,
+    /// Whether they were looked at once.
+    is_second: bool,
+    /// Not before.
+    due: Instant,
+    /// It failed: so long it was waited for the next time.
+    wait: Option<Duration>,
+}
+
+/// How long is waited after one more failure.
+fn longer(wait: Option<Duration>) -> Duration {
+    wait.map_or(AGAIN[0], |wait| (wait * 2).min(AGAIN[1]))
+}
+
 #[derive(Debug)]
 pub(crate) struct Engine {
     dir: PathBuf,
@@ -78,9 +103,10 @@ pub(crate) struct Engine {
     news: bool,
     /// When to try again, and how long to wait after that.
     again: Option<(Instant, Duration)>,
-    /// Whose connections are to be looked at, and when they were for the
-    /// first time.
-    concern: Option<(Concern, Option<Instant>)>,
+    /// When that failed last, and the generation of the rules after it.
+    failed: Option<(Instant, u32)>,
+    /// Whose connections are to be looked at.
+    concern: Option<Looking>,
     /// What the file of it says.
     listed: Option<Listed>,
     /// When the tables were changed last.
@@ -94,8 +120,21 @@ impl Engine {
     /// held, if it is not already.
     pub(crate) fn start(setting: &Setting) -> Result<Self, Unable> {
         let nft = Nft::new(&setting.nft).within(setting.nft_within);
-        able(&nft)?;
+        let was_held = Log::is_there(&setting.dir);
+        let chances = if was_held { 1 } else { CHANCES };
+        let unable = able_in(&nft, chances).err();
+        let unable = match unable {
+            Some(e) if !was_held => return Err(e),
+            unable => unable,
+        };
         let mut engine = Self::begin(&setting.dir, nft)?;
+        if let Some(e) = unable {
+            if engine.state.held.is_none() {
+                return Err(e);
+            }
+            // Tables are there that have to be looked after.
+            warn!("security groups are held here and looked after, though: {e}");
+        }
         if let Err(e) = engine.first() {
             engine.fail(&e);
         }
@@ -118,12 +157,20 @@ impl Engine {
 
     /// Reads what is held. Nothing is put in force.
     fn begin(dir: &Path, nft: Nft) -> Result<Self, LogError> {
-        let (log, found) = Log::open(dir)?;
+        let (mut log, found) = Log::open(dir)?;
         let state = match found {
-            Found::Records(all) => State::read(all).unwrap_or_else(|e| {
-                warn!("what was held of groups cannot be used, it is asked for anew: {e}");
-                State::default()
-            }),
+            Found::Records(all) => match State::read(all) {
+                Ok(state) => state,
+                Err(e) => {
+                    // What is appended to it could not be used either.
+                    let aside = log.put_aside()?;
+                    let aside = aside.display();
+                    warn!(
+                        "what was held of groups cannot be used ({e}) and now is {aside}; it is asked for anew"
+                    );
+                    State::default()
+                }
+            },
             Found::Damaged { aside } => {
                 let aside = aside.display();
                 warn!("what was held of groups is damaged and now {aside}; it is asked for anew");
@@ -140,6 +187,7 @@ impl Engine {
             repaired: Vec::new(),
             news: false,
             again: None,
+            failed: None,
             concern: None,
             listed: read_listed(&dir.join(LISTED)),
             changed: Instant::now(),
@@ -305,13 +353,24 @@ impl Engine {
         let is_own = matches!(error, ForceError::Log(_) | ForceError::Refused(_));
         let now = Instant::now();
         // What was not even written down is said again by who said it.
-        if is_own || self.again.is_some_and(|(when, _)| when > now) {
+        if is_own {
             return;
         }
-        let wait = self
-            .again
-            .map_or(AGAIN[0], |(_, wait)| (wait * 2).min(AGAIN[1]));
+        self.failed = generation().ok().map(|generation| (now, generation));
+        if self.again.is_some_and(|(when, _)| when > now) {
+            return;
+        }
+        let wait = longer(self.again.map(|(_, wait)| wait));
         self.again = Some((now + wait, wait));
+    }
+
+    /// Whether somebody has changed rules, his own or ours, since ours could
+    /// not be put in force.
+    fn is_disturbed(&self) -> Result<bool, ForceError> {
+        let Some((_, then)) = self.failed.filter(|(when, _)| when.elapsed() >= DISTURBED) else {
+            return Ok(false);
+        };
+        Ok(generation().is_ok_and(|now| now != then) || !self.tables.are_there()?)
     }
 
     fn switches(&mut self) -> Result<(), ForceError> {
@@ -362,7 +421,7 @@ impl Engine {
     fn watch(&mut self) -> Result<(), ForceError> {
         self.switches()?;
         match self.again {
-            Some((when, _)) if Instant::now() < when => return Ok(()),
+            Some((when, _)) if Instant::now() < when && !self.is_disturbed()? => return Ok(()),
             Some(_) => self.replace()?,
             None => {}
         }
@@ -395,28 +454,42 @@ impl Engine {
         if concern.is_nobody() {
             return;
         }
-        let (mut all, _) = self.concern.take().unwrap_or_default();
+        let before = self.concern.take();
+        let wait = before.as_ref().and_then(|looking| looking.wait);
+        let mut all = before.map(|looking| looking.concern).unwrap_or_default();
         all.join(concern);
-        self.concern = Some((all, None));
+        self.concern = Some(Looking {
+            concern: all,
+            is_second: false,
+            due: Instant::now(),
+            wait,
+        });
     }
 
-    /// Whether connections are still to be looked at.
+    /// Whether connections are to be looked at in a moment.
     pub(crate) fn is_busy(&self) -> bool {
-        self.concern.is_some()
+        let looking = self.concern.as_ref();
+        looking.is_some_and(|looking| looking.wait.is_none())
     }
 
     /// Ends connections that are not allowed any more.
     pub(crate) fn flows(&mut self) {
-        let (Some((concern, first)), Some(held)) = (&mut self.concern, &self.state.held) else {
+        self.flows_by(Instant::now(), Concern::see_to);
+    }
+
+    fn flows_by(
+        &mut self,
+        now: Instant,
+        see_to: impl FnOnce(&Concern, &Holding) -> io::Result<Ended>,
+    ) {
+        let (Some(looking), Some(held)) = (&mut self.concern, &self.state.held) else {
             return;
         };
-        let now = Instant::now();
-        if first.is_some_and(|first| now < first + SECOND_LOOK) {
+        if now < looking.due {
             return;
         }
-        let holding = &held.holding;
         self.looked = now;
-        match concern.see_to(holding) {
+        match see_to(&looking.concern, &held.holding) {
             Ok(ended) => {
                 if ended != Ended::default() {
                     info!(
@@ -424,13 +497,20 @@ impl Engine {
                         ended.withdrawn, ended.resumed, ended.forgotten
                     );
                 }
-                match first {
-                    Some(_) => self.concern = None,
-                    None => *first = Some(now),
+                if looking.is_second {
+                    self.concern = None;
+                } else {
+                    looking.is_second = true;
+                    looking.due = now + SECOND_LOOK;
+                    looking.wait = None;
                 }
             }
-            // They are looked at again at the next tick.
-            Err(e) => warn!("connections that are not allowed any more may go on: {e}"),
+            Err(e) => {
+                let wait = longer(looking.wait);
+                looking.wait = Some(wait);
+                looking.due = now + wait;
+                warn!("connections that are not allowed any more may go on: {e}");
+            }
         }
     }
 
@@ -454,7 +534,7 @@ impl Engine {
         if self
             .concern
             .as_ref()
-            .is_none_or(|(_, first)| first.is_some())
+            .is_none_or(|looking| looking.is_second)
         {
             self.remember();
         }
@@ -485,6 +565,25 @@ impl Engine {
     }
 }
 
+/// The generation of the kernel's rules.
+fn generation() -> io::Result<u32> {
+    Kernel::open()?.generation()
+}
+
+/// Whether all that is needed is there; asked again where `nft` was only slow.
+fn able_in(nft: &Nft, chances: u32) -> Result<(), Unable> {
+    for _ in 1..chances {
+        match able(nft) {
+            Err(Unable::Nft(e @ (NftError::Hangs { .. } | NftError::Start { .. }))) => {
+                warn!("it is seen again whether there can be security groups: {e}");
+                std::thread::sleep(BETWEEN);
+            }
+            done => return done,
+        }
+    }
+    able(nft)
+}
+
 /// Whether all that is needed is there: said once, before anything is done.
 fn able(nft: &Nft) -> Result<(), Unable> {
     sysctl::load();
@@ -510,3 +609,6 @@ fn write_listed(dir: &Path, listed: &Listed) -> io::Result<()> {
     fs::write(&new, serde_json::to_string(listed)?)?;
     fs::rename(new, dir.join(LISTED))
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use muster_protocol::firewall::{GroupsMark, GroupsUpdate, Holding};
 use muster_protocol::names::TapName;
@@ -20,6 +22,10 @@ const DAMAGED: &str = "groups.log.damaged";
 const LOCK: &str = "groups.lock";
 /// Below this size it is not worth writing anew.
 const SMALL: u64 = 1 << 20;
+/// The lock may be held a moment longer than its owner is there: by a program
+/// that he was just starting.
+const LOCK_WITHIN: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// One line of it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -85,10 +91,20 @@ pub(crate) struct Log {
     length: u64,
     /// Its length when it was written anew.
     first: u64,
+    /// Whether the directory is to be synced before anything is relied on: the
+    /// file was renamed, and that may not be on disk.
+    is_loose: bool,
+    /// Has the directory's own entries on disk.
+    sync: fn(&Path) -> io::Result<()>,
     _lock: File,
 }
 
 impl Log {
+    /// Whether there is one.
+    pub(crate) fn is_there(dir: &Path) -> bool {
+        dir.join(NAME).exists()
+    }
+
     /// Opens it, or begins it. An end that was not written whole is cut off.
     pub(crate) fn open(dir: &Path) -> Result<(Self, Found), LogError> {
         let at = |path: PathBuf| move |source| LogError::File { path, source };
@@ -116,6 +132,8 @@ impl Log {
             file,
             length: u64::try_from(good).unwrap_or(u64::MAX),
             first: 0,
+            is_loose: true,
+            sync,
             _lock: lock,
         };
         log.begin().map_err(at(path))?;
@@ -137,7 +155,32 @@ impl Log {
         self.file.seek(SeekFrom::Start(self.length))?;
         self.file.sync_all()?;
         self.first = header;
-        sync(&self.dir)
+        self.tie()
+    }
+
+    /// Sees that the file is found under its name when the machine goes down.
+    fn tie(&mut self) -> io::Result<()> {
+        if self.is_loose {
+            (self.sync)(&self.dir)?;
+            self.is_loose = false;
+        }
+        Ok(())
+    }
+
+    /// Puts what is there aside, because it cannot be used, and begins anew;
+    /// where it is now.
+    pub(crate) fn put_aside(&mut self) -> Result<PathBuf, LogError> {
+        let (path, aside) = (self.dir.join(NAME), self.dir.join(DAMAGED));
+        let mut anew = || -> io::Result<()> {
+            fs::rename(&path, &aside)?;
+            self.file = open(&path)?;
+            self.length = 0;
+            self.is_loose = true;
+            self.begin()
+        };
+        let done = anew();
+        done.map_err(self.fail())?;
+        Ok(aside)
     }
 
     fn fail(&self) -> impl Fn(io::Error) -> LogError {
@@ -151,6 +194,7 @@ impl Log {
     /// Appends a record: it is on disk afterwards, or nothing of it is.
     pub(crate) fn append(&mut self, record: &Record) -> Result<(), LogError> {
         let line = line(record)?;
+        self.tie().map_err(self.fail())?;
         let done = self
             .file
             .write_all(&line)
@@ -182,13 +226,14 @@ impl Log {
             file.write_all(&line)?;
             file.sync_all()?;
             fs::rename(&new, &path)?;
-            sync(&self.dir)?;
             Ok(file)
         };
+        // From here on it is the file of that name, whatever fails then.
         self.file = write().map_err(self.fail())?;
         self.length = u64::try_from(HEADER.len() + line.len()).unwrap_or(0);
         self.first = self.length;
-        Ok(())
+        self.is_loose = true;
+        self.tie().map_err(self.fail())
     }
 }
 
@@ -208,12 +253,18 @@ fn lock(path: &Path) -> Result<File, LogError> {
         source,
     };
     let file = open(path).map_err(fail)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(LogError::Locked {
-            path: path.to_owned(),
-        }),
-        Err(TryLockError::Error(source)) => Err(fail(source)),
+    let until = Instant::now() + LOCK_WITHIN;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => sleep(LOOK_EVERY),
+            Err(TryLockError::WouldBlock) => {
+                return Err(LogError::Locked {
+                    path: path.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(fail(source)),
+        }
     }
 }
 
@@ -403,5 +454,20 @@ mod tests {
         drop(log);
         assert_eq!(found(dir.path()).1, [held, update(1)]);
         assert_eq!(checksum(b"123456789"), 0xcbf4_3926);
+    }
+
+    #[test]
+    fn what_comes_after_a_half_done_replacement_is_not_lost() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut log, _) = found(dir.path());
+        log.append(&update(1)).expect("appends");
+        log.sync = |_| Err(io::ErrorKind::StorageFull.into());
+        // The new file has its name; whether that is on disk is not known.
+        log.replace(&update(2)).expect_err("not synced");
+        log.append(&update(3)).expect_err("it may be lost");
+        log.sync = sync;
+        log.append(&update(4)).expect("appends");
+        drop(log);
+        assert_eq!(found(dir.path()).1, [update(2), update(4)]);
     }
 }

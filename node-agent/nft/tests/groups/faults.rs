@@ -7,13 +7,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use muster_nft::groups::{Setting, Unable, boot};
-use muster_nft::nft::NftError;
+use muster_nft::host::Setting as Host;
+use muster_nft::nft::{Nft, NftError};
+use muster_nft::{Guests, boot as boot_all};
 
 use crate::space::{Space, is_possible};
 use crate::world::{Engine, generation, mark, web};
 
 /// An `nft` that does what the file `mode` beside it says: `well`, `fail`,
-/// `hang` (when it is to change rules).
+/// `hang` (when it is to change rules), `slow` (the first two times), `never`.
 struct Fake(PathBuf);
 
 impl Fake {
@@ -25,6 +27,8 @@ case "$1 $(cat "${0%/*}/mode")" in
 "-f die") kill -9 $$;;
 "-f after") nft "$@"; kill -9 $$;;
 "-f hang") sleep 1000;;
+*" slow") echo >> "$0.slow"; [ "$(wc -l < "$0.slow")" -gt 2 ] || sleep 1000; exec nft "$@";;
+*" never") sleep 1000;;
 *) exec nft "$@";;
 esac
 "#;
@@ -115,6 +119,44 @@ fn without_a_working_nft_there_are_no_groups() {
     // Nobody else may hold them at once.
     let second = Engine::with(&space, fake.setting(dir.path())).map(drop);
     assert!(matches!(second.expect_err("locked"), Unable::Log(_)));
+    engine.end();
+}
+
+#[test]
+fn a_slow_start_is_no_reason_to_be_without_groups() {
+    if !is_possible("a_slow_start_is_no_reason_to_be_without_groups") {
+        return;
+    }
+    let (space, dir) = (
+        Space::hypervisor(),
+        tempfile::tempdir().expect("a directory"),
+    );
+    let fake = Fake::new(dir.path());
+    // Where nothing is held it is tried a few times, and then given up.
+    fake.does("never");
+    let unable = Engine::with(&space, fake.setting(dir.path())).map(drop);
+    let unable = unable.expect_err("it never works");
+    assert!(
+        matches!(unable, Unable::Nft(NftError::Hangs { .. })),
+        "{unable}"
+    );
+    fake.does("slow");
+    let mut engine = Engine::with(&space, fake.setting(dir.path())).expect("starts");
+    fake.does("well");
+    let answer = engine.hold(&web(&["10.7.0.2/32"]));
+    assert_eq!(answer.in_force, Some(mark(1)));
+    engine.end();
+    // What is held is looked after as soon as it can be.
+    space.nft(&["flush ruleset"]);
+    fake.does("never");
+    let engine = Engine::with(&space, fake.setting(dir.path())).expect("looks after them");
+    let answer = engine.groups.answers().borrow().clone();
+    assert_eq!((answer.held, answer.in_force), (Some(mark(1)), None));
+    assert!(answer.problem.is_some());
+    fake.does("well");
+    let answer = engine.until(|answer| answer.in_force == answer.held);
+    assert_eq!(answer.problem, None);
+    assert!(set(&space).contains("10.7.0.2"));
     engine.end();
 }
 
@@ -311,4 +353,41 @@ fn the_boot_has_a_bare_table_or_what_was_held() {
         .map(drop);
     insta::assert_snapshot!(none.expect_err("no nft"), @"there is no program /nonexistent/nft to set rules with; install nftables, or name another in the agent's configuration");
     drop(one);
+}
+
+#[test]
+fn the_boot_closes_the_machines_whatever_the_host_firewall_does() {
+    if !is_possible("the_boot_closes_the_machines_whatever_the_host_firewall_does") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let (held, of_host) = (dir.path().join("groups"), dir.path().join("host"));
+    let first = Space::hypervisor();
+    let mut engine = Engine::start(&first, &held);
+    engine.hold(&web(&["10.7.0.2/32"]));
+    let rules = first.nft(&["list", "ruleset"]);
+    let host = Host::new(of_host.clone(), Nft::new("nft"), dir.path().join("agent"));
+    // An agent that runs is left alone.
+    let booted = first.here(|| boot_all(&host, &held));
+    assert!(matches!(booted.groups, Ok(Guests::Busy)), "{booted:?}");
+    assert_eq!(booted.failed(), None);
+    assert_eq!(first.nft(&["list", "ruleset"]), rules);
+    engine.end();
+    // The host firewall's directory cannot be read.
+    fs::create_dir(&of_host).expect("made");
+    fs::write(of_host.join("lock"), "").expect("written");
+    fs::write(of_host.join("confirmed.json"), "no").expect("written");
+    let next = Space::hypervisor();
+    let booted = next.here(|| boot_all(&host, &held));
+    assert!(matches!(booted.groups, Ok(Guests::Closed)), "{booted:?}");
+    let failed = booted.failed().expect("a damaged file");
+    assert!(failed.contains("confirmed.json is damaged"), "{failed}");
+    assert_eq!(next.nft(&["list", "ruleset"]), rules);
+    // Where no groups were ever held, the host firewall's word is the last.
+    let none = Space::hypervisor();
+    fs::remove_file(of_host.join("confirmed.json")).expect("removed");
+    let booted = none.here(|| boot_all(&host, &dir.path().join("none")));
+    assert!(matches!(booted.groups, Ok(Guests::None)), "{booted:?}");
+    assert_eq!(booted.failed(), None);
+    assert_eq!(none.nft(&["list", "ruleset"]), "");
 }

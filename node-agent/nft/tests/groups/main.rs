@@ -8,6 +8,7 @@
 
 mod connections;
 mod faults;
+mod host;
 mod sequences;
 mod space;
 mod updates;

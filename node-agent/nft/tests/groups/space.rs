@@ -43,6 +43,10 @@ impl Space {
         space
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.0
+    }
+
     /// One with a bridge `br0`.
     pub(crate) fn hypervisor() -> Self {
         let space = Self::new("hv");

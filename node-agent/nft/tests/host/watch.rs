@@ -82,6 +82,7 @@ fn what_somebody_changes_is_put_right_and_told() {
 
     - chain forward
     - chain forward: type filter hook forward priority filter; policy accept;
+    - chain forward: meta mark & 0xffff0000 == { 0x6d6b0000, 0x6d6e0000 } accept
     - chain forward: ct state established,related accept
     - chain forward: icmp type { destination-unreachable, time-exceeded, parameter-problem } accept
     - chain forward: icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
