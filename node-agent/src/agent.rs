@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_nft::host::{self, HostFirewall};
-use muster_nft::nft::Nft;
+use muster_nft::nft::{self, Nft};
 use muster_protocol::ids::InstanceId;
 use muster_protocol::seal::OpenKey;
 use tokio::sync::{mpsc, watch};
@@ -342,7 +342,7 @@ async fn open_firewall(config: &mut Config) -> Option<HostFirewall> {
             return None;
         }
     };
-    let mut setting = host::Setting::new(dir, Nft::new(nft()), program);
+    let mut setting = host::Setting::new(dir, Nft::new(nft::find()), program);
     setting.boot_id.clone_from(&config.boot_id);
     let opened = tokio::task::spawn_blocking(move || {
         let restored = host::restore(&setting);
@@ -390,17 +390,7 @@ async fn open_groups(
     if !config.capabilities.vm || !config.capabilities.firewall {
         return None;
     }
-    groups::open(&config.state, &nft(), helpers.clone()).await
-}
-
-/// Where `nft` is: it is seldom on the path of a service.
-fn nft() -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .map(|dir| dir.join("nft"))
-        .find(|file| file.is_file())
-        .unwrap_or_else(|| PathBuf::from("/usr/sbin/nft"))
+    groups::open(&config.state, &nft::find(), helpers.clone()).await
 }
 
 /// The machines of this node, for scenarios and for the broker.

@@ -75,6 +75,13 @@ pub fn render_with(rules: &Resolved, counters: &Counters) -> String {
     for (name, members) in rules.roles() {
         sets(&mut text, &format!("role-{name}"), members);
     }
+    for (rule, name) in rules.rules().rules().iter().zip(&names) {
+        if let RuleBody::Match(what) = &rule.body
+            && is_apart(what)
+        {
+            apart(&mut text, what, name);
+        }
+    }
     for direction in HostDirection::ALL {
         chain(&mut text, rules, *direction, &names);
     }
@@ -232,6 +239,17 @@ fn fixed_lines(fixed: Fixed, direction: HostDirection) -> &'static [&'static str
 fn matching(text: &mut String, rules: &Resolved, what: &HostMatch, name: &str) {
     let traffic = traffic(&what.traffic);
     let mut write = |place: &str| {
+        if is_apart(what) {
+            let parts = [place, &traffic.text].into_iter();
+            let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+            let about = spaced(&parts.join(" "));
+            line(
+                text,
+                2,
+                &format!("{about}limit name \"{name}\" goto {}", apart_name(name)),
+            );
+            return;
+        }
         for (only, verdict) in verdicts(what) {
             let parts = [place, &traffic.text, only];
             let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
@@ -256,24 +274,54 @@ fn matching(text: &mut String, rules: &Resolved, what: &HostMatch, name: &str) {
     }
 }
 
-/// The lines for one kind of packets; a line of its own for the log, where
-/// that has another rate than the rule.
-fn rule(text: &mut String, about: &str, what: &HostMatch, name: &str, verdict: &str) {
-    let about = match about.is_empty() {
+/// Whether what becomes of its packets is in a chain of its own: of as many as
+/// its rate lets through, not all are to be lines of the log.
+fn is_apart(what: &HostMatch) -> bool {
+    what.rate.is_some() && what.log.is_some()
+}
+
+fn apart_name(name: &str) -> String {
+    format!("log-{name}")
+}
+
+fn apart(text: &mut String, what: &HostMatch, name: &str) {
+    line(text, 1, &format!("chain {} {{", apart_name(name)));
+    log(text, "", what);
+    for (only, verdict) in verdicts(what) {
+        let only = spaced(only);
+        line(text, 2, &format!("{only}counter name \"{name}\" {verdict}"));
+    }
+    line(text, 1, "}");
+}
+
+/// With a space behind, if there is something.
+fn spaced(about: &str) -> String {
+    match about.is_empty() {
         true => String::new(),
         false => format!("{about} "),
+    }
+}
+
+/// The line for the log, which has a rate of its own.
+fn log(text: &mut String, about: &str, what: &HostMatch) {
+    if let Some(log) = &what.log {
+        line(text, 2, &format!("{about}{LOG_RATE} log prefix \"{log}\""));
+    }
+}
+
+/// The lines for one kind of packets.
+fn rule(text: &mut String, about: &str, what: &HostMatch, name: &str, verdict: &str) {
+    let about = spaced(about);
+    let rate = match what.rate {
+        Some(_) => format!("limit name \"{name}\" "),
+        None => String::new(),
     };
-    let log = what.log.as_ref();
-    let log = log.map_or(String::new(), |log| format!("log prefix \"{log}\" "));
-    let end = format!("counter name \"{name}\" {verdict}");
-    if what.rate.is_some() {
-        line(text, 2, &format!("{about}limit name \"{name}\" {log}{end}"));
-        return;
-    }
-    if !log.is_empty() {
-        line(text, 2, &format!("{about}{LOG_RATE} {}", log.trim_end()));
-    }
-    line(text, 2, &format!("{about}{end}"));
+    log(text, &about, what);
+    line(
+        text,
+        2,
+        &format!("{about}{rate}counter name \"{name}\" {verdict}"),
+    );
 }
 
 /// What the addresses of one side must be, one way after the other; once

@@ -78,6 +78,10 @@ fn rules_are_the_text_that_nft_takes() {
     		flags interval
     		elements = { 198.51.100.0/28 }
     	}
+    	chain log-r6c60c02557c1995c {
+    		limit rate 10/second burst 20 packets log prefix "ping "
+    		counter name "r6c60c02557c1995c" accept
+    	}
     	chain input {
     		type filter hook input priority filter; policy drop;
     		iifname "lo" accept
@@ -95,7 +99,7 @@ fn rules_are_the_text_that_nft_takes() {
     		ip6 saddr @role-bastion-v6 tcp dport 22 counter name "r7d39f6e08ea51d4b" accept
     		ip6 saddr @set-office-v6 tcp dport 22 counter name "r7d39f6e08ea51d4b" accept
     		tcp dport { 80, 443, 8000-8080 } limit name "rb9263d75afe2b867" counter name "rb9263d75afe2b867" accept
-    		meta nfproto ipv4 meta l4proto icmp icmp type 8 limit name "r6c60c02557c1995c" log prefix "ping " counter name "r6c60c02557c1995c" accept
+    		meta nfproto ipv4 meta l4proto icmp icmp type 8 limit name "r6c60c02557c1995c" goto log-r6c60c02557c1995c
     		meta nfproto ipv6 meta l4proto ipv6-icmp icmpv6 type 3 icmpv6 code 4 counter name "r96209a1da12eb2f4" accept
     		ip saddr @role-four-only-v4 meta nfproto ipv4 meta l4proto udp counter name "r4be8b42fd078fd27" accept
     		meta nfproto ipv4 udp dport 53 counter name "ra21171f23b6c191b" accept

@@ -1,6 +1,7 @@
 //! `nft`, as a program: told by text, killed when it takes too long, and never
 //! believed further than its exit status.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -15,6 +16,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 /// How long one call may take.
 pub const WITHIN: Duration = Duration::from_secs(20);
+/// How long one that was killed may take to be gone.
+const KILLED_WITHIN: Duration = Duration::from_secs(1);
 /// What it may write at most; more is a fault of it.
 const MOST_OUTPUT: u64 = 256 << 20;
 /// What is told of its complaints.
@@ -28,7 +31,7 @@ const LOOK: [Duration; 2] = [Duration::from_micros(200), Duration::from_millis(5
 pub enum NftError {
     /// It is not there.
     #[error(
-        "there is no program {program} to set rules with; install nftables, or name another in the agent's configuration"
+        "there is no program {program} to set rules with; install nftables: it is looked for along PATH, and in /usr/sbin and /sbin"
     )]
     Missing {
         /// The program.
@@ -72,6 +75,22 @@ pub enum NftError {
     },
 }
 
+/// Where `nft` is: it is seldom on the path of a service, and always looked
+/// for in the same places.
+#[must_use]
+pub fn find() -> PathBuf {
+    find_in(&std::env::var_os("PATH").unwrap_or_default())
+}
+
+fn find_in(path: &OsStr) -> PathBuf {
+    std::env::split_paths(path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .filter(|dir| dir.is_absolute())
+        .map(|dir| dir.join("nft"))
+        .find(|file| file.is_file())
+        .unwrap_or_else(|| PathBuf::from("/usr/sbin/nft"))
+}
+
 /// Where `nft` is, and how long it may take.
 #[derive(Clone, Debug)]
 pub struct Nft {
@@ -92,6 +111,13 @@ impl Nft {
     /// With another limit of its time.
     #[must_use]
     pub fn within(self, within: Duration) -> Self {
+        Self { within, ..self }
+    }
+
+    /// With no more of its time than this.
+    #[must_use]
+    pub fn at_most(self, within: Duration) -> Self {
+        let within = within.min(self.within);
         Self { within, ..self }
     }
 
@@ -199,7 +225,7 @@ impl Nft {
                 length.is_ok_and(|length| length > MOST_OUTPUT)
             });
             if since >= self.within || large {
-                kill(&mut child);
+                kill(child);
                 return Err(match large {
                     true => fail(io::ErrorKind::FileTooLarge.into()),
                     false => NftError::Hangs {
@@ -221,13 +247,21 @@ impl Nft {
 }
 
 /// Kills it and what it has started.
-fn kill(child: &mut Child) {
+fn kill(mut child: Child) {
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         // Gone already is as well.
         let _ = kill_process_group(group, Signal::KILL);
     }
     let _ = child.kill();
-    let _ = child.wait();
+    let until = Instant::now() + KILLED_WITHIN;
+    while matches!(child.try_wait(), Ok(None)) {
+        if Instant::now() >= until {
+            // The kernel keeps it, for whatever reason; nobody else waits.
+            thread::spawn(move || child.wait());
+            return;
+        }
+        thread::sleep(LOOK[1]);
+    }
 }
 
 fn memory() -> io::Result<File> {
@@ -295,10 +329,22 @@ mod tests {
     }
 
     #[test]
+    fn it_is_found_in_one_way() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let other = tempfile::tempdir().expect("a directory");
+        program(other.path(), "exit 0");
+        let both = std::env::join_paths([Path::new("."), dir.path(), other.path()]);
+        let found = find_in(&both.expect("a path"));
+        assert_eq!(found, other.path().join("nft"));
+        // Whatever the path is, where it is installed is looked, too.
+        assert!(find_in(dir.path().as_os_str()).ends_with("sbin/nft"));
+    }
+
+    #[test]
     fn one_that_is_not_there_or_hangs_is_an_error() {
         let dir = tempfile::tempdir().expect("a directory");
         let missing = Nft::new(dir.path().join("none")).apply("");
-        insta::assert_snapshot!(said(dir.path(), &missing.expect_err("missing")), @"there is no program DIR/none to set rules with; install nftables, or name another in the agent's configuration");
+        insta::assert_snapshot!(said(dir.path(), &missing.expect_err("missing")), @"there is no program DIR/none to set rules with; install nftables: it is looked for along PATH, and in /usr/sbin and /sbin");
         fs::write(dir.path().join("text"), "x").expect("write");
         let text = Nft::new(dir.path().join("text")).apply("");
         assert!(matches!(text, Err(NftError::Start { .. })));

@@ -3,19 +3,17 @@
 use std::path::PathBuf;
 
 use muster_nft::host::{Restored, Setting, guard};
-use muster_nft::nft::Nft;
+use muster_nft::nft::{self, Nft};
 use muster_nft::{Booted, Guests, boot};
 use tracing::{info, warn};
 
 use crate::cli::Failure;
 use crate::config::{BOOT_ID, Config, DEFAULT_STATE};
-use crate::host::{groups, program};
+use crate::host::groups;
 use crate::logging::{self, LogFormat};
 
 /// Where the host firewall's changes are kept, in the state directory.
 pub const HOST_DIR: &str = "firewall/host";
-/// The program that sets rules.
-const NFT: &str = "/usr/sbin/nft";
 
 /// Arguments of `firewall-guard`.
 #[derive(Debug, clap::Args)]
@@ -65,9 +63,9 @@ pub struct RestoreArgs {
     /// The configuration; without this and without --state, the system's
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The program that sets rules
-    #[arg(long, value_name = "FILE", default_value = NFT)]
-    nft: PathBuf,
+    /// The program that sets rules; without this, the one that the agent takes
+    #[arg(long, value_name = "FILE")]
+    nft: Option<PathBuf>,
     /// The file with the machine's boot id
     #[arg(long, value_name = "FILE", default_value = BOOT_ID, hide = true)]
     boot_id: PathBuf,
@@ -91,10 +89,12 @@ pub fn restore_all(args: &RestoreArgs) -> Result<(), Failure> {
             PathBuf::from(DEFAULT_STATE)
         }
     };
+    let nft = args.nft.clone().unwrap_or_else(nft::find);
     let setting = Setting {
         dir: state.join(HOST_DIR),
-        nft: Nft::new(&args.nft),
-        program: program::own_path().map_err(|e| fail(&e))?,
+        nft: Nft::new(&nft),
+        // Nobody is set to stand guard here.
+        program: PathBuf::new(),
         boot_id: args.boot_id.clone(),
     };
     let booted = boot(&setting, &state.join(groups::DIRECTORY));

@@ -11,7 +11,7 @@ use muster_protocol::units::Timestamp;
 use tracing::info;
 
 use super::settle::{Undo, Undone, finish, left_behind};
-use super::store::{By, ChangeId, Decided, Ended, Lock, Marker, Record};
+use super::store::{By, ChangeId, Decided, Ended, Kept, Lock, Marker, Record};
 use super::{HostError, HostFirewall, clock, guard};
 
 /// How long the guard has until it stands.
@@ -142,6 +142,12 @@ impl HostFirewall {
             self.forget(&marker, &record, &e.to_string());
             return Err(e.into());
         }
+        // Open before anybody can take it back: what this process does later
+        // than that, the kernel refuses.
+        if let Err(e) = self.table.open(&marker.token) {
+            self.forget(&marker, &record, &e.to_string());
+            return Err(e.into());
+        }
         if let Err(why) = guard::start(&self.setting, &marker, GUARD_WITHIN) {
             self.forget(&marker, &record, &why);
             return Err(HostError::Guard(why));
@@ -189,7 +195,6 @@ impl HostFirewall {
         let before = foreign().map_err(|e| not(&e))?;
         let counters = self.table.counters().map_err(|e| not(&e))?;
         let text = render_with(&record.rules, &counters);
-        self.table.open(&marker.token).map_err(|e| not(&e))?;
         let deadline_ms = clock::now_ms()
             .saturating_add(record.within_ms)
             .min(marker.latest_ms);
@@ -219,6 +224,7 @@ impl HostFirewall {
             Ok(()) if !in_time => Err(unconfirmed(Duration::from_millis(record.within_ms))),
             said => said,
         };
+        let said = said.and_then(|()| self.still_there(&marker));
         let why = match said {
             Ok(()) => match self.store.confirm(&marker) {
                 Ok(Decided::Now) => {
@@ -237,14 +243,28 @@ impl HostFirewall {
         Err(error)
     }
 
+    /// What was tried out must be what is confirmed: a table that somebody
+    /// took away lets everybody in.
+    fn still_there(&self, marker: &Marker) -> Result<(), String> {
+        match self.table.left_open() {
+            Ok(open) if open.contains(&marker.token) => Ok(()),
+            Ok(_) => Err(
+                "somebody else took the table inet muster_host away, or put another there, before it was confirmed (`nft monitor` shows who)"
+                    .to_owned(),
+            ),
+            Err(e) => Err(format!("whether the new rules are still there cannot be seen: {e}")),
+        }
+    }
+
     fn undo(&self, marker: &Marker, record: &Record, why: &str, applied: bool) -> HostError {
         let undo = Undo {
             store: &self.store,
             table: &self.table,
             marker,
-            record,
+            record: &Kept::from(record),
             by: By::Agent,
             this_boot: true,
+            until: None,
         };
         match undo.run(why, applied) {
             Ok(Undone::Done(Ended::RolledBack { after_ms, why, .. })) => HostError::RolledBack {
@@ -265,6 +285,13 @@ impl HostFirewall {
     /// Ends a change of which nothing came in force, and nobody stands guard.
     fn forget(&self, marker: &Marker, record: &Record, why: &str) {
         let _ = self.store.refuse(marker);
+        let closed = match record.old {
+            Some(_) => self.table.close(&marker.token),
+            // Opening it has made the table.
+            None => self.table.put_back(&marker.token, None),
+        };
+        // It was not opened, or is a chain without rules that harms nobody.
+        drop(closed);
         let ended = Ended::NotApplied {
             at: record.at,
             why: why.to_owned(),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, warn};
 
 use super::settle::{Undo, Undone};
-use super::store::{By, Marker, Record, Store, StoreError};
+use super::store::{By, Kept, Marker, Store, StoreError};
 use super::table::Table;
 use super::{HostError, Setting, clock};
 use crate::nft::Nft;
@@ -24,6 +24,8 @@ pub const VERB: &str = "firewall-guard";
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// So much later than the agent, which knows better why.
 const SLACK_MS: u64 = 1_000;
+/// How long it looks on when a change has ended, and nothing says how.
+const ENDED_FOR: Duration = Duration::from_secs(2);
 /// How long somebody else who takes it back is left alone with it.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Old rules that cannot be put back are tried again as long as this.
@@ -81,28 +83,48 @@ pub(super) fn start(setting: &Setting, marker: &Marker, within: Duration) -> Res
         program: setting.program.clone(),
         watch: true,
     };
-    let until = Instant::now() + within;
-    let unit = match has_systemd() {
-        true => transient(&args, until).map_err(|e| warn!("no transient unit: {e}")),
-        false => Err(()),
-    };
-    if unit.is_err() {
-        args.watch = false;
-        let mut command = Command::new(&args.program);
-        command.args(args.line());
-        run(command, until)?;
-    }
     let ready = ready_path(&setting.dir, &marker.token);
+    let unit = has_systemd().then(|| transient(&args));
+    args.watch = false;
+    stand(unit, &args, &ready, within)?;
+    let _ = fs::remove_file(ready);
+    Ok(())
+}
+
+/// As a unit of systemd's, or else as a process that leaves this one's session.
+fn stand(unit: Option<Command>, args: &Args, ready: &Path, within: Duration) -> Result<(), String> {
+    let begun = Instant::now();
+    let until = begun + within;
+    let mut no_unit = String::new();
+    if let Some(unit) = unit {
+        // One that hangs leaves as much time to the other way.
+        let first = begun + within / 2;
+        match run(unit, first).and_then(|()| stands(args, ready, first)) {
+            Ok(()) => return Ok(()),
+            Err(e) => {
+                warn!("no transient unit: {e}");
+                no_unit = format!("; and before that, {e}");
+            }
+        }
+    }
+    let mut command = Command::new(&args.program);
+    command.args(args.line());
+    run(command, until)
+        .and_then(|()| stands(args, ready, until))
+        .map_err(|e| format!("{e}{no_unit}"))
+}
+
+/// Waits until it says that it stands.
+fn stands(args: &Args, ready: &Path, until: Instant) -> Result<(), String> {
     while !ready.exists() {
         if Instant::now() >= until {
             return Err(format!(
                 "{} was started and does not say that it stands",
-                setting.program.display()
+                args.program.display()
             ));
         }
         sleep(Duration::from_millis(5));
     }
-    let _ = fs::remove_file(ready);
     Ok(())
 }
 
@@ -116,7 +138,7 @@ fn has_systemd() -> bool {
     Path::new(SYSTEMD).is_dir() && same("net") && same("mnt")
 }
 
-fn transient(args: &Args, until: Instant) -> Result<(), String> {
+fn transient(args: &Args) -> Command {
     let mut command = Command::new("systemd-run");
     command
         .args(["--quiet", "--collect", "--no-ask-password"])
@@ -125,7 +147,7 @@ fn transient(args: &Args, until: Instant) -> Result<(), String> {
         .arg("--")
         .arg(&args.program)
         .args(args.line());
-    run(command, until)
+    command
 }
 
 /// Runs something that ends at once.
@@ -208,7 +230,7 @@ pub fn main(args: &Args) -> Result<(), GuardError> {
         return Err(nothing());
     }
     // Read now: later the disk may not let it.
-    let record = store.record(marker.number)?;
+    let record = store.kept(marker.number)?;
     let guard = Guard {
         table: Table::new(Nft::new(&args.nft)),
         store,
@@ -217,7 +239,10 @@ pub fn main(args: &Args) -> Result<(), GuardError> {
     };
     let ready = ready_path(guard.store.dir(), &args.token);
     guard.store.write(&ready, &std::process::id())?;
-    guard.watch()
+    let watched = guard.watch();
+    // Nobody may have waited for it any more.
+    let _ = fs::remove_file(ready);
+    watched
 }
 
 /// Leaves the control groups of whoever started this, where that is allowed.
@@ -240,7 +265,7 @@ struct Guard {
     store: Store,
     table: Table,
     marker: Marker,
-    record: Record,
+    record: Kept,
 }
 
 /// What the guard finds when it looks.
@@ -262,6 +287,10 @@ impl Guard {
             // Renamed between the two looks, it is at one of both places.
             return match self.store.is_undoing(number) {
                 true => Seen::Undoing,
+                // With its directory, say: nobody has decided it.
+                false if self.store.is_forgotten(number) => {
+                    Seen::Over("all that was known of it was taken away")
+                }
                 false => Seen::Ended,
             };
         }
@@ -277,9 +306,21 @@ impl Guard {
 
     fn watch(&self) -> Result<(), GuardError> {
         let mut undoing: Option<Instant> = None;
+        let mut ended: Option<Instant> = None;
         loop {
             let why = match self.look() {
-                Seen::Ended => return Ok(()),
+                // How is not written down on a full disk; and a directory is
+                // not gone in one moment.
+                Seen::Ended => {
+                    let since = *ended.get_or_insert_with(Instant::now);
+                    let number = self.marker.number;
+                    let told =
+                        self.store.is_confirmed(number) || self.store.ended(number).is_some();
+                    if told || since.elapsed() >= ENDED_FOR {
+                        return Ok(());
+                    }
+                    None
+                }
                 Seen::Waiting => None,
                 Seen::Over(why) => Some(why),
                 Seen::Undoing => {
@@ -304,6 +345,7 @@ impl Guard {
             record: &self.record,
             by: By::Guard,
             this_boot: true,
+            until: None,
         };
         let begun = Instant::now();
         let mut pause = LOOK_EVERY;
@@ -318,5 +360,47 @@ impl Guard {
                 Err(e) => return Err(GuardError::Stuck(e)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_systemd_that_hangs_leaves_time_for_the_other_way() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ready = dir.path().join("ready");
+        let program = dir.path().join("agent");
+        let mut args = Args {
+            dir: dir.path().to_owned(),
+            nft: "nft".into(),
+            token: "a".into(),
+            program: program.clone(),
+            watch: false,
+        };
+        let hangs = || {
+            let mut command = Command::new("sleep");
+            command.arg("600");
+            Some(command)
+        };
+        // Another program writes it, see those of `nft`.
+        let mut write = Command::new("sh");
+        write.args([
+            "-c",
+            "printf '#!/bin/sh\\n: > %s\\n' \"$1\" > \"$2\" && chmod 755 \"$2\"",
+            "sh",
+        ]);
+        let status = write.arg(&ready).arg(&program).status();
+        assert!(status.is_ok_and(|status| status.success()));
+        stand(hangs(), &args, &ready, Duration::from_secs(8)).expect("it stands");
+        fs::remove_file(&ready).expect("it said so");
+        // What both ways said.
+        args.program = dir.path().join("none");
+        let none = stand(hangs(), &args, &ready, Duration::from_millis(200));
+        let none = none
+            .expect_err("neither")
+            .replace(&dir.path().display().to_string(), "DIR");
+        insta::assert_snapshot!(none, @"DIR/none: No such file or directory (os error 2); and before that, sleep: it did not end in time");
     }
 }

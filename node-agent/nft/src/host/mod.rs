@@ -85,12 +85,24 @@ pub enum HostError {
     },
     /// It should have been taken back and could not be.
     #[error(
-        "{why}; and the old rules could not be put back: {cause}; the guard goes on trying, and so does the next start of the agent or `muster-agent firewall-restore`"
+        "{why}; and the old rules could not be put back: {cause}; {}", .by.tries_again()
     )]
     Stuck {
         /// Why it should.
         why: String,
         /// Why it could not.
+        cause: NftError,
+        /// Who tried.
+        by: By,
+    },
+    /// They are in force, but not all of them.
+    #[error(
+        "the confirmed rules ({change}) are in force without their raw lines, which cannot be loaded: {cause}; the agent tries again, or correct them"
+    )]
+    WithoutRaw {
+        /// Which change's.
+        change: ChangeId,
+        /// Why.
         cause: NftError,
     },
     /// Another change is on its way.
@@ -194,9 +206,19 @@ impl HostFirewall {
     pub fn plan(&self, rules: &Resolved) -> Result<Plan, HostError> {
         let text = muster_firewall::host::render(rules);
         self.table.check(&text)?;
-        let confirmed = self.store.confirmed()?;
+        let (confirmed, unread) = match self.store.confirmed() {
+            Ok(confirmed) => (confirmed, None),
+            // Enough of it for a way back.
+            Err(e) if matches!(self.store.confirmed_kept(), Ok(Some(_))) => (None, Some(e)),
+            Err(e) => return Err(e.into()),
+        };
         let old = confirmed.as_ref().map(|record| &record.rules);
         let mut lines = difference(old, rules);
+        if let Some(e) = unread {
+            lines.push(format!(
+                "~ the confirmed rules are none that this version reads, so all are told as new: {e}"
+            ));
+        }
         if let Some(record) = &confirmed
             && self.is_changed(record)?
         {

@@ -13,6 +13,7 @@
 //! A change is decided by renaming its `change.NUMBER.json`, once. All else
 //! of its end can be lost without harm.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -26,6 +27,8 @@ use muster_protocol::text::printable;
 use muster_protocol::units::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tracing::warn;
 
 /// How many changes are kept.
 pub(super) const KEPT: usize = 50;
@@ -48,7 +51,7 @@ pub enum StoreError {
     },
     /// A file is not what it should be.
     #[error(
-        "{path} is damaged: {why}; what is in force stays in force; remove the file and put the node's rules in force again"
+        "{path} is damaged: {why}; what is in force stays in force, and a start of the machine puts nothing in force from it; {}", mend(.path)
     )]
     Damaged {
         /// The file.
@@ -56,6 +59,17 @@ pub enum StoreError {
         /// In which way.
         why: String,
     },
+}
+
+/// What people can do about a file.
+fn mend(path: &Path) -> &'static str {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    match name.starts_with("change.") || name.starts_with("undoing.") {
+        true => "it is of a change that was in flight: move it away",
+        false => {
+            "move it away, with the `confirmed.json` by which the confirmed rules are known (or the `change.NUMBER.json` of a change in flight), and put the node's rules in force again"
+        }
+    }
 }
 
 impl StoreError {
@@ -120,6 +134,21 @@ pub enum By {
     Guard,
     /// The next start of the agent, or of the machine.
     Restore,
+}
+
+impl By {
+    /// Who tries again when it failed.
+    pub(super) fn tries_again(self) -> &'static str {
+        match self {
+            Self::Agent | Self::Guard => {
+                "the guard goes on trying, and so does the next start of the agent or `muster-agent firewall-restore`"
+            }
+            // Nobody stands guard at a start.
+            Self::Restore => {
+                "the next start of the agent tries again, and so does `muster-agent firewall-restore`"
+            }
+        }
+    }
 }
 
 /// How a change ended.
@@ -187,8 +216,10 @@ pub struct Entry {
 }
 
 /// What was tried, and what was before it.
+///
+/// Another version may have written more into it, as into the other files:
+/// what is not known is no reason to be without rules.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Record {
     pub(super) number: u64,
     pub(super) change: ChangeId,
@@ -201,9 +232,59 @@ pub(super) struct Record {
     pub(super) old: Option<String>,
 }
 
+/// What of a record is needed to put rules in force again. The rules need not
+/// be such as this version would take.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Kept {
+    pub(super) number: u64,
+    pub(super) change: ChangeId,
+    pub(super) at: Timestamp,
+    #[serde(default)]
+    pub(super) within_ms: u64,
+    pub(super) text: String,
+    pub(super) old: Option<String>,
+    #[serde(default)]
+    rules: Value,
+}
+
+impl Kept {
+    /// The table without its raw lines, if there are any.
+    pub(super) fn without_raw(&self) -> Option<String> {
+        let rules = self.rules.pointer("/rules/rules")?.as_array()?;
+        let mut raw: BTreeMap<&str, usize> = BTreeMap::new();
+        for rule in rules.iter().filter_map(|rule| rule.get("raw")?.as_str()) {
+            *raw.entry(rule.trim_matches(' ')).or_default() += 1;
+        }
+        // A line that is there more often is one of muster's own, too.
+        let is_raw = |line: &str| {
+            let times = || self.text.lines().filter(|own| own.trim() == line).count();
+            raw.get(line).is_some_and(|&known| known >= times())
+        };
+        let kept: Vec<&str> = self
+            .text
+            .lines()
+            .filter(|line| !is_raw(line.trim()))
+            .collect();
+        (!raw.is_empty()).then(|| format!("{}\n", kept.join("\n")))
+    }
+}
+
+impl From<&Record> for Kept {
+    fn from(record: &Record) -> Self {
+        Self {
+            number: record.number,
+            change: record.change.clone(),
+            at: record.at,
+            within_ms: record.within_ms,
+            text: record.text.clone(),
+            old: record.old.clone(),
+            rules: serde_json::to_value(&record.rules).unwrap_or_default(),
+        }
+    }
+}
+
 /// A change in flight.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Marker {
     pub(super) number: u64,
     pub(super) change: ChangeId,
@@ -218,7 +299,6 @@ pub(super) struct Marker {
 }
 
 #[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 struct End {
     ended: Ended,
     /// The table, when it was confirmed.
@@ -355,6 +435,11 @@ impl Store {
         self.read(&self.deadline_path(number)).ok().flatten()
     }
 
+    /// Takes that away.
+    pub(super) fn forget_deadline(&self, number: u64) {
+        let _ = fs::remove_file(self.deadline_path(number));
+    }
+
     /// Until when it can be confirmed at most.
     pub(super) fn deadline(&self, marker: &Marker) -> u64 {
         let set = self.deadline_set(marker.number);
@@ -395,7 +480,14 @@ impl Store {
     fn decide(&self, marker: &Marker, to: &Path) -> Result<Decided, StoreError> {
         let from = self.change_path(marker.number);
         match fs::rename(&from, to) {
-            Ok(()) => self.sync(&self.dir).map(|()| Decided::Now),
+            Ok(()) => {
+                // Renamed it is, for all who look. Only a machine that loses
+                // its power at this moment may find it as it was.
+                if let Err(e) = self.sync(&self.dir) {
+                    warn!(change = %marker.change, "how a change was decided may not be on the disk yet: {e}");
+                }
+                Ok(Decided::Now)
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Decided::Before),
             Err(e) => Err(StoreError::io("cannot rename", &from)(e)),
         }
@@ -404,6 +496,12 @@ impl Store {
     /// Whether it is being taken back.
     pub(super) fn is_undoing(&self, number: u64) -> bool {
         self.undoing_path(number).exists()
+    }
+
+    /// Whether nothing is known of it any more.
+    pub(super) fn is_forgotten(&self, number: u64) -> bool {
+        let gone = |path: PathBuf| matches!(path.try_exists(), Ok(false));
+        gone(self.record_path(number)) && gone(self.end_path(number))
     }
 
     /// Whether its rules are those that are to be in force.
@@ -425,7 +523,7 @@ impl Store {
         };
         let written = self.write(&self.end_path(number), &end);
         // A disk that is full still takes files away.
-        let _ = fs::remove_file(self.deadline_path(number));
+        self.forget_deadline(number);
         let undoing = self.undoing_path(number);
         match fs::remove_file(&undoing) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -452,10 +550,22 @@ impl Store {
 
     /// What was tried.
     pub(super) fn record(&self, number: u64) -> Result<Record, StoreError> {
+        self.of_number(number, |record: &Record| record.number)
+    }
+
+    /// What of it is needed to put rules in force again.
+    pub(super) fn kept(&self, number: u64) -> Result<Kept, StoreError> {
+        self.of_number(number, |kept: &Kept| kept.number)
+    }
+
+    fn of_number<T: DeserializeOwned>(
+        &self,
+        number: u64,
+        own: impl Fn(&T) -> u64,
+    ) -> Result<T, StoreError> {
         let path = self.record_path(number);
-        let record: Option<Record> = self.read(&path)?;
-        match record {
-            Some(record) if record.number == number => Ok(record),
+        match self.read(&path)? {
+            Some(record) if own(&record) == number => Ok(record),
             Some(_) => Err(StoreError::Damaged {
                 path,
                 why: "it is of another change".into(),
@@ -471,6 +581,14 @@ impl Store {
     pub(super) fn confirmed(&self) -> Result<Option<Record>, StoreError> {
         match self.marker("confirmed.json")? {
             Some(marker) => self.record(marker.number).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// What of that change is needed to put its rules in force.
+    pub(super) fn confirmed_kept(&self) -> Result<Option<Kept>, StoreError> {
+        match self.marker("confirmed.json")? {
+            Some(marker) => self.kept(marker.number).map(Some),
             None => Ok(None),
         }
     }
@@ -567,5 +685,49 @@ impl Store {
                 path: path.to_owned(),
                 why: e.to_string(),
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+
+    use super::*;
+
+    #[test]
+    fn what_was_renamed_is_decided() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(dir.path()).expect("opened");
+        let marker = Marker {
+            number: 1,
+            change: "run/0".parse().expect("a change"),
+            token: "a".into(),
+            boot_id: "b".into(),
+            begun_ms: 0,
+            latest_ms: 1,
+        };
+        let path = store.change_path(1);
+        store.write(&path, &marker).expect("written");
+        // It can be renamed in there, and not be opened to be synced.
+        let mode = |mode| fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode));
+        mode(0o300).expect("set");
+        let own = store.clone();
+        let confirm = std::thread::spawn(move || {
+            let none = CapabilitySet::empty();
+            let none = CapabilitySets {
+                effective: none,
+                permitted: none,
+                inheritable: none,
+            };
+            set_capabilities(None, none).expect("it may have fewer");
+            assert!(own.sync(&own.dir).is_err());
+            own.confirm(&marker)
+        });
+        let decided = confirm.join().expect("it does not panic");
+        mode(0o700).expect("set");
+        assert_eq!(decided.expect("decided"), Decided::Now);
+        assert!(store.is_confirmed(1));
     }
 }

@@ -1,5 +1,7 @@
 //! The one table that is muster's, in the kernel.
 
+use std::time::Duration;
+
 use muster_firewall::host::{Count, Counters, TABLE};
 use muster_protocol::firewall::host::Resolved;
 use serde::Deserialize;
@@ -27,6 +29,13 @@ fn fence(token: &str) -> String {
 impl Table {
     pub(super) fn new(nft: Nft) -> Self {
         Self { nft }
+    }
+
+    /// The same, with at most so much time for each call.
+    pub(super) fn within(&self, within: Duration) -> Self {
+        Self {
+            nft: self.nft.clone().at_most(within),
+        }
     }
 
     /// Whether the kernel would take this table.

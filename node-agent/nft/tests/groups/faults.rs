@@ -351,7 +351,7 @@ fn the_boot_has_a_bare_table_or_what_was_held() {
     let none = bare
         .here(|| boot(empty.path(), "/nonexistent/nft"))
         .map(drop);
-    insta::assert_snapshot!(none.expect_err("no nft"), @"there is no program /nonexistent/nft to set rules with; install nftables, or name another in the agent's configuration");
+    insta::assert_snapshot!(none.expect_err("no nft"), @"there is no program /nonexistent/nft to set rules with; install nftables: it is looked for along PATH, and in /usr/sbin and /sbin");
     drop(one);
 }
 

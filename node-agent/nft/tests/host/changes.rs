@@ -280,7 +280,7 @@ fn raw_lines_are_rules_and_nothing_else() {
     assert!(matches!(refused, HostError::Nft(_)), "{refused}");
     assert_eq!(world.node.table(), table);
     // Whatever changes other tables at that moment, the rules do not stay.
-    world.hook("case \"$*\" in '-f -') ip netns exec NODE nft add chain ip other d ;; esac");
+    world.hook("case \"$*\" in '-f -') ip netns exec NODE nft add chain ip other d$$ ;; esac");
     let hook = std::fs::read_to_string(world.path("hook")).expect("read");
     world.hook(&hook.replace("NODE", world.node.name()));
     let changed = world.confirm("fourth", raw("tcp dport { 22 } accept"));

@@ -9,7 +9,8 @@ use muster_nft::host::{Changed, HostError, HostFirewall, Setting, restore};
 use muster_nft::nft::Nft;
 
 use crate::changes::{ssh, web};
-use crate::world::{World, capable, id, resolved, runtime, until};
+use crate::processes::Agent;
+use crate::world::{World, capable, id, kill_all, resolved, runtime, until};
 
 /// What is said, without what differs from run to run.
 fn said(world: &World, error: &HostError) -> String {
@@ -28,7 +29,7 @@ fn without_nft_nothing_is_promised() {
         ..world.setting()
     };
     let missing = HostFirewall::open(missing).expect_err("there is none");
-    insta::assert_snapshot!(said(&world, &missing), @"nothing was changed: there is no program DIR/none to set rules with; install nftables, or name another in the agent's configuration");
+    insta::assert_snapshot!(said(&world, &missing), @"nothing was changed: there is no program DIR/none to set rules with; install nftables: it is looked for along PATH, and in /usr/sbin and /sbin");
     world.hook("echo 'Error: no such thing in this kernel' >&2; exit 1");
     let refused = HostFirewall::open(world.setting()).expect_err("it refuses");
     insta::assert_snapshot!(said(&world, &refused), @"nothing was changed: DIR/nft refused (exit status: 1), nothing was changed: Error: no such thing in this kernel");
@@ -152,6 +153,60 @@ fn a_step_that_is_given_up_is_taken_back() {
     assert!(world.reaches(22) && !world.reaches(80));
 }
 
+#[test]
+fn a_change_of_which_nothing_is_known_any_more_is_taken_back() {
+    if !capable() {
+        return;
+    }
+    let mut world = World::new();
+    world.listen(22);
+    world.listen(80);
+    let state = world.path("state");
+    for alone in ["the agent", "the guard"] {
+        world.confirm("first", ssh()).expect("confirmed");
+        until("nobody stands guard", || world.guards().is_empty());
+        let agent = Agent::start(&world, web(), Duration::from_secs(60));
+        agent.asks();
+        assert!(!world.reaches(22) && world.reaches(80));
+        if alone == "the agent" {
+            kill_all(&world.guards());
+            fs::remove_dir_all(&state).expect("removed");
+            world.file("answer", "yes");
+            let said = agent.said();
+            assert!(said.ends_with("the old rules are in force"), "{said}");
+        } else {
+            agent.signal("-STOP");
+            fs::remove_dir_all(&state).expect("removed");
+            until("nobody stands guard", || world.guards().is_empty());
+        }
+        assert!(world.reaches(22) && !world.reaches(80), "{alone}");
+    }
+}
+
+#[test]
+fn a_table_that_somebody_took_away_is_not_confirmed() {
+    if !capable() {
+        return;
+    }
+    let mut world = World::new();
+    world.listen(22);
+    world.listen(80);
+    world.confirm("first", ssh()).expect("confirmed");
+    let gone = world.change("second", web(), Duration::from_secs(20), async {
+        world.node.nft(&["flush", "ruleset"]);
+        // Whoever probes gets through: there are no rules.
+        Ok(())
+    });
+    let gone = gone.expect_err("it is not there");
+    assert!(
+        gone.to_string()
+            .contains("somebody else took the table inet muster_host away"),
+        "{gone}"
+    );
+    assert!(world.reaches(22) && !world.reaches(80));
+    assert!(world.entry("first").in_force);
+}
+
 /// A small file system in a world's state.
 struct Small(PathBuf);
 
@@ -238,6 +293,10 @@ fn what_is_damaged_opens_nothing() {
             assert!(damaged.to_string().contains(" is damaged: "), "{damaged}");
             let refused = world.confirm("second", web()).expect_err("damaged");
             assert!(refused.to_string().contains(" is damaged: "), "{refused}");
+            assert!(
+                refused.to_string().contains("with the `confirmed.json`"),
+                "{refused}"
+            );
             assert_eq!(world.node.table(), table);
         }
         fs::write(&path, whole).expect("written");

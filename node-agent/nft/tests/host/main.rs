@@ -1,6 +1,7 @@
 //! The host firewall, changed in network namespaces: confirmed, or rolled
 //! back, whoever is killed.
 
+mod boots;
 mod changes;
 mod faults;
 mod packets;

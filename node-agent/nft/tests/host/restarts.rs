@@ -233,3 +233,30 @@ fn what_comes_too_late_is_refused_by_the_kernel() {
     );
     assert_eq!(world.node.table(), table);
 }
+
+#[test]
+fn an_agent_that_stalls_after_its_guard_stands_comes_too_late() {
+    let Some(world) = ready() else {
+        return;
+    };
+    // It is held when the guard stands, and nothing is in force yet.
+    let dir = world.dir.path().display();
+    world.hook(&format!(
+        "if [ \"$1\" = -j ]; then
+            : > {dir}/held
+            while [ ! -e {dir}/go ]; do sleep 0.01; done
+        fi"
+    ));
+    let agent = Agent::start(&world, web(), LONG);
+    until("it is held", || world.path("held").exists());
+    assert_eq!(world.guards().len(), 1);
+    // Its time is over.
+    world.file("state/deadline.2", "0");
+    let ended = world.ended("agent/0");
+    assert!(ended.contains("it was not confirmed in time"), "{ended}");
+    world.file("go", "");
+    world.file("answer", "yes");
+    let said = agent.said();
+    assert!(said.ends_with("the old rules are in force"), "{said}");
+    old_rules(&world);
+}

@@ -226,6 +226,17 @@ impl Rate {
     const BURST: u32 = 5;
     const MAX: u32 = 1_000_000;
 
+    /// The kernel holds a burst as the time that it takes, in nanoseconds.
+    fn most_burst(count: u32, per: RatePer) -> u64 {
+        let secs: u64 = match per {
+            RatePer::Second => 1,
+            RatePer::Minute => 60,
+            RatePer::Hour => 3_600,
+            RatePer::Day => 86_400,
+        };
+        u64::MAX / (secs * 1_000_000_000 / u64::from(count))
+    }
+
     /// How many, at length.
     #[must_use]
     pub fn count(self) -> u32 {
@@ -257,16 +268,28 @@ impl fmt::Display for Rate {
 
 /// Why a text is no rate.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error(
-    "`{0}` is no rate; write 10/second, 500/minute burst 100 (second, minute, hour or day; 1 to 1000000)"
-)]
-pub struct RateError(String);
+#[non_exhaustive]
+pub enum RateError {
+    /// It is none.
+    #[error(
+        "`{0}` is no rate; write 10/second, 500/minute burst 100 (second, minute, hour or day; 1 to 1000000)"
+    )]
+    Text(String),
+    /// More at once than the kernel can hold.
+    #[error("a rate of {rate} can have a burst of at most {most}")]
+    Burst {
+        /// The rate.
+        rate: String,
+        /// As many at once.
+        most: u64,
+    },
+}
 
 impl FromStr for Rate {
     type Err = RateError;
 
     fn from_str(text: &str) -> Result<Self, RateError> {
-        let fail = || RateError(printable(text, 60));
+        let fail = || RateError::Text(printable(text, 60));
         let number = |text: &str| {
             let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
             let number = digits.then(|| text.parse::<u32>().ok()).flatten();
@@ -284,11 +307,15 @@ impl FromStr for Rate {
             (Some("burst"), Some(burst), None) => number(burst)?,
             _ => return Err(fail()),
         };
-        Ok(Self {
-            count: number(count)?,
-            per: per.parse().map_err(|_| fail())?,
-            burst,
-        })
+        let (count, per) = (number(count)?, per.parse().map_err(|_| fail())?);
+        let most = Self::most_burst(count, per);
+        if u64::from(burst) > most {
+            return Err(RateError::Burst {
+                rate: format!("{count}/{per}"),
+                most,
+            });
+        }
+        Ok(Self { count, per, burst })
     }
 }
 
@@ -362,6 +389,11 @@ pub enum RawLineError {
     /// A word.
     #[error("`{0}` cannot be in a raw line: it is one rule of a chain, and nothing else")]
     Word(String),
+    /// An interface that is told by its number.
+    #[error(
+        "`{0}` in a raw line is the number that an interface has now: rules with it cannot be loaded while there is none of that name, as when the machine starts; write {0}name"
+    )]
+    Interface(String),
 }
 
 impl RawLine {
@@ -457,8 +489,14 @@ impl FromStr for RawLine {
         let refused = Some(first)
             .filter(|word| NOT_FIRST.contains(word))
             .or_else(|| words.find(|word| NEVER.contains(word)));
-        match refused {
-            Some(word) => Err(RawLineError::Word(printable(word, 40))),
+        if let Some(word) = refused {
+            return Err(RawLineError::Word(printable(word, 40)));
+        }
+        // Of the routing table it is asked what there is.
+        let mut words = bare.split(|c| !word(c));
+        let number = words.clone().find(|word| ["iif", "oif"].contains(word));
+        match number.filter(|_| !words.any(|word| word == "fib")) {
+            Some(word) => Err(RawLineError::Interface(word.to_owned())),
             None => Ok(Self(text.to_owned())),
         }
     }

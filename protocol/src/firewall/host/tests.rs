@@ -108,6 +108,7 @@ fn what_is_wrong_with_a_rule_is_said_with_its_number() {
     insta::assert_snapshot!(of_rule(json!({"accept": "tcp", "to": []})), @"rules[1].to: this is empty, which could mean nobody or everybody; write any, or leave it out");
     insta::assert_snapshot!(of_rule(json!({"accept": "tcp", "from": "bastion"})), @"rules[1].from: `bastion` is nobody; write any, a prefix (192.0.2.0/24, 2001:db8::/32), an address, set:NAME or role:NAME");
     insta::assert_snapshot!(of_rule(json!({"accept": "tcp", "rate": "10/fortnight"})), @"rules[1].rate: `10/fortnight` is no rate; write 10/second, 500/minute burst 100 (second, minute, hour or day; 1 to 1000000)");
+    insta::assert_snapshot!(of_rule(json!({"accept": "tcp", "rate": "1/day burst 1000000"})), @"rules[1].rate: a rate of 1/day can have a burst of at most 213503");
     insta::assert_snapshot!(of_rule(json!({"accept": "tcp", "log": "a\"; flush ruleset"})), @r#"rules[1].log: `a"; flush ruleset` cannot stand in front of a log line: it takes 1 to 60 ASCII characters without ", \, $ and control characters"#);
     insta::assert_snapshot!(of_rule(json!({"accept": "tcp", "comment": "a\nb"})), @"rules[1].comment: a comment is one line of at most 200 characters that can be printed");
     insta::assert_snapshot!(of_rule(json!({"raw": "accept", "from": "any"})), @"rules[1]: a raw rule says all of it itself; it takes direction and comment, not `from`");
@@ -122,6 +123,8 @@ fn a_raw_line_cannot_leave_its_chain() {
         "tcp dport 22 meter seen { ip saddr limit rate 3/minute } accept",
         "udp dport 53 log prefix \"dns } \" drop",
         "ct state invalid counter drop comment \"include what is define\"",
+        "iifname \"eth0\" oifname br0 drop comment \"iif\"",
+        "fib saddr . iif oif missing drop",
     ] {
         assert_eq!(
             good.parse::<RawLine>().map(|l| l.to_string()),
@@ -134,6 +137,8 @@ fn a_raw_line_cannot_leave_its_chain() {
     insta::assert_snapshot!(said("flush ruleset"), @"`flush` cannot be in a raw line: it is one rule of a chain, and nothing else");
     insta::assert_snapshot!(said("include \"/etc/shadow\""), @"`include` cannot be in a raw line: it is one rule of a chain, and nothing else");
     insta::assert_snapshot!(said("accept; flush ruleset"), @r"`;` cannot be in a raw line: it is one rule, without line ends, `;`, `#`, `$`, `\` and what is not ASCII");
+    insta::assert_snapshot!(said("meta iif eth0 accept"), @"`iif` in a raw line is the number that an interface has now: rules with it cannot be loaded while there is none of that name, as when the machine starts; write iifname");
+    insta::assert_snapshot!(said("oif {eth0} accept"), @"`oif` in a raw line is the number that an interface has now: rules with it cannot be loaded while there is none of that name, as when the machine starts; write oifname");
     for bad in [
         "",
         " ",
