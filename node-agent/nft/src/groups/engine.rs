@@ -33,6 +33,8 @@ const AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(30
 /// A connection may begin by the old rules in the moment before the new ones
 /// are there, and be followed in the moment after: they are looked at twice.
 const SECOND_LOOK: Duration = Duration::from_millis(300);
+/// Connections that were withdrawn are looked at again so often.
+const WITHDRAWN_AGAIN: Duration = Duration::from_secs(10);
 /// What is listed is written down when nothing changes for so long.
 const QUIET: Duration = Duration::from_secs(1);
 /// What could not be put in force is tried again before its time when somebody
@@ -109,6 +111,8 @@ pub(crate) struct Engine {
     listed: Option<Listed>,
     /// When the tables were changed last.
     changed: Instant,
+    /// When connections were looked at last.
+    looked: Instant,
 }
 
 impl Engine {
@@ -187,6 +191,7 @@ impl Engine {
             concern: None,
             listed: read_listed(&dir.join(LISTED)),
             changed: Instant::now(),
+            looked: Instant::now(),
         })
     }
 
@@ -398,6 +403,10 @@ impl Engine {
         if let Err(e) = self.watch() {
             self.fail(&e);
         }
+        let is_quiet = self.concern.is_none() && self.state.held.is_some();
+        if is_quiet && self.looked.elapsed() >= WITHDRAWN_AGAIN {
+            self.concern(Concern::withdrawn());
+        }
         self.flows();
         if self.concern.is_none() && self.changed.elapsed() >= QUIET {
             self.remember();
@@ -479,6 +488,7 @@ impl Engine {
         if now < looking.due {
             return;
         }
+        self.looked = now;
         match see_to(&looking.concern, &held.holding) {
             Ok(ended) => {
                 if ended != Ended::default() {

@@ -51,6 +51,15 @@ impl Concern {
         }
     }
 
+    /// Those that were withdrawn: one may have got its mark back by whoever
+    /// saves and restores marks.
+    pub(crate) fn withdrawn() -> Self {
+        Self {
+            allows: true,
+            ..Self::default()
+        }
+    }
+
     /// All interfaces, and there were no groups before.
     pub(crate) fn first(holding: &Holding) -> Self {
         Self {
@@ -137,7 +146,10 @@ impl Concern {
             }
         }
         if self.allows {
-            for one in kernel.marked(WITHDRAWN, |one| may_go_on(&judge, one))? {
+            // What has no end here was not marked here.
+            let is_ours = |one: &Followed| one.ends().any(|end| !judge.who_has(end).is_empty());
+            let allowed = |one: &Followed| is_ours(one) && may_go_on(&judge, one);
+            for one in kernel.marked(WITHDRAWN, allowed)? {
                 ended.resumed += usize::from(kernel.mark(&one, 0, WITHDRAWN)?);
             }
         }

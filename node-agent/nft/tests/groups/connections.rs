@@ -263,3 +263,48 @@ fn connections_that_began_before_there_were_groups_go_on() {
     assert!(!says(&mut other_server, &mut other_client, STUCK));
     engine.end();
 }
+
+/// Withdraws those from or to that address, as the engine does it.
+fn withdraw(space: &Space, address: &str) -> usize {
+    use muster_firewall::groups::objects::WITHDRAWN;
+    use muster_nft::conntrack::Connections;
+    let address: std::net::IpAddr = address.parse().expect("an address");
+    space.here(|| {
+        let kernel = Connections::open().expect("connections");
+        let all = kernel.all(|one| one.ends().any(|end| end == address));
+        let all = all.expect("connections");
+        let marked = all.iter().map(|one| kernel.mark(one, WITHDRAWN, WITHDRAWN));
+        marked.filter(|done| matches!(done, Ok(true))).count()
+    })
+}
+
+#[test]
+fn the_bit_of_others_stays_and_a_stale_one_goes() {
+    if !is_possible("the_bit_of_others_stays_and_a_stale_one_goes") {
+        return;
+    }
+    let (net, dir) = (net(), tempfile::tempdir().expect("a directory"));
+    net.hypervisor.ip(&["link", "set", "lo", "up"]);
+    let mut engine = Engine::start(&net.hypervisor, dir.path());
+    engine.hold(&web(&["10.7.0.2/32"]));
+    let (mut client, mut server) = connection(&net, 80);
+    // No machine's: other software means something of its own by it.
+    let own = net.hypervisor.here(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+        let at = listener.local_addr().expect("an address");
+        (TcpStream::connect(at).expect("connects"), listener)
+    });
+    assert_eq!(withdraw(&net.hypervisor, "127.0.0.1"), 1);
+    engine.hold(&web(&["10.7.0.2/32", "10.7.0.9/32"]));
+    // Whoever saves and restores marks brings it back where it was taken away.
+    // (The change is looked at twice, so it may be gone once.)
+    wait_for("it is withdrawn by somebody", || {
+        assert_eq!(withdraw(&net.hypervisor, "10.7.0.2"), 1);
+        !says(&mut client, &mut server, STUCK)
+    });
+    wait_for("it is looked at again", || withdrawn(&net.hypervisor) == 1);
+    assert!(says(&mut server, &mut client, PASSES));
+    engine.end();
+    assert_eq!(withdrawn(&net.hypervisor), 1);
+    drop(own);
+}
