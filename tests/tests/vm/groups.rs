@@ -150,7 +150,7 @@ fn guests_talk_as_their_groups_allow_and_cannot_take_each_others_addresses() -> 
     })?;
     wait_for("the event", || {
         let said = cloud.up.muster(&["events", "--limit", "50", "--json"]);
-        said.out.contains("firewall.repaired").then_some(())
+        said.out.contains("firewall-repaired").then_some(())
     })?;
     ensure!(reaches(&cloud, "lb-1", WEB, 80), "{}", cloud.logs());
     ensure!(!reaches(&cloud, "lb-1", WEB, 81));
