@@ -334,7 +334,7 @@ mod tests {
         insta::assert_snapshot!(said("lb-01", "web-01:80", "icmp"), @"icmp has no ports; leave it out behind the one that it goes to");
         insta::assert_snapshot!(said("lb-01", "web-01:80", "any"), @"one packet is asked about; give tcp, udp, icmp TYPE, icmpv6 TYPE or proto NUMBER as its protocol, and the port behind the one that it goes to");
         insta::assert_snapshot!(said("lb-01", "web-01:80", "tcp 80"), @"one packet is asked about; give tcp, udp, icmp TYPE, icmpv6 TYPE or proto NUMBER as its protocol, and the port behind the one that it goes to");
-        insta::assert_snapshot!(said("lb-01", "web-10", "icmp"), @"there is no machine web-10 with an interface; did you mean `web-01`?");
+        insta::assert_snapshot!(said("lb-01", "web-10", "icmp"), @"there is no machine `web-10` with an interface; did you mean `web-01`?");
         insta::assert_snapshot!(said("lb-01", "a b", "icmp"), @"`a b` is neither an address nor a machine; write 192.0.2.7, 192.0.2.7:443, [2001:db8::7]:443, web-03 or web-03:443");
         insta::assert_snapshot!(said("192.0.2.9", "2001:db8::1", "icmp"), @"192.0.2.9 and 2001:db8::1 have no family of addresses in common; give an address in place of a name");
         insta::assert_snapshot!(said("192.0.2.9", "192.0.2.1", "icmpv6"), @"icmpv6 is not said between 192.0.2.9 and 192.0.2.1; use icmp with IPv4, and icmpv6 with IPv6");

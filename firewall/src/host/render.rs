@@ -6,7 +6,8 @@
 //! says, so that a rule keeps its own when it moves.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use muster_protocol::firewall::host::{
@@ -348,18 +349,63 @@ fn side(rules: &Resolved, family: Family, field: &str, peers: &[HostPeer]) -> Ve
             ways.push(format!("{header} {field} @{named}-{}", family.suffix()));
         }
     }
-    let literal = IpNet::aggregate(&literal);
-    match &literal[..] {
+    match &ranges(literal)[..] {
         [] => {}
         // Of a whole family there is nothing to compare.
-        [all] if all.prefix_len() == 0 => ways.push(family.only().to_owned()),
-        [one] => ways.push(format!("{header} {field} {}", plain(one))),
+        [Addresses::Prefix(all)] if all.prefix_len() == 0 => ways.push(family.only().to_owned()),
+        [one] => ways.push(format!("{header} {field} {one}")),
         several => {
-            let several: Vec<String> = several.iter().map(plain).collect();
+            let several: Vec<String> = several.iter().map(ToString::to_string).collect();
             ways.push(format!("{header} {field} {{ {} }}", several.join(", ")));
         }
     }
     ways
+}
+
+/// Addresses without a gap between them.
+enum Addresses {
+    Prefix(IpNet),
+    Range(IpAddr, IpAddr),
+}
+
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Prefix(prefix) => f.write_str(&plain(prefix)),
+            Self::Range(first, last) => write!(f, "{first}-{last}"),
+        }
+    }
+}
+
+/// Prefixes of one family that touch each other are one range: `nft` lists
+/// them as one, and what is listed must be what was loaded.
+fn ranges(prefixes: Vec<IpNet>) -> Vec<Addresses> {
+    let after = |address: IpAddr| match address {
+        IpAddr::V4(a) => u32::from(a)
+            .checked_add(1)
+            .map(|n| Ipv4Addr::from(n).into()),
+        IpAddr::V6(a) => u128::from(a)
+            .checked_add(1)
+            .map(|n| Ipv6Addr::from(n).into()),
+    };
+    let mut prefixes = IpNet::aggregate(&prefixes);
+    prefixes.sort_unstable_by_key(IpNet::network);
+    let mut all: Vec<Addresses> = Vec::with_capacity(prefixes.len());
+    for prefix in prefixes {
+        let bounds = match all.last() {
+            Some(Addresses::Prefix(before)) => Some((before.network(), before.broadcast())),
+            Some(Addresses::Range(first, last)) => Some((*first, *last)),
+            None => None,
+        };
+        match bounds {
+            Some((first, last)) if after(last) == Some(prefix.network()) => {
+                all.pop();
+                all.push(Addresses::Range(first, prefix.broadcast()));
+            }
+            _ => all.push(Addresses::Prefix(prefix)),
+        }
+    }
+    all
 }
 
 struct What {

@@ -105,9 +105,8 @@ async fn tell(groups: &Groups, voice: &Arc<Voice>) {
         if let Err(e) = voice.say(NodeSays::Groups, &answer).await {
             debug!("the broker is not told of groups: {e}");
         }
-        match tokio::time::timeout(EVERY, answers.changed()).await {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = tokio::time::timeout(EVERY, answers.changed()).await {
+            return;
         }
     }
 }

@@ -111,10 +111,17 @@ fn guests_talk_as_their_groups_allow_and_cannot_take_each_others_addresses() -> 
     ensure!(ping.code != 0, "{ping:#?}");
 
     // A connection ends with its rule, and goes on with it.
-    done(&cloud, "web-1", "nc -l -p 8080 >/tmp/got & true")?;
-    let talk = format!("(while sleep 0.2; do echo x; done) | nc {WEB} 8080 & true");
+    let hear = "setsid sh -c 'sleep 100000 | nc -l -p 8080 >/tmp/got' >/dev/null 2>&1 & true";
+    done(&cloud, "web-1", hear)?;
+    let talk = format!(
+        "setsid sh -c '(while sleep 0.2; do echo x; done) | nc {WEB} 8080' >/dev/null 2>&1 & true"
+    );
     done(&cloud, "lb-1", &talk)?;
-    goes_on(&cloud)?;
+    goes_on(&cloud).with_context(|| {
+        let seen = ["web-1", "lb-1"].map(|node| shell(&cloud, node, "ps; netstat -tn").out);
+        let rules = cloud.hypervisor.run(&["nft", "list", "ruleset"]);
+        format!("{seen:#?}\n{}\n{}", rules.out, cloud.logs())
+    })?;
     cloud.well(&["vm", "group", "lb-1", "remove", "lb"])?;
     stands_still(&cloud)?;
     ensure!(!reaches(&cloud, "lb-1", WEB, 80));

@@ -31,19 +31,19 @@ impl Line<'_> {
         };
         let changed = match command {
             GroupCommand::Create(group) => {
-                create_group(state, caller, &headers, group.clone()).await?
+                Box::pin(create_group(state, caller, &headers, group.clone())).await?
             }
             GroupCommand::Allow(name, rule) => {
                 let what = any(name).with(rule.clone());
-                allow_in_group(state, caller, &headers, what).await?
+                Box::pin(allow_in_group(state, caller, &headers, what)).await?
             }
             GroupCommand::Deny(name, rule) => {
                 let what = any(name).with(*rule);
-                deny_in_group(state, caller, &headers, what).await?
+                Box::pin(deny_in_group(state, caller, &headers, what)).await?
             }
             GroupCommand::Rollback(name, to) => {
                 let what = any(name).with(to.clone());
-                rollback_group(state, caller, &headers, what).await?
+                Box::pin(rollback_group(state, caller, &headers, what)).await?
             }
             GroupCommand::Remove(name) => {
                 remove_group(state, caller, any(name)).await?;
@@ -51,7 +51,7 @@ impl Line<'_> {
             }
             GroupCommand::Vm(vm, change) => {
                 let asked = (vm.clone(), change.clone());
-                let view = change_vm_groups(state, caller, &headers, asked).await?;
+                let view = Box::pin(change_vm_groups(state, caller, &headers, asked)).await?;
                 return Ok(vec![say::good(guarded(&view))]);
             }
             GroupCommand::Show(name) => {

@@ -69,7 +69,7 @@ impl Line<'_> {
                 self.allowed(Action::ReadMachines).await?;
                 Ok(vec![show::hypervisors(&self.state.machines.hypervisors())])
             }
-            MachineCommand::Groups(command) => self.groups(command).await,
+            MachineCommand::Groups(command) => Box::pin(self.groups(command)).await,
             MachineCommand::Drain(node) => self.drain(node).await,
             MachineCommand::Cordon { node, cordoned } => self.cordon(node, *cordoned).await,
         }
