@@ -87,7 +87,7 @@ async fn put(
     let asked = managed(&state, &caller, what).await?;
     let groups = state.groups.clone();
     let work = async move { groups.put_set(asked).await };
-    once(&state, &caller, (&route, &headers), &prefixes, work)
+    Box::pin(once(&state, &caller, (&route, &headers), &prefixes, work))
         .await
         .map(ApiJson)
 }
@@ -173,7 +173,7 @@ async fn rollback(
     let asked = managed(&state, &caller, what).await?;
     let groups = state.groups.clone();
     let work = async move { groups.rollback_set(asked).await };
-    once(&state, &caller, (&route, &headers), &to, work)
+    Box::pin(once(&state, &caller, (&route, &headers), &to, work))
         .await
         .map(ApiJson)
 }

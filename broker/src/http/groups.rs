@@ -164,7 +164,7 @@ pub(crate) async fn create_group(
         groups.create(asked).await.map_err(VmError::from)
     };
     let route = ("POST /v1/groups", headers);
-    once(state, caller, route, &request, work).await
+    Box::pin(once(state, caller, route, &request, work)).await
 }
 
 /// Removes a group. Refused while a rule of another group names it, or a
@@ -255,7 +255,7 @@ pub(crate) async fn allow_in_group(
     let asked = managed(state, caller, what).await?;
     let groups = state.groups.clone();
     let work = async move { groups.allow(asked).await };
-    once(state, caller, (&route, headers), &request, work).await
+    Box::pin(once(state, caller, (&route, headers), &request, work)).await
 }
 
 /// Takes a rule away. Connections that it had allowed end.
@@ -303,7 +303,7 @@ pub(crate) async fn deny_in_group(
     let asked = managed(state, caller, what).await?;
     let groups = state.groups.clone();
     let work = async move { groups.deny(asked).await };
-    once(state, caller, (&route, headers), &rule, work).await
+    Box::pin(once(state, caller, (&route, headers), &rule, work)).await
 }
 
 /// Its newest versions, the newest first: who changed what.
@@ -369,7 +369,7 @@ pub(crate) async fn rollback_group(
     let asked = managed(state, caller, what).await?;
     let groups = state.groups.clone();
     let work = async move { groups.rollback(asked).await };
-    once(state, caller, (&route, headers), &request, work).await
+    Box::pin(once(state, caller, (&route, headers), &request, work)).await
 }
 
 /// Puts a machine in groups, and takes it out of others: at once, also while
@@ -410,7 +410,7 @@ pub(crate) async fn change_vm_groups(
     let asked = managed(state, caller, what).await?;
     let machines = state.machines.clone();
     let work = async move { machines.guard(asked).await };
-    once(state, caller, (&route, headers), &change, work).await
+    Box::pin(once(state, caller, (&route, headers), &change, work)).await
 }
 
 /// Lets a machine use addresses beside its own, or not any more.
@@ -438,7 +438,7 @@ async fn vm_pairs(
     let asked = managed(&state, &caller, what).await?;
     let machines = state.machines.clone();
     let work = async move { machines.guard(asked).await };
-    once(&state, &caller, (&route, &headers), &change, work)
+    Box::pin(once(&state, &caller, (&route, &headers), &change, work))
         .await
         .map(ApiJson)
 }
