@@ -138,8 +138,11 @@ fn guests_talk_as_their_groups_allow_and_cannot_take_each_others_addresses() -> 
     cloud
         .well(&[&explain[..], &["10.77.1.10:80"]].concat())?
         .shows(&["web", "rule 1"]);
-    let said = cloud.well(&[&explain[..], &["10.77.1.10:81"]].concat())?;
-    said.shows(&["no rule"]);
+    let said = cloud
+        .up
+        .muster(&[&explain[..], &["10.77.1.10:81"]].concat());
+    assert_eq!(said.code, 1, "{said:#?}");
+    said.shows(&["does not pass", "no rule"]);
 
     // Without an agent and without a broker it is all the same.
     cloud.kill_agent()?;
